@@ -1,0 +1,35 @@
+# make quickstart   the main job, end to end, on generated data
+# make test         every test
+# make lint         formatting and static checks
+#
+# Each target makes its own virtual environment in .venv on first use.
+# PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
+
+.PHONY: quickstart test lint format clean
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := xir_tfrs pipelines export benchmarks tests setup.py
+
+quickstart: $(READY)
+	$(BIN)/python -m pipelines.quickstart $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(READY)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(READY): setup.py
+	sh tools/make_venv.sh $(VENV) $(PYTHON)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,62 @@
+"""Packaging of xir_tfrs. Every version pin of the project stands in this file.
+
+TensorFlow, tf-keras, TFRS and ScaNN are bound to each other: ScaNN's ops are
+compiled against one TensorFlow minor version (1.4.2 against 2.20; with 2.21
+its op library does not load), and TFRS needs Keras 2, which tf-keras carries.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "xir_tfrs" / "__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+).group(1)
+
+TENSORFLOW = ">=2.20.0,<2.21"
+
+INSTALL = [
+  f"tensorflow{TENSORFLOW}",
+  "tf-keras>=2.20.1,<2.21",
+  "tensorflow-recommenders==0.7.7",
+  "numpy>=1.26",
+  "absl-py>=2.1",
+  # tensorboard 2.20 imports pkg_resources, which setuptools 81 removed.
+  "setuptools<81",
+]
+EXTRAS = {
+  "scann": ["scann==1.4.2"],
+  "data": [
+    "pyarrow>=17",
+    "tensorflow-datasets==4.9.10",
+    "tqdm>=4.66",
+  ],
+  "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
+  "test": ["pytest>=8,<10", "ruff==0.14.5"],
+}
+
+setup(
+  name="xir-tfrs",
+  version=VERSION,
+  description=(
+    "Two-tower retrieval training with in-batch and cache-augmented "
+    "importance resampling (BIR, XIR) for TensorFlow Recommenders"
+  ),
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.10,<3.13",
+  packages=find_packages(include=["xir_tfrs", "xir_tfrs.*"]),
+  install_requires=INSTALL,
+  extras_require=EXTRAS,
+  classifiers=[
+    "Programming Language :: Python :: 3.10",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)

@@ -1,0 +1,187 @@
+"""The fused kernel against the dense losses it stands for."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from xir_tfrs.ops import fused, losses, masking, resampling
+
+SEED = tf.constant([3, 5], tf.int64)
+
+
+def problem(batch, pool, dim, dtype, seed=0):
+  """Random rows whose positives are the first columns of the pool."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, max(pool // 2, 1), pool)
+  embeddings = rng.normal(size=(pool, dim))
+  return {
+    "queries": tf.constant(rng.normal(size=(batch, dim)), dtype),
+    "positives": tf.constant(embeddings[:batch], dtype),
+    "positive_ids": tf.constant(ids[:batch], tf.int64),
+    "row_weights": tf.constant(rng.uniform(0.5, 2.0, batch), dtype),
+    "pool": fused.Pool(
+      tf.constant(embeddings, dtype),
+      tf.constant(ids, tf.int64),
+      tf.constant(rng.uniform(-9, -1, pool), dtype),
+      tf.constant(0, tf.int64),
+    ),
+  }
+
+
+def dense(
+  queries,
+  positives,
+  positive_ids,
+  row_weights,
+  pool,
+  positive_log_q=None,
+  resampler=None,
+  mask_own_column=False,
+  mask_accidental_hits=False,
+):
+  """The same from the functions of `losses` and `resampling`."""
+  logits = tf.matmul(queries, pool.embeddings, transpose_b=True)
+  positive = tf.reduce_sum(queries * positives, axis=1)
+  keep = tf.ones(logits.shape, bool)
+  if mask_own_column:
+    keep &= ~masking.own_columns(*logits.shape)
+  if mask_accidental_hits:
+    keep &= ~masking.accidental_hits(positive_ids, pool.ids)
+  if resampler is None:
+    if positive_log_q is not None:
+      positive -= positive_log_q
+    rows = losses.sampled_softmax(logits - pool.log_q, positive, keep)
+    draws = tf.zeros(logits.shape[1:], tf.float64)
+  else:
+    counts = resampling.resample_counts(
+      resampling.log_importance_weights(logits, pool.log_q, keep),
+      resampler.num_resampled,
+      seed=resampler.seed,
+      method=resampler.method,
+    )
+    rows = losses.resampled_softmax(logits, positive, counts)
+    draws = tf.reduce_sum(tf.cast(counts, tf.float64), axis=0)
+  return tf.reduce_sum(row_weights * rows), draws
+
+
+def value_and_gradients(function, arguments):
+  watched = [
+    arguments["queries"],
+    arguments["positives"],
+    arguments["pool"].embeddings,
+  ]
+  with tf.GradientTape() as tape:
+    tape.watch(watched)
+    loss, draws = function(**arguments)
+  return loss, draws, tape.gradient(loss, watched)
+
+
+class FusedTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(
+    sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
+    method=[None, *resampling.METHODS],
+    masks=[(False, False), (True, False), (False, True)],
+    row_chunk_size=[None, 4],
+  )
+  def test_equals_dense(self, sizes, method, masks, row_chunk_size):
+    arguments = problem(*sizes, tf.float64)
+    arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
+    if method is None:
+      arguments["positive_log_q"] = arguments["pool"].log_q[: sizes[0]]
+    else:
+      arguments["resampler"] = fused.Resampler(9, method, SEED)
+    expected = value_and_gradients(dense, arguments)
+    arguments["row_chunk_size"] = row_chunk_size
+    got = tf.function(
+      lambda: value_and_gradients(fused.pool_softmax, arguments)
+    )()
+    for e, g in zip(
+      tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
+    ):
+      # "expected" counts pass through float32 on both sides.
+      tolerance = 1e-6 if method == "expected" else 1e-10
+      self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
+
+  def test_float32_is_close_to_float64(self):
+    for method in (None, "expected"):
+      results = []
+      for dtype in (tf.float32, tf.float64):
+        arguments = problem(50, 80, 16, dtype)
+        if method:
+          arguments["resampler"] = fused.Resampler(40, method, SEED)
+        loss, _, gradients = value_and_gradients(fused.pool_softmax, arguments)
+        results.append([loss, *gradients])
+      for low, high in zip(*results, strict=True):
+        self.assertAllClose(low, high, rtol=1e-4, atol=1e-4)
+
+  def test_gradient_is_numeric_gradient(self):
+    arguments = problem(5, 9, 3, tf.float64)
+    pool = arguments.pop("pool")
+
+    def loss(queries, positives, embeddings):
+      moved = fused.Pool(embeddings, pool.ids, pool.log_q, pool.own_offset)
+      return fused.pool_softmax(
+        queries,
+        positives,
+        arguments["positive_ids"],
+        arguments["row_weights"],
+        moved,
+        row_chunk_size=2,
+      )[0]
+
+    analytic, numeric = tf.test.compute_gradient(
+      loss,
+      [arguments["queries"], arguments["positives"], pool.embeddings],
+    )
+    for a, n in zip(analytic, numeric, strict=True):
+      self.assertAllClose(a, n, rtol=1e-6, atol=1e-6)
+
+  @parameterized.parameters(1e4, -1e4)
+  def test_extreme_scores_stay_finite(self, scale):
+    arguments = problem(8, 8, 4, tf.float32)
+    arguments["queries"] *= scale
+    for resampler in (None, fused.Resampler(4, "systematic", SEED)):
+      loss, _, gradients = value_and_gradients(
+        fused.pool_softmax, arguments | {"resampler": resampler}
+      )
+      for value in (loss, *gradients):
+        self.assertTrue(np.isfinite(value.numpy()).all())
+
+  def test_rare_candidates_do_not_overflow(self):
+    arguments = problem(4, 6, 2, tf.float32)
+    pool = arguments["pool"]
+    # One in e^100: 1 / q is beyond float32.
+    rare = fused.Pool(
+      pool.embeddings, pool.ids, tf.constant([-100.0] + [-1.0] * 5), None
+    )
+    arguments["pool"] = rare
+    arguments["resampler"] = fused.Resampler(10, "systematic", SEED)
+    loss, draws = fused.pool_softmax(**arguments)
+    self.assertTrue(np.isfinite(loss))
+    self.assertAllEqual(draws, [40, 0, 0, 0, 0, 0])
+
+  def test_row_with_every_column_masked_has_loss_zero(self):
+    arguments = problem(3, 3, 2, tf.float32)
+    arguments["positive_ids"] = tf.zeros([3], tf.int64)
+    pool = arguments["pool"]
+    arguments["pool"] = fused.Pool(
+      pool.embeddings, tf.zeros([3], tf.int64), pool.log_q, pool.own_offset
+    )
+    for resampler in (None, fused.Resampler(5, "multinomial", SEED)):
+      loss, draws, gradients = value_and_gradients(
+        lambda **kw: fused.pool_softmax(mask_accidental_hits=True, **kw),
+        arguments | {"resampler": resampler},
+      )
+      self.assertAllClose(loss, 0.0)
+      self.assertAllEqual(draws, [0, 0, 0])
+      for gradient in gradients:
+        self.assertAllClose(gradient, tf.zeros_like(gradient))
+
+  def test_nothing_flows_through_weights_and_proposals(self):
+    arguments = problem(4, 6, 2, tf.float32)
+    pool = arguments["pool"]
+    watched = [arguments["row_weights"], pool.log_q]
+    with tf.GradientTape() as tape:
+      tape.watch(watched)
+      loss, _ = fused.pool_softmax(**arguments, positive_log_q=pool.log_q[:4])
+    self.assertEqual(tape.gradient(loss, watched), [None, None])

@@ -1,0 +1,75 @@
+"""Collectives across replicas; each is the identity outside a strategy."""
+
+import tensorflow as tf
+
+
+def num_replicas() -> int:
+  """Number of replicas that train in step; 1 outside a strategy.
+
+  Raises:
+    RuntimeError: In cross-replica context, where "this replica" means nothing.
+  """
+  return _context().num_replicas_in_sync
+
+
+def replica_id() -> tf.Tensor:
+  """Scalar int64: which of `num_replicas()` this one is."""
+  return tf.cast(_context().replica_id_in_sync_group, tf.int64)
+
+
+def all_gather(x: tf.Tensor) -> tf.Tensor:
+  """Concatenates `x` of all replicas along axis 0, in replica order.
+
+  Replicas may hold different numbers of rows. The gradient of a gathered
+  tensor is the sum over replicas, handed back to the rows' owner.
+
+  Args:
+    x: [rows, ...] float or integer tensor.
+
+  Returns:
+    [sum of rows, ...] tensor, the same on every replica.
+  """
+  context = _context()
+  if context.num_replicas_in_sync == 1:
+    return x
+  # Without the identity, a tensor captured from outside `strategy.run` comes
+  # back as its local value (Mirrored), and a raw input raises "destinations
+  # can not be empty" (MultiWorkerMirrored).
+  return context.all_gather(tf.identity(x), axis=0)
+
+
+def all_reduce_sum(x: tf.Tensor) -> tf.Tensor:
+  """Sum of `x` over all replicas, the same on every replica."""
+  context = _context()
+  if context.num_replicas_in_sync == 1:
+    return x
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(x))
+
+
+def global_rows(num_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Where this replica's rows lie in the global batch.
+
+  Args:
+    num_rows: Scalar integer, rows on this replica.
+
+  Returns:
+    (first, total): scalars int64. This replica holds rows
+    `[first, first + num_rows)` of `total`.
+  """
+  num_rows = tf.cast(num_rows, tf.int64)
+  if num_replicas() == 1:
+    return tf.zeros([], tf.int64), num_rows
+  rows = all_gather(num_rows[tf.newaxis])
+  first = tf.cumsum(rows, exclusive=True)[replica_id()]
+  return first, tf.reduce_sum(rows)
+
+
+def _context() -> tf.distribute.ReplicaContext:
+  context = tf.distribute.get_replica_context()
+  if context is None:
+    raise RuntimeError(
+      "This needs a replica context, but was called in cross-replica context "
+      "(inside `strategy.scope()` and outside `strategy.run`). Call it from "
+      "the function that is given to `strategy.run`, or outside the scope."
+    )
+  return context

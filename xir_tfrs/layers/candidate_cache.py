@@ -1,0 +1,140 @@
+"""The cache of informative candidates, carried from step to step."""
+
+import tensorflow as tf
+
+from xir_tfrs.ops import cache, seeds
+
+# Every replica writes the same value, computed from gathered ids and reduced
+# draws; with the default aggregation replicas would drift apart silently.
+_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+SCOPES = ("step", "all")
+
+
+class CandidateCache(tf.keras.layers.Layer):
+  """Candidates that were drawn often, and how often (Algorithm 2 of XIR).
+
+      o <- decay * o + draws of this step
+      cache <- cache_size candidates, in proportion to o
+
+  Attributes:
+    ids: [cache_size] int64 variable, the cached candidates; uniform at first.
+    occurrence_counts: [num_candidates] float64 variable, the paper's o; zero at
+      first. float64 counts exactly up to 2^53, where float32 stalls at 2^24.
+    step: int64 variable, updates so far.
+  """
+
+  def __init__(
+    self,
+    num_candidates: int,
+    cache_size: int,
+    *,
+    scope: str = "step",
+    decay: float = 1.0,
+    seed: int = 0,
+    name: str = "candidate_cache",
+  ) -> None:
+    """Builds the variables.
+
+    Args:
+      num_candidates: Size of the catalogue.
+      cache_size: Candidates held; may exceed the catalogue (ids repeat).
+      scope: Whom the next cache is drawn from: `"step"`, the candidates of
+        this step's pools (as the released code), or `"all"`, the catalogue (as
+        the paper prints it; costs a pass over it each step).
+      decay: What is kept of the old counts at each step. Less than 1 follows a
+        changing model, and costs a pass over the catalogue each step.
+      seed: Base seed of the draws.
+      name: Name of the layer.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(name=name, autocast=False)
+    if num_candidates <= 0:
+      raise ValueError(
+        "`num_candidates` must be positive. "
+        f"Received: `num_candidates` = {num_candidates}."
+      )
+    if cache_size <= 0:
+      raise ValueError(
+        f"`cache_size` must be positive. Received: `cache_size` = {cache_size}."
+      )
+    if scope not in SCOPES:
+      raise ValueError(
+        f"`scope` must be one of {SCOPES}. Received: `scope` = {scope!r}."
+      )
+    if not 0.0 < decay <= 1.0:
+      raise ValueError(
+        f"`decay` must lie in (0, 1]. Received: `decay` = {decay}."
+      )
+    self._num_candidates = num_candidates
+    self._cache_size = cache_size
+    self._scope = scope
+    self._decay = decay
+    self._seed = seed
+
+    self.ids = self._state("ids", [cache_size], tf.int64, self._initial_ids)
+    self.occurrence_counts = self._state(
+      "occurrence_counts", [num_candidates], tf.float64, "zeros"
+    )
+    self.step = self._state("step", [], tf.int64, "zeros")
+
+  def update(self, pool_ids: tf.Tensor, draws: tf.Tensor) -> None:
+    """Counts the draws of a step and draws the next cache.
+
+    Call it at the top level of the step function: variables that all replicas
+    agree on cannot be written inside `tf.cond` or `tf.while_loop`.
+
+    Args:
+      pool_ids: [n] candidates of this step's pools, on all replicas.
+      draws: [n] how often each was drawn, on all replicas together.
+    """
+    seed = seeds.step_seed(self._seed, self.step, seeds.NEXT_CACHE)
+    if self._decay < 1.0:
+      self.occurrence_counts.assign(self._decay * self.occurrence_counts)
+    self.occurrence_counts.scatter_add(
+      tf.IndexedSlices(tf.cast(draws, tf.float64), pool_ids)
+    )
+    if self._scope == "all":
+      pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
+    counts = tf.gather(self.occurrence_counts, pool_ids)
+    self.ids.assign(
+      cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
+    )
+    self.step.assign_add(1)
+
+  def reset(self) -> None:
+    """Back to the state after construction."""
+    self.ids.assign(self._initial_ids([self._cache_size]))
+    self.occurrence_counts.assign(tf.zeros_like(self.occurrence_counts))
+    self.step.assign(0)
+
+  def get_config(self) -> dict:
+    return {
+      "num_candidates": self._num_candidates,
+      "cache_size": self._cache_size,
+      "scope": self._scope,
+      "decay": self._decay,
+      "seed": self._seed,
+      "name": self.name,
+    }
+
+  def _initial_ids(self, shape, dtype=tf.int64, **_) -> tf.Tensor:
+    return tf.random.stateless_uniform(
+      shape,
+      seed=seeds.step_seed(self._seed, 0, seeds.INITIAL_CACHE),
+      maxval=self._num_candidates,
+      dtype=dtype,
+    )
+
+  def _state(self, name, shape, dtype, initializer) -> tf.Variable:
+    return self.add_weight(
+      name=name,
+      shape=shape,
+      dtype=dtype,
+      initializer=initializer,
+      trainable=False,
+      experimental_autocast=False,
+      aggregation=_SAME_ON_ALL_REPLICAS,
+    )

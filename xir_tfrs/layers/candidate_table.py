@@ -1,0 +1,206 @@
+"""Side features by dense id, so that an id is all a tower needs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.types import Feature
+
+_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+Column = np.ndarray | tuple[np.ndarray, np.ndarray]
+
+
+class CandidateTable(tf.keras.layers.Layer):
+  """The features of all candidates (or queries), in host memory.
+
+  A cached candidate can be encoded again at any step from its id alone, and an
+  exported tower carries its features with it. Held in variables, so that they
+  are in the checkpoint and no graph has to hold them.
+
+  Row `num_rows` stands for an unknown id: code 0, no tokens, missing numbers.
+  """
+
+  def __init__(
+    self,
+    features: Sequence[Feature],
+    columns: Mapping[str, Column] | None = None,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    num_rows: int | None = None,
+    name: str = "candidate_table",
+  ) -> None:
+    """Builds the table, from columns or, to be restored, from sizes.
+
+    Args:
+      features: The features.
+      columns: By feature name: `token` [rows] integer codes; `token_seq` a
+        pair (codes [n], row_splits [rows + 1]); `float` [rows] and `float_seq`
+        [rows, length] raw numbers, NaN where missing.
+      sizes: Without `columns`: by name of a `token_seq`, its number of codes.
+      num_rows: Without `columns`: number of rows.
+      name: Name of the layer.
+
+    Raises:
+      ValueError: A column is missing, misshapen, or holds a code outside its
+        vocabulary.
+    """
+    super().__init__(name=name, autocast=False)
+    self._features = tuple(features)
+    if columns is None:
+      columns = _blank_columns(self._features, num_rows, sizes or {})
+    self._num_rows = _num_rows(self._features, columns)
+    self._sizes = {}
+    self._columns = {}
+    for feature in self._features:
+      column = _checked(feature, columns[feature.name], self._num_rows)
+      if feature.kind == "token_seq":
+        codes, row_splits = column
+        self._sizes[feature.name] = len(codes)
+        self._columns[feature.name] = (
+          self._variable(f"{feature.name}_codes", codes),
+          self._variable(
+            f"{feature.name}_row_splits",
+            np.append(row_splits, row_splits[-1]),
+          ),
+        )
+      else:
+        blank = 0 if feature.is_token else np.nan
+        padding = np.full((1, *column.shape[1:]), blank, column.dtype)
+        self._columns[feature.name] = self._variable(
+          feature.name, np.concatenate([column, padding])
+        )
+
+  @property
+  def features(self) -> tuple[Feature, ...]:
+    return self._features
+
+  @property
+  def num_rows(self) -> int:
+    return self._num_rows
+
+  def call(self, ids: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """Looks features up.
+
+    Args:
+      ids: [n] integer ids; those outside `[0, num_rows)` are unknown.
+
+    Returns:
+      By feature name: `token` [n] int32, `token_seq` ragged [n, None] int32,
+      `float` [n] and `float_seq` [n, length] float32.
+    """
+    known = (ids >= 0) & (ids < self._num_rows)
+    rows = tf.where(known, ids, tf.cast(self._num_rows, ids.dtype))
+    found = {}
+    for feature in self._features:
+      column = self._columns[feature.name]
+      if feature.kind == "token_seq":
+        codes, row_splits = column
+        found[feature.name] = _gather_ragged(codes, row_splits, rows)
+      else:
+        found[feature.name] = tf.gather(column, rows)
+    return found
+
+  def get_config(self) -> dict:
+    """Shapes only: the content comes from the checkpoint."""
+    return {
+      "features": [vars(feature) for feature in self._features],
+      "num_rows": self._num_rows,
+      "sizes": dict(self._sizes),
+      "name": self.name,
+    }
+
+  @classmethod
+  def from_config(cls, config: dict) -> "CandidateTable":
+    config = dict(config)
+    features = [Feature(**feature) for feature in config.pop("features")]
+    return cls(features, **config)
+
+  def _variable(self, name: str, value: np.ndarray) -> tf.Variable:
+    # Handed over as an array: as a graph constant a table of 2 GiB fails.
+    return self.add_weight(
+      name=name,
+      shape=value.shape,
+      dtype=tf.as_dtype(value.dtype),
+      initializer=lambda shape, dtype=None, **_: tf.convert_to_tensor(value),
+      trainable=False,
+      experimental_autocast=False,
+      aggregation=_SAME_ON_ALL_REPLICAS,
+    )
+
+
+def _gather_ragged(codes, row_splits, rows) -> tf.RaggedTensor:
+  starts = tf.gather(row_splits, rows)
+  lengths = tf.gather(row_splits, rows + 1) - starts
+  out_splits = tf.concat([[0], tf.cumsum(lengths)], 0)
+  positions = tf.range(out_splits[-1]) + tf.repeat(
+    starts - out_splits[:-1], lengths
+  )
+  return tf.RaggedTensor.from_row_splits(
+    tf.gather(codes, positions), out_splits, validate=False
+  )
+
+
+def _blank_columns(features, num_rows, sizes) -> dict[str, Column]:
+  if num_rows is None:
+    raise ValueError("CandidateTable needs `columns`, or `num_rows`.")
+  columns = {}
+  for feature in features:
+    if feature.kind == "token_seq":
+      codes = np.zeros(sizes[feature.name], np.int32)
+      splits = np.zeros(num_rows + 1, np.int64)
+      splits[-1] = len(codes)
+      columns[feature.name] = (codes, splits)
+    elif feature.kind == "token":
+      columns[feature.name] = np.zeros(num_rows, np.int32)
+    else:
+      shape = (num_rows, feature.length)[: 1 if feature.kind == "float" else 2]
+      columns[feature.name] = np.zeros(shape, np.float32)
+  return columns
+
+
+def _num_rows(features, columns) -> int:
+  missing = [f.name for f in features if f.name not in columns]
+  if missing or not features:
+    raise ValueError(
+      f"CandidateTable needs a column for each feature. Missing: {missing}."
+    )
+  first = columns[features[0].name]
+  if features[0].kind == "token_seq":
+    return len(first[1]) - 1
+  return len(first)
+
+
+def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
+  """The column in the type it is stored in."""
+  if feature.kind == "token_seq":
+    codes = np.asarray(column[0], np.int32)
+    row_splits = np.asarray(column[1], np.int64)
+    shape, expected = (len(row_splits) - 1,), (num_rows,)
+    if row_splits[0] != 0 or row_splits[-1] != len(codes):
+      raise ValueError(
+        f"`row_splits` of {feature.name!r} must run from 0 to the number of "
+        f"codes, {len(codes)}. Received: {row_splits[0]} to {row_splits[-1]}."
+      )
+    column = (codes, row_splits)
+  elif feature.kind == "token":
+    codes = column = np.asarray(column, np.int32)
+    shape, expected = codes.shape, (num_rows,)
+  else:
+    codes = None
+    column = np.asarray(column, np.float32)
+    shape = column.shape
+    expected = (num_rows, feature.length)[: 1 if feature.kind == "float" else 2]
+  if shape != expected:
+    raise ValueError(
+      f"Column {feature.name!r} must have shape {expected}. Received: {shape}."
+    )
+  if codes is not None and codes.size:
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= feature.vocabulary_size:
+      raise ValueError(
+        f"Codes of {feature.name!r} must lie in "
+        f"[0, {feature.vocabulary_size}). Received: {low} to {high}."
+      )
+  return column

@@ -1,0 +1,225 @@
+"""A softmax over a pool, loss and gradient in one pass over chunks of rows.
+
+All losses of the library have one form,
+
+    log(e^{s_p} + sum_j e^{t_j}) - s_p,   t_j = s_j + log a_j,
+
+with `a_j` = 1 / q_j (sampled softmax), or the count n_j of column j in a
+resample (BIR, XIR), or 0 where a column is masked. Their gradient needs only
+p_j = e^{t_j} / (e^{s_p} + sum): so each chunk's logits are made, used for the
+loss and for the gradient, and forgotten. No [batch, pool] matrix is ever held.
+`losses` has the same in dense form; the tests hold the two equal.
+
+Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from xir_tfrs.ops import masking, resampling
+
+# Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
+# one core.
+_CHUNK_ELEMENTS = 2**19
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """What the rows of a batch are scored against.
+
+  Attributes:
+    embeddings: [pool, dim] float tensor.
+    ids: [pool] integer ids.
+    log_q: [pool] log of the proposal by which the candidates arrived.
+    own_offset: If the rows' positives are columns of the pool: the column of
+      row 0's. None: they are not.
+  """
+
+  embeddings: tf.Tensor
+  ids: tf.Tensor
+  log_q: tf.Tensor
+  own_offset: tf.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampler:
+  """How candidates are drawn from a pool.
+
+  Attributes:
+    num_resampled: Draws per row.
+    method: One of `resampling.METHODS`.
+    seed: [2] integer seed.
+    first_row: Number of row 0 in the global batch.
+  """
+
+  num_resampled: int
+  method: str
+  seed: tf.Tensor
+  first_row: int | tf.Tensor = 0
+
+
+def pool_softmax(
+  queries: tf.Tensor,
+  positives: tf.Tensor,
+  positive_ids: tf.Tensor,
+  row_weights: tf.Tensor,
+  pool: Pool,
+  *,
+  positive_log_q: tf.Tensor | None = None,
+  resampler: Resampler | None = None,
+  mask_own_column: bool = False,
+  mask_accidental_hits: bool = False,
+  row_chunk_size: int | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Weighted sum over the rows of a softmax loss against a pool.
+
+  Without a resampler: the sampled softmax, where column j counts with
+  `s_j - log_q_j` and the positive with `s_p - positive_log_q`. With one: the
+  resampled softmax, where `log_q` serves the weights only, and both count
+  with their plain scores.
+
+  Args:
+    queries: [batch, dim] float32 or float64; scores are inner products, so
+      divide by the temperature and normalise before.
+    positives: [batch, dim] embeddings of the rows' positives.
+    positive_ids: [batch] their ids.
+    row_weights: [batch] weight of each row's loss; no gradient.
+    pool: What the rows are scored against.
+    positive_log_q: [batch] log proposal of the positives; None: 0.
+    resampler: How to draw from the pool; None: every column counts once.
+    mask_own_column: Leave out the column that is the row's own positive.
+    mask_accidental_hits: Leave out every column with the positive's id.
+    row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
+
+  Returns:
+    (loss, draws): the scalar `sum_i row_weights_i loss_i`, and [pool] float64,
+    how often each column was drawn, summed over the rows (without a resampler:
+    zeros).
+  """
+  dtype = queries.dtype
+  batch = tf.shape(queries)[0]
+  pool_size = tf.shape(pool.embeddings)[0]
+  chunk = _chunk_size(row_chunk_size, batch, pool_size)
+  row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
+  log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
+  corrections = tf.zeros([batch], dtype)
+  if positive_log_q is not None and resampler is None:
+    corrections = tf.stop_gradient(tf.cast(positive_log_q, dtype))
+
+  def keep_columns(rows: slice) -> tf.Tensor | None:
+    keep = None
+    if mask_accidental_hits:
+      keep = ~masking.accidental_hits(positive_ids[rows], pool.ids)
+    if mask_own_column and pool.own_offset is not None:
+      own = masking.own_columns(
+        rows.stop - rows.start,
+        pool_size,
+        tf.cast(rows.start, tf.int64) + tf.cast(pool.own_offset, tf.int64),
+      )
+      keep = ~own if keep is None else keep & ~own
+    return keep
+
+  def column_terms(
+    logits: tf.Tensor, rows: slice
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(terms [rows, pool], highest [rows], draws [pool]); terms are a_j
+    e^{s_j - highest}, and exp is taken once per logit."""
+    if resampler is None:
+      logits = logits - log_q
+    keep = keep_columns(rows)
+    if keep is not None:
+      logits = masking.mask_logits(logits, keep)
+    highest = tf.reduce_max(logits, axis=1)
+    # A row with every column masked has terms 0, not NaN.
+    highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
+    terms = tf.exp(logits - highest[:, tf.newaxis])
+    if resampler is None:
+      return terms, highest, tf.zeros([pool_size], tf.float64)
+    counts = resampling.counts_from_weights(
+      # Relative to the rarest candidate: 1 / q alone would overflow for one
+      # in 10^38.
+      terms * tf.exp(tf.reduce_min(log_q) - log_q),
+      resampler.num_resampled,
+      seed=resampler.seed,
+      method=resampler.method,
+      first_row=tf.cast(resampler.first_row, tf.int64)
+      + tf.cast(rows.start, tf.int64),
+    )
+    counts = tf.cast(counts, dtype)
+    draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
+    return counts * terms, highest, draws
+
+  @tf.custom_gradient
+  def run(queries, positives, pool_embeddings):
+    def body(start, loss, draws, d_queries, d_positives, d_pool):
+      rows = slice(start, tf.minimum(start + chunk, batch))
+      q, v, weight = queries[rows], positives[rows], row_weights[rows]
+      logits = tf.matmul(q, pool_embeddings, transpose_b=True)
+      positive = tf.reduce_sum(q * v, axis=1) - corrections[rows]
+      terms, highest, chunk_draws = column_terms(logits, rows)
+
+      shift = tf.maximum(highest, positive)
+      # exp(highest - shift) underflows to 0 only where the terms are nothing
+      # beside the positive.
+      scale = tf.exp(highest - shift)
+      partition = tf.exp(positive - shift) + scale * tf.reduce_sum(terms, 1)
+      loss += tf.reduce_sum(
+        weight * (shift + tf.math.log(partition) - positive)
+      )
+
+      # d loss / d s_j = p_j, d loss / d s_p = p_p - 1.
+      p = terms * (weight * scale / partition)[:, tf.newaxis]
+      p_positive = weight * (tf.exp(positive - shift) / partition - 1.0)
+      p_positive = p_positive[:, tf.newaxis]
+      d_q = tf.matmul(p, pool_embeddings) + p_positive * v
+      return (
+        rows.stop,
+        loss,
+        draws + chunk_draws,
+        tf.concat([d_queries, d_q], 0),
+        tf.concat([d_positives, p_positive * q], 0),
+        d_pool + tf.matmul(p, q, transpose_a=True),
+      )
+
+    dim = queries.shape[1]
+    no_rows = tf.zeros([0, dim], dtype)
+    _, loss, draws, d_queries, d_positives, d_pool = tf.while_loop(
+      lambda start, *_: start < batch,
+      body,
+      (
+        tf.zeros([], tf.int32),
+        tf.zeros([], dtype),
+        tf.zeros([pool_size], tf.float64),
+        no_rows,
+        no_rows,
+        tf.zeros_like(pool_embeddings),
+      ),
+      shape_invariants=(
+        tf.TensorShape([]),
+        tf.TensorShape([]),
+        tf.TensorShape([None]),
+        tf.TensorShape([None, dim]),
+        tf.TensorShape([None, dim]),
+        tf.TensorShape([None, dim]),
+      ),
+      # Chunks in parallel would hold their logits at the same time.
+      parallel_iterations=1,
+    )
+
+    def grad(upstream, _):
+      return upstream * d_queries, upstream * d_positives, upstream * d_pool
+
+    return (loss, draws), grad
+
+  loss, draws = run(queries, positives, tf.cast(pool.embeddings, dtype))
+  return loss, tf.stop_gradient(draws)
+
+
+def _chunk_size(
+  row_chunk_size: int | None, batch: tf.Tensor, pool_size: tf.Tensor
+) -> tf.Tensor:
+  if row_chunk_size is not None:
+    return tf.constant(row_chunk_size, tf.int32)
+  rows = _CHUNK_ELEMENTS // tf.maximum(pool_size, 1)
+  return tf.clip_by_value(rows, 16, tf.maximum(batch, 16))

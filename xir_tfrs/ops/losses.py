@@ -1,0 +1,64 @@
+"""Losses per example: the dense, obvious forms of what `fused` computes.
+
+Axes: batch = rows, one per query; pool = candidates a row is scored against.
+`positive_logits` = s(u, i) of the row's positive i; `counts` = n_j, how often
+column j is drawn (`resampling.resample_counts`).
+"""
+
+import tensorflow as tf
+
+from xir_tfrs.ops import masking
+
+
+def sampled_softmax(
+  logits: tf.Tensor,
+  positive_logits: tf.Tensor,
+  keep: tf.Tensor | None = None,
+) -> tf.Tensor:
+  """Cross entropy of the positive against the pool's kept columns.
+
+      -log( e^{s_p} / (e^{s_p} + sum_j e^{s_j}) )
+
+  With logits corrected by -log q this is the sampled softmax (Bengio and
+  Senecal 2008; SSL-Pop in Chen et al. 2022). The positive stands in the
+  denominator in any case: mask its own column, or it counts twice.
+
+  Args:
+    logits: [batch, pool] logits, log-Q corrected where that is wanted.
+    positive_logits: [batch] logits of the positives, corrected alike.
+    keep: [batch, pool] bool, which columns count; None: all.
+
+  Returns:
+    [batch] losses, >= 0.
+  """
+  if keep is not None:
+    logits = masking.mask_logits(logits, keep)
+  positive = positive_logits[:, tf.newaxis]
+  everything = tf.concat([positive, logits], axis=1)
+  return tf.reduce_logsumexp(everything, axis=1) - positive_logits
+
+
+def resampled_softmax(
+  logits: tf.Tensor, positive_logits: tf.Tensor, counts: tf.Tensor
+) -> tf.Tensor:
+  """Cross entropy of the positive against the resampled candidates.
+
+      log(e^{s_p} + sum_j n_j e^{s_j}) - s_p
+
+  Equation 3 of Chen et al. 2022 (and each part of equation 4), with the
+  positive in the denominator as in the released code.
+
+  Args:
+    logits: [batch, pool] scores, not corrected.
+    positive_logits: [batch] scores of the positives.
+    counts: [batch, pool] how often each column was drawn, >= 0; no gradient.
+
+  Returns:
+    [batch] losses, >= 0.
+  """
+  counts = tf.stop_gradient(tf.cast(counts, logits.dtype))
+  # log 0 = -inf drops the column; where the count is 0 the logit may be
+  # anything, -inf and its gradient included.
+  drawn = counts > 0
+  log_counts = tf.math.log(tf.where(drawn, counts, 1.0))
+  return sampled_softmax(logits + log_counts, positive_logits, keep=drawn)

@@ -1,0 +1,194 @@
+"""Importance resampling: log weights -> how often each candidate is drawn.
+
+Axes: batch = rows, one per query; pool = candidates to draw from.
+
+Names here and in Chen et al. 2022: `log_weights` = log w(i|u), equation 3;
+`num_resampled` = |R_u| (batch) or |K_u| (cache); `counts` = n_j, how often j
+stands in R_u. Drawing m items and summing over them is the same as weighting
+the pool's columns with their counts, and needs no [batch, m] gather.
+
+Every method is unbiased, E[counts] = num_resampled * softmax(log_weights):
+
+    multinomial  m independent draws, as in the paper.
+    systematic   one uniform u per row: n_j = floor(m c_j + u) - floor(m
+                 c_{j-1} + u), c the cumulative weights. Each n_j is within 1
+                 of m w_j, and the total is exactly m. The default: smallest
+                 variance at one random number per row.
+    lattice      n_j = floor(m w_j + frac(u + j phi)): as systematic without
+                 the scan; the total is m only in expectation.
+    expected     n_j = m w_j: no randomness; the limit of the others.
+"""
+
+import tensorflow as tf
+
+from xir_tfrs.ops import masking, seeds
+
+METHODS = ("systematic", "multinomial", "lattice", "expected")
+
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+def log_importance_weights(
+  logits: tf.Tensor, log_q: tf.Tensor, keep: tf.Tensor | None = None
+) -> tf.Tensor:
+  """Log of the importance weights of a pool, `w(i|u)` of equation 3.
+
+  Args:
+    logits: [batch, pool] scores.
+    log_q: [pool] log of the proposal by which the pool's candidates arrived.
+    keep: [batch, pool] bool, which columns may be drawn; None: all.
+
+  Returns:
+    [batch, pool] log softmax of `logits - log_q` over the kept columns,
+    without gradient; -inf where a column is not kept.
+  """
+  corrected = logits - tf.cast(log_q, logits.dtype)
+  if keep is not None:
+    corrected = masking.mask_logits(corrected, keep)
+  # The loss's gradient is that of the drawn items' scores; how they came to
+  # be drawn is held fixed.
+  corrected = tf.stop_gradient(corrected)
+  return corrected - tf.where(
+    tf.reduce_any(tf.math.is_finite(corrected), axis=1, keepdims=True),
+    tf.reduce_logsumexp(corrected, axis=1, keepdims=True),
+    0.0,
+  )
+
+
+def resample_counts(
+  log_weights: tf.Tensor,
+  num_resampled: int,
+  *,
+  seed: tf.Tensor,
+  method: str = "systematic",
+  first_row: int | tf.Tensor = 0,
+) -> tf.Tensor:
+  """How often each column is drawn for each row.
+
+  Args:
+    log_weights: [batch, pool] log weights; need not be normalised. A row with
+      all weights -inf draws nothing.
+    num_resampled: Draws per row.
+    seed: [2] integer seed.
+    method: One of `METHODS`; the module says what each does.
+    first_row: Number of row 0 in the global batch: rows draw the same numbers
+      whichever chunk or replica holds them.
+
+  Returns:
+    [batch, pool] float32 counts, without gradient.
+
+  Raises:
+    ValueError: Unknown method, or `num_resampled` not positive.
+  """
+  validate_method(method)
+  if num_resampled <= 0:
+    raise ValueError(
+      "`num_resampled` must be positive. "
+      f"Received: `num_resampled` = {num_resampled}."
+    )
+  log_weights = tf.stop_gradient(tf.convert_to_tensor(log_weights))
+  highest = tf.reduce_max(log_weights, axis=1, keepdims=True)
+  # A fully masked row would compute -inf - -inf = NaN.
+  highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
+  return counts_from_weights(
+    tf.exp(log_weights - highest),
+    num_resampled,
+    seed=seed,
+    method=method,
+    first_row=first_row,
+  )
+
+
+def counts_from_weights(
+  weights: tf.Tensor,
+  num_resampled: int,
+  *,
+  seed: tf.Tensor,
+  method: str,
+  first_row: int | tf.Tensor = 0,
+) -> tf.Tensor:
+  """`resample_counts` for weights that are no logs: [batch, pool], >= 0."""
+  draw = {
+    "systematic": _systematic,
+    "multinomial": _multinomial,
+    "lattice": _lattice,
+    "expected": _expected,
+  }[method]
+  counts = draw(weights, num_resampled, seed, first_row)
+  return tf.stop_gradient(tf.cast(counts, tf.float32))
+
+
+def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
+  """Kish's effective sample size of each row's weights.
+
+  Args:
+    log_weights: [batch, pool] normalised log weights.
+
+  Returns:
+    [batch] `1 / sum_j w_j^2`, between 1 and the pool size.
+  """
+  return tf.exp(-tf.reduce_logsumexp(2.0 * log_weights, axis=1))
+
+
+def validate_method(method: str) -> None:
+  """Raises ValueError unless `method` is one of `METHODS`."""
+  if method not in METHODS:
+    raise ValueError(
+      f"The resampling method must be one of {METHODS}. Received: {method!r}."
+    )
+
+
+def _expected(weights, num_resampled, seed, first_row):
+  del seed, first_row
+  total = tf.reduce_sum(weights, axis=1, keepdims=True)
+  m = tf.cast(num_resampled, weights.dtype)
+  return m * tf.math.divide_no_nan(weights, total)
+
+
+def _cumulative(weights):
+  """[batch, pool] cumulative share; exactly 1 at the end, 0 if all masked."""
+  cumulative = tf.cumsum(weights, axis=1)
+  return tf.math.divide_no_nan(cumulative, cumulative[:, -1:])
+
+
+def _differences(cumulative_counts):
+  """Counts per column from the counts up to and including each column."""
+  before = tf.pad(cumulative_counts[:, :-1], [[0, 0], [1, 0]])
+  return cumulative_counts - before
+
+
+def _uniform(seed, weights, width, first_row):
+  uniform = seeds.uniform_rows(seed, tf.shape(weights)[0], width, first_row)
+  return tf.cast(uniform, weights.dtype)
+
+
+def _systematic(weights, num_resampled, seed, first_row):
+  m = tf.cast(num_resampled, weights.dtype)
+  u = _uniform(seed, weights, 1, first_row)
+  # m + u can round up to m + 1 in float32.
+  return _differences(tf.minimum(tf.floor(m * _cumulative(weights) + u), m))
+
+
+def _multinomial(weights, num_resampled, seed, first_row):
+  """Merges sorted uniforms with the cumulative weights: [batch, m + pool]."""
+  u = _uniform(seed, weights, num_resampled + 1, first_row)
+  # Order statistics of m uniforms are normalised sums of m + 1 exponentials.
+  arrivals = tf.cumsum(-tf.math.log1p(-u), axis=1)
+  points = tf.math.divide_no_nan(arrivals[:, :-1], arrivals[:, -1:])
+  # Strictly below 1, which the last cumulative weight is exactly.
+  below_one = 1.0 - tf.constant(2.0**-24, weights.dtype)
+  points = tf.minimum(points, below_one)
+  drawn = tf.searchsorted(points, _cumulative(weights), side="left")
+  return _differences(drawn)
+
+
+def _lattice(weights, num_resampled, seed, first_row):
+  u = _uniform(seed, weights, 1, first_row)
+  # Multiples of phi in float64: at 10^6 columns float32 has lost the fraction.
+  multiples = tf.range(tf.shape(weights)[1])
+  multiples = tf.math.floormod(
+    tf.cast(multiples, tf.float64) * _GOLDEN_RATIO, 1.0
+  )
+  offsets = tf.math.floormod(u + tf.cast(multiples, weights.dtype), 1.0)
+  expected = _expected(weights, num_resampled, seed, first_row)
+  return tf.floor(expected + offsets)

@@ -1,0 +1,6 @@
+"""Optimizers for models that are mostly embedding tables."""
+
+from xir_tfrs.optimizers.coupled_l2_adam import CoupledL2Adam
+from xir_tfrs.optimizers.lazy_adam import LazyAdam
+
+__all__ = ["CoupledL2Adam", "LazyAdam"]

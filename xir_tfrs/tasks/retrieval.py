@@ -1,0 +1,297 @@
+"""What all retrieval tasks share: arguments, scores, the global batch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs import distribute
+from xir_tfrs.ops import fused, proposals, resampling
+
+# Written by every replica with the same value; see layers.candidate_cache.
+_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """A batch, ready to be scored; batch = this replica's rows.
+
+  Attributes:
+    queries: [batch, dim] such that scores are inner products: normalised if
+      asked for, and divided by the temperature.
+    positives: [batch, dim] the rows' own candidates.
+    ids: [batch] int64, their ids.
+    row_weights: [batch] share of each row in the mean over the global batch.
+    first_row: Scalar int64, number of row 0 in the global batch.
+    pool_embeddings: [pool, dim] candidates of the batch; of the global batch
+      with `cross_replica`.
+    pool_ids: [pool] int64, their ids.
+    own_offset: Scalar int64, column of row 0's positive in the pool.
+  """
+
+  queries: tf.Tensor
+  positives: tf.Tensor
+  ids: tf.Tensor
+  row_weights: tf.Tensor
+  first_row: tf.Tensor
+  pool_embeddings: tf.Tensor
+  pool_ids: tf.Tensor
+  own_offset: tf.Tensor
+
+
+class RetrievalTask(tf.keras.layers.Layer):
+  """Base of the tasks. A method is `_loss`, from a `Batch` to a scalar.
+
+  Called as `task(query_embeddings, candidate_embeddings, candidate_ids=...)`
+  it returns this replica's share of the mean loss over the global batch: the
+  sum of its rows' losses / the number of rows on all replicas. So the
+  gradients that an optimizer sums over replicas are those of the global mean,
+  and outside a strategy it is simply the mean.
+  """
+
+  def __init__(
+    self,
+    *,
+    temperature: float = 1.0,
+    normalize: bool = False,
+    remove_accidental_hits: bool = False,
+    positive_in_pool: bool = True,
+    cross_replica: bool = True,
+    row_chunk_size: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+  ) -> None:
+    """Takes the shared arguments.
+
+    Args:
+      temperature: What scores are divided by; > 0.
+      normalize: Whether scores are cosines instead of inner products.
+      remove_accidental_hits: Whether pool columns with the id of the row's
+        positive are left out, its own column included.
+      positive_in_pool: Whether the row's own positive is also a candidate of
+        its pool, beside its place as the positive.
+      cross_replica: Whether the pool is the global batch; otherwise each
+        replica's rows are scored against its own candidates only.
+      row_chunk_size: Rows whose logits are held at a time; None chooses it
+        from the sizes. Changes memory and speed, not the result.
+      seed: Base seed of the draws.
+      name: Name of the layer.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    # The loss is computed in float32 whatever the policy of the towers.
+    super().__init__(name=name, autocast=False)
+    require_positive("temperature", temperature)
+    if row_chunk_size is not None:
+      require_positive("row_chunk_size", row_chunk_size)
+    self._temperature = temperature
+    self._normalize = normalize
+    self._remove_accidental_hits = remove_accidental_hits
+    self._positive_in_pool = positive_in_pool
+    self._cross_replica = cross_replica
+    self._row_chunk_size = row_chunk_size
+    self._seed = seed
+
+  @property
+  def normalize(self) -> bool:
+    """Whether scores are cosines."""
+    return self._normalize
+
+  @tf.autograph.experimental.do_not_convert
+  def call(
+    self,
+    query_embeddings: tf.Tensor,
+    candidate_embeddings: tf.Tensor,
+    *,
+    candidate_ids: tf.Tensor | None = None,
+    sample_weight: tf.Tensor | None = None,
+    training: bool = True,
+  ) -> tf.Tensor:
+    """Loss of a batch whose rows are (query, positive candidate) pairs.
+
+    Args:
+      query_embeddings: [batch, dim] float tensor.
+      candidate_embeddings: [batch, dim] float tensor: row i is the positive of
+        query i, and a negative of the others.
+      candidate_ids: [batch] dense integer ids of the candidates.
+      sample_weight: [batch] weight of each row's loss; None: 1.
+      training: Whether the state of the task moves; a Python bool.
+
+    Returns:
+      Scalar float32 (float64 for float64 embeddings): this replica's share of
+      the weighted mean, sum_i sample_weight_i loss_i / global batch size.
+
+    Raises:
+      ValueError: `candidate_ids` is missing, shapes do not agree, or
+        `training` is a tensor.
+    """
+    if candidate_ids is None:
+      raise ValueError(
+        f"{type(self).__name__} needs `candidate_ids`, the dense ids of the "
+        "candidates in the batch: task(query_embeddings, "
+        "candidate_embeddings, candidate_ids=features['candidate_id'])."
+      )
+    if not isinstance(training, bool):
+      raise ValueError(
+        "`training` must be a Python bool: it decides when the step function "
+        f"is traced whether state moves. Received: `training` = {training!r}."
+      )
+    batch = self._batch(
+      query_embeddings, candidate_embeddings, candidate_ids, sample_weight
+    )
+    return self._loss(batch, training)
+
+  def get_config(self) -> dict:
+    return {
+      "temperature": self._temperature,
+      "normalize": self._normalize,
+      "remove_accidental_hits": self._remove_accidental_hits,
+      "positive_in_pool": self._positive_in_pool,
+      "cross_replica": self._cross_replica,
+      "row_chunk_size": self._row_chunk_size,
+      "seed": self._seed,
+      "name": self.name,
+    }
+
+  def _loss(self, batch: Batch, training: bool) -> tf.Tensor:
+    raise NotImplementedError
+
+  def _batch(
+    self, query_embeddings, candidate_embeddings, candidate_ids, sample_weight
+  ) -> Batch:
+    queries = _at_least_float32(query_embeddings)
+    positives = tf.cast(candidate_embeddings, queries.dtype)
+    if not queries.shape.is_compatible_with(positives.shape):
+      raise ValueError(
+        "`query_embeddings` and `candidate_embeddings` must both be "
+        f"[batch, dim]. Received: {queries.shape} and {positives.shape}."
+      )
+    ids = tf.cast(candidate_ids, tf.int64)
+    if not queries.shape[:1].is_compatible_with(ids.shape):
+      raise ValueError(
+        "`candidate_ids` must be [batch], like the rows of the embeddings. "
+        f"Received: {ids.shape} for {queries.shape}."
+      )
+    first_row, global_batch_size = distribute.global_rows(tf.shape(ids)[0])
+    row_weights = tf.fill(
+      tf.shape(ids), 1.0 / tf.cast(global_batch_size, queries.dtype)
+    )
+    if sample_weight is not None:
+      row_weights *= tf.reshape(
+        tf.cast(sample_weight, queries.dtype), tf.shape(ids)
+      )
+    positives = self._scored(positives)
+    pool_embeddings, pool_ids, own_offset = (
+      positives,
+      ids,
+      tf.zeros_like(first_row),
+    )
+    if self._cross_replica:
+      pool_embeddings = distribute.all_gather(positives)
+      pool_ids = distribute.all_gather(ids)
+      own_offset = first_row
+    return Batch(
+      queries=self._scored(queries) / self._temperature,
+      positives=positives,
+      ids=ids,
+      row_weights=row_weights,
+      first_row=first_row,
+      pool_embeddings=pool_embeddings,
+      pool_ids=pool_ids,
+      own_offset=own_offset,
+    )
+
+  def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
+    """Embeddings whose inner product is the score, before the temperature."""
+    if self._normalize:
+      return tf.math.l2_normalize(embeddings, axis=1)
+    return embeddings
+
+  def _pool_loss(
+    self,
+    batch: Batch,
+    pool: fused.Pool,
+    positive_log_q: tf.Tensor | None = None,
+    resampler: fused.Resampler | None = None,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    return fused.pool_softmax(
+      batch.queries,
+      batch.positives,
+      batch.ids,
+      batch.row_weights,
+      pool,
+      positive_log_q=positive_log_q,
+      resampler=resampler,
+      mask_own_column=not self._positive_in_pool,
+      mask_accidental_hits=self._remove_accidental_hits,
+      row_chunk_size=self._row_chunk_size,
+    )
+
+  def _log_popularity_table(self, counts: np.ndarray) -> tf.Variable:
+    """[num_candidates] variable, so that a step gathers only its pool's."""
+    log_popularity = proposals.log_popularity(counts)
+    return self.add_weight(
+      name="log_popularity",
+      shape=counts.shape,
+      dtype=tf.float32,
+      initializer=lambda shape, dtype=None, **_: log_popularity,
+      trainable=False,
+      experimental_autocast=False,
+      aggregation=_SAME_ON_ALL_REPLICAS,
+    )
+
+  def _step_counter(self) -> tf.Variable:
+    return self.add_weight(
+      name="step",
+      shape=[],
+      dtype=tf.int64,
+      initializer="zeros",
+      trainable=False,
+      aggregation=_SAME_ON_ALL_REPLICAS,
+    )
+
+
+def require_positive(name: str, value: float) -> None:
+  """Raises ValueError unless `value` > 0."""
+  if not value > 0:
+    raise ValueError(
+      f"`{name}` must be positive. Received: `{name}` = {value}."
+    )
+
+
+def validate_resampling(resampler: str, num_resampled: int | None) -> None:
+  """Checks the arguments of the tasks that resample."""
+  resampling.validate_method(resampler)
+  if num_resampled is not None:
+    require_positive("num_resampled", num_resampled)
+
+
+def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:
+  """Training counts as [num_candidates] int64.
+
+  Raises:
+    ValueError: Not a vector, empty, or not whole numbers >= 0.
+  """
+  counts = np.asarray(candidate_counts)
+  if counts.ndim != 1 or not counts.size:
+    raise ValueError(
+      "`candidate_counts` must be a vector [num_candidates] of training "
+      f"counts. Received: shape {counts.shape}."
+    )
+  whole = counts.astype(np.int64)
+  if (whole != counts).any() or whole.min() < 0:
+    first = int(np.argmax((whole != counts) | (whole < 0)))
+    raise ValueError(
+      "`candidate_counts` must be whole numbers >= 0. "
+      f"Received: `candidate_counts[{first}]` = {counts[first]}."
+    )
+  return whole
+
+
+def _at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:
+  embeddings = tf.convert_to_tensor(embeddings)
+  if embeddings.dtype == tf.float64:
+    return embeddings
+  return tf.cast(embeddings, tf.float32)

@@ -1,0 +1,157 @@
+"""XIR: cache-augmented in-batch importance resampling."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from xir_tfrs import distribute
+from xir_tfrs.layers import candidate_cache
+from xir_tfrs.ops import fused, seeds
+from xir_tfrs.tasks import retrieval
+from xir_tfrs.types import CandidateEncoder
+
+
+class XIRRetrieval(retrieval.RetrievalTask):
+  """BIR, beside the same over a cache of candidates that are drawn often.
+
+      L = cache_weight * L(K_u) + (1 - cache_weight) * L(R_u)
+
+  where R_u is drawn from the batch and K_u from the cache, `num_resampled`
+  each, both with weights softmax_j(s_j - log pop_j), and L is the loss of
+  `BIRRetrieval`; section 3.2 and equation 4 of Chen et al. 2022. The cached
+  candidates are encoded anew at every step, with gradient. The next cache is
+  drawn in proportion to how often each candidate has been drawn so far
+  (Algorithm 2).
+
+  Attributes:
+    cache: The `layers.CandidateCache`.
+  """
+
+  def __init__(
+    self,
+    *,
+    candidate_counts: Sequence[int],
+    candidate_encoder: CandidateEncoder,
+    cache_size: int,
+    num_resampled: int | None = None,
+    cache_weight: float = 0.5,
+    cache_scope: str = "step",
+    occurrence_decay: float = 1.0,
+    resampler: str = "systematic",
+    positive_in_pool: bool = True,
+    **shared,
+  ) -> None:
+    """Builds the task.
+
+    Args:
+      candidate_counts: [num_candidates] training interactions of each
+        candidate; candidates with none count as one.
+      candidate_encoder: [n] dense candidate ids -> [n, dim]; the candidate
+        tower.
+      cache_size: Candidates in the cache.
+      num_resampled: Draws per query from each of batch and cache; None:
+        `cache_size // 2`.
+      cache_weight: Share of the cache in the loss, lambda; in [0, 1].
+      cache_scope: Whom the next cache is drawn from: `"step"`, the candidates
+        of this step's batch and cache, or `"all"`.
+      occurrence_decay: What is kept of the old draw counts at each step.
+      resampler: How to draw; one of `ops.resampling.METHODS`.
+      positive_in_pool: Whether the row's positive may be drawn from the
+        batch, as in the released code.
+      **shared: See `RetrievalTask`.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(positive_in_pool=positive_in_pool, **shared)
+    retrieval.validate_resampling(resampler, num_resampled)
+    if not callable(candidate_encoder):
+      raise ValueError(
+        "`candidate_encoder` must map candidate ids to embeddings, as the "
+        f"candidate tower does. Received: {candidate_encoder!r}."
+      )
+    if not 0.0 <= cache_weight <= 1.0:
+      raise ValueError(
+        "`cache_weight` must lie in [0, 1]. "
+        f"Received: `cache_weight` = {cache_weight}."
+      )
+    self._candidate_counts = retrieval.as_counts(candidate_counts)
+    self._candidate_encoder = candidate_encoder
+    self._cache_size = cache_size
+    self._num_resampled = num_resampled
+    self._cache_weight = cache_weight
+    self._cache_scope = cache_scope
+    self._occurrence_decay = occurrence_decay
+    self._resampler = resampler
+    self.cache = candidate_cache.CandidateCache(
+      len(self._candidate_counts),
+      cache_size,
+      scope=cache_scope,
+      decay=occurrence_decay,
+      seed=self._seed,
+    )
+    self._log_popularity = self._log_popularity_table(self._candidate_counts)
+
+  def get_config(self) -> dict:
+    """The arguments; `candidate_encoder` is the object itself."""
+    return super().get_config() | {
+      "candidate_counts": self._candidate_counts.tolist(),
+      "candidate_encoder": self._candidate_encoder,
+      "cache_size": self._cache_size,
+      "num_resampled": self._num_resampled,
+      "cache_weight": self._cache_weight,
+      "cache_scope": self._cache_scope,
+      "occurrence_decay": self._occurrence_decay,
+      "resampler": self._resampler,
+    }
+
+  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+    batch_loss, batch_draws = self._part(
+      batch,
+      batch.pool_embeddings,
+      batch.pool_ids,
+      batch.own_offset,
+      seeds.BATCH_DRAWS,
+    )
+    cache_ids = tf.identity(self.cache.ids)
+    cache_embeddings = self._scored(
+      tf.cast(self._encode(cache_ids, training), batch.queries.dtype)
+    )
+    cache_loss, cache_draws = self._part(
+      batch, cache_embeddings, cache_ids, None, seeds.CACHE_DRAWS
+    )
+    if training:
+      self._update_cache(batch.pool_ids, batch_draws, cache_ids, cache_draws)
+    return (
+      self._cache_weight * cache_loss + (1.0 - self._cache_weight) * batch_loss
+    )
+
+  def _part(self, batch, embeddings, ids, own_offset, stream):
+    pool = fused.Pool(
+      embeddings, ids, tf.gather(self._log_popularity, ids), own_offset
+    )
+    resampler = fused.Resampler(
+      self._num_resampled or max(self._cache_size // 2, 1),
+      self._resampler,
+      seeds.step_seed(self._seed, self.cache.step, stream),
+      batch.first_row,
+    )
+    return self._pool_loss(batch, pool, resampler=resampler)
+
+  def _encode(self, ids: tf.Tensor, training: bool) -> tf.Tensor:
+    if isinstance(self._candidate_encoder, tf.keras.layers.Layer):
+      return self._candidate_encoder(ids, training=training)
+    return self._candidate_encoder(ids)
+
+  def _update_cache(self, batch_ids, batch_draws, cache_ids, cache_draws):
+    if self._cross_replica:
+      batch_draws = distribute.all_reduce_sum(batch_draws)
+    else:
+      # Each replica drew from a pool of its own.
+      batch_ids = distribute.all_gather(batch_ids)
+      batch_draws = distribute.all_gather(batch_draws)
+    cache_draws = distribute.all_reduce_sum(cache_draws)
+    self.cache.update(
+      tf.concat([batch_ids, cache_ids], 0),
+      tf.concat([batch_draws, cache_draws], 0),
+    )

@@ -1,0 +1,74 @@
+"""Types that several rooms of the library share."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+# [n] dense candidate ids -> [n, dim] embeddings.
+CandidateEncoder = Callable[[tf.Tensor], tf.Tensor]
+
+FEATURE_KINDS = ("token", "token_seq", "float", "float_seq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """One side feature of a query or a candidate.
+
+  Attributes:
+    name: Name of the feature, unique within its tower.
+    kind: `"token"` (one code per row), `"token_seq"` (any number of codes per
+      row), `"float"` (one number) or `"float_seq"` (`length` numbers).
+    vocabulary_size: Token kinds: codes lie in `[0, vocabulary_size)`, and code
+      0 means unknown or missing.
+    length: `float_seq`: numbers per row.
+    mean: Float kinds: what is subtracted; 1 value, or `length` values.
+    std: Float kinds: what is divided by; as many values as `mean`, all > 0.
+  """
+
+  name: str
+  kind: str
+  vocabulary_size: int | None = None
+  length: int | None = None
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "mean", tuple(float(x) for x in self.mean))
+    object.__setattr__(self, "std", tuple(float(x) for x in self.std))
+    if self.kind not in FEATURE_KINDS:
+      raise ValueError(
+        f"`kind` of feature {self.name!r} must be one of {FEATURE_KINDS}. "
+        f"Received: `kind` = {self.kind!r}."
+      )
+    if self.is_token:
+      if not self.vocabulary_size or self.vocabulary_size < 1:
+        raise ValueError(
+          f"Feature {self.name!r} of kind {self.kind!r} needs a positive "
+          f"`vocabulary_size`. Received: {self.vocabulary_size}."
+        )
+      return
+    if self.kind == "float_seq" and not self.length:
+      raise ValueError(
+        f"Feature {self.name!r} of kind 'float_seq' needs a positive "
+        f"`length`. Received: {self.length}."
+      )
+    if not len(self.mean) == len(self.std) == self.width:
+      raise ValueError(
+        f"Feature {self.name!r} needs {self.width} values of `mean` and "
+        f"`std`. Received: {len(self.mean)} and {len(self.std)}."
+      )
+    if min(self.std) <= 0:
+      raise ValueError(
+        f"`std` of feature {self.name!r} must be positive. "
+        f"Received: {min(self.std)}."
+      )
+
+  @property
+  def is_token(self) -> bool:
+    return self.kind in ("token", "token_seq")
+
+  @property
+  def width(self) -> int:
+    """Numbers per row of a float feature."""
+    return 1 if self.kind == "float" else int(self.length)
