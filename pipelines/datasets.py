@@ -1,0 +1,84 @@
+"""Training input: batches that are a pure function of (seed, step)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+# Rounds of the cipher that permutes the rows; the op's own default.
+_ROUNDS = 4
+
+
+def training_dataset(
+  columns: Mapping[str, np.ndarray],
+  *,
+  global_batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  rows_of_batch: tuple[int, int] | None = None,
+) -> tf.data.Dataset:
+  """Endless shuffled batches; batch k is the same whenever it is asked for.
+
+  Rows run through one permutation after another, each of all rows: position i
+  of this endless stream is row `permutation_{i // n}[i % n]`, and batch k
+  holds positions `[k B, (k + 1) B)`. Nothing is remembered between batches, so
+  a run resumed at step k sees what an uninterrupted one would have seen.
+
+  Args:
+    columns: By name, [n] arrays of the training rows, held in memory.
+    global_batch_size: Rows per batch, B.
+    seed: Seed of the permutations.
+    start_step: The first batch wanted.
+    rows_of_batch: The part [low, high) of each batch that this host wants;
+      None: all of it.
+
+  Returns:
+    Dataset of dicts of [high - low] tensors, without end.
+
+  Raises:
+    ValueError: There are no rows, or `global_batch_size` is not positive.
+  """
+  num_rows = len(next(iter(columns.values())))
+  if num_rows == 0:
+    raise ValueError("There are no training rows to make batches of.")
+  if global_batch_size <= 0:
+    raise ValueError(
+      "`global_batch_size` must be positive. "
+      f"Received: `global_batch_size` = {global_batch_size}."
+    )
+  low, high = rows_of_batch or (0, global_batch_size)
+  tensors = {name: tf.constant(column) for name, column in columns.items()}
+
+  def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+    first = step * global_batch_size
+    positions = tf.range(first + low, first + high, dtype=tf.int64)
+    epochs = positions // num_rows
+    # The raw op: its wrapper pads a batch of seeds wrongly.
+    rows = tf.raw_ops.RandomIndexShuffle(
+      index=positions % num_rows,
+      seed=tf.cast(
+        tf.stack(
+          [tf.fill(tf.shape(epochs), tf.cast(seed, tf.int64)), epochs]
+          + [tf.zeros_like(epochs)],
+          axis=1,
+        ),
+        tf.int32,
+      ),
+      max_index=tf.constant(num_rows - 1, tf.int64),
+      rounds=_ROUNDS,
+    )
+    rows = tf.ensure_shape(rows, [high - low])
+    return {name: tf.gather(column, rows) for name, column in tensors.items()}
+
+  return (
+    tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    .prefetch(tf.data.AUTOTUNE)
+  )
+
+
+def steps_to_finish(
+  num_rows: int, global_batch_size: int, num_epochs: int
+) -> int:
+  """The first step by which every row has been seen `num_epochs` times."""
+  return -(-num_rows * num_epochs // global_batch_size)

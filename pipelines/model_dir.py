@@ -1,0 +1,127 @@
+"""The directory of a training run: config, metrics, checkpoints."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+FORMAT = 1
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+BEST = "best"
+EVENTS = "events"
+
+
+class ModelDirError(ValueError):
+  """A model directory that cannot be used as asked."""
+
+
+class ModelDir:
+  """Reads and writes what a run leaves behind.
+
+  Attributes:
+    path: The directory.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]) -> None:
+    self.path = pathlib.Path(path)
+
+  def exists(self) -> bool:
+    """Whether a run was started here."""
+    return (self.path / CONFIG).exists()
+
+  def create(self, config: dict[str, Any], overwrite: bool) -> None:
+    """Begins a new run.
+
+    Raises:
+      ModelDirError: The directory holds a run already, or something else.
+    """
+    if self.exists() and not overwrite:
+      raise ModelDirError(
+        f"{self.path} holds a training run already: go on with it by "
+        "--resume, begin anew by --overwrite, or choose another --model_dir."
+      )
+    if self.path.exists() and not self.path.is_dir():
+      raise ModelDirError(f"--model_dir {self.path} is not a directory.")
+    self.path.mkdir(parents=True, exist_ok=True)
+    for name in (CHECKPOINTS, BEST, EVENTS):
+      shutil.rmtree(self.path / name, ignore_errors=True)
+    (self.path / METRICS).unlink(missing_ok=True)
+    self.write_config(config)
+
+  def write_config(self, config: dict[str, Any]) -> None:
+    _write_atomically(
+      self.path / CONFIG, json.dumps({"format": FORMAT} | config, indent=1)
+    )
+
+  def read_config(self) -> dict[str, Any]:
+    """What `write_config` wrote.
+
+    Raises:
+      ModelDirError: No run was started here, or its config is damaged.
+    """
+    path = self.path / CONFIG
+    try:
+      config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+      raise ModelDirError(
+        f"{self.path} holds no training run ({CONFIG} is missing): make one "
+        f"by python -m pipelines.train --data DATA --model_dir {self.path}"
+      ) from None
+    except ValueError as error:
+      raise ModelDirError(f"{path} is damaged: {error}.") from None
+    if config.get("format") != FORMAT:
+      raise ModelDirError(
+        f"{path} has format {config.get('format')!r}; this version reads "
+        f"{FORMAT}. Train again."
+      )
+    return config
+
+  def managers(
+    self, checkpoint: tf.train.Checkpoint, keep: int
+  ) -> tuple[tf.train.CheckpointManager, tf.train.CheckpointManager]:
+    """(the newest checkpoints, the best one)."""
+    manager = tf.train.CheckpointManager
+    return (
+      manager(checkpoint, str(self.path / CHECKPOINTS), max_to_keep=keep),
+      manager(checkpoint, str(self.path / BEST), max_to_keep=1),
+    )
+
+  def append_metrics(self, row: dict[str, Any]) -> None:
+    with open(self.path / METRICS, "a", encoding="utf-8") as file:
+      file.write(json.dumps(row) + "\n")
+
+  def read_metrics(self) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a line cut short by a crash is left out."""
+    try:
+      text = (self.path / METRICS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+      return []
+    rows = []
+    for line in text.splitlines():
+      try:
+        rows.append(json.loads(line))
+      except ValueError:
+        break
+    return rows
+
+  def forget_metrics_after(self, step: int) -> list[dict[str, Any]]:
+    """Drops rows of steps that are to be run again; returns the others."""
+    rows = [row for row in self.read_metrics() if row["step"] <= step]
+    _write_atomically(self.path / METRICS, _lines(rows))
+    return rows
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+  return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(text, encoding="utf-8")
+  os.replace(partial, path)

@@ -1,0 +1,216 @@
+r"""The main job, end to end: raw interactions to top-k answers.
+
+    python -m pipelines.quickstart
+    python -m pipelines.quickstart --input my.csv --user_column u --item_column i
+
+prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
+XIR with the same settings, ranks the whole catalogue with each, prints one
+table, exports XIR with a ScaNN index, and asks it for three users' candidates.
+Each part is a program of its own, and is named before it runs; --input takes
+the flags of pipelines.prepare.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from pipelines import configs, evaluate, prepare, records, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+TASKS = ("ssl", "ssl_pop", "bir", "xir")
+METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "coverage@20")
+RESULTS = "results.json"
+
+
+def quickstart(
+  data_config: prepare.PrepareConfig,
+  output: pathlib.Path,
+  *,
+  tasks: tuple[str, ...] = TASKS,
+  epochs: int = 10,
+  dim: int = 32,
+  num_answers: int = 3,
+) -> dict[str, dict[str, float]]:
+  """Runs the parts one after another.
+
+  Args:
+    data_config: What to prepare, into `output / "data"`.
+    output: Directory for everything that is made.
+    tasks: Methods to train; the last one is exported.
+    epochs: Most epochs to train each.
+    dim: Size of the embeddings.
+    num_answers: Queries to answer in the end.
+
+  Returns:
+    Test metrics of each ranking, as the table has them.
+
+  Raises:
+    ValueError: A part cannot do its work; the message says why.
+  """
+  start = time.monotonic()
+  data, bundle = output / "data", output / "bundle"
+  _announce("Prepare", f"pipelines.prepare --output {data} ...")
+  began = time.monotonic()
+  schema = prepare.prepare(data_config)
+  print(prepare.summary(schema, data, time.monotonic() - began))
+
+  table: dict[str, dict[str, float]] = {}
+  for task in tasks:
+    config = configs.from_preset(
+      data=str(data),
+      model_dir=str(output / task),
+      task=task,
+      dim=dim,
+      epochs=epochs,
+    )
+    _announce(
+      f"Train {task}",
+      f"pipelines.train --data {data} --model_dir {config.model_dir} "
+      f"--task {task} --dim {dim} --epochs {epochs}",
+    )
+    trained = train.train(config, overwrite=True)
+    if trained.outcome == "interrupted":
+      raise ValueError("interrupted")
+    evaluated = evaluate.evaluate(str(data), config.model_dir)
+    for name, metrics in evaluated["metrics"].items():
+      row = task if name == "model" else name
+      table[row] = {metric: metrics[metric] for metric in METRICS}
+    table[task]["ms/step"] = trained.step_milliseconds
+  _announce(
+    "Compare",
+    f"pipelines.evaluate --data {data} --model_dir {output / tasks[-1]}",
+  )
+  print(format_table(table))
+  evaluate.write_json(output / RESULTS, table)
+
+  exported = output / tasks[-1]
+  _run(
+    f"Export {tasks[-1]}",
+    "export.export_retriever",
+    *("--data", data, "--model_dir", exported, "--output", bundle),
+    "--overwrite",
+  )
+  queries = _some_queries(data, num_answers)
+  answer = ["--bundle", bundle, "--k", "10", "--exclude_seen"]
+  for query in queries:
+    answer += ["--query_id", query]
+  _run("Answer", "export.query", *answer)
+  _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
+  print(_what_next(output, tasks[-1], queries[0]))
+  return table
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+  """Rankings as rows, baselines first, methods in order of training."""
+  references = ("popularity", "oracle")
+  names = [n for n in table if n not in references]
+  names = [n for n in references[:1] if n in table] + names
+  names += [n for n in references[1:] if n in table]
+  columns = [*METRICS, "ms/step"]
+  rows = [["", *columns]]
+  for name in names:
+    cells = [f"{table[name][metric]:.4f}" for metric in METRICS]
+    speed = table[name].get("ms/step")
+    rows.append([name, *cells, "" if speed is None else f"{speed:.1f}"])
+  return "\n".join(
+    row[0].ljust(12) + "".join(cell.rjust(13) for cell in row[1:])
+    for row in rows
+  )
+
+
+def _some_queries(data: pathlib.Path, count: int) -> list[str]:
+  """Original ids of queries of different activity."""
+  queries = records.read_table(data, "queries")
+  by_activity = queries.counts.argsort(kind="stable")[::-1]
+  by_activity = by_activity[queries.counts[by_activity] > 0]
+  picked = [
+    by_activity[(2 * i + 1) * len(by_activity) // (2 * count)]
+    for i in range(min(count, len(by_activity)))
+  ]
+  return [str(queries.ids[i]) for i in picked]
+
+
+def _announce(title: str, command: str | None) -> None:
+  print(f"\n=== {title}", flush=True)
+  if command:
+    print(f"    python -m {command}", flush=True)
+
+
+def _run(title: str, module: str, *arguments: object) -> None:
+  arguments = [str(argument) for argument in arguments]
+  _announce(title, shlex.join([module, *arguments]))
+  # A process of its own, as a user would run it: pipelines and export share
+  # directories, not code.
+  done = subprocess.run(
+    [sys.executable, "-m", module, *arguments],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    check=False,
+  )
+  if done.returncode:
+    raise ValueError(f"{module} failed with exit status {done.returncode}.")
+
+
+def _what_next(output: pathlib.Path, task: str, query: str) -> str:
+  ask = f"--bundle {output / 'bundle'} --query_id {shlex.quote(query)}"
+  return "\n".join(
+    [
+      "  your own file      make quickstart ARGS='--input FILE.csv "
+      "--user_column U --item_column I'",
+      f"  train longer       python -m pipelines.train --model_dir "
+      f"{output / task} --resume --epochs 30",
+      f"  every figure       python -m pipelines.evaluate --model_dir "
+      f"{output / task}",
+      f"  curves             tensorboard --logdir {output}",
+      f"  ask again          python -m export.query {ask} --k 20",
+      "  guides             docs/",
+    ]
+  )
+
+
+def main(
+  argv: list[str], make_config: Callable[[], prepare.PrepareConfig]
+) -> int:
+  """Runs `quickstart`; returns the exit status."""
+  if len(argv) > 1:
+    print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
+    return 2
+  logging.set_verbosity(logging.WARNING)
+  if flags.FLAGS.format == "auto" and not flags.FLAGS.input:
+    flags.FLAGS.format = "synthetic"
+  output = pathlib.Path(flags.FLAGS.output)
+  try:
+    quickstart(
+      dataclasses.replace(
+        make_config(), output=output / "data", overwrite=True
+      ),
+      output,
+      tasks=tuple(flags.FLAGS.tasks),
+      epochs=flags.FLAGS.epochs,
+      dim=flags.FLAGS.dim,
+    )
+  except (ValueError, OSError, train.TrainingDiverged) as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _define_flags() -> Callable[[], prepare.PrepareConfig]:
+  make_config = prepare.define_flags()
+  flags.FLAGS.set_default("output", "runs/quickstart")
+  flags.FLAGS.set_default("validation_fraction", 0.1)
+  flags.DEFINE_list("tasks", list(TASKS), "Methods; the last is exported.")
+  flags.DEFINE_integer("epochs", 10, "Most epochs to train each.")
+  flags.DEFINE_integer("dim", 32, "Size of the embeddings.")
+  return make_config
+
+
+if __name__ == "__main__":
+  flags_to_config = _define_flags()
+  app.run(lambda argv: main(argv, flags_to_config))

@@ -1,0 +1,101 @@
+"""Optimizers against Adam, and against their formulas."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from xir_tfrs import optimizers
+
+
+def table(rows=6, dim=3):
+  values = np.random.default_rng(0).normal(size=(rows, dim))
+  return tf.Variable(values.astype(np.float32))
+
+
+def step(optimizer, variable, ids):
+  """A step on the weighted sum of squares of looked-up rows."""
+  with tf.GradientTape() as tape:
+    rows = tf.gather(variable, ids)
+    loss = tf.reduce_sum(rows**2 * tf.constant([1.0, 2.0, 3.0]))
+  optimizer.apply_gradients([(tape.gradient(loss, variable), variable)])
+
+
+def steps(optimizer, variable, batches):
+  for ids in batches:
+    step(optimizer, variable, ids)
+  return variable.numpy()
+
+
+class LazyAdamTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_is_adam_where_all_rows_are_touched(self, in_graph):
+    batches = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0, 0, 0], [1, 2, 3, 4, 5, 0]]
+    schedule = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    results = []
+    for make in (optimizers.LazyAdam, tf.keras.optimizers.Adam):
+      optimizer, variable = make(schedule), table()
+      optimizer.build([variable])
+      run = tf.function(step) if in_graph else step
+      for ids in batches:
+        run(optimizer, variable, tf.constant(ids))
+      results.append(variable.numpy())
+    self.assertAllClose(*results, rtol=1e-5, atol=1e-6)
+
+  def test_untouched_rows_and_their_moments_stay(self):
+    variable = table()
+    before = variable.numpy()
+    optimizer = optimizers.LazyAdam(0.1)
+    after = steps(optimizer, variable, [[1, 3], [1]])
+    self.assertAllEqual(after[[0, 2, 4, 5]], before[[0, 2, 4, 5]])
+    self.assertNotAllClose(after[[1, 3]], before[[1, 3]])
+    once = steps(optimizers.LazyAdam(0.1), table(), [[1, 3]])
+    self.assertAllEqual(after[3], once[3])
+
+  def test_dense_gradients_are_adams(self):
+    results = []
+    for make in (optimizers.LazyAdam, tf.keras.optimizers.Adam):
+      optimizer, variable = make(0.1), table()
+      for _ in range(3):
+        optimizer.apply_gradients([(2.0 * variable, variable)])
+      results.append(variable.numpy())
+    self.assertAllClose(*results)
+
+  def test_amsgrad_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "amsgrad"):
+      optimizers.LazyAdam(amsgrad=True)
+
+  def test_config_round_trip(self):
+    optimizer = optimizers.LazyAdam(0.3, beta_1=0.8, epsilon=1e-3)
+    config = optimizer.get_config()
+    again = optimizers.LazyAdam.from_config(config)
+    self.assertEqual(again.get_config(), config)
+
+
+class CoupledL2AdamTest(tf.test.TestCase):
+  def test_every_row_decays_through_the_moments(self):
+    learning_rate, l2 = 0.1, 0.05
+    variable = table()
+    w = variable.numpy().astype(np.float64)
+    batches = [[1, 3, 3], [0], [2, 5]]
+    got = steps(
+      optimizers.CoupledL2Adam(learning_rate, l2=l2), variable, batches
+    )
+    m = v = np.zeros_like(w)
+    for t, ids in enumerate(batches, start=1):
+      g = l2 * w
+      for i in ids:
+        g[i] += 2 * w[i] * [1, 2, 3]
+      m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+      w = w - learning_rate * (m / (1 - 0.9**t)) / (
+        np.sqrt(v / (1 - 0.999**t)) + 1e-7 / np.sqrt(1 - 0.999**t)
+      )
+    self.assertAllClose(got, w, rtol=1e-4, atol=1e-5)
+
+  def test_negative_l2_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "`l2` = -1"):
+      optimizers.CoupledL2Adam(l2=-1)
+
+  def test_config_round_trip(self):
+    config = optimizers.CoupledL2Adam(0.3, l2=0.25).get_config()
+    again = optimizers.CoupledL2Adam.from_config(config)
+    self.assertEqual(again.get_config(), config)

@@ -1,0 +1,296 @@
+"""The training program: what it leaves behind, and how it goes on."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import configs, errors, model, model_dir, prepare, train
+from pipelines import schema as schema_lib
+from pipelines.readers import sources, synthetic
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A small prepared data set, with side features and all three splits."""
+  output = tmp_path_factory.mktemp("data") / "small"
+  prepare.prepare(
+    prepare.PrepareConfig(
+      input=sources.Input(
+        paths=(),
+        format="synthetic",
+        synthetic=synthetic.SyntheticConfig(
+          num_users=200, num_items=150, num_interactions=4000, seed=3
+        ),
+      ),
+      output=output,
+      validation_fraction=0.1,
+    )
+  )
+  return output
+
+
+def config(data, model_dir_, **settings):
+  return configs.from_preset(
+    **{
+      "data": str(data),
+      "model_dir": str(model_dir_),
+      "task": "xir",
+      "dim": 8,
+      "global_batch_size": 256,
+      "cache_size": 64,
+      "epochs": 2,
+      "log_steps": 4,
+      "metric": "recall@20",
+      "seed": 5,
+    }
+    | settings
+  )
+
+
+def run(*arguments, **keywords):
+  return train.train(*arguments, progress=False, **keywords)
+
+
+def variables(path, which="checkpoints"):
+  """Everything in the newest checkpoint, by name."""
+  checkpoint = tf.train.latest_checkpoint(str(path / which))
+  reader = tf.train.load_checkpoint(checkpoint)
+  return {
+    name: reader.get_tensor(name)
+    for name in reader.get_variable_to_shape_map()
+    if "SAVE_COUNTER" not in name.upper() and "GRAPH" not in name
+  }
+
+
+@pytest.mark.parametrize("task", list(model.TASKS))
+@pytest.mark.parametrize("preset", list(configs.PRESETS))
+def test_every_task_trains_and_leaves_its_files(data, tmp_path, task, preset):
+  settings = {"task": task, "preset": preset}
+  if preset == "paper":
+    settings |= {"l2": 1e-4, "decay_epochs": 1}
+  result = run(config(data, tmp_path / "m", **settings))
+  schema = schema_lib.Schema.load(data)
+  steps = -(-2 * schema.rows["train"] // 256)
+  assert (result.step, result.outcome) == (steps, "finished")
+  assert result.examples_per_second > 0
+
+  written = json.loads((tmp_path / "m/config.json").read_text())
+  assert written["train"]["task"] == task
+  assert written["data"] == str(data.resolve())
+  rows = model_dir.ModelDir(tmp_path / "m").read_metrics()
+  losses = [row["loss"] for row in rows if row["kind"] == "train"]
+  validations = [row for row in rows if row["kind"] == "validation"]
+  assert losses[-1] < losses[0]
+  assert len(validations) == 2
+  assert {"recall@20", "ndcg@20", "mrr@10"} <= validations[0].keys()
+  best = max(validations, key=lambda row: row["recall@20"])
+  assert result.validation == best
+  saved = tf.train.latest_checkpoint(str(tmp_path / "m/best"))
+  assert saved.endswith(f"-{best['step']}")
+  assert list((tmp_path / "m/events").glob("events.out.tfevents.*"))
+
+
+def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
+  for task in ("xir", "bir"):
+    whole, parts = tmp_path / f"{task}_whole", tmp_path / f"{task}_parts"
+    run(config(data, whole, task=task, epochs=3))
+    for epochs in (1, 2, 3):
+      run(config(data, parts, task=task, epochs=epochs), resume=True)
+    expected, got = variables(whole), variables(parts)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+      np.testing.assert_array_equal(value, got[name], err_msg=name)
+    a, b = (model_dir.ModelDir(p).read_metrics() for p in (whole, parts))
+    assert [r for r in a if r["kind"] == "validation"] == [
+      r for r in b if r["kind"] == "validation"
+    ]
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(data, tmp_path):
+  settings = {"epochs": 4, "checkpoint_steps": 5}
+  run(config(data, tmp_path / "whole", **settings))
+  path = tmp_path / "killed"
+  run(config(data, path, **settings | {"epochs": 2}))
+  # As if killed in the middle of a block: rows of steps that never reached a
+  # checkpoint, and a line cut short.
+  log = model_dir.ModelDir(path)
+  log.append_metrics({"kind": "train", "step": 999, "loss": 7.0})
+  with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.write('{"kind": "train", "st')
+  run(config(data, path, **settings), resume=True)
+  for name, value in variables(tmp_path / "whole").items():
+    np.testing.assert_array_equal(value, variables(path)[name], err_msg=name)
+  steps = [row["step"] for row in log.read_metrics()]
+  assert 999 not in steps
+  assert steps == sorted(steps)
+
+
+def test_early_stop_keeps_the_best(data, tmp_path):
+  # So large a rate that validation soon gets worse.
+  result = run(
+    config(
+      data, tmp_path / "m", epochs=200, patience=2, learning_rate=0.5, dim=4
+    )
+  )
+  assert result.outcome == "stopped early"
+  rows = model_dir.ModelDir(tmp_path / "m").read_metrics()
+  validations = [row for row in rows if row["kind"] == "validation"]
+  assert validations.index(result.validation) == len(validations) - 3
+  # It stays stopped.
+  again = run(
+    config(
+      data, tmp_path / "m", epochs=200, patience=2, learning_rate=0.5, dim=4
+    ),
+    resume=True,
+  )
+  assert (again.outcome, again.step) == ("stopped early", result.step)
+
+
+def test_diverged_loss_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
+  path = tmp_path / "m"
+  settings = {"normalize": False, "optimizer": "adagrad", "epochs": 1}
+  run(config(data, path, **settings))
+  before = variables(path)
+  with pytest.raises(train.TrainingDiverged) as caught:
+    with_infinity(
+      path,
+      lambda: run(config(data, path, **settings | {"epochs": 3}), resume=True),
+    )
+  message = str(caught.value)
+  assert "step 13" in message and "learning rate" in message
+  assert str(path / "checkpoints") in message
+  for name, value in variables(path).items():
+    np.testing.assert_array_equal(value, before[name])
+
+
+def with_infinity(path, action):
+  """Runs `action` with an overflowing loss from the first step on."""
+  del path
+  original = model.TASKS["xir"]
+
+  def broken(*arguments):
+    task = original(*arguments)
+    call = task.call
+    task.call = lambda *a, **k: call(*a, **k) * float("inf")
+    return task
+
+  model.TASKS["xir"] = broken
+  try:
+    return action()
+  finally:
+    model.TASKS["xir"] = original
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path):
+  command = [sys.executable, "-m", "pipelines.train", "--task=bir"]
+  command += [f"--data={data}", f"--model_dir={tmp_path / 'm'}"]
+  command += ["--epochs=100000", "--log_steps=2", "--patience=0", "--dim=4"]
+  command += ["--eval_epochs=10000", "--global_batch_size=64"]
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+  metrics = tmp_path / "m/metrics.jsonl"
+  give_up = time.monotonic() + 120
+  while not metrics.exists() or metrics.stat().st_size < 500:
+    assert process.poll() is None and time.monotonic() < give_up
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 130, output
+  assert "--resume" in output
+  assert "Traceback" not in output
+  steps = [json.loads(x)["step"] for x in metrics.read_text().splitlines()]
+  saved = tf.train.latest_checkpoint(str(tmp_path / "m/checkpoints"))
+  assert saved.endswith(f"-{steps[-1]}")
+
+
+def test_without_validation_the_newest_checkpoint_is_the_result(
+  data, tmp_path, capsys
+):
+  rows = schema_lib.Schema.load(data).rows
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for file in data.iterdir():
+    if file.is_file():
+      (bare / file.name).write_bytes(file.read_bytes())
+  schema = schema_lib.Schema.load(data)
+  dataclasses.replace(
+    schema,
+    rows=rows | {"validation": 0},
+    shards=schema.shards | {"validation": ()},
+  ).save(bare)
+  result = run(config(bare, tmp_path / "m", epochs=1))
+  assert result.validation == {}
+  assert "no validation split" in capsys.readouterr().err
+  assert tf.train.latest_checkpoint(str(tmp_path / "m/best")) is None
+
+
+def test_wrong_use_is_refused(data, tmp_path):
+  path = tmp_path / "m"
+  run(config(data, path, epochs=1))
+  with pytest.raises(model_dir.ModelDirError, match="--resume.*--overwrite"):
+    run(config(data, path, epochs=1))
+  with pytest.raises(model_dir.ModelDirError, match="cannot change --dim"):
+    run(config(data, path, dim=4), resume=True)
+  with pytest.raises(errors.DataError, match="schema.json"):
+    run(config(tmp_path / "nothing", tmp_path / "n"))
+  with pytest.raises(ValueError, match="--task must be one of"):
+    run(config(data, tmp_path / "n", task="svd"))
+  with pytest.raises(ValueError, match="--metric must be one of"):
+    run(config(data, tmp_path / "n", metric="accuracy"))
+  assert not (tmp_path / "n").exists()
+
+
+def test_data_that_changed_is_refused(data, tmp_path):
+  moved = tmp_path / "data"
+  moved.mkdir()
+  for file in data.iterdir():
+    if file.is_file():
+      (moved / file.name).write_bytes(file.read_bytes())
+  run(config(moved, tmp_path / "m", epochs=1))
+  schema = schema_lib.Schema.load(moved)
+  dataclasses.replace(schema, name="another").save(moved)
+  with pytest.raises(model_dir.ModelDirError, match="schema.json differs"):
+    run(config(moved, tmp_path / "m", epochs=2), resume=True)
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"dim": 0}, "--dim must be positive"),
+    ({"preset": "fast"}, "--preset must be one of"),
+    ({"optimizer": "sgd"}, "--optimizer must be one of"),
+    ({"l2": 0.1}, "--l2 is a setting of coupled_l2_adam"),
+  ],
+)
+def test_bad_settings_name_the_flag(settings, message):
+  with pytest.raises(ValueError, match=message):
+    configs.from_preset(**settings)
+
+
+def test_paper_preset_is_the_released_run():
+  paper = configs.from_preset(preset="paper")
+  assert (paper.dim, paper.init_stddev, paper.global_batch_size) == (
+    32,
+    1,
+    2048,
+  )
+  assert (paper.normalize, paper.temperature) == (False, 1.0)
+  assert (paper.optimizer, paper.learning_rate_decay) == (
+    "coupled_l2_adam",
+    0.95,
+  )
+  assert configs.from_preset(preset="paper", dim=16).dim == 16
+
+
+def test_config_survives_json():
+  before = configs.from_preset(candidate_hidden=("32", "16"))
+  fields = json.loads(json.dumps(dataclasses.asdict(before)))
+  assert configs.TrainConfig(**fields) == before
