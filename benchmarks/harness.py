@@ -1,0 +1,143 @@
+"""What the benchmarks share: interleaved timing, tables, JSON with versions.
+
+A benchmark compares callables in one process. Their repetitions take turns, so
+that a machine that slows down for a while slows all of them, and the median of
+each is reported.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+_PACKAGES = (
+  "tensorflow",
+  "tf-keras",
+  "tensorflow-recommenders",
+  "scann",
+  "numpy",
+  "xir-tfrs",
+)
+
+
+def measure(
+  cases: Mapping[str, Callable[[], object]], *, repetitions: int
+) -> dict[str, list[float]]:
+  """Seconds of each repetition of each case.
+
+  Args:
+    cases: name -> what to time. It must have its result when it returns; a
+      tensor's `numpy()` waits for it.
+    repetitions: How often each is timed, after once unmeasured (tracing,
+      allocation).
+  """
+  for run in cases.values():
+    run()
+  seconds: dict[str, list[float]] = {name: [] for name in cases}
+  for _ in range(repetitions):
+    for name, run in cases.items():
+      start = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def summarise(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+  """name -> median, least and largest seconds, and how many there were."""
+  return {
+    name: {
+      "median_s": statistics.median(values),
+      "min_s": min(values),
+      "max_s": max(values),
+      "repetitions": len(values),
+    }
+    for name, values in seconds.items()
+  }
+
+
+def print_table(
+  title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+  """Prints aligned columns, the first to the left, the others to the right."""
+  rows = [header, *rows]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  print(title)
+  for first, *rest in rows:
+    cells = [c.rjust(w + 2) for c, w in zip(rest, widths[1:], strict=True)]
+    print("".join(["  ", first.ljust(widths[0]), *cells]))
+
+
+def write_json(
+  path: str | os.PathLike[str] | None,
+  name: str,
+  parameters: Mapping[str, Any],
+  results: Mapping[str, Any],
+) -> pathlib.Path:
+  """Writes results with versions and machine; returns where.
+
+  Args:
+    path: File to write; None: `benchmarks/results/NAME.json`.
+    name: Name of the benchmark.
+    parameters: The sizes it ran with.
+    results: What it found.
+  """
+  path = pathlib.Path(path) if path else RESULTS / f"{name}.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = {
+    "benchmark": name,
+    "parameters": dict(parameters),
+    "results": dict(results),
+    "machine": machine(),
+    "versions": versions(),
+  }
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+  os.replace(partial, path)
+  return path
+
+
+def machine() -> dict[str, Any]:
+  """What kind of machine this is; nothing that says which."""
+  gpus = tf.config.list_physical_devices("GPU")
+  return {
+    "cpu": _cpu_model(),
+    "cores": len(os.sched_getaffinity(0)),
+    "memory_gib": round(
+      os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+    ),
+    "gpus": [
+      tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+      for gpu in gpus
+    ],
+    "system": platform.system(),
+  }
+
+
+def versions() -> dict[str, str]:
+  """Python, and the installed ones of the packages that matter."""
+  found = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _cpu_model() -> str:
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+  except OSError:
+    return platform.processor()
+  for line in lines.splitlines():
+    if line.startswith("model name"):
+      return line.partition(":")[2].strip()
+  return platform.machine()

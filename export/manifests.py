@@ -1,0 +1,197 @@
+"""manifest.json, and the directory that appears complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+
+import numpy as np
+import tensorflow as tf
+
+import xir_tfrs
+from export import errors
+from xir_tfrs import indexes
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def new_bundle(
+  output: str | os.PathLike[str], overwrite: bool
+) -> Iterator[pathlib.Path]:
+  """A temporary sibling of `output` that takes its place on success.
+
+  On an exception it is removed, and what was at `output` is untouched.
+
+  Args:
+    output: where the bundle is to be.
+    overwrite: whether a bundle there may be replaced.
+
+  Yields:
+    The empty directory to write into.
+
+  Raises:
+    export.errors.ExportError: there is something that must not be replaced.
+  """
+  output = pathlib.Path(output).absolute()
+  check_output(output, overwrite)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+  old = output.with_name(f".{output.name}.old-{os.getpid()}")
+  partial.mkdir()
+  try:
+    yield partial
+    # A directory with files in it cannot be replaced in one step.
+    if output.exists():
+      os.replace(output, old)
+    try:
+      os.replace(partial, output)
+    except OSError:
+      if old.exists():
+        os.replace(old, output)
+      raise
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
+  """Raises `ExportError` if a bundle may not be written to `output`."""
+  output = pathlib.Path(output)
+  if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    return
+  if not (output / FILE_NAME).is_file():
+    raise errors.ExportError(
+      f"{output}: exists and is not a bundle; choose another --output"
+    )
+  if not overwrite:
+    raise errors.ExportError(
+      f"{output}: exists; replace it with --overwrite, or choose another "
+      "--output"
+    )
+
+
+def save(directory: pathlib.Path, manifest: dict) -> dict:
+  """Adds format, versions and files to `manifest` and writes it.
+
+  Returns:
+    The whole manifest.
+  """
+  files = {
+    path.relative_to(directory).as_posix(): {
+      "bytes": path.stat().st_size,
+      "sha256": _sha256(path),
+    }
+    for path in sorted(directory.rglob("*"))
+    if path.is_file()
+  }
+  manifest = {
+    "format": FORMAT,
+    "versions": versions(),
+    **manifest,
+    "files": files,
+  }
+  text = json.dumps(manifest, indent=1, ensure_ascii=False)
+  (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+  return manifest
+
+
+def load(directory: str | os.PathLike[str]) -> dict:
+  """Reads the manifest of a bundle."""
+  path = pathlib.Path(directory) / FILE_NAME
+  try:
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    found = manifest.get("format")
+  except OSError:
+    raise errors.ExportError(
+      f"{path}: cannot be read, so {directory} is not a bundle; make one with "
+      "python -m export.export_retriever"
+    ) from None
+  except (ValueError, AttributeError):
+    raise errors.ExportError(
+      f"{path}: truncated or not JSON; copy or export the bundle again"
+    ) from None
+  if found != FORMAT:
+    raise errors.ExportError(
+      f"{path}: `format` must be {FORMAT}. Received: {found!r}; use the "
+      "release of this project that wrote it, or export again"
+    )
+  return manifest
+
+
+def check_files(
+  directory: pathlib.Path, manifest: dict, check_hashes: bool
+) -> None:
+  """Raises `ExportError` naming the first file that is not as listed."""
+  remedy = "copy or export the bundle again"
+  for name, expected in manifest["files"].items():
+    path = directory / name
+    try:
+      size = path.stat().st_size
+    except OSError:
+      raise errors.ExportError(f"{path}: missing; {remedy}") from None
+    if size != expected["bytes"]:
+      raise errors.ExportError(
+        f"{path}: holds {size} bytes, the manifest says {expected['bytes']}; "
+        f"{remedy}"
+      )
+    if check_hashes and _sha256(path) != expected["sha256"]:
+      raise errors.ExportError(
+        f"{path}: its content is not that of the manifest; {remedy}"
+      )
+
+
+def check_versions(
+  directory: pathlib.Path, manifest: dict, needs_scann: bool
+) -> None:
+  """Raises `ExportError` if the bundle cannot be loaded with what is here.
+
+  Plain SavedModels load in the TensorFlow that wrote them and later ones;
+  ScaNN's ops are bound to one minor version and its state to one release.
+  """
+  wrote, here = manifest["versions"], versions()
+  of_bundle, of_process = (
+    tuple(map(int, v["tensorflow"].split(".")[:2])) for v in (wrote, here)
+  )
+  if of_process < of_bundle or (needs_scann and of_process != of_bundle):
+    remedy = "--index brute_force, or " if of_process > of_bundle else ""
+    raise errors.ExportError(
+      f"{directory}: written with TensorFlow {wrote['tensorflow']}, found "
+      f"{here['tensorflow']}; use {remedy}pip install "
+      f"'tensorflow=={wrote['tensorflow']}'"
+    )
+  if needs_scann and wrote["scann"] != here["scann"]:
+    raise errors.ExportError(
+      f"{directory}: written with ScaNN {wrote['scann']}, found "
+      f"{here['scann']}; use --index brute_force, or pip install "
+      f"'scann=={wrote['scann']}'"
+    )
+
+
+def versions() -> dict[str, str | None]:
+  """Versions of all that a bundle depends on; None for what is missing."""
+  return {
+    "xir_tfrs": xir_tfrs.__version__,
+    "tensorflow": tf.__version__,
+    "tf_keras": metadata.version("tf-keras"),
+    "tensorflow_recommenders": metadata.version("tensorflow-recommenders"),
+    "scann": indexes.scann_version(),
+    "numpy": np.__version__,
+    "python": platform.python_version(),
+  }
+
+
+def _sha256(path: pathlib.Path) -> str:
+  digest = hashlib.sha256()
+  with path.open("rb") as file:
+    while block := file.read(1 << 20):
+      digest.update(block)
+  return digest.hexdigest()

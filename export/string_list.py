@@ -1,0 +1,49 @@
+"""Lists of strings as two .npy files: no pickle, and memory-mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+class StringList(Sequence[str]):
+  """A read-only list of strings, decoded one at a time."""
+
+  def __init__(self, data: np.ndarray, offsets: np.ndarray):
+    """Takes utf-8 `data` `[bytes]` and `offsets` `[n + 1]` into it."""
+    self._data = data
+    self._offsets = offsets
+
+  def __len__(self) -> int:
+    return len(self._offsets) - 1
+
+  def __getitem__(self, i: int) -> str:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    part = self._data[self._offsets[i] : self._offsets[i + 1]]
+    return part.tobytes().decode()
+
+  def __iter__(self) -> Iterator[str]:
+    data = self._data.tobytes()
+    offsets = self._offsets.tolist()
+    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+      yield data[start:stop].decode()
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str]) -> StringList:
+    """Maps the files that `save` wrote under the same `path`."""
+    return cls(
+      np.load(f"{path}.data.npy", mmap_mode="r"),
+      np.load(f"{path}.offsets.npy", mmap_mode="r"),
+    )
+
+
+def save(path: str | os.PathLike[str], strings: Sequence[bytes]) -> None:
+  """Writes `path`.data.npy and `path`.offsets.npy."""
+  lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+  offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+  data = np.frombuffer(b"".join(strings), np.uint8)
+  np.save(f"{path}.data.npy", data)
+  np.save(f"{path}.offsets.npy", offsets)

@@ -1,0 +1,368 @@
+r"""Ranks the whole catalogue with a trained model, and says how well it does.
+
+    python -m pipelines.evaluate --data DATA --model_dir MODEL
+
+prints one table with the model beside the popularity ranking (and, for
+generated data, the generator's own) and writes MODEL/metrics.json. Candidates
+that a query was trained on are masked; when testing, those of the validation
+split too.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import xir_tfrs as xir
+from pipelines import evaluation_data, model_dir
+from pipelines import schema as schema_lib
+
+EvaluationData = evaluation_data.EvaluationData
+load_evaluation_data = evaluation_data.load_evaluation_data
+
+METRICS_FILE = "metrics.json"
+ORACLE_FILE = "oracle.npz"
+FORMAT = 1
+CHECKPOINTS = ("best", "latest")
+# Candidates by their training interactions: (name, fewest, most).
+BANDS = (
+  ("at most 5", 0, 5),
+  ("6 to 20", 6, 20),
+  ("more than 20", 21, np.iinfo(np.int64).max),
+)
+_IDS_PER_BATCH = 1 << 14
+
+
+def encode(
+  model: xir.models.TwoTower, query_ids: np.ndarray, num_candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Embeddings whose inner products are the model's scores.
+
+  Returns:
+    [num_queries, dim] and [num_candidates, dim] float32 arrays.
+  """
+  return (
+    _in_batches(model.encode_queries, query_ids),
+    _in_batches(model.encode_candidates, np.arange(num_candidates)),
+  )
+
+
+def _in_batches(encoder, ids: np.ndarray) -> np.ndarray:
+  return np.concatenate(
+    [
+      encoder(tf.constant(ids[start : start + _IDS_PER_BATCH])).numpy()
+      for start in range(0, len(ids), _IDS_PER_BATCH)
+    ]
+  )
+
+
+def rank(
+  model: xir.models.TwoTower, data: EvaluationData, ks: Sequence[int]
+) -> dict[str, float]:
+  """`xir.metrics.full_ranking` of a model on a split."""
+  return _full_ranking(
+    *encode(model, data.query_ids, len(data.counts)), data, ks
+  )
+
+
+def rank_by_popularity(
+  data: EvaluationData, ks: Sequence[int]
+) -> dict[str, float]:
+  """The same of training counts, which every model has to beat."""
+  return _full_ranking(*_popularity(data), data, ks)
+
+
+def _full_ranking(queries, candidates, data, ks) -> dict[str, float]:
+  return xir.metrics.full_ranking(
+    queries, candidates, relevant=data.relevant, seen=data.seen, ks=ks
+  )
+
+
+def _popularity(data: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
+  # The order of the counts, as counts beyond 2^24 are not exact in float32.
+  _, order = np.unique(data.counts, return_inverse=True)
+  queries = np.ones([len(data.query_ids), 1], np.float32)
+  return queries, order.astype(np.float32)[:, np.newaxis]
+
+
+def _oracle(
+  data_dir: str | os.PathLike[str], data: EvaluationData
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """The generator's embeddings, or None if the data was not generated."""
+  path = pathlib.Path(data_dir) / ORACLE_FILE
+  if not path.exists():
+    return None
+  with np.load(path) as arrays:
+    return (
+      arrays["query_embeddings"][data.query_ids],
+      arrays["candidate_embeddings"],
+    )
+
+
+def load_model(
+  path: str | os.PathLike[str], checkpoint: str = "best"
+) -> tuple[xir.models.TwoTower, dict[str, Any], str]:
+  """Restores a trained model for inference.
+
+  Args:
+    path: Directory made by `pipelines.train`.
+    checkpoint: `"best"` (the latest, if the run had no validation) or
+      `"latest"`.
+
+  Returns:
+    The model, the config of its run, and the checkpoint's path.
+
+  Raises:
+    ModelDirError: There is no such run, or its checkpoint does not fit.
+  """
+  if checkpoint not in CHECKPOINTS:
+    raise ValueError(
+      f"`checkpoint` must be one of {', '.join(CHECKPOINTS)}. Received: "
+      f"{checkpoint!r}."
+    )
+  directory = model_dir.ModelDir(path)
+  config = directory.read_config()
+  names = [model_dir.CHECKPOINTS]
+  if checkpoint == "best":
+    names.insert(0, model_dir.BEST)
+  found = [tf.train.latest_checkpoint(directory.path / name) for name in names]
+  found = next(filter(None, found), None)
+  if found is None:
+    raise model_dir.ModelDirError(
+      f"{directory.path} holds no checkpoint: go on with the training by "
+      f"python -m pipelines.train --model_dir {directory.path} --resume"
+    )
+  try:
+    model = xir.models.TwoTower.from_config(config["model"])
+    status = tf.train.Checkpoint(model=model).restore(found)
+    status.assert_existing_objects_matched().expect_partial()
+  except (AssertionError, ValueError, KeyError, tf.errors.OpError) as error:
+    raise model_dir.ModelDirError(
+      f"{found} cannot be restored as {model_dir.CONFIG} describes the model "
+      f"({str(error).splitlines()[0]}): one of them is damaged, or another "
+      "version of xir_tfrs wrote them. Train again."
+    ) from None
+  return model, config, found
+
+
+def evaluate(
+  data_dir: str | os.PathLike[str] | None,
+  path: str | os.PathLike[str],
+  *,
+  split: str = "test",
+  checkpoint: str = "best",
+  ks: Sequence[int] = (10, 20, 50),
+) -> dict[str, Any]:
+  """Evaluates a trained model beside what it is measured against.
+
+  Args:
+    data_dir: Directory made by `pipelines.prepare`; None: the one that the
+      model was trained on.
+    path: Directory made by `pipelines.train`.
+    split: `"validation"` or `"test"`.
+    checkpoint: `"best"` or `"latest"`.
+    ks: Cut-offs.
+
+  Returns:
+    What metrics.json holds: `metrics` maps a ranking (`model`, `popularity`
+    and, for generated data, `oracle`) to the dict of `full_ranking`;
+    `by_training_count` maps a band of candidates to `pairs`, `queries` and
+    such `metrics` with only its candidates relevant; `warnings` is a list of
+    sentences.
+
+  Raises:
+    ValueError: Data or model cannot be read, or do not belong together.
+  """
+  model, config, restored = load_model(path, checkpoint)
+  data_dir = config["data"] if data_dir is None else data_dir
+  data = load_evaluation_data(data_dir, split)
+  _require_same_data(config, data_dir, path)
+  rankings = {
+    "model": encode(model, data.query_ids, len(data.counts)),
+    "popularity": _popularity(data),
+  }
+  oracle = _oracle(data_dir, data)
+  if oracle is not None:
+    rankings["oracle"] = oracle
+  metrics = {
+    name: _full_ranking(*embeddings, data, ks)
+    for name, embeddings in rankings.items()
+  }
+  return {
+    "format": FORMAT,
+    "split": split,
+    "checkpoint": os.path.relpath(restored, path),
+    "queries": len(data.query_ids),
+    "candidates": len(data.counts),
+    "pairs": data.num_pairs,
+    "ks": list(ks),
+    "metrics": metrics,
+    "by_training_count": {
+      name: _band(rankings, data, low, high, ks) for name, low, high in BANDS
+    },
+    "warnings": _warnings(data, rankings["model"], metrics, max(ks)),
+  }
+
+
+def _band(rankings, data, low, high, ks) -> dict[str, Any]:
+  """Metrics on candidates with `low` to `high` training interactions."""
+  wanted = (data.counts >= low) & (data.counts <= high)
+  band = data.restricted_to(wanted)
+  rows = np.searchsorted(data.query_ids, band.query_ids)
+  metrics = {}
+  if len(rows):
+    metrics = {
+      name: _full_ranking(queries[rows], candidates, band, ks)
+      for name, (queries, candidates) in rankings.items()
+    }
+  return {
+    "candidates": int(wanted.sum()),
+    "pairs": band.num_pairs,
+    "queries": len(rows),
+    "metrics": metrics,
+  }
+
+
+def _require_same_data(config, data_dir, path) -> None:
+  schema = pathlib.Path(data_dir) / schema_lib.FILE_NAME
+  if config["schema_sha256"] != hashlib.sha256(schema.read_bytes()).hexdigest():
+    raise model_dir.ModelDirError(
+      f"{path} was trained on other data than {data_dir} (or before that was "
+      f"prepared again), so dense ids differ. Its own data is {config['data']}."
+    )
+
+
+def _warnings(data, embeddings, metrics, k) -> list[str]:
+  warnings = []
+  if data.num_repeated:
+    warnings.append(
+      f"{data.num_repeated:,} of {data.num_pairs:,} {data.split} pairs were "
+      "seen before; they are masked, so they count as misses."
+    )
+  if _collapsed(*embeddings):
+    warnings.append(
+      "The model has collapsed: it gives every candidate the same score. Look "
+      "at the learning rate and the losses in metrics.jsonl."
+    )
+  ours, baseline = (
+    metrics[name][f"ndcg@{k}"] for name in ("model", "popularity")
+  )
+  if ours < baseline:
+    warnings.append(
+      f"The model is below popularity (ndcg@{k} {ours:.4f} < {baseline:.4f}): "
+      "train longer, or look at the learning rate and the temperature."
+    )
+  return warnings
+
+
+def _collapsed(queries: np.ndarray, candidates: np.ndarray) -> bool:
+  """Whether scores of a sample are equal to rounding, query by query."""
+  queries = queries[:: len(queries) // 256 + 1]
+  candidates = candidates[:: len(candidates) // 4096 + 1]
+  scores = queries @ candidates.T
+  return bool((np.ptp(scores, axis=1) <= 1e-6 * np.abs(scores).max()).all())
+
+
+def format_table(results: dict[str, Any]) -> str:
+  """The results of `evaluate` as an aligned table, a column per ranking."""
+  columns = results["metrics"]
+  # `ndcg_xir_compat` is for comparisons with the paper: metrics.json has it.
+  names = [n for n in columns["model"] if not n.startswith("ndcg_xir_compat")]
+  rows = [["", *columns]]
+  rows += [[n, *_cells(columns, n)] for n in names]
+  for band, part in results["by_training_count"].items():
+    title = f"candidates with {band} training interactions"
+    rows.append([f"{title}: {part['pairs']:,} pairs"])
+    rows += [
+      [f"  recall@{k}", *_cells(part["metrics"], f"recall@{k}")]
+      for k in results["ks"]
+      if part["metrics"]
+    ]
+  width = max(len(row[0]) for row in rows if len(row) > 1)
+  return "\n".join(
+    "".join([row[0].ljust(width), *(cell.rjust(12) for cell in row[1:])])
+    for row in rows
+  )
+
+
+def _cells(metrics: dict[str, dict[str, float]], name: str) -> list[str]:
+  return [f"{values[name]:.4f}" for values in metrics.values()]
+
+
+def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+  """Writes a file that appears complete or not at all."""
+  partial = f"{os.fspath(path)}.partial"
+  pathlib.Path(partial).write_text(
+    json.dumps(value, indent=1) + "\n", encoding="utf-8"
+  )
+  os.replace(partial, path)
+
+
+def main(argv: list[str]) -> int:
+  if len(argv) > 1:
+    print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
+    return 2
+  given = flags.FLAGS
+  output = given.output or pathlib.Path(given.model_dir) / METRICS_FILE
+  try:
+    results = evaluate(
+      given.data,
+      given.model_dir,
+      split=given.split,
+      checkpoint=given.checkpoint,
+      ks=_cut_offs(given.ks),
+    )
+    _report(results)
+    write_json(output, results)
+  except (ValueError, OSError) as error:
+    print(f"Error: {error}", file=sys.stderr)
+    return 1
+  print(f"Written to {output}")
+  return 0
+
+
+def _report(results: dict[str, Any]) -> None:
+  print(
+    f"{results['checkpoint']} on the {results['split']} split: "
+    f"{results['queries']:,} queries, {results['pairs']:,} pairs, "
+    f"{results['candidates']:,} candidates ranked"
+  )
+  print(format_table(results))
+  for warning in results["warnings"]:
+    print(f"Warning: {warning}", file=sys.stderr)
+
+
+def _cut_offs(values: Sequence[str]) -> tuple[int, ...]:
+  if not all(value.strip().isdigit() for value in values):
+    raise ValueError(
+      f"--ks must be whole numbers, as in 10,20. Received: {','.join(values)}."
+    )
+  return tuple(int(value) for value in values)
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string(
+    "data", None, "Directory made by pipelines.prepare; default: the model's."
+  )
+  flags.DEFINE_string("model_dir", None, "Directory made by pipelines.train.")
+  flags.DEFINE_enum(
+    "split", "test", list(evaluation_data.SEEN), "What to rank."
+  )
+  flags.DEFINE_enum("checkpoint", "best", CHECKPOINTS, "Which to restore.")
+  flags.DEFINE_list("ks", ["10", "20", "50"], "Cut-offs.")
+  flags.DEFINE_string(
+    "output", None, f"File to write; default: MODEL_DIR/{METRICS_FILE}."
+  )
+  flags.mark_flag_as_required("model_dir")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  app.run(main)

@@ -1,0 +1,212 @@
+"""The manifest, and exports that must fail and leave nothing behind."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import bundle, errors, export_retriever, manifests
+
+
+@pytest.fixture
+def options(world, tmp_path):
+  """Options over copies that a test may break."""
+  return export_retriever.ExportOptions(
+    data=str(shutil.copytree(world.data, tmp_path / "data")),
+    model_dir=str(shutil.copytree(world.model_dir, tmp_path / "model")),
+    output=str(tmp_path / "out" / "bundle"),
+    indexes=("brute_force",),
+  )
+
+
+def _fails(options, message):
+  with pytest.raises(errors.ExportError, match=message):
+    export_retriever.export_retriever(options)
+
+
+def test_manifest(world, exported):
+  manifest = json.loads((exported / "manifest.json").read_text())
+  files = {
+    path.relative_to(exported).as_posix(): path
+    for path in exported.rglob("*")
+    if path.is_file() and path.name != "manifest.json"
+  }
+  assert set(manifest["files"]) == set(files)
+  for name, path in files.items():
+    content = path.read_bytes()
+    assert manifest["files"][name] == {
+      "bytes": len(content),
+      "sha256": hashlib.sha256(content).hexdigest(),
+    }
+  assert manifest["num_queries"] == 40
+  assert manifest["num_candidates"] == 300
+  assert manifest["num_seen_pairs"] == sum(map(len, world.seen))
+  assert (manifest["dim"], manifest["dtype"]) == (6, "float32")
+  assert manifest["checkpoint"] == "best/ckpt-1"
+  assert manifest["training"]["train"] == {"task": "xir"}
+  assert manifest["versions"]["tensorflow"] == tf.__version__
+  assert manifest["versions"]["scann"]
+  scann = manifest["indexes"]["scann"]
+  assert scann["kind"] == "scann"
+  assert scann["recall"] == {"10": 1.0, "100": 1.0}
+  assert scann["recall_queries"] == 39
+  assert scann["settings"]["num_leaves"] == 1
+  assert {k: list(v) for k, v in manifest["signatures"].items()} == {
+    "query_tower": ["encode_query"],
+    "candidate_tower": ["encode_candidate"],
+    "brute_force": ["recommend", "search"],
+    "scann": ["recommend", "search"],
+  }
+  assert list(exported.parent.iterdir()) == [exported]
+
+
+def test_small_corpus_is_exact_and_overwrite(world, options):
+  manifest = export_retriever.export_retriever(
+    dataclasses.replace(options, indexes=("scann",))
+  )
+  assert manifest["indexes"]["scann"]["kind"] == "exact"
+  assert manifest["indexes"]["scann"]["recall"] == {"10": 1.0, "100": 1.0}
+  _fails(options, "exists; replace it with --overwrite")
+  again = dataclasses.replace(options, overwrite=True)
+  export_retriever.export_retriever(again)
+  assert not (pathlib.Path(options.output) / "scann").exists()
+  found = bundle.Bundle.load(options.output).recommend([world.query_ids[1]], 3)
+  assert found.ids[0].tolist() == world.ranking(1)[:3]
+
+
+def test_low_recall_fails_and_says_what_to_do(options, monkeypatch):
+  monkeypatch.setattr(
+    export_retriever.xir.indexes, "recall", lambda *unused: 0.5
+  )
+  options = dataclasses.replace(
+    options, indexes=("scann",), scann={"exact_below": 0}
+  )
+  _fails(options, "0.5000, below --min_recall 0.9; .*--num_leaves_to_search")
+  assert not pathlib.Path(options.output).exists()
+  export_retriever.export_retriever(
+    dataclasses.replace(options, min_recall=0.5)
+  )
+
+
+def test_last_checkpoint_when_there_is_no_best(options):
+  model_dir = pathlib.Path(options.model_dir)
+  shutil.rmtree(model_dir / "best")
+  manifest = export_retriever.export_retriever(options)
+  assert manifest["checkpoint"] == "checkpoints/ckpt-2"
+  shutil.rmtree(model_dir / "checkpoints")
+  options = dataclasses.replace(options, overwrite=True)
+  _fails(options, "no checkpoint in best/ or checkpoints/")
+
+
+def test_model_dir_that_does_not_fit(options):
+  model_dir = pathlib.Path(options.model_dir)
+  path = model_dir / "config.json"
+  config = json.loads(path.read_text())
+
+  def write(**changes):
+    path.write_text(json.dumps({**config, **changes}))
+
+  write(schema_sha256="0" * 64)
+  _fails(options, "not the one .* was trained with")
+  model = json.loads(json.dumps(config["model"]))
+  model["query_tower"]["vocabulary_size"] = 41
+  write(model=model)
+  _fails(options, "does not hold the model of .*config.json")
+  model["query_tower"]["vocabulary_size"] = 40
+  model["query_tower"]["hidden_units"] = [4]
+  write(model=model)
+  _fails(options, "does not hold the model of .*config.json")
+  model["query_tower"]["surprise"] = 1
+  write(model=model)
+  _fails(options, "not a config this release can rebuild.*surprise")
+  path.write_text("{}")
+  _fails(options, "not a config .*KeyError")
+  path.unlink()
+  _fails(options, "not a model directory")
+  assert not pathlib.Path(options.output).exists()
+
+
+def test_model_of_other_data(options):
+  path = pathlib.Path(options.data) / "queries-00000-of-00001.tfrecord"
+  record = tf.train.Example()
+  record.features.feature["query_id"].bytes_list.value[:] = [b"a", b"b"]
+  record.features.feature["count"].int64_list.value[:] = [1, 1]
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    writer.write(record.SerializeToString())
+  _fails(options, "says 40 rows, column 'query_id' holds 2")
+  schema_path = pathlib.Path(options.data) / "schema.json"
+  schema = json.loads(schema_path.read_text())
+  schema["shards"]["queries"][0]["rows"] = schema["num_queries"] = 2
+  schema_path.write_text(json.dumps(schema))
+  _fails(options, "holds? a query_id outside")
+  schema["shards"]["train"] = []
+  schema_path.write_text(json.dumps(schema))
+  _fails(options, "trained with 40 queries, but .* has 2")
+
+
+@pytest.mark.parametrize(
+  "damage, message",
+  [
+    (lambda path: path.unlink(), "not found; prepare"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated"),
+    (lambda path: path.write_bytes(b"no record at all"), "truncated"),
+  ],
+)
+@pytest.mark.parametrize("part", ["candidates", "train"])
+def test_broken_shard(options, part, damage, message):
+  name = {
+    "candidates": "candidates-00000-of-00001",
+    "train": "train-00001-of-00002",
+  }
+  path = pathlib.Path(options.data) / f"{name[part]}.tfrecord"
+  damage(path)
+  _fails(options, f"{path.name}: {message}")
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (None, "not a finished data directory"),
+    ("[]", "not a schema"),
+    ("{}", "None"),
+  ],
+)
+def test_broken_schema(options, content, message):
+  path = pathlib.Path(options.data) / "schema.json"
+  path.unlink() if content is None else path.write_text(content)
+  _fails(options, message)
+
+
+def test_vectors_that_are_not_finite_name_the_candidate(options):
+  manager_dir = pathlib.Path(options.model_dir) / "best"
+  model, _, _ = export_retriever.trained.load_model(options.model_dir)
+  table = model.candidate_tower.trainable_variables[0]
+  table.scatter_nd_update([[17]], np.full([1, 6], np.nan, np.float32))
+  tf.train.CheckpointManager(
+    tf.train.Checkpoint(model=model), str(manager_dir), 1
+  ).save()
+  _fails(options, "must be finite.*'item 17'")
+  assert not pathlib.Path(options.output).exists()
+
+
+def test_failure_while_writing_keeps_the_old_bundle(options, monkeypatch):
+  export_retriever.export_retriever(options)
+  before = manifests.load(options.output)
+  monkeypatch.setattr(
+    bundle,
+    "_write_lists",
+    lambda *unused: (_ for _ in ()).throw(OSError("full")),
+  )
+  with pytest.raises(OSError, match="full"):
+    export_retriever.export_retriever(
+      dataclasses.replace(options, overwrite=True)
+    )
+  output = pathlib.Path(options.output)
+  assert list(output.parent.iterdir()) == [output]
+  assert manifests.load(output) == before
+  bundle.Bundle.load(output)

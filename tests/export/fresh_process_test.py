@@ -1,0 +1,111 @@
+"""A bundle in processes that never saw the code that wrote it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Plain TensorFlow alone, as TensorFlow Serving would have it.
+PLAIN_TENSORFLOW = """
+import json, sys
+import tensorflow as tf
+sys.path = [x for x in sys.path if x]
+folder, query, unknown = sys.argv[1:]
+text = tf.constant
+index = tf.saved_model.load(folder + "/brute_force")
+recommend = index.signatures["recommend"]
+search = index.signatures["search"]
+queries = tf.saved_model.load(folder + "/query_tower")
+candidates = tf.saved_model.load(folder + "/candidate_tower")
+none = tf.zeros([2, 0], tf.string)
+ids = text([query, unknown])
+vectors = queries.signatures["encode_query"](query_id=ids)["embedding"]
+first = recommend(query_id=ids, k=text(4), exclude_ids=none)
+best = first["candidate_ids"][:1, :2]
+second = recommend(query_id=ids[:1], k=text(500), exclude_ids=best)
+third = search(query_embeddings=vectors, k=text(4), exclude_ids=none)
+items = candidates.signatures["encode_candidate"](
+  candidate_id=text(["item 7", "no such item"]))["embedding"]
+show = lambda x: [[y.decode() for y in row] for row in x.numpy()]
+print(json.dumps({
+  "modules": [x for x in sys.modules if x.split(".")[0] in
+              ("scann", "xir_tfrs", "export", "tensorflow_recommenders")],
+  "first": show(first["candidate_ids"]),
+  "scores": first["scores"].numpy().tolist(),
+  "second": show(second["candidate_ids"]),
+  "third": show(third["candidate_ids"]),
+  "query": vectors.numpy().tolist(),
+  "item": items.numpy().tolist(),
+}))
+"""
+
+
+def _start(*arguments):
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    encoding="utf-8",
+  )
+
+
+def _run(*arguments):
+  process = _start(*arguments)
+  stdout, stderr = process.communicate(timeout=120)
+  assert process.returncode == 0, stderr[-2000:]
+  return stdout
+
+
+def test_plain_tensorflow_answers(world, exported):
+  found = json.loads(
+    _run("-c", PLAIN_TENSORFLOW, exported, world.query_ids[8], "nobody")
+  )
+  assert found["modules"] == []
+  best = world.ranking(8)
+  assert found["first"][0] == found["third"][0] == best[:4]
+  assert found["second"][0] == best[2:] + [""] * 202
+  np.testing.assert_allclose(found["query"][0], world.query_vectors[8], 1e-5)
+  np.testing.assert_allclose(found["item"][0], world.candidate_vectors[7], 1e-5)
+  np.testing.assert_allclose(found["query"][1], world.unknown_query, 1e-5)
+  np.testing.assert_allclose(found["item"][1], world.unknown_candidate, 1e-5)
+  assert np.isfinite(found["scores"][1]).all()
+
+
+def test_query_prints_json_from_scann(world, exported):
+  query = 4
+  seen = {world.candidate_ids[c] for c in world.seen[query]}
+  printed = _run(
+    *("-m", "export.query", "--bundle", exported, "--k", "6", "--json"),
+    *("--query_id", world.query_ids[query], "--query_id", "nobody"),
+    *("--exclude_seen", "--index", "scann"),
+  )
+  known, unknown = map(json.loads, printed.splitlines())
+  expected = world.ranking(query, leave_out=seen)[:6]
+  assert known["candidate_ids"] == expected
+  assert known["query_id"] == world.query_ids[query]
+  assert (known["known"], known["index"]) == (True, "scann")
+  assert (unknown["known"], unknown["index"]) == (False, "popularity")
+  assert len(unknown["candidate_ids"]) == 6
+
+
+def test_error_is_one_line(tmp_path):
+  data = ("--data", tmp_path / "none", "--model_dir", tmp_path)
+  programs = (
+    ("query", "--bundle", tmp_path / "none", "--query_id", "a"),
+    ("export_retriever", *data, "--output", tmp_path / "out"),
+  )
+  processes = [
+    _start("-m", f"export.{name}", *rest) for name, *rest in programs
+  ]
+  for process in processes:
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith("Error: ") and "python -m" in last

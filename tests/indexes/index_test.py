@@ -1,0 +1,396 @@
+"""What both indexes promise, against a NumPy sort."""
+
+import shutil
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from xir_tfrs import indexes
+from xir_tfrs.indexes import brute_force
+
+DIM = 8
+
+
+def _corpus(n, seed=0):
+  """Clustered vectors, as trained towers give them."""
+  rng = np.random.default_rng(seed)
+  centres = rng.normal(size=(12, DIM))
+  vectors = centres[rng.integers(0, 12, n)] + 0.3 * rng.normal(size=(n, DIM))
+  return [f"item {i}" for i in range(n)], vectors.astype(np.float32)
+
+
+def _queries(batch, seed=1):
+  return np.random.default_rng(seed).normal(size=(batch, DIM)).astype("f4")
+
+
+def _sorted_ids(ids, vectors, query, leave_out=()):
+  """Every id not left out, best first: the slow way."""
+  order = np.argsort(-(vectors @ query), kind="stable")
+  return [ids[row] for row in order if ids[row] not in set(leave_out)]
+
+
+def _text(ids):
+  return [[x.decode() for x in row] for row in ids.numpy()]
+
+
+def _brute_force():
+  return indexes.BruteForceIndex()
+
+
+def _scann_exact():
+  return indexes.ScannIndex()
+
+
+def _scann_tree():
+  """A searcher of ScaNN's even for a corpus of a few hundred."""
+  return indexes.ScannIndex(
+    exact_below=0, num_leaves=10, num_leaves_to_search=3, num_reorder=50
+  )
+
+
+def _scann_all_leaves():
+  return indexes.ScannIndex(
+    exact_below=0, num_leaves=10, num_leaves_to_search=10
+  )
+
+
+def _scann_flat():
+  return indexes.ScannIndex(exact_below=0, num_reorder=100)
+
+
+EXACT = (("brute_force", _brute_force), ("scann_exact", _scann_exact))
+APPROXIMATE = (("scann_tree", _scann_tree), ("scann_flat", _scann_flat))
+ALL = EXACT + APPROXIMATE
+
+
+class ExactTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.named_parameters(*EXACT)
+  def test_equals_numpy_sort(self, make):
+    ids, vectors = _corpus(300)
+    queries = _queries(5)
+    found, scores = make().index(ids, vectors).search(queries, 20)
+    for row, query in enumerate(queries):
+      self.assertEqual(_text(found)[row], _sorted_ids(ids, vectors, query)[:20])
+    expected = -np.sort(-(queries @ vectors.T), axis=1)[:, :20]
+    self.assertAllClose(scores, expected)
+
+  def test_chunks_of_queries_give_the_same(self):
+    ids, vectors = _corpus(300)
+    index = indexes.BruteForceIndex().index(ids, vectors)
+    queries, exclude = _queries(7), [["item 3"]] * 7
+    whole = index.search(queries, 9, exclude)
+    # Two queries per chunk, the last chunk has one.
+    with mock.patch.object(brute_force, "_SCORES_PER_CHUNK", 600):
+      parts = index.search(queries, 9, exclude)
+    self.assertAllEqual(whole[0], parts[0])
+    self.assertAllClose(whole[1], parts[1])
+
+
+class ContractTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(
+    named=ALL, exclude_kind=("dense", "ragged"), id_kind=("string", "int64")
+  )
+  def test_exclusions_are_exact(self, named, exclude_kind, id_kind):
+    names, vectors = _corpus(400)
+    ids = names
+    padding = b""
+    if id_kind == "int64":
+      ids = 2**40 + np.arange(400)  # Beyond what float32 or int32 can hold.
+      padding = -1
+    index = named[1]().index(ids, vectors)
+    queries = _queries(3)
+    best = [_sorted_ids(ids, vectors, query) for query in queries]
+    # The very best are excluded, one of them twice; one query excludes nothing.
+    lists = [best[0][:30] + best[0][:1], [], best[2][10:15]]
+    if exclude_kind == "ragged":
+      exclude = tf.ragged.constant(lists, dtype=tf.as_dtype(id_kind))
+    else:
+      pad = "" if id_kind == "string" else -1
+      exclude = [row + [pad] * (31 - len(row)) for row in lists]
+    found, scores = index.search(queries, 10, exclude)
+    self.assertEqual(found.shape, [3, 10])
+    for row, left_out in enumerate(lists):
+      got = found.numpy()[row].tolist()
+      if id_kind == "string":
+        got = [x.decode() for x in got]
+      self.assertEmpty(set(got) & set(left_out))
+      self.assertLen(set(got), 10)
+      self.assertNotIn(padding, got)
+      wanted = [x for x in best[row] if x not in left_out][:10]
+      if named[0] != "scann_tree":  # Too few leaves for a good recall.
+        self.assertGreaterEqual(len(set(got) & set(wanted)), 7)
+      numbers = [list(ids).index(x) for x in got]
+      self.assertAllClose(
+        scores[row], vectors[numbers] @ queries[row], rtol=1e-4
+      )
+    self.assertTrue(np.all(np.diff(scores.numpy(), axis=1) <= 0))
+
+  @parameterized.named_parameters(*ALL)
+  def test_first_candidate_is_not_padding(self, make):
+    """ScaNN pads with row 0 and NaN: row 0 must come back once, or never."""
+    ids, vectors = _corpus(400)
+    index = make().index(ids, vectors)
+    found, scores = index.search(_queries(4), 400)
+    for row in _text(found):
+      self.assertCountEqual(row, ids)
+    self.assertAllInRange(scores.numpy(), -1e3, 1e3)
+    # Some queries find more in the leaves than others, and are padded to them.
+    for k in range(20, 400, 20):
+      found, scores = index.search(_queries(8), k)
+      self.assertEqual([len(set(row)) for row in _text(found)], [k] * 8)
+      self.assertAllEqual(scores, -np.sort(-scores.numpy(), axis=1))
+    # Repeats must not be counted as so many candidates left out.
+    found, _ = index.search(_queries(4), 400, [["item 0"] * 390] * 4)
+    for row in _text(found):
+      self.assertCountEqual(row, ids[1:] + [""])
+      self.assertEqual(row[-1], "")
+
+  @parameterized.product(named=ALL, n=(1, 15, 99))
+  def test_small_corpus_and_k_beyond_it(self, named, n):
+    if named[0] == "scann_tree" and n == 1:
+      return  # Ten leaves: the next test.
+    ids, vectors = _corpus(n)
+    index = named[1]().index(ids, vectors)
+    found, scores = index.search(_queries(2), n + 5)
+    self.assertEqual(found.shape, [2, n + 5])
+    for row in _text(found):
+      self.assertCountEqual(row[:n], ids)
+      self.assertEqual(row[n:], [""] * 5)
+    self.assertAllEqual(scores[:, n:], np.full([2, 5], -np.inf))
+    self.assertAllEqual(tf.math.is_finite(scores[:, :n]), np.ones([2, n], bool))
+
+  def test_more_leaves_than_candidates(self):
+    index = indexes.ScannIndex(exact_below=0, num_leaves=100)
+    with self.assertRaisesRegex(ValueError, "`num_leaves` = 100 for 99"):
+      index.index(*_corpus(99))
+    # Below 16 candidates there is no searcher, so the leaves do not matter.
+    self.assertIsNone(index.index(*_corpus(15)).settings)
+
+  @parameterized.named_parameters(*ALL)
+  def test_everything_excluded(self, make):
+    ids, vectors = _corpus(400)
+    found, scores = make().index(ids, vectors).search(_queries(2), 3, [ids] * 2)
+    self.assertEqual(_text(found), [[""] * 3] * 2)
+    self.assertAllEqual(scores, np.full([2, 3], -np.inf))
+
+  @parameterized.named_parameters(*ALL)
+  def test_unknown_and_padding_exclusions_do_nothing(self, make):
+    ids, vectors = _corpus(400)
+    index = make().index(ids, vectors)
+    plain = index.search(_queries(2), 400)
+    exclude = [["", "no such item", ""], ["item", "", "item 1000"]]
+    found = index.search(_queries(2), 400, exclude)
+    self.assertAllEqual(plain[0], found[0])
+
+  @parameterized.named_parameters(*ALL)
+  def test_empty_batch(self, make):
+    index = make().index(*_corpus(400))
+    found, scores = index.search(np.zeros([0, DIM], np.float32), 7)
+    self.assertEqual((found.shape, found.dtype), ([0, 7], tf.string))
+    self.assertEqual((scores.shape, scores.dtype), ([0, 7], tf.float32))
+    found, _ = index.search(
+      np.zeros([0, DIM], np.float32), 7, tf.zeros([0, 2], tf.string)
+    )
+    self.assertEqual(found.shape, [0, 7])
+
+  @parameterized.named_parameters(*ALL, ("scann_all_leaves", _scann_all_leaves))
+  def test_bad_query_gets_padding_and_spares_the_others(self, make):
+    """ScaNN refuses a batch of NaN alone; Inf and 3e38 end the process."""
+    index = make().index(*_corpus(400))
+    queries = _queries(4)
+    plain, _ = index.search(queries, 5)
+    queries[1, 2] = np.nan
+    queries[2, 0] = np.inf
+    queries[3] *= 1e38
+    found, scores = index.search(queries, 5)
+    self.assertAllEqual(found[0], plain[0])
+    self.assertAllEqual(found[1:], np.full([3, 5], b""))
+    self.assertAllEqual(scores[1:], np.full([3, 5], -np.inf))
+    for row in (1, 2, 3):
+      found, _ = index.search(queries[row : row + 1], 5)
+      self.assertAllEqual(found, np.full([1, 5], b""))
+
+  @parameterized.named_parameters(*ALL)
+  def test_dynamic_sizes_under_function_and_saved(self, make):
+    """One trace answers every batch, k and width, also after a save."""
+    ids, vectors = _corpus(400)
+    index = make().index(ids, vectors)
+    index.serve = tf.function(
+      lambda queries, k, exclude: dict(
+        zip(("ids", "scores"), index.search(queries, k, exclude), strict=True)
+      ),
+      input_signature=[
+        tf.TensorSpec([None, DIM], tf.float32, "queries"),
+        tf.TensorSpec([], tf.int32, "k"),
+        tf.TensorSpec([None, None], tf.string, "exclude"),
+      ],
+    )
+    path = tempfile.mkdtemp()
+    self.addCleanup(shutil.rmtree, path)
+    tf.saved_model.save(index, path, signatures={"serve": index.serve})
+    loaded = tf.saved_model.load(path).signatures["serve"]
+    for batch, k, width in ((3, 5, 0), (1, 7, 2), (4, 500, 1), (0, 3, 4)):
+      queries = _queries(batch)
+      exclude = tf.constant(ids[:width] * batch, tf.string, [batch, width])
+      eager = index.search(queries, k, exclude)
+      for name, serve in (("function", index.serve), ("loaded", loaded)):
+        with self.subTest(f"{name} {batch} {k} {width}"):
+          found = serve(
+            queries=tf.constant(queries), k=tf.constant(k), exclude=exclude
+          )
+          self.assertAllEqual(found["ids"], eager[0])
+          self.assertAllClose(found["scores"], eager[1])
+
+  @parameterized.named_parameters(*ALL)
+  def test_index_again_replaces_and_keeps_nothing(self, make):
+    index = make().index(*_corpus(400))
+    before = len(index.variables)
+    ids, vectors = _corpus(500, seed=5)
+    index.index([f"new {i}" for i in range(500)], vectors)
+    self.assertLen(index.variables, before)
+    found, _ = index.search(_queries(2), 20, [["item 1", "new 1"]] * 2)
+    for row in _text(found):
+      self.assertTrue(all(x.startswith("new ") and x != "new 1" for x in row))
+
+  @parameterized.named_parameters(*APPROXIMATE)
+  def test_thousands_of_exclusions_are_scored_exactly(self, make):
+    """Beyond `max_fetch` a query is exact; the others of the batch stay."""
+    ids, vectors = _corpus(3000)
+    index = make().index(ids, vectors)
+    self.assertEqual(index.settings.max_fetch, 1000)
+    queries = _queries(2)
+    best = _sorted_ids(ids, vectors, queries[0])
+    exclude = tf.ragged.constant([best[:2500], ["item 1"]])
+    found, _ = index.search(queries, 10, exclude)
+    self.assertEqual(_text(found)[0], best[2500:2510])
+    self.assertLen(set(_text(found)[1]) - {"", "item 1"}, 10)
+    found, _ = index.search(queries[:1], 1500)
+    self.assertEqual(_text(found)[0], best[:1500])
+
+  def test_a_few_exclusions_need_no_exact_search(self):
+    ids, vectors = _corpus(3000)
+    index = _scann_flat().index(ids, vectors)
+    queries = _queries(2)
+    best = [_sorted_ids(ids, vectors, query)[:40] for query in queries]
+    with mock.patch.object(
+      brute_force, "exact_top_rows", wraps=brute_force.exact_top_rows
+    ) as exact:
+      found, _ = index.search(queries, 10, best)
+    self.assertLen([x for row in _text(found) for x in row if x], 20)
+    self.assertEqual(exact.call_args.args[1].shape, [0, DIM])
+
+
+class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.named_parameters(*ALL)
+  def test_broken_vectors_are_named(self, make):
+    ids, vectors = _corpus(400)
+    vectors[37, 3] = np.nan
+    vectors[80] = np.inf
+    vectors[90, 0] = -1e16
+    with self.assertRaisesRegex(ValueError, "3 rows .* row 37 .*'item 37'"):
+      make().index(ids, vectors)
+
+  @parameterized.parameters(
+    (["a", "b", "a"], "'a' more than once"),
+    ([4, 5, 5], "5 more than once"),
+    (["a", "", "b"], "'' is reserved .* row 1"),
+    ([3, 4, -1], "-1 is reserved .* row 2"),
+    (["a", "b"], r"shape \(2,\).*\(3, 8\)"),
+    ([1.0, 2.0, 3.0], "float32"),
+  )
+  def test_ids(self, ids, message):
+    with self.assertRaisesRegex(ValueError, message):
+      indexes.BruteForceIndex().index(ids, _corpus(3)[1])
+
+  @parameterized.parameters(
+    (np.zeros([0, 4]),), (np.zeros([3]),), (np.zeros([2, 2, 2]),)
+  )
+  def test_embeddings_shape(self, embeddings):
+    with self.assertRaisesRegex(ValueError, "must be .n, dim."):
+      indexes.BruteForceIndex().index([], embeddings)
+
+  @parameterized.named_parameters(*ALL)
+  def test_search(self, make):
+    with self.assertRaisesRegex(ValueError, "call `index"):
+      make().search(_queries(1), 1)
+    index = make().index(*_corpus(400))
+    with self.assertRaisesRegex(ValueError, "dimension 8.*2, 5"):
+      index.search(np.zeros([2, 5]), 1)
+    for k in (0, -3, 1.5):
+      with self.assertRaisesRegex(ValueError, f"`k` = {k}"):
+        index.search(_queries(1), k)
+    with self.assertRaisesRegex(ValueError, "string.*int64"):
+      index.search(_queries(1), 1, np.array([[3]]))
+    with self.assertRaisesRegex(ValueError, r"\(1,\)"):
+      index.search(_queries(1), 1, ["item 3"])
+    with self.assertRaisesRegex(
+      tf.errors.InvalidArgumentError, "one row of ids per query"
+    ):
+      index.search(_queries(2), 1, [["item 3"]])
+
+  def test_scann_arguments(self):
+    with self.assertRaisesRegex(ValueError, "`num_reorder` = 0"):
+      indexes.ScannIndex(num_reorder=0)
+
+  def test_scann_missing_or_of_another_tensorflow(self):
+    broken = {"scann.scann_ops.py": None}
+    with (
+      mock.patch.dict("sys.modules", broken),
+      self.assertRaisesRegex(ImportError, "pip install"),
+    ):
+      indexes.ScannIndex()
+
+
+class RecallTest(tf.test.TestCase):
+  def test_counts_shared_answers(self):
+    vectors = np.eye(4, dtype=np.float32)
+    exact = indexes.BruteForceIndex().index(list("abcd"), vectors)
+    other = indexes.BruteForceIndex().index(list("abxy"), vectors)
+    # Best two of the first query are a, b; of the second c, d.
+    queries = np.array([[2, 1, 0, 0], [0, 0, 2, 1]], np.float32)
+    self.assertEqual(indexes.recall(exact, exact, queries, 2), 1.0)
+    self.assertEqual(indexes.recall(other, exact, queries, 2), 0.5)
+    self.assertEqual(indexes.recall(other, exact, queries, 9), 0.5)
+    with self.assertRaisesRegex(ValueError, "finite"):
+      indexes.recall(other, exact, queries[:0], 2)
+
+  def test_scann_finds_nearly_all(self):
+    ids, vectors = _corpus(3000)
+    exact = indexes.BruteForceIndex().index(ids, vectors)
+    index = indexes.ScannIndex(exact_below=0, num_leaves=54)
+    index.index(ids, vectors)
+    self.assertIsNotNone(index.settings)
+    self.assertGreater(indexes.recall(index, exact, _queries(200), 10), 0.9)
+
+  def test_settings_follow_the_corpus(self):
+    make = indexes.ScannIndex()._choose_settings
+    self.assertIsNone(make(19_999, 32))
+    self.assertEqual(make(20_000, 64).num_leaves, 1)
+    self.assertEqual(make(20_000, 64).dimensions_per_block, 1)
+    self.assertEqual(
+      make(1_000_000, 65),
+      indexes.ScannSettings(
+        num_leaves=1000,
+        num_leaves_to_search=250,
+        dimensions_per_block=2,
+        anisotropic_quantization_threshold=0.2,
+        num_reorder=1000,
+        max_fetch=50_000,
+      ),
+    )
+
+  def test_given_settings_are_used(self):
+    given = {
+      "num_leaves": 7,
+      "num_leaves_to_search": 3,
+      "dimensions_per_block": 3,
+      "anisotropic_quantization_threshold": 0.1,
+      "num_reorder": 90,
+      "max_fetch": 80,
+    }
+    index = indexes.ScannIndex(exact_below=0, **given)
+    index.index(*_corpus(200))
+    self.assertEqual(index.settings, indexes.ScannSettings(**given))

@@ -1,0 +1,20 @@
+"""Retrieval indexes: top-k candidates by inner product, with exclusions."""
+
+from xir_tfrs.indexes.base import RetrievalIndex, recall
+from xir_tfrs.indexes.brute_force import BruteForceIndex
+from xir_tfrs.indexes.scann import (
+  ScannIndex,
+  ScannSettings,
+  load_ops,
+  scann_version,
+)
+
+__all__ = [
+  "BruteForceIndex",
+  "RetrievalIndex",
+  "ScannIndex",
+  "ScannSettings",
+  "load_ops",
+  "recall",
+  "scann_version",
+]

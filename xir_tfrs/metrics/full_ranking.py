@@ -1,0 +1,182 @@
+"""Exact evaluation of a retriever over the whole catalogue.
+
+Every candidate is ranked for every query; nothing is sampled. The cost is
+that of the matrix product and little more:
+
+1. scores = queries x candidates, for a chunk of queries at a time;
+2. seen candidates, then the relevant ones, are masked with -inf, and the
+   `max_k` best of the others are found;
+3. a relevant candidate's rank is 1 + the number of those others whose score
+   is at least its own + the number of relevant ones before it.
+
+Step 3 is what settles ties: a relevant candidate stands behind everything
+that scores the same and is not relevant, so a collapsed model gains nothing.
+
+Axes: chunk (queries of a chunk), max_k (the largest cut-off).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.metrics import inputs, ranker, top_k
+
+METRICS = {
+  "recall": top_k.recall,
+  "ndcg": top_k.ndcg,
+  "ndcg_xir_compat": top_k.ndcg_xir_compat,
+  "mrr": top_k.mrr,
+  "map": top_k.average_precision,
+  "hit": top_k.hit,
+}
+
+# Scores of a chunk that still fit the cache of a CPU. Beyond 32 MiB the C
+# library returns the memory after each chunk, and page faults take longer than
+# the product.
+_CHUNK_BYTES = 20 * 2**20
+# Fewer queries than this would read the candidates more often than it saves.
+_MIN_CHUNK = 32
+
+
+def full_ranking(
+  query_embeddings: tf.Tensor | np.ndarray,
+  candidate_embeddings: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  seen: tf.RaggedTensor | None = None,
+  ks: Sequence[int] = (10, 20, 50),
+  query_chunk_size: int | None = None,
+) -> dict[str, float]:
+  """Ranks every candidate for every query by inner product.
+
+  On a GPU, TensorFlow rounds the embeddings to TensorFloat-32 first, unless
+  `tf.config.experimental.enable_tensor_float_32_execution(False)` says not to.
+
+  Args:
+    query_embeddings: [num_queries, dim] float tensor or array.
+    candidate_embeddings: [num_candidates, dim] float tensor or array; row i is
+      the candidate with dense id i.
+    relevant: [num_queries, None] integer ragged tensor of the dense ids that
+      each query should find, none of them twice.
+    seen: [num_queries, None] integer ragged tensor of the dense ids that must
+      not be recommended, such as the query's training interactions. A
+      candidate that is both seen and relevant cannot be found: it counts as a
+      miss and stays in the number of relevant ones.
+    ks: the cut-offs. One beyond the size of the catalogue is allowed.
+    query_chunk_size: queries scored at a time; memory grows with
+      `query_chunk_size * num_candidates`. None chooses it from the sizes.
+
+  Returns:
+    `recall@k`, `ndcg@k`, `ndcg_xir_compat@k`, `mrr@k`, `map@k` and `hit@k`:
+    means over the queries that have something relevant (`top_k` defines
+    them), and `coverage@k`: the share of the catalogue that stands in the top
+    k of at least one query, with or without something relevant. Among equal
+    scores relevant candidates come last, then the lower id comes first.
+
+  Raises:
+    ValueError: if an argument is malformed, ids are out of range or repeated,
+      embeddings hold NaN or infinity, or no query has anything relevant.
+  """
+  ks = inputs.check_ks(ks)
+  queries, candidates = inputs.check_embeddings(
+    query_embeddings, candidate_embeddings
+  )
+  num_queries, num_candidates = len(queries), len(candidates)
+  relevant = inputs.check_ids("relevant", relevant, num_queries, num_candidates)
+  inputs.check_unique("relevant", relevant, num_candidates)
+  if len(relevant.values) == 0:
+    raise ValueError(
+      f"`relevant` is empty for each of the {num_queries} queries: there is "
+      "nothing to evaluate."
+    )
+  if seen is None:
+    seen = inputs.Ragged.empty(num_queries)
+  else:
+    seen = inputs.check_ids("seen", seen, num_queries, num_candidates)
+  if query_chunk_size is None:
+    query_chunk_size = _choose_chunk(num_candidates, queries.dtype.itemsize)
+  elif query_chunk_size < 1:
+    raise ValueError(
+      "`query_chunk_size` must be positive. Received: `query_chunk_size` = "
+      f"{query_chunk_size}."
+    )
+
+  # A list longer than the catalogue ends with it.
+  cuts = [min(k, num_candidates) for k in ks]
+  hits, covered = _rank(
+    queries, candidates, relevant, seen, cuts, query_chunk_size
+  )
+  evaluated = relevant.lengths > 0
+  hits, num_relevant = hits[evaluated], relevant.lengths[evaluated]
+  results = {
+    f"{name}@{k}": float(function(hits, num_relevant, cut).mean())
+    for name, function in METRICS.items()
+    for k, cut in zip(ks, cuts, strict=True)
+  }
+  for row, k in zip(covered, ks, strict=True):
+    results[f"coverage@{k}"] = float(row.mean())
+  return results
+
+
+def _rank(
+  queries: np.ndarray,
+  candidates: np.ndarray,
+  relevant: inputs.Ragged,
+  seen: inputs.Ragged,
+  cuts: Sequence[int],
+  chunk: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ranks everything, `chunk` queries at a time.
+
+  Returns:
+    hits: [num_queries, max_k] bool, as `top_k` takes it.
+    covered: [number of cuts, num_candidates] bool, whether a candidate stands
+      in a list of that length.
+  """
+  num_queries, max_k = len(queries), max(cuts)
+  hits = np.zeros([num_queries, max_k], dtype=bool)
+  covered = np.zeros([len(cuts), len(candidates)], dtype=bool)
+  rank_chunk = ranker.make_ranker(candidates, max_k)
+  for start in range(0, num_queries, chunk):
+    stop = min(start + chunk, num_queries)
+    rows, ids = relevant.chunk(start, stop)
+    others, scores, num_before = rank_chunk(
+      queries[start:stop], rows, ids, *seen.chunk(start, stop)
+    )
+    ranks = _relevant_ranks(rows, ids, scores, num_before)
+    # A masked one has num_before = max_k, as nothing scores below -inf.
+    hit = ranks < max_k
+    hits[start + rows[hit], ranks[hit]] = True
+    other_ranks = _other_ranks(rows, num_before, others.shape)
+    for row, cut in zip(covered, cuts, strict=True):
+      row[ids[hit & (ranks < cut)]] = True
+      row[others[(others >= 0) & (other_ranks < cut)]] = True
+  return hits, covered
+
+
+def _choose_chunk(num_candidates: int, itemsize: int) -> int:
+  return max(_MIN_CHUNK, _CHUNK_BYTES // (num_candidates * itemsize))
+
+
+def _relevant_ranks(
+  rows: np.ndarray, ids: np.ndarray, scores: np.ndarray, num_before: np.ndarray
+) -> np.ndarray:
+  """[n] rank from 0 of each relevant candidate: others and peers before it."""
+  order = np.lexsort((ids, -scores, rows))
+  ranks = np.empty_like(rows)
+  # `rows` ascends, so the first place of a row in `order` is that in `rows`.
+  ranks[order] = np.arange(len(rows)) - np.searchsorted(rows, rows)
+  return ranks + num_before
+
+
+def _other_ranks(
+  rows: np.ndarray, num_before: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+  """[chunk, k] rank from 0 of the others, once the relevant are merged in."""
+  chunk, k = shape
+  inside = num_before < k
+  before = np.zeros([chunk, k], dtype=np.int64)
+  # A relevant candidate with n others before it pushes others n, n + 1, ...
+  np.add.at(before, (rows[inside], num_before[inside]), 1)
+  return before.cumsum(axis=1) + np.arange(k)

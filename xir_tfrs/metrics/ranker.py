@@ -1,0 +1,161 @@
+"""Finds, for a chunk of queries, the best of the whole catalogue.
+
+Axes: chunk (queries of a chunk), num_columns (candidates, rounded up to whole
+blocks), k (how many are looked for).
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+
+def make_ranker(
+  candidates: np.ndarray, k: int
+) -> Callable[..., list[np.ndarray]]:
+  """Prepares the candidates to be ranked.
+
+  Args:
+    candidates: [num_candidates, dim] float32 or float64 array.
+    k: how many to find, at most num_candidates.
+
+  Returns:
+    A function of a chunk of queries [chunk, dim], and of the rows and ids of
+    its relevant and of its seen candidates, four [n] arrays. It returns what
+    `compile_ranker` describes, as arrays.
+  """
+  num_candidates = len(candidates)
+  block = choose_block(num_candidates, k)
+  padding = -num_candidates % block
+  table, column = unique_rows(candidates)
+  if column is None:
+    table = np.pad(table, [(0, padding), (0, 0)])
+  else:
+    column = tf.constant(np.pad(column, (0, padding)))
+  rank = compile_ranker(k, block, column is not None, table.dtype.name)
+  table = tf.constant(table)
+  padding = np.arange(num_candidates, num_candidates + padding, dtype=np.int64)
+
+  def rank_chunk(queries, rows, ids, seen_rows, seen_ids):
+    chunk = len(queries)
+    masked_rows = np.repeat(np.arange(chunk), len(padding))
+    masked = (
+      np.concatenate([seen_rows, masked_rows]),
+      np.concatenate([seen_ids, np.tile(padding, chunk)]),
+    )
+    arguments = [
+      queries,
+      table,
+      np.stack([rows, ids], axis=1),
+      np.stack(masked, axis=1),
+    ]
+    if column is not None:
+      arguments.append(column)
+    return [output.numpy() for output in rank(*arguments)]
+
+  return rank_chunk
+
+
+def choose_block(num_candidates: int, k: int) -> int:
+  """Columns per block: as many block maxima as candidates in the k blocks."""
+  block = int((num_candidates / k) ** 0.5)
+  return block if block >= 4 else 1
+
+
+def unique_rows(
+  candidates: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """The distinct rows, and each candidate's row; None if all are distinct.
+
+  A matrix product may round the same row differently in different columns (at
+  the edges of its tiles), which would break a tie by accident of order. So
+  each distinct row is scored once. (Where there are repeated rows, copying
+  their scores makes the ranking two or three times slower.)
+  """
+  if candidates.shape[1] == 1:
+    return candidates, None  # One product, rounded once: the same anywhere.
+  # Adding zero turns -0.0 into 0.0, which is the same row with other bytes.
+  rows = np.ascontiguousarray(candidates + 0.0)
+  row_bytes = np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))
+  _, first, column = np.unique(
+    rows.view(row_bytes).ravel(), return_index=True, return_inverse=True
+  )
+  if len(first) == len(rows):
+    return rows, None
+  return rows[first], column.ravel()
+
+
+@functools.cache
+def compile_ranker(
+  k: int, block: int, expand: bool, dtype: str
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+  """Compiles the ranking of one chunk; any sizes, so traced once.
+
+  The function takes queries [chunk, dim], table [num_rows, dim],
+  relevant [n, 2] and masked [m, 2] pairs of (row, candidate), and, if
+  `expand`, column [num_columns]: the row of the table of each candidate. It
+  returns
+    others: [chunk, k] ids of the best candidates that are neither relevant nor
+      masked, equal scores by id; -1 where there are no more.
+    scores: [n] scores of the relevant candidates, -inf where masked.
+    num_before: [n] how many of the others score at least as much, at most k.
+  """
+  pairs = tf.TensorSpec([None, 2], tf.int64)
+  matrix = tf.TensorSpec([None, None], dtype)
+  signature = [matrix, matrix, pairs, pairs]
+  if expand:
+    signature.append(tf.TensorSpec([None], tf.int64))
+
+  @tf.function(input_signature=signature, autograph=False)
+  def rank_chunk(queries, table, relevant, masked, column=None):
+    scores = tf.matmul(queries, table, transpose_b=True)
+    if expand:
+      scores = tf.gather(scores, column, axis=1)
+    scores = _mask(scores, masked)
+    relevant_scores = tf.gather_nd(scores, relevant)
+    # With the read done first, the write below needs no copy of the matrix.
+    with tf.control_dependencies([relevant_scores]):
+      scores = _mask(scores, relevant)
+    values, others = blockwise_top_k(scores, k, block)
+    others = tf.where(values > -np.inf, others, -1)
+    rivals = tf.gather(values, relevant[:, 0])
+    num_before = tf.math.count_nonzero(
+      rivals >= relevant_scores[:, tf.newaxis], axis=1
+    )
+    return others, relevant_scores, num_before
+
+  return rank_chunk
+
+
+def _mask(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
+  # Adding -inf masks, as scores are finite. This op writes in place when
+  # nobody else holds `scores`; `tf.tensor_scatter_nd_update` always copies on
+  # a CPU, which takes longer than the product.
+  hidden = tf.fill([tf.shape(pairs)[0]], tf.constant(-np.inf, scores.dtype))
+  return tf.raw_ops.ScatterNdNonAliasingAdd(
+    input=scores, indices=pairs, updates=hidden
+  )
+
+
+def blockwise_top_k(
+  scores: tf.Tensor, k: int, block: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """`tf.math.top_k` of wide rows, equal scores by column, several times faster.
+
+  The k best columns lie in the k blocks with the largest maxima. That holds
+  for equal maxima too, as `top_k` takes the earlier block first and a block is
+  a run of neighbouring columns.
+  """
+  if block == 1:
+    return tf.math.top_k(scores, k)
+  chunk = tf.shape(scores)[0]
+  scores = tf.reshape(scores, [chunk, -1, block])
+  blocks = tf.math.top_k(tf.reduce_max(scores, axis=2), k).indices
+  blocks = tf.sort(blocks, axis=1)
+  nearby = tf.reshape(
+    tf.gather(scores, blocks, batch_dims=1), [chunk, k * block]
+  )
+  values, place = tf.math.top_k(nearby, k)
+  columns = tf.gather(blocks, place // block, batch_dims=1) * block
+  return values, columns + place % block

@@ -1,0 +1,67 @@
+"""What a list of k recommendations is worth, one function per metric.
+
+Every function takes the hits of each query's list and gives one value per
+query; `full_ranking` averages them.
+
+  hits:         [num_queries, max_k] bool. hits[q, r] says that the candidate
+                at rank r + 1 of query q is relevant.
+  num_relevant: [num_queries] how many relevant candidates the query has,
+                found or not; at least 1.
+  k:            the cut-off, at most max_k.
+"""
+
+import numpy as np
+
+
+def _discounts(k: int) -> np.ndarray:
+  """1 / log2(rank + 1) for the ranks 1 .. k."""
+  return 1.0 / np.log2(np.arange(2, k + 2))
+
+
+def _ideal_dcg(num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """The DCG of a list that begins with every relevant candidate."""
+  return np.cumsum(_discounts(k))[np.minimum(num_relevant, k) - 1]
+
+
+def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """Share of the relevant candidates that stand in the list."""
+  return hits[:, :k].sum(axis=1) / num_relevant
+
+
+def hit(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """1 where the list holds any relevant candidate."""
+  del num_relevant
+  return hits[:, :k].any(axis=1).astype(np.float64)
+
+
+def mrr(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """1 / rank of the first relevant candidate; 0 where the list has none."""
+  first = hits[:, :k].argmax(axis=1)  # 0 where there is no hit, too.
+  return hit(hits, num_relevant, k) / (first + 1)
+
+
+def average_precision(
+  hits: np.ndarray, num_relevant: np.ndarray, k: int
+) -> np.ndarray:
+  """Precision at the rank of each hit, summed, over min(k, num_relevant)."""
+  hits = hits[:, :k]
+  precision = hits.cumsum(axis=1) / np.arange(1, k + 1)
+  return (precision * hits).sum(axis=1) / np.minimum(num_relevant, k)
+
+
+def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """DCG over the DCG of the best list of k, so that 1 can be reached."""
+  return (hits[:, :k] @ _discounts(k)) / _ideal_dcg(num_relevant, k)
+
+
+def ndcg_xir_compat(
+  hits: np.ndarray, num_relevant: np.ndarray, k: int
+) -> np.ndarray:
+  """NDCG as the released code of XIR computes it; only to compare with it.
+
+  Its discounts are built from a boolean tensor, so that rank 1 counts 1 and
+  every later rank 1 / log2(3), while the ideal DCG is right. A single hit at
+  rank 10 is worth 0.631 instead of 0.289, and the value can exceed 1.
+  """
+  later = hits[:, 1:k].sum(axis=1) / np.log2(3.0)
+  return (hits[:, 0] + later) / _ideal_dcg(num_relevant, k)
