@@ -34,6 +34,8 @@ EXTRAS = {
     "pyarrow>=17",
     "tensorflow-datasets==4.9.10",
     "tqdm>=4.66",
+    # tensorflow-datasets imports it and does not say so.
+    "importlib_resources",
   ],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
   "test": ["pytest>=8,<10", "ruff==0.14.5"],

@@ -1,9 +1,7 @@
-"""Settings of a training run, their presets, and their flags."""
+"""Settings of a training run, and their presets."""
 
 import dataclasses
 from typing import Any
-
-from absl import flags
 
 OPTIMIZERS = ("lazy_adam", "adam", "coupled_l2_adam", "adagrad")
 
@@ -21,8 +19,8 @@ class TrainConfig:
 
   data: str = _setting("", "Directory made by pipelines.prepare.")
   model_dir: str = _setting("", "Directory for checkpoints and metrics.")
-  task: str = _setting("xir", "The retrieval method.")
-  preset: str = _setting("default", "Which settings to start from.")
+  task: str = _setting("xir", "Retrieval method.")
+  preset: str = _setting("default", "Settings to start from.")
   seed: int = _setting(0, "Seed of initial values, shuffling and draws.")
 
   dim: int = _setting(64, "Size of the embeddings.")
@@ -67,7 +65,7 @@ class TrainConfig:
 
   global_batch_size: int = _setting(2048, "Rows per step, on all replicas.")
   epochs: int = _setting(20, "Passes over the training rows.")
-  optimizer: str = _setting("lazy_adam", "The optimizer.", choices=OPTIMIZERS)
+  optimizer: str = _setting("adam", "The optimizer.", choices=OPTIMIZERS)
   learning_rate: float = _setting(0.01, "Initial learning rate.")
   learning_rate_decay: float = _setting(
     1.0, "Factor on the learning rate, every `decay_epochs` epochs."
@@ -173,34 +171,3 @@ def from_preset(**settings: Any) -> TrainConfig:
       f"--preset must be one of {', '.join(PRESETS)}. Received: {preset!r}."
     )
   return TrainConfig(**(PRESETS[preset] | settings))
-
-
-def define_flags(task_names: tuple[str, ...]) -> None:
-  """A flag for each setting; not given, it is what the preset says."""
-  for field in dataclasses.fields(TrainConfig):
-    text = field.metadata["help"]
-    if field.name not in ("data", "model_dir", "preset"):
-      text += f" Preset default: {field.default}."
-    kind = str(field.type)
-    if field.name == "task":
-      flags.DEFINE_enum("task", None, task_names, text)
-    elif field.name == "preset":
-      flags.DEFINE_enum("preset", None, list(PRESETS), text)
-    elif "choices" in field.metadata:
-      flags.DEFINE_enum(field.name, None, field.metadata["choices"], text)
-    elif "bool" in kind:
-      flags.DEFINE_bool(field.name, None, text)
-    elif "tuple" in kind:
-      flags.DEFINE_list(field.name, None, text)
-    elif "float" in kind:
-      flags.DEFINE_float(field.name, None, text)
-    elif "int" in kind:
-      flags.DEFINE_integer(field.name, None, text)
-    else:
-      flags.DEFINE_string(field.name, None, text)
-
-
-def given_flags(values: flags.FlagValues) -> dict[str, Any]:
-  """The settings whose flags stand on the command line."""
-  names = [field.name for field in dataclasses.fields(TrainConfig)]
-  return {name: values[name].value for name in names if values[name].present}

@@ -1,7 +1,7 @@
 r"""The main job, end to end: raw interactions to top-k answers.
 
     python -m pipelines.quickstart
-    python -m pipelines.quickstart --input my.csv --user_column u --item_column i
+    python -m pipelines.quickstart --input FILE.csv --user_column U ...
 
 prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
 XIR with the same settings, ranks the whole catalogue with each, prints one
@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from pipelines import configs, evaluate, prepare, records, train
+from pipelines import configs, evaluate, prepare, records, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
@@ -75,7 +75,7 @@ def quickstart(
       f"pipelines.train --data {data} --model_dir {config.model_dir} "
       f"--task {task} --dim {dim} --epochs {epochs}",
     )
-    trained = train.train(config, overwrite=True)
+    trained = training.train(config, overwrite=True)
     if trained.outcome == "interrupted":
       raise ValueError("interrupted")
     evaluated = evaluate.evaluate(str(data), config.model_dir)
@@ -195,7 +195,7 @@ def main(
       epochs=flags.FLAGS.epochs,
       dim=flags.FLAGS.dim,
     )
-  except (ValueError, OSError, train.TrainingDiverged) as error:
+  except (ValueError, OSError, training.TrainingDiverged) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
   return 0

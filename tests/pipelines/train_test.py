@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import configs, errors, model, model_dir, prepare, train
+from pipelines import configs, errors, model, model_dir, prepare, training
 from pipelines import schema as schema_lib
 from pipelines.readers import sources, synthetic
 
@@ -55,7 +55,7 @@ def config(data, model_dir_, **settings):
 
 
 def run(*arguments, **keywords):
-  return train.train(*arguments, progress=False, **keywords)
+  return training.train(*arguments, progress=False, **keywords)
 
 
 def variables(path, which="checkpoints"):
@@ -158,7 +158,7 @@ def test_diverged_loss_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
   settings = {"normalize": False, "optimizer": "adagrad", "epochs": 1}
   run(config(data, path, **settings))
   before = variables(path)
-  with pytest.raises(train.TrainingDiverged) as caught:
+  with pytest.raises(training.TrainingDiverged) as caught:
     with_infinity(
       path,
       lambda: run(config(data, path, **settings | {"epochs": 3}), resume=True),

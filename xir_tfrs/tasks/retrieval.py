@@ -99,7 +99,6 @@ class RetrievalTask(tf.keras.layers.Layer):
     """Whether scores are cosines."""
     return self._normalize
 
-  @tf.autograph.experimental.do_not_convert
   def call(
     self,
     query_embeddings: tf.Tensor,
@@ -138,10 +137,13 @@ class RetrievalTask(tf.keras.layers.Layer):
         "`training` must be a Python bool: it decides when the step function "
         f"is traced whether state moves. Received: `training` = {training!r}."
       )
-    batch = self._batch(
-      query_embeddings, candidate_embeddings, candidate_ids, sample_weight
+    return self._traced(
+      query_embeddings,
+      candidate_embeddings,
+      candidate_ids,
+      sample_weight,
+      training,
     )
-    return self._loss(batch, training)
 
   def get_config(self) -> dict:
     return {
@@ -157,6 +159,17 @@ class RetrievalTask(tf.keras.layers.Layer):
 
   def _loss(self, batch: Batch, training: bool) -> tf.Tensor:
     raise NotImplementedError
+
+  # Nothing below needs AutoGraph, which would double the time of tracing. Not
+  # at `call`: Keras would no longer see the default of `training`.
+  @tf.autograph.experimental.do_not_convert
+  def _traced(
+    self, query_embeddings, candidate_embeddings, ids, sample_weight, training
+  ) -> tf.Tensor:
+    batch = self._batch(
+      query_embeddings, candidate_embeddings, ids, sample_weight
+    )
+    return self._loss(batch, training)
 
   def _batch(
     self, query_embeddings, candidate_embeddings, candidate_ids, sample_weight

@@ -1,0 +1,153 @@
+"""Side features by dense id: codes for tokens, statistics for numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import records
+from pipelines import schema as schema_lib
+from pipelines.readers import base
+
+# Below this share of the mean (and of 1) a spread is rounding, not a signal.
+_MIN_RELATIVE_STD = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Side features of a table in dense order.
+
+  Attributes:
+    features: what the schema says about each.
+    columns: as in `records.Table`.
+    missing_rows: rows of the table without a row in the side file.
+    rare_tokens: distinct tokens folded into the unknown code 0.
+  """
+
+  features: tuple[schema_lib.FeatureSchema, ...] = ()
+  columns: dict[str, records.Column] = dataclasses.field(default_factory=dict)
+  missing_rows: int = 0
+  rare_tokens: int = 0
+
+
+def encode(
+  table: base.SideTable | None,
+  dense_ids: np.ndarray,
+  num_rows: int,
+  min_token_count: int,
+) -> Encoded:
+  """Encodes `table`.
+
+  Args:
+    table: side features, or None.
+    dense_ids: [rows of table] dense id of each of its rows.
+    num_rows: how many dense ids there are; ids without a row in `table` get
+      code 0, an empty list or NaN.
+    min_token_count: tokens in fewer rows take code 0. Tokens are counted, and
+      means and standard deviations taken, over the rows of `table`.
+  """
+  if table is None:
+    return Encoded()
+  features, columns, rare_tokens = [], {}, 0
+  for name, kind in table.kinds.items():
+    values = table.columns[name]
+    if kind in ("token", "token_seq"):
+      vocabulary, rare = _vocabulary(values, min_token_count)
+      rare_tokens += rare
+      features.append(
+        schema_lib.FeatureSchema(name, kind, vocabulary=vocabulary)
+      )
+      codes = _codes(values, vocabulary)
+      columns[name] = (
+        _placed(codes, dense_ids, num_rows, 0)
+        if kind == "token"
+        else _placed_lists(values, codes, dense_ids, num_rows)
+      )
+    else:
+      mean, std = _moments(values)
+      features.append(
+        schema_lib.FeatureSchema(
+          name,
+          kind,
+          length=values.shape[1] if kind == "float_seq" else None,
+          mean=mean,
+          std=std,
+        )
+      )
+      columns[name] = _placed(values, dense_ids, num_rows, np.nan)
+  return Encoded(
+    tuple(features), columns, num_rows - len(dense_ids), rare_tokens
+  )
+
+
+def _flat(values: pa.Array) -> pa.Array:
+  return values.flatten() if pa.types.is_list(values.type) else values
+
+
+def _vocabulary(
+  values: pa.Array, min_count: int
+) -> tuple[tuple[str, ...], int]:
+  """Tokens by falling count, then by name, behind "" at 0; how many are rare.
+
+  A token of a sequence counts once per time it stands there.
+  """
+  counted = pc.value_counts(_flat(values))
+  counts = {
+    token: count
+    for token, count in zip(
+      counted.field("values").to_pylist(),
+      counted.field("counts").to_pylist(),
+      strict=True,
+    )
+    if token
+  }
+  kept = [token for token, count in counts.items() if count >= min_count]
+  kept.sort(key=lambda token: (-counts[token], token))
+  return ("", *kept), len(counts) - len(kept)
+
+
+def _codes(values: pa.Array, vocabulary: tuple[str, ...]) -> np.ndarray:
+  codes = pc.index_in(
+    _flat(values), value_set=pa.array(vocabulary, pa.string())
+  )
+  return pc.fill_null(codes, 0).to_numpy().astype(np.int32)
+
+
+def _placed(
+  values: np.ndarray, dense_ids: np.ndarray, num_rows: int, missing: float
+) -> np.ndarray:
+  out = np.full([num_rows, *values.shape[1:]], missing, values.dtype)
+  out[dense_ids] = values
+  return out
+
+
+def _placed_lists(
+  values: pa.ListArray,
+  codes: np.ndarray,
+  dense_ids: np.ndarray,
+  num_rows: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Codes by dense id and their row splits."""
+  lengths = np.diff(values.offsets.to_numpy())
+  owner = np.repeat(dense_ids, lengths)
+  by_owner = np.argsort(owner, kind="stable")
+  counts = _placed(lengths.astype(np.int64), dense_ids, num_rows, 0)
+  return codes[by_owner], np.concatenate([[0], np.cumsum(counts)])
+
+
+def _moments(
+  values: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation per column, over the values that are there."""
+  wide = values.astype(np.float64).reshape(len(values), -1)
+  there = np.isfinite(wide)
+  number = np.maximum(there.sum(0), 1)
+  mean = np.where(there, wide, 0).sum(0) / number
+  std = np.sqrt(np.where(there, (wide - mean) ** 2, 0).sum(0) / number)
+  # A constant column is shifted to 0 and not divided by its rounding error.
+  floor = _MIN_RELATIVE_STD * np.maximum(np.abs(mean), 1)
+  std = np.where(std > floor, std, 1.0)
+  return tuple(mean.tolist()), tuple(std.tolist())

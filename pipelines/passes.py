@@ -1,0 +1,265 @@
+"""The two passes of `pipelines.prepare` over the interactions.
+
+The first reads blocks, gives ids their dense ids and spills encoded rows into
+buckets by user. The second takes one bucket at a time: each pair once, split,
+counted, checked for leakage, written. Neither holds all rows.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipelines import progress, records, spill, splits, vocabulary
+from pipelines import schema as schema_lib
+from pipelines.readers import base
+
+_ROWS_PER_SHARD = 1 << 20
+# Three splits are written at once; more open files might meet a limit.
+_MAX_SHARDS = 64
+_LABELS = {
+  "train": splits.TRAIN,
+  "validation": splits.VALIDATION,
+  "test": splits.TEST,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """The vocabularies of the first pass, and the check that ids are dense."""
+
+  users: vocabulary.Vocabulary
+  items: vocabulary.Vocabulary
+  dense_users: vocabulary.DenseIds | None
+  dense_items: vocabulary.DenseIds | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """What the second pass wrote.
+
+  Attributes:
+    shards: split -> its shards.
+    user_counts, item_counts: [rows] training interactions by dense id.
+    user_rows: [num_users] rows in any split.
+    leakage: check -> offending rows.
+  """
+
+  shards: dict[str, tuple[schema_lib.Shard, ...]]
+  user_counts: np.ndarray
+  item_counts: np.ndarray
+  user_rows: np.ndarray
+  leakage: dict[str, int]
+
+
+def spill_rows(
+  source: base.Source,
+  buckets: spill.Buckets,
+  ids: Ids,
+  min_rating: float | None,
+  warnings: collections.Counter[str],
+) -> int:
+  """First pass. Returns how many rows were read."""
+  read = 0
+  with progress.Progress("reading", source.size) as report:
+    for block in source.blocks():
+      for dense, column in (
+        (ids.dense_users, block.users),
+        (ids.dense_items, block.items),
+      ):
+        if dense is not None:
+          dense.check(block, column)
+      rows = np.empty(len(block.users), buckets.dtype)
+      rows["user"] = ids.users.encode(block.users)
+      rows["item"] = ids.items.encode(block.items)
+      rows["row"] = np.arange(read, read + len(rows))
+      if block.times is not None:
+        rows["time"] = block.times
+      if block.weights is not None:
+        rows["weight"] = block.weights
+      read += len(rows)
+      report.update_rows(block.progress, len(rows))
+      if min_rating is not None:
+        keep = block.ratings >= min_rating
+        warnings["rows_below_min_rating"] += int((~keep).sum())
+        rows = rows[keep]
+      buckets.append(rows)
+  return read
+
+
+def keep_distinct(
+  buckets: spill.Buckets,
+  num_items: int,
+  user_permutation: np.ndarray | None,
+  item_permutation: np.ndarray | None,
+) -> tuple[int, int]:
+  """Renumbers ids, sorts, and drops repeated pairs.
+
+  Returns:
+    How many rows are left, and how many were dropped.
+  """
+  left = dropped = 0
+  with progress.Progress("sorting", buckets.count) as report:
+    for bucket in range(buckets.count):
+      rows = buckets.read(bucket)
+      if user_permutation is not None:
+        rows["user"] = user_permutation[rows["user"]]
+        rows["item"] = item_permutation[rows["item"]]
+      distinct = spill.sorted_distinct(rows, num_items)
+      buckets.replace(bucket, distinct)
+      left += len(distinct)
+      dropped += len(rows) - len(distinct)
+      report.update_rows(bucket + 1, len(rows))
+  return left, dropped
+
+
+def write_splits(
+  directory: pathlib.Path,
+  buckets: spill.Buckets,
+  num_rows: int,
+  num_users: int,
+  num_items: int,
+  split: schema_lib.Split,
+) -> Written:
+  """Second pass: labels, counts, checks and writes the rows of each bucket."""
+  cuts = None
+  if split.kind == "temporal":
+    cuts = splits.temporal_cuts(
+      lambda: (buckets.read(b)["time"] for b in range(buckets.count)),
+      test_fraction=split.test_fraction,
+      validation_fraction=split.validation_fraction,
+    )
+  user_counts = np.zeros(num_users, np.int64)
+  user_rows = np.zeros(num_users, np.int64)
+  item_counts = np.zeros(num_items, np.int64)
+  leakage: collections.Counter[str] = collections.Counter()
+  num_shards = min(max(-(-num_rows // _ROWS_PER_SHARD), 1), _MAX_SHARDS)
+  with contextlib.ExitStack() as stack:
+    writers = {
+      name: stack.enter_context(_SplitWriter(directory, name, num_shards))
+      for name in schema_lib.SPLITS
+    }
+    report = stack.enter_context(progress.Progress("writing", num_rows))
+    for bucket, rows in _read_and_remove(buckets):
+      labels = _labels(rows, split, cuts)
+      leakage.update(_leakage(rows, labels, num_items, split.kind))
+      train = rows[labels == splits.TRAIN]
+      user_counts += np.bincount(train["user"], minlength=num_users)
+      item_counts += np.bincount(train["item"], minlength=num_items)
+      user_rows += np.bincount(rows["user"], minlength=num_users)
+      # Rows come sorted by user; a batch of training rows must not.
+      rng = np.random.default_rng([split.seed or 0, bucket])
+      writers["train"].append(np.take(train, rng.permutation(len(train))))
+      for name in ("validation", "test"):
+        writers[name].append(rows[labels == _LABELS[name]])
+      report.update_rows(report.rows + len(rows), len(rows))
+    shards = {name: writer.finish() for name, writer in writers.items()}
+  return Written(shards, user_counts, item_counts, user_rows, dict(leakage))
+
+
+class _SplitWriter:
+  """Deals rows over the shards of a split; a context manager."""
+
+  def __init__(self, directory: pathlib.Path, split: str, num_shards: int):
+    self._directory, self._split = directory, split
+    self._paths = [
+      directory / f"{split}-{s:05d}.partial" for s in range(num_shards)
+    ]
+    self._writers = [records.BlockWriter(path) for path in self._paths]
+
+  def append(self, rows: np.ndarray) -> None:
+    for writer, part in zip(
+      self._writers,
+      np.array_split(rows, len(self._writers)),
+      strict=True,
+    ):
+      if len(part):
+        writer.append(_columns(part))
+
+  def finish(self) -> tuple[schema_lib.Shard, ...]:
+    """Closes the shards and names those that have rows."""
+    for writer in self._writers:
+      writer.close()
+    filled = [
+      (path, writer.rows)
+      for path, writer in zip(self._paths, self._writers, strict=True)
+      if writer.rows or path.unlink()
+    ]
+    shards = []
+    for number, (path, rows) in enumerate(filled):
+      name = records.shard_name(self._split, number, len(filled))
+      path.rename(self._directory / name)
+      shards.append(schema_lib.Shard(name, rows))
+    return tuple(shards)
+
+  def __enter__(self) -> _SplitWriter:
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+def _columns(rows: np.ndarray) -> dict[str, np.ndarray]:
+  columns = {"query_id": rows["user"], "candidate_id": rows["item"]}
+  if "time" in rows.dtype.names:
+    columns["timestamp"] = rows["time"]
+  if "weight" in rows.dtype.names:
+    columns["sample_weight"] = rows["weight"]
+  return columns
+
+
+def _read_and_remove(
+  buckets: spill.Buckets,
+) -> Iterator[tuple[int, np.ndarray]]:
+  for bucket in range(buckets.count):
+    yield bucket, buckets.read(bucket)
+    buckets.remove(bucket)
+
+
+def _labels(
+  rows: np.ndarray, split: schema_lib.Split, cuts: tuple[int, int] | None
+) -> np.ndarray:
+  if split.kind == "random":
+    return splits.random_per_user(
+      rows["user"],
+      rows["item"],
+      seed=split.seed,
+      test_fraction=split.test_fraction,
+      validation_fraction=split.validation_fraction,
+    )
+  if split.kind == "temporal":
+    return splits.temporal(rows["time"], *cuts)
+  return splits.leave_last(rows["user"])
+
+
+def _leakage(
+  rows: np.ndarray, labels: np.ndarray, num_items: int, kind: str
+) -> dict[str, int]:
+  """Counts what must not be, from the rows as they are written."""
+  of_pairs = splits.splits_of_pairs(spill.pair_keys(rows, num_items), labels)
+  found = {}
+  for first, second in (
+    ("train", "validation"),
+    ("train", "test"),
+    ("validation", "test"),
+  ):
+    both = 1 << _LABELS[first] | 1 << _LABELS[second]
+    found[f"pairs_in_{first}_and_{second}"] = int(
+      ((of_pairs & both) == both).sum()
+    )
+  if kind != "random":
+    moments = rows["time" if "time" in rows.dtype.names else "row"]
+    for later in ("validation", "test"):
+      found[f"train_rows_after_{later}"] = splits.rows_after(
+        rows["user"],
+        moments,
+        labels == splits.TRAIN,
+        labels == _LABELS[later],
+      )
+  return found

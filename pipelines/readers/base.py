@@ -1,0 +1,193 @@
+"""What every reader yields, and what it is asked for."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import errors
+
+CHUNK_BYTES = 16 << 20
+# Of these columns it is enough that they are there; any other must be named.
+DEFAULT_TIME = "timestamp"
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Which columns of the input mean what.
+
+  Attributes:
+    user, item: id columns, in the interactions and in the side tables.
+    time: integer time column; None takes `timestamp` if there is one.
+    weight: column kept as `sample_weight`, or None.
+    rating: column that `min_rating` is compared with, or None.
+    min_rating: rows rated below it are left out.
+    user_features, item_features: columns of the side tables to keep, as NAME
+      or NAME:KIND; empty takes every column that has a kind.
+    separator: between the values of a sequence in a text file.
+  """
+
+  user: str = "user_id"
+  item: str = "item_id"
+  time: str | None = None
+  weight: str | None = None
+  rating: str | None = None
+  min_rating: float | None = None
+  user_features: tuple[str, ...] = ()
+  item_features: tuple[str, ...] = ()
+  separator: str = " "
+
+  def interaction_kinds(
+    self, available: list[str], path: str, line: int | None = 1
+  ) -> dict[str, str]:
+    """Column -> kind of value, of the interaction columns to read."""
+    if self.user == self.item:
+      raise errors.DataError(
+        "cannot be both the user and the item", path=path, column=self.user
+      )
+    kinds = {self.user: "id", self.item: "id"}
+    time = self.time_column(available)
+    if time is not None:
+      kinds[time] = "int"
+    for name in (self.weight, self.rating):
+      if name is not None:
+        kinds.setdefault(name, "float")
+    for name in kinds:
+      require_column(name, available, path, line)
+    return kinds
+
+  def time_column(self, available: list[str]) -> str | None:
+    if self.time is None and DEFAULT_TIME in available:
+      return DEFAULT_TIME
+    return self.time
+
+
+def require_column(
+  name: str, available: list[str], path: str, line: int | None = 1
+) -> None:
+  if name not in available:
+    raise errors.DataError(
+      f"no such column; the file has {', '.join(map(repr, available))}; name"
+      " the right one with --user_column, --item_column, --time_column,"
+      " --weight_column, --rating_column, --user_features or"
+      " --item_features",
+      path=path,
+      line=line,
+      column=name,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Consecutive interactions of one file.
+
+  Attributes:
+    path: the file, as errors name it.
+    lines: the 1-based line of the first row when every row is a line, or an
+      int array with the line of each row.
+    users, items: [n] string arrays of original ids, never empty or null.
+    times: [n] int64 or None.
+    weights: [n] float32, finite and not negative, or None.
+    ratings: [n] float64 or None.
+    progress: how far this block reaches, in units of `Source.size`.
+    unit: what `lines` counts: "line", or "row" where a file has no lines.
+  """
+
+  path: str
+  lines: int | np.ndarray
+  users: pa.Array
+  items: pa.Array
+  progress: int
+  times: np.ndarray | None = None
+  weights: np.ndarray | None = None
+  ratings: np.ndarray | None = None
+  unit: str = "line"
+
+  def error(self, row: int, column: str, message: str) -> errors.DataError:
+    """An error about the value of `column` in a row of this block."""
+    line = (
+      self.lines + row if isinstance(self.lines, int) else int(self.lines[row])
+    )
+    return errors.DataError(
+      message, path=self.path, column=column, **{self.unit: line}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SideTable:
+  """Side features of users or items as they stand in the input.
+
+  Attributes:
+    ids: [rows] original ids, each once.
+    kinds: feature -> kind.
+    columns: feature -> token: string array; token_seq: list array of strings;
+      float: float32 [rows]; float_seq: float32 [rows, length]; NaN missing.
+  """
+
+  ids: list[str]
+  kinds: dict[str, str]
+  columns: dict[str, pa.Array | np.ndarray]
+
+
+class Source(Protocol):
+  """An input of interactions; each call of `blocks` reads it from the start.
+
+  Attributes:
+    kind: name of the format.
+    name: short name of the data set.
+    size: total progress units (bytes, or rows where there are no bytes).
+    has_times: whether blocks carry times.
+    ignored: columns that are there but are not read.
+    warnings: what was skipped -> how often, complete after `blocks`.
+  """
+
+  kind: str
+  name: str
+  size: int
+  has_times: bool
+  ignored: tuple[str, ...]
+  warnings: collections.Counter[str]
+
+  def blocks(self) -> Iterator[Block]: ...
+
+  def files(self) -> tuple[dict[str, str | int], ...]:
+    """Path, bytes and sha256 of each file; complete after `blocks`."""
+
+  def side_tables(self) -> tuple[SideTable | None, SideTable | None]:
+    """Side features of users and of items."""
+
+  def write_extras(
+    self, directory: pathlib.Path, users: list[str], items: list[str]
+  ) -> None:
+    """Writes what only this source knows; ids are in dense order."""
+
+
+def check_weights(block: Block, column: str | None) -> None:
+  """Raises for a weight that is negative or not finite."""
+  if block.weights is None:
+    return
+  wrong = np.flatnonzero(~(np.isfinite(block.weights) & (block.weights >= 0)))
+  if wrong.size:
+    raise block.error(
+      int(wrong[0]),
+      column,
+      f"{block.weights[wrong[0]]} is not a weight; a weight is a finite"
+      " number and not negative",
+    )
+
+
+def checked_times(values: np.ndarray) -> np.ndarray | None:
+  """int64 times, or None if a value is not a whole number held exactly."""
+  if values.dtype.kind in "iu":
+    return values.astype(np.int64, copy=False)
+  whole = values == np.trunc(values)
+  # Above 2^53 a float64 no longer tells neighbouring integers apart.
+  if not np.all(whole & (np.abs(values) <= 2**53)):
+    return None
+  return values.astype(np.int64)

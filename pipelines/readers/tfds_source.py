@@ -1,0 +1,183 @@
+"""Interactions from a TFDS data set by name.
+
+Takes data sets with one interaction per example, and those with one user per
+example and sequences of items, which is how `pipelines.tfds_atomic` stores
+them. The serialized examples are parsed in batches: decoding them one by one,
+as `tfds.load` does, is about twenty times slower.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from pipelines import errors
+from pipelines.readers import base, columns, side_tables
+
+_EXAMPLES_PER_BATCH = 1 << 13
+
+
+class TfdsSource(side_tables.FileSource):
+  """One or more splits of a prepared or downloadable TFDS data set."""
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: pathlib.Path | None,
+    roles: base.Columns,
+    side_files: side_tables.SideFiles,
+  ):
+    super().__init__(
+      "tfds", name.split(":")[0].replace("/", "-"), roles, side_files
+    )
+    self._path = f"tfds:{name}"
+    builder = _prepared_builder(name, data_dir)
+    self._full_name = builder.info.full_name
+    self._serialized = builder.info.features.get_serialized_info()
+    names = list(self._serialized)
+    self._used = list(roles.interaction_kinds(names, self._path, line=None))
+    time = roles.time_column(names)
+    self.has_times = time is not None
+    if self.has_times and np.dtype(self._serialized[time].np_dtype).kind == "f":
+      raise errors.DataError(
+        "times are stored as float32, which rounds Unix times to minutes;"
+        " build the data set with an int64 feature",
+        path=self._path,
+        column=time,
+      )
+    self.ignored = tuple(n for n in names if n not in self._used)
+    chosen = _splits(builder, split, self._path)
+    self.size = sum(s.num_examples for s in chosen)
+    self._shards = [str(path) for s in chosen for path in s.filepaths]
+    if builder.info.file_format.value != "tfrecord":
+      raise errors.DataError(
+        f"stored as {builder.info.file_format.value}; prepare the data set"
+        " with file_format='tfrecord'",
+        path=self._path,
+      )
+
+  def blocks(self) -> Iterator[base.Block]:
+    dataset = (
+      tf.data.TFRecordDataset(self._shards)
+      .batch(_EXAMPLES_PER_BATCH)
+      .map(self._parser())
+      .prefetch(1)
+    )
+    examples = rows = 0
+    for values, lengths in dataset.as_numpy_iterator():
+      batch = self._batch(values, lengths, examples)
+      examples += len(lengths[self.roles.user])
+      yield columns.block(batch, self.roles, self._path, rows, examples)
+      rows += len(batch)
+    if not rows:
+      raise errors.DataError("no rows", path=self._path)
+
+  def _parser(self):
+    features = {}
+    for name in self._used:
+      info = self._serialized[name]
+      if isinstance(info, dict) or len(info.shape) > 1:
+        raise errors.DataError(
+          "is nested; only single values and flat sequences can be read",
+          path=self._path,
+          column=name,
+        )
+      features[name] = tf.io.RaggedFeature(
+        _STORED_AS.get(np.dtype(info.np_dtype).kind, tf.string),
+        row_splits_dtype=tf.int64,
+      )
+
+    def parse(serialized):
+      ragged = tf.io.parse_example(serialized, features)
+      return (
+        {name: value.flat_values for name, value in ragged.items()},
+        {name: value.row_lengths() for name, value in ragged.items()},
+      )
+
+    return parse
+
+  def _batch(
+    self,
+    values: dict[str, np.ndarray],
+    lengths: dict[str, np.ndarray],
+    examples: int,
+  ) -> pa.RecordBatch:
+    """Columns of equal length: one value per example goes to all its rows."""
+    rows = np.max([lengths[name] for name in self._used], axis=0)
+    # An example without items (all sequences empty) is no row.
+    rows = np.minimum(rows, lengths[self.roles.item])
+    arrays = {}
+    for name in self._used:
+      length = lengths[name]
+      wrong = np.flatnonzero((length != rows) & (length != 1))
+      if wrong.size:
+        raise errors.DataError(
+          f"{length[wrong[0]]} values in an example with"
+          f" {rows[wrong[0]]} {self.roles.item!r}; expected one, or as many",
+          path=self._path,
+          row=examples + int(wrong[0]) + 1,
+          column=name,
+        )
+      column = values[name]
+      if not np.array_equal(length, rows):
+        starts = np.cumsum(length) - length
+        within = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        step = np.repeat((length == rows).astype(np.int64), rows)
+        column = column[np.repeat(starts, rows) + within * step]
+      if column.dtype.kind == "O":
+        arrays[name] = pa.array(column, pa.binary())
+      else:
+        arrays[name] = pa.array(column)
+    return pa.RecordBatch.from_pydict(arrays)
+
+  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
+    return ({"path": f"tfds:{self._full_name}", "examples": self.size},)
+
+
+# TFDS stores every integer and bool as int64 and every float as float32.
+_STORED_AS = {
+  "i": tf.int64,
+  "u": tf.int64,
+  "b": tf.int64,
+  "f": tf.float32,
+}
+
+
+def _prepared_builder(name: str, data_dir: pathlib.Path | None):
+  """The builder of `name`, downloaded and prepared where that is needed."""
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError:
+    raise errors.DataError(
+      "reading a TFDS data set needs tensorflow-datasets; install the extra"
+      " that brings it: pip install -e '.[data]'"
+    ) from None
+  try:
+    builder = tfds.builder(name, data_dir=data_dir and str(data_dir))
+  except (tfds.core.DatasetNotFoundError, ValueError) as e:
+    raise errors.DataError(
+      f"no such TFDS data set ({str(e).splitlines()[0]}); --input takes its"
+      " name, --data_dir the folder it was prepared in",
+      path=f"tfds:{name}",
+    ) from None
+  builder.download_and_prepare()
+  return builder
+
+
+def _splits(builder, split: str, path: str):
+  """The splits to read, in the order of the data set's own listing."""
+  names = list(builder.info.splits)
+  wanted = names if split == "all" else split.split("+")
+  for name in wanted:
+    if name not in names:
+      raise errors.DataError(
+        f"no split {name!r}; the data set has {', '.join(names)}, or say"
+        " --tfds_split all",
+        path=path,
+      )
+  return [builder.info.splits[name] for name in wanted]

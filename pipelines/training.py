@@ -1,0 +1,428 @@
+"""The training loop: from a config to checkpoints and metrics.
+
+A run is a function of its config: batches and draws follow from (seed, step),
+and everything else is in the checkpoint. So a run that was stopped anywhere
+goes on exactly as if it had not been.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines import (
+  configs,
+  datasets,
+  errors,
+  evaluate,
+  model,
+  model_dir,
+  records,
+)
+from pipelines import progress as progress_lib
+from pipelines import schema as schema_lib
+
+_KS = (10, 20, 50)
+_PACKAGES = (
+  "tensorflow",
+  "tf-keras",
+  "tensorflow-recommenders",
+  "numpy",
+  "xir-tfrs",
+)
+
+
+class TrainingDiverged(RuntimeError):
+  """The loss, or a weight, is no longer a finite number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+  """How a run ended.
+
+  Attributes:
+    step: Steps done, over all sessions of the run.
+    outcome: `"finished"`, `"stopped early"` or `"interrupted"`.
+    validation: Metrics of the best checkpoint; empty without validation.
+    seconds: Time of this session's steps, without validation.
+    examples_per_second: In this session, without validation.
+    step_milliseconds: Median over blocks of steps, the first left out.
+    peak_memory_bytes: Largest resident size of the process so far.
+  """
+
+  step: int
+  outcome: str
+  validation: dict[str, float]
+  seconds: float
+  examples_per_second: float
+  step_milliseconds: float
+  peak_memory_bytes: int
+
+
+def train(
+  config: configs.TrainConfig,
+  *,
+  resume: bool = False,
+  overwrite: bool = False,
+  progress: bool = True,
+) -> TrainResult:
+  """Runs or resumes a training run.
+
+  Args:
+    config: The run.
+    resume: Go on from the newest checkpoint of `config.model_dir`.
+    overwrite: Begin anew where a run was before.
+    progress: Show a progress line.
+
+  Returns:
+    How it ended.
+
+  Raises:
+    DataError: The data directory cannot be read, or is not the run's.
+    ModelDirError: The model directory cannot be used as asked.
+    TrainingDiverged: The loss became NaN or infinite.
+  """
+  if config.task not in model.TASKS:
+    raise ValueError(
+      f"--task must be one of {', '.join(model.TASKS)}. "
+      f"Received: {config.task!r}."
+    )
+  run = _Run(config, resume=resume, overwrite=overwrite)
+  with _interrupts() as interrupted:
+    return run.go(interrupted, progress)
+
+
+class _Run:
+  """A run between its checkpoints."""
+
+  def __init__(self, config, *, resume: bool, overwrite: bool) -> None:
+    self._config = config
+    self._dir = model_dir.ModelDir(config.model_dir)
+    schema = schema_lib.Schema.load(config.data)
+    if not schema.rows["train"]:
+      raise errors.DataError("there are no training rows", path=config.data)
+    self._rows = schema.rows["train"]
+    self._total_steps = self._steps(config.epochs)
+    self._validation = _validation_data(config, schema)
+
+    tf.keras.utils.set_random_seed(config.seed)
+    self._model = model.build(
+      config,
+      schema,
+      records.read_table(config.data, "queries"),
+      records.read_table(config.data, "candidates"),
+    )
+    optimizer = model.optimizer(config, self._rows / config.global_batch_size)
+    optimizer.build(self._model.trainable_variables)
+    self._model.compile(optimizer=optimizer)
+    self._step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
+    checkpoint = tf.train.Checkpoint(
+      model=self._model, optimizer=optimizer, step=self._step
+    )
+    self._newest, self._best = self._dir.managers(
+      checkpoint, config.keep_checkpoints
+    )
+    description = _description(config, self._model)
+    if resume and self._dir.exists():
+      self._restore(checkpoint, description)
+    else:
+      self._dir.create(description, overwrite)
+    self._validations = [
+      row for row in self._dir.read_metrics() if row["kind"] == "validation"
+    ]
+    self._events = tf.summary.create_file_writer(
+      str(self._dir.path / model_dir.EVENTS)
+    )
+    self._run_steps = tf.function(_run_steps, reduce_retracing=True)
+
+  def go(self, interrupted: threading.Event, progress: bool) -> TrainResult:
+    batches = iter(
+      datasets.training_dataset(
+        records.read_interactions(self._config.data, "train"),
+        global_batch_size=self._config.global_batch_size,
+        seed=self._config.seed,
+        start_step=int(self._step),
+      )
+    )
+    seconds, first_step, block_times = 0.0, int(self._step), []
+    report = progress_lib.Progress(
+      self._config.task, self._total_steps, start=first_step, show=progress
+    )
+    with report:
+      while self._outcome(interrupted) is None:
+        step = int(self._step)
+        start = time.perf_counter()
+        losses = self._run_steps(
+          self._model, self._step, batches, tf.constant(self._block(step))
+        ).numpy()
+        elapsed = time.perf_counter() - start
+        self._require_finite(losses, step)
+        seconds += elapsed
+        block_times.append(elapsed / len(losses))
+        self._log_block(losses, elapsed)
+        speed = self._config.global_batch_size / block_times[-1]
+        report.update(
+          int(self._step),
+          f"epoch {self._epoch():.2f}, loss {losses.mean():.4f}, "
+          f"{speed:,.0f} examples/s",
+        )
+        self._validate_and_save(report)
+    outcome = self._outcome(interrupted)
+    if int(self._step) != _step_of(self._newest.latest_checkpoint):
+      self._save()
+    self._events.close()
+    steps = int(self._step) - first_step
+    return TrainResult(
+      step=int(self._step),
+      outcome=outcome,
+      validation=self._best_validation() or {},
+      seconds=seconds,
+      examples_per_second=(
+        steps * self._config.global_batch_size / seconds if seconds else 0.0
+      ),
+      step_milliseconds=1e3 * float(np.median(block_times[1:] or [0.0])),
+      peak_memory_bytes=1024
+      * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
+
+  def _steps(self, epochs: int) -> int:
+    return datasets.steps_to_finish(
+      self._rows, self._config.global_batch_size, epochs
+    )
+
+  def _epoch(self) -> float:
+    return int(self._step) * self._config.global_batch_size / self._rows
+
+  def _restore(self, checkpoint, description) -> None:
+    _require_same_run(self._dir.read_config(), description)
+    self._dir.write_config(description)
+    newest = self._newest.latest_checkpoint
+    if newest is None:
+      print(f"{self._dir.path} holds no checkpoint yet: starting at step 0.")
+    else:
+      checkpoint.restore(newest).assert_consumed()
+      print(f"Going on from step {int(self._step)}, {newest}")
+    self._dir.forget_metrics_after(int(self._step))
+
+  def _outcome(self, interrupted: threading.Event) -> str | None:
+    """How the run ends here; None: it goes on."""
+    if int(self._step) >= self._total_steps:
+      return "finished"
+    best = self._best_validation()
+    if best is not None and self._config.patience:
+      since = [row for row in self._validations if row["step"] > best["step"]]
+      if len(since) >= self._config.patience:
+        return "stopped early"
+    return "interrupted" if interrupted.is_set() else None
+
+  def _block(self, step: int) -> int:
+    """Steps until something is due: a line, a checkpoint, a validation."""
+    due = [
+      self._next_multiple(step, self._config.log_steps),
+      self._next_validation(step),
+      self._total_steps,
+    ]
+    if self._config.checkpoint_steps:
+      due.append(self._next_multiple(step, self._config.checkpoint_steps))
+    return min(due) - step
+
+  def _next_multiple(self, step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+  def _next_validation(self, step: int) -> int:
+    round_ = 1
+    while self._steps(round_ * self._config.eval_epochs) <= step:
+      round_ += 1
+    return self._steps(round_ * self._config.eval_epochs)
+
+  def _log_block(self, losses: np.ndarray, elapsed: float) -> None:
+    row = {
+      "kind": "train",
+      "step": int(self._step),
+      "epoch": round(self._epoch(), 4),
+      "loss": float(losses.mean()),
+      "learning_rate": float(self._model.optimizer.learning_rate),
+      "examples_per_second": round(
+        len(losses) * self._config.global_batch_size / elapsed
+      ),
+    }
+    self._log(row)
+
+  def _log(self, row: dict[str, Any]) -> None:
+    self._dir.append_metrics(row)
+    with self._events.as_default(step=row["step"]):
+      for name, value in row.items():
+        if name not in ("kind", "step"):
+          tf.summary.scalar(f"{row['kind']}/{name}", value)
+    self._events.flush()
+
+  def _validate_and_save(self, report: progress_lib.Progress) -> None:
+    step, config = int(self._step), self._config
+    ends_round = step == self._next_validation(step - 1)
+    if ends_round and self._validation is not None:
+      self._require_finite_weights()
+      self._validate(report)
+    every = config.checkpoint_steps
+    if ends_round if every is None else step % every == 0:
+      self._save()
+
+  def _validate(self, report: progress_lib.Progress) -> None:
+    before = self._best_validation()
+    ks = sorted({*_KS, int(self._config.metric.partition("@")[2])})
+    metrics = evaluate.rank(self._model, self._validation, tuple(ks))
+    row = {
+      "kind": "validation",
+      "step": int(self._step),
+      "epoch": round(self._epoch(), 4),
+      **metrics,
+    }
+    value = row[self._config.metric]
+    better = before is None or value > before[self._config.metric]
+    if better:
+      self._best.save(checkpoint_number=int(self._step))
+    # After the checkpoint, so that no row speaks of one that is not there.
+    self._log(row)
+    self._validations.append(row)
+    shown = dict.fromkeys([self._config.metric, "recall@20", "ndcg@20"])
+    report.write(
+      f"epoch {self._epoch():.1f}  step {row['step']}  "
+      + "  ".join(f"{name} {row[name]:.4f}" for name in shown)
+      + ("  best so far" if better else "")
+    )
+
+  def _best_validation(self) -> dict[str, Any] | None:
+    if not self._validations:
+      return None
+    return max(self._validations, key=lambda row: row[self._config.metric])
+
+  def _save(self) -> None:
+    self._require_finite_weights()
+    self._newest.save(checkpoint_number=int(self._step))
+
+  def _require_finite(self, losses: np.ndarray, first_step: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+      self._raise_diverged(
+        f"The loss is {losses[bad[0]]} at step {first_step + bad[0] + 1}"
+      )
+
+  def _require_finite_weights(self) -> None:
+    # A finite loss may have made an update that is not; it must not replace
+    # the last good checkpoint.
+    for weight in self._model.trainable_variables:
+      if not bool(tf.reduce_all(tf.math.is_finite(weight))):
+        self._raise_diverged(
+          f"{weight.name} is not finite after step {int(self._step)}"
+        )
+
+  def _raise_diverged(self, what: str) -> None:
+    kept = self._newest.latest_checkpoint or "none was written yet"
+    config = self._config
+    raise TrainingDiverged(
+      f"{what} (epoch {self._epoch():.2f}). Last good checkpoint: {kept}. "
+      f"Look at the learning rate ({config.learning_rate}; try a tenth), the "
+      f"temperature ({config.temperature}; inner products may need more, or "
+      f"--normalize), --init_stddev ({config.init_stddev}), infinite numbers "
+      f"among the side features, and the losses before it in "
+      f"{self._dir.path / model_dir.METRICS}."
+    )
+
+
+def _run_steps(trained, step, batches, num_steps):
+  """Losses [num_steps] of as many steps, in one call of a graph."""
+  losses = tf.TensorArray(tf.float32, size=num_steps)
+  for i in tf.range(num_steps):
+    metrics = trained.train_step(next(batches))
+    losses = losses.write(i, tf.cast(metrics["loss"], tf.float32))
+    step.assign_add(1)
+  return losses.stack()
+
+
+def _validation_data(config, schema):
+  name, _, k = config.metric.partition("@")
+  known = ("recall", "ndcg", "mrr", "map", "hit", "coverage")
+  if name not in known or not k.isdigit() or int(k) < 1:
+    raise ValueError(
+      f"--metric must be one of {', '.join(known)}, with @k: ndcg@20. "
+      f"Received: {config.metric!r}."
+    )
+  if schema.rows["validation"]:
+    return evaluate.load_evaluation_data(config.data, "validation")
+  print(
+    "There is no validation split (pipelines.prepare --validation_fraction): "
+    "no validation metrics, no best checkpoint, no early stopping.",
+    file=sys.stderr,
+  )
+  return None
+
+
+def _description(config, trained) -> dict[str, Any]:
+  """What config.json says of a run."""
+  data = pathlib.Path(config.data).resolve()
+  schema = (data / schema_lib.FILE_NAME).read_bytes()
+  return {
+    "data": str(data),
+    "schema_sha256": hashlib.sha256(schema).hexdigest(),
+    "model": trained.get_config(),
+    "train": dataclasses.asdict(config),
+    "versions": {"python": platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def _require_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
+  """Raises ModelDirError unless `new` goes on with the run of `old`."""
+  if old["schema_sha256"] != new["schema_sha256"]:
+    raise model_dir.ModelDirError(
+      f"The data in {new['data']} is not what this run was trained on (its "
+      f"{schema_lib.FILE_NAME} differs): resume with the old data, or start a "
+      "new run in another --model_dir."
+    )
+  for name, value in new["train"].items():
+    value = list(value) if isinstance(value, tuple) else value
+    before = old["train"].get(name)
+    if name not in configs.CHANGEABLE and value != before:
+      raise model_dir.ModelDirError(
+        f"A resumed run cannot change --{name} (it was {before!r}, now "
+        f"{value!r}): start a new run in another --model_dir."
+      )
+
+
+def _step_of(checkpoint: str | None) -> int | None:
+  return int(checkpoint.rpartition("-")[2]) if checkpoint else None
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+  """Turns the first Ctrl-C (or SIGTERM) into a wish to stop."""
+  wish = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield wish
+    return
+
+  def stop(number, unused_frame):
+    wish.set()
+    # The second one stops at once.
+    signal.signal(number, before[number])
+
+  before = {
+    number: signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield wish
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

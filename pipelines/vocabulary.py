@@ -1,0 +1,93 @@
+"""Original ids and their dense ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import errors
+from pipelines.readers import base
+
+
+class Vocabulary:
+  """Gives ids dense ids 0, 1, 2, ... in order of first appearance."""
+
+  def __init__(self):
+    self._codes: dict[str, int] = {}
+
+  def __len__(self) -> int:
+    return len(self._codes)
+
+  def ids(self) -> list[str]:
+    """Original ids by dense id."""
+    return list(self._codes)
+
+  def add(self, ids: Iterable[str]) -> np.ndarray:
+    """Dense ids of `ids`, new ones included."""
+    codes = self._codes
+    return np.array(
+      [codes.setdefault(i, len(codes)) for i in ids], dtype=np.int32
+    )
+
+  def encode(self, ids: pa.Array) -> np.ndarray:
+    """The same for many ids with repetitions: one look-up per distinct id."""
+    distinct = pc.dictionary_encode(ids)
+    codes = self.add(distinct.dictionary.to_pylist())
+    return codes[distinct.indices.to_numpy()]
+
+
+class DenseIds:
+  """Ids that are dense already: the strings "0", "1", ... "n - 1".
+
+  Collects ids like `Vocabulary`; `permutation` then puts them in their own
+  order. Remembers where the largest stands, to name it if there are gaps.
+  """
+
+  def __init__(self, column: str):
+    self._column = column
+    self._largest = -1
+    self._largest_error: errors.DataError | None = None
+
+  def check(self, block: base.Block, ids: pa.Array) -> None:
+    """Raises if an id of the block is not a plain whole number."""
+    plain = pc.match_substring_regex(ids, "^(0|[1-9][0-9]{0,8})$")
+    wrong = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+    if wrong.size:
+      row = int(wrong[0])
+      raise block.error(
+        row,
+        self._column,
+        f"{ids[row].as_py()!r} is not a dense id; --dense_ids needs whole"
+        " numbers from 0 without gaps, leave it out for any other ids",
+      )
+    if not len(ids):
+      return
+    numbers = ids.cast(pa.int64()).to_numpy()
+    row = int(numbers.argmax())
+    if numbers[row] > self._largest:
+      self._largest = int(numbers[row])
+      self._largest_error = block.error(row, self._column, "")
+
+  def permutation(self, ids: list[str], path: str) -> np.ndarray:
+    """First-appearance code -> dense id; raises if there are gaps."""
+    try:
+      numbers = np.array(ids, dtype=np.int64)
+    except ValueError:
+      numbers = np.array([-1])
+    present = np.zeros(len(ids), bool)
+    present[numbers[(numbers >= 0) & (numbers < len(ids))]] = True
+    if not present.all():
+      at = self._largest_error
+      raise errors.DataError(
+        f"id {int(present.argmin())} is missing among {len(ids)} ids up to"
+        f" {max(self._largest, int(numbers.max()))}; --dense_ids needs whole"
+        " numbers from 0 without gaps, leave it out for any other ids",
+        path=path if at is None else at.path,
+        line=None if at is None else at.line,
+        row=None if at is None else at.row,
+        column=self._column,
+      )
+    return numbers.astype(np.int32)

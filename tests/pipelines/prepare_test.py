@@ -1,0 +1,393 @@
+"""`pipelines.prepare` end to end against a slow twin, and its atomicity."""
+
+import collections
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pipelines import errors, passes, prepare, records, schema
+from pipelines.readers import base, sources
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _raw(seed=0, rows=600, users=30, items=25):
+  """Rows with repeated pairs and equal times, users not in order."""
+  rng = np.random.default_rng(seed)
+  return [
+    (f"u{u}", f"i{i}", int(t), float(w))
+    for u, i, t, w in zip(
+      rng.zipf(1.4, size=rows) % users,
+      rng.integers(items, size=rows),
+      rng.integers(200, size=rows),
+      rng.integers(1, 9, size=rows) / 4,
+      strict=True,
+    )
+  ]
+
+
+def _write(path, rows):
+  lines = ["user_id:token\titem_id:token\ttimestamp:float\tw:float"]
+  lines += ["\t".join(map(str, row)) for row in rows]
+  path.write_text("\n".join(lines) + "\n")
+
+
+def _config(path, output, *, chunk_bytes=base.CHUNK_BYTES, **kwargs):
+  columns = kwargs.pop("columns", base.Columns(weight="w"))
+  return prepare.PrepareConfig(
+    input=sources.Input(
+      paths=(str(path),), columns=columns, chunk_bytes=chunk_bytes
+    ),
+    output=output,
+    **kwargs,
+  )
+
+
+def _slow_prepare(rows, kind, test=0.2, validation=0.1):
+  """Distinct rows in dense ids, and the split of all kinds but "random"."""
+  users, items, kept = {}, {}, {}
+  for place, (user, item, time, weight) in enumerate(rows):
+    pair = (
+      users.setdefault(user, len(users)),
+      items.setdefault(item, len(items)),
+    )
+    if pair not in kept or time < kept[pair][0]:
+      kept[pair] = (time, place, weight)
+  ordered = sorted((t, p, *pair, w) for pair, (t, p, w) in kept.items())
+  split = {"train": [], "validation": [], "test": []}
+  if kind == "temporal":
+    cut = round((1 - test) * len(ordered))
+    held = cut - round(validation * cut)
+    test_start, validation_start = ordered[cut][0], ordered[held][0]
+    for t, _, user, item, w in ordered:
+      name = (
+        "test"
+        if t >= test_start
+        else "validation"
+        if t >= validation_start
+        else "train"
+      )
+      split[name].append((user, item, t, w))
+  else:
+    by_user = collections.defaultdict(list)
+    for t, _, user, item, w in ordered:
+      by_user[user].append((user, item, t, w))
+    for of_user in by_user.values():
+      if len(of_user) > 1:
+        split["test"].append(of_user.pop())
+      if len(of_user) > 1:
+        split["validation"].append(of_user.pop())
+      split["train"] += of_user
+  return users, items, split
+
+
+def _read_split(directory, name):
+  columns = records.read_interactions(directory, name)
+  return list(zip(*(v.tolist() for v in columns.values()), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["leave_last", "temporal"])
+def test_equals_its_slow_twin(tmp_path, kind):
+  rows = _raw()
+  _write(tmp_path / "r.inter", rows)
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      split=kind,
+      validation_fraction=0.1,
+      num_buckets=3,
+      chunk_bytes=500,
+    )
+  )
+  users, items, split = _slow_prepare(rows, kind)
+  assert made == schema.Schema.load(tmp_path / "out")
+  assert made.rows == {name: len(part) for name, part in split.items()}
+  for name, part in split.items():
+    assert sorted(_read_split(tmp_path / "out", name)) == sorted(part)
+  assert made.warnings["duplicate_pairs"] == len(rows) - sum(made.rows.values())
+  for table, ids, column in (("queries", users, 0), ("candidates", items, 1)):
+    read = records.read_table(tmp_path / "out", table)
+    assert read.ids.tolist() == list(ids)
+    counts = collections.Counter(row[column] for row in split["train"])
+    assert read.counts.tolist() == [counts[i] for i in range(len(ids))]
+  assert all(n == 0 for n in made.leakage.values()) and len(made.leakage) == 5
+
+
+def test_random_split_sizes_per_user(tmp_path):
+  rows = _raw(rows=900)
+  _write(tmp_path / "r.inter", rows)
+  made = prepare.prepare(_config(tmp_path / "r.inter", tmp_path / "out"))
+  users, items, _ = _slow_prepare(rows, "leave_last")
+  distinct = {(users[u], items[i]) for u, i, _, _ in rows}
+  size = collections.Counter(u for u, _ in distinct)
+  train = [r[:2] for r in _read_split(tmp_path / "out", "train")]
+  test = [r[:2] for r in _read_split(tmp_path / "out", "test")]
+  assert sorted(train + test) == sorted(distinct)
+  per_user = collections.Counter(u for u, _ in train)
+  assert per_user == {u: round(0.8 * n) for u, n in size.items()}
+  assert made.rows["validation"] == 0
+  assert not list((tmp_path / "out").glob("validation*"))
+
+
+@pytest.mark.parametrize("kind", ["random", "temporal", "leave_last"])
+def test_blocks_and_buckets_change_nothing(tmp_path, kind):
+  _write(tmp_path / "r.inter", _raw())
+  results = []
+  for chunk_bytes, num_buckets in ((1 << 20, 1), (1 << 20, 1), (90, 7)):
+    out = tmp_path / f"out{len(results)}"
+    made = prepare.prepare(
+      _config(
+        tmp_path / "r.inter",
+        out,
+        split=kind,
+        validation_fraction=0.2,
+        chunk_bytes=chunk_bytes,
+        num_buckets=num_buckets,
+      )
+    )
+    results.append((out, made))
+  (first, made), (again, made_again), (other, made_other) = results
+  assert made == made_again == made_other
+  for path in first.iterdir():
+    assert path.read_bytes() == (again / path.name).read_bytes()
+    if path.name.startswith(("queries", "candidates", "schema")):
+      assert path.read_bytes() == (other / path.name).read_bytes()
+  for name in schema.SPLITS:
+    assert sorted(_read_split(first, name)) == sorted(_read_split(other, name))
+
+
+def test_training_rows_are_scattered_over_shards(tmp_path, monkeypatch):
+  monkeypatch.setattr(passes, "_ROWS_PER_SHARD", 100)
+  rows = [(f"u{u}", f"i{i}", 0, 1.0) for u in range(20) for i in range(25)]
+  _write(tmp_path / "r.inter", rows)
+  made = prepare.prepare(
+    _config(tmp_path / "r.inter", tmp_path / "out", num_buckets=2)
+  )
+  assert [s.file for s in made.shards["train"]] == [
+    f"train-{s:05d}-of-00005.tfrecord" for s in range(5)
+  ]
+  assert [s.rows for s in made.shards["train"]] == [80] * 5
+  users = records.read_interactions(tmp_path / "out", "train")["query_id"]
+  # Grouped by user there would be 20 runs; scattered, most rows start one.
+  assert (users[1:] != users[:-1]).mean() > 0.8
+  per_shard = [len(set(part)) for part in np.split(users, 5)]
+  assert min(per_shard) > 15
+
+
+def test_side_features(tmp_path):
+  (tmp_path / "r.inter").write_text(
+    "user_id:token\titem_id:token\n1\tb\n1\ta\n2\tb\n2\td\n"
+  )
+  (tmp_path / "r.item").write_text(
+    "item_id:token\tbrand:token\ttags:token_seq\tprice:float\timg:float_seq\n"
+    "a\tacme\tx y\t2\t1 3\nb\tacme\ty\t4\t1 5\nc\tother\t\t\t\n"
+  )
+  (tmp_path / "r.user").write_text("user_id:token\tage:float\n2\t7\n9\t7\n")
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      columns=base.Columns(),
+      min_token_count=2,
+      test_fraction=0,
+    )
+  )
+  table = records.read_table(tmp_path / "out", "candidates")
+  assert table.ids.tolist() == ["b", "a", "d", "c"]
+  assert table.counts.tolist() == [2, 1, 1, 0]
+  brand, tags, price, image = made.candidate_features
+  assert brand.vocabulary == ("", "acme") and tags.vocabulary == ("", "y")
+  assert table.columns["brand"].tolist() == [1, 1, 0, 0]
+  values, splits = table.columns["tags"]
+  assert (values.tolist(), splits.tolist()) == ([1, 0, 1], [0, 1, 3, 3, 3])
+  np.testing.assert_array_equal(table.columns["price"], [4, 2, np.nan, np.nan])
+  assert (price.mean, price.std) == ((3.0,), (1.0,))
+  # The first value is constant: its spread is 0, which cannot divide.
+  assert (image.mean, image.std) == ((1.0, 4.0), (1.0, 1.0))
+  np.testing.assert_array_equal(table.columns["img"][1], [1, 3])
+  users = records.read_table(tmp_path / "out", "queries")
+  assert users.ids.tolist() == ["1", "2", "9"]
+  np.testing.assert_array_equal(users.columns["age"], [np.nan, 7, 7])
+  for name, count in {
+    "users_in_no_split": 1,
+    "users_without_features": 1,
+    "items_without_features": 1,
+    "items_without_training_rows": 1,
+    "rare_tokens": 2,
+  }.items():
+    assert made.warnings[name] == count, name
+  assert len(made.source.files) == 3
+
+
+def test_dense_ids_are_kept(tmp_path):
+  (tmp_path / "r.txt").write_text("2 1 0\n0 3\n1 2 3\n")
+  for buckets in (1, 2):
+    made = prepare.prepare(
+      _config(
+        tmp_path / "r.txt",
+        tmp_path / "out",
+        columns=base.Columns(),
+        dense_ids=True,
+        test_fraction=0,
+        num_buckets=buckets,
+        overwrite=True,
+      )
+    )
+    assert made.num_candidates == 4
+    for table, size in (("queries", 3), ("candidates", 4)):
+      ids = records.read_table(tmp_path / "out", table).ids
+      assert ids.tolist() == [str(i) for i in range(size)]
+    assert sorted(_read_split(tmp_path / "out", "train")) == [
+      (0, 3),
+      (1, 2),
+      (1, 3),
+      (2, 0),
+      (2, 1),
+    ]
+
+
+def test_low_ratings_are_counted(tmp_path):
+  (tmp_path / "r.csv").write_text(
+    "user_id,item_id,stars\n1,a,5\n1,b,2\n2,b,1\n3,a,4\n"
+  )
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.csv",
+      tmp_path / "out",
+      columns=base.Columns(rating="stars", min_rating=4),
+      test_fraction=0,
+    )
+  )
+  assert made.rows["train"] == 2 and made.num_queries == 3
+  assert made.warnings["rows_below_min_rating"] == 2
+  assert made.warnings["users_in_no_split"] == 1
+  assert "users_in_no_split 1" in prepare.summary(made, "out", 1.0)
+
+
+def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
+  """With the de-duplication broken, the check must see it."""
+  monkeypatch.setattr(passes.spill, "sorted_distinct", lambda rows, _: rows)
+  (tmp_path / "r.csv").write_text("user_id,item_id\n" + "1,a\n" * 3 + "1,b\n")
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.csv",
+      tmp_path / "out",
+      columns=base.Columns(),
+      test_fraction=0.5,
+    )
+  )
+  assert made.leakage["pairs_in_train_and_test"] == 1
+  assert "LEAKAGE: pairs_in_train_and_test 1" in prepare.summary(made, "o", 1)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+  "where",
+  [
+    "passes.spill_rows",
+    "passes.keep_distinct",
+    "passes.write_splits",
+    "records.write_table",
+    "schema_lib.Schema.save",
+    "staging.os.replace",
+  ],
+)
+def test_a_crash_leaves_nothing_half_written(
+  tmp_path, monkeypatch, where, failure
+):
+  _write(tmp_path / "r.inter", _raw())
+  out = tmp_path / "deep" / "out"
+  prepare.prepare(_config(tmp_path / "r.inter", out))
+  before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+  def crash(*args, **kwargs):
+    if where == "passes.write_splits":
+      real(*args, **kwargs)
+    raise failure("injected")
+
+  target = f"pipelines.prepare.{where}"
+  real = passes.write_splits
+  for output in (out, tmp_path / "deep" / "new"):
+    with monkeypatch.context() as patch:
+      patch.setattr(target, crash)
+      with pytest.raises(failure, match="injected"):
+        prepare.prepare(
+          _config(tmp_path / "r.inter", output, seed=3, overwrite=True)
+        )
+  assert [p.name for p in out.parent.iterdir()] == ["out"]
+  assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_the_old_output_comes_back_if_the_new_cannot_take_its_place(
+  tmp_path, monkeypatch
+):
+  _write(tmp_path / "r.inter", _raw())
+  out = tmp_path / "out"
+  prepare.prepare(_config(tmp_path / "r.inter", out))
+  before = (out / "schema.json").read_bytes()
+  replace, calls = os.replace, []
+
+  def second_fails(source, target):
+    if pathlib.Path(target).name == "out":
+      calls.append(target)
+      if len(calls) == 1:
+        raise OSError("injected")
+    replace(source, target)
+
+  monkeypatch.setattr("pipelines.staging.os.replace", second_fails)
+  with pytest.raises(OSError, match="injected"):
+    prepare.prepare(_config(tmp_path / "r.inter", out, seed=3, overwrite=True))
+  assert (out / "schema.json").read_bytes() == before
+  assert {p.name for p in tmp_path.iterdir()} == {"r.inter", "out"}
+
+
+def test_what_may_be_overwritten(tmp_path):
+  _write(tmp_path / "r.inter", _raw())
+  out = tmp_path / "out"
+  config = _config(tmp_path / "r.inter", out)
+  again = _config(tmp_path / "r.inter", out, overwrite=True, split="temporal")
+  out.mkdir()
+  prepare.prepare(config)
+  with pytest.raises(errors.DataError, match="replace it with --overwrite"):
+    prepare.prepare(config)
+  assert prepare.prepare(again).split.kind == "temporal"
+  assert schema.Schema.load(out).split.kind == "temporal"
+  (out / "notes.txt").write_text("mine")
+  with pytest.raises(errors.DataError, match="holds 'notes.txt', which"):
+    prepare.prepare(again)
+  (out / "schema.json").unlink()
+  with pytest.raises(errors.DataError, match="did not write"):
+    prepare.prepare(again)
+  with pytest.raises(errors.DataError, match="is not a directory"):
+    prepare.prepare(_config(tmp_path / "r.inter", tmp_path / "r.inter"))
+
+
+def test_command_line(tmp_path):
+  """Flags, the printed summary, and the next command."""
+  _write(tmp_path / "r.inter", _raw())
+  command = [
+    sys.executable,
+    "-m",
+    "pipelines.prepare",
+    f"--input={tmp_path / 'r.inter'}",
+    f"--output={tmp_path / 'out'}",
+    "--weight_column=w",
+    "--split=leave_last",
+    "--name=tiny",
+  ]
+  done = subprocess.run(
+    command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=120
+  )
+  made = schema.Schema.load(tmp_path / "out")
+  assert made.name == "tiny" and made.split == schema.Split("leave_last")
+  assert "leakage: none in 5 checks" in done.stdout
+  assert (
+    f"next: python -m pipelines.train --data {tmp_path / 'out'} --model_dir"
+    in done.stdout
+  )
+  assert "Traceback" not in done.stderr
