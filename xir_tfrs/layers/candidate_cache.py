@@ -14,7 +14,7 @@ SCOPES = ("step", "all")
 class CandidateCache(tf.keras.layers.Layer):
   """Candidates that were drawn often, and how often (Algorithm 2 of XIR).
 
-      o <- decay * o + draws of this step
+      o <- occurrence_decay * o + draws of this step
       cache <- cache_size candidates, in proportion to o
 
   Attributes:
@@ -29,8 +29,8 @@ class CandidateCache(tf.keras.layers.Layer):
     num_candidates: int,
     cache_size: int,
     *,
-    scope: str = "step",
-    decay: float = 1.0,
+    cache_scope: str = "step",
+    occurrence_decay: float = 1.0,
     seed: int = 0,
     name: str = "candidate_cache",
   ) -> None:
@@ -39,11 +39,12 @@ class CandidateCache(tf.keras.layers.Layer):
     Args:
       num_candidates: Size of the catalogue.
       cache_size: Candidates held; may exceed the catalogue (ids repeat).
-      scope: Whom the next cache is drawn from: `"step"`, the candidates of
-        this step's pools (as the released code), or `"all"`, the catalogue (as
-        the paper prints it; costs a pass over it each step).
-      decay: What is kept of the old counts at each step. Less than 1 follows a
-        changing model, and costs a pass over the catalogue each step.
+      cache_scope: Whom the next cache is drawn from: `"step"`, the candidates
+        of this step's pools (as the released code), or `"all"`, the catalogue
+        (as the paper prints it; costs a pass over it each step).
+      occurrence_decay: What is kept of the old counts at each step. Less than
+        1 follows a changing model, and costs a pass over the catalogue each
+        step.
       seed: Base seed of the draws.
       name: Name of the layer.
 
@@ -60,18 +61,20 @@ class CandidateCache(tf.keras.layers.Layer):
       raise ValueError(
         f"`cache_size` must be positive. Received: `cache_size` = {cache_size}."
       )
-    if scope not in SCOPES:
+    if cache_scope not in SCOPES:
       raise ValueError(
-        f"`scope` must be one of {SCOPES}. Received: `scope` = {scope!r}."
+        f"`cache_scope` must be one of {SCOPES}. "
+        f"Received: `cache_scope` = {cache_scope!r}."
       )
-    if not 0.0 < decay <= 1.0:
+    if not 0.0 < occurrence_decay <= 1.0:
       raise ValueError(
-        f"`decay` must lie in (0, 1]. Received: `decay` = {decay}."
+        "`occurrence_decay` must lie in (0, 1]. "
+        f"Received: `occurrence_decay` = {occurrence_decay}."
       )
     self._num_candidates = num_candidates
     self._cache_size = cache_size
-    self._scope = scope
-    self._decay = decay
+    self._cache_scope = cache_scope
+    self._occurrence_decay = occurrence_decay
     self._seed = seed
 
     self.ids = self._state("ids", [cache_size], tf.int64, self._initial_ids)
@@ -91,12 +94,14 @@ class CandidateCache(tf.keras.layers.Layer):
       draws: [n] how often each was drawn, on all replicas together.
     """
     seed = seeds.step_seed(self._seed, self.step, seeds.NEXT_CACHE)
-    if self._decay < 1.0:
-      self.occurrence_counts.assign(self._decay * self.occurrence_counts)
+    if self._occurrence_decay < 1.0:
+      self.occurrence_counts.assign(
+        self._occurrence_decay * self.occurrence_counts
+      )
     self.occurrence_counts.scatter_add(
       tf.IndexedSlices(tf.cast(draws, tf.float64), pool_ids)
     )
-    if self._scope == "all":
+    if self._cache_scope == "all":
       pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
     counts = tf.gather(self.occurrence_counts, pool_ids)
     self.ids.assign(
@@ -114,8 +119,8 @@ class CandidateCache(tf.keras.layers.Layer):
     return {
       "num_candidates": self._num_candidates,
       "cache_size": self._cache_size,
-      "scope": self._scope,
-      "decay": self._decay,
+      "cache_scope": self._cache_scope,
+      "occurrence_decay": self._occurrence_decay,
       "seed": self._seed,
       "name": self.name,
     }

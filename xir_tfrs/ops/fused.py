@@ -23,6 +23,9 @@ from xir_tfrs.ops import masking, resampling
 # one core.
 _CHUNK_ELEMENTS = 2**19
 
+# Sums of terms relative to the highest logit: less than this is no term.
+_NOTHING = 1e-30
+
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
@@ -159,11 +162,13 @@ def pool_softmax(
       positive = tf.reduce_sum(q * v, axis=1) - corrections[rows]
       terms, highest, chunk_draws = column_terms(logits, rows)
 
-      shift = tf.maximum(highest, positive)
-      # exp(highest - shift) underflows to 0 only where the terms are nothing
-      # beside the positive.
-      scale = tf.exp(highest - shift)
-      partition = tf.exp(positive - shift) + scale * tf.reduce_sum(terms, 1)
+      # A row may have no terms: every column masked, or nothing drawn. Its
+      # highest logit then says nothing of the size of the partition.
+      total = tf.reduce_sum(terms, axis=1)
+      empty = total < _NOTHING
+      shift = tf.where(empty, positive, tf.maximum(highest, positive))
+      scale = tf.where(empty, tf.zeros_like(total), tf.exp(highest - shift))
+      partition = tf.exp(positive - shift) + scale * total
       loss += tf.reduce_sum(
         weight * (shift + tf.math.log(partition) - positive)
       )

@@ -130,11 +130,12 @@ def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
   return tf.exp(-tf.reduce_logsumexp(2.0 * log_weights, axis=1))
 
 
-def validate_method(method: str) -> None:
-  """Raises ValueError unless `method` is one of `METHODS`."""
+def validate_method(method: str, argument: str = "method") -> None:
+  """Raises ValueError, which names the argument, for an unknown method."""
   if method not in METHODS:
     raise ValueError(
-      f"The resampling method must be one of {METHODS}. Received: {method!r}."
+      f"`{argument}` must be one of {METHODS}. "
+      f"Received: `{argument}` = {method!r}."
     )
 
 

@@ -18,7 +18,9 @@ class BIRRetrieval(retrieval.RetrievalTask):
   Section 3.1 and equation 3 of Chen et al. 2022; no gradient goes through the
   weights or the draws. As the draws favour high scores already, the loss
   behaves like a softmax at half the temperature: try twice the temperature
-  that suits SSL-Pop.
+  that suits SSL-Pop. Its value is no measure of progress: where the positive
+  may be drawn and the model is sure of it, all draws are the positive, and the
+  loss is log(1 + num_resampled). Watch validation metrics.
   """
 
   def __init__(

@@ -276,7 +276,7 @@ def require_positive(name: str, value: float) -> None:
 
 def validate_resampling(resampler: str, num_resampled: int | None) -> None:
   """Checks the arguments of the tasks that resample."""
-  resampling.validate_method(resampler)
+  resampling.validate_method(resampler, "resampler")
   if num_resampled is not None:
     require_positive("num_resampled", num_resampled)
 

@@ -86,14 +86,18 @@ class XIRRetrieval(retrieval.RetrievalTask):
     self.cache = candidate_cache.CandidateCache(
       len(self._candidate_counts),
       cache_size,
-      scope=cache_scope,
-      decay=occurrence_decay,
+      cache_scope=cache_scope,
+      occurrence_decay=occurrence_decay,
       seed=self._seed,
     )
     self._log_popularity = self._log_popularity_table(self._candidate_counts)
 
   def get_config(self) -> dict:
-    """The arguments; `candidate_encoder` is the object itself."""
+    """The arguments; `candidate_encoder` is the object itself.
+
+    A copy of the encoder, which JSON would bring, would share no weights with
+    the candidate tower: give the tower to a task that is made from JSON.
+    """
     return super().get_config() | {
       "candidate_counts": self._candidate_counts.tolist(),
       "candidate_encoder": self._candidate_encoder,

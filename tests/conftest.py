@@ -1,0 +1,40 @@
+"""Settings of the whole suite: Keras 2, two logical CPUs, fixed seeds."""
+
+import os
+
+# Both are read once: at the first use of tf.keras and when TensorFlow loads.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# ruff: noqa: E402
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# MirroredStrategy tests need two devices. TensorFlow refuses to split the CPU
+# once it has run an op, so this stands here and not in the tests.
+tf.config.set_logical_device_configuration(
+  tf.config.list_physical_devices("CPU")[0],
+  [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+# On a GPU, TensorFloat-32 products would miss every 1e-5 tolerance.
+tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test():
+  """Fixed global seeds, and no dtype policy left over from another test."""
+  tf.keras.utils.set_random_seed(17)
+  np.random.seed(17)
+  yield
+  tf.keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+  """MirroredStrategy on the two logical CPUs: the only one of the process.
+
+  A second one would number its collective operations from the start again,
+  and TensorFlow takes them for those of the first, of other types and shapes.
+  """
+  return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,0 +1,121 @@
+"""The commands and the code in README.md and docs/ run as they stand."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).parents[1]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(path, language):
+  return re.findall(
+    rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.M | re.S
+  )
+
+
+def run(script, folder):
+  """Runs a shell script as a user in a checkout would, in a scratch folder."""
+  environment = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+  }
+  done = subprocess.run(
+    ["bash", "-eu", "-o", "pipefail", "-c", script],
+    cwd=folder,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  assert done.returncode == 0, f"{script}\n{done.stdout}"
+  return done.stdout
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=[g.name for g in GUIDES])
+def test_commands_of_a_guide_run(guide, tmp_path):
+  scripts = blocks(guide, "bash")
+  if scripts:
+    run("\n".join(scripts), tmp_path)
+
+
+def interactions(path):
+  """Two groups of users with tastes of their own, in a RecBole file."""
+  rng = np.random.default_rng(0)
+  lines = ["user_id:token\titem_id:token"]
+  for user in range(120):
+    for item in rng.choice(60, 20, replace=False):
+      lines.append(f"{user}\t{item + 60 * (user % 2)}")
+  path.write_text("\n".join(lines) + "\n")
+
+
+def test_programs_of_the_readme_run_one_after_another(tmp_path):
+  interactions(tmp_path / "gowalla.inter")
+  (programs,) = (
+    block
+    for block in blocks(ROOT / "README.md", "text")
+    if block.startswith("python -m pipelines.prepare")
+  )
+  output = run(programs, tmp_path)
+  assert "recall@10" in output
+  answers = output.rpartition("query 42")[2]
+  assert len(re.findall(r"^ +\d+  \d+ ", answers, re.M)) == 10
+
+
+def test_quickstart_on_a_users_file(tmp_path):
+  interactions(tmp_path / "my.inter")
+  output = run(
+    "python -m pipelines.quickstart --input my.inter --output q --epochs 2",
+    tmp_path,
+  )
+  table = output.partition("=== Compare")[2].partition("===")[0]
+  rows = {
+    line.split()[0]: line.split()[1:]
+    for line in table.splitlines()[2:]
+    if line.strip() and not line.startswith(" ")
+  }
+  assert list(rows) == ["popularity", "ssl", "ssl_pop", "bir", "xir"]
+  for row in rows.values():
+    assert 0 <= float(row[0]) <= 1
+  assert output.count("rank  id") == 3
+  assert "What next" in output
+
+
+def test_code_of_the_readme_trains():
+  (code,) = blocks(ROOT / "README.md", "python")
+  scope = {}
+  exec(code, scope)  # pylint: disable=exec-used
+  query_tower = tf.keras.layers.Embedding(50, 8)
+  candidate_tower = tf.keras.layers.Embedding(40, 8)
+  model = scope["TwoTower"](query_tower, candidate_tower, np.full(40, 25))
+  model.compile(optimizer=tf.keras.optimizers.Adam(0.05))
+  query = np.random.default_rng(0).integers(0, 50, 1024)
+  rows = {"query_id": query, "candidate_id": query % 40}
+  model.fit(
+    tf.data.Dataset.from_tensor_slices(rows).batch(128), epochs=6, verbose=0
+  )
+  scores = tf.matmul(
+    query_tower(tf.range(50)), candidate_tower(tf.range(40)), transpose_b=True
+  )
+  found = np.argmax(scores, axis=1) == np.arange(50) % 40
+  assert found.mean() > 0.9
+
+
+def test_makefile_has_the_commands_of_the_readme():
+  targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+  named = [
+    command
+    for block in blocks(ROOT / "README.md", "bash")
+    for command in re.findall(r"^make (\w+)", block, re.M)
+  ]
+  assert named == ["quickstart", "test"]
+  assert set(named) <= set(targets)
+  assert "make test" in (ROOT / ".ci/run").read_text()

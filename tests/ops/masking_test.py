@@ -1,0 +1,77 @@
+"""Tests of xir_tfrs.ops.masking."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests import reference
+from xir_tfrs.ops import masking
+
+
+class MaskLogitsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(tf.float16, tf.float32, tf.float64)
+  def test_masked_logits_get_no_probability(self, dtype):
+    logits = tf.constant([[1.0, 2.0, 3.0]], dtype)
+    masked = masking.mask_logits(logits, [[True, False, True]])
+    self.assertEqual(masked.dtype, dtype)
+    self.assertAllEqual(masked, [[1.0, -np.inf, 3.0]])
+    self.assertAllEqual(tf.nn.softmax(masked)[0, 1], 0.0)
+
+  def test_a_masked_overflow_stays_out_of_value_and_gradient(self):
+    logits = tf.constant([[1.0, np.inf, np.nan]])
+    with tf.GradientTape() as tape:
+      tape.watch(logits)
+      total = tf.reduce_logsumexp(
+        masking.mask_logits(logits, [[True, False, False]])
+      )
+    self.assertAllClose(total, 1.0)
+    self.assertAllClose(tape.gradient(total, logits), [[1.0, 0.0, 0.0]])
+
+
+class AccidentalHitsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(
+    batch=(1, 4), pool=(1, 7), dtype=(np.int32, np.int64), graph=(False, True)
+  )
+  def test_reference(self, batch, pool, dtype, graph):
+    rng = np.random.default_rng(5)
+    positive_ids = rng.integers(0, 4, batch).astype(dtype)
+    pool_ids = rng.integers(0, 4, pool).astype(dtype)
+    function = masking.accidental_hits
+    hits = (tf.function(function) if graph else function)(
+      tf.constant(positive_ids), tf.constant(pool_ids)
+    )
+    self.assertEqual(hits.dtype, tf.bool)
+    self.assertAllEqual(hits, reference.accidental_hits(positive_ids, pool_ids))
+
+  def test_large_ids_are_compared_exactly(self):
+    # 2^24 and 2^24 + 1 are the same float32; 2^40 and 0 the same int32.
+    hits = masking.accidental_hits(
+      tf.constant([2**24, 2**40], tf.int64),
+      tf.constant([2**24 + 1, 2**24, 0, 2**40], tf.int64),
+    )
+    self.assertAllEqual(
+      hits, [[False, True, False, False], [False, False, False, True]]
+    )
+
+
+class OwnColumnsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(
+    (1, 1, 0), (3, 3, 0), (2, 6, 0), (2, 6, 4), (3, 5, 1)
+  )
+  def test_reference(self, batch, pool, offset):
+    expected = reference.own_columns(batch, pool, offset)
+    self.assertAllEqual(
+      masking.own_columns(batch, pool, offset=offset), expected
+    )
+    dynamic = tf.function(masking.own_columns)(
+      tf.constant(batch), tf.constant(pool), offset=tf.constant(offset)
+    )
+    self.assertEqual(dynamic.dtype, tf.bool)
+    self.assertAllEqual(dynamic, expected)
+
+  def test_no_offset_is_the_diagonal(self):
+    self.assertAllEqual(masking.own_columns(3, 3), np.eye(3, dtype=bool))
+
+
+if __name__ == "__main__":
+  tf.test.main()
