@@ -14,6 +14,7 @@ Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
 """
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
@@ -91,7 +92,10 @@ def pool_softmax(
     pool: What the rows are scored against.
     positive_log_q: [batch] log proposal of the positives; None: 0.
     resampler: How to draw from the pool; None: every column counts once.
-    mask_own_column: Leave out the column that is the row's own positive.
+    mask_own_column: Leave out the column that is the row's own positive: for
+      resampling, it is not drawn; otherwise the positive counts once. The
+      gradient then goes to the column where it may, so `positives` must be
+      rows of `pool.embeddings`.
     mask_accidental_hits: Leave out every column with the positive's id.
     row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
 
@@ -106,22 +110,31 @@ def pool_softmax(
   chunk = _chunk_size(row_chunk_size, batch, pool_size)
   row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
   log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
+  # Without resampling the own column can stand for the positive itself, which
+  # costs nothing; leaving it out costs two passes over the logits.
+  column_is_positive = (
+    resampler is None and mask_own_column and pool.own_offset is not None
+  )
   corrections = tf.zeros([batch], dtype)
   if positive_log_q is not None and resampler is None:
     corrections = tf.stop_gradient(tf.cast(positive_log_q, dtype))
 
   def keep_columns(rows: slice) -> tf.Tensor | None:
-    keep = None
+    hits = own = None
     if mask_accidental_hits:
-      keep = ~masking.accidental_hits(positive_ids[rows], pool.ids)
+      hits = masking.accidental_hits(positive_ids[rows], pool.ids)
     if mask_own_column and pool.own_offset is not None:
+      if column_is_positive and hits is None:
+        return None
       own = masking.own_columns(
         rows.stop - rows.start,
         pool_size,
         tf.cast(rows.start, tf.int64) + tf.cast(pool.own_offset, tf.int64),
       )
-      keep = ~own if keep is None else keep & ~own
-    return keep
+    if column_is_positive:
+      return own | ~hits
+    left_out = [mask for mask in (hits, own) if mask is not None]
+    return ~functools.reduce(tf.logical_or, left_out) if left_out else None
 
   def column_terms(
     logits: tf.Tensor, rows: slice
@@ -159,7 +172,14 @@ def pool_softmax(
       rows = slice(start, tf.minimum(start + chunk, batch))
       q, v, weight = queries[rows], positives[rows], row_weights[rows]
       logits = tf.matmul(q, pool_embeddings, transpose_b=True)
-      positive = tf.reduce_sum(q * v, axis=1) - corrections[rows]
+      if column_is_positive:
+        # The very number that the partition has: a rounding apart, a loss
+        # near 0 could be negative.
+        columns = tf.cast(tf.range(rows.start, rows.stop), tf.int64)
+        positive = tf.gather(logits, columns + pool.own_offset, batch_dims=1)
+      else:
+        positive = tf.reduce_sum(q * v, axis=1)
+      positive -= corrections[rows]
       terms, highest, chunk_draws = column_terms(logits, rows)
 
       # A row may have no terms: every column masked, or nothing drawn. Its
@@ -168,23 +188,27 @@ def pool_softmax(
       empty = total < _NOTHING
       shift = tf.where(empty, positive, tf.maximum(highest, positive))
       scale = tf.where(empty, tf.zeros_like(total), tf.exp(highest - shift))
-      partition = tf.exp(positive - shift) + scale * total
+      positive_term = tf.exp(positive - shift)
+      if column_is_positive:
+        positive_term = tf.zeros_like(positive)
+      partition = positive_term + scale * total
       loss += tf.reduce_sum(
         weight * (shift + tf.math.log(partition) - positive)
       )
 
-      # d loss / d s_j = p_j, d loss / d s_p = p_p - 1.
-      p = terms * (weight * scale / partition)[:, tf.newaxis]
-      p_positive = weight * (tf.exp(positive - shift) / partition - 1.0)
+      # d loss / d s_j = p_j = terms_j * to_p, d loss / d s_p = p_p - 1. The
+      # factor is multiplied into what is [rows, dim], not [rows, pool].
+      to_p = (weight * scale / partition)[:, tf.newaxis]
+      p_positive = weight * (positive_term / partition - 1.0)
       p_positive = p_positive[:, tf.newaxis]
-      d_q = tf.matmul(p, pool_embeddings) + p_positive * v
+      d_q = to_p * tf.matmul(terms, pool_embeddings) + p_positive * v
       return (
         rows.stop,
         loss,
         draws + chunk_draws,
         tf.concat([d_queries, d_q], 0),
         tf.concat([d_positives, p_positive * q], 0),
-        d_pool + tf.matmul(p, q, transpose_a=True),
+        d_pool + tf.matmul(to_p * q, terms, transpose_a=True),
       )
 
     dim = queries.shape[1]
@@ -198,7 +222,7 @@ def pool_softmax(
         tf.zeros([pool_size], tf.float64),
         no_rows,
         no_rows,
-        tf.zeros_like(pool_embeddings),
+        tf.zeros_like(tf.transpose(pool_embeddings)),
       ),
       shape_invariants=(
         tf.TensorShape([]),
@@ -206,14 +230,18 @@ def pool_softmax(
         tf.TensorShape([None]),
         tf.TensorShape([None, dim]),
         tf.TensorShape([None, dim]),
-        tf.TensorShape([None, dim]),
+        tf.TensorShape([dim, None]),
       ),
       # Chunks in parallel would hold their logits at the same time.
       parallel_iterations=1,
     )
 
     def grad(upstream, _):
-      return upstream * d_queries, upstream * d_positives, upstream * d_pool
+      return (
+        upstream * d_queries,
+        upstream * d_positives,
+        upstream * tf.transpose(d_pool),
+      )
 
     return (loss, draws), grad
 

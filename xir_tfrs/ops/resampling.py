@@ -19,6 +19,7 @@ Every method is unbiased, E[counts] = num_resampled * softmax(log_weights):
     expected     n_j = m w_j: no randomness; the limit of the others.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.ops import masking, seeds
@@ -166,8 +167,12 @@ def _uniform(seed, weights, width, first_row):
 def _systematic(weights, num_resampled, seed, first_row):
   m = tf.cast(num_resampled, weights.dtype)
   u = _uniform(seed, weights, 1, first_row)
-  # m + u can round up to m + 1 in float32.
-  return _differences(tf.minimum(tf.floor(m * _cumulative(weights) + u), m))
+  cumulative = tf.cumsum(weights, axis=1)
+  # A few units in the last place more than m at the end, and then cut: rounded
+  # down, the last draw would be lost.
+  above_one = 1.0 + 4.0 * np.finfo(weights.dtype.as_numpy_dtype).eps
+  scale = tf.math.divide_no_nan(m * above_one, cumulative[:, -1:])
+  return _differences(tf.minimum(tf.floor(cumulative * scale + u), m))
 
 
 def _multinomial(weights, num_resampled, seed, first_row):
