@@ -22,16 +22,9 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags
 
-from pipelines import (
-  errors,
-  features,
-  passes,
-  records,
-  spill,
-  staging,
-  vocabulary,
-)
+from pipelines import errors, records
 from pipelines import schema as schema_lib
+from pipelines.preparation import features, passes, spill, staging, vocabulary
 from pipelines.readers import base, sources
 from pipelines.readers import synthetic as synthetic_lib
 

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pipelines import errors, spill, vocabulary
+from pipelines import errors
+from pipelines.preparation import spill, vocabulary
 from pipelines.readers import base, delimited, headers
 
 SPLIT = "interactions"

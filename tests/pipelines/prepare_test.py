@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines import errors, passes, prepare, records, schema
+from pipelines import errors, prepare, records, schema
+from pipelines.preparation import passes
 from pipelines.readers import base, sources
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -339,7 +340,7 @@ def test_the_old_output_comes_back_if_the_new_cannot_take_its_place(
         raise OSError("injected")
     replace(source, target)
 
-  monkeypatch.setattr("pipelines.staging.os.replace", second_fails)
+  monkeypatch.setattr("pipelines.preparation.staging.os.replace", second_fails)
   with pytest.raises(OSError, match="injected"):
     prepare.prepare(_config(tmp_path / "r.inter", out, seed=3, overwrite=True))
   assert (out / "schema.json").read_bytes() == before

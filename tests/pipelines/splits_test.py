@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from pipelines import splits
+from pipelines.preparation import splits
 
 _MASK = 2**64 - 1
 

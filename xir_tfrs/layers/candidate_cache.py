@@ -2,11 +2,8 @@
 
 import tensorflow as tf
 
+from xir_tfrs.layers import state
 from xir_tfrs.ops import cache, seeds
-
-# Every replica writes the same value, computed from gathered ids and reduced
-# draws; with the default aggregation replicas would drift apart silently.
-_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 SCOPES = ("step", "all")
 
@@ -77,11 +74,13 @@ class CandidateCache(tf.keras.layers.Layer):
     self._occurrence_decay = occurrence_decay
     self._seed = seed
 
-    self.ids = self._state("ids", [cache_size], tf.int64, self._initial_ids)
-    self.occurrence_counts = self._state(
-      "occurrence_counts", [num_candidates], tf.float64, "zeros"
+    self.ids = state.add_state(
+      self, "ids", (cache_size,), tf.int64, self._initial_ids
     )
-    self.step = self._state("step", [], tf.int64, "zeros")
+    self.occurrence_counts = state.add_state(
+      self, "occurrence_counts", (num_candidates,), tf.float64
+    )
+    self.step = state.add_state(self, "step", (), tf.int64)
 
   def update(self, pool_ids: tf.Tensor, draws: tf.Tensor) -> None:
     """Counts the draws of a step and draws the next cache.
@@ -111,7 +110,7 @@ class CandidateCache(tf.keras.layers.Layer):
 
   def reset(self) -> None:
     """Back to the state after construction."""
-    self.ids.assign(self._initial_ids([self._cache_size]))
+    self.ids.assign(self._initial_ids())
     self.occurrence_counts.assign(tf.zeros_like(self.occurrence_counts))
     self.step.assign(0)
 
@@ -125,21 +124,10 @@ class CandidateCache(tf.keras.layers.Layer):
       "name": self.name,
     }
 
-  def _initial_ids(self, shape, dtype=tf.int64, **_) -> tf.Tensor:
+  def _initial_ids(self) -> tf.Tensor:
     return tf.random.stateless_uniform(
-      shape,
+      [self._cache_size],
       seed=seeds.step_seed(self._seed, 0, seeds.INITIAL_CACHE),
       maxval=self._num_candidates,
-      dtype=dtype,
-    )
-
-  def _state(self, name, shape, dtype, initializer) -> tf.Variable:
-    return self.add_weight(
-      name=name,
-      shape=shape,
-      dtype=dtype,
-      initializer=initializer,
-      trainable=False,
-      experimental_autocast=False,
-      aggregation=_SAME_ON_ALL_REPLICAS,
+      dtype=tf.int64,
     )

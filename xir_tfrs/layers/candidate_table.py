@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs.layers import state
 from xir_tfrs.types import Feature
-
-_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
 
@@ -119,14 +118,12 @@ class CandidateTable(tf.keras.layers.Layer):
 
   def _variable(self, name: str, value: np.ndarray) -> tf.Variable:
     # Handed over as an array: as a graph constant a table of 2 GiB fails.
-    return self.add_weight(
-      name=name,
-      shape=value.shape,
-      dtype=tf.as_dtype(value.dtype),
-      initializer=lambda shape, dtype=None, **_: tf.convert_to_tensor(value),
-      trainable=False,
-      experimental_autocast=False,
-      aggregation=_SAME_ON_ALL_REPLICAS,
+    return state.add_state(
+      self,
+      name,
+      value.shape,
+      tf.as_dtype(value.dtype),
+      lambda: tf.convert_to_tensor(value),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from xir_tfrs.layers import state
 from xir_tfrs.ops import fused, seeds
 from xir_tfrs.tasks import retrieval
 
@@ -53,7 +54,7 @@ class BIRRetrieval(retrieval.RetrievalTask):
     self._num_resampled = num_resampled
     self._resampler = resampler
     self._log_popularity = self._log_popularity_table(self._candidate_counts)
-    self._step = self._step_counter()
+    self._step = state.add_state(self, "step", (), tf.int64)
 
   def get_config(self) -> dict:
     return super().get_config() | {

@@ -7,10 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import distribute
+from xir_tfrs.layers import state
 from xir_tfrs.ops import fused, proposals, resampling
-
-# Written by every replica with the same value; see layers.candidate_cache.
-_SAME_ON_ALL_REPLICAS = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,25 +242,12 @@ class RetrievalTask(tf.keras.layers.Layer):
 
   def _log_popularity_table(self, counts: np.ndarray) -> tf.Variable:
     """[num_candidates] variable, so that a step gathers only its pool's."""
-    log_popularity = proposals.log_popularity(counts)
-    return self.add_weight(
-      name="log_popularity",
-      shape=counts.shape,
-      dtype=tf.float32,
-      initializer=lambda shape, dtype=None, **_: log_popularity,
-      trainable=False,
-      experimental_autocast=False,
-      aggregation=_SAME_ON_ALL_REPLICAS,
-    )
-
-  def _step_counter(self) -> tf.Variable:
-    return self.add_weight(
-      name="step",
-      shape=[],
-      dtype=tf.int64,
-      initializer="zeros",
-      trainable=False,
-      aggregation=_SAME_ON_ALL_REPLICAS,
+    return state.add_state(
+      self,
+      "log_popularity",
+      counts.shape,
+      tf.float32,
+      lambda: proposals.log_popularity(counts),
     )
 
 

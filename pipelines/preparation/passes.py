@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipelines import progress, records, spill, splits, vocabulary
+from pipelines import progress, records
 from pipelines import schema as schema_lib
+from pipelines.preparation import spill, splits, vocabulary
 from pipelines.readers import base
 
 _ROWS_PER_SHARD = 1 << 20

@@ -1,0 +1,1 @@
+"""What `pipelines.prepare` is made of, between the readers and the records."""

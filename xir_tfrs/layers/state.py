@@ -1,0 +1,41 @@
+"""The one way to make a variable that is state, not a weight."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def add_state(
+  layer: tf.keras.layers.Layer,
+  name: str,
+  shape: tuple[int, ...],
+  dtype: tf.DType,
+  value: Callable[[], tf.Tensor] | None = None,
+) -> tf.Variable:
+  """Adds a non-trainable variable that all replicas agree on.
+
+  Every replica writes the same value to it, computed from gathered ids and
+  reduced numbers. With TensorFlow's default aggregation each would write its
+  own, and replicas would drift apart without an error.
+
+  Args:
+    layer: Its owner, which also brings it into checkpoints.
+    name: Its name there.
+    shape: Its shape.
+    dtype: Its type, whatever the layer's policy.
+    value: Makes the initial value; None: zeros.
+
+  Returns:
+    The variable.
+  """
+  return layer.add_weight(
+    name=name,
+    shape=shape,
+    dtype=dtype,
+    initializer=(
+      "zeros" if value is None else lambda shape, dtype=None, **_: value()
+    ),
+    trainable=False,
+    experimental_autocast=False,
+    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+  )
