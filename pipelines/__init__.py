@@ -1,6 +1,7 @@
-"""Programs, run from a checkout: ``python -m pipelines.NAME``."""
+"""Programs, run from a checkout: `python -m pipelines.NAME`."""
 
 import os
 
-# Before TensorFlow is imported: its notes on start-up would bury ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before TensorFlow is imported: its lines on start-up would bury ours. What an
+# op has to complain about still arrives, as a Python exception.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
