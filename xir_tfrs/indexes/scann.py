@@ -79,7 +79,7 @@ class ScannIndex(base.RetrievalIndex):
       num_leaves_to_search: partitions scored for a query; None for a quarter.
       dimensions_per_block: dimensions that share one hash code; None for 2,
         ScaNN's advice, or 1 for vectors of at most 64 dimensions, where it
-        finds far more in the same time.
+        finds far more of the exact top k.
       anisotropic_quantization_threshold: how much more errors along a vector
         weigh; 0.2 is ScaNN's advice.
       num_reorder: how many of the best are scored again, exactly. More finds

@@ -6,13 +6,15 @@ drawn; the next cache is a sample with probability in proportion to `o_i`.
 
 import tensorflow as tf
 
+from xir_tfrs.ops import seeds
+
 
 def next_cache(
   candidate_ids: tf.Tensor,
   weights: tf.Tensor,
   cache_size: int,
   *,
-  seed: tf.Tensor,
+  seed: int | tf.Tensor,
 ) -> tf.Tensor:
   """Draws the next cache, with replacement, in proportion to the weights.
 
@@ -22,7 +24,7 @@ def next_cache(
     weights: [n] weights >= 0, the same for the same id; the paper's `o`. If
       all are zero, every distinct id is equally likely.
     cache_size: How many ids to draw.
-    seed: [2] integer seed.
+    seed: [2] integer seed, or a scalar.
 
   Returns:
     [cache_size] ids, of the type of `candidate_ids`.
@@ -34,7 +36,7 @@ def next_cache(
   cumulative = tf.cumsum(weights)
   # float64: with 2^24 candidates float32 could no longer reach each of them.
   points = cumulative[-1] * tf.random.stateless_uniform(
-    [cache_size], seed=seed, dtype=tf.float64
+    [cache_size], seed=seeds.as_pair(seed), dtype=tf.float64
   )
   drawn = tf.searchsorted(cumulative, points, side="right")
   return tf.gather(

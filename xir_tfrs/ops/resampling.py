@@ -60,7 +60,7 @@ def resample_counts(
   log_weights: tf.Tensor,
   num_resampled: int,
   *,
-  seed: tf.Tensor,
+  seed: int | tf.Tensor,
   method: str = "systematic",
   first_row: int | tf.Tensor = 0,
 ) -> tf.Tensor:
@@ -70,7 +70,7 @@ def resample_counts(
     log_weights: [batch, pool] log weights; need not be normalised. A row with
       all weights -inf draws nothing.
     num_resampled: Draws per row.
-    seed: [2] integer seed.
+    seed: [2] integer seed, or a scalar.
     method: One of `METHODS`; the module says what each does.
     first_row: Number of row 0 in the global batch: rows draw the same numbers
       whichever chunk or replica holds them.

@@ -37,8 +37,14 @@ def step_seed(
   )
 
 
+def as_pair(seed: int | tf.Tensor) -> tf.Tensor:
+  """A [2] int64 seed from one, or from a scalar."""
+  seed = tf.cast(seed, tf.int64)
+  return tf.stack([seed, tf.zeros_like(seed)]) if seed.shape.rank == 0 else seed
+
+
 def uniform_rows(
-  seed: tf.Tensor,
+  seed: int | tf.Tensor,
   num_rows: int | tf.Tensor,
   width: int | tf.Tensor,
   first_row: int | tf.Tensor = 0,
@@ -49,7 +55,7 @@ def uniform_rows(
   replicas that hold some of the rows, draw what one device would.
 
   Args:
-    seed: [2] integer seed.
+    seed: [2] integer seed, or a scalar.
     num_rows: Number of rows wanted.
     width: Numbers per row. Another width is another matrix.
     first_row: First row wanted.
@@ -58,9 +64,7 @@ def uniform_rows(
     [num_rows, width] float32 tensor, uniform on [0, 1).
   """
   blocks = (tf.cast(width, tf.int64) + _PHILOX_BLOCK - 1) // _PHILOX_BLOCK
-  key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(
-    seed=tf.cast(seed, tf.int64)
-  )
+  key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=as_pair(seed))
   skipped = tf.cast(first_row, tf.int64) * blocks
   # Added as int64: the bits are those of the unsigned sum.
   counter = tf.bitcast(counter, tf.int64) + tf.stack(
