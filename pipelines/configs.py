@@ -65,7 +65,7 @@ class TrainConfig:
 
   global_batch_size: int = _setting(2048, "Rows per step, on all replicas.")
   epochs: int = _setting(20, "Passes over the training rows.")
-  optimizer: str = _setting("adam", "The optimizer.", choices=OPTIMIZERS)
+  optimizer: str = _setting("lazy_adam", "The optimizer.", choices=OPTIMIZERS)
   learning_rate: float = _setting(0.01, "Initial learning rate.")
   learning_rate_decay: float = _setting(
     1.0, "Factor on the learning rate, every `decay_epochs` epochs."

@@ -29,5 +29,8 @@ fi
 echo "Making $venv with $("$python" --version); this takes a minute or two."
 rm -rf "$venv"
 "$python" -m venv "$venv"
+# The pip that comes with Python 3.10 searches for ever for versions that agree.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --upgrade pip
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --editable '.[scann,data,test]'

@@ -6,10 +6,19 @@ import tensorflow as tf
 class LazyAdam(tf.keras.optimizers.Adam):
   """Adam; on embedding tables, only for the rows that have a gradient.
 
-  Adam moves every row of a table at every step, also those the batch did not
-  touch, by what is left of their momentum: a cost in proportion to the
-  catalogue. Here moments and values of untouched rows stay as they are. Where
-  every row is touched it is Adam (Kingma and Ba 2015).
+  Adam (Kingma and Ba 2015) moves every row of a table at every step: a row
+  without a gradient by what is left of its momentum. That costs a pass over
+  the catalogue each step. Here a row waits until it has a gradient again, and
+  then makes the moves it has missed: for a row last touched k steps ago with
+  moments m and v,
+
+      w <- w - rate * m / sqrt(v) * (r + r^2 + ... + r^(k-1)),
+      m <- beta_1^k m + (1 - beta_1) g,   v <- beta_2^k v + (1 - beta_2) g^2,
+
+  with r = beta_1 / sqrt(beta_2), and then Adam's move. So tables end where
+  Adam's do, but for the last moves of rows that have not come up again, and
+  for the rate, which is that of the step of the catching up. Where every row
+  is touched at every step, it is Adam.
   """
 
   def __init__(self, learning_rate=0.001, **kwargs) -> None:
@@ -30,23 +39,51 @@ class LazyAdam(tf.keras.optimizers.Adam):
       learning_rate, name=kwargs.pop("name", "LazyAdam"), **kwargs
     )
 
+  def build(self, var_list) -> None:
+    """Adds to Adam's moments the step each row was last touched at."""
+    super().build(var_list)
+    if hasattr(self, "_last_touched"):
+      return
+    strategy = tf.distribute.get_strategy()
+    self._last_touched = []
+    for variable in var_list:
+      with strategy.extended.colocate_vars_with(variable):
+        last = tf.Variable(
+          tf.zeros(variable.shape[:1], tf.int64),
+          trainable=False,
+          name=f"last_touched/{variable._shared_name}",
+        )
+      self._last_touched.append(last)
+      self._variables.append(last)  # What the base class saves.
+
   def update_step(self, gradient, variable) -> None:
     if not isinstance(gradient, tf.IndexedSlices):
       super().update_step(gradient, variable)
       return
     slot = self._index_dict[self._var_key(variable)]
     momentum, velocity = self._momentums[slot], self._velocities[slot]
+    last_touched = self._last_touched[slot]
     dtype = variable.dtype
+    beta_1, beta_2 = (tf.cast(b, dtype) for b in (self.beta_1, self.beta_2))
     step = tf.cast(self.iterations + 1, dtype)
-    unbias_1 = 1.0 - tf.cast(self.beta_1, dtype) ** step
-    unbias_2 = 1.0 - tf.cast(self.beta_2, dtype) ** step
-    rate = tf.cast(self.learning_rate, dtype) * tf.sqrt(unbias_2) / unbias_1
+    rate = tf.cast(self.learning_rate, dtype)
+    rate = rate * tf.sqrt(1.0 - beta_2**step) / (1.0 - beta_1**step)
 
     # The base class has summed the gradients of rows that occur repeatedly.
     rows, g = gradient.indices, gradient.values
-    m = tf.gather(momentum, rows) * self.beta_1 + (1.0 - self.beta_1) * g
-    v = tf.gather(velocity, rows) * self.beta_2 + (1.0 - self.beta_2) * g * g
+    m, v = tf.gather(momentum, rows), tf.gather(velocity, rows)
+    gap = self.iterations + 1 - tf.gather(last_touched, rows)
+    gap = tf.cast(gap, dtype)[:, tf.newaxis]
+    ratio = beta_1 / tf.sqrt(beta_2)
+    missed = ratio * (1.0 - ratio ** (gap - 1.0)) / (1.0 - ratio)
+    change = missed * m / (tf.sqrt(v) + self.epsilon)
+    m = beta_1**gap * m + (1.0 - beta_1) * g
+    v = beta_2**gap * v + (1.0 - beta_2) * g * g
+    change += m / (tf.sqrt(v) + self.epsilon)
+
     momentum.scatter_update(tf.IndexedSlices(m, rows))
     velocity.scatter_update(tf.IndexedSlices(v, rows))
-    change = rate * m / (tf.sqrt(v) + self.epsilon)
-    variable.scatter_sub(tf.IndexedSlices(change, rows))
+    last_touched.scatter_update(
+      tf.IndexedSlices(tf.fill(tf.shape(rows), self.iterations + 1), rows)
+    )
+    variable.scatter_sub(tf.IndexedSlices(rate * change, rows))

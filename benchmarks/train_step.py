@@ -1,0 +1,138 @@
+r"""Times a training step of each task beside TFRS's in-batch softmax.
+
+    python -m benchmarks.train_step
+
+Whole steps, with optimizer, of two towers of ids at Gowalla's sizes. The peer
+is `tfrs.tasks.Retrieval` with its log-Q correction and tf_keras Adam; ours run
+with Adam and, marked `lazy`, with `LazyAdam`. All cases take turns in one
+process; `ratio` is to the peer's median.
+"""
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+from absl import app, flags
+
+import xir_tfrs as xir
+from benchmarks import harness
+
+_SIZES = {
+  "queries": (29_858, "Number of queries."),
+  "candidates": (40_988, "Number of candidates."),
+  "dim": (32, "Size of the embeddings."),
+  "batch": (2048, "Rows per step."),
+  "cache": (2048, "Candidates in the cache of XIR."),
+  "repetitions": (30, "Repetitions, of which the median counts."),
+}
+_PEER = "TFRS Retrieval"
+
+
+class _Peer(tfrs.Model):
+  """The in-batch softmax as TFRS has it, corrected by popularity."""
+
+  def __init__(self, query_tower, candidate_tower, counts):
+    super().__init__()
+    self._queries, self._candidates = query_tower, candidate_tower
+    self._task = tfrs.tasks.Retrieval()
+    self._popularity = tf.constant(counts / counts.sum(), tf.float32)
+
+  def compute_loss(self, inputs, training=False):
+    ids = inputs["candidate_id"]
+    return self._task(
+      self._queries(inputs["query_id"]),
+      self._candidates(ids),
+      candidate_sampling_probability=tf.gather(self._popularity, ids),
+      compute_metrics=False,
+    )
+
+
+def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
+  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+
+  Returns:
+    case -> `median_s` and the like, and its `ratio` to the peer.
+  """
+  rng = np.random.default_rng(0)
+  counts = np.minimum(rng.zipf(1.5, sizes["candidates"]), 2000)
+  batch = {
+    "query_id": tf.constant(
+      rng.integers(sizes["queries"], size=sizes["batch"])
+    ),
+    "candidate_id": tf.constant(
+      rng.choice(len(counts), sizes["batch"], p=counts / counts.sum())
+    ),
+  }
+  cases = {_PEER: _step(_Peer(*_towers(sizes), counts), batch, lazy=False)}
+  for name, make in _tasks(counts, sizes["cache"]).items():
+    for lazy in (False, True):
+      towers = _towers(sizes)
+      model = xir.models.TwoTower(*towers, make(towers[1]))
+      cases[name + " lazy" * lazy] = _step(model, batch, lazy)
+  results = harness.summarise(
+    harness.measure(cases, repetitions=sizes["repetitions"])
+  )
+  for result in results.values():
+    result["ratio"] = result["median_s"] / results[_PEER]["median_s"]
+  return results
+
+
+def _towers(sizes):
+  return tuple(
+    xir.models.Tower(vocabulary_size=sizes[name], dim=sizes["dim"], seed=seed)
+    for seed, name in enumerate(("queries", "candidates"))
+  )
+
+
+def _tasks(counts, cache_size):
+  """Name -> function of the candidate tower that makes the task."""
+
+  def xir_task(resampler):
+    return lambda tower: xir.tasks.XIRRetrieval(
+      candidate_counts=counts,
+      candidate_encoder=tower,
+      cache_size=cache_size,
+      resampler=resampler,
+    )
+
+  return {
+    "SSL-Pop": lambda _: xir.tasks.SampledSoftmaxRetrieval(
+      candidate_counts=counts
+    ),
+    "BIR": lambda _: xir.tasks.BIRRetrieval(candidate_counts=counts),
+    "XIR": xir_task("systematic"),
+    "XIR lattice": xir_task("lattice"),
+    "XIR multinomial": xir_task("multinomial"),
+  }
+
+
+def _step(model, batch, lazy):
+  """A training step, traced; returns when it is done."""
+  adam = xir.optimizers.LazyAdam if lazy else tf.keras.optimizers.Adam
+  model.compile(optimizer=adam(0.01))
+  step = tf.function(lambda: model.train_step(batch)["loss"])
+  return lambda: step().numpy()
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  results = run(sizes)
+  harness.print_table(
+    f"Batch {sizes['batch']:,}, cache {sizes['cache']:,}, "
+    f"{sizes['candidates']:,} candidates, dim {sizes['dim']}; median of "
+    f"{sizes['repetitions']}",
+    ("", "ms", "ratio"),
+    [
+      (name, f"{1e3 * result['median_s']:.1f}", f"{result['ratio']:.2f}")
+      for name, result in results.items()
+    ],
+  )
+  path = harness.write_json(flags.FLAGS.output, "train_step", sizes, results)
+  print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+  for flag, (default, text) in _SIZES.items():
+    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  flags.DEFINE_string("output", None, "File to write.")
+  app.run(main)
