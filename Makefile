@@ -1,11 +1,15 @@
 # make quickstart   the main job, end to end, on generated data
 # make test         every test
+# make bench        every benchmark, against peers
 # make lint         formatting and static checks
 #
 # Each target makes its own virtual environment in .venv on first use.
 # PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
 
-.PHONY: quickstart test lint format clean
+BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
+  memory full_ranking
+
+.PHONY: quickstart test bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -15,6 +19,9 @@ SOURCES := xir_tfrs pipelines export benchmarks tests setup.py
 
 quickstart: $(READY)
 	$(BIN)/python -m pipelines.quickstart $(ARGS)
+
+bench: $(READY)
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit; done
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

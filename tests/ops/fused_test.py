@@ -186,6 +186,18 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       for gradient in gradients:
         self.assertAllClose(gradient, tf.zeros_like(gradient))
 
+  def test_counting_draws_changes_nothing_else(self):
+    arguments = problem(5, 9, 3, tf.float64)
+    arguments["resampler"] = fused.Resampler(6, "systematic", SEED)
+    loss, draws, gradients = value_and_gradients(fused.pool_softmax, arguments)
+    arguments["count_draws"] = False
+    again, none, others = value_and_gradients(fused.pool_softmax, arguments)
+    self.assertAllEqual(loss, again)
+    self.assertAllEqual(tf.reduce_sum(draws), 5 * 6)
+    self.assertAllEqual(none, np.zeros(9))
+    for a, b in zip(gradients, others, strict=True):
+      self.assertAllEqual(a, b)
+
   def test_nothing_flows_through_weights_and_proposals(self):
     arguments = problem(4, 6, 2, tf.float32)
     pool = arguments["pool"]

@@ -74,6 +74,7 @@ def pool_softmax(
   resampler: Resampler | None = None,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
+  count_draws: bool = True,
   row_chunk_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Weighted sum over the rows of a softmax loss against a pool.
@@ -97,12 +98,13 @@ def pool_softmax(
       gradient then goes to the column where it may, so `positives` must be
       rows of `pool.embeddings`.
     mask_accidental_hits: Leave out every column with the positive's id.
+    count_draws: Whether to sum the draws up, which costs a pass.
     row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
 
   Returns:
     (loss, draws): the scalar `sum_i row_weights_i loss_i`, and [pool] float64,
-    how often each column was drawn, summed over the rows (without a resampler:
-    zeros).
+    how often each column was drawn, summed over the rows; zeros without a
+    resampler, or without `count_draws`.
   """
   dtype = queries.dtype
   batch = tf.shape(queries)[0]
@@ -163,7 +165,9 @@ def pool_softmax(
       + tf.cast(rows.start, tf.int64),
     )
     counts = tf.cast(counts, dtype)
-    draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
+    draws = tf.zeros([pool_size], tf.float64)
+    if count_draws:
+      draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
     return counts * terms, highest, draws
 
   @tf.custom_gradient

@@ -226,6 +226,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     pool: fused.Pool,
     positive_log_q: tf.Tensor | None = None,
     resampler: fused.Resampler | None = None,
+    count_draws: bool = False,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     return fused.pool_softmax(
       batch.queries,
@@ -237,6 +238,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       resampler=resampler,
       mask_own_column=not self._positive_in_pool,
       mask_accidental_hits=self._remove_accidental_hits,
+      count_draws=count_draws,
       row_chunk_size=self._row_chunk_size,
     )
 

@@ -140,7 +140,7 @@ class XIRRetrieval(retrieval.RetrievalTask):
       seeds.step_seed(self._seed, self.cache.step, stream),
       batch.first_row,
     )
-    return self._pool_loss(batch, pool, resampler=resampler)
+    return self._pool_loss(batch, pool, resampler=resampler, count_draws=True)
 
   def _encode(self, ids: tf.Tensor, training: bool) -> tf.Tensor:
     if isinstance(self._candidate_encoder, tf.keras.layers.Layer):
