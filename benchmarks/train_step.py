@@ -27,7 +27,7 @@ _SIZES = {
 _PEER = "TFRS Retrieval"
 
 
-class _Peer(tfrs.Model):
+class Peer(tfrs.Model):
   """The in-batch softmax as TFRS has it, corrected by popularity."""
 
   def __init__(self, query_tower, candidate_tower, counts):
@@ -62,11 +62,11 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
       rng.choice(len(counts), sizes["batch"], p=counts / counts.sum())
     ),
   }
-  cases = {_PEER: _step(_Peer(*_towers(sizes), counts), batch, lazy=False)}
-  for name, make in _tasks(counts, sizes["cache"]).items():
+  cases = {_PEER: _step(Peer(*towers(sizes), counts), batch, lazy=False)}
+  for name, make in tasks(counts, sizes["cache"]).items():
     for lazy in (False, True):
-      towers = _towers(sizes)
-      model = xir.models.TwoTower(*towers, make(towers[1]))
+      pair = towers(sizes)
+      model = xir.models.TwoTower(*pair, make(pair[1]))
       cases[name + " lazy" * lazy] = _step(model, batch, lazy)
   results = harness.summarise(
     harness.measure(cases, repetitions=sizes["repetitions"])
@@ -76,14 +76,14 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
   return results
 
 
-def _towers(sizes):
+def towers(sizes):
   return tuple(
     xir.models.Tower(vocabulary_size=sizes[name], dim=sizes["dim"], seed=seed)
     for seed, name in enumerate(("queries", "candidates"))
   )
 
 
-def _tasks(counts, cache_size):
+def tasks(counts, cache_size):
   """Name -> function of the candidate tower that makes the task."""
 
   def xir_task(resampler):

@@ -318,3 +318,41 @@ class MemoryTest(tf.test.TestCase, parameterized.TestCase):
 
 if __name__ == "__main__":
   tf.test.main()
+
+
+class WideRowsTest(tf.test.TestCase, parameterized.TestCase):
+  """Pools of whole blocks of 64, whose cumulative sums are taken in blocks."""
+
+  @parameterized.product(
+    pool=(64, 128, 1024),
+    scale=(0.1, 3.0, 30.0),
+    dtype=(np.float32, np.float64),
+  )
+  def test_counts_are_whole_and_complete(self, pool, scale, dtype):
+    rng = np.random.default_rng(pool)
+    log_weights = (rng.normal(size=(200, pool)) * scale).astype(dtype)
+    masked = rng.random(log_weights.shape) < 0.3
+    masked[:, 0] = False
+    log_weights[masked] = -np.inf
+    weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
+    expected = 300 * weights / weights.sum(1, keepdims=True)
+    for method in ("systematic", "multinomial"):
+      counts = resampling.resample_counts(
+        log_weights, 300, seed=5, method=method
+      ).numpy()
+      self.assertAllEqual(counts, np.round(counts))
+      self.assertGreaterEqual(counts.min(), 0)
+      self.assertAllEqual(counts.sum(1), np.full(200, 300))
+      self.assertAllEqual(counts[masked], np.zeros(masked.sum()))
+      if method == "systematic":
+        self.assertLess(np.abs(counts - expected).max(), 1.01)
+
+  def test_widths_agree(self):
+    # The same rows in a pool of 64 and, with a masked column more, of 65.
+    log_weights = np.random.default_rng(0).normal(size=(50, 64))
+    wider = np.pad(log_weights, [[0, 0], [0, 1]], constant_values=-np.inf)
+    a, b = (
+      resampling.resample_counts(x, 40, seed=5, method="systematic").numpy()
+      for x in (log_weights, wider)
+    )
+    self.assertAllEqual(a, b[:, :64])

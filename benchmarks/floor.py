@@ -1,0 +1,157 @@
+r"""Times `ops.fused.pool_softmax` beside the arithmetic it cannot do without.
+
+    python -m benchmarks.floor
+
+A loss against a pool, with its gradient, needs three matrix products (logits
+q E^T, and of the gradients P E and P^T q) and one exp per logit. These are
+timed alone, in the same chunks of rows: `products`, `exp`, and together as
+`floor`. Beside them `pool_softmax`, value and gradient, as sampled softmax and
+with each way of resampling; XIR computes two such parts at each step. `ratio`
+is to `floor`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks import harness
+from xir_tfrs.ops import fused, resampling
+
+_SIZES = {
+  "batch": (2048, "Rows."),
+  "pool": (2048, "Candidates in the pool."),
+  "dim": (32, "Size of the embeddings."),
+  "row_chunk_size": (256, "Rows per chunk."),
+  "num_resampled": (1024, "Draws per row."),
+  "repetitions": (30, "Repetitions, of which the median counts."),
+}
+
+
+def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
+  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+
+  Returns:
+    case -> `median_s` and the like, and its `ratio` to `floor`.
+  """
+  rng = np.random.default_rng(0)
+  # Scores around 1.
+  scale = sizes["dim"] ** -0.25
+  queries, positives, pool = (
+    tf.constant(rng.normal(scale=scale, size=[n, sizes["dim"]]), tf.float32)
+    for n in (sizes["batch"], sizes["batch"], sizes["pool"])
+  )
+  chunk = sizes["row_chunk_size"]
+  cases = {
+    "products": _floor(queries, pool, chunk, lambda logits: logits),
+    "exp": _exp(sizes),
+    "floor": _floor(queries, pool, chunk, tf.exp),
+    "sampled softmax": _pool_softmax(queries, positives, pool, chunk, None),
+  }
+  for method in resampling.METHODS:
+    resampler = fused.Resampler(
+      sizes["num_resampled"], method, tf.constant([1, 2], tf.int64)
+    )
+    cases[method] = _pool_softmax(queries, positives, pool, chunk, resampler)
+  results = harness.summarise(
+    harness.measure(cases, repetitions=sizes["repetitions"])
+  )
+  for result in results.values():
+    result["ratio"] = result["median_s"] / results["floor"]["median_s"]
+  return results
+
+
+def _floor(queries, pool, chunk, function):
+  """The three products, with `function` of the logits in between."""
+
+  @tf.function
+  def run_all(queries, pool):
+    def body(start, last, d_pool):
+      q = queries[start : start + chunk]
+      terms = function(tf.matmul(q, pool, transpose_b=True))
+      d_q = tf.matmul(terms, pool)
+      # One number goes on, so that the product is all that is timed.
+      last += d_q[0, 0]
+      d_pool += tf.matmul(q, terms, transpose_a=True)
+      return start + chunk, last, d_pool
+
+    zero = tf.zeros([])
+    loop_vars = (tf.constant(0), zero, tf.zeros(pool.shape[::-1]))
+    return _loop(queries.shape[0], body, loop_vars)
+
+  return lambda: run_all(queries, pool)[2].numpy()
+
+
+def _exp(sizes):
+  """One exp per logit, of chunks that lie in the processor's caches."""
+  chunk = sizes["row_chunk_size"]
+  rng = np.random.default_rng(1)
+  logits = tf.constant(rng.normal(size=[2, chunk, sizes["pool"]]), tf.float32)
+
+  @tf.function
+  def run_all(logits):
+    def body(start, last):
+      # Two chunks in turn: of a single one, exp could move out of the loop.
+      return start + chunk, last + tf.exp(logits[start // chunk % 2])[0, 0]
+
+    return _loop(sizes["batch"], body, (tf.constant(0), tf.zeros([])))
+
+  return lambda: run_all(logits)[1].numpy()
+
+
+def _loop(num_rows, body, loop_vars):
+  return tf.while_loop(
+    lambda start, *_: start < num_rows, body, loop_vars, parallel_iterations=1
+  )
+
+
+def _pool_softmax(
+  queries: tf.Tensor,
+  positives: tf.Tensor,
+  pool: tf.Tensor,
+  chunk: int,
+  resampler: fused.Resampler | None,
+) -> Callable[[], object]:
+  ids = tf.range(pool.shape[0], dtype=tf.int64)
+  rows = queries.shape[0]
+
+  @tf.function
+  def value_and_gradient(*inputs):
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      loss, _ = fused.pool_softmax(
+        *inputs[:2],
+        positive_ids=tf.zeros([rows], tf.int64),
+        row_weights=tf.fill([rows], 1.0 / rows),
+        pool=fused.Pool(inputs[2], ids, tf.zeros([pool.shape[0]])),
+        resampler=resampler,
+        row_chunk_size=chunk,
+      )
+    return tape.gradient(loss, inputs)
+
+  return lambda: value_and_gradient(queries, positives, pool)[2].numpy()
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  results = run(sizes)
+  harness.print_table(
+    f"Batch {sizes['batch']:,}, pool {sizes['pool']:,}, dim {sizes['dim']}, "
+    f"chunks of {sizes['row_chunk_size']}; median of {sizes['repetitions']}",
+    ("", "ms", "x floor"),
+    [
+      (name, f"{1e3 * result['median_s']:.1f}", f"{result['ratio']:.2f}")
+      for name, result in results.items()
+    ],
+  )
+  path = harness.write_json(flags.FLAGS.output, "floor", sizes, results)
+  print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+  for flag, (default, text) in _SIZES.items():
+    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  flags.DEFINE_string("output", None, "File to write.")
+  app.run(main)

@@ -1,0 +1,145 @@
+r"""Times the resampling of a batch, and compares the variance of the counts.
+
+    python -m benchmarks.resampling
+
+Weights -> counts by `ops.resampling.counts_from_weights`, with each method, in
+chunks of rows one after another, as `ops.fused` does it. The peer is what
+TensorFlow offers: `tf.random.stateless_categorical`, and `tf.math.bincount` of
+each row's samples. It is run on one chunk of fewer rows, and its time is
+multiplied by what that leaves out.
+
+`variance` is that of the counts over many seeds, summed over the columns of a
+small pool, relative to m w (1 - w), the variance of m independent draws.
+"""
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks import harness
+from xir_tfrs.ops import resampling
+
+_SIZES = {
+  "rows": (256, "Rows per chunk."),
+  "chunks": (8, "Chunks."),
+  "pool": (2048, "Columns."),
+  "num_resampled": (1024, "Draws per row."),
+  "peer_rows": (64, "Rows that the peer is run on."),
+  "variance_rows": (4, "Rows of which the variance is measured."),
+  "variance_pool": (256, "Columns of which the variance is measured."),
+  "seeds": (200, "Seeds over which the variance is measured."),
+  "repetitions": (30, "Repetitions, of which the median counts."),
+}
+_PEER = "categorical + bincount"
+
+
+def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
+  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+
+  Returns:
+    case -> `median_s` and the like for all chunks, their `ratio` to the peer,
+    and the relative `variance`.
+  """
+  m = sizes["num_resampled"]
+  methods = {name: _method(name, m) for name in resampling.METHODS}
+  methods[_PEER] = _categorical(m)
+  weights = _weights(sizes["rows"], sizes["pool"])
+  cases = {
+    name: _in_chunks(draw, weights, sizes["chunks"])
+    for name, draw in methods.items()
+  }
+  peer_weights = _weights(sizes["peer_rows"], sizes["pool"])
+  cases[_PEER] = _in_chunks(methods[_PEER], peer_weights, chunks=1)
+  seconds = harness.measure(cases, repetitions=sizes["repetitions"])
+  left_out = sizes["rows"] * sizes["chunks"] / sizes["peer_rows"]
+  seconds[_PEER] = [s * left_out for s in seconds[_PEER]]
+  results = harness.summarise(seconds)
+  small = _weights(sizes["variance_rows"], sizes["variance_pool"])
+  for name, result in results.items():
+    result["ratio"] = result["median_s"] / results[_PEER]["median_s"]
+    result["variance"] = _variance(methods[name], small, m, sizes["seeds"])
+  return results
+
+
+def _weights(rows: int, pool: int) -> tf.Tensor:
+  """[rows, pool] float32; a few columns have most of the weight."""
+  logits = np.random.default_rng(0).normal(scale=2.0, size=[rows, pool])
+  return tf.constant(np.exp(logits), tf.float32)
+
+
+def _method(name, num_resampled):
+  return lambda weights, seed: resampling.counts_from_weights(
+    weights, num_resampled, seed=seed, method=name
+  )
+
+
+def _categorical(num_resampled):
+  def draw(weights, seed):
+    pool = weights.shape[1]
+    samples = tf.random.stateless_categorical(
+      tf.math.log(weights), num_resampled, seed, dtype=tf.int32
+    )
+    return tf.math.bincount(
+      samples, minlength=pool, maxlength=pool, axis=-1, dtype=tf.float32
+    )
+
+  return draw
+
+
+def _in_chunks(draw, weights, chunks):
+  # A chunk at a time, with draws of its own; the sums keep all columns alive.
+  @tf.function
+  def draw_all():
+    def body(chunk, draws):
+      counts = draw(weights, tf.stack([chunk, 0]))
+      return chunk + 1, draws + tf.reduce_sum(counts, axis=0)
+
+    return tf.while_loop(
+      lambda chunk, _: chunk < chunks,
+      body,
+      (tf.constant(0), tf.zeros(weights.shape[1:])),
+      parallel_iterations=1,
+    )[1]
+
+  return lambda: draw_all().numpy()
+
+
+def _variance(draw, weights, num_resampled, num_seeds):
+  """Summed over the columns, relative to that of independent draws."""
+  draw = tf.function(draw)
+  counts = np.stack(
+    [draw(weights, tf.constant([seed, 1])) for seed in range(num_seeds)]
+  )
+  share = weights.numpy() / weights.numpy().sum(axis=1, keepdims=True)
+  independent = num_resampled * share * (1.0 - share)
+  return float(counts.var(axis=0, ddof=1).sum() / independent.sum())
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  results = run(sizes)
+  harness.print_table(
+    f"{sizes['chunks']} x [{sizes['rows']}, {sizes['pool']:,}], "
+    f"{sizes['num_resampled']:,} draws per row; median of "
+    f"{sizes['repetitions']}",
+    ("", "ms", "ratio", "variance"),
+    [
+      (
+        name,
+        f"{1e3 * result['median_s']:.1f}",
+        f"{result['ratio']:.3f}",
+        f"{result['variance']:.3f}",
+      )
+      for name, result in results.items()
+    ],
+  )
+  path = harness.write_json(flags.FLAGS.output, "resampling", sizes, results)
+  print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+  for flag, (default, text) in _SIZES.items():
+    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  flags.DEFINE_string("output", None, "File to write.")
+  app.run(main)

@@ -1,0 +1,165 @@
+"""Every benchmark runs at small sizes; nothing here asserts a timing."""
+
+import json
+import math
+import platform
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import (
+  catalogue_scaling,
+  floor,
+  full_ranking,
+  harness,
+  input_pipeline,
+  memory,
+  resampling,
+  train_step,
+)
+
+_TOWERS = {"queries": 50, "candidates": 60, "dim": 4, "batch": 16, "cache": 8}
+
+
+def _assert_figures(results, peer, extra=()):
+  assert results[peer]["ratio"] == 1.0
+  for result in results.values():
+    for key in ("median_s", "min_s", "max_s", "ratio", *extra):
+      assert math.isfinite(result[key]) and result[key] > 0, key
+    assert result["min_s"] <= result["median_s"] <= result["max_s"]
+
+
+def test_train_step():
+  results = train_step.run(_TOWERS | {"repetitions": 2})
+  _assert_figures(results, "TFRS Retrieval")
+  assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
+
+
+def test_full_ranking():
+  results = full_ranking.run(
+    {
+      "queries": 40,
+      "candidates": 70,
+      "dim": 4,
+      "relevant": 2,
+      "seen": 3,
+      "query_chunk_size": 16,
+      "peer_share": 4,
+      "repetitions": 1,
+    }
+  )
+  _assert_figures(results, "product + top_k")
+  assert {"full_ranking", "TFRS FactorizedTopK"} <= results.keys()
+
+
+def test_catalogue_scaling():
+  results = catalogue_scaling.run(
+    {
+      "queries": 50,
+      "smallest": 50,
+      "largest": 5000,
+      "peer_largest": 500,
+      "dim": 4,
+      "batch": 16,
+      "cache": 8,
+      "batches": 3,
+      "repetitions": 2,
+    }
+  )
+  _assert_figures(results, "XIR, 50", extra=["candidates"])
+  _assert_figures(results, "TFRS Retrieval, 50")
+  assert set(results) == {
+    *(f"XIR, {size}" for size in ("50", "500", "5,000")),
+    *(f"TFRS Retrieval, {size}" for size in ("50", "500")),
+  }
+
+
+def test_input_pipeline():
+  results = input_pipeline.run(
+    {
+      "rows": 1000,
+      "peer_rows": 100,
+      "shard_rows": 600,
+      "shuffle": 50,
+      "batch": 32,
+      "steps": 5,
+      "repetitions": 2,
+    }
+  )
+  _assert_figures(results, "tf.data, row per record", extra=["rows_per_s"])
+  assert len(results) == 5
+
+
+def test_resampling():
+  results = resampling.run(
+    {
+      "rows": 8,
+      "chunks": 2,
+      "pool": 32,
+      "num_resampled": 16,
+      "peer_rows": 4,
+      "variance_rows": 2,
+      "variance_pool": 32,
+      "seeds": 100,
+      "repetitions": 2,
+    }
+  )
+  _assert_figures(results, "categorical + bincount")
+  variance = {name: result["variance"] for name, result in results.items()}
+  # Of 100 seeds, 2 rows: three standard errors are less than a quarter.
+  for name in ("multinomial", "categorical + bincount"):
+    assert variance[name] == pytest.approx(1.0, abs=0.25)
+  assert variance["expected"] == pytest.approx(0.0, abs=1e-6)
+  assert 0.0 < variance["systematic"] < 0.7
+
+
+def test_floor():
+  results = floor.run(
+    {
+      "batch": 32,
+      "pool": 24,
+      "dim": 4,
+      "row_chunk_size": 16,
+      "num_resampled": 8,
+      "repetitions": 2,
+    }
+  )
+  _assert_figures(results, "floor")
+  assert {"products", "exp", "sampled softmax", "lattice"} <= results.keys()
+
+
+def test_memory(monkeypatch):
+  # In this process, where an earlier case's memory may be free for a later
+  # one: only the peer, with its 16 MiB of logits, must show.
+  monkeypatch.setattr(memory, "_in_process", memory.peak_mib)
+  results = memory.run(_TOWERS | {"batch": 2048, "steps": 1})
+  assert results["TFRS Retrieval"]["peak_mib"] > 0
+  assert results["TFRS Retrieval"]["ratio"] == 1.0
+  assert {"SSL-Pop", "BIR", "XIR", "XIR multinomial"} <= results.keys()
+  for result in results.values():
+    assert math.isfinite(result["peak_mib"]) and math.isfinite(result["ratio"])
+
+
+def test_memory_sees_what_was_freed_again():
+  mib = memory._resident_peak(lambda: np.ones(2**24)) / 2**20
+  assert 100 < mib < 300
+
+
+def test_json_is_whole_and_says_no_machine_s_name(tmp_path):
+  results = {"a": {"median_s": 1.5}}
+  path = harness.write_json(tmp_path / "new" / "a.json", "a", {"n": 2}, results)
+  content = json.loads(path.read_text())
+  assert content["benchmark"] == "a"
+  assert content["parameters"] == {"n": 2}
+  assert content["results"] == results
+  assert content["versions"].keys() >= {"python", "tensorflow", "numpy"}
+  assert content["machine"].keys() == {
+    "cpu",
+    "cores",
+    "memory_gib",
+    "gpus",
+    "system",
+  }
+  assert platform.node() not in re.findall(r"[\w.-]+", path.read_text())
+  assert [p.name for p in path.parent.iterdir()] == ["a.json"]
