@@ -1,5 +1,6 @@
 """The commands and the code in README.md and docs/ run as they stand."""
 
+import json
 import os
 import pathlib
 import re
@@ -107,6 +108,37 @@ def test_code_of_the_readme_trains():
   )
   found = np.argmax(scores, axis=1) == np.arange(50) % 40
   assert found.mean() > 0.9
+
+
+def test_tables_of_the_performance_guide_are_the_results():
+  """The figures stand in the files that the benchmarks wrote."""
+  sections = (ROOT / "docs/performance.md").read_text("utf-8").split("\n## ")
+  checked = 0
+  for section in sections:
+    named = re.search(r"python -m benchmarks\.(\w+)", section)
+    if not named:
+      continue
+    results = json.loads(
+      (ROOT / f"benchmarks/results/{named[1]}.json").read_text()
+    )["results"]
+    rows = dict(re.findall(r"^\| (\w[^|]*) \| ([\d.,]+) \|", section, re.M))
+    assert rows.keys() == results.keys(), named[1]
+    for case, figure in rows.items():
+      shown = float(figure.replace(",", ""))
+      result = results[case]
+      found = [
+        result[key] * scale
+        for key, scale in (
+          ("rows_per_s", 1),
+          ("peak_mib", 1),
+          ("median_s", 1e3),
+          ("median_s", 1),
+        )
+        if key in result
+      ]
+      assert any(abs(shown - f) <= 0.5 + 1e-6 * f for f in found), case
+      checked += 1
+  assert checked > 20
 
 
 def test_makefile_has_the_commands_of_the_readme():
