@@ -157,8 +157,8 @@ def _cumulative(weights):
 def _cumsum_rows(weights):
   """[batch, pool] sums of each row up to and including each column.
 
-  On a CPU `tf.cumsum` takes longer than the rest of a loss together. A product
-  with a triangle of ones, block by block, takes half as long. Sums stay in
+  On a CPU `tf.cumsum` would be the dearest part of resampling by far; a product
+  with a triangle of ones, block by block, takes half its time. Sums stay in
   order: a column has one term more than the column before, all are >= 0, and
   rounding keeps order, so no count comes out negative.
   """
