@@ -298,11 +298,8 @@ def _cells(metrics: dict[str, dict[str, float]], name: str) -> list[str]:
 
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
   """Writes a file that appears complete or not at all."""
-  partial = f"{os.fspath(path)}.partial"
-  pathlib.Path(partial).write_text(
-    json.dumps(value, indent=1) + "\n", encoding="utf-8"
-  )
-  os.replace(partial, path)
+  text = json.dumps(value, indent=1) + "\n"
+  model_dir.write_atomically(pathlib.Path(path), text)
 
 
 def main(argv: list[str]) -> int:

@@ -55,7 +55,7 @@ class ModelDir:
     self.write_config(config)
 
   def write_config(self, config: dict[str, Any]) -> None:
-    _write_atomically(
+    write_atomically(
       self.path / CONFIG, json.dumps({"format": FORMAT} | config, indent=1)
     )
 
@@ -113,7 +113,7 @@ class ModelDir:
   def forget_metrics_after(self, step: int) -> list[dict[str, Any]]:
     """Drops rows of steps that are to be run again; returns the others."""
     rows = [row for row in self.read_metrics() if row["step"] <= step]
-    _write_atomically(self.path / METRICS, _lines(rows))
+    write_atomically(self.path / METRICS, _lines(rows))
     return rows
 
 
@@ -121,7 +121,8 @@ def _lines(rows: Iterable[dict[str, Any]]) -> str:
   return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file that appears complete or not at all."""
   partial = path.with_name(path.name + ".partial")
   partial.write_text(text, encoding="utf-8")
   os.replace(partial, path)

@@ -19,7 +19,7 @@ FILE_NAME = "schema.json"
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
 TABLES = ("queries", "candidates")
-KINDS = ("token", "token_seq", "float", "float_seq")
+KINDS = types.FEATURE_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
