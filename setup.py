@@ -37,8 +37,11 @@ EXTRAS = {
     # tensorflow-datasets imports it and does not say so.
     "importlib_resources",
   ],
+  # It needs protobuf below 7 and pyarrow below 26; none of the others does.
+  "beam": ["apache-beam==2.77.*", "pyarrow>=17"],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
-  "test": ["pytest>=8,<10", "ruff==0.14.5"],
+  "plots": ["matplotlib>=3.8"],
+  "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.14.5"],
 }
 
 setup(

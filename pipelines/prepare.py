@@ -17,7 +17,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import app, flags
@@ -94,6 +94,22 @@ def prepare(config: PrepareConfig) -> schema_lib.Schema:
   Returns:
     The schema of the directory.
   """
+  return make(config, _convert)
+
+
+Convert = Callable[
+  [PrepareConfig, base.Source, pathlib.Path], schema_lib.Schema
+]
+
+
+def make(config: PrepareConfig, convert: Convert) -> schema_lib.Schema:
+  """Makes `config.output` of the shards that `convert` writes.
+
+  Args:
+    config: what to make.
+    convert: reads the source and writes everything but schema.json into the
+      directory it is given.
+  """
   output = pathlib.Path(config.output)
   staging.check_output(output, config.overwrite)
   source = sources.open_source(config.input)
@@ -103,7 +119,7 @@ def prepare(config: PrepareConfig) -> schema_lib.Schema:
       path=source.name,
     )
   with staging.staged(output, config.overwrite) as directory:
-    schema = _convert(config, source, directory)
+    schema = convert(config, source, directory)
     schema.save(directory)
   return schema
 
@@ -111,9 +127,9 @@ def prepare(config: PrepareConfig) -> schema_lib.Schema:
 def _convert(
   config: PrepareConfig, source: base.Source, directory: pathlib.Path
 ) -> schema_lib.Schema:
-  """Writes everything but schema.json into `directory`."""
+  """Reads the rows, block after block, and writes them."""
   columns = config.input.columns
-  warnings: collections.Counter[str] = collections.Counter(duplicate_pairs=0)
+  warnings: collections.Counter[str] = collections.Counter()
   ids = passes.Ids(
     vocabulary.Vocabulary(),
     vocabulary.Vocabulary(),
@@ -122,25 +138,54 @@ def _convert(
   )
   buckets = spill.Buckets(
     directory / "spill",
-    config.num_buckets or spill.bucket_count(source.size),
-    spill.row_dtype(source.has_times, columns.weight is not None),
+    bucket_count(config, source),
+    row_dtype(config, source),
   )
-  try:
-    passes.spill_rows(source, buckets, ids, columns.min_rating, warnings)
-  finally:
-    buckets.close()
+  passes.spill_rows(source, buckets, ids, columns.min_rating, warnings)
+  warnings.update(source.warnings)
   user_side, item_side = source.side_tables()
-  users = _table(ids.users, ids.dense_users, user_side, source.name)
-  items = _table(ids.items, ids.dense_items, item_side, source.name)
+  users = table(ids.users, ids.dense_users, user_side, source.name)
+  items = table(ids.items, ids.dense_items, item_side, source.name)
   num_rows, warnings["duplicate_pairs"] = passes.keep_distinct(
     buckets, len(items.ids), users.permutation, items.permutation
   )
-  split = _split(config)
   written = passes.write_splits(
-    directory, buckets, num_rows, len(users.ids), len(items.ids), split
+    directory,
+    buckets,
+    num_rows,
+    len(users.ids),
+    len(items.ids),
+    split_of(config),
   )
   (directory / "spill").rmdir()
+  return finish(
+    config, source, directory, users, items, written, warnings, source.files()
+  )
+
+
+def finish(
+  config: PrepareConfig,
+  source: base.Source,
+  directory: pathlib.Path,
+  users: Table,
+  items: Table,
+  written: passes.Written,
+  warnings: Mapping[str, int],
+  files: Sequence[dict[str, str | int]],
+) -> schema_lib.Schema:
+  """Writes the tables, once the splits are written; the schema of all.
+
+  Args:
+    config: what was asked for.
+    source: what was read.
+    directory: where the splits are.
+    users, items: the tables.
+    written: the splits.
+    warnings: what reading and sorting skipped -> how often.
+    files: fingerprints of what was read.
+  """
   if not written.item_counts.any():
+    num_rows = int(written.user_rows.sum())
     raise errors.DataError(
       f"none of the {num_rows} rows became a training row; use another"
       " --split, --test_fraction or --min_rating",
@@ -155,16 +200,15 @@ def _convert(
     name: records.write_table(
       directory,
       name,
-      records.Table(table.ids, counts[name], encoded.columns),
+      records.Table(of_side.ids, counts[name], encoded.columns),
       encoded.features,
     )
-    for (name, encoded), table in zip(
+    for (name, encoded), of_side in zip(
       tables.items(), (users, items), strict=True
     )
   }
   source.write_extras(directory, users.ids, items.ids)
-  warnings.update(source.warnings)
-  warnings.update(_table_warnings(written, **tables))
+  warnings = {**warnings, **_table_warnings(written, **tables)}
   return schema_lib.Schema(
     name=config.name or source.name,
     num_queries=len(users.ids),
@@ -174,20 +218,29 @@ def _convert(
       for name, of_split in written.shards.items()
     },
     shards={**written.shards, **shards},
-    interaction_features=_interaction_features(buckets.dtype),
+    interaction_features=_interaction_features(row_dtype(config, source)),
     query_features=tables["queries"].features,
     candidate_features=tables["candidates"].features,
     source=schema_lib.Source(
-      source.kind, source.files(), _options(config, source)
+      source.kind, tuple(files), _options(config, source)
     ),
-    split=split,
+    split=split_of(config),
     leakage=written.leakage,
     warnings=dict(sorted(warnings.items())),
   )
 
 
+def bucket_count(config: PrepareConfig, source: base.Source) -> int:
+  return config.num_buckets or spill.bucket_count(source.size)
+
+
+def row_dtype(config: PrepareConfig, source: base.Source) -> np.dtype:
+  has_weights = config.input.columns.weight is not None
+  return spill.row_dtype(source.has_times, has_weights)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Table:
+class Table:
   """Original ids by dense id, and the side table that goes with them.
 
   Attributes:
@@ -203,26 +256,26 @@ class _Table:
   side_ids: np.ndarray
 
 
-def _table(
+def table(
   vocab: vocabulary.Vocabulary,
   dense: vocabulary.DenseIds | None,
   side: base.SideTable | None,
   path: str,
-) -> _Table:
+) -> Table:
   """Appends the ids that occur only in the side table."""
   side_ids = vocab.add(side.ids if side else ())
   ids = vocab.ids()
   if dense is None:
-    return _Table(ids, None, side, side_ids)
+    return Table(ids, None, side, side_ids)
   permutation = dense.permutation(ids, path)
   ordered = np.empty(len(ids), object)
   ordered[permutation] = ids
-  return _Table(ordered.tolist(), permutation, side, permutation[side_ids])
+  return Table(ordered.tolist(), permutation, side, permutation[side_ids])
 
 
-def _encode(table: _Table, min_token_count: int) -> features.Encoded:
+def _encode(rows: Table, min_token_count: int) -> features.Encoded:
   return features.encode(
-    table.side, table.side_ids, len(table.ids), min_token_count
+    rows.side, rows.side_ids, len(rows.ids), min_token_count
   )
 
 
@@ -243,7 +296,7 @@ def _table_warnings(
   }
 
 
-def _split(config: PrepareConfig) -> schema_lib.Split:
+def split_of(config: PrepareConfig) -> schema_lib.Split:
   """Only what the split depends on."""
   if config.split == "leave_last":
     return schema_lib.Split("leave_last")
@@ -464,25 +517,47 @@ def define_flags() -> Callable[[], PrepareConfig]:
 
 def main(argv: list[str], make_config: Callable[[], PrepareConfig]) -> int:
   """Runs `prepare`; returns the exit status."""
+
+  def config() -> PrepareConfig:
+    if len(argv) > 1:
+      raise ValueError(
+        f"{argv[1]!r} belongs to no flag; repeat --input for more files."
+      )
+    return make_config()
+
+  return run("prepare", config, prepare)
+
+
+def run(
+  program: str,
+  make_config: Callable[[], PrepareConfig],
+  make_data: Callable[[PrepareConfig], schema_lib.Schema],
+) -> int:
+  """Makes a data directory, and prints what it is or the error.
+
+  Args:
+    program: who says so.
+    make_config: raises ValueError for flags that cannot be.
+    make_data: `prepare`, or one that does the same.
+
+  Returns:
+    The exit status.
+  """
   # SIGTERM must unwind the stack too, so that nothing half-written remains.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   start = time.monotonic()
   try:
     config = make_config()
-    if len(argv) > 1:
-      raise ValueError(
-        f"{argv[1]!r} belongs to no flag; repeat --input for more files."
-      )
   except ValueError as e:
-    print(f"prepare: {e}", file=sys.stderr)
+    print(f"{program}: {e}", file=sys.stderr)
     return 2
   try:
-    schema = prepare(config)
+    schema = make_data(config)
   except (errors.DataError, OSError) as e:
-    print(f"prepare: {e}", file=sys.stderr)
+    print(f"{program}: {e}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("prepare: interrupted; nothing was written", file=sys.stderr)
+    print(f"{program}: interrupted; nothing was written", file=sys.stderr)
     return 130
   print(summary(schema, config.output, time.monotonic() - start))
   return 0

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -75,22 +75,47 @@ def spill_rows(
       ):
         if dense is not None:
           dense.check(block, column)
-      rows = np.empty(len(block.users), buckets.dtype)
-      rows["user"] = ids.users.encode(block.users)
-      rows["item"] = ids.items.encode(block.items)
-      rows["row"] = np.arange(read, read + len(rows))
-      if block.times is not None:
-        rows["time"] = block.times
-      if block.weights is not None:
-        rows["weight"] = block.weights
+      users, items = (
+        ids.users.encode(block.users),
+        ids.items.encode(block.items),
+      )
+      rows = encoded(block, users, items, read, buckets.dtype)
       read += len(rows)
       report.update_rows(block.progress, len(rows))
-      if min_rating is not None:
-        keep = block.ratings >= min_rating
-        warnings["rows_below_min_rating"] += int((~keep).sum())
-        rows = rows[keep]
-      buckets.append(rows)
+      buckets.append(well_rated(rows, block, min_rating, warnings))
   return read
+
+
+def encoded(
+  block: base.Block,
+  users: np.ndarray,
+  items: np.ndarray,
+  position: int,
+  dtype: np.dtype,
+) -> np.ndarray:
+  """The rows of a block, of `spill.row_dtype`, given the codes of its ids."""
+  rows = np.empty(len(users), dtype)
+  rows["user"], rows["item"] = users, items
+  rows["row"] = np.arange(position, position + len(rows))
+  if block.times is not None:
+    rows["time"] = block.times
+  if block.weights is not None:
+    rows["weight"] = block.weights
+  return rows
+
+
+def well_rated(
+  rows: np.ndarray,
+  block: base.Block,
+  min_rating: float | None,
+  warnings: collections.Counter[str],
+) -> np.ndarray:
+  """Leaves out and counts the rows of `block` rated below `min_rating`."""
+  if min_rating is None:
+    return rows
+  keep = block.ratings >= min_rating
+  warnings["rows_below_min_rating"] += int((~keep).sum())
+  return rows[keep]
 
 
 def keep_distinct(
@@ -108,15 +133,25 @@ def keep_distinct(
   with progress.Progress("sorting", buckets.count) as report:
     for bucket in range(buckets.count):
       rows = buckets.read(bucket)
-      if user_permutation is not None:
-        rows["user"] = user_permutation[rows["user"]]
-        rows["item"] = item_permutation[rows["item"]]
-      distinct = spill.sorted_distinct(rows, num_items)
-      buckets.replace(bucket, distinct)
-      left += len(distinct)
-      dropped += len(rows) - len(distinct)
+      kept = distinct(rows, num_items, user_permutation, item_permutation)
+      buckets.replace(bucket, kept)
+      left += len(kept)
+      dropped += len(rows) - len(kept)
       report.update_rows(bucket + 1, len(rows))
   return left, dropped
+
+
+def distinct(
+  rows: np.ndarray,
+  num_items: int,
+  user_permutation: np.ndarray | None,
+  item_permutation: np.ndarray | None,
+) -> np.ndarray:
+  """`keep_distinct` of the rows of one bucket, in order of position."""
+  if user_permutation is not None:
+    rows["user"] = user_permutation[rows["user"]]
+    rows["item"] = item_permutation[rows["item"]]
+  return spill.sorted_distinct(rows, num_items)
 
 
 def write_splits(
@@ -139,28 +174,86 @@ def write_splits(
   user_rows = np.zeros(num_users, np.int64)
   item_counts = np.zeros(num_items, np.int64)
   leakage: collections.Counter[str] = collections.Counter()
-  num_shards = min(max(-(-num_rows // _ROWS_PER_SHARD), 1), _MAX_SHARDS)
+  shards = shard_count(num_rows)
   with contextlib.ExitStack() as stack:
     writers = {
-      name: stack.enter_context(_SplitWriter(directory, name, num_shards))
+      name: stack.enter_context(_SplitWriter(directory, name, shards))
       for name in schema_lib.SPLITS
     }
     report = stack.enter_context(progress.Progress("writing", num_rows))
     for bucket, rows in _read_and_remove(buckets):
-      labels = _labels(rows, split, cuts)
-      leakage.update(_leakage(rows, labels, num_items, split.kind))
-      train = rows[labels == splits.TRAIN]
+      parts, found = divide(bucket, rows, num_items, split, cuts)
+      leakage.update(found)
+      train = parts["train"]
       user_counts += np.bincount(train["user"], minlength=num_users)
       item_counts += np.bincount(train["item"], minlength=num_items)
       user_rows += np.bincount(rows["user"], minlength=num_users)
-      # Rows come sorted by user; a batch of training rows must not.
-      rng = np.random.default_rng([split.seed or 0, bucket])
-      writers["train"].append(np.take(train, rng.permutation(len(train))))
-      for name in ("validation", "test"):
-        writers[name].append(rows[labels == _LABELS[name]])
+      for name, part in parts.items():
+        writers[name].append(part)
       report.update_rows(report.rows + len(rows), len(rows))
     shards = {name: writer.finish() for name, writer in writers.items()}
   return Written(shards, user_counts, item_counts, user_rows, dict(leakage))
+
+
+def divide(
+  bucket: int,
+  rows: np.ndarray,
+  num_items: int,
+  split: schema_lib.Split,
+  cuts: tuple[int, int] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Divides the distinct rows of a bucket.
+
+  Returns:
+    split -> its rows in the order to be written, and leakage check ->
+    offending rows.
+  """
+  labels = _labels(rows, split, cuts)
+  parts = {name: rows[labels == _LABELS[name]] for name in schema_lib.SPLITS}
+  # Rows come sorted by user; a batch of training rows must not.
+  rng = np.random.default_rng([split.seed or 0, bucket])
+  order = rng.permutation(len(parts["train"]))
+  parts["train"] = np.take(parts["train"], order)
+  return parts, _leakage(rows, labels, num_items, split.kind)
+
+
+def shard_count(num_rows: int) -> int:
+  """Into how many shards each split is dealt."""
+  return min(max(-(-num_rows // _ROWS_PER_SHARD), 1), _MAX_SHARDS)
+
+
+def deal(rows: np.ndarray, shards: int) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (shard, its share of a bucket's rows) for shares with rows."""
+  for shard, part in enumerate(np.array_split(rows, shards)):
+    if len(part):
+      yield shard, part
+
+
+def partial_name(split: str, shard: int) -> str:
+  """A shard's file until all are written."""
+  return f"{split}-{shard:05d}.partial"
+
+
+def name_shards(
+  written: pathlib.Path,
+  directory: pathlib.Path,
+  split: str,
+  rows: Mapping[int, int],
+) -> tuple[schema_lib.Shard, ...]:
+  """Moves the shards of a split to their names.
+
+  Args:
+    written: the folder of their `partial_name`s.
+    directory: the data directory.
+    split: its name.
+    rows: shard -> its rows, for shards that have some.
+  """
+  shards = []
+  for number, shard in enumerate(sorted(rows)):
+    name = records.shard_name(split, number, len(rows))
+    (written / partial_name(split, shard)).rename(directory / name)
+    shards.append(schema_lib.Shard(name, rows[shard]))
+  return tuple(shards)
 
 
 class _SplitWriter:
@@ -169,34 +262,24 @@ class _SplitWriter:
   def __init__(self, directory: pathlib.Path, split: str, num_shards: int):
     self._directory, self._split = directory, split
     self._paths = [
-      directory / f"{split}-{s:05d}.partial" for s in range(num_shards)
+      directory / partial_name(split, shard) for shard in range(num_shards)
     ]
     self._writers = [records.BlockWriter(path) for path in self._paths]
 
   def append(self, rows: np.ndarray) -> None:
-    for writer, part in zip(
-      self._writers,
-      np.array_split(rows, len(self._writers)),
-      strict=True,
-    ):
-      if len(part):
-        writer.append(_columns(part))
+    for shard, part in deal(rows, len(self._writers)):
+      self._writers[shard].append(columns(part))
 
   def finish(self) -> tuple[schema_lib.Shard, ...]:
     """Closes the shards and names those that have rows."""
     for writer in self._writers:
       writer.close()
-    filled = [
-      (path, writer.rows)
-      for path, writer in zip(self._paths, self._writers, strict=True)
-      if writer.rows or path.unlink()
-    ]
-    shards = []
-    for number, (path, rows) in enumerate(filled):
-      name = records.shard_name(self._split, number, len(filled))
-      path.rename(self._directory / name)
-      shards.append(schema_lib.Shard(name, rows))
-    return tuple(shards)
+    rows = {shard: writer.rows for shard, writer in enumerate(self._writers)}
+    for shard, path in enumerate(self._paths):
+      if not rows[shard]:
+        path.unlink()
+        del rows[shard]
+    return name_shards(self._directory, self._directory, self._split, rows)
 
   def __enter__(self) -> _SplitWriter:
     return self
@@ -206,13 +289,14 @@ class _SplitWriter:
       writer.close()
 
 
-def _columns(rows: np.ndarray) -> dict[str, np.ndarray]:
-  columns = {"query_id": rows["user"], "candidate_id": rows["item"]}
+def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
+  """Rows as the columns of their records."""
+  named = {"query_id": rows["user"], "candidate_id": rows["item"]}
   if "time" in rows.dtype.names:
-    columns["timestamp"] = rows["time"]
+    named["timestamp"] = rows["time"]
   if "weight" in rows.dtype.names:
-    columns["sample_weight"] = rows["weight"]
-  return columns
+    named["sample_weight"] = rows["weight"]
+  return named
 
 
 def _read_and_remove(

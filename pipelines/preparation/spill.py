@@ -7,12 +7,15 @@ are.
 
 from __future__ import annotations
 
+import os
 import pathlib
+import uuid
+from collections.abc import Iterator
 
 import numpy as np
 
-# Enough open files for any input, and few enough for any system's limit.
-MAX_BUCKETS = 256
+# Of the largest inputs, 128 GiB and more, a bucket is this share.
+MAX_BUCKETS = 4096
 _BYTES_PER_BUCKET = 32 << 20
 
 
@@ -31,40 +34,60 @@ def bucket_count(input_size: int) -> int:
   return min(max(-(-input_size // _BYTES_PER_BUCKET), 1), MAX_BUCKETS)
 
 
+def by_bucket(
+  users: np.ndarray, rows: np.ndarray, count: int
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (bucket, its rows in their order) for buckets that have rows.
+
+  Args:
+    users: [n] codes of the users in order of first appearance.
+    rows: [n] anything.
+    count: number of buckets.
+  """
+  if count == 1:
+    yield 0, rows
+    return
+  # 16 bits: numpy sorts them by radix.
+  bucket = (users % count).astype(np.uint16)
+  order = np.argsort(bucket, kind="stable")
+  ends = np.cumsum(np.bincount(bucket, minlength=count))
+  rows, start = np.take(rows, order), 0
+  for number, end in enumerate(ends.tolist()):
+    if end > start:
+      yield number, rows[start:end]
+    start = end
+
+
 class Buckets:
-  """Files of rows in a directory of their own, one per bucket."""
+  """Files of rows in a directory of their own, one per bucket.
+
+  No file stays open, so that there may be more than a process can open.
+  """
 
   def __init__(self, directory: pathlib.Path, count: int, dtype: np.dtype):
     directory.mkdir()
     self.count = count
     self.dtype = dtype
-    self._paths = [directory / f"{b:03d}.rows" for b in range(count)]
-    self._files = [open(path, "wb") for path in self._paths]
+    self._paths = [directory / f"{b:04d}.rows" for b in range(count)]
+    for path in self._paths:
+      path.touch()
 
   def append(self, rows: np.ndarray) -> None:
     """Appends `rows` (of `dtype`) to the buckets of their users, in order."""
-    if self.count == 1:
-      rows.tofile(self._files[0])
-      return
-    # 16 bits: numpy sorts them by radix.
-    bucket = (rows["user"] % self.count).astype(np.uint16)
-    order = np.argsort(bucket, kind="stable")
-    ends = np.cumsum(np.bincount(bucket, minlength=self.count))
-    rows, start = np.take(rows, order), 0
-    for file, end in zip(self._files, ends.tolist(), strict=True):
-      rows[start:end].tofile(file)
-      start = end
-
-  def close(self) -> None:
-    """Ends writing; also on failure, so that the files can be removed."""
-    for file in self._files:
-      file.close()
+    for bucket, part in by_bucket(rows["user"], rows, self.count):
+      with open(self._paths[bucket], "ab") as file:
+        part.tofile(file)
 
   def read(self, bucket: int) -> np.ndarray:
     return np.fromfile(self._paths[bucket], self.dtype)
 
   def replace(self, bucket: int, rows: np.ndarray) -> None:
-    rows.tofile(self._paths[bucket])
+    """All rows of a bucket at once: the old file or the new, no mixture."""
+    path = self._paths[bucket]
+    # Of the same work given to two machines, neither sees the other's file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    rows.tofile(partial)
+    os.replace(partial, path)
 
   def remove(self, bucket: int) -> None:
     self._paths[bucket].unlink()

@@ -7,7 +7,8 @@ buckets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -103,21 +104,110 @@ def temporal_cuts(
   Returns:
     validation_start <= test_start.
   """
-  chunks = [(c.min(), c.max(), len(c)) for c in times() if len(c)]
-  low = int(min(c[0] for c in chunks))
-  high = int(max(c[1] for c in chunks))
-  total = np.array([sum(c[2] for c in chunks)])
-  kept, train = _sizes(total, test_fraction, validation_fraction)
+  searches = temporal_searches(
+    *joined_ranges(time_range(chunk) for chunk in times()),
+    test_fraction=test_fraction,
+    validation_fraction=validation_fraction,
+  )
+  while not all(search.done for search in searches):
+    counts = sum(search_counts(searches, chunk) for chunk in times())
+    searches = narrowed(searches, counts)
+  return cuts_found(searches)
 
-  def cut(rank: int) -> int:
-    if rank >= total[0]:
-      return high + 1
-    return _kth_smallest(times, int(rank), low, high)
 
-  test_start = cut(kept[0])
-  return (
-    min(cut(train[0]), test_start) if train[0] < kept[0] else test_start
-  ), test_start
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """Narrows down where the k-th smallest (from 0) of many values lies.
+
+  Counts values in equal bins and goes on with the bin that holds the k-th,
+  so that memory does not grow with the number of values.
+
+  Attributes:
+    k: its rank among the values in [low, high].
+    low, high: the range it lies in; once they are equal they are it.
+  """
+
+  k: int
+  low: int
+  high: int
+
+  @property
+  def done(self) -> bool:
+    return self.low == self.high
+
+  @property
+  def _width(self) -> int:
+    return -(-(self.high - self.low + 1) // _BINS)
+
+  def counts(self, values: np.ndarray) -> np.ndarray:
+    """[bins] how many of `values` are in each bin."""
+    values = values[(values >= self.low) & (values <= self.high)]
+    # Subtracting as unsigned: the range may exceed what int64 holds.
+    offsets = values.astype(np.uint64) - np.uint64(self.low % 2**64)
+    bins = (offsets // np.uint64(self._width)).astype(np.int64)
+    return np.bincount(bins, minlength=_BINS)
+
+  def narrowed(self, counts: np.ndarray) -> Search:
+    """Goes on with one bin, given the `counts` of all values."""
+    before = np.cumsum(counts)
+    chosen = int(np.searchsorted(before, self.k, side="right"))
+    low = self.low + chosen * self._width
+    return Search(
+      self.k - (int(before[chosen - 1]) if chosen else 0),
+      low,
+      min(low + self._width - 1, self.high),
+    )
+
+
+# A round divides the range by `_BINS`, and no range exceeds 64 bits.
+SEARCH_ROUNDS = 4
+Searches = tuple[Search, Search]
+
+
+def temporal_searches(
+  low: int,
+  high: int,
+  total: int,
+  *,
+  test_fraction: float,
+  validation_fraction: float,
+) -> Searches:
+  """The searches for the first times of validation and of test.
+
+  Args:
+    low, high, total: the least and the greatest of all times and how many
+      there are.
+    test_fraction, validation_fraction: as for `temporal_cuts`.
+  """
+  kept, train = _sizes(np.array([total]), test_fraction, validation_fraction)
+  return tuple(
+    Search(int(rank), low, high)
+    if rank < total
+    else Search(0, high + 1, high + 1)
+    for rank in (train[0], kept[0])
+  )
+
+
+def search_counts(searches: Searches, times: np.ndarray) -> np.ndarray:
+  """[searches, bins] what `narrowed` wants, summed over all times."""
+  return np.stack(
+    [
+      np.zeros(_BINS, np.int64) if search.done else search.counts(times)
+      for search in searches
+    ]
+  )
+
+
+def narrowed(searches: Searches, counts: np.ndarray) -> Searches:
+  return tuple(
+    search if search.done else search.narrowed(row)
+    for search, row in zip(searches, counts, strict=True)
+  )
+
+
+def cuts_found(searches: Searches) -> tuple[int, int]:
+  """What `temporal_cuts` returns, of searches that are done."""
+  return tuple(search.low for search in searches)
 
 
 def splits_of_pairs(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -199,33 +289,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def _kth_smallest(
-  chunks: Callable[[], Iterable[np.ndarray]], k: int, low: int, high: int
-) -> int:
-  """The k-th smallest (from 0) value, all lying in [low, high].
-
-  Counts values in equal bins and goes on with the bin that holds the k-th,
-  so that memory does not grow with the number of values. Each round divides
-  the range by 65536.
-  """
-  while low < high:
-    width = -(-(high - low + 1) // _BINS)
-    counts = np.zeros(_BINS, np.int64)
-    for values in _within(chunks(), low, high):
-      # Subtracting as unsigned: the range may exceed what int64 holds.
-      offsets = values.astype(np.uint64) - np.uint64(low % 2**64)
-      bins = (offsets // np.uint64(width)).astype(np.int64)
-      counts += np.bincount(bins, minlength=_BINS)
-    before = np.cumsum(counts)
-    chosen = int(np.searchsorted(before, k, side="right"))
-    k -= int(before[chosen - 1]) if chosen else 0
-    low += chosen * width
-    high = min(low + width - 1, high)
-  return low
+def time_range(times: np.ndarray) -> tuple[int, int, int] | None:
+  """The least, the greatest and the number of times; None if there are none."""
+  if not len(times):
+    return None
+  return int(times.min()), int(times.max()), len(times)
 
 
-def _within(
-  chunks: Iterable[np.ndarray], low: int, high: int
-) -> Iterator[np.ndarray]:
-  for values in chunks:
-    yield values[(values >= low) & (values <= high)]
+def joined_ranges(
+  ranges: Iterable[tuple[int, int, int] | None],
+) -> tuple[int, int, int]:
+  """`time_range` of all times; zeros if there are none."""
+  there = [r for r in ranges if r] or [(0, 0, 0)]
+  lows, highs, totals = zip(*there, strict=True)
+  return min(lows), max(highs), sum(totals)

@@ -44,11 +44,14 @@ class DenseIds:
 
   Collects ids like `Vocabulary`; `permutation` then puts them in their own
   order. Remembers where the largest stands, to name it if there are gaps.
+
+  Attributes:
+    largest: the largest id that was checked; -1 before the first.
   """
 
   def __init__(self, column: str):
     self._column = column
-    self._largest = -1
+    self.largest = -1
     self._largest_error: errors.DataError | None = None
 
   def check(self, block: base.Block, ids: pa.Array) -> None:
@@ -67,8 +70,8 @@ class DenseIds:
       return
     numbers = ids.cast(pa.int64()).to_numpy()
     row = int(numbers.argmax())
-    if numbers[row] > self._largest:
-      self._largest = int(numbers[row])
+    if numbers[row] > self.largest:
+      self.largest = int(numbers[row])
       self._largest_error = block.error(row, self._column, "")
 
   def permutation(self, ids: list[str], path: str) -> np.ndarray:
@@ -83,7 +86,7 @@ class DenseIds:
       at = self._largest_error
       raise errors.DataError(
         f"id {int(present.argmin())} is missing among {len(ids)} ids up to"
-        f" {max(self._largest, int(numbers.max()))}; --dense_ids needs whole"
+        f" {max(self.largest, int(numbers.max()))}; --dense_ids needs whole"
         " numbers from 0 without gaps, leave it out for any other ids",
         path=path if at is None else at.path,
         line=None if at is None else at.line,

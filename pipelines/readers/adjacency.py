@@ -33,7 +33,8 @@ class AdjacencySource(side_tables.FileSource):
     super().__init__("adjacency", paths[0].stem, roles, side_files)
     self._files = [text.TextFile(path) for path in paths]
     self._chunk_bytes = chunk_bytes
-    self.size = sum(f.bytes for f in self._files)
+    self._bytes = [f.bytes for f in self._files]
+    self.num_files, self.size = len(self._files), sum(self._bytes)
     for name in (roles.time, roles.weight, roles.rating):
       if name is not None:
         raise errors.DataError(
@@ -46,20 +47,41 @@ class AdjacencySource(side_tables.FileSource):
   def blocks(self) -> Iterator[base.Block]:
     self.warnings.clear()
     done = 0
-    for file in self._files:
+    for number, file in enumerate(self._files):
       rows = 0
       for chunk in file.chunks(self._chunk_bytes, skip_lines=0):
         block = self._block(file, chunk, done)
         rows += len(block.users)
         yield block
       if not rows:
-        raise errors.DataError(
-          "no interactions; expected lines of 'user item item ...'",
-          path=file.path,
-          line=1,
-        )
-      done += file.bytes
+        raise self.no_rows(number)
+      done += self._bytes[number]
       self.warnings["last_line_without_newline"] += not file.ends_in_newline
+
+  def pieces(self) -> list[base.Piece]:
+    return base.byte_pieces(self._bytes, self._chunk_bytes)
+
+  def read(
+    self, piece: base.Piece, count_lines: bool = False
+  ) -> Iterator[tuple[int, base.Block]]:
+    self.warnings.clear()
+    file = self._files[piece.file]
+    for chunk in file.piece(
+      piece.start, piece.stop, count_lines=count_lines, skip_lines=0
+    ):
+      # A line can reach far behind the piece and be many rows: these count
+      # from the byte where the chunk begins, not from the piece.
+      begin = chunk.end - len(chunk.data)
+      position = piece.position - piece.start + begin
+      yield position, self._block(file, chunk, 0)
+    self.warnings["last_line_without_newline"] += not file.ends_in_newline
+
+  def no_rows(self, file: int) -> errors.DataError:
+    return errors.DataError(
+      "no interactions; expected lines of 'user item item ...'",
+      path=self._files[file].path,
+      line=1,
+    )
 
   def _block(
     self, file: text.TextFile, chunk: text.Chunk, done: int
@@ -82,8 +104,8 @@ class AdjacencySource(side_tables.FileSource):
       progress=done + chunk.end,
     )
 
-  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
-    return tuple(f.fingerprint() for f in self._files)
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    return self._files[file].fingerprint()
 
 
 def _tokens(file: text.TextFile, chunk: text.Chunk) -> pa.ListArray:

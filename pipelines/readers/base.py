@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -120,6 +120,23 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+  """A part of the input that can be read by itself.
+
+  Attributes:
+    file: number of the file.
+    start, stop: the lines that begin at these bytes of the file, without
+      `stop`; Parquet: these row groups.
+    position: of its first row or before; see `Source.read`.
+  """
+
+  file: int
+  start: int
+  stop: int
+  position: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SideTable:
   """Side features of users or items as they stand in the input.
 
@@ -141,6 +158,7 @@ class Source(Protocol):
   Attributes:
     kind: name of the format.
     name: short name of the data set.
+    num_files: how many files of interactions there are.
     size: total progress units (bytes, or rows where there are no bytes).
     has_times: whether blocks carry times.
     ignored: columns that are there but are not read.
@@ -149,6 +167,7 @@ class Source(Protocol):
 
   kind: str
   name: str
+  num_files: int
   size: int
   has_times: bool
   ignored: tuple[str, ...]
@@ -156,8 +175,35 @@ class Source(Protocol):
 
   def blocks(self) -> Iterator[Block]: ...
 
+  def pieces(self) -> list[Piece]:
+    """The input in parts for different workers to `read`."""
+
+  def read(
+    self, piece: Piece, count_lines: bool = False
+  ) -> Iterator[tuple[int, Block]]:
+    """Yields the blocks of a piece, each with the position of its first row.
+
+    Its other rows stand at the integers after that. All positions differ, and
+    by position the rows are in the order of `blocks`. `warnings` are then
+    those of the piece.
+
+    Args:
+      piece: one of `pieces`.
+      count_lines: give blocks their true lines, which takes reading what is
+        before the piece; else lines count from the start of the piece.
+    """
+
+  def no_rows(self, file: int) -> errors.DataError:
+    """The error of a file of interactions without rows."""
+
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    """Path, bytes and sha256 of a file; reads it unless `blocks` has."""
+
+  def side_fingerprints(self) -> tuple[dict[str, str | int], ...]:
+    """The same for the files of side features."""
+
   def files(self) -> tuple[dict[str, str | int], ...]:
-    """Path, bytes and sha256 of each file; complete after `blocks`."""
+    """All of these fingerprints."""
 
   def side_tables(self) -> tuple[SideTable | None, SideTable | None]:
     """Side features of users and of items."""
@@ -166,6 +212,37 @@ class Source(Protocol):
     self, directory: pathlib.Path, users: list[str], items: list[str]
   ) -> None:
     """Writes what only this source knows; ids are in dense order."""
+
+
+class OnePiece:
+  """`pieces` and `read` of a source that can only be read as a whole."""
+
+  def pieces(self) -> list[Piece]:
+    return [Piece(file=0, start=0, stop=self.size, position=0)]
+
+  def read(
+    self, piece: Piece, count_lines: bool = False
+  ) -> Iterator[tuple[int, Block]]:
+    del piece, count_lines  # Blocks always know their rows.
+    position = 0
+    for block in self.blocks():
+      yield position, block
+      position += len(block.users)
+
+
+def byte_pieces(sizes: Sequence[int], chunk_bytes: int) -> list[Piece]:
+  """Text files of so many bytes in pieces; a position is a byte of them all.
+
+  A row takes at least a byte, so rows that count from the byte where their
+  chunk begins never reach the next chunk.
+  """
+  pieces, before = [], 0
+  for file, size in enumerate(sizes):
+    for start in range(0, size, chunk_bytes):
+      stop = min(start + chunk_bytes, size)
+      pieces.append(Piece(file, start, stop, before + start))
+    before += size
+  return pieces
 
 
 def check_weights(block: Block, column: str | None) -> None:

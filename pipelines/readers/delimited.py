@@ -91,20 +91,42 @@ class DelimitedFile:
   ) -> Iterator[Rows]:
     """Yields the columns in `kinds`; `names` are the names of all columns."""
     for chunk in self.file.chunks(chunk_bytes, skip_lines=1):
-      columns = self._parse(chunk.data, names, kinds)
-      lines: int | np.ndarray = chunk.first_line
-      if columns is None:
-        data, lines = self._scan(chunk, names, kinds)
-        if not data:
-          continue
-        columns = self._parse(data, names, kinds)
-      if columns is None:
-        raise errors.DataError(
-          f"this line or one of the {len(lines) - 1} after it cannot be read",
-          path=self.path,
-          line=int(lines[0]),
-        )
-      yield Rows(columns, lines, chunk.end)
+      yield from self._chunk_rows(chunk, names, kinds)
+
+  def piece(
+    self,
+    names: list[str],
+    kinds: dict[str, str],
+    start: int,
+    stop: int,
+    count_lines: bool,
+  ) -> Iterator[Rows]:
+    """The same for the lines that begin in [start, stop); no state is kept."""
+    self.blank_lines = 0
+    self._types = dict(_ARROW_TYPES)
+    for chunk in self.file.piece(
+      start, stop, count_lines=count_lines, skip_lines=1
+    ):
+      yield from self._chunk_rows(chunk, names, kinds)
+
+  def _chunk_rows(
+    self, chunk: text.Chunk, names: list[str], kinds: dict[str, str]
+  ) -> Iterator[Rows]:
+    """Yields the rows of a chunk, unless all its lines are blank."""
+    columns = self._parse(chunk.data, names, kinds)
+    lines: int | np.ndarray = chunk.first_line
+    if columns is None:
+      data, lines = self._scan(chunk, names, kinds)
+      if not data:
+        return
+      columns = self._parse(data, names, kinds)
+    if columns is None:
+      raise errors.DataError(
+        f"this line or one of the {len(lines) - 1} after it cannot be read",
+        path=self.path,
+        line=int(lines[0]),
+      )
+    yield Rows(columns, lines, chunk.end)
 
   def _parse(
     self, data: bytes, names: list[str], kinds: dict[str, str]

@@ -26,28 +26,64 @@ class ParquetSource(side_tables.FileSource):
   ):
     super().__init__("parquet", paths[0].stem, roles, side_files)
     self._paths, self._rows_per_block = tuple(paths), rows_per_block
-    self.size = sum(_open(p).metadata.num_rows for p in paths)
+    self._rows = [_open(p).metadata.num_rows for p in paths]
+    self.num_files, self.size = len(self._paths), sum(self._rows)
     names = _open(paths[0]).schema_arrow.names
     used = roles.interaction_kinds(names, str(paths[0]), line=None)
     self.has_times = roles.time_column(names) is not None
     self.ignored = tuple(n for n in names if n not in used)
 
   def blocks(self) -> Iterator[base.Block]:
-    progress = 0
-    for path in self._paths:
-      file = _open(path)
-      if not file.metadata.num_rows:
-        raise errors.DataError("no rows", path=path)
-      names = file.schema_arrow.names
-      used = self.roles.interaction_kinds(names, str(path), line=None)
-      row = 0
-      for batch in file.iter_batches(self._rows_per_block, columns=list(used)):
-        progress += len(batch)
-        yield columns.block(batch, self.roles, str(path), row, progress)
-        row += len(batch)
+    before = 0
+    for number, rows in enumerate(self._rows):
+      if not rows:
+        raise self.no_rows(number)
+      yield from self._blocks(number, None, 0, before)
+      before += rows
 
-  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
-    return tuple(text.fingerprint(path) for path in self._paths)
+  def pieces(self) -> list[base.Piece]:
+    """Row groups, as many together as a block holds."""
+    pieces, before = [], 0
+    for number, path in enumerate(self._paths):
+      metadata = _open(path).metadata
+      start = rows = 0
+      for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows >= self._rows_per_block or group + 1 == metadata.num_row_groups:
+          pieces.append(base.Piece(number, start, group + 1, before))
+          before, start, rows = before + rows, group + 1, 0
+    return pieces
+
+  def read(
+    self, piece: base.Piece, count_lines: bool = False
+  ) -> Iterator[tuple[int, base.Block]]:
+    del count_lines  # The file itself tells how many rows are before.
+    before = sum(self._rows[: piece.file])
+    groups = list(range(piece.start, piece.stop))
+    row = piece.position - before
+    for block in self._blocks(piece.file, groups, row, before):
+      yield before + row, block
+      row += len(block.users)
+
+  def _blocks(
+    self, number: int, groups: list[int] | None, row: int, before: int
+  ) -> Iterator[base.Block]:
+    """Blocks of some row groups, or of all, from the 0-based `row` on."""
+    file, path = _open(self._paths[number]), str(self._paths[number])
+    names = file.schema_arrow.names
+    used = self.roles.interaction_kinds(names, path, line=None)
+    for batch in file.iter_batches(
+      self._rows_per_block, row_groups=groups, columns=list(used)
+    ):
+      end = row + len(batch)
+      yield columns.block(batch, self.roles, path, row, before + end)
+      row = end
+
+  def no_rows(self, file: int) -> errors.DataError:
+    return errors.DataError("no rows", path=self._paths[file])
+
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    return text.fingerprint(self._paths[file])
 
 
 def _open(path: pathlib.Path) -> pq.ParquetFile:

@@ -86,6 +86,8 @@ class SideFiles:
 class FileSource:
   """What sources that read files share; see `base.Source`."""
 
+  num_files: int
+
   def __init__(
     self, kind: str, name: str, roles: base.Columns, side_files: SideFiles
   ):
@@ -93,12 +95,15 @@ class FileSource:
     self.warnings: collections.Counter[str] = collections.Counter()
     self._side_files = side_files
 
-  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
-    """Fingerprints of the files of interactions."""
+  def fingerprint(self, file: int) -> dict[str, str | int]:
     raise NotImplementedError
 
+  def side_fingerprints(self) -> tuple[dict[str, str | int], ...]:
+    return self._side_files.fingerprints()
+
   def files(self) -> tuple[dict[str, str | int], ...]:
-    return (*self.interaction_files(), *self._side_files.fingerprints())
+    interactions = map(self.fingerprint, range(self.num_files))
+    return (*interactions, *self.side_fingerprints())
 
   def side_tables(
     self,

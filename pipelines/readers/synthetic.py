@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines import errors
 from pipelines.readers import base
 
 ORACLE_FILE = "oracle.npz"
@@ -62,11 +63,12 @@ class SyntheticConfig:
         )
 
 
-class SyntheticSource:
+class SyntheticSource(base.OnePiece):
   """Generated interactions; a `base.Source`."""
 
   kind = "synthetic"
   name = "synthetic"
+  num_files = 0
   has_times = True
   ignored = ()
 
@@ -133,6 +135,15 @@ class SyntheticSource:
     times = rng.integers(_YEAR, size=len(items)) + _FIRST_TIME
     by_time = np.lexsort([times, np.repeat(np.arange(len(users)), counts)])
     return items[by_time], times[by_time]
+
+  def no_rows(self, file: int) -> errors.DataError:
+    raise NotImplementedError  # A generator has no files.
+
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    raise NotImplementedError
+
+  def side_fingerprints(self) -> tuple[dict[str, str | int], ...]:
+    return ()
 
   def files(self) -> tuple[dict[str, str | int], ...]:
     return ()

@@ -29,7 +29,8 @@ class TabularSource(side_tables.FileSource):
       list(headers.typed(f.header, f.path, required=kind == "atomic"))
       for f in self._files
     ]
-    self.size = sum(f.file.bytes for f in self._files)
+    self._bytes = [f.file.bytes for f in self._files]
+    self.num_files, self.size = len(self._files), sum(self._bytes)
     kinds = [
       roles.interaction_kinds(names, file.path)
       for file, names in zip(self._files, self._names, strict=True)
@@ -47,37 +48,59 @@ class TabularSource(side_tables.FileSource):
   def blocks(self) -> Iterator[base.Block]:
     self.warnings.clear()
     done = 0
-    for file, names in zip(self._files, self._names, strict=True):
+    for number, file in enumerate(self._files):
       file.blank_lines = 0
-      yield from self._file_blocks(file, names, done)
-      done += file.file.bytes
-      self.warnings["blank_lines"] += file.blank_lines
-      self.warnings[
-        "last_line_without_newline"
-      ] += not file.file.ends_in_newline
+      empty = True
+      for rows in file.rows(*self._columns(number), self._chunk_bytes):
+        empty = False
+        yield self._block(number, rows, done)
+      if empty:
+        raise self.no_rows(number)
+      done += self._bytes[number]
+      self._count_warnings(file)
 
-  def _file_blocks(
-    self, file: delimited.DelimitedFile, names: list[str], done: int
-  ) -> Iterator[base.Block]:
+  def pieces(self) -> list[base.Piece]:
+    return base.byte_pieces(self._bytes, self._chunk_bytes)
+
+  def read(
+    self, piece: base.Piece, count_lines: bool = False
+  ) -> Iterator[tuple[int, base.Block]]:
+    self.warnings.clear()
+    file = self._files[piece.file]
+    for rows in file.piece(
+      *self._columns(piece.file), piece.start, piece.stop, count_lines
+    ):
+      yield piece.position, self._block(piece.file, rows, 0)
+    self._count_warnings(file)
+
+  def no_rows(self, file: int) -> errors.DataError:
+    return errors.DataError(
+      "no rows below the header", path=self._files[file].path, line=1
+    )
+
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    return self._files[file].file.fingerprint()
+
+  def _columns(self, file: int) -> tuple[list[str], dict[str, str]]:
+    """The names of all columns, and the kinds of those to read."""
+    names = self._names[file]
+    return names, self.roles.interaction_kinds(names, self._files[file].path)
+
+  def _block(self, file: int, rows: delimited.Rows, done: int) -> base.Block:
     roles = self.roles
-    kinds = roles.interaction_kinds(names, file.path)
-    empty = True
-    for rows in file.rows(names, kinds, self._chunk_bytes):
-      empty = False
-      block = base.Block(
-        path=file.path,
-        lines=rows.lines,
-        users=rows.columns[roles.user],
-        items=rows.columns[roles.item],
-        progress=done + rows.end,
-        times=rows.columns.get(roles.time_column(names)),
-        weights=rows.columns.get(roles.weight),
-        ratings=rows.columns.get(roles.rating),
-      )
-      base.check_weights(block, roles.weight)
-      yield block
-    if empty:
-      raise errors.DataError("no rows below the header", path=file.path, line=1)
+    block = base.Block(
+      path=self._files[file].path,
+      lines=rows.lines,
+      users=rows.columns[roles.user],
+      items=rows.columns[roles.item],
+      progress=done + rows.end,
+      times=rows.columns.get(roles.time_column(self._names[file])),
+      weights=rows.columns.get(roles.weight),
+      ratings=rows.columns.get(roles.rating),
+    )
+    base.check_weights(block, roles.weight)
+    return block
 
-  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
-    return tuple(f.file.fingerprint() for f in self._files)
+  def _count_warnings(self, file: delimited.DelimitedFile) -> None:
+    self.warnings["blank_lines"] += file.blank_lines
+    self.warnings["last_line_without_newline"] += not file.file.ends_in_newline

@@ -30,6 +30,8 @@ class Chunk:
 class TextFile:
   """Reads a file once, front to back, and takes its fingerprint on the way.
 
+  `piece` reads any part of it instead, for `pipelines.prepare_beam`.
+
   Attributes:
     path: the file, as errors name it.
     ends_in_newline: False if the last line may have been cut off.
@@ -38,17 +40,20 @@ class TextFile:
   def __init__(self, path: pathlib.Path):
     self.path = str(path)
     self.ends_in_newline = True
-    self._digest = hashlib.sha256()
+    self._sha256: str | None = None
 
   @property
   def bytes(self) -> int:
     return pathlib.Path(self.path).stat().st_size
 
   def fingerprint(self) -> dict[str, str | int]:
+    """Name, size and hash; reads the file if `chunks` has not done so."""
+    if self._sha256 is None:
+      return fingerprint(pathlib.Path(self.path))
     return {
       "path": pathlib.Path(self.path).name,
       "bytes": self.bytes,
-      "sha256": self._digest.hexdigest(),
+      "sha256": self._sha256,
     }
 
   def header_line(self) -> str:
@@ -79,11 +84,11 @@ class TextFile:
 
   def chunks(self, chunk_bytes: int, skip_lines: int) -> Iterator[Chunk]:
     """Yields chunks of about `chunk_bytes`, leaving out the first lines."""
-    self._digest = hashlib.sha256()
+    digest = hashlib.sha256()
     first_line, end, rest = 1, 0, b""
     with open(self.path, "rb") as f:
       while block := f.read(chunk_bytes):
-        self._digest.update(block)
+        digest.update(block)
         if end == 0:
           block = block.removeprefix(_BOM)
         end = f.tell()
@@ -94,9 +99,46 @@ class TextFile:
         data, rest = rest + head + newline, tail
         yield from _skipped(Chunk(data, first_line, end), skip_lines)
         first_line += data.count(b"\n")
+    self._sha256 = digest.hexdigest()
     self.ends_in_newline = not rest
     if rest:
       yield from _skipped(Chunk(rest, first_line, end), skip_lines)
+
+  def piece(
+    self, start: int, stop: int, *, count_lines: bool, skip_lines: int
+  ) -> Iterator[Chunk]:
+    """Yields the lines that begin in [start, stop) as one chunk, if any.
+
+    Args:
+      start, stop: positions in the file.
+      count_lines: read what is before, too, for the true `first_line`; else
+        it is 1.
+      skip_lines: lines to leave out at the start of the file.
+    """
+    with open(self.path, "rb") as f:
+      if start:
+        f.seek(start - 1)
+        f.readline()  # The line that began before `start`, or its newline.
+      begin = f.tell()
+      data = f.read(max(stop - begin, 0))
+      if data and not data.endswith(b"\n"):
+        data += f.readline()
+    self.ends_in_newline = not data or data.endswith(b"\n")
+    first_line = 1 + (self._newlines_before(begin) if count_lines else 0)
+    end = begin + len(data)
+    if begin == 0:
+      data = data.removeprefix(_BOM)
+    yield from _skipped(
+      Chunk(data, first_line, end), 0 if begin else skip_lines
+    )
+
+  def _newlines_before(self, position: int) -> int:
+    count = 0
+    with open(self.path, "rb") as f:
+      while position and (block := f.read(min(position, 1 << 20))):
+        count += block.count(b"\n")
+        position -= len(block)
+    return count
 
 
 def fingerprint(path: pathlib.Path) -> dict[str, str | int]:

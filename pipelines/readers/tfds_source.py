@@ -21,8 +21,10 @@ from pipelines.readers import base, columns, side_tables
 _EXAMPLES_PER_BATCH = 1 << 13
 
 
-class TfdsSource(side_tables.FileSource):
+class TfdsSource(base.OnePiece, side_tables.FileSource):
   """One or more splits of a prepared or downloadable TFDS data set."""
+
+  num_files = 1
 
   def __init__(
     self,
@@ -75,7 +77,11 @@ class TfdsSource(side_tables.FileSource):
       yield columns.block(batch, self.roles, self._path, rows, examples)
       rows += len(batch)
     if not rows:
-      raise errors.DataError("no rows", path=self._path)
+      raise self.no_rows(0)
+
+  def no_rows(self, file: int) -> errors.DataError:
+    del file  # There is one.
+    return errors.DataError("no rows", path=self._path)
 
   def _parser(self):
     features = {}
@@ -135,8 +141,9 @@ class TfdsSource(side_tables.FileSource):
         arrays[name] = pa.array(column)
     return pa.RecordBatch.from_pydict(arrays)
 
-  def interaction_files(self) -> tuple[dict[str, str | int], ...]:
-    return ({"path": f"tfds:{self._full_name}", "examples": self.size},)
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    del file
+    return {"path": f"tfds:{self._full_name}", "examples": self.size}
 
 
 # TFDS stores every integer and bool as int64 and every float as float32.

@@ -136,6 +136,20 @@ def test_temporal_equals_sorting(high, test, validation, chunk):
       assert times[labels == earlier].max() < times[labels == later].min()
 
 
+def test_no_search_takes_more_rounds_than_the_longest():
+  low, high = -(2**63), 2**63 - 1
+  times = np.array([low, -5, -4, high])
+  searches = splits.temporal_searches(
+    low, high, 4, test_fraction=0.25, validation_fraction=0.4
+  )
+  for _ in range(splits.SEARCH_ROUNDS):
+    assert not all(search.done for search in searches)
+    counts = splits.search_counts(searches, times)
+    searches = splits.narrowed(searches, counts)
+  assert all(search.done for search in searches)
+  assert splits.cuts_found(searches) == (-4, high)
+
+
 def test_leaked_pairs_are_found():
   pairs = np.array([5, 3, 5, 9, 3, 7, 5])
   labels = np.array([0, 0, 2, 1, 1, 2, 1])

@@ -1,0 +1,330 @@
+"""Second pass: each bucket's distinct rows are split, counted and written.
+
+A bucket is the work of one worker, with the functions of `pipelines.prepare`;
+buckets meet in the counts, in the cuts of a temporal split, and in the shards,
+which take their rows bucket after bucket.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options import pipeline_options
+
+from pipelines import prepare, records
+from pipelines import schema as schema_lib
+from pipelines.beam import handover
+from pipelines.preparation import passes, spill, splits
+
+_FOUND, _COUNTS, _SHARES = "found", "counts", "shares"
+# Ids whose counts are summed by one worker.
+_RANGE = 1 << 20
+Shard = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """The distinct rows of a bucket, or of all."""
+
+  left: int
+  dropped: int
+  times: tuple[int, int, int] | None
+
+
+def joined(kept: Iterable[Kept]) -> Kept:
+  kept = list(kept)
+  return Kept(
+    sum(k.left for k in kept),
+    sum(k.dropped for k in kept),
+    splits.joined_ranges(k.times for k in kept),
+  )
+
+
+def run(
+  config: prepare.PrepareConfig,
+  directory: pathlib.Path,
+  work: pathlib.Path,
+  buckets: spill.Buckets,
+  users: prepare.Table,
+  items: prepare.Table,
+  options: pipeline_options.PipelineOptions,
+) -> tuple[passes.Written, int]:
+  """Writes the splits; returns what was written and how many were repeated."""
+  (work / "shards").mkdir()
+  distinct = spill.Buckets(work / "distinct", buckets.count, buckets.dtype)
+  keep_distinct = _KeepDistinct(buckets, distinct, len(items.ids))
+  if users.permutation is not None:
+    keep_distinct.save_permutations(work, users.permutation, items.permutation)
+  split = prepare.split_of(config)
+  with beam.Pipeline(options=options) as pipeline:
+    kept = (
+      pipeline
+      | "Buckets" >> beam.Create(range(buckets.count))
+      | "SpreadBuckets" >> beam.Reshuffle()
+      | "KeepDistinct" >> beam.ParDo(keep_distinct)
+    )
+    total = (
+      kept | "Kept" >> beam.Values() | "Total" >> beam.CombineGlobally(joined)
+    )
+    sorted_buckets = kept | "Sorted" >> beam.Keys()
+    if split.kind == "temporal":
+      cuts = _cuts(sorted_buckets, total, distinct, split)
+    else:
+      cuts = pipeline | "NoCuts" >> beam.Create([None])
+    divided = sorted_buckets | "Divide" >> beam.ParDo(
+      _Divide(distinct, len(items.ids), split),
+      beam.pvalue.AsSingleton(total),
+      beam.pvalue.AsSingleton(cuts),
+    ).with_outputs(_FOUND, _COUNTS, _SHARES)
+    _ = (
+      divided[_COUNTS]
+      | "SumCounts" >> beam.CombinePerKey(_SumCounts())
+      | "SaveCounts" >> beam.ParDo(_SaveCounts(work))
+    )
+    shards = (
+      divided[_SHARES]
+      | "ByShard" >> beam.GroupByKey()
+      | "WriteShards" >> beam.ParDo(_WriteShard(work / "shards", buckets.dtype))
+    )
+    for name, collection in (
+      ("total", total),
+      (
+        "leakage",
+        divided[_FOUND] | "Leakage" >> beam.CombineGlobally(handover.summed),
+      ),
+      ("rows", shards | "Rows" >> beam.CombineGlobally(handover.summed)),
+    ):
+      _ = collection | f"Save_{name}" >> beam.ParDo(handover.Save(work / name))
+  rows: dict[str, dict[int, int]] = {name: {} for name in schema_lib.SPLITS}
+  for (name, shard), count in handover.load(work / "rows").items():
+    rows[name][shard] = count
+  written = passes.Written(
+    {
+      name: passes.name_shards(work / "shards", directory, name, of_split)
+      for name, of_split in rows.items()
+    },
+    _read_counts(work, "user_counts", len(users.ids)),
+    _read_counts(work, "item_counts", len(items.ids)),
+    _read_counts(work, "user_rows", len(users.ids)),
+    handover.load(work / "leakage"),
+  )
+  return written, handover.load(work / "total").dropped
+
+
+class _KeepDistinct(beam.DoFn):
+  """Bucket -> the same, now sorted and without repeated pairs, and its size."""
+
+  def __init__(
+    self, buckets: spill.Buckets, distinct: spill.Buckets, num_items: int
+  ):
+    self._buckets, self._distinct = buckets, distinct
+    self._num_items = num_items
+    self._permutations: list[pathlib.Path] = []
+
+  def save_permutations(
+    self, work: pathlib.Path, users: np.ndarray, items: np.ndarray
+  ) -> None:
+    """Dense ids other than by first appearance."""
+    for kind, permutation in (("users", users), ("items", items)):
+      path = work / f"{kind}.permutation"
+      handover.save_array(path, permutation)
+      self._permutations.append(path)
+
+  def process(self, bucket: int) -> Iterator[tuple[int, Kept]]:
+    rows = self._buckets.read(bucket)
+    permutations = [np.load(p, mmap_mode="r") for p in self._permutations]
+    # Into another file: on rows that have been through it, the permutation
+    # would be wrong, and a bucket may be worked on twice.
+    kept = passes.distinct(
+      rows, self._num_items, *(permutations or (None, None))
+    )
+    self._distinct.replace(bucket, kept)
+    times = kept["time"] if "time" in kept.dtype.names else kept["row"][:0]
+    yield (
+      bucket,
+      Kept(len(kept), len(rows) - len(kept), splits.time_range(times)),
+    )
+
+
+def _cuts(
+  buckets: beam.PCollection[int],
+  total: beam.PCollection[Kept],
+  distinct: spill.Buckets,
+  split: schema_lib.Split,
+) -> beam.PCollection[tuple[int, int]]:
+  """`splits.temporal_cuts` with a look at all times per round."""
+  searches = total | "Searches" >> beam.Map(
+    lambda kept: splits.temporal_searches(
+      *kept.times,
+      test_fraction=split.test_fraction,
+      validation_fraction=split.validation_fraction,
+    )
+  )
+  for number in range(splits.SEARCH_ROUNDS):
+    counts = (
+      buckets
+      | f"Look{number}"
+      >> beam.ParDo(_CountTimes(distinct), beam.pvalue.AsSingleton(searches))
+      | f"Sum{number}" >> beam.CombineGlobally(_SumArrays())
+    )
+    searches = searches | f"Narrow{number}" >> beam.Map(
+      splits.narrowed, beam.pvalue.AsSingleton(counts)
+    )
+  return searches | "Cuts" >> beam.Map(splits.cuts_found)
+
+
+class _CountTimes(beam.DoFn):
+  """Bucket -> what the searches want to know of its times."""
+
+  def __init__(self, distinct: spill.Buckets):
+    self._distinct = distinct
+
+  def process(
+    self, bucket: int, searches: splits.Searches
+  ) -> Iterator[np.ndarray]:
+    yield splits.search_counts(searches, self._distinct.read(bucket)["time"])
+
+
+class _SumArrays(beam.CombineFn):
+  """Sums arrays of one shape."""
+
+  def create_accumulator(self) -> np.ndarray | int:
+    return 0
+
+  def add_input(
+    self, total: np.ndarray | int, array: np.ndarray
+  ) -> np.ndarray | int:
+    return total + array
+
+  def merge_accumulators(
+    self, totals: Iterable[np.ndarray | int]
+  ) -> np.ndarray | int:
+    return sum(totals)
+
+  def extract_output(self, total: np.ndarray | int) -> np.ndarray | int:
+    return total
+
+
+class _Divide(beam.DoFn):
+  """Bucket -> leaked rows, counts by range of ids, rows by shard."""
+
+  def __init__(
+    self, distinct: spill.Buckets, num_items: int, split: schema_lib.Split
+  ):
+    self._distinct, self._num_items = distinct, num_items
+    self._split = split
+
+  def process(
+    self, bucket: int, total: Kept, cuts: tuple[int, int] | None
+  ) -> Iterator[Any]:
+    rows = self._distinct.read(bucket)
+    parts, leaked = passes.divide(
+      bucket, rows, self._num_items, self._split, cuts
+    )
+    yield beam.pvalue.TaggedOutput(_FOUND, leaked)
+    for name, ids in (
+      ("user_counts", parts["train"]["user"]),
+      ("item_counts", parts["train"]["item"]),
+      ("user_rows", rows["user"]),
+    ):
+      for number, counted in _ranges(*np.unique(ids, return_counts=True)):
+        yield beam.pvalue.TaggedOutput(_COUNTS, ((name, number), counted))
+    shards = passes.shard_count(total.left)
+    for name, part in parts.items():
+      for shard, share in passes.deal(part, shards):
+        yield beam.pvalue.TaggedOutput(
+          _SHARES, ((name, shard), (bucket, share))
+        )
+
+
+Counted = tuple[np.ndarray, np.ndarray]
+
+
+def _ranges(
+  ids: np.ndarray, counts: np.ndarray
+) -> Iterator[tuple[int, Counted]]:
+  """Ascending ids and their counts in ranges: offsets in each, counts."""
+  number = ids // _RANGE
+  for found in np.unique(number).tolist():
+    of_range = number == found
+    yield found, (ids[of_range] % _RANGE, counts[of_range])
+
+
+class _SumCounts(beam.CombineFn):
+  """Sums counts of ids; the total is an array by id."""
+
+  def create_accumulator(self) -> np.ndarray:
+    return np.zeros(0, np.int64)
+
+  def add_input(self, total: np.ndarray, counted: Counted) -> np.ndarray:
+    ids, counts = counted
+    return self.merge_accumulators(
+      [total, np.bincount(ids, counts).astype(np.int64)]
+    )
+
+  def merge_accumulators(self, totals: Iterable[np.ndarray]) -> np.ndarray:
+    totals = sorted(totals, key=len)
+    longest = totals[-1].copy()
+    for total in totals[:-1]:
+      longest[: len(total)] += total
+    return longest
+
+  def extract_output(self, total: np.ndarray) -> np.ndarray:
+    return total
+
+
+class _SaveCounts(beam.DoFn):
+  """Name and range -> a file of counts by id."""
+
+  def __init__(self, work: pathlib.Path):
+    self._work = work
+
+  def process(self, element: tuple[tuple[str, int], np.ndarray]) -> None:
+    (name, number), counts = element
+    handover.save_array(self._work / f"{name}-{number:05d}.counts", counts)
+
+
+def _read_counts(work: pathlib.Path, name: str, size: int) -> np.ndarray:
+  counts = np.zeros(size, np.int64)
+  for path in handover.parts(work, name, "counts"):
+    start = int(path.stem.rpartition("-")[2]) * _RANGE
+    part = np.load(path)
+    counts[start : start + len(part)] = part
+  return counts
+
+
+class _WriteShard(beam.DoFn):
+  """Shard -> its file, and how many rows it has."""
+
+  def __init__(self, directory: pathlib.Path, dtype: np.dtype):
+    self._directory, self._dtype = directory, dtype
+
+  def process(
+    self, element: tuple[Shard, Iterable[tuple[int, np.ndarray]]]
+  ) -> Iterator[dict[Shard, int]]:
+    (name, shard), shares = element
+    with tempfile.TemporaryFile() as file:
+      # The shares come in any order and need not fit in memory together.
+      places = {}
+      for bucket, share in shares:
+        places[bucket] = file.tell(), len(share)
+        file.write(share.tobytes())
+
+      def write(path: pathlib.Path) -> None:
+        with records.BlockWriter(path) as writer:
+          for bucket in sorted(places):
+            start, count = places[bucket]
+            file.seek(start)
+            share = np.frombuffer(
+              file.read(count * self._dtype.itemsize), self._dtype
+            )
+            writer.append(passes.columns(share))
+
+      handover.write(self._directory / passes.partial_name(name, shard), write)
+    yield {(name, shard): sum(count for _, count in places.values())}

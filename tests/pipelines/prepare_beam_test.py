@@ -1,0 +1,396 @@
+"""`pipelines.prepare_beam` writes what `pipelines.prepare` does."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet as pq
+
+from pipelines import errors, prepare, prepare_beam, schema
+from pipelines.beam import second_pass
+from pipelines.preparation import passes
+from pipelines.readers import base, parquet, sources, synthetic, text
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _rows(seed, rows=500, users=60, items=40):
+  """Text fields: repeated pairs, equal times, users not in order."""
+  rng = np.random.default_rng(seed)
+  return [
+    (f"ü{u}", f"i {i}", str(t), str(w), str(s))
+    for u, i, t, w, s in zip(
+      rng.zipf(1.4, size=rows) % users,
+      rng.integers(items, size=rows),
+      rng.integers(200, size=rows),
+      rng.integers(1, 9, size=rows) / 4,
+      rng.integers(1, 6, size=rows),
+      strict=True,
+    )
+  ]
+
+
+def _write_text(path, header, rows, separator, end="\n"):
+  lines = [header, *(separator.join(row) for row in rows)]
+  path.write_text("\n".join(lines) + end, encoding="utf-8")
+  return str(path)
+
+
+def _atomic(folder):
+  """With both side tables, and ids that stand only there."""
+  header = "user_id:token\titem_id:token\ttimestamp:float"
+  rows = [row[:3] for row in _rows(0)]
+  path = _write_text(folder / "a.inter", header, rows, "\t")
+  rng = np.random.default_rng(1)
+  _write_text(
+    folder / "a.item",
+    "item_id:token\tkind:token\ttags:token_seq\tprice:float\timage:float_seq",
+    [
+      (
+        f"i {i}",
+        f"k{rng.integers(4)}",
+        " ".join(f"t{t}" for t in rng.integers(9, size=rng.integers(4))),
+        str(rng.normal()) if i % 5 else "",
+        f"{rng.normal()} {rng.normal()}",
+      )
+      for i in range(50, 10, -1)
+    ],
+    "\t",
+  )
+  _write_text(
+    folder / "a.user",
+    "user_id:token\tage:float",
+    [(f"ü{u}", str(rng.normal())) for u in range(40, 90)],
+    "\t",
+  )
+  return sources.Input(paths=(path,), chunk_bytes=700)
+
+
+def _csv(folder):
+  """Three files: blank lines, quotes, ratings, weights, no last newline."""
+  header = "user_id,item_id,seen,w,stars"
+  for part in range(3):
+    rows = [
+      # A few times are far off: the cuts lie close together in a long range.
+      (f'"{user},x"', item, time + "0" * (14 * (k % 20 == 0)), *rest)
+      for k, (user, item, time, *rest) in enumerate(_rows(part, rows=200))
+    ]
+    rows.insert(77, ("",))
+    _write_text(
+      folder / f"c{part}.csv",
+      ("\ufeff" if part == 1 else "") + header,
+      rows,
+      ",",
+      end="" if part == 2 else "\n",
+    )
+  columns = base.Columns(
+    time="seen", weight="w", rating="stars", min_rating=2.0
+  )
+  pattern = str(folder / "c*.csv")
+  return sources.Input(paths=(pattern,), columns=columns, chunk_bytes=999)
+
+
+def _parquet(folder):
+  for part in range(2):
+    user, item, time, weight, _ = zip(*_rows(part), strict=True)
+    table = pa.table(
+      {
+        "user_id": user,
+        "item_id": pa.array(item).dictionary_encode(),
+        "timestamp": pa.array(map(int, time), pa.timestamp("s")),
+        "w": list(map(float, weight)),
+      }
+    )
+    pq.write_table(table, folder / f"p{part}.parquet", row_group_size=70)
+  return sources.Input(paths=(str(folder),), columns=base.Columns(weight="w"))
+
+
+def _adjacency(folder):
+  """Ids that are dense already; lines longer than a piece."""
+  rng = np.random.default_rng(3)
+  lines = [[u, *rng.integers(70, size=1 + u % 40)] for u in rng.permutation(50)]
+  lines[5:5] = [[], [0, *range(70)], [88]]
+  text = "\n".join(" ".join(map(str, line)) for line in lines)
+  (folder / "g.txt").write_text(text)
+  return sources.Input(paths=(str(folder / "g.txt"),), chunk_bytes=64)
+
+
+def _synthetic(folder):
+  """What only one worker can read."""
+  del folder
+  return sources.Input(
+    format="synthetic",
+    synthetic=synthetic.SyntheticConfig(
+      num_users=600, num_items=90, num_interactions=4000
+    ),
+  )
+
+
+_FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.3}
+_CASES = {
+  "atomic_random": (_atomic, {"min_token_count": 3, **_FRACTIONS}),
+  "atomic_leave_last": (_atomic, {"split": "leave_last"}),
+  "csv_temporal": (_csv, {"split": "temporal", **_FRACTIONS}),
+  "parquet_random": (_parquet, {"seed": 3}),
+  "adjacency_random": (_adjacency, {"dense_ids": True, **_FRACTIONS}),
+  "adjacency_leave_last": (_adjacency, {"split": "leave_last"}),
+  "synthetic_random": (_synthetic, {"num_buckets": 1}),
+}
+
+
+def _contents(directory):
+  return {p.name: p.read_bytes() for p in directory.iterdir()}
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
+  """Vocabularies, counts, splits, rows and their order: every byte."""
+  monkeypatch.setattr(passes, "_ROWS_PER_SHARD", 150)
+  monkeypatch.setattr(second_pass, "_RANGE", 16)
+  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (100,))
+  write, options = _CASES[case]
+  (tmp_path / "raw").mkdir()
+  raw = write(tmp_path / "raw")
+  options = {"num_buckets": 5, **options}
+  one = prepare.prepare(
+    prepare.PrepareConfig(input=raw, output=tmp_path / "one", **options)
+  )
+  many = prepare_beam.prepare_beam(
+    prepare.PrepareConfig(input=raw, output=tmp_path / "many", **options)
+  )
+  assert many == one == schema.Schema.load(tmp_path / "many")
+  assert all(one.rows[split] for split in ("train", "test"))
+  assert len(one.shards["train"]) > 1
+  assert _contents(tmp_path / "many") == _contents(tmp_path / "one")
+  assert {p.name for p in tmp_path.iterdir()} == {"raw", "one", "many"}
+
+
+@pytest.mark.parametrize("write", [_atomic, _csv, _parquet, _adjacency])
+def test_pieces_are_the_input(tmp_path, monkeypatch, write):
+  """Read one by one, in any order, they are the rows of `blocks`."""
+  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (100,))
+  source = sources.open_source(write(tmp_path))
+  expected, warnings = [], {}
+  for block in source.blocks():
+    expected += _described(block)
+  warnings = dict(source.warnings)
+  pieces = source.pieces()
+  assert len(pieces) > 5
+  found, counted = {}, {}
+  for piece in reversed(pieces):
+    for position, block in source.read(piece, count_lines=True):
+      for place, row in enumerate(_described(block), position):
+        assert place not in found
+        found[place] = row
+    for name, count in source.warnings.items():
+      counted[name] = counted.get(name, 0) + count
+  assert [found[place] for place in sorted(found)] == expected
+  assert counted == warnings
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_text_can_be_cut_at_any_byte(tmp_path, end):
+  content = f"\ufeffhead\n\na\nbc\nä long line\n\nx{end}".encode()
+  (tmp_path / "t").write_bytes(content)
+  file = text.TextFile(tmp_path / "t")
+  for size in range(1, len(content) + 2):
+    chunks, cut_off = [], 0
+    for start in range(0, len(content), size):
+      chunks += file.piece(start, start + size, count_lines=True, skip_lines=1)
+      cut_off += not file.ends_in_newline
+    data = b"".join(chunk.data for chunk in chunks)
+    assert data == content.partition(b"\n")[2], size
+    assert cut_off == (end == "")
+    for chunk in chunks:
+      before = content[: chunk.end - len(chunk.data)]
+      assert chunk.first_line == 1 + before.count(b"\n")
+
+
+def _described(block):
+  """Per row: its line, its ids and its numbers."""
+  lines = block.lines
+  if isinstance(lines, int):
+    lines = range(lines, lines + len(block.users))
+  columns = [lines, block.users.to_pylist(), block.items.to_pylist()]
+  columns += [c for c in (block.times, block.weights) if c is not None]
+  return list(zip([block.path] * len(block.users), *columns, strict=True))
+
+
+def _bad_line(folder):
+  """Twice wrong, far apart: the first counts."""
+  rows = _rows(0)
+  rows[301] = (*rows[301][:2], "soon", "1", "1")
+  rows[412] = rows[412][:2]
+  _write_text(folder / "b.csv", "user_id,item_id,timestamp,w,s", rows, ",")
+  return ("b.csv", "line 303", "'timestamp'", "'soon' is not a number"), {}
+
+
+def _bad_weight(folder):
+  rows = _rows(0)
+  rows[260] = (*rows[260][:3], "-1", "1")
+  _write_text(folder / "b.csv", "user_id,item_id,timestamp,w,s", rows, ",")
+  columns = base.Columns(weight="w")
+  return ("b.csv", "line 262", "'w'", "not a weight"), {"columns": columns}
+
+
+def _empty_before_bad(folder):
+  header = "user_id,item_id"
+  _write_text(folder / "a.csv", header, [("1", "2")], ",")
+  _write_text(folder / "b.csv", header, [], ",")
+  _write_text(folder / "c.csv", header, [("", "2")], ",")
+  return ("b.csv", "line 1", "no rows below the header"), {}
+
+
+def _bad_row(folder):
+  ids = [f"i{i}" for i in range(300)]
+  ids[222] = None
+  table = pa.table({"user_id": list(range(300)), "item_id": ids})
+  pq.write_table(table, folder / "b.parquet", row_group_size=50)
+  return ("b.parquet", "row 223", "'item_id'", "empty id"), {}
+
+
+def _not_dense(folder):
+  lines = [f"{u} {u}" for u in range(200)]
+  lines[150] = "150 x7"
+  (folder / "b.txt").write_text("\n".join(lines))
+  return ("b.txt", "line 151", "not a dense id"), {"dense_ids": True}
+
+
+def _gap(folder):
+  lines = [f"{u} {(7 * u) % 200}" for u in range(200)]
+  lines[120] = "120 300"
+  lines[160] = "160 300"
+  (folder / "b.txt").write_text("\n".join(lines))
+  return ("b.txt", "line 121", "is missing among"), {"dense_ids": True}
+
+
+def _nothing_left(folder):
+  _write_text(folder / "b.csv", "user_id,item_id,timestamp,w,s", _rows(0), ",")
+  columns = base.Columns(rating="s", min_rating=9.0)
+  return ("none of the 0 rows",), {"columns": columns, "split": "temporal"}
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    _bad_line,
+    _bad_weight,
+    _empty_before_bad,
+    _bad_row,
+    _not_dense,
+    _gap,
+    _nothing_left,
+  ],
+)
+def test_bad_input_is_named_as_prepare_names_it(tmp_path, monkeypatch, write):
+  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (50,))
+  raw = tmp_path / "raw"
+  raw.mkdir()
+  parts, options = write(raw)
+  files = tuple(str(path) for path in sorted(raw.iterdir()))
+  columns = options.pop("columns", base.Columns())
+  config = prepare.PrepareConfig(
+    input=sources.Input(paths=files, columns=columns, chunk_bytes=400),
+    output=tmp_path / "deep" / "out",
+    num_buckets=3,
+    **options,
+  )
+  with pytest.raises(errors.DataError) as one:
+    prepare.prepare(config)
+  with pytest.raises(errors.DataError) as many:
+    prepare_beam.prepare_beam(config)
+  assert str(many.value) == str(one.value)
+  for name in ("path", "line", "row", "column"):
+    assert getattr(many.value, name) == getattr(one.value, name)
+  for part in parts:
+    assert part in str(many.value)
+  assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_crash_of_a_worker_leaves_nothing(tmp_path, monkeypatch):
+  raw = _atomic(tmp_path)
+  before = {p.name for p in tmp_path.iterdir()}
+
+  def crash(*unused):
+    raise RuntimeError("injected")
+
+  monkeypatch.setattr(passes, "divide", crash)
+  with pytest.raises(RuntimeError, match="injected"):
+    prepare_beam.prepare_beam(
+      prepare.PrepareConfig(input=raw, output=tmp_path / "out")
+    )
+  assert {p.name for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    (["--validation_fracton=0.1"], "did you mean --validation_fraction?"),
+    (["--runer", "DirectRunner"], "did you mean --runner?"),
+    (["--runner=FlinkRunner", "--sed=3"], "did you mean --seed?"),
+    (["--quux=3"], "--quux is no flag of ours or of Beam"),
+    (["more.csv"], "'more.csv' belongs to no flag"),
+    (["--runner=Foo"], "Unexpected pipeline runner: Foo"),
+  ],
+)
+def test_flags_that_no_one_takes(given, expected):
+  own = ["seed", "validation_fraction"]
+  with pytest.raises(ValueError, match=".") as error:
+    prepare_beam.pipeline_options_of(given, own)
+  assert expected in str(error.value)
+
+
+def test_flags_that_a_service_may_take():
+  given = ["--runner=FlinkRunner", "--quux", "3", "--direct_num_workers=2"]
+  options = prepare_beam.pipeline_options_of(given).get_all_options(
+    retain_unknown_options=True
+  )
+  assert options["quux"] == "3" and options["direct_num_workers"] == 2
+
+
+def test_without_beam_it_names_the_extra(tmp_path, monkeypatch, capsys):
+  for name in [n for n in sys.modules if n.startswith("pipelines.beam")]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.setattr("signal.signal", lambda *_: None)
+  config = prepare.PrepareConfig(input=_csv(tmp_path), output=tmp_path / "o")
+  assert prepare_beam.main(["prepare_beam"], lambda: config) != 0
+  assert "pip install -e '.[beam]'" in capsys.readouterr().err
+  assert not (tmp_path / "o").exists()
+
+
+def test_command_line(tmp_path):
+  """Flags of both kinds, in any order, and the printed summary."""
+  raw = _atomic(tmp_path).paths[0]
+  command = [
+    sys.executable,
+    "-m",
+    "pipelines.prepare_beam",
+    "--runner",
+    "DirectRunner",
+    f"--input={raw}",
+    # Keeps this runner from trying to download another one.
+    "--update_compatibility_version=2.77.0",
+    "--output",
+    str(tmp_path / "out"),
+    "--split=leave_last",
+    "--name=tiny",
+  ]
+  done = subprocess.run(
+    command,
+    cwd=_ROOT,
+    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  made = schema.Schema.load(tmp_path / "out")
+  assert made.name == "tiny" and made.split == schema.Split("leave_last")
+  assert "leakage: none in 5 checks" in done.stdout
+  assert "Traceback" not in done.stderr
