@@ -1,5 +1,6 @@
 """Tests of xir_tfrs.distribute, on two logical CPUs."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
@@ -54,7 +55,9 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
 
     return self.strategy.experimental_local_results(step(*arguments))
 
-  @parameterized.parameters(tf.float16, tf.float32, tf.float64, tf.int64)
+  @parameterized.parameters(
+    tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.int64
+  )
   def test_all_gather_is_in_replica_order_everywhere(self, dtype):
     pair = tf.constant([[1], [2]], dtype), tf.constant([[3], [4]], dtype)
     for gathered in self.run_on_both(distribute.all_gather, pair):
@@ -109,6 +112,41 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     )
     self.assertAllClose(first, [22.0, 44.0])
     self.assertAllClose(second, [66.0])
+
+  @parameterized.parameters(0, 1, 2, 5)
+  def test_encode_together(self, size):
+    # Replica r weighs row i by a_r: the gradient of the table, summed over
+    # replicas, is sum_r a_r at each id, as if each had encoded all of them.
+    table = tf.reshape(tf.range(20.0), [10, 2])
+    ids = tf.constant([7, 0, 3, 3, 9][:size], tf.int64)
+
+    def gradient(weight):
+      encoded = []
+      with tf.GradientTape() as tape:
+        tape.watch(table)
+
+        def encode(ids):
+          encoded.append(ids)
+          return tf.gather(table, ids)
+
+        embeddings = distribute.encode_together(encode, ids)
+        loss = weight * tf.reduce_sum(embeddings)
+      rows = tf.size(encoded[-1])
+      grads = tape.gradient(
+        loss, table, unconnected_gradients=tf.UnconnectedGradients.ZERO
+      )
+      return embeddings, tf.convert_to_tensor(grads), rows
+
+    (first, a, rows_a), (second, b, rows_b) = self.run_on_both(
+      gradient, (tf.constant(1.0), tf.constant(10.0))
+    )
+    self.assertAllEqual(first, tf.gather(table, ids))
+    self.assertAllEqual(second, first)
+    expected = np.zeros([10, 2])
+    np.add.at(expected, ids.numpy(), 11.0)
+    self.assertAllClose(a + b, expected)
+    # Nobody does the work of the other.
+    self.assertEqual(rows_a + rows_b, size)
 
 
 if __name__ == "__main__":

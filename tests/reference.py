@@ -310,6 +310,386 @@ def next_cache_probabilities(candidate_ids, weights) -> dict[int, float]:
   return {i: w / total for i, w in by_id.items()}
 
 
+def entry_steps(caches) -> list[int]:
+  """Since which cache, without a gap, the last one has each of its ids.
+
+  `caches` are those of steps 0, 1, ...
+  """
+  result = []
+  for candidate in caches[-1]:
+    step = len(caches) - 1
+    while step > 0 and candidate in caches[step - 1]:
+      step -= 1
+    result.append(step)
+  return result
+
+
+# Streaming frequencies ------------------------------------------------------
+
+
+def hash_cell(key, coefficients, num_buckets) -> int:
+  """Cell of one key in one table, in exact arithmetic."""
+  prime = 2147483647
+  bits = int(key) % 2**64
+  parts = bits % 2**21, bits // 2**21 % 2**21, bits // 2**42
+  a_0, a_1, a_2, b_3, b_2, b_1, b_0 = (int(c) for c in coefficients)
+  x = (a_0 * parts[0] + a_1 * parts[1] + a_2 * parts[2]) % prime
+  return (b_3 * x**3 + b_2 * x**2 + b_1 * x + b_0) % prime % num_buckets
+
+
+def frequency_tables(
+  batches,
+  coefficients,
+  num_buckets,
+  *,
+  learning_rate,
+  initial_gap=None,
+  count_appearances=False,
+):
+  """Algorithm 3 of Yi et al. over a stream: (B, A), each [tables][cells].
+
+  `batches` are lists of int64 keys, step 1 first. A cell learns once per step,
+  whatever keys hit it; c times the c-th part of the gap if appearances count.
+  Without an initial gap it holds the running mean of its gaps, as long as
+  that follows them faster than the learning rate.
+  """
+  gaps, last_seen = [], []
+  for hashes in coefficients:
+    b = [0.0 if initial_gap is None else float(initial_gap)] * num_buckets
+    a = [0] * num_buckets
+    hits = [0] * num_buckets
+    for step, keys in enumerate(batches, start=1):
+      in_batch = [hash_cell(key, hashes, num_buckets) for key in keys]
+      for cell in set(in_batch):
+        c = in_batch.count(cell) if count_appearances else 1
+        gap = (step - a[cell]) / c
+        followed = b[cell]
+        for _ in range(c):
+          followed = (1 - learning_rate) * followed + learning_rate * gap
+        hits[cell] += c
+        mean = ((hits[cell] - c) * b[cell] + c * gap) / hits[cell]
+        rate = 1 - (1 - learning_rate) ** c
+        if initial_gap is None and c / hits[cell] > rate:
+          followed = mean
+        b[cell] = followed
+        a[cell] = step
+    gaps.append(b)
+    last_seen.append(a)
+  return gaps, last_seen
+
+
+# Estimators -----------------------------------------------------------------
+
+
+def full_softmax_gradient(query, candidates, positive, sharpness=1.0):
+  r"""\sum_j P_j v_j - v_p with P_j = e^{k s_j} / \sum_i e^{k s_i}; s = q v."""
+  query = np.asarray(query, np.float64)
+  candidates = np.asarray(candidates, np.float64)
+  scores = [sharpness * float(query @ v) for v in candidates]
+  log_z = _log_sum_exp(scores)
+  gradient = -candidates[positive]
+  for score, v in zip(scores, candidates, strict=True):
+    gradient = gradient + np.exp(score - log_z) * v
+  return gradient
+
+
+def gradient_error(samples, exact) -> dict[str, float]:
+  """Squares summed one by one; see `metrics.divergence.gradient_error`."""
+  repetitions, rows, dim = np.shape(samples)
+  scale = error = noise = squared = 0.0
+  for i in range(rows):
+    for d in range(dim):
+      values = [float(samples[r][i][d]) for r in range(repetitions)]
+      mean = sum(values) / repetitions
+      variance = sum((x - mean) ** 2 for x in values) / (repetitions - 1)
+      scale += float(exact[i][d]) ** 2
+      error += (mean - float(exact[i][d])) ** 2
+      squared += mean**2
+      noise += variance / repetitions
+  return {
+    "bias": max((error - noise) / scale, 0.0) ** 0.5,
+    "deviation": (noise * repetitions / scale) ** 0.5,
+    "length": max((squared - noise) / scale, 0.0) ** 0.5,
+  }
+
+
+def kl_divergence(weights, log_full) -> float:
+  r"""\sum_j P_j \log (P_j / Q_j) of one row, P made to sum to 1."""
+  total = sum(float(w) for w in weights)
+  result = 0.0
+  for w, log_q in zip(weights, log_full, strict=True):
+    if w > 0:
+      result += w / total * (np.log(w / total) - float(log_q))
+  return result
+
+
+# Pools beyond the batch ------------------------------------------------------
+
+
+def log_mixture(log_q, num_rows, num_uniform, num_candidates) -> np.ndarray:
+  r"""\log( B/(B+B') q_j + B'/(B+B') 1/N )."""
+  total = num_rows + num_uniform
+  return np.array(
+    [
+      np.log(
+        num_rows / total * np.exp(float(x))
+        + num_uniform / total / num_candidates
+      )
+      for x in log_q
+    ]
+  )
+
+
+def logq_corrected_softmax(
+  logits, positive_logits, log_q, positive_log_q, keep, confidence=None
+):
+  r"""(losses, P): -(1 - P) \log( e^{s_p} / \sum_j e^{s_j} / Q'_j ).
+
+  Q'_j = Q_j / (1 - Q_p), and P = e^{s_p} / (e^{s_p} + mean_j e^{s_j} / Q'_j),
+  over the kept j. A given `confidence` is used as P: the form whose derivative
+  is the gradient, since none flows through P.
+  """
+  losses, confidences = [], []
+  for i, positive in enumerate(positive_logits):
+    kept = [j for j in range(len(log_q)) if keep[i][j]]
+    if not kept:
+      losses.append(0.0)
+      confidences.append(1.0)
+      continue
+    others = 1 - np.exp(float(positive_log_q[i]))
+    log_sum = _log_sum_exp(
+      [float(logits[i][j]) - log_q[j] + np.log(others) for j in kept]
+    )
+    log_mean = log_sum - np.log(len(kept))
+    p = np.exp(positive - _log_sum_exp([positive, log_mean]))
+    if confidence is not None:
+      p = confidence[i]
+    losses.append(-(1 - p) * (positive - log_sum))
+    confidences.append(p)
+  return np.array(losses), np.array(confidences)
+
+
+def pool_task(
+  query,
+  candidates,
+  ids,
+  others,
+  other_ids,
+  log_q,
+  *,
+  loss="sampled_softmax",
+  correct_positive=True,
+  temperature=1.0,
+  normalize=False,
+  remove_accidental_hits=True,
+  positive_in_pool=False,
+  sample_weight=None,
+  confidence=None,
+):
+  """(loss, P): a batch against itself and `others`, column by column.
+
+  `log_q` is that of the batch's candidates, then that of the others.
+  """
+  batch = len(query)
+  pool_ids = [*ids, *other_ids]
+  s = np.concatenate(
+    [
+      logits(query, candidates, temperature, normalize),
+      logits(query, others, temperature, normalize),
+    ],
+    axis=1,
+  )
+  positives = [s[i, i] for i in range(batch)]
+  keep = np.ones(s.shape, bool)
+  for i in range(batch):
+    for j, j_id in enumerate(pool_ids):
+      if i == j and (not positive_in_pool or loss == "logq_corrected"):
+        keep[i, j] = False
+      if int(ids[i]) == int(j_id) and (
+        remove_accidental_hits or loss == "logq_corrected"
+      ):
+        keep[i, j] = False
+  if loss == "logq_corrected":
+    losses, confidence = logq_corrected_softmax(
+      s, positives, log_q, log_q[:batch], keep, confidence
+    )
+  else:
+    if correct_positive:
+      positives = [positives[i] - log_q[i] for i in range(batch)]
+    losses = sampled_softmax(s - np.asarray(log_q), positives, keep)
+  return weighted_mean(losses, sample_weight), confidence
+
+
+def mns_task(
+  query,
+  candidates,
+  ids,
+  uniform_candidates,
+  uniform_ids,
+  candidate_counts,
+  *,
+  logq_positive="none",
+  **options,
+):
+  """(loss, P) of MNS for given uniform candidates."""
+  pop = np.log(popularity(candidate_counts))
+  log_q = log_mixture(
+    [pop[i] for i in [*ids, *uniform_ids]],
+    len(ids),
+    len(uniform_ids),
+    len(candidate_counts),
+  )
+  return pool_task(
+    query,
+    candidates,
+    ids,
+    uniform_candidates,
+    uniform_ids,
+    log_q,
+    correct_positive=logq_positive == "mixture",
+    **options,
+  )
+
+
+def cbns_task(query, candidates, ids, bank, candidate_counts, **options):
+  """(loss, P) of CBNS; `bank` holds (embedding, id, log_q) tuples."""
+  pop = np.log(popularity(candidate_counts))
+  log_q = [pop[i] for i in ids] + [entry[2] for entry in bank]
+  others = np.array([entry[0] for entry in bank]).reshape(
+    len(bank), np.shape(query)[1]
+  )
+  return pool_task(
+    query,
+    candidates,
+    ids,
+    others,
+    [entry[1] for entry in bank],
+    log_q,
+    **options,
+  )
+
+
+def memory_bank(bank_size, batches) -> list:
+  """Rows of the batches that are in the bank, oldest first."""
+  queue = []
+  for batch in batches:
+    for row in batch:
+      queue.append(row)
+      if len(queue) > bank_size:
+        queue.pop(0)
+  return queue
+
+
+def full_softmax_task(
+  query, catalogue, ids, *, temperature=1.0, normalize=False, sample_weight=None
+) -> float:
+  r"""-\log( e^{s_p} / \sum_j e^{s_j} ), j over all rows of `catalogue`."""
+  s = logits(query, catalogue, temperature, normalize)
+  losses = [_log_sum_exp(row) - row[i] for row, i in zip(s, ids, strict=True)]
+  return weighted_mean(losses, sample_weight)
+
+
+# CoRR -----------------------------------------------------------------------
+
+
+def midx_probabilities(query, codebooks, codes, weights=None) -> np.ndarray:
+  """Q(i | q) = w_i e^{q c(i)} / sum over the catalogue, one query."""
+  query = [float(x) for x in query]
+  half = len(codebooks[0][0])
+  query = query + [0.0] * (2 * half - len(query))
+  logs = []
+  for i, (first, second) in enumerate(codes):
+    reproduced = [*codebooks[0][first], *codebooks[1][second]]
+    weight = 1.0 if weights is None else float(weights[i])
+    logs.append(
+      np.log(weight)
+      + sum(a * float(b) for a, b in zip(query, reproduced, strict=True))
+    )
+  total = _log_sum_exp(logs)
+  return np.array([np.exp(x - total) for x in logs])
+
+
+def lloyd(points, codewords, max_iterations):
+  """k-means by loops: (codewords, codes)."""
+  points = np.asarray(points, np.float64)
+  codewords = [np.array(c, np.float64) for c in codewords]
+
+  def nearest():
+    return [
+      min(
+        range(len(codewords)), key=lambda k: (sum((x - codewords[k]) ** 2), k)
+      )
+      for x in points
+    ]
+
+  codes = nearest()
+  for _ in range(max_iterations):
+    for k in range(len(codewords)):
+      members = [x for x, code in zip(points, codes, strict=True) if code == k]
+      if members:
+        codewords[k] = sum(members) / len(members)
+    before, codes = codes, nearest()
+    if codes == before:
+      break
+  return np.array(codewords), codes
+
+
+def corr_softmax(scores, positive_scores, log_q, positive_log_q, keep=None):
+  """Softmax loss of the positive against the sample, all less log Q."""
+  return sampled_softmax(
+    np.asarray(scores, np.float64) - log_q,
+    np.asarray(positive_scores, np.float64) - positive_log_q,
+    keep,
+  )
+
+
+def corr_kl(ranker_scores, retriever_scores, log_q, keep=None) -> np.ndarray:
+  """KL(P_ra || P_re) over each row's kept sample, teacher first."""
+  batch, n = np.shape(log_q)
+  result = np.zeros(batch)
+  for i in range(batch):
+    kept = [j for j in range(n) if keep is None or keep[i][j]]
+    logs = [
+      [float(s[i][j]) - float(log_q[i][j]) for j in kept]
+      for s in (ranker_scores, retriever_scores)
+    ]
+    totals = [_log_sum_exp(row) for row in logs]
+    for ranker, retriever in zip(*logs, strict=True):
+      log_ra, log_re = ranker - totals[0], retriever - totals[1]
+      result[i] += np.exp(log_ra) * (log_ra - log_re)
+  return result
+
+
+def corr_task(
+  retriever,
+  positive_retriever,
+  ranker,
+  positive_ranker,
+  log_q,
+  positive_log_q,
+  *,
+  kl_weight=1.0,
+  keep=None,
+  sample_weight=None,
+) -> float:
+  """The loss of CoRR, from both models' scores of the sample."""
+  losses = (
+    corr_softmax(ranker, positive_ranker, log_q, positive_log_q, keep)
+    + corr_softmax(retriever, positive_retriever, log_q, positive_log_q, keep)
+    + kl_weight * corr_kl(ranker, retriever, log_q, keep)
+  )
+  return weighted_mean(losses, sample_weight)
+
+
+def factorisation_machine(fields) -> float:
+  """Inner products of all pairs of fields, summed up."""
+  return sum(
+    sum(a * b for a, b in zip(fields[i], fields[j], strict=True))
+    for i in range(len(fields))
+    for j in range(i + 1, len(fields))
+  )
+
+
 # Derivatives ----------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Collectives across replicas; each is the identity outside a strategy."""
 
+from collections.abc import Callable, Iterable
+
 import tensorflow as tf
 
 
@@ -17,6 +19,29 @@ def replica_id() -> tf.Tensor:
   return tf.cast(_context().replica_id_in_sync_group, tf.int64)
 
 
+def require_scope(variables: Iterable[tf.Variable], owner: str) -> None:
+  """Checks that variables have a copy on every replica.
+
+  Args:
+    variables: What a step reads or writes.
+    owner: Whose they are, for the message.
+
+  Raises:
+    ValueError: One was made outside the scope of the strategy that is used.
+  """
+  if num_replicas() == 1:
+    return
+  extended = tf.distribute.get_strategy().extended
+  for variable in variables:
+    if not extended.variable_created_in_scope(variable):
+      raise ValueError(
+        f"{owner!r} was built outside the scope of the strategy it is trained "
+        f"under ({variable.name} belongs to no replica): what it learns would "
+        "be lost or differ between replicas. Build towers, task, model and "
+        "optimizer inside `with strategy.scope():`."
+      )
+
+
 def all_gather(x: tf.Tensor) -> tf.Tensor:
   """Concatenates `x` of all replicas along axis 0, in replica order.
 
@@ -24,7 +49,8 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
   tensor is the sum over replicas, handed back to the rows' owner.
 
   Args:
-    x: [rows, ...] float or integer tensor.
+    x: [rows, ...] float or integer tensor; rows on one replica at least, for
+      TensorFlow to gather nothing from everyone kills the process.
 
   Returns:
     [sum of rows, ...] tensor, the same on every replica.
@@ -32,10 +58,36 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
   context = _context()
   if context.num_replicas_in_sync == 1:
     return x
+  if x.dtype == tf.bfloat16:
+    # TensorFlow cannot gather it. float32 holds each of its values.
+    return tf.cast(all_gather(tf.cast(x, tf.float32)), tf.bfloat16)
   # Without the identity, a tensor captured from outside `strategy.run` comes
   # back as its local value (Mirrored), and a raw input raises "destinations
   # can not be empty" (MultiWorkerMirrored).
   return context.all_gather(tf.identity(x), axis=0)
+
+
+def encode_together(
+  encode: Callable[[tf.Tensor], tf.Tensor], ids: tf.Tensor
+) -> tf.Tensor:
+  """Embeddings of ids that are the same on all replicas.
+
+  Each replica encodes its share of them, so that R replicas neither do the
+  work R times nor send gradients of the same rows R times.
+
+  Args:
+    encode: [n] ids -> [n, dim].
+    ids: [n] integer ids, the same on every replica.
+
+  Returns:
+    [n, dim] tensor, the same on every replica.
+  """
+  replicas = num_replicas()
+  if replicas == 1 or ids.shape[0] == 0:
+    return encode(ids)
+  size = tf.size(ids, out_type=tf.int64)
+  first, end = (size * (replica_id() + i) // replicas for i in (0, 1))
+  return all_gather(encode(ids[first:end]))
 
 
 def all_reduce_sum(x: tf.Tensor) -> tf.Tensor:

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from tests import reference
 from xir_tfrs import layers
 
 
@@ -21,6 +22,7 @@ def _state(cache):
   return {
     "ids": cache.ids.numpy(),
     "occurrence_counts": cache.occurrence_counts.numpy(),
+    "entered": cache.entered.numpy(),
     "step": cache.step.numpy(),
   }
 
@@ -41,7 +43,12 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_variables_are_named_untrained_and_aggregated(self):
     cache = _cache()
-    for variable in (cache.ids, cache.occurrence_counts, cache.step):
+    for variable in (
+      cache.ids,
+      cache.occurrence_counts,
+      cache.entered,
+      cache.step,
+    ):
       self.assertFalse(variable.trainable)
       self.assertNotIn("Variable", variable.name)
       self.assertEqual(
@@ -164,6 +171,40 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
       _update(c, [7, 2, 9, 11], [1.0, 1.0, 5.0, 2.0])
     for name, value in _state(cache).items():
       self.assertAllEqual(_state(restored)[name], value)
+
+  def test_entries_remember_when_they_came(self):
+    cache = _cache(num_candidates=12, cache_size=6)
+    caches = [cache.ids.numpy().tolist()]
+    for step in range(8):
+      pool = [step, step + 1, *caches[-1][:2]]
+      _update(cache, pool, [1.0, 1.0, 2.0, 2.0])
+      caches.append(cache.ids.numpy().tolist())
+      self.assertAllEqual(cache.entered, reference.entry_steps(caches))
+
+  def test_readout_by_hand(self):
+    cache = _cache(num_candidates=10, cache_size=4)
+    cache.ids.assign([7, 2, 2, 5])
+    cache.entered.assign([9, 6, 6, 1])
+    cache.step.assign(9)
+    self.assertAllClose(
+      cache.readout(),
+      {
+        "distinct": 3 / 4,
+        "coverage": 3 / 10,
+        "turnover": 1 / 4,
+        "age": (0 + 3 + 3 + 8) / 4,
+      },
+    )
+
+  def test_readout_of_a_cache_that_is_always_the_same(self):
+    cache = _cache(num_candidates=3, cache_size=5)
+    for _ in range(4):
+      _update(cache, [1], [1.0])
+    readout = {k: float(v) for k, v in cache.readout().items()}
+    self.assertEqual(readout["turnover"], 0.0)
+    # It held candidate 1 from the first update on, if not by chance before.
+    self.assertIn(readout["age"], (3.0, 4.0))
+    self.assertAllClose(readout["distinct"], 1 / 5)
 
   @parameterized.parameters(
     ("num_candidates", 0),

@@ -97,5 +97,30 @@ class NextCacheTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(ids, _next_cache(candidate_ids, weights, 9))
 
 
+class EntryStepsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(1, 2, 7)
+  def test_reference(self, cache_size):
+    rng = np.random.default_rng(cache_size)
+    caches = [rng.integers(0, 9, cache_size).tolist()]
+    entered = tf.zeros([cache_size], tf.int64)
+    for step in range(1, 12):
+      caches.append(rng.integers(0, 9, cache_size).tolist())
+      entered = cache.entry_steps(
+        tf.constant(caches[-2], tf.int64),
+        entered,
+        tf.constant(caches[-1], tf.int64),
+        step,
+      )
+      self.assertEqual(entered.dtype, tf.int64)
+      self.assertAllEqual(entered, reference.entry_steps(caches))
+
+  def test_by_hand(self):
+    # 4 came at step 3 and stays, twice now; 5 has gone; 8 is new.
+    self.assertAllEqual(
+      cache.entry_steps([4, 5], tf.constant([3, 0], tf.int64), [4, 8, 4], 6),
+      [3, 6, 3],
+    )
+
+
 if __name__ == "__main__":
   tf.test.main()

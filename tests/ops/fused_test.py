@@ -36,6 +36,7 @@ def dense(
   pool,
   positive_log_q=None,
   resampler=None,
+  logq_corrected=False,
   mask_own_column=False,
   mask_accidental_hits=False,
 ):
@@ -47,7 +48,16 @@ def dense(
     keep &= ~masking.own_columns(*logits.shape)
   if mask_accidental_hits:
     keep &= ~masking.accidental_hits(positive_ids, pool.ids)
-  if resampler is None:
+  if logq_corrected:
+    rows = losses.logq_corrected_softmax(
+      logits,
+      positive,
+      pool.log_q,
+      positive_log_q,
+      ~masking.accidental_hits(positive_ids, pool.ids),
+    )
+    draws = tf.zeros(logits.shape[1:], tf.float64)
+  elif resampler is None:
     if positive_log_q is not None:
       positive -= positive_log_q
     rows = losses.sampled_softmax(logits - pool.log_q, positive, keep)
@@ -111,6 +121,59 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       tolerance = 1e-6 if method == "expected" else 1e-10
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
 
+  @parameterized.product(
+    sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
+    masks=[(False, False), (True, False), (False, True), (True, True)],
+    row_chunk_size=[None, 4],
+  )
+  def test_positives_without_correction_equal_dense(
+    self, sizes, masks, row_chunk_size
+  ):
+    # The own column, corrected, cannot stand for the positive then.
+    arguments = problem(*sizes, tf.float64)
+    arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
+    expected = value_and_gradients(dense, arguments)
+    arguments["row_chunk_size"] = row_chunk_size
+    got = value_and_gradients(fused.pool_softmax, arguments)
+    for e, g in zip(
+      tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
+    ):
+      self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
+
+  @parameterized.product(
+    sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
+    row_chunk_size=[None, 4],
+    own_offset=(True, False),
+  )
+  def test_logq_corrected_equals_dense(self, sizes, row_chunk_size, own_offset):
+    arguments = problem(*sizes, tf.float64)
+    pool = arguments["pool"]
+    arguments["logq_corrected"] = True
+    arguments["positive_log_q"] = pool.log_q[: sizes[0]]
+    if not own_offset:
+      arguments["pool"] = fused.Pool(pool.embeddings, pool.ids, pool.log_q)
+    expected = value_and_gradients(dense, arguments)
+    arguments["row_chunk_size"] = row_chunk_size
+    got = tf.function(
+      lambda: value_and_gradients(fused.pool_softmax, arguments)
+    )()
+    for e, g in zip(
+      tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
+    ):
+      self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
+
+  def test_logq_corrected_needs_a_proposal_and_no_resampler(self):
+    arguments = problem(3, 3, 2, tf.float32)
+    with self.assertRaisesRegex(ValueError, "positive_log_q"):
+      fused.pool_softmax(**arguments, logq_corrected=True)
+    with self.assertRaisesRegex(ValueError, "resampler"):
+      fused.pool_softmax(
+        **arguments,
+        logq_corrected=True,
+        positive_log_q=arguments["pool"].log_q,
+        resampler=fused.Resampler(4, "systematic", SEED),
+      )
+
   def test_float32_is_close_to_float64(self):
     for method in (None, "expected"):
       results = []
@@ -149,9 +212,16 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
   def test_extreme_scores_stay_finite(self, scale):
     arguments = problem(8, 8, 4, tf.float32)
     arguments["queries"] *= scale
-    for resampler in (None, fused.Resampler(4, "systematic", SEED)):
+    for option in (
+      {},
+      {"resampler": fused.Resampler(4, "systematic", SEED)},
+      {
+        "logq_corrected": True,
+        "positive_log_q": arguments["pool"].log_q,
+      },
+    ):
       loss, _, gradients = value_and_gradients(
-        fused.pool_softmax, arguments | {"resampler": resampler}
+        fused.pool_softmax, arguments | option
       )
       for value in (loss, *gradients):
         self.assertTrue(np.isfinite(value.numpy()).all())
@@ -176,10 +246,14 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     arguments["pool"] = fused.Pool(
       pool.embeddings, tf.zeros([3], tf.int64), pool.log_q, pool.own_offset
     )
-    for resampler in (None, fused.Resampler(5, "multinomial", SEED)):
+    for option in (
+      {},
+      {"resampler": fused.Resampler(5, "multinomial", SEED)},
+      {"logq_corrected": True, "positive_log_q": pool.log_q},
+    ):
       loss, draws, gradients = value_and_gradients(
         lambda **kw: fused.pool_softmax(mask_accidental_hits=True, **kw),
-        arguments | {"resampler": resampler},
+        arguments | option,
       )
       self.assertAllClose(loss, 0.0)
       self.assertAllEqual(draws, [0, 0, 0])

@@ -264,5 +264,135 @@ class SampledSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(gradients[1], [0.0])
 
 
+def _corrected_problem(batch, pool, seed=0):
+  """Logits, positives, log Q of columns and positives, and a mask."""
+  logits, positive_logits, _, keep = _problem(batch, pool, seed)
+  rng = np.random.default_rng(seed + 1)
+  log_q = np.log(rng.dirichlet(np.ones(pool)))
+  return logits, positive_logits, log_q, rng.uniform(-5, -0.1, batch), keep
+
+
+class LogqCorrectedSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
+  def test_hand_value(self):
+    # Q of the positive 1/2, of the columns 1/4 each: Q' = 1/2 each. The sum:
+    # 2 (1 + 2) = 6, over n = 2 columns 3. s_p = 0: P = 1 / (1 + 3).
+    self.assertAllClose(
+      losses.logq_corrected_softmax(
+        tf.constant([[0.0, np.log(2.0), 9.0]]),
+        tf.constant([0.0]),
+        np.log([0.25, 0.25, 0.5]).astype(np.float32),
+        np.log([0.5]).astype(np.float32),
+        keep=tf.constant([[True, True, False]]),
+      ),
+      [3 / 4 * np.log(6.0)],
+    )
+
+  @parameterized.product(
+    batch=(1, 5),
+    pool=(1, 8, 33),
+    dtype=(tf.float32, tf.float64),
+    graph=(False, True),
+  )
+  def test_reference(self, batch, pool, dtype, graph):
+    problem = _corrected_problem(batch, pool)
+    function = losses.logq_corrected_softmax
+    loss = (tf.function(function) if graph else function)(
+      *(tf.constant(x, dtype) for x in problem[:4]), tf.constant(problem[4])
+    )
+    self.assertEqual(loss.dtype, dtype)
+    self.assertAllClose(
+      loss,
+      reference.logq_corrected_softmax(*problem)[0],
+      rtol=2 * _TOLERANCE[dtype],
+      atol=2 * _TOLERANCE[dtype],
+    )
+
+  def test_gradient_holds_the_confidence_fixed(self):
+    logits, positives, *rest = _corrected_problem(4, 6)
+    _, confidence = reference.logq_corrected_softmax(logits, positives, *rest)
+    _, (by_logit, by_positive) = _value_and_gradients(
+      lambda s, p: losses.logq_corrected_softmax(
+        s, p, *(tf.constant(x) for x in rest)
+      ),
+      logits,
+      positives,
+    )
+
+    def slow(s, p):
+      return sum(
+        reference.logq_corrected_softmax(s, p, *rest, confidence=confidence)[0]
+      )
+
+    self.assertAllClose(
+      by_logit,
+      reference.numeric_gradient(lambda s: slow(s, positives), logits),
+      atol=1e-6,
+    )
+    self.assertAllClose(
+      by_positive,
+      reference.numeric_gradient(lambda p: slow(logits, p), positives),
+      atol=1e-6,
+    )
+
+  def test_every_other_candidate_once_is_the_full_softmax(self):
+    # ALGORITHMS 7.6: with Q uniform the gradient is that of the cross entropy
+    # over all candidates, exactly.
+    logits = tf.constant(_problem(5, 7)[0])
+    ids = np.array([0, 3, 3, 6, 1])
+    _, (full,) = _value_and_gradients(
+      lambda s: tf.nn.sparse_softmax_cross_entropy_with_logits(ids, s), logits
+    )
+    _, (sampled,) = _value_and_gradients(
+      lambda s: losses.logq_corrected_softmax(
+        s,
+        tf.gather(s, ids, batch_dims=1),
+        tf.fill([7], tf.math.log(tf.constant(1 / 7, tf.float64))),
+        tf.fill([5], tf.math.log(tf.constant(1 / 7, tf.float64))),
+        keep=tf.constant(np.arange(7) != ids[:, np.newaxis]),
+      ),
+      logits,
+    )
+    self.assertAllClose(sampled, full, rtol=1e-12, atol=1e-14)
+
+  @parameterized.parameters(
+    (1e4, -1e4, 0.0), (-1e4, 1e4, 2e4), (1e4, 1e4, None)
+  )
+  def test_extreme_logits(self, positive, others, expected):
+    # Q' = 1/3 of three columns: the sum is 9 e^s, the mean 3 e^s.
+    expected = 3 / 4 * np.log(9.0) if expected is None else expected
+    loss, gradients = _value_and_gradients(
+      lambda s, p: losses.logq_corrected_softmax(
+        s,
+        p,
+        tf.fill([3], np.float32(np.log(0.25))),
+        tf.fill([1], np.float32(np.log(0.25))),
+        keep=tf.ones([1, 3], bool),
+      ),
+      np.full([1, 3], others, np.float32),
+      np.array([positive], np.float32),
+    )
+    self.assertAllClose(loss, [expected], rtol=1e-3, atol=1e-5)
+    for gradient in gradients:
+      self.assertAllInRange(gradient, -1.0, 1.0)
+
+  @parameterized.parameters(0.0, 1e4, -np.inf, np.inf)
+  def test_a_row_without_negatives_has_no_loss(self, masked):
+    loss, gradients = _value_and_gradients(
+      lambda s, p: losses.logq_corrected_softmax(
+        s,
+        p,
+        tf.zeros([2]),
+        # The positive is all there is: 1 - Q_p = 0.
+        tf.zeros([1]),
+        keep=tf.zeros([1, 2], bool),
+      ),
+      np.full([1, 2], masked, np.float32),
+      np.array([3.0], np.float32),
+    )
+    self.assertAllEqual(loss, [0.0])
+    self.assertAllEqual(gradients[0], [[0.0, 0.0]])
+    self.assertAllEqual(gradients[1], [0.0])
+
+
 if __name__ == "__main__":
   tf.test.main()

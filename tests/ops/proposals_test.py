@@ -60,5 +60,55 @@ class LogPopularityTest(tf.test.TestCase, parameterized.TestCase):
     )
 
 
+class LogMixtureTest(tf.test.TestCase, parameterized.TestCase):
+  def test_hand_value(self):
+    # 3 rows and 1 uniform candidate of 5: 3/4 q + 1/4 * 1/5.
+    self.assertAllClose(
+      proposals.log_mixture(tf.math.log([0.6, 0.2]), 3, 1, 5),
+      np.log([0.75 * 0.6 + 0.05, 0.75 * 0.2 + 0.05]),
+    )
+
+  @parameterized.product(sizes=((8, 3), (8, 0), (1, 8192)), graph=(True, False))
+  def test_reference(self, sizes, graph):
+    pop = reference.popularity([5, 1, 0, 40, 7])
+    function = tf.function(proposals.log_mixture, autograph=False)
+    log_q = (function if graph else proposals.log_mixture)(
+      tf.constant(np.log(pop)), *(tf.constant(n) for n in sizes), 5
+    )
+    self.assertAllClose(
+      log_q, reference.log_mixture(np.log(pop), *sizes, 5), rtol=1e-12
+    )
+    self.assertAllClose(tf.reduce_sum(tf.exp(log_q)), 1.0)
+
+  def test_without_rows_it_is_uniform(self):
+    self.assertAllClose(
+      proposals.log_mixture(tf.math.log([0.9, 0.1]), 0, 4, 10),
+      np.log([0.1, 0.1]),
+    )
+
+  def test_rare_candidates_keep_their_odds(self):
+    # q of e^-100 would be 0 in float32.
+    log_q = tf.constant([-100.0, -90.0])
+    self.assertAllClose(proposals.log_mixture(log_q, 4, 0, 10), log_q)
+
+
+class LogComplementTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(tf.float32, tf.float64)
+  def test_is_the_log_of_the_rest(self, dtype):
+    q = np.array([1e-12, 1e-3, 0.5, 0.999])
+    self.assertAllClose(
+      proposals.log_complement(tf.constant(np.log(q), dtype)),
+      np.log1p(-q),
+      rtol=1e-4 if dtype == tf.float32 else 1e-12,
+      atol=1e-7 if dtype == tf.float32 else 1e-15,
+    )
+
+  @parameterized.parameters(0.0, 1e-3)
+  def test_is_finite_where_there_is_no_rest(self, log_q):
+    self.assertAllInRange(
+      proposals.log_complement(tf.constant([log_q])), -16.0, -15.0
+    )
+
+
 if __name__ == "__main__":
   tf.test.main()

@@ -363,6 +363,19 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     ):
       self.assertAllEqual(value, variable)
 
+  def test_readout_tells_of_the_cache(self):
+    encoder = _encoder()
+    task = _with_cache(_task(encoder), encoder, [2, 9, 3, 3, 0, 8])
+    self.assertEqual(
+      {k: float(v) for k, v in task.readout().items()},
+      {
+        "cache_distinct": np.float32(5 / 6),
+        "cache_coverage": 0.5,
+        "cache_turnover": 1.0,
+        "cache_age": 0.0,
+      },
+    )
+
   def test_batch_and_cache_draw_from_different_streams(self):
     # The same pool twice: with one stream both parts would draw alike.
     encoder = _encoder()

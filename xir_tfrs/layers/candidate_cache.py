@@ -18,6 +18,8 @@ class CandidateCache(tf.keras.layers.Layer):
     ids: [cache_size] int64 variable, the cached candidates; uniform at first.
     occurrence_counts: [num_candidates] float64 variable, the paper's o; zero at
       first. float64 counts exactly up to 2^53, where float32 stalls at 2^24.
+    entered: [cache_size] int64 variable, the update that brought each id in;
+      unlike the others it is only looked at.
     step: int64 variable, updates so far.
   """
 
@@ -80,6 +82,7 @@ class CandidateCache(tf.keras.layers.Layer):
     self.occurrence_counts = state.add_state(
       self, "occurrence_counts", (num_candidates,), tf.float64
     )
+    self.entered = state.add_state(self, "entered", (cache_size,), tf.int64)
     self.step = state.add_state(self, "step", (), tf.int64)
 
   def update(self, pool_ids: tf.Tensor, draws: tf.Tensor) -> None:
@@ -103,15 +106,36 @@ class CandidateCache(tf.keras.layers.Layer):
     if self._cache_scope == "all":
       pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
     counts = tf.gather(self.occurrence_counts, pool_ids)
-    self.ids.assign(
-      cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
+    next_ids = cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
+    self.entered.assign(
+      cache.entry_steps(self.ids, self.entered, next_ids, self.step + 1)
     )
+    self.ids.assign(next_ids)
     self.step.assign_add(1)
+
+  def readout(self) -> dict[str, tf.Tensor]:
+    """How the cache fares.
+
+    Returns:
+      Scalars float32. `distinct`: distinct ids / `cache_size`. `coverage`:
+      distinct ids / candidates of the catalogue. `turnover`: share of the
+      entries whose id was not in the cache before the last update. `age`:
+      updates since an entry's id came in, mean.
+    """
+    distinct = tf.cast(tf.size(tf.unique(self.ids)[0]), tf.float32)
+    ages = tf.cast(self.step - self.entered, tf.float32)
+    return {
+      "distinct": distinct / self._cache_size,
+      "coverage": distinct / self._num_candidates,
+      "turnover": tf.reduce_mean(tf.cast(tf.equal(ages, 0.0), tf.float32)),
+      "age": tf.reduce_mean(ages),
+    }
 
   def reset(self) -> None:
     """Back to the state after construction."""
     self.ids.assign(self._initial_ids())
     self.occurrence_counts.assign(tf.zeros_like(self.occurrence_counts))
+    self.entered.assign(tf.zeros_like(self.entered))
     self.step.assign(0)
 
   def get_config(self) -> dict:

@@ -1,6 +1,7 @@
-"""Models: towers, and the two of them with a task."""
+"""Models: towers, a ranker, and two towers with a task."""
 
+from xir_tfrs.models.ranker import Ranker
 from xir_tfrs.models.towers import Tower
 from xir_tfrs.models.two_tower import TwoTower
 
-__all__ = ["Tower", "TwoTower"]
+__all__ = ["Ranker", "Tower", "TwoTower"]

@@ -2,9 +2,14 @@
 
 from xir_tfrs.ops import (
   cache,
+  corr,
+  frequency,
+  full_softmax,
   fused,
+  kmeans,
   losses,
   masking,
+  midx,
   proposals,
   resampling,
   seeds,
@@ -12,9 +17,14 @@ from xir_tfrs.ops import (
 
 __all__ = [
   "cache",
+  "corr",
+  "frequency",
+  "full_softmax",
   "fused",
+  "kmeans",
   "losses",
   "masking",
+  "midx",
   "proposals",
   "resampling",
   "seeds",

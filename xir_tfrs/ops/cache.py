@@ -42,3 +42,29 @@ def next_cache(
   return tf.gather(
     candidate_ids, tf.minimum(drawn, tf.shape(candidate_ids)[0] - 1)
   )
+
+
+def entry_steps(
+  ids: tf.Tensor,
+  entered: tf.Tensor,
+  next_ids: tf.Tensor,
+  step: int | tf.Tensor,
+) -> tf.Tensor:
+  """Since which step each id of the next cache has been there unbroken.
+
+  Args:
+    ids: [cache_size] ids of the cache before.
+    entered: [cache_size] int64 >= 0, the steps at which they entered; the same
+      for the same id.
+    next_ids: [n] ids of the next cache.
+    step: The step at which ids enter that were not there before.
+
+  Returns:
+    [n] int64 steps, the same for the same id.
+  """
+  distinct, place = tf.unique(tf.concat([ids, next_ids], 0))
+  before, after = tf.split(place, [tf.size(ids), tf.size(next_ids)])
+  # An id that was not there has an empty segment, whose maximum is negative.
+  since = tf.math.unsorted_segment_max(entered, before, tf.size(distinct))
+  since = tf.gather(since, after)
+  return tf.where(since >= 0, since, tf.cast(step, tf.int64))

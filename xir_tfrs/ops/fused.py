@@ -1,14 +1,15 @@
 """A softmax over a pool, loss and gradient in one pass over chunks of rows.
 
-All losses of the library have one form,
+The losses of the library are made of the partition of a pool,
 
     log(e^{s_p} + sum_j e^{t_j}) - s_p,   t_j = s_j + log a_j,
 
 with `a_j` = 1 / q_j (sampled softmax), or the count n_j of column j in a
-resample (BIR, XIR), or 0 where a column is masked. Their gradient needs only
-p_j = e^{t_j} / (e^{s_p} + sum): so each chunk's logits are made, used for the
-loss and for the gradient, and forgotten. No [batch, pool] matrix is ever held.
-`losses` has the same in dense form; the tests hold the two equal.
+resample (BIR, XIR), or 0 where a column is masked; the corrected log-Q leaves
+e^{s_p} out and weighs the row. Their gradient needs only e^{t_j} and two
+numbers per row: so each chunk's logits are made, used for the loss and for
+the gradient, and forgotten. No [batch, pool] matrix is ever held. `losses` has
+the same in dense form; the tests hold the two equal.
 
 Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
 """
@@ -18,7 +19,7 @@ import functools
 
 import tensorflow as tf
 
-from xir_tfrs.ops import masking, resampling
+from xir_tfrs.ops import masking, proposals, resampling
 
 # Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
 # one core.
@@ -72,6 +73,7 @@ def pool_softmax(
   *,
   positive_log_q: tf.Tensor | None = None,
   resampler: Resampler | None = None,
+  logq_corrected: bool = False,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
   count_draws: bool = True,
@@ -82,7 +84,8 @@ def pool_softmax(
   Without a resampler: the sampled softmax, where column j counts with
   `s_j - log_q_j` and the positive with `s_p - positive_log_q`. With one: the
   resampled softmax, where `log_q` serves the weights only, and both count
-  with their plain scores.
+  with their plain scores. With `logq_corrected`: the loss of that name in
+  `losses`, against all columns but those of the positive's candidate.
 
   Args:
     queries: [batch, dim] float32 or float64; scores are inner products, so
@@ -91,11 +94,15 @@ def pool_softmax(
     positive_ids: [batch] their ids.
     row_weights: [batch] weight of each row's loss; no gradient.
     pool: What the rows are scored against.
-    positive_log_q: [batch] log proposal of the positives; None: 0.
+    positive_log_q: [batch] log proposal of the positives; None: they are not
+      corrected.
     resampler: How to draw from the pool; None: every column counts once.
+    logq_corrected: The corrected log-Q; it needs `positive_log_q`, takes no
+      resampler, and masks own columns and accidental hits in any case.
     mask_own_column: Leave out the column that is the row's own positive: for
-      resampling, it is not drawn; otherwise the positive counts once. The
-      gradient then goes to the column where it may, so `positives` must be
+      resampling, it is not drawn; otherwise the positive counts once. If
+      `positive_log_q` is given it must then be the own column's: that column
+      stands for the positive and takes its gradient, so `positives` must be
       rows of `pool.embeddings`.
     mask_accidental_hits: Leave out every column with the positive's id.
     count_draws: Whether to sum the draws up, which costs a pass.
@@ -105,21 +112,39 @@ def pool_softmax(
     (loss, draws): the scalar `sum_i row_weights_i loss_i`, and [pool] float64,
     how often each column was drawn, summed over the rows; zeros without a
     resampler, or without `count_draws`.
+
+  Raises:
+    ValueError: `logq_corrected` with a resampler, or without `positive_log_q`.
   """
+  if logq_corrected:
+    if resampler is not None or positive_log_q is None:
+      raise ValueError(
+        "`logq_corrected` takes the proposal of the positives, "
+        "`positive_log_q`, and no resampler."
+      )
+    # The own column has the positive's id: one mask is both.
+    mask_own_column, mask_accidental_hits = False, True
   dtype = queries.dtype
   batch = tf.shape(queries)[0]
   pool_size = tf.shape(pool.embeddings)[0]
   chunk = _chunk_size(row_chunk_size, batch, pool_size)
   row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
   log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
-  # Without resampling the own column can stand for the positive itself, which
-  # costs nothing; leaving it out costs two passes over the logits.
+  # Where it is corrected alike, the own column can stand for the positive
+  # itself, which costs nothing; leaving it out costs two passes over the
+  # logits.
   column_is_positive = (
-    resampler is None and mask_own_column and pool.own_offset is not None
+    resampler is None
+    and positive_log_q is not None
+    and mask_own_column
+    and pool.own_offset is not None
   )
   corrections = tf.zeros([batch], dtype)
   if positive_log_q is not None and resampler is None:
     corrections = tf.stop_gradient(tf.cast(positive_log_q, dtype))
+  if logq_corrected:
+    log_others = proposals.log_complement(corrections)
+    corrections = tf.zeros([batch], dtype)
 
   def keep_columns(rows: slice) -> tf.Tensor | None:
     hits = own = None
@@ -139,13 +164,12 @@ def pool_softmax(
     return ~functools.reduce(tf.logical_or, left_out) if left_out else None
 
   def column_terms(
-    logits: tf.Tensor, rows: slice
+    logits: tf.Tensor, keep: tf.Tensor | None, rows: slice
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """(terms [rows, pool], highest [rows], draws [pool]); terms are a_j
     e^{s_j - highest}, and exp is taken once per logit."""
     if resampler is None:
       logits = logits - log_q
-    keep = keep_columns(rows)
     if keep is not None:
       logits = masking.mask_logits(logits, keep)
     highest = tf.reduce_max(logits, axis=1)
@@ -184,35 +208,33 @@ def pool_softmax(
       else:
         positive = tf.reduce_sum(q * v, axis=1)
       positive -= corrections[rows]
-      terms, highest, chunk_draws = column_terms(logits, rows)
-
-      # A row may have no terms: every column masked, or nothing drawn. Its
-      # highest logit then says nothing of the size of the partition.
+      keep = keep_columns(rows)
+      terms, highest, chunk_draws = column_terms(logits, keep, rows)
       total = tf.reduce_sum(terms, axis=1)
-      empty = total < _NOTHING
-      shift = tf.where(empty, positive, tf.maximum(highest, positive))
-      scale = tf.where(empty, tf.zeros_like(total), tf.exp(highest - shift))
-      positive_term = tf.exp(positive - shift)
-      if column_is_positive:
-        positive_term = tf.zeros_like(positive)
-      partition = positive_term + scale * total
-      loss += tf.reduce_sum(
-        weight * (shift + tf.math.log(partition) - positive)
-      )
-
-      # d loss / d s_j = p_j = terms_j * to_p, d loss / d s_p = p_p - 1. The
-      # factor is multiplied into what is [rows, dim], not [rows, pool].
-      to_p = (weight * scale / partition)[:, tf.newaxis]
-      p_positive = weight * (positive_term / partition - 1.0)
-      p_positive = p_positive[:, tf.newaxis]
-      d_q = to_p * tf.matmul(terms, pool_embeddings) + p_positive * v
+      if logq_corrected:
+        row_loss, to_terms, to_positive = _logq_corrected(
+          total,
+          highest,
+          positive,
+          log_others[rows],
+          tf.math.count_nonzero(keep, axis=1, dtype=dtype),
+        )
+      else:
+        row_loss, to_terms, to_positive = _softmax(
+          total, highest, positive, column_is_positive
+        )
+      loss += tf.reduce_sum(weight * row_loss)
+      # The factors are multiplied into what is [rows, dim], not [rows, pool].
+      to_terms = (weight * to_terms)[:, tf.newaxis]
+      to_positive = (weight * to_positive)[:, tf.newaxis]
+      d_q = to_terms * tf.matmul(terms, pool_embeddings) + to_positive * v
       return (
         rows.stop,
         loss,
         draws + chunk_draws,
         tf.concat([d_queries, d_q], 0),
-        tf.concat([d_positives, p_positive * q], 0),
-        d_pool + tf.matmul(to_p * q, terms, transpose_a=True),
+        tf.concat([d_positives, to_positive * q], 0),
+        d_pool + tf.matmul(to_terms * q, terms, transpose_a=True),
       )
 
     dim = queries.shape[1]
@@ -251,6 +273,64 @@ def pool_softmax(
 
   loss, draws = run(queries, positives, tf.cast(pool.embeddings, dtype))
   return loss, tf.stop_gradient(draws)
+
+
+def _softmax(
+  total: tf.Tensor,
+  highest: tf.Tensor,
+  positive: tf.Tensor,
+  positive_in_total: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """log(e^{s_p} + sum_j e^{t_j}) - s_p of each row, and its derivatives.
+
+  Args:
+    total: [rows] sum of the terms, relative to e^highest.
+    highest: [rows] highest t_j.
+    positive: [rows] s_p.
+    positive_in_total: Whether e^{s_p} is one of the terms already.
+
+  Returns:
+    (loss, to_terms, to_positive), each [rows]: d loss / d s_j is to_terms
+    times term j, and d loss / d s_p is to_positive.
+  """
+  # A row may have no terms: every column masked, or nothing drawn. Its
+  # highest logit then says nothing of the size of the partition.
+  empty = total < _NOTHING
+  shift = tf.where(empty, positive, tf.maximum(highest, positive))
+  scale = tf.where(empty, tf.zeros_like(total), tf.exp(highest - shift))
+  positive_term = tf.exp(positive - shift)
+  if positive_in_total:
+    positive_term = tf.zeros_like(positive)
+  partition = positive_term + scale * total
+  loss = shift + tf.math.log(partition) - positive
+  return loss, scale / partition, positive_term / partition - 1.0
+
+
+def _logq_corrected(
+  total: tf.Tensor,
+  highest: tf.Tensor,
+  positive: tf.Tensor,
+  log_others: tf.Tensor,
+  num_columns: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """The same of `losses.logq_corrected_softmax`.
+
+  Args:
+    total: [rows] sum of the terms, relative to e^highest.
+    highest: [rows] highest t_j.
+    positive: [rows] s_p.
+    log_others: [rows] log(1 - Q(p)).
+    num_columns: [rows] columns that are kept.
+  """
+  # A row may have no negatives: it teaches nothing.
+  empty = total < _NOTHING
+  total = tf.where(empty, tf.ones_like(total), total)
+  log_sum = highest + tf.math.log(total) + log_others
+  log_mean = log_sum - tf.math.log(tf.maximum(num_columns, 1.0))
+  not_positive = tf.sigmoid(log_mean - positive)
+  not_positive = tf.where(empty, tf.zeros_like(total), not_positive)
+  loss = not_positive * (log_sum - positive)
+  return loss, not_positive / total, -not_positive
 
 
 def _chunk_size(

@@ -7,7 +7,14 @@ uninterrupted one would have drawn.
 import tensorflow as tf
 
 # Streams of one task: draws of the same step that must be independent.
-BATCH_DRAWS, CACHE_DRAWS, NEXT_CACHE, INITIAL_CACHE = range(4)
+(
+  BATCH_DRAWS,
+  CACHE_DRAWS,
+  NEXT_CACHE,
+  INITIAL_CACHE,
+  UNIFORM_CANDIDATES,
+  RANKER_DRAWS,
+) = range(6)
 
 _PHILOX = 1
 _PHILOX_BLOCK = 4  # float32 numbers made by one step of Philox's counter

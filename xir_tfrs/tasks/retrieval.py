@@ -9,6 +9,7 @@ import tensorflow as tf
 from xir_tfrs import distribute
 from xir_tfrs.layers import state
 from xir_tfrs.ops import fused, proposals, resampling
+from xir_tfrs.types import CandidateEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Batch:
       with `cross_replica`.
     pool_ids: [pool] int64, their ids.
     own_offset: Scalar int64, column of row 0's positive in the pool.
+    query_ids: [batch] int64 ids of the queries, where the caller gave them.
   """
 
   queries: tf.Tensor
@@ -36,6 +38,7 @@ class Batch:
   pool_embeddings: tf.Tensor
   pool_ids: tf.Tensor
   own_offset: tf.Tensor
+  query_ids: tf.Tensor | None = None
 
 
 class RetrievalTask(tf.keras.layers.Layer):
@@ -97,12 +100,18 @@ class RetrievalTask(tf.keras.layers.Layer):
     """Whether scores are cosines."""
     return self._normalize
 
+  @property
+  def temperature(self) -> float:
+    """What scores are divided by."""
+    return self._temperature
+
   def call(
     self,
     query_embeddings: tf.Tensor,
     candidate_embeddings: tf.Tensor,
     *,
     candidate_ids: tf.Tensor | None = None,
+    query_ids: tf.Tensor | None = None,
     sample_weight: tf.Tensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
@@ -113,6 +122,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       candidate_embeddings: [batch, dim] float tensor: row i is the positive of
         query i, and a negative of the others.
       candidate_ids: [batch] dense integer ids of the candidates.
+      query_ids: [batch] dense integer ids of the queries, for tasks that score
+        with more than the embeddings; others ignore them.
       sample_weight: [batch] weight of each row's loss; None: 1.
       training: Whether the state of the task moves; a Python bool.
 
@@ -139,9 +150,21 @@ class RetrievalTask(tf.keras.layers.Layer):
       query_embeddings,
       candidate_embeddings,
       candidate_ids,
+      query_ids,
       sample_weight,
       training,
     )
+
+  def readout(self) -> dict[str, tf.Tensor]:
+    """Scalars worth a line in the log of a run, by name; reads state only."""
+    return {}
+
+  def refresh(self) -> None:
+    """Renews what is too dear for every step; call it before each epoch.
+
+    It must leave the task as a function of the weights and the step, so that
+    a run resumed at the start of an epoch goes on exactly.
+    """
 
   def get_config(self) -> dict:
     return {
@@ -162,15 +185,35 @@ class RetrievalTask(tf.keras.layers.Layer):
   # at `call`: Keras would no longer see the default of `training`.
   @tf.autograph.experimental.do_not_convert
   def _traced(
-    self, query_embeddings, candidate_embeddings, ids, sample_weight, training
+    self,
+    query_embeddings,
+    candidate_embeddings,
+    candidate_ids,
+    query_ids,
+    sample_weight,
+    training,
   ) -> tf.Tensor:
+    distribute.require_scope(self.variables, self.name)
     batch = self._batch(
-      query_embeddings, candidate_embeddings, ids, sample_weight
+      query_embeddings,
+      candidate_embeddings,
+      candidate_ids,
+      query_ids,
+      sample_weight,
     )
-    return self._loss(batch, training)
+    # Where a dataset ends unannounced, `fit` finds out by a step whose batch
+    # never comes. TensorFlow still runs what needs no batch, so without this
+    # counters would count that step.
+    with tf.control_dependencies([batch.ids]):
+      return self._loss(batch, training)
 
   def _batch(
-    self, query_embeddings, candidate_embeddings, candidate_ids, sample_weight
+    self,
+    query_embeddings,
+    candidate_embeddings,
+    candidate_ids,
+    query_ids,
+    sample_weight,
   ) -> Batch:
     queries = _at_least_float32(query_embeddings)
     positives = tf.cast(candidate_embeddings, queries.dtype)
@@ -186,6 +229,14 @@ class RetrievalTask(tf.keras.layers.Layer):
         f"Received: {ids.shape} for {queries.shape}."
       )
     first_row, global_batch_size = distribute.global_rows(tf.shape(ids)[0])
+    if distribute.num_replicas() > 1:
+      # To gather nothing from everyone kills the process.
+      some = tf.debugging.assert_positive(
+        global_batch_size,
+        "The batch has no row on any replica: leave such batches out.",
+      )
+      with tf.control_dependencies([some]):
+        positives, ids = tf.identity(positives), tf.identity(ids)
     row_weights = tf.fill(
       tf.shape(ids), 1.0 / tf.cast(global_batch_size, queries.dtype)
     )
@@ -212,6 +263,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       pool_embeddings=pool_embeddings,
       pool_ids=pool_ids,
       own_offset=own_offset,
+      query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
     )
 
   def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
@@ -226,6 +278,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     pool: fused.Pool,
     positive_log_q: tf.Tensor | None = None,
     resampler: fused.Resampler | None = None,
+    logq_corrected: bool = False,
     count_draws: bool = False,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     return fused.pool_softmax(
@@ -236,6 +289,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       pool,
       positive_log_q=positive_log_q,
       resampler=resampler,
+      logq_corrected=logq_corrected,
       mask_own_column=not self._positive_in_pool,
       mask_accidental_hits=self._remove_accidental_hits,
       count_draws=count_draws,
@@ -266,6 +320,56 @@ def validate_resampling(resampler: str, num_resampled: int | None) -> None:
   resampling.validate_method(resampler, "resampler")
   if num_resampled is not None:
     require_positive("num_resampled", num_resampled)
+
+
+def require_encoder(candidate_encoder: CandidateEncoder) -> None:
+  """Raises ValueError unless it can be called."""
+  if not callable(candidate_encoder):
+    raise ValueError(
+      "`candidate_encoder` must map candidate ids to embeddings, as the "
+      f"candidate tower does. Received: {candidate_encoder!r}."
+    )
+
+
+def encode(
+  candidate_encoder: CandidateEncoder, ids: tf.Tensor, training: bool
+) -> tf.Tensor:
+  """[n, dim] embeddings of [n] ids, with `training` for Keras encoders."""
+  if isinstance(candidate_encoder, tf.keras.layers.Layer):
+    return candidate_encoder(ids, training=training)
+  return candidate_encoder(ids)
+
+
+def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:
+  """Number of candidates an encoder is for, where it says so.
+
+  A `models.Tower` says it by `vocabulary_size`, a Keras `Embedding` by
+  `input_dim`.
+  """
+  for name in ("vocabulary_size", "input_dim"):
+    size = getattr(candidate_encoder, name, None)
+    if size is not None:
+      return int(size)
+  return None
+
+
+def require_num_candidates(
+  num_candidates: int | None, candidate_encoder: CandidateEncoder
+) -> int:
+  """`num_candidates`, or else what the encoder says.
+
+  Raises:
+    ValueError: Not given, and the encoder does not say; or not positive.
+  """
+  if num_candidates is None:
+    num_candidates = size_of_catalogue(candidate_encoder)
+  if num_candidates is None:
+    raise ValueError(
+      "`num_candidates` must say how many candidates there are: "
+      f"{candidate_encoder!r} does not."
+    )
+  require_positive("num_candidates", num_candidates)
+  return num_candidates
 
 
 def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:

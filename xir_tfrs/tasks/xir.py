@@ -65,11 +65,7 @@ class XIRRetrieval(retrieval.RetrievalTask):
     """
     super().__init__(positive_in_pool=positive_in_pool, **shared)
     retrieval.validate_resampling(resampler, num_resampled)
-    if not callable(candidate_encoder):
-      raise ValueError(
-        "`candidate_encoder` must map candidate ids to embeddings, as the "
-        f"candidate tower does. Received: {candidate_encoder!r}."
-      )
+    retrieval.require_encoder(candidate_encoder)
     if not 0.0 <= cache_weight <= 1.0:
       raise ValueError(
         "`cache_weight` must lie in [0, 1]. "
@@ -109,6 +105,12 @@ class XIRRetrieval(retrieval.RetrievalTask):
       "resampler": self._resampler,
     }
 
+  def readout(self) -> dict[str, tf.Tensor]:
+    """`cache_distinct` and the like; see `CandidateCache.readout`."""
+    return {
+      f"cache_{name}": value for name, value in self.cache.readout().items()
+    }
+
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
     batch_loss, batch_draws = self._part(
       batch,
@@ -118,8 +120,14 @@ class XIRRetrieval(retrieval.RetrievalTask):
       seeds.BATCH_DRAWS,
     )
     cache_ids = tf.identity(self.cache.ids)
-    cache_embeddings = self._scored(
-      tf.cast(self._encode(cache_ids, training), batch.queries.dtype)
+    cache_embeddings = distribute.encode_together(
+      lambda ids: self._scored(
+        tf.cast(
+          retrieval.encode(self._candidate_encoder, ids, training),
+          batch.queries.dtype,
+        )
+      ),
+      cache_ids,
     )
     cache_loss, cache_draws = self._part(
       batch, cache_embeddings, cache_ids, None, seeds.CACHE_DRAWS
@@ -141,11 +149,6 @@ class XIRRetrieval(retrieval.RetrievalTask):
       batch.first_row,
     )
     return self._pool_loss(batch, pool, resampler=resampler, count_draws=True)
-
-  def _encode(self, ids: tf.Tensor, training: bool) -> tf.Tensor:
-    if isinstance(self._candidate_encoder, tf.keras.layers.Layer):
-      return self._candidate_encoder(ids, training=training)
-    return self._candidate_encoder(ids)
 
   def _update_cache(self, batch_ids, batch_draws, cache_ids, cache_draws):
     if self._cross_replica:

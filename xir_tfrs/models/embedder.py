@@ -1,0 +1,179 @@
+"""Ids and side features to vectors: what towers and rankers begin with."""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from xir_tfrs.layers import candidate_table
+from xir_tfrs.types import Feature
+
+
+class FeatureEmbedder(tf.keras.Model):
+  """A vector of `dim` numbers for an id, and one for each of its features.
+
+  An embedding of the id, an embedding of a token, the mean of the embeddings
+  of a sequence of tokens, a linear map of normalised numbers.
+
+  Attributes:
+    table: The `layers.CandidateTable` of side features, or None.
+  """
+
+  def __init__(
+    self,
+    *,
+    vocabulary_size: int,
+    dim: int,
+    features: Sequence[Feature] = (),
+    columns: Mapping[str, candidate_table.Column] | None = None,
+    init_stddev: float = 0.1,
+    seed: int = 0,
+    name: str | None = None,
+    table: candidate_table.CandidateTable | None = None,
+  ) -> None:
+    """Builds the layers; the first call makes their variables.
+
+    Args:
+      vocabulary_size: Number of ids. Ids outside `[0, vocabulary_size)` are
+        unknown: they have an embedding of zeros, and no features.
+      dim: Size of the vectors.
+      features: Side features, by id.
+      columns: Content of the side features; see `layers.CandidateTable`.
+      init_stddev: Standard deviation of the initial embeddings.
+      seed: Seed of the initial values.
+      name: Name of the model.
+      table: A ready table, instead of `features` and `columns`.
+
+    Raises:
+      ValueError: An argument out of its range, or a table of another size.
+    """
+    super().__init__(name=name)
+    for argument, value in (("vocabulary_size", vocabulary_size), ("dim", dim)):
+      if value <= 0:
+        raise ValueError(
+          f"`{argument}` must be positive. Received: `{argument}` = {value}."
+        )
+    self._vocabulary_size = vocabulary_size
+    self._dim = dim
+    self._init_stddev = init_stddev
+    self._seed = seed
+    if table is None and features:
+      table = candidate_table.CandidateTable(features, columns)
+    if table is not None and table.num_rows != vocabulary_size:
+      raise ValueError(
+        "The table of side features must have a row for each id. "
+        f"Received: {table.num_rows} rows for {vocabulary_size} ids."
+      )
+    self.table = table
+    self._id_embedding = self._embedding(
+      vocabulary_size, "id_embedding", seed=seed
+    )
+    self._feature_layers = {}
+    for number, feature in enumerate(self.features, start=1):
+      self._feature_layers[feature.name] = self._feature_layer(
+        feature, seed + 1000 * number
+      )
+
+  @property
+  def vocabulary_size(self) -> int:
+    """Number of ids it was built for."""
+    return self._vocabulary_size
+
+  @property
+  def features(self) -> tuple[Feature, ...]:
+    return () if self.table is None else self.table.features
+
+  def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    """Looks ids and their features up.
+
+    Args:
+      ids: [n] integer ids; those outside `[0, vocabulary_size)` are unknown.
+      training: Not used.
+
+    Returns:
+      [n, 1 + number of features, dim] vectors, that of the id first.
+    """
+    del training
+    return tf.stack(self.fields(ids, self.look_up(ids)), axis=1)
+
+  def look_up(
+    self, ids: tf.Tensor
+  ) -> Mapping[str, tf.Tensor | tf.RaggedTensor]:
+    """The side features of [n] ids, as `CandidateTable` returns them."""
+    return {} if self.table is None else self.table(ids)
+
+  def fields(
+    self,
+    ids: tf.Tensor,
+    features: Mapping[str, tf.Tensor | tf.RaggedTensor],
+  ) -> list[tf.Tensor]:
+    """The vectors of ids with features given: [n, dim] each."""
+    vectors = [self._embed_ids(ids)]
+    for feature in self.features:
+      vectors.append(self._embed_feature(feature, features[feature.name]))
+    return vectors
+
+  def _feature_layer(
+    self, feature: Feature, seed: int
+  ) -> tf.keras.layers.Layer:
+    if not feature.is_token:
+      return dense(self._dim, f"{feature.name}_projection", seed)
+    return self._embedding(
+      feature.vocabulary_size, f"{feature.name}_embedding", seed, unknown_row=0
+    )
+
+  def _embedding(
+    self, size: int, name: str, seed: int, unknown_row: int | None = None
+  ) -> tf.keras.layers.Embedding:
+    normal = tf.keras.initializers.RandomNormal(
+      stddev=self._init_stddev, seed=seed
+    )
+
+    def initializer(shape, dtype=None, **unused):
+      values = normal(shape, dtype)
+      if unknown_row is None:
+        return values
+      # Never trained if nothing was unknown then: better nothing than noise.
+      rows = tf.range(shape[0])[:, tf.newaxis]
+      return tf.where(rows == unknown_row, 0.0, values)
+
+    return tf.keras.layers.Embedding(
+      size, self._dim, embeddings_initializer=initializer, name=name
+    )
+
+  def _embed_ids(self, ids: tf.Tensor) -> tf.Tensor:
+    known = (ids >= 0) & (ids < self._vocabulary_size)
+    embeddings = self._id_embedding(tf.where(known, ids, 0))
+    return tf.where(known[:, tf.newaxis], embeddings, 0.0)
+
+  def _embed_feature(self, feature: Feature, value) -> tf.Tensor:
+    layer = self._feature_layers[feature.name]
+    if feature.kind == "token":
+      return layer(value)
+    if feature.kind == "token_seq":
+      return _mean_of_rows(layer, value)
+    value = tf.reshape(value, [-1, feature.width])
+    normalised = (value - feature.mean) / feature.std
+    # A missing number is an average one.
+    return layer(tf.where(tf.math.is_nan(value), 0.0, normalised))
+
+
+def dense(
+  size: int, name: str, seed: int, activation: str | None = None
+) -> tf.keras.layers.Dense:
+  """A dense layer with seeded initial values."""
+  return tf.keras.layers.Dense(
+    size,
+    activation=activation,
+    kernel_initializer=tf.keras.initializers.GlorotUniform(seed=seed),
+    name=name,
+  )
+
+
+def _mean_of_rows(embedding, codes: tf.RaggedTensor) -> tf.Tensor:
+  """[n, dim] mean of each row's embeddings; zeros where there are none."""
+  embeddings = embedding(codes.values)
+  total = tf.math.unsorted_segment_sum(
+    embeddings, codes.value_rowids(), codes.nrows()
+  )
+  lengths = tf.cast(codes.row_lengths(), embeddings.dtype)
+  return tf.math.divide_no_nan(total, lengths[:, tf.newaxis])
