@@ -1,5 +1,6 @@
 """Every benchmark runs at small sizes; nothing here asserts a timing."""
 
+import dataclasses
 import json
 import math
 import platform
@@ -7,9 +8,11 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import (
   catalogue_scaling,
+  estimator_bias,
   floor,
   full_ranking,
   harness,
@@ -18,6 +21,8 @@ from benchmarks import (
   resampling,
   train_step,
 )
+from pipelines import prepare
+from pipelines.readers import sources, synthetic
 
 _TOWERS = {"queries": 50, "candidates": 60, "dim": 4, "batch": 16, "cache": 8}
 
@@ -127,6 +132,66 @@ def test_floor():
   )
   _assert_figures(results, "floor")
   assert {"products", "exp", "sampled softmax", "lattice"} <= results.keys()
+
+
+def test_estimator_bias(tmp_path, capsys):
+  data = str(tmp_path / "data")
+  prepare.prepare(
+    prepare.PrepareConfig(
+      input=sources.Input(
+        format="synthetic",
+        synthetic=synthetic.SyntheticConfig(
+          num_users=60, num_items=40, num_interactions=900, seed=3
+        ),
+      ),
+      output=data,
+    )
+  )
+  cases = {
+    name: dataclasses.replace(
+      case,
+      warmup_steps=min(case.warmup_steps, 1),
+      warmup_epochs=0,
+    )
+    for name, case in estimator_bias.CASES.items()
+  }
+  tf.config.run_functions_eagerly(True)
+  try:
+    results = estimator_bias.run(
+      {
+        "epochs": 1,
+        "dim": 4,
+        "train_batch": 128,
+        "smallest_batch": 16,
+        "largest_batch": 63,
+        "probe": 2,
+        "repetitions": 2,
+      },
+      data,
+      cases,
+    )
+  finally:
+    tf.config.run_functions_eagerly(False)
+  assert {"SSL", "SSL-Pop", "MNS", "CBNS", "BIR", "XIR"} <= results.keys()
+  for found in results.values():
+    assert list(found) == ["16", "32"]
+    for readout in found.values():
+      assert all(math.isfinite(value) for value in readout.values())
+      assert {"bias", "deviation", "sharpness", "kl_weights"} <= readout.keys()
+  assert "kl_draws" in results["BIR"]["16"]
+  assert "cache_mass" in results["XIR"]["16"]
+  # The same rows, weights and temperature for all.
+  assert (
+    len({found["32"]["positive_weight_full"] for found in results.values()})
+    == 1
+  )
+  estimator_bias.print_tables(results)
+  printed = capsys.readouterr().out
+  assert estimator_bias.FIGURES["bias"] in printed
+  assert f"{results['BIR']['32']['sharpness']:.3f}" in printed
+  picture = tmp_path / "plot.png"
+  estimator_bias.plot(results, picture, "title")
+  assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_memory(monkeypatch):

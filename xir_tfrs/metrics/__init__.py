@@ -1,5 +1,7 @@
-"""Metrics of a trained retriever."""
+"""Metrics of a trained retriever, and of what its training estimates."""
 
+from xir_tfrs.metrics.estimator import EstimatorProbe
 from xir_tfrs.metrics.full_ranking import full_ranking
+from xir_tfrs.metrics.list_ranking import list_ranking
 
-__all__ = ["full_ranking"]
+__all__ = ["EstimatorProbe", "full_ranking", "list_ranking"]

@@ -107,12 +107,33 @@ def full_ranking(
   hits, covered = _rank(
     queries, candidates, relevant, seen, cuts, query_chunk_size
   )
-  evaluated = relevant.lengths > 0
-  hits, num_relevant = hits[evaluated], relevant.lengths[evaluated]
+  return summary(hits, covered, relevant.lengths, ks)
+
+
+def summary(
+  hits: np.ndarray,
+  covered: np.ndarray,
+  num_relevant: np.ndarray,
+  ks: Sequence[int],
+) -> dict[str, float]:
+  """Every metric at every cut-off, as `full_ranking` returns them.
+
+  Args:
+    hits: [num_queries, max_k] bool, as `top_k` takes it.
+    covered: [number of ks, num_candidates] bool, whether a candidate stands in
+      a list of that length.
+    num_relevant: [num_queries] relevant candidates of each query; those with
+      none are left out of the means.
+    ks: the cut-offs; a list of `max_k` ends there.
+  """
+  evaluated = num_relevant > 0
+  hits, num_relevant = hits[evaluated], num_relevant[evaluated]
   results = {
-    f"{name}@{k}": float(function(hits, num_relevant, cut).mean())
+    f"{name}@{k}": float(
+      function(hits, num_relevant, min(k, hits.shape[1])).mean()
+    )
     for name, function in METRICS.items()
-    for k, cut in zip(ks, cuts, strict=True)
+    for k in ks
   }
   for row, k in zip(covered, ks, strict=True):
     results[f"coverage@{k}"] = float(row.mean())

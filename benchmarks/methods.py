@@ -1,0 +1,158 @@
+r"""Trains every method on the same data, for the same epochs: one table.
+
+    python -m benchmarks.methods --data data/gowalla --name gowalla
+
+Each method is trained and ranked by the programs that a user runs, with their
+default settings, one after another, each in a process of its own. Shown are
+the metrics on the test split (full ranking), the median time of a step, and
+the highest resident memory of training. A comparison at equal effort, not of
+what each method can reach: nothing is tuned, and few epochs favour methods
+that learn fast.
+
+Results are written after each method; one that is there already, with the same
+sizes, is not trained again.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import harness
+from pipelines import model
+
+_SIZES = {
+  "epochs": (3, "Epochs of each method."),
+  "dim": (64, "Size of the embeddings."),
+}
+_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(
+  data: str,
+  sizes: dict[str, int],
+  *,
+  tasks: tuple[str, ...] = tuple(model.TASKS),
+  done: dict[str, dict[str, float]] | None = None,
+  after_each=lambda results: None,
+) -> dict[str, dict[str, float]]:
+  """Trains and ranks the methods.
+
+  Args:
+    data: Directory made by `pipelines.prepare`.
+    sizes: `epochs` and `dim`.
+    tasks: The methods.
+    done: Results that need not be made again.
+    after_each: Called with the results so far.
+
+  Returns:
+    method -> `_METRICS`, `step_ms`, `peak_gib`, `examples_per_s`; for methods
+    with a ranker also `reranked` metrics.
+  """
+  results = dict(done or {})
+  for task in tasks:
+    if task not in results:
+      with tempfile.TemporaryDirectory() as folder:
+        results[task] = _train_and_rank(task, data, sizes, folder)
+      after_each(results)
+  return {task: results[task] for task in tasks}
+
+
+def _train_and_rank(task, data, sizes, folder) -> dict[str, Any]:
+  data, folder = pathlib.Path(data).resolve(), pathlib.Path(folder)
+  settings = [f"--{name}={value}" for name, value in sizes.items()]
+  model_dir = f"--model_dir={folder}"
+  output = _program(
+    "pipelines.train",
+    [f"--data={data}", model_dir, f"--task={task}", "--patience=0", *settings],
+  )
+  speed, step, peak = re.search(
+    r"([\d,]+) examples/s, ([\d.]+) ms/step, peak memory ([\d.]+) GiB", output
+  ).groups()
+  report = folder / "test.json"
+  _program("pipelines.evaluate", [model_dir, f"--output={report}"])
+  found = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+  result = {name: found["model"][name] for name in _METRICS}
+  if "reranked" in found:
+    result["reranked"] = {name: found["reranked"][name] for name in _METRICS}
+  return result | {
+    "step_ms": float(step),
+    "peak_gib": float(peak),
+    "examples_per_s": float(speed.replace(",", "")),
+  }
+
+
+def _program(name: str, arguments: list[str]) -> str:
+  process = subprocess.run(
+    [sys.executable, "-m", name, *arguments],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    check=True,
+    text=True,
+  )
+  return process.stdout
+
+
+def _done(path: pathlib.Path, sizes, tasks) -> dict[str, dict[str, float]]:
+  """What an earlier run has left in `path`."""
+  if not path.exists():
+    return {}
+  old = json.loads(path.read_text(encoding="utf-8"))
+  if old["parameters"] != sizes:
+    return {}
+  return {t: row for t, row in old["results"].items() if t in tasks}
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if not flags.FLAGS.data or not flags.FLAGS.name:
+    print("--data and --name are needed; see --help.", file=sys.stderr)
+    return 2
+  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  tasks = tuple(flags.FLAGS.tasks)
+  benchmark = f"methods_{flags.FLAGS.name}"
+  path = pathlib.Path(
+    flags.FLAGS.output or harness.RESULTS / f"{benchmark}.json"
+  )
+
+  def write(results):
+    harness.write_json(path, benchmark, sizes, results)
+
+  results = run(
+    flags.FLAGS.data,
+    sizes,
+    tasks=tasks,
+    done=_done(path, sizes, tasks),
+    after_each=write,
+  )
+  harness.print_table(
+    f"{flags.FLAGS.name}: {sizes['epochs']} epochs, dim {sizes['dim']}",
+    (*_METRICS, "ms/step", "GiB"),
+    [
+      (
+        task,
+        *(f"{result[name]:.4f}" for name in _METRICS),
+        f"{result['step_ms']:.1f}",
+        f"{result['peak_gib']:.2f}",
+      )
+      for task, result in results.items()
+    ],
+  )
+  print(f"Written to {path}")
+  return 0
+
+
+if __name__ == "__main__":
+  for flag, (default, text) in _SIZES.items():
+    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
+  flags.DEFINE_string("name", None, "Name of the data, in the results' file.")
+  flags.DEFINE_list("tasks", list(model.TASKS), "Methods, by --task.")
+  flags.DEFINE_string("output", None, "File to write.")
+  app.run(main)

@@ -1,0 +1,157 @@
+"""How far an estimate of the softmax is from it: gradients, distributions.
+
+Rows are (query, positive) pairs. A loss of a row has, for its query, the
+gradient
+
+    g = sum_j P_j grad s_j - grad s_p
+
+with a weight P_j for each candidate j and the positive p. The full softmax
+has P_j = e^{s_j} / sum_k e^{s_k}; an estimate has weights, and so a gradient,
+that differ from batch to batch.
+
+Axes: repetitions (batches), rows, dim (of a query), candidates.
+"""
+
+import numpy as np
+
+# Squared lengths below this are those of a gradient that is nothing.
+_NOTHING = 1e-30
+
+
+def gradient_error(samples: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+  """Bias and deviation of a gradient that was estimated several times.
+
+  All are relative to the length of the exact gradient, as roots of the mean
+  square over the rows. With m the mean over the repetitions and V the summed
+  variance of a single estimate:
+
+      deviation^2 = V / |exact|^2
+      bias^2      = (|m - exact|^2 - V / repetitions) / |exact|^2
+      length^2    = (|m|^2 - V / repetitions) / |exact|^2
+
+  V / repetitions is what noise adds to a squared length, so a bias of 0 is
+  reported as about 0 however few the repetitions; below 0 it is cut.
+
+  Args:
+    samples: [repetitions, rows, dim] estimated gradients.
+    exact: [rows, dim] what they estimate.
+
+  Returns:
+    `bias`, `deviation` and `length`.
+  """
+  mean, noise = _mean_and_noise(samples)
+  scale = max(np.sum(exact**2), _NOTHING)
+  squares = {
+    "bias": np.sum((mean - exact) ** 2) - np.sum(noise),
+    "deviation": np.sum(noise) * len(samples),
+    "length": np.sum(mean**2) - np.sum(noise),
+  }
+  return {
+    name: float(np.sqrt(max(square, 0.0) / scale))
+    for name, square in squares.items()
+  }
+
+
+def mean_cosine(samples: np.ndarray, exact: np.ndarray) -> float:
+  """Cosine of the mean estimate and the exact gradient, mean over the rows.
+
+  It does not see how long the estimate is: that depends on the weight of the
+  positive, which an in-batch softmax overrates, while the direction depends on
+  the other candidates' weights alone. Noise is taken out of the length of the
+  mean, as in `gradient_error`; a row that is mostly noise counts as less
+  aligned than it may be.
+
+  Args:
+    samples: [repetitions, rows, dim] estimated gradients.
+    exact: [rows, dim] what they estimate.
+
+  Returns:
+    A number in [-1, 1]; rows without a gradient are left out.
+  """
+  mean, noise = _mean_and_noise(samples)
+  squared = np.sum(mean**2, axis=1)
+  squared = np.maximum(squared - noise, np.minimum(noise, squared))
+  lengths = np.sqrt(squared * np.sum(exact**2, axis=1))
+  some = lengths > _NOTHING
+  if not some.any():
+    return 0.0
+  products = np.sum(mean * exact, axis=1)[some] / lengths[some]
+  return float(np.mean(np.clip(products, -1.0, 1.0)))
+
+
+def kl_divergence(weights: np.ndarray, log_full: np.ndarray) -> np.ndarray:
+  """KL(weights || full) of each row, in nats.
+
+      sum_j P_j (log P_j - log Q_j)
+
+  Args:
+    weights: [candidates, rows] weights >= 0; each row's are made to sum to 1.
+    log_full: [candidates, rows] log probabilities of the full softmax, which
+      may have others besides these.
+
+  Returns:
+    [rows], 0 where a row has no weights.
+  """
+  weights = np.maximum(weights, 0.0)
+  total = weights.sum(axis=0)
+  share = weights / np.where(total > 0.0, total, 1.0)
+  log_share = np.log(np.where(share > 0.0, share, 1.0))
+  return np.sum(np.where(share > 0.0, share * (log_share - log_full), 0.0), 0)
+
+
+def kl_of_mean(
+  first_half: np.ndarray, second_half: np.ndarray, log_full: np.ndarray
+) -> float:
+  """KL of the mean weights to the full softmax, mean over the rows.
+
+  The mean of few repetitions is rougher than the expectation, which adds to
+  the KL in proportion to 1 / repetitions, as long as most of the weight is on
+  candidates that come up several times. Half the repetitions add it twice,
+  which gives it away:
+
+      2 KL(all) - (KL(first half) + KL(second half)) / 2
+
+  Args:
+    first_half, second_half: [candidates, rows] summed weights of as many
+      repetitions each.
+    log_full: [candidates, rows] log probabilities of the full softmax.
+
+  Returns:
+    The KL in nats, at least 0.
+  """
+  whole = kl_divergence(first_half + second_half, log_full)
+  halves = kl_divergence(first_half, log_full)
+  halves = halves + kl_divergence(second_half, log_full)
+  return float(max(np.mean(2.0 * whole - halves / 2.0), 0.0))
+
+
+def best_sharpness(
+  samples: np.ndarray, exact: dict[float, np.ndarray]
+) -> float:
+  """The sharpness k at which the full softmax points as the estimate does.
+
+  Args:
+    samples: [repetitions, rows, dim] estimated gradients.
+    exact: k -> [rows, dim] gradient of the full softmax of scores k s, for
+      ascending k in equal ratios.
+
+  Returns:
+    The k of the highest `mean_cosine`, between two of `exact` by a parabola
+    in log k.
+  """
+  logs = np.log(list(exact))
+  cosines = np.array([mean_cosine(samples, g) for g in exact.values()])
+  best = int(np.argmax(cosines))
+  if not 0 < best < len(logs) - 1:
+    return float(np.exp(logs[best]))
+  before, top, after = cosines[best - 1 : best + 2]
+  bend = before - 2.0 * top + after
+  offset = 0.5 * (before - after) / bend if bend < 0.0 else 0.0
+  return float(np.exp(logs[best] + offset * (logs[best + 1] - logs[best])))
+
+
+def _mean_and_noise(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """[rows, dim] mean, and [rows] the expected square of its error."""
+  samples = np.asarray(samples, np.float64)
+  variance = samples.var(axis=0, ddof=1).sum(axis=-1)
+  return samples.mean(axis=0), variance / len(samples)

@@ -1,0 +1,128 @@
+"""The exact softmax over all candidates, for a few rows.
+
+    P_j = e^{k s_j} / sum_i e^{k s_i},   g = sum_j P_j grad s_j - grad s_p
+
+with s the scores after temperature, p the row's positive, and k a sharpness:
+k = 1 is the softmax of a task's own temperature, k = 2 the one at half of it.
+
+Axes: rows (query, positive), candidates, dim.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+_SCORES_PER_CALL = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class FullSoftmax:
+  """Scores, partitions and gradients of some rows.
+
+  Attributes:
+    queries: [rows, dim] such that inner products are scores after temperature.
+    candidates: [candidates, dim] likewise.
+    positive_ids: [rows] ids of the positives.
+    log_partition: k -> [rows] log sum_j e^{k s_j}.
+    gradients: k -> [rows, dim] the gradient g for the queries before they were
+      normalised and divided by the temperature.
+  """
+
+  queries: np.ndarray
+  candidates: np.ndarray
+  positive_ids: np.ndarray
+  log_partition: dict[float, np.ndarray]
+  gradients: dict[float, np.ndarray]
+
+  def log_probabilities(
+    self,
+    ids: np.ndarray,
+    rows: np.ndarray | None = None,
+    sharpness: float = 1.0,
+  ) -> np.ndarray:
+    """[n, rows] log P of n candidates; `rows` None: all."""
+    rows = slice(None) if rows is None else rows
+    scores = self.candidates[ids] @ self.queries[rows].T
+    return (
+      sharpness * scores.astype(np.float64)
+      - self.log_partition[sharpness][rows]
+    )
+
+  def mass(self, ids: np.ndarray) -> np.ndarray:
+    """[rows] share of the softmax on distinct candidates."""
+    return np.exp(self.log_probabilities(ids)).sum(axis=0)
+
+  def positive_weights(self) -> np.ndarray:
+    """[rows] probability of the positives."""
+    positives = self.candidates[self.positive_ids]
+    scores = np.sum(self.queries * positives, axis=1, dtype=np.float64)
+    return np.exp(scores - self.log_partition[1.0])
+
+
+def full_softmax(
+  queries: tf.Tensor,
+  candidates: np.ndarray,
+  positive_ids: np.ndarray,
+  *,
+  temperature: float,
+  normalize: bool,
+  sharpnesses: Sequence[float],
+) -> FullSoftmax:
+  """Computes it, a few rows at a time.
+
+  Args:
+    queries: [rows, dim] embeddings as the query tower gives them.
+    candidates: [candidates, dim] float32 embeddings, normalised if scores are
+      cosines.
+    positive_ids: [rows] ids of the positives.
+    temperature: What scores are divided by.
+    normalize: Whether scores are cosines.
+    sharpnesses: The k wanted, 1 among them.
+
+  Returns:
+    The `FullSoftmax`.
+  """
+  raw_queries = tf.cast(queries, tf.float32)
+  table = tf.constant(candidates)
+  chunk = max(_SCORES_PER_CALL // len(candidates), 1)
+  scored, partitions, gradients = [], [], []
+  for first in range(0, len(positive_ids), chunk):
+    raw = raw_queries[first : first + chunk]
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(raw)
+      q = tf.math.l2_normalize(raw, axis=1) if normalize else raw
+      q = q / temperature
+    scores = tf.cast(tf.matmul(q, table, transpose_b=True), tf.float64)
+    positives = tf.gather(table, positive_ids[first : first + chunk])
+    scored.append(q)
+    partitions.append([])
+    gradients.append([])
+    for k in sharpnesses:
+      by_score = _gradient_of_scores(k * scores, table, positives)
+      gradients[-1].append(tape.gradient(q, raw, output_gradients=by_score))
+      partitions[-1].append(tf.reduce_logsumexp(k * scores, axis=1))
+  return FullSoftmax(
+    queries=np.concatenate(scored),
+    candidates=candidates,
+    positive_ids=positive_ids,
+    log_partition={
+      k: np.concatenate(parts)
+      for k, *parts in zip(sharpnesses, *partitions, strict=True)
+    },
+    gradients={
+      k: np.concatenate(parts).astype(np.float64)
+      for k, *parts in zip(sharpnesses, *gradients, strict=True)
+    },
+  )
+
+
+def _gradient_of_scores(scores, table, positives) -> tf.Tensor:
+  """[rows, dim] sum_j P_j v_j - v_p.
+
+  Summed in float64: where the model is sure of the positive, this is a small
+  difference.
+  """
+  expected = tf.matmul(tf.nn.softmax(scores), tf.cast(table, tf.float64))
+  return tf.cast(expected - tf.cast(positives, tf.float64), table.dtype)

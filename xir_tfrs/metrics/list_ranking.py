@@ -1,0 +1,106 @@
+"""The metrics of `full_ranking` for lists that something else has made.
+
+A second stage ranks what a first one has retrieved: what is not in its list
+cannot be found, and counts as a miss.
+
+Axes: num_queries, depth (length of the lists).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.metrics import inputs
+from xir_tfrs.metrics.full_ranking import summary
+
+
+def list_ranking(
+  candidate_ids: tf.Tensor | np.ndarray,
+  scores: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  num_candidates: int,
+  ks: Sequence[int] = (10, 20, 50),
+) -> dict[str, float]:
+  """Ranks the candidates of each list by score.
+
+  Args:
+    candidate_ids: [num_queries, depth] dense ids, in any order, none of them
+      twice in a row; -1 where a list has ended.
+    scores: [num_queries, depth] their scores.
+    relevant: [num_queries, None] integer ragged tensor of the dense ids that
+      each query should find, none of them twice.
+    num_candidates: size of the catalogue.
+    ks: the cut-offs. Beyond `depth` there is nothing more to find.
+
+  Returns:
+    What `full_ranking` returns, with its rule for ties: among equal scores
+    relevant candidates come last, then the lower id comes first.
+
+  Raises:
+    ValueError: if an argument is malformed, ids are out of range or repeated,
+      a score is NaN, or no query has anything relevant.
+  """
+  ks = inputs.check_ks(ks)
+  ids, scores = _check_lists(candidate_ids, scores, num_candidates)
+  relevant = inputs.check_ids("relevant", relevant, len(ids), num_candidates)
+  inputs.check_unique("relevant", relevant, num_candidates)
+  if len(relevant.values) == 0:
+    raise ValueError(
+      f"`relevant` is empty for each of the {len(ids)} queries: there is "
+      "nothing to evaluate."
+    )
+  rows, wanted = relevant.chunk(0, len(ids))
+  keys = np.arange(len(ids))[:, np.newaxis] * num_candidates + ids
+  found = np.isin(keys, rows * num_candidates + wanted) & (ids >= 0)
+
+  # The last key counts most; a list that has ended stands last.
+  order = np.lexsort((ids, found, -scores, ids < 0), axis=1)
+  ids, found = (np.take_along_axis(x, order, axis=1) for x in (ids, found))
+  cuts = [min(k, num_candidates) for k in ks]
+  hits = np.zeros([len(ids), max(cuts)], bool)
+  depth = min(hits.shape[1], ids.shape[1])
+  hits[:, :depth] = found[:, :depth]
+  covered = np.zeros([len(cuts), num_candidates], bool)
+  for row, cut in zip(covered, cuts, strict=True):
+    shown = ids[:, :cut]
+    row[shown[shown >= 0]] = True
+  return summary(hits, covered, relevant.lengths, ks)
+
+
+def _check_lists(
+  candidate_ids: tf.Tensor | np.ndarray,
+  scores: tf.Tensor | np.ndarray,
+  num_candidates: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both as arrays: int64, and float64."""
+  ids, scores = np.asarray(candidate_ids), np.asarray(scores)
+  if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape != scores.shape:
+    raise ValueError(
+      "`candidate_ids` must be integers [num_queries, depth], and `scores` of "
+      f"the same shape. Received: {ids.dtype} {list(ids.shape)} and "
+      f"{list(scores.shape)}."
+    )
+  ids, scores = ids.astype(np.int64), scores.astype(np.float64)
+  outside = (ids < -1) | (ids >= num_candidates)
+  if outside.any():
+    raise ValueError(
+      f"`candidate_ids` must hold ids in [0, {num_candidates}), or -1. "
+      f"Received: {ids[outside][0]}."
+    )
+  ascending = np.sort(ids, axis=1)
+  repeated = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+  if repeated.any():
+    row, place = np.argwhere(repeated)[0]
+    raise ValueError(
+      "`candidate_ids` must not repeat an id in a row. Received: candidate "
+      f"{ascending[row, place]} twice in row {row}."
+    )
+  broken = np.isnan(scores) & (ids >= 0)
+  if broken.any():
+    raise ValueError(
+      f"`scores` has NaN in row {np.argwhere(broken)[0][0]}: the model that "
+      "made it has diverged."
+    )
+  return ids, scores
