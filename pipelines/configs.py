@@ -21,6 +21,9 @@ class TrainConfig:
   model_dir: str = _setting("", "Directory for checkpoints and metrics.")
   task: str = _setting("xir", "Retrieval method.")
   preset: str = _setting("default", "Settings to start from.")
+  task_arguments: tuple[str, ...] = _setting(
+    [], "Arguments of the task that have no flag: name=value, in JSON."
+  )
   seed: int = _setting(0, "Seed of initial values, shuffling and draws.")
 
   dim: int = _setting(64, "Size of the embeddings.")
@@ -39,8 +42,20 @@ class TrainConfig:
     "What scores are divided by. Not given: 0.1, or 0.2 for tasks that "
     "resample, whose draws sharpen the loss already; 1 for inner products.",
   )
-  remove_accidental_hits: bool = _setting(
-    False, "Leave out pool columns with the id of the row's positive."
+  loss: str = _setting(
+    "sampled_softmax",
+    "Form of the softmax tasks' loss.",
+    choices=("sampled_softmax", "logq_corrected"),
+  )
+  log_q: str | None = _setting(
+    None,
+    "Softmax tasks: whence the log-Q correction. Not given: as the task.",
+    choices=("none", "popularity", "streaming"),
+  )
+  remove_accidental_hits: bool | None = _setting(
+    None,
+    "Leave out pool columns with the id of the row's positive. Not given: as "
+    "the task.",
   )
   positive_in_pool: bool | None = _setting(
     None, "Whether the positive is also in the pool. Not given: as the task."
@@ -59,6 +74,47 @@ class TrainConfig:
   occurrence_decay: float = _setting(
     1.0, "XIR: what is kept of draw counts at each step."
   )
+  num_uniform: int = _setting(2048, "MNS: uniform candidates per step.")
+  logq_positive: str = _setting(
+    "none",
+    "MNS: whether the positive is corrected too.",
+    choices=("none", "mixture"),
+  )
+  num_buckets: int | None = _setting(
+    None, "Streaming log-Q: cells per table. Not given: from the candidates."
+  )
+  num_hashes: int = _setting(4, "Streaming log-Q: tables.")
+  frequency_learning_rate: float = _setting(
+    0.01, "Streaming log-Q: learning rate of the frequency estimate."
+  )
+  bank_size: int = _setting(4096, "CBNS: candidates in the memory bank.")
+  warmup_steps: int = _setting(
+    500, "CBNS: steps before the memory bank counts."
+  )
+  warmup_drift: float | None = _setting(
+    None,
+    "CBNS: end the warm-up once embeddings drift less than this per step, "
+    "relative to their length. Not given: only by --warmup_steps.",
+  )
+  num_sampled: int = _setting(20, "CoRR: candidates drawn per query.")
+  negative_sampler: str = _setting(
+    "midx",
+    "CoRR: whence they are drawn. midx: the catalogue, near the retriever's "
+    "softmax; midx_pop: the same times popularity; bir: the batch; xir: batch "
+    "and cache.",
+    choices=("midx", "midx_pop", "uniform", "bir", "xir"),
+  )
+  num_codewords: int = _setting(8, "CoRR: codewords per half, for midx.")
+  kl_weight: float = _setting(
+    1.0, "CoRR: weight of the retriever's divergence from the ranker."
+  )
+  ranker: str = _setting(
+    "deepfm", "CoRR: kind of the ranker.", choices=("deepfm", "dcn")
+  )
+  ranker_dim: int = _setting(32, "CoRR: size of the ranker's embeddings.")
+  ranker_hidden: tuple[int, ...] = _setting(
+    [128, 64], "CoRR: sizes of the ranker's hidden layers."
+  )
   row_chunk_size: int | None = _setting(
     None, "Rows whose logits are held at a time. Not given: from the sizes."
   )
@@ -73,6 +129,16 @@ class TrainConfig:
   decay_epochs: int = _setting(5, "Epochs between decays.")
   l2: float = _setting(0.0, "Coefficient of coupled_l2_adam.")
 
+  strategy: str = _setting(
+    "one",
+    "Devices: one; mirrored, all GPUs of this machine; multi_worker, those of "
+    "all machines that TF_CONFIG lists.",
+    choices=("one", "mirrored", "multi_worker"),
+  )
+  cpu_replicas: int = _setting(
+    0, "--strategy=mirrored: so many parts of the CPU, instead of GPUs."
+  )
+
   eval_epochs: int = _setting(1, "Epochs between validations.")
   metric: str = _setting("ndcg@20", "Validation metric of the best checkpoint.")
   patience: int = _setting(
@@ -83,6 +149,11 @@ class TrainConfig:
   )
   keep_checkpoints: int = _setting(2, "Checkpoints kept, beside the best.")
   log_steps: int = _setting(50, "Steps between lines of metrics.")
+  estimator_probe: int = _setting(
+    0,
+    "Rows on which to compare the loss's gradient with that of the full "
+    "softmax, at each validation; 0: none.",
+  )
 
   def __post_init__(self) -> None:
     for name in (
@@ -111,7 +182,8 @@ class TrainConfig:
         f"--l2 is a setting of coupled_l2_adam. Received: --l2={self.l2} "
         f"with --optimizer={self.optimizer}."
       )
-    for name in ("query_hidden", "candidate_hidden"):
+    object.__setattr__(self, "task_arguments", tuple(self.task_arguments))
+    for name in ("query_hidden", "candidate_hidden", "ranker_hidden"):
       object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
 
 
@@ -155,6 +227,9 @@ CHANGEABLE = frozenset(
     "keep_checkpoints",
     "log_steps",
     "row_chunk_size",
+    "strategy",
+    "cpu_replicas",
+    "estimator_probe",
   }
 )
 

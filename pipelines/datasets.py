@@ -1,6 +1,6 @@
 """Training input: batches that are a pure function of (seed, step)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ def training_dataset(
   global_batch_size: int,
   seed: int,
   start_step: int = 0,
-  rows_of_batch: tuple[int, int] | None = None,
+  shares: Sequence[tuple[int, int]] | None = None,
 ) -> tf.data.Dataset:
   """Endless shuffled batches; batch k is the same whenever it is asked for.
 
@@ -29,8 +29,8 @@ def training_dataset(
     global_batch_size: Rows per batch, B.
     seed: Seed of the permutations.
     start_step: The first batch wanted.
-    rows_of_batch: The part [low, high) of each batch that this host wants;
-      None: all of it.
+    shares: The parts [low, high) of each batch that this host wants, one for
+      each of its replicas; they come in turn. None: the whole batch.
 
   Returns:
     Dataset of dicts of [high - low] tensors, without end.
@@ -46,10 +46,16 @@ def training_dataset(
       "`global_batch_size` must be positive. "
       f"Received: `global_batch_size` = {global_batch_size}."
     )
-  low, high = rows_of_batch or (0, global_batch_size)
+  shares = tuple(shares or [(0, global_batch_size)])
+  sizes = {high - low for low, high in shares}
+  static_size = sizes.pop() if len(sizes) == 1 else None
   tensors = {name: tf.constant(column) for name, column in columns.items()}
 
-  def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+  def batch(element: tf.Tensor) -> dict[str, tf.Tensor]:
+    step = start_step + element // len(shares)
+    low, high = tf.unstack(
+      tf.gather(tf.constant(shares, tf.int64), element % len(shares))
+    )
     first = step * global_batch_size
     positions = tf.range(first + low, first + high, dtype=tf.int64)
     epochs = positions // num_rows
@@ -67,14 +73,31 @@ def training_dataset(
       max_index=tf.constant(num_rows - 1, tf.int64),
       rounds=_ROUNDS,
     )
-    rows = tf.ensure_shape(rows, [high - low])
+    rows = tf.ensure_shape(rows, [static_size])
     return {name: tf.gather(column, rows) for name, column in tensors.items()}
 
   return (
-    tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    tf.data.Dataset.range(np.iinfo(np.int64).max)
     .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(tf.data.AUTOTUNE)
   )
+
+
+def shares(global_batch_size: int, num_replicas: int) -> list[tuple[int, int]]:
+  """Parts [low, high) of a batch, one per replica, as even as can be.
+
+  Raises:
+    ValueError: There are fewer rows than replicas.
+  """
+  if global_batch_size < num_replicas:
+    raise ValueError(
+      f"--global_batch_size must be at least the number of replicas. "
+      f"Received: {global_batch_size} rows for {num_replicas} replicas."
+    )
+  ends = [
+    global_batch_size * i // num_replicas for i in range(num_replicas + 1)
+  ]
+  return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def steps_to_finish(

@@ -5,7 +5,8 @@ r"""Ranks the whole catalogue with a trained model, and says how well it does.
 prints one table with the model beside the popularity ranking (and, for
 generated data, the generator's own) and writes MODEL/metrics.json. Candidates
 that a query was trained on are masked; when testing, those of the validation
-split too.
+split too. A model with a ranker has a second column: its --rerank_depth best
+candidates of each query, re-ranked.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ BANDS = (
   ("more than 20", 21, np.iinfo(np.int64).max),
 )
 _IDS_PER_BATCH = 1 << 14
+# Queries whose lists are re-ranked at a time.
+_LISTS_PER_BATCH = 256
+
+# Metrics of a ranking, from data of some queries and their rows among all.
+_Ranking = Callable[[EvaluationData, np.ndarray | slice], dict[str, float]]
 
 
 def encode(
@@ -82,6 +88,59 @@ def rank_by_popularity(
 def _full_ranking(queries, candidates, data, ks) -> dict[str, float]:
   return xir.metrics.full_ranking(
     queries, candidates, relevant=data.relevant, seen=data.seen, ks=ks
+  )
+
+
+def rerank(
+  model: xir.models.TwoTower,
+  queries: np.ndarray,
+  candidates: np.ndarray,
+  data: EvaluationData,
+  depth: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The best candidates by the retriever, with the scores of the ranker.
+
+  Args:
+    model: With a ranker.
+    queries: [num_queries, dim] embeddings of the queries of `data`.
+    candidates: [num_candidates, dim] embeddings.
+    data: What is masked.
+    depth: Candidates per query.
+
+  Returns:
+    [num_queries, depth] dense ids, best first by the retriever, -1 where fewer
+    are left, and [num_queries, depth] scores.
+  """
+  index = xir.indexes.BruteForceIndex().index(
+    np.arange(len(candidates)), candidates
+  )
+  score = tf.function(
+    model.rerank_scores,
+    input_signature=[
+      tf.TensorSpec([None], tf.int64),
+      tf.TensorSpec([None, None], tf.int64),
+    ],
+  )
+  ids, scores = [], []
+  for start in range(0, len(queries), _LISTS_PER_BATCH):
+    rows = slice(start, start + _LISTS_PER_BATCH)
+    found, _ = index.search(queries[rows], depth, exclude=data.seen[rows])
+    ids.append(found.numpy())
+    scores.append(score(tf.constant(data.query_ids[rows]), found).numpy())
+  return np.concatenate(ids), np.concatenate(scores)
+
+
+def _by_embeddings(queries, candidates, ks) -> _Ranking:
+  return lambda data, rows: _full_ranking(queries[rows], candidates, data, ks)
+
+
+def _by_lists(ids, scores, ks) -> _Ranking:
+  return lambda data, rows: xir.metrics.list_ranking(
+    ids[rows],
+    scores[rows],
+    relevant=data.relevant,
+    num_candidates=len(data.counts),
+    ks=ks,
   )
 
 
@@ -159,6 +218,7 @@ def evaluate(
   split: str = "test",
   checkpoint: str = "best",
   ks: Sequence[int] = (10, 20, 50),
+  rerank_depth: int = 100,
 ) -> dict[str, Any]:
   """Evaluates a trained model beside what it is measured against.
 
@@ -169,10 +229,13 @@ def evaluate(
     split: `"validation"` or `"test"`.
     checkpoint: `"best"` or `"latest"`.
     ks: Cut-offs.
+    rerank_depth: If the model has a ranker: how many candidates of each query
+      it ranks again.
 
   Returns:
-    What metrics.json holds: `metrics` maps a ranking (`model`, `popularity`
-    and, for generated data, `oracle`) to the dict of `full_ranking`;
+    What metrics.json holds: `metrics` maps a ranking (`model`, `popularity`,
+    for generated data `oracle`, and for a model with a ranker `reranked`, its
+    second stage) to the dict of `full_ranking`;
     `by_training_count` maps a band of candidates to `pairs`, `queries` and
     such `metrics` with only its candidates relevant; `warnings` is a list of
     sentences.
@@ -180,20 +243,27 @@ def evaluate(
   Raises:
     ValueError: Data or model cannot be read, or do not belong together.
   """
+  if rerank_depth < 1:
+    raise ValueError(
+      f"--rerank_depth must be positive. Received: {rerank_depth}."
+    )
   model, config, restored = load_model(path, checkpoint)
   data_dir = config["data"] if data_dir is None else data_dir
   data = load_evaluation_data(data_dir, split)
   _require_same_data(config, data_dir, path)
-  rankings = {
-    "model": encode(model, data.query_ids, len(data.counts)),
-    "popularity": _popularity(data),
-  }
+  embeddings = encode(model, data.query_ids, len(data.counts))
+  rankings = {"model": _by_embeddings(*embeddings, ks)}
+  second_stage = {}
+  if model.ranker is not None:
+    lists = rerank(model, *embeddings, data, rerank_depth)
+    rankings["reranked"] = _by_lists(*lists, ks)
+    second_stage["rerank_depth"] = rerank_depth
+  rankings["popularity"] = _by_embeddings(*_popularity(data), ks)
   oracle = _oracle(data_dir, data)
   if oracle is not None:
-    rankings["oracle"] = oracle
+    rankings["oracle"] = _by_embeddings(*oracle, ks)
   metrics = {
-    name: _full_ranking(*embeddings, data, ks)
-    for name, embeddings in rankings.items()
+    name: ranking(data, slice(None)) for name, ranking in rankings.items()
   }
   return {
     "format": FORMAT,
@@ -203,25 +273,23 @@ def evaluate(
     "candidates": len(data.counts),
     "pairs": data.num_pairs,
     "ks": list(ks),
+    **second_stage,
     "metrics": metrics,
     "by_training_count": {
-      name: _band(rankings, data, low, high, ks) for name, low, high in BANDS
+      name: _band(rankings, data, low, high) for name, low, high in BANDS
     },
-    "warnings": _warnings(data, rankings["model"], metrics, max(ks)),
+    "warnings": _warnings(data, embeddings, metrics, max(ks)),
   }
 
 
-def _band(rankings, data, low, high, ks) -> dict[str, Any]:
+def _band(rankings, data, low, high) -> dict[str, Any]:
   """Metrics on candidates with `low` to `high` training interactions."""
   wanted = (data.counts >= low) & (data.counts <= high)
   band = data.restricted_to(wanted)
   rows = np.searchsorted(data.query_ids, band.query_ids)
   metrics = {}
   if len(rows):
-    metrics = {
-      name: _full_ranking(queries[rows], candidates, band, ks)
-      for name, (queries, candidates) in rankings.items()
-    }
+    metrics = {name: ranking(band, rows) for name, ranking in rankings.items()}
   return {
     "candidates": int(wanted.sum()),
     "pairs": band.num_pairs,
@@ -258,6 +326,12 @@ def _warnings(data, embeddings, metrics, k) -> list[str]:
     warnings.append(
       f"The model is below popularity (ndcg@{k} {ours:.4f} < {baseline:.4f}): "
       "train longer, or look at the learning rate and the temperature."
+    )
+  second = metrics.get("reranked", {}).get(f"ndcg@{k}")
+  if second is not None and second < ours:
+    warnings.append(
+      f"Re-ranking makes it worse (ndcg@{k} {second:.4f} < {ours:.4f}): the "
+      "ranker is not trained well enough to be used."
     )
   return warnings
 
@@ -315,6 +389,7 @@ def main(argv: list[str]) -> int:
       split=given.split,
       checkpoint=given.checkpoint,
       ks=_cut_offs(given.ks),
+      rerank_depth=given.rerank_depth,
     )
     _report(results)
     write_json(output, results)
@@ -354,6 +429,11 @@ def _define_flags() -> None:
   )
   flags.DEFINE_enum("checkpoint", "best", CHECKPOINTS, "Which to restore.")
   flags.DEFINE_list("ks", ["10", "20", "50"], "Cut-offs.")
+  flags.DEFINE_integer(
+    "rerank_depth",
+    100,
+    "Candidates of each query that a model's ranker ranks again.",
+  )
   flags.DEFINE_string(
     "output", None, f"File to write; default: MODEL_DIR/{METRICS_FILE}."
   )

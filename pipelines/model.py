@@ -1,6 +1,10 @@
 """From a schema and a config to a model: the towers, and the tasks by name."""
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -8,10 +12,49 @@ import xir_tfrs as xir
 from pipelines import configs, records
 from pipelines import schema as schema_lib
 
-# What a task needs to know.
-TaskBuilder = Callable[
-  [configs.TrainConfig, records.Table, tf.keras.Model], tf.keras.layers.Layer
-]
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A row of `TASKS`: a task class, and what a run calls its settings.
+
+  Arguments of the class are filled by name: from the data (`candidate_counts`)
+  and the model (`candidate_encoder`), or from the setting of that name. A
+  setting of None leaves the argument at its default.
+
+  Attributes:
+    task: The class.
+    cosine_temperature: Temperature for cosine scores, where none is given.
+    log_q: Where the proposal comes from, where `--log_q` is not given; None:
+      it is part of the method.
+    settings: Name of the setting, for arguments that are called otherwise.
+  """
+
+  task: type[xir.tasks.RetrievalTask]
+  cosine_temperature: float = 0.1
+  log_q: str | None = "popularity"
+  settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+TASKS: dict[str, Method] = {
+  "ssl": Method(xir.tasks.SampledSoftmaxRetrieval, log_q="none"),
+  "ssl_pop": Method(xir.tasks.SampledSoftmaxRetrieval),
+  "g_tower": Method(
+    xir.tasks.StreamingFrequencyRetrieval,
+    log_q=None,
+    settings={"learning_rate": "frequency_learning_rate"},
+  ),
+  "mns": Method(xir.tasks.MixedNegativeRetrieval),
+  "cbns": Method(xir.tasks.CrossBatchRetrieval),
+  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval),
+  # Draws that favour high scores sharpen the loss: twice the temperature.
+  "bir": Method(xir.tasks.BIRRetrieval, cosine_temperature=0.2),
+  "xir": Method(xir.tasks.XIRRetrieval, cosine_temperature=0.2),
+  "corr": Method(
+    xir.tasks.CoRRRetrieval,
+    log_q=None,
+    settings={"sampler": "negative_sampler"},
+  ),
+}
 
 
 def build(
@@ -47,7 +90,19 @@ def build(
     config.candidate_hidden,
     seed=config.seed + 500_000,
   )
-  task = TASKS[config.task](config, candidates, candidate_tower)
+  task = _task(
+    config,
+    {
+      "candidate_counts": lambda: candidates.counts,
+      "candidate_encoder": lambda: candidate_tower,
+      "frequency_estimator": lambda: _frequency_estimator(
+        config, len(candidates.ids)
+      ),
+      "num_buckets": lambda: _num_buckets(config, len(candidates.ids)),
+      "ranker": lambda: _ranker(config, query_tower, candidate_tower),
+      "temperature": lambda: _temperature(config),
+    },
+  )
   return xir.models.TwoTower(query_tower, candidate_tower, task)
 
 
@@ -65,64 +120,115 @@ def _tower(config, name, table, features, hidden, seed) -> xir.models.Tower:
   )
 
 
-def _ssl(config, candidates, candidate_tower):
-  del candidates, candidate_tower
-  return xir.tasks.SampledSoftmaxRetrieval(**_shared(config, 0.1))
-
-
-def _ssl_pop(config, candidates, candidate_tower):
-  del candidate_tower
-  return xir.tasks.SampledSoftmaxRetrieval(
-    candidate_counts=candidates.counts, **_shared(config, 0.1)
+def _ranker(config, query_tower, candidate_tower) -> xir.models.Ranker:
+  """CoRR's ranker; it shares the towers' side features, not their weights."""
+  return xir.models.Ranker(
+    num_queries=query_tower.vocabulary_size,
+    num_candidates=candidate_tower.vocabulary_size,
+    kind=config.ranker,
+    dim=config.ranker_dim,
+    hidden_units=config.ranker_hidden,
+    query_table=query_tower.table,
+    candidate_table=candidate_tower.table,
+    seed=config.seed + 250_000,
+    name="ranker",
   )
 
 
-def _bir(config, candidates, candidate_tower):
-  del candidate_tower
-  return xir.tasks.BIRRetrieval(
-    candidate_counts=candidates.counts,
-    num_resampled=config.num_resampled,
-    resampler=config.resampler,
-    **_shared(config, 0.2),
-  )
-
-
-def _xir(config, candidates, candidate_tower):
-  return xir.tasks.XIRRetrieval(
-    candidate_counts=candidates.counts,
-    candidate_encoder=candidate_tower,
-    cache_size=config.cache_size,
-    num_resampled=config.num_resampled,
-    cache_weight=config.cache_weight,
-    cache_scope=config.cache_scope,
-    occurrence_decay=config.occurrence_decay,
-    resampler=config.resampler,
-    **_shared(config, 0.2),
-  )
-
-
-TASKS: dict[str, TaskBuilder] = {
-  "ssl": _ssl,
-  "ssl_pop": _ssl_pop,
-  "bir": _bir,
-  "xir": _xir,
-}
-
-
-def _shared(config: configs.TrainConfig, cosine_temperature: float) -> dict:
-  temperature = config.temperature
-  if temperature is None:
-    temperature = cosine_temperature if config.normalize else 1.0
-  shared = {
-    "temperature": temperature,
-    "normalize": config.normalize,
-    "remove_accidental_hits": config.remove_accidental_hits,
-    "row_chunk_size": config.row_chunk_size,
-    "seed": config.seed,
+def parameters(task: type) -> dict[str, inspect.Parameter]:
+  """Constructor arguments of a task, with those it passes on to its base."""
+  found = {}
+  for parent in task.__mro__:
+    init = vars(parent).get("__init__")
+    if parent is tf.keras.layers.Layer:
+      break
+    if init is not None:
+      found = dict(inspect.signature(init).parameters) | found
+  return {
+    name: parameter
+    for name, parameter in found.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
   }
-  if config.positive_in_pool is not None:
-    shared["positive_in_pool"] = config.positive_in_pool
-  return shared
+
+
+def _task(
+  config: configs.TrainConfig, given: dict[str, Callable[[], Any]]
+) -> xir.tasks.RetrievalTask:
+  """The task of a run; `given` makes what is not a setting."""
+  method = TASKS[config.task]
+  wanted = parameters(method.task)
+  given = given | _proposal(config, method, wanted)
+  arguments = {}
+  for name in wanted:
+    if name in given:
+      value = given[name]()
+    else:
+      value = getattr(config, method.settings.get(name, name), None)
+    if value is not None:
+      arguments[name] = value
+  arguments.pop("name", None)
+  return method.task(**arguments | _task_arguments(config, wanted))
+
+
+def _task_arguments(config, wanted) -> dict[str, Any]:
+  """What --task_arguments says."""
+  arguments = {}
+  for text in config.task_arguments:
+    name, equals, value = text.partition("=")
+    if name not in wanted or not equals:
+      raise ValueError(
+        f"--task_arguments takes name=value, with a name that --task "
+        f"{config.task} knows: {', '.join(sorted(wanted))}. Received: {text!r}."
+      )
+    try:
+      arguments[name] = json.loads(value)
+    except ValueError:
+      arguments[name] = value
+  return arguments
+
+
+def _proposal(config, method, wanted) -> dict[str, Callable[[], Any]]:
+  """Overrides of `given` that follow from --log_q."""
+  takes_log_q = method.log_q is not None and "frequency_estimator" in wanted
+  if config.log_q is not None and not takes_log_q:
+    raise ValueError(
+      f"--log_q is not a setting of --task {config.task}, whose proposal is "
+      "part of the method."
+    )
+  log_q = config.log_q or method.log_q
+  overrides = {}
+  if log_q != "streaming":
+    overrides["frequency_estimator"] = lambda: None
+  if takes_log_q and log_q != "popularity":
+    overrides["candidate_counts"] = lambda: None
+  return overrides
+
+
+def _frequency_estimator(
+  config: configs.TrainConfig, num_candidates: int
+) -> xir.layers.FrequencyEstimator:
+  """What stands in for the counts with --log_q streaming."""
+  return xir.layers.FrequencyEstimator(
+    num_buckets=_num_buckets(config, num_candidates),
+    num_hashes=config.num_hashes,
+    learning_rate=config.frequency_learning_rate,
+    # The share of the rows, as counts give it. G-Tower is as in its paper.
+    count_appearances=True,
+    seed=config.seed,
+  )
+
+
+def _num_buckets(config: configs.TrainConfig, num_candidates: int) -> int:
+  """Cells per table: eight per candidate, over all tables."""
+  if config.num_buckets is not None:
+    return config.num_buckets
+  return -(-8 * num_candidates // max(config.num_hashes, 1))
+
+
+def _temperature(config: configs.TrainConfig) -> float:
+  if config.temperature is not None:
+    return config.temperature
+  return TASKS[config.task].cosine_temperature if config.normalize else 1.0
 
 
 def optimizer(

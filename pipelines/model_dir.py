@@ -26,10 +26,14 @@ class ModelDir:
 
   Attributes:
     path: The directory.
+    writable: Whether this process writes to it; of several workers, one does.
   """
 
-  def __init__(self, path: str | os.PathLike[str]) -> None:
+  def __init__(
+    self, path: str | os.PathLike[str], writable: bool = True
+  ) -> None:
     self.path = pathlib.Path(path)
+    self.writable = writable
 
   def exists(self) -> bool:
     """Whether a run was started here."""
@@ -41,6 +45,8 @@ class ModelDir:
     Raises:
       ModelDirError: The directory holds a run already, or something else.
     """
+    if not self.writable:
+      return
     if self.exists() and not overwrite:
       raise ModelDirError(
         f"{self.path} holds a training run already: go on with it by "
@@ -55,6 +61,8 @@ class ModelDir:
     self.write_config(config)
 
   def write_config(self, config: dict[str, Any]) -> None:
+    if not self.writable:
+      return
     write_atomically(
       self.path / CONFIG, json.dumps({"format": FORMAT} | config, indent=1)
     )
@@ -82,17 +90,15 @@ class ModelDir:
       )
     return config
 
-  def managers(
-    self, checkpoint: tf.train.Checkpoint, keep: int
-  ) -> tuple[tf.train.CheckpointManager, tf.train.CheckpointManager]:
-    """(the newest checkpoints, the best one)."""
-    manager = tf.train.CheckpointManager
-    return (
-      manager(checkpoint, str(self.path / CHECKPOINTS), max_to_keep=keep),
-      manager(checkpoint, str(self.path / BEST), max_to_keep=1),
-    )
+  def event_writer(self) -> tf.summary.SummaryWriter:
+    """Writer of the events that TensorBoard shows."""
+    if not self.writable:
+      return tf.summary.create_noop_writer()
+    return tf.summary.create_file_writer(str(self.path / EVENTS))
 
   def append_metrics(self, row: dict[str, Any]) -> None:
+    if not self.writable:
+      return
     with open(self.path / METRICS, "a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
 
@@ -110,11 +116,12 @@ class ModelDir:
         break
     return rows
 
-  def forget_metrics_after(self, step: int) -> list[dict[str, Any]]:
-    """Drops rows of steps that are to be run again; returns the others."""
+  def forget_metrics_after(self, step: int) -> None:
+    """Drops the rows of steps that are to be run again."""
+    if not self.writable:
+      return
     rows = [row for row in self.read_metrics() if row["step"] <= step]
     write_atomically(self.path / METRICS, _lines(rows))
-    return rows
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:

@@ -15,7 +15,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from pipelines import configs, model, model_dir, training
+from pipelines import (
+  checkpoints,
+  configs,
+  model,
+  model_dir,
+  strategies,
+  training,
+)
 
 
 def _config_from_flags() -> configs.TrainConfig:
@@ -64,7 +71,13 @@ def main(argv: list[str]) -> int:
     result = training.train(
       config, resume=flags.FLAGS.resume, overwrite=flags.FLAGS.overwrite
     )
-  except (ValueError, training.TrainingDiverged) as error:
+  except (
+    ValueError,
+    OSError,
+    training.TrainingDiverged,
+    checkpoints.CheckpointNotSaved,
+    strategies.WorkerLost,
+  ) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
   _report(config, result)

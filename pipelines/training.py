@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import xir_tfrs as xir
 from pipelines import (
+  checkpoints,
   configs,
   datasets,
   errors,
@@ -30,6 +32,8 @@ from pipelines import (
   model,
   model_dir,
   records,
+  schedule,
+  strategies,
 )
 from pipelines import progress as progress_lib
 from pipelines import schema as schema_lib
@@ -77,6 +81,7 @@ def train(
   resume: bool = False,
   overwrite: bool = False,
   progress: bool = True,
+  strategy: tf.distribute.Strategy | None = None,
 ) -> TrainResult:
   """Runs or resumes a training run.
 
@@ -85,6 +90,7 @@ def train(
     resume: Go on from the newest checkpoint of `config.model_dir`.
     overwrite: Begin anew where a run was before.
     progress: Show a progress line.
+    strategy: A strategy made already, instead of `config.strategy`.
 
   Returns:
     How it ended.
@@ -93,79 +99,92 @@ def train(
     DataError: The data directory cannot be read, or is not the run's.
     ModelDirError: The model directory cannot be used as asked.
     TrainingDiverged: The loss became NaN or infinite.
+    CheckpointNotSaved: The disk is full, or cannot be written to.
+    WorkerLost: Another worker has gone.
   """
   if config.task not in model.TASKS:
     raise ValueError(
       f"--task must be one of {', '.join(model.TASKS)}. "
       f"Received: {config.task!r}."
     )
-  run = _Run(config, resume=resume, overwrite=overwrite)
-  with _interrupts() as interrupted:
+  if strategy is None:
+    strategy = strategies.create(config.strategy, config.cpu_replicas)
+  with strategies.lost_workers(strategy), _interrupts() as interrupted:
+    run = _Run(config, strategy, resume=resume, overwrite=overwrite)
     return run.go(interrupted, progress)
 
 
 class _Run:
   """A run between its checkpoints."""
 
-  def __init__(self, config, *, resume: bool, overwrite: bool) -> None:
+  def __init__(
+    self, config, strategy, *, resume: bool, overwrite: bool
+  ) -> None:
     self._config = config
-    self._dir = model_dir.ModelDir(config.model_dir)
+    self._strategy = strategy
+    self._workers = strategies.Workers(strategy)
+    self._dir = model_dir.ModelDir(config.model_dir, self._workers.is_chief)
+    self._shares = datasets.shares(
+      config.global_batch_size, strategy.num_replicas_in_sync
+    )
     schema = schema_lib.Schema.load(config.data)
     if not schema.rows["train"]:
       raise errors.DataError("there are no training rows", path=config.data)
-    self._rows = schema.rows["train"]
-    self._total_steps = self._steps(config.epochs)
+    self._schedule = schedule.Schedule(schema.rows["train"], config)
     self._validation = _validation_data(config, schema)
 
     tf.keras.utils.set_random_seed(config.seed)
-    self._model = model.build(
-      config,
-      schema,
-      records.read_table(config.data, "queries"),
-      records.read_table(config.data, "candidates"),
+    with strategy.scope():
+      self._model = model.build(
+        config,
+        schema,
+        records.read_table(config.data, "queries"),
+        records.read_table(config.data, "candidates"),
+      )
+      optimizer = model.optimizer(
+        config, schema.rows["train"] / config.global_batch_size
+      )
+      optimizer.build(self._model.trainable_variables)
+      self._model.compile(optimizer=optimizer)
+      self._step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
+    self._checkpoints = checkpoints.Checkpoints(
+      self._dir,
+      tf.train.Checkpoint(
+        model=self._model, optimizer=optimizer, step=self._step
+      ),
+      config.keep_checkpoints,
     )
-    optimizer = model.optimizer(config, self._rows / config.global_batch_size)
-    optimizer.build(self._model.trainable_variables)
-    self._model.compile(optimizer=optimizer)
-    self._step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
-    checkpoint = tf.train.Checkpoint(
-      model=self._model, optimizer=optimizer, step=self._step
-    )
-    self._newest, self._best = self._dir.managers(
-      checkpoint, config.keep_checkpoints
-    )
-    description = _description(config, self._model)
-    if resume and self._dir.exists():
-      self._restore(checkpoint, description)
-    else:
-      self._dir.create(description, overwrite)
+    self._begin(_description(config, self._model), resume, overwrite)
     self._validations = [
       row for row in self._dir.read_metrics() if row["kind"] == "validation"
     ]
-    self._events = tf.summary.create_file_writer(
-      str(self._dir.path / model_dir.EVENTS)
-    )
+    self._events = self._dir.event_writer()
     self._run_steps = tf.function(_run_steps, reduce_retracing=True)
 
   def go(self, interrupted: threading.Event, progress: bool) -> TrainResult:
-    batches = iter(
-      datasets.training_dataset(
-        records.read_interactions(self._config.data, "train"),
-        global_batch_size=self._config.global_batch_size,
-        seed=self._config.seed,
-        start_step=int(self._step),
-      )
-    )
-    seconds, first_step, block_times = 0.0, int(self._step), []
+    columns = records.read_interactions(self._config.data, "train")
+    columns.pop("timestamp", None)  # No tower reads it; half of the memory.
+    batches = self._batches(columns)
+    probe = self._probe(columns)
+    seconds, first_step, block_times = 0.0, self._now, []
     report = progress_lib.Progress(
-      self._config.task, self._total_steps, start=first_step, show=progress
+      self._config.task,
+      self._schedule.total_steps,
+      start=first_step,
+      show=progress and self._workers.is_chief,
     )
     with report:
-      while self._outcome(interrupted) is None:
-        step = int(self._step)
+      while (outcome := self._outcome(interrupted)) is None:
+        step = self._now
+        if self._schedule.starts_epoch(step):
+          self._model.task.refresh()
         start = time.perf_counter()
         losses = self._run_steps(
-          self._model, self._step, batches, tf.constant(self._block(step))
+          self._strategy,
+          self._model,
+          self._step,
+          batches,
+          tf.constant(self._schedule.block(step)),
         ).numpy()
         elapsed = time.perf_counter() - start
         self._require_finite(losses, step)
@@ -174,18 +193,17 @@ class _Run:
         self._log_block(losses, elapsed)
         speed = self._config.global_batch_size / block_times[-1]
         report.update(
-          int(self._step),
+          self._now,
           f"epoch {self._epoch():.2f}, loss {losses.mean():.4f}, "
           f"{speed:,.0f} examples/s",
         )
-        self._validate_and_save(report)
-    outcome = self._outcome(interrupted)
-    if int(self._step) != _step_of(self._newest.latest_checkpoint):
+        self._validate_and_save(report, probe)
+    if self._now != self._saved_step:
       self._save()
     self._events.close()
-    steps = int(self._step) - first_step
+    steps = self._now - first_step
     return TrainResult(
-      step=int(self._step),
+      step=self._now,
       outcome=outcome,
       validation=self._best_validation() or {},
       seconds=seconds,
@@ -197,68 +215,97 @@ class _Run:
       * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
 
-  def _steps(self, epochs: int) -> int:
-    return datasets.steps_to_finish(
-      self._rows, self._config.global_batch_size, epochs
+  def _begin(self, description, resume: bool, overwrite: bool) -> None:
+    """A new run, or an old one restored; the chief says which."""
+    (restores,) = self._workers.of_chief(resume and self._dir.exists())
+    if not restores:
+      self._dir.create(description, overwrite)
+    else:
+      _require_same_run(self._dir.read_config(), description)
+      self._dir.write_config(description)
+    step = None
+    if restores and self._workers.is_chief:
+      step = self._checkpoints.restore()
+    (step,) = self._workers.of_chief(-1 if step is None else step)
+    self._saved_step = int(step) if step >= 0 else None
+    if self._saved_step is not None and not self._workers.is_chief:
+      self._checkpoints.restore_step(self._saved_step)
+    if not restores:
+      return
+    if self._workers.is_chief:
+      print(
+        f"{self._dir.path} holds no checkpoint yet: starting at step 0."
+        if self._saved_step is None
+        else f"Going on from step {self._saved_step} of {self._dir.path}"
+      )
+    self._dir.forget_metrics_after(self._now)
+    # Nobody reads the metrics before they are cut.
+    self._workers.of_chief(0.0)
+
+  def _batches(self, columns) -> Iterator[dict[str, tf.Tensor]]:
+    """The batches from here on, to each replica its share."""
+    start_step = self._now
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+      local = len(self._shares) // context.num_input_pipelines
+      first = context.input_pipeline_id * local
+      return datasets.training_dataset(
+        columns,
+        global_batch_size=self._config.global_batch_size,
+        seed=self._config.seed,
+        start_step=start_step,
+        shares=self._shares[first : first + local],
+      )
+
+    return iter(self._strategy.distribute_datasets_from_function(dataset))
+
+  def _probe(self, columns):
+    """What compares the loss with the full softmax, if asked for."""
+    if not self._config.estimator_probe:
+      return None
+    return xir.metrics.EstimatorProbe(
+      self._model,
+      columns,
+      probe_size=self._config.estimator_probe,
+      batch_size=self._config.global_batch_size,
+      seed=self._config.seed,
     )
 
-  def _epoch(self) -> float:
-    return int(self._step) * self._config.global_batch_size / self._rows
+  @property
+  def _now(self) -> int:
+    """Steps done."""
+    # A mirrored variable is no Python number.
+    return int(self._step.numpy())
 
-  def _restore(self, checkpoint, description) -> None:
-    _require_same_run(self._dir.read_config(), description)
-    self._dir.write_config(description)
-    newest = self._newest.latest_checkpoint
-    if newest is None:
-      print(f"{self._dir.path} holds no checkpoint yet: starting at step 0.")
-    else:
-      checkpoint.restore(newest).assert_consumed()
-      print(f"Going on from step {int(self._step)}, {newest}")
-    self._dir.forget_metrics_after(int(self._step))
+  def _epoch(self) -> float:
+    return self._schedule.epoch(self._now)
 
   def _outcome(self, interrupted: threading.Event) -> str | None:
-    """How the run ends here; None: it goes on."""
-    if int(self._step) >= self._total_steps:
+    """How the run ends here, on all workers; None: it goes on."""
+    if self._now >= self._schedule.total_steps:
       return "finished"
     best = self._best_validation()
     if best is not None and self._config.patience:
       since = [row for row in self._validations if row["step"] > best["step"]]
       if len(since) >= self._config.patience:
         return "stopped early"
-    return "interrupted" if interrupted.is_set() else None
-
-  def _block(self, step: int) -> int:
-    """Steps until something is due: a line, a checkpoint, a validation."""
-    due = [
-      self._next_multiple(step, self._config.log_steps),
-      self._next_validation(step),
-      self._total_steps,
-    ]
-    if self._config.checkpoint_steps:
-      due.append(self._next_multiple(step, self._config.checkpoint_steps))
-    return min(due) - step
-
-  def _next_multiple(self, step: int, every: int) -> int:
-    return (step // every + 1) * every
-
-  def _next_validation(self, step: int) -> int:
-    round_ = 1
-    while self._steps(round_ * self._config.eval_epochs) <= step:
-      round_ += 1
-    return self._steps(round_ * self._config.eval_epochs)
+    return "interrupted" if self._workers.any(interrupted.is_set()) else None
 
   def _log_block(self, losses: np.ndarray, elapsed: float) -> None:
     row = {
       "kind": "train",
-      "step": int(self._step),
+      "step": self._now,
       "epoch": round(self._epoch(), 4),
       "loss": float(losses.mean()),
-      "learning_rate": float(self._model.optimizer.learning_rate),
+      "learning_rate": float(
+        tf.convert_to_tensor(self._model.optimizer.learning_rate)
+      ),
       "examples_per_second": round(
         len(losses) * self._config.global_batch_size / elapsed
       ),
     }
-    self._log(row)
+    readout = self._model.task.readout()
+    self._log(row | {name: float(value) for name, value in readout.items()})
 
   def _log(self, row: dict[str, Any]) -> None:
     self._dir.append_metrics(row)
@@ -268,30 +315,35 @@ class _Run:
           tf.summary.scalar(f"{row['kind']}/{name}", value)
     self._events.flush()
 
-  def _validate_and_save(self, report: progress_lib.Progress) -> None:
-    step, config = int(self._step), self._config
-    ends_round = step == self._next_validation(step - 1)
-    if ends_round and self._validation is not None:
-      self._require_finite_weights()
-      self._validate(report)
-    every = config.checkpoint_steps
-    if ends_round if every is None else step % every == 0:
+  def _validate_and_save(self, report: progress_lib.Progress, probe) -> None:
+    step = self._now
+    if self._schedule.validates(step):
+      if self._validation is not None:
+        self._require_finite_weights()
+        self._validate(report)
+      if probe is not None:
+        self._log(self._row("estimator") | probe.measure())
+    if self._schedule.saves(step):
       self._save()
+
+  def _row(self, kind: str) -> dict[str, Any]:
+    return {
+      "kind": kind,
+      "step": self._now,
+      "epoch": round(self._epoch(), 4),
+    }
 
   def _validate(self, report: progress_lib.Progress) -> None:
     before = self._best_validation()
     ks = sorted({*_KS, int(self._config.metric.partition("@")[2])})
     metrics = evaluate.rank(self._model, self._validation, tuple(ks))
-    row = {
-      "kind": "validation",
-      "step": int(self._step),
-      "epoch": round(self._epoch(), 4),
-      **metrics,
-    }
+    # Every worker has ranked, but on unlike machines a rounding may differ.
+    values = self._workers.of_chief(*metrics.values())
+    row = self._row("validation") | dict(zip(metrics, values, strict=True))
     value = row[self._config.metric]
     better = before is None or value > before[self._config.metric]
     if better:
-      self._best.save(checkpoint_number=int(self._step))
+      self._checkpoints.save_best(self._now)
     # After the checkpoint, so that no row speaks of one that is not there.
     self._log(row)
     self._validations.append(row)
@@ -309,7 +361,8 @@ class _Run:
 
   def _save(self) -> None:
     self._require_finite_weights()
-    self._newest.save(checkpoint_number=int(self._step))
+    self._checkpoints.save(self._now)
+    self._saved_step = self._now
 
   def _require_finite(self, losses: np.ndarray, first_step: int) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
@@ -324,11 +377,11 @@ class _Run:
     for weight in self._model.trainable_variables:
       if not bool(tf.reduce_all(tf.math.is_finite(weight))):
         self._raise_diverged(
-          f"{weight.name} is not finite after step {int(self._step)}"
+          f"{weight.name} is not finite after step {self._now}"
         )
 
   def _raise_diverged(self, what: str) -> None:
-    kept = self._newest.latest_checkpoint or "none was written yet"
+    kept = self._checkpoints.newest or "none was written yet"
     config = self._config
     raise TrainingDiverged(
       f"{what} (epoch {self._epoch():.2f}). Last good checkpoint: {kept}. "
@@ -340,12 +393,16 @@ class _Run:
     )
 
 
-def _run_steps(trained, step, batches, num_steps):
+def _run_steps(strategy, trained, step, batches, num_steps):
   """Losses [num_steps] of as many steps, in one call of a graph."""
   losses = tf.TensorArray(tf.float32, size=num_steps)
   for i in tf.range(num_steps):
-    metrics = trained.train_step(next(batches))
-    losses = losses.write(i, tf.cast(metrics["loss"], tf.float32))
+    metrics = strategy.run(trained.train_step, args=(next(batches),))
+    # Each replica has its share of the global mean.
+    loss = strategy.reduce(
+      tf.distribute.ReduceOp.SUM, metrics["loss"], axis=None
+    )
+    losses = losses.write(i, tf.cast(loss, tf.float32))
     step.assign_add(1)
   return losses.stack()
 
@@ -390,18 +447,17 @@ def _require_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
       f"{schema_lib.FILE_NAME} differs): resume with the old data, or start a "
       "new run in another --model_dir."
     )
+  # A setting that the run did not know of had its default.
+  known = dataclasses.asdict(configs.TrainConfig()) | old["train"]
   for name, value in new["train"].items():
     value = list(value) if isinstance(value, tuple) else value
-    before = old["train"].get(name)
+    before = known[name]
+    before = list(before) if isinstance(before, tuple) else before
     if name not in configs.CHANGEABLE and value != before:
       raise model_dir.ModelDirError(
         f"A resumed run cannot change --{name} (it was {before!r}, now "
         f"{value!r}): start a new run in another --model_dir."
       )
-
-
-def _step_of(checkpoint: str | None) -> int | None:
-  return int(checkpoint.rpartition("-")[2]) if checkpoint else None
 
 
 @contextlib.contextmanager

@@ -47,13 +47,28 @@ def test_any_step_can_be_reached_again():
       np.testing.assert_array_equal(a["query_id"], b["query_id"])
 
 
-def test_parts_make_up_the_global_batch():
-  whole = batches(4)
-  parts = [batches(4, rows_of_batch=part) for part in ((0, 2), (2, 5))]
-  for a, *bs in zip(whole, *parts, strict=True):
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+def test_shares_make_up_the_global_batch(replicas):
+  whole = batches(4, start_step=3)
+  shares = datasets.shares(5, replicas)
+  parts = batches(4 * replicas, start_step=3, shares=shares)
+  for step, expected in enumerate(whole):
+    got = parts[step * replicas : (step + 1) * replicas]
     np.testing.assert_array_equal(
-      a["query_id"], np.concatenate([b["query_id"] for b in bs])
+      expected["query_id"], np.concatenate([part["query_id"] for part in got])
     )
+  # A host with some of the replicas makes their shares alone.
+  (first, *_) = batches(1, start_step=3, shares=shares[-1:])
+  np.testing.assert_array_equal(
+    first["query_id"], parts[replicas - 1]["query_id"]
+  )
+
+
+def test_shares_are_even_and_never_empty():
+  sizes = [high - low for low, high in datasets.shares(2048, 3)]
+  assert sum(sizes) == 2048 and max(sizes) - min(sizes) == 1
+  with pytest.raises(ValueError, match="3 rows for 4 replicas"):
+    datasets.shares(3, 4)
 
 
 def test_seeds_differ():

@@ -224,6 +224,91 @@ def test_sound_model_does_not_warn(data, trained):
   assert results["warnings"] == []
 
 
+@pytest.fixture(scope="module")
+def ranked(data, tmp_path_factory):
+  """A model with a ranker, and its directory."""
+  model = _model()
+  ranker = xir.models.Ranker(
+    num_queries=5, num_candidates=40, dim=3, hidden_units=(4,), init_stddev=1.0
+  )
+  model = xir.models.TwoTower(
+    model.query_tower, model.candidate_tower, normalize=True, ranker=ranker
+  )
+  directory = tmp_path_factory.mktemp("evaluate") / "ranked"
+  return model, _write_model(directory, model, data)
+
+
+def _reranked(model, loaded, depth):
+  """[queries][depth] lists by sorting: the retriever's best, by the ranker."""
+  queries, candidates = evaluate.encode(model, loaded.query_ids, 40)
+  lists = []
+  for row, query_id in enumerate(loaded.query_ids):
+    scores = candidates @ queries[row]
+    scores[loaded.seen[row].numpy()] = -np.inf
+    best = np.argsort(-scores)[:depth]
+    best = best[np.isfinite(scores[best])]
+    again = model.rerank_scores(
+      tf.constant([query_id]), tf.constant([best])
+    ).numpy()[0]
+    lists.append(best[np.argsort(-again)].tolist())
+  return lists
+
+
+@pytest.mark.parametrize("depth", [3, 30, 100])
+def test_second_stage(data, ranked, depth, monkeypatch):
+  monkeypatch.setattr(evaluate, "_LISTS_PER_BATCH", 3)
+  model, directory = ranked
+  results = evaluate.evaluate(data, directory, ks=(10, 30), rerank_depth=depth)
+  assert list(results["metrics"]) == ["model", "reranked", "popularity"]
+  assert results["rerank_depth"] == depth
+  first, second = results["metrics"]["model"], results["metrics"]["reranked"]
+  assert first.keys() == second.keys()
+  loaded = evaluate.load_evaluation_data(data, "test")
+  lists = _reranked(model, loaded, depth)
+  relevant = _lists(loaded.relevant)
+  assert first == evaluate.rank(model, loaded, (10, 30))
+  for k in (10, 30):
+    recall = [
+      len(set(found[:k]) & set(wanted)) / len(wanted)
+      for found, wanted in zip(lists, relevant, strict=True)
+    ]
+    assert second[f"recall@{k}"] == pytest.approx(np.mean(recall))
+    shown = {i for found in lists for i in found[:k]}
+    assert second[f"coverage@{k}"] == pytest.approx(len(shown) / 40)
+  if depth == 30:
+    # The same thirty, in another order.
+    assert second["recall@30"] == first["recall@30"] > 0
+    assert second["mrr@30"] != first["mrr@30"]
+  # Query 2 wants only candidate 39, which is of another band.
+  band = results["by_training_count"]["more than 20"]["metrics"]["reranked"]
+  assert band["recall@30"] == float(39 in lists[2][:30])
+  band = results["by_training_count"]["at most 5"]["metrics"]["reranked"]
+  found = [
+    len(set(lists[row][:30]) & set(relevant[row])) / len(relevant[row])
+    for row in (0, 1, 3)
+  ]
+  assert band["recall@30"] == pytest.approx(np.mean(found))
+  assert evaluate.format_table(results).split()[:2] == ["model", "reranked"]
+
+
+def test_bad_second_stage_warns(data, ranked):
+  _, directory = ranked
+  results = evaluate.evaluate(data, directory, ks=(40,), rerank_depth=1)
+  warned = [w for w in results["warnings"] if "Re-ranking makes it worse" in w]
+  ours, second = (
+    results["metrics"][name]["ndcg@40"] for name in ("model", "reranked")
+  )
+  assert second < ours and len(warned) == 1
+  with pytest.raises(ValueError, match="--rerank_depth must be positive.*0"):
+    evaluate.evaluate(data, directory, rerank_depth=0)
+
+
+def test_without_a_ranker_there_is_no_second_stage(data, trained):
+  results = evaluate.evaluate(data, trained, ks=(2,))
+  assert "rerank_depth" not in results
+  assert "reranked" not in results["metrics"]
+
+
 def test_checkpoint_to_restore(data, tmp_path):
   directory = _write_model(tmp_path / "model", _model(1), data)
   # No validation, hence no best one.

@@ -175,13 +175,11 @@ def with_infinity(path, action):
   del path
   original = model.TASKS["xir"]
 
-  def broken(*arguments):
-    task = original(*arguments)
-    call = task.call
-    task.call = lambda *a, **k: call(*a, **k) * float("inf")
-    return task
+  class Broken(original.task):
+    def call(self, *arguments, **keywords):
+      return super().call(*arguments, **keywords) * float("inf")
 
-  model.TASKS["xir"] = broken
+  model.TASKS["xir"] = dataclasses.replace(original, task=Broken)
   try:
     return action()
   finally:

@@ -1,0 +1,167 @@
+"""Strategies by name, and what their workers must agree on."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+NAMES = ("one", "mirrored", "multi_worker")
+
+_TF_CONFIG_EXAMPLE = (
+  '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, '
+  '"task": {"type": "worker", "index": 0}}'
+)
+
+
+class WorkerLost(RuntimeError):
+  """Another worker has gone, and this one cannot go on alone."""
+
+
+def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
+  """Makes a strategy; call it before TensorFlow has run anything.
+
+  Args:
+    name: `"one"`, one device; `"mirrored"`, all GPUs of this machine;
+      `"multi_worker"`, all GPUs of all machines that TF_CONFIG lists.
+    cpu_replicas: `"mirrored"`: instead of GPUs, parts of the CPU, so many; to
+      try a strategy out.
+
+  Returns:
+    The strategy.
+
+  Raises:
+    ValueError: Unknown name, or TF_CONFIG missing or wrong.
+  """
+  if name not in NAMES:
+    raise ValueError(
+      f"--strategy must be one of {', '.join(NAMES)}. Received: {name!r}."
+    )
+  if cpu_replicas and name != "mirrored":
+    raise ValueError(
+      "--cpu_replicas is a setting of --strategy=mirrored. "
+      f"Received: --strategy={name}."
+    )
+  if name == "multi_worker":
+    _require_tf_config()
+    return tf.distribute.MultiWorkerMirroredStrategy()
+  if name == "mirrored":
+    return tf.distribute.MirroredStrategy(_cpus(cpu_replicas) or None)
+  return tf.distribute.get_strategy()
+
+
+class Workers:
+  """The processes that train together; one, but for `multi_worker`.
+
+  Whatever decides how a run goes on must be the same on all of them, as a
+  worker that stops alone leaves the others waiting.
+
+  Attributes:
+    count: How many there are.
+    is_chief: Whether this one writes checkpoints and logs.
+  """
+
+  def __init__(self, strategy: tf.distribute.Strategy) -> None:
+    self._strategy = strategy
+    resolver = strategy.cluster_resolver
+    self.count, index = 1, 0
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+      cluster = resolver.cluster_spec().as_dict()
+      chiefs = len(cluster.get("chief", []))
+      self.count = max(chiefs + len(cluster.get("worker", [])), 1)
+      index = resolver.task_id or 0
+      index += chiefs if resolver.task_type == "worker" else 0
+    self.is_chief = index == 0
+    self._sum = tf.function(self._sum_over_workers)
+
+  def any(self, flag: bool) -> bool:
+    """Whether it is so on some worker."""
+    return self._total([float(flag)])[0] > 0
+
+  def of_chief(self, *values: float) -> list[float]:
+    """The chief's values, on every worker."""
+    return self._total([v if self.is_chief else 0.0 for v in values])
+
+  def _total(self, values: list[float]) -> list[float]:
+    if self.count == 1:
+      return [float(value) for value in values]
+    total = self._sum(tf.constant(values, tf.float64))
+    return total.numpy().tolist()
+
+  def _sum_over_workers(self, values: tf.Tensor) -> tf.Tensor:
+    local = self._strategy.num_replicas_in_sync // self.count
+
+    def share() -> tf.Tensor:
+      replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+      counts = tf.equal(tf.math.floormod(replica, local), 0)
+      return tf.where(counts, values, tf.zeros_like(values))
+
+    shares = self._strategy.run(share)
+    return self._strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
+
+
+@contextlib.contextmanager
+def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+  """Turns the errors that a vanished worker causes into `WorkerLost`."""
+  try:
+    yield
+  except (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+  ) as error:
+    if Workers(strategy).count == 1:
+      raise
+    raise WorkerLost(
+      "Another worker has stopped, or cannot be reached; its own output says "
+      "why. Start all workers again with --resume: the run goes on from its "
+      "newest checkpoint."
+    ) from error
+
+
+def _cpus(count: int) -> list[str]:
+  """Splits the CPU into so many devices; returns their names."""
+  if count:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configuration = [tf.config.LogicalDeviceConfiguration()] * count
+    try:
+      tf.config.set_logical_device_configuration(cpu, configuration)
+    except RuntimeError:
+      found = len(tf.config.list_logical_devices("CPU"))
+      if found < count:
+        raise ValueError(
+          f"--cpu_replicas={count} comes too late: TensorFlow runs already, "
+          f"on {found} CPU device(s)."
+        ) from None
+  return [f"CPU:{i}" for i in range(count)]
+
+
+def _require_tf_config() -> None:
+  """Raises ValueError unless TF_CONFIG says who trains together."""
+  text = os.environ.get("TF_CONFIG")
+  hint = (
+    "Set it in each worker's environment, with the worker's own index: "
+    f"TF_CONFIG='{_TF_CONFIG_EXAMPLE}'"
+  )
+  if not text:
+    raise ValueError(
+      "--strategy=multi_worker needs the environment variable TF_CONFIG. "
+      + hint
+    )
+  try:
+    config = json.loads(text)
+    cluster, task = config["cluster"], config["task"]
+    kind, index = task["type"], int(task["index"])
+    hosts = cluster[kind]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"TF_CONFIG is not a cluster and a task of it ({error!r}). {hint}"
+    ) from None
+  if kind not in ("worker", "chief") or not 0 <= index < len(hosts):
+    raise ValueError(
+      f"TF_CONFIG names task {kind} {index}, but the cluster has "
+      f"{ {name: len(value) for name, value in cluster.items()} }. {hint}"
+    )

@@ -1,0 +1,98 @@
+"""Replicas and workers do what one device does with all their rows.
+
+Four devices of one process, and two processes that talk over the network, each
+go through every task in one run; see `problems`.
+"""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.distributed import cluster, problems
+
+_PLACES = {"four devices": (1, 4), "two workers": (2, 1)}
+
+
+@functools.cache
+def _on_one_device(method):
+  return problems.train(tf.distribute.get_strategy(), method)
+
+
+@functools.cache
+def _fit_on_one_device(case):
+  strategy = tf.distribute.get_strategy()
+  return problems.fit(strategy, "xir", **problems.FITS[case])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+  """Workers and folder of each place: all at once, it is quicker."""
+  with contextlib.ExitStack() as stack:
+    places = {}
+    for name, (num_workers, cpus) in _PLACES.items():
+      folder = tmp_path_factory.mktemp("results")
+      workers = stack.enter_context(
+        cluster.start(
+          "tests/distributed/worker.py",
+          ["--out", folder, "--cpus", cpus],
+          num_workers=num_workers,
+        )
+      )
+      places[name] = workers, folder
+    yield places
+
+
+@pytest.fixture(scope="module", params=_PLACES)
+def results(request, running):
+  """Results of every process of a place."""
+  workers, folder = running[request.param]
+  workers.wait(timeout=300)
+  return [
+    dict(np.load(folder / f"worker-{index}.npz"))
+    for index in range(len(workers))
+  ]
+
+
+@pytest.fixture(scope="module")
+def fits(results):
+  if len(results) == 1:
+    pytest.skip("fit on replicas of one process has a test of its own")
+  return results
+
+
+def _of(arrays, case, method):
+  prefix = f"{case}/{method}/"
+  return {
+    name.removeprefix(prefix): value
+    for name, value in arrays.items()
+    if name.startswith(prefix)
+  }
+
+
+@pytest.mark.parametrize("method", problems.METHODS)
+def test_training(results, method):
+  for arrays in results:
+    problems.assert_same(
+      _of(arrays, "train", method),
+      _on_one_device(method),
+      exact=problems.METHODS[method].exact,
+    )
+
+
+def test_all_workers_end_with_the_same_bits(results):
+  first, *others = results
+  for other in others:
+    assert first.keys() == other.keys()
+    for name, value in first.items():
+      np.testing.assert_array_equal(value, other[name], name)
+
+
+@pytest.mark.parametrize("case", problems.FITS)
+def test_fit(fits, case):
+  for arrays in fits:
+    problems.assert_same(
+      _of(arrays, case, "xir"), _fit_on_one_device(case), exact=True
+    )

@@ -1,0 +1,64 @@
+"""One worker of a cluster, or a process of several devices: solves `problems`.
+
+    python tests/distributed/worker.py --out FOLDER [--cpus 4]
+
+Writes FOLDER/worker-INDEX.npz: arrays by "CASE/METHOD/NAME". Or it takes a
+step on a batch of no rows, with `--empty_batch`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+import numpy as np
+
+import xir_tfrs  # noqa: F401  Before TensorFlow: it chooses the Keras.
+
+# isort: split
+import tensorflow as tf
+
+from tests.distributed import problems
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--cpus", type=int, default=1)
+  parser.add_argument("--empty_batch", action="store_true")
+  arguments = parser.parse_args()
+
+  strategy, index, fits = _strategy(arguments.cpus)
+  if arguments.empty_batch:
+    problems.train_on_nothing(strategy)
+    return
+  results = {}
+
+  def keep(case, method, arrays):
+    for name, value in arrays.items():
+      results[f"{case}/{method}/{name}"] = value
+
+  for method in problems.METHODS:
+    keep("train", method, problems.train(strategy, method))
+  for case in fits:
+    keep(case, "xir", problems.fit(strategy, "xir", **fits[case]))
+  np.savez(arguments.out / f"worker-{index}.npz", **results)
+  print("done")
+
+
+def _strategy(cpus: int):
+  """(strategy, number of this worker, what to `fit`)."""
+  if cpus > 1:
+    tf.config.set_logical_device_configuration(
+      tf.config.list_physical_devices("CPU")[0],
+      [tf.config.LogicalDeviceConfiguration()] * cpus,
+    )
+    devices = [f"CPU:{number}" for number in range(cpus)]
+    return tf.distribute.MirroredStrategy(devices), 0, {}
+  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+  return strategy, index, problems.FITS
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,368 @@
+"""A run that was stopped, killed or damaged goes on without losing a bit."""
+
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import (
+  checkpoints,
+  configs,
+  model_dir,
+  prepare,
+  strategies,
+  training,
+)
+from pipelines.readers import sources, synthetic
+from tests.distributed import cluster
+
+# 40 steps: 1,824 or so training rows, in batches of 128.
+_SETTINGS = {
+  "task": "xir",
+  "dim": 8,
+  "global_batch_size": 128,
+  "cache_size": 64,
+  "epochs": 4,
+  "checkpoint_steps": 5,
+  "log_steps": 1,
+  "patience": 0,
+  "seed": 5,
+}
+_KILLED_AT = 17
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  output = tmp_path_factory.mktemp("data") / "small"
+  prepare.prepare(
+    prepare.PrepareConfig(
+      input=sources.Input(
+        paths=(),
+        format="synthetic",
+        synthetic=synthetic.SyntheticConfig(
+          num_users=80, num_items=150, num_interactions=1800, seed=3
+        ),
+      ),
+      output=output,
+      validation_fraction=0.1,
+    )
+  )
+  return output
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+  """A run that nothing happened to, of 3 epochs."""
+  path = tmp_path_factory.mktemp("runs") / "whole"
+  run(data, path, epochs=3)
+  return path
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+  """The same, stopped after 2 epochs; copy it before use."""
+  path = tmp_path_factory.mktemp("runs") / "stopped"
+  run(data, path, epochs=2)
+  return path
+
+
+def run(data, path, *, resume=False, strategy=None, **settings):
+  config = configs.from_preset(
+    data=str(data), model_dir=str(path), **_SETTINGS | settings
+  )
+  return training.train(
+    config, resume=resume, progress=False, strategy=strategy
+  )
+
+
+def flags(data, path, **settings):
+  settings = {"data": data, "model_dir": path} | _SETTINGS | settings
+  return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def variables(path):
+  """Everything in the newest checkpoint, by name."""
+  checkpoint = tf.train.latest_checkpoint(str(path / "checkpoints"))
+  reader = tf.train.load_checkpoint(checkpoint)
+  return {
+    name: reader.get_tensor(name)
+    for name in reader.get_variable_to_shape_map()
+    if "SAVE_COUNTER" not in name.upper() and "GRAPH" not in name
+  }
+
+
+def assert_same_state(a, b):
+  expected, got = variables(a), variables(b)
+  assert expected.keys() == got.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, got[name], err_msg=name)
+
+
+def steps_logged(path):
+  rows = model_dir.ModelDir(path).read_metrics()
+  return [row["step"] for row in rows if row["kind"] == "train"]
+
+
+def test_killed_process_goes_on_bit_for_bit(data, tmp_path):
+  total = run(data, tmp_path / "whole").step
+  assert total >= 40
+  path = tmp_path / "killed"
+  killed = subprocess.run(
+    [sys.executable, "-m", "tests.pipelines.killed_train", str(_KILLED_AT)]
+    + ["--", *flags(data, path)],
+    capture_output=True,
+    text=True,
+  )
+  assert killed.returncode == -9, killed.stderr
+  assert steps_logged(path)[-1] == _KILLED_AT
+  saved = tf.train.latest_checkpoint(str(path / "checkpoints"))
+  assert saved.endswith("-15")
+
+  result = run(data, path, resume=True)
+  assert (result.step, result.outcome) == (total, "finished")
+  assert_same_state(tmp_path / "whole", path)
+  assert steps_logged(path) == list(range(1, total + 1))
+
+
+def test_killed_worker_stops_the_others_and_all_go_on_bit_for_bit(
+  data, tmp_path
+):
+  settings = {"strategy": "multi_worker", "epochs": 3}
+  whole, path = tmp_path / "whole", tmp_path / "killed"
+  cluster.run("pipelines.train", flags(data, whole, **settings))
+  with cluster.start(
+    "tests.pipelines.killed_train",
+    [str(_KILLED_AT), "1", "--", *flags(data, path, **settings)],
+  ) as workers:
+    workers[0].wait_for("Another worker has stopped", timeout=120)
+    chief, killed = workers.wait(check=False)
+  assert killed.returncode == -9
+  # It neither hangs nor goes on alone.
+  assert chief.returncode == 1, chief.output
+  assert "--resume" in chief.output
+  assert "Traceback" not in chief.output
+
+  cluster.run("pipelines.train", [*flags(data, path, **settings), "--resume"])
+  assert_same_state(whole, path)
+  steps = steps_logged(path)
+  assert steps == list(range(1, steps[-1] + 1))
+
+  # Two workers are one device with the whole batch.
+  one = tmp_path / "one"
+  run(data, one, epochs=1)
+  losses = [
+    [r["loss"] for r in model_dir.ModelDir(p).read_metrics() if "loss" in r]
+    for p in (one, path)
+  ]
+  np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
+
+
+class TestOtherDevices:
+  @pytest.fixture(autouse=True)
+  def _use(self, two_replicas):
+    self.strategy = two_replicas
+
+  def test_two_replicas_go_on_as_one(self, data, tmp_path):
+    # Without drawing: a draw is a threshold that a rounding may cross.
+    settings = {"resampler": "expected", "cache_weight": 0.0}
+    run(data, tmp_path / "one", **settings)
+    path = tmp_path / "moved"
+    two = run(data, path, strategy=self.strategy, **settings | {"epochs": 1})
+    assert two.step < 20
+    run(data, path, resume=True, **settings)
+    expected, got = variables(tmp_path / "one"), variables(path)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+      if "cache" not in name:
+        np.testing.assert_allclose(
+          value, got[name], rtol=1e-3, atol=1e-4, err_msg=name
+        )
+    losses = [
+      [r["loss"] for r in model_dir.ModelDir(p).read_metrics() if "loss" in r]
+      for p in (tmp_path / "one", path)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+  def test_every_task_setting_survives_two_replicas(self, data, tmp_path):
+    # Draws included: killed and resumed on two replicas, bit for bit.
+    for path, epochs in (("whole", [2]), ("parts", [1, 2])):
+      for n in epochs:
+        run(
+          data,
+          tmp_path / path,
+          resume=True,
+          strategy=self.strategy,
+          epochs=n,
+        )
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+  def test_shares_need_not_be_even(self, data, tmp_path):
+    settings = {"global_batch_size": 125, "epochs": 1, "resampler": "expected"}
+    run(data, tmp_path / "one", **settings)
+    run(data, tmp_path / "two", strategy=self.strategy, **settings)
+    for name, value in variables(tmp_path / "one").items():
+      if "cache" not in name:
+        np.testing.assert_allclose(
+          value,
+          variables(tmp_path / "two")[name],
+          rtol=1e-3,
+          atol=1e-4,
+          err_msg=name,
+        )
+
+  def test_fewer_rows_than_replicas_are_refused(self, data, tmp_path):
+    with pytest.raises(ValueError, match="1 rows for 2 replicas"):
+      run(data, tmp_path / "m", strategy=self.strategy, global_batch_size=1)
+    assert not (tmp_path / "m").exists()
+
+  def test_batch_of_more_rows_than_there_are(self, data, tmp_path):
+    settings = {"global_batch_size": 5000, "epochs": 6}
+    result = run(data, tmp_path / "m", strategy=self.strategy, **settings)
+    assert result.outcome == "finished"
+
+
+def damage_truncate(path):
+  for suffix in (".data-00000-of-00001", ".index"):
+    file = path.with_name(path.name + suffix)
+    with open(file, "r+b") as stream:
+      stream.truncate(file.stat().st_size // 2)
+
+
+def damage_data(path):
+  file = path.with_name(path.name + ".data-00000-of-00001")
+  with open(file, "r+b") as stream:
+    stream.truncate(file.stat().st_size - 100)
+
+
+def damage_delete(path):
+  for file in path.parent.glob(path.name + ".*"):
+    file.unlink()
+
+
+def damage_delete_data(path):
+  path.with_name(path.name + ".data-00000-of-00001").unlink()
+
+
+def damage_state(path):
+  damage_data(path)
+  (path.parent / "checkpoint").write_text("model_checkp")
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    damage_truncate,
+    damage_data,
+    damage_delete,
+    damage_delete_data,
+    damage_state,
+  ],
+)
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+  data, whole, stopped, tmp_path, capsys, damage
+):
+  path = tmp_path / "m"
+  shutil.copytree(stopped, path)
+  newest = tf.train.latest_checkpoint(str(path / "checkpoints"))
+  damage(pathlib.Path(newest))
+  run(data, path, epochs=3, resume=True)
+  printed = capsys.readouterr()
+  name = newest.rpartition("/")[2]
+  assert name in printed.err and "falling back to" in printed.err
+  assert "Going on from step" in printed.out
+  assert_same_state(whole, path)
+  steps = steps_logged(path)
+  assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_new_start(
+  data, stopped, tmp_path
+):
+  shutil.copytree(stopped, tmp_path / "m")
+  for file in (tmp_path / "m/checkpoints").glob("*.index"):
+    file.write_bytes(b"nothing")
+  with pytest.raises(model_dir.ModelDirError, match="(?s)damaged.*--overwrite"):
+    run(data, tmp_path / "m", resume=True)
+
+
+def test_checkpoint_of_another_model_is_no_damage(data, tmp_path):
+  directory = model_dir.ModelDir(tmp_path)
+  saved = tf.train.Checkpoint(x=tf.Variable(1.0))
+  checkpoints.Checkpoints(directory, saved, 2).save(3)
+  for wrong in ({"x": tf.Variable([1.0, 2.0])}, {"y": tf.Variable(1.0)}):
+    other = tf.train.Checkpoint(**wrong)
+    with pytest.raises(model_dir.ModelDirError, match="not of this model"):
+      checkpoints.Checkpoints(directory, other, 2).restore()
+  assert (tmp_path / "checkpoints/ckpt-3.index").exists()
+
+
+def test_full_disk_leaves_the_previous_checkpoint(
+  data, whole, stopped, tmp_path
+):
+  path = tmp_path / "m"
+  shutil.copytree(stopped, path)
+  before, state = variables(path), steps_logged(path)[-1]
+  # A limit on the size of files stops writing as a full disk does.
+  size = max(f.stat().st_size for f in (path / "checkpoints").glob("*.data*"))
+  limit = size // 2
+  process = subprocess.run(
+    [sys.executable, "-m", "pipelines.train", "--resume"]
+    + flags(data, path, epochs=3),
+    capture_output=True,
+    text=True,
+    preexec_fn=lambda: resource.setrlimit(
+      resource.RLIMIT_FSIZE, (limit, limit)
+    ),
+  )
+  assert process.returncode == 1, process.stderr
+  assert "could not be written" in process.stderr
+  assert f"ckpt-{state} is untouched" in process.stderr
+  assert "Traceback" not in process.stderr
+  left = {file.name.split(".")[0] for file in (path / "checkpoints").iterdir()}
+  assert left == {"checkpoint", f"ckpt-{state}", f"ckpt-{(state - 1) // 5 * 5}"}
+  for name, value in variables(path).items():
+    np.testing.assert_array_equal(value, before[name])
+  # With room again, it ends as if nothing had happened.
+  run(data, path, epochs=3, resume=True)
+  assert_same_state(whole, path)
+
+
+@pytest.mark.parametrize(
+  "tf_config, message",
+  [
+    (None, "needs the environment variable TF_CONFIG"),
+    ("{", "not a cluster and a task"),
+    ('{"cluster": {"worker": ["a:1"]}}', "not a cluster and a task"),
+    (
+      '{"cluster": {"worker": ["a:1"]}, '
+      '"task": {"type": "worker", "index": 1}}',
+      "names task worker 1",
+    ),
+    (
+      '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+      "names task ps 0",
+    ),
+  ],
+)
+def test_wrong_tf_config_is_explained(monkeypatch, tf_config, message):
+  monkeypatch.delenv("TF_CONFIG", raising=False)
+  if tf_config is not None:
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+  with pytest.raises(ValueError, match=message) as raised:
+    strategies.create("multi_worker")
+  assert '"cluster"' in str(raised.value)
+
+
+def test_wrong_strategies_are_refused():
+  with pytest.raises(ValueError, match="--strategy must be one of"):
+    strategies.create("tpu")
+  with pytest.raises(ValueError, match="--cpu_replicas is a setting"):
+    strategies.create("one", cpu_replicas=2)
+  with pytest.raises(ValueError, match="--cpu_replicas=99 comes too late"):
+    tf.zeros([])
+    strategies.create("mirrored", cpu_replicas=99)

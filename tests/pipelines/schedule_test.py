@@ -1,0 +1,50 @@
+"""What is due when, against a walk over every step."""
+
+import pytest
+
+from pipelines import configs, schedule
+
+
+def make(num_rows=103, **settings):
+  settings = {
+    "global_batch_size": 10,
+    "epochs": 7,
+    "log_steps": 1000,
+    "eval_epochs": 2,
+  } | settings
+  return schedule.Schedule(num_rows, configs.from_preset(**settings))
+
+
+@pytest.mark.parametrize("num_rows", [3, 10, 95, 100, 103])
+@pytest.mark.parametrize("eval_epochs", [1, 2, 3])
+def test_blocks_stop_at_every_due_step(num_rows, eval_epochs):
+  calendar = make(
+    num_rows, eval_epochs=eval_epochs, checkpoint_steps=4, log_steps=9
+  )
+  stops, step = {0}, 0
+  while step < calendar.total_steps:
+    step += calendar.block(step)
+    stops.add(step)
+  assert step == calendar.total_steps == -(-num_rows * 7 // 10)
+
+  ends = {-(-num_rows * epoch // 10) for epoch in range(8)}
+  for step in range(calendar.total_steps + 1):
+    rounds = range(eval_epochs, 8 + eval_epochs, eval_epochs)
+    due = step > 0 and step in {-(-num_rows * e // 10) for e in rounds}
+    assert calendar.starts_epoch(step) == (step in ends), step
+    assert calendar.validates(step) == due, step
+    if step and (step % 4 == 0 or step % 9 == 0 or step in ends):
+      assert step in stops, step
+
+
+def test_checkpoints_come_with_validation_unless_told_otherwise():
+  calendar = make(100)
+  assert [s for s in range(1, 71) if calendar.saves(s)] == [20, 40, 60]
+  calendar = make(100, checkpoint_steps=25)
+  assert [s for s in range(1, 71) if calendar.saves(s)] == [25, 50]
+
+
+def test_late_steps_cost_no_walk():
+  calendar = make(10**9, epochs=10**6)
+  assert calendar.block(10**13 - 1) == 1
+  assert calendar.epoch(10**13) == 10**5
