@@ -8,6 +8,8 @@
                          recommend(query_id, k, exclude_ids) and
                          search(query_embeddings, k, exclude_ids)
                          -> candidate_ids, scores
+    ranker/            SavedModel, if the model has a ranker:
+                         rank(query_id, candidate_ids) -> scores
     lists/             ids, training counts and seen candidates, as .npy
 
 Ids are the user's own strings everywhere. In the signatures an unknown id has
@@ -21,7 +23,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +33,9 @@ from export import errors, manifests, saved_models, string_list
 from xir_tfrs import indexes
 
 INDEXES = ("scann", "brute_force")
+RERANK_DEPTH = 100
 _LISTS = "lists"
+_RANKER = "ranker"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Contents:
     query_tower: encodes original query ids.
     candidate_tower: encodes original candidate ids.
     indexes: the indexes by name, of `INDEXES`, over the original ids.
+    ranker: scores pairs of original ids, if the model has a ranker.
   """
 
   query_ids: Sequence[bytes]
@@ -56,6 +61,7 @@ class Contents:
   query_tower: saved_models.Encoder
   candidate_tower: saved_models.Encoder
   indexes: dict[str, indexes.RetrievalIndex]
+  ranker: saved_models.Ranker | None = None
 
 
 class Recommendations(NamedTuple):
@@ -63,8 +69,8 @@ class Recommendations(NamedTuple):
 
   Attributes:
     ids: `[n, k]` object array of str, best first, "" for padding.
-    scores: `[n, k]` float32, -inf for padding. Where `known` is False: the
-      training count of the candidate.
+    scores: `[n, k]` float32, -inf for padding; the ranker's where it ranked
+      again. Where `known` is False: the training count of the candidate.
     known: `[n]` bool, whether the query id was in the training data.
   """
 
@@ -94,6 +100,7 @@ class Bundle:
     self._seen_splits = np.load(lists / "seen_row_splits.npy", mmap_mode="r")
     self._seen = np.load(lists / "seen_candidates.npy", mmap_mode="r")
     # The signatures alone do not keep the tables and variables alive.
+    self._directory = directory
     self._model = tf.saved_model.load(os.fspath(directory / index))
     self._recommend = self._model.signatures["recommend"]
 
@@ -144,11 +151,14 @@ class Bundle:
     k: int,
     exclude: Sequence[Sequence[str]] | None = None,
     exclude_seen: bool = False,
+    rerank: bool = False,
+    rerank_depth: int = RERANK_DEPTH,
   ) -> Recommendations:
     """Best candidates of each query.
 
     An id that was not in the training data gets the candidates with most
-    training interactions, with those counts as scores.
+    training interactions, with those counts as scores; they are not ranked
+    again.
 
     Args:
       query_ids: n original ids.
@@ -156,9 +166,23 @@ class Bundle:
       exclude: n lists of candidate ids that must not come back.
       exclude_seen: whether to leave out the candidates each query had in the
         training data as well.
+      rerank: whether the answers are the best by the ranker among what the
+        index has retrieved.
+      rerank_depth: how many the index retrieves for the ranker; at least k
+        are.
+
+    Raises:
+      export.errors.ExportError: `rerank`, and the bundle has no ranker.
     """
     if k < 1:
       raise ValueError(f"`k` must be positive. Received: `k` = {k}.")
+    if rerank_depth < 1:
+      raise ValueError(
+        "`rerank_depth` must be positive. Received: `rerank_depth` = "
+        f"{rerank_depth}."
+      )
+    # Before the work: it may not be there.
+    rank = self._rank if rerank else None
     if exclude is not None and len(exclude) != len(query_ids):
       raise ValueError(
         "`exclude` must hold one list per query. Received: "
@@ -171,13 +195,17 @@ class Bundle:
         ids.extend(self.seen(row))
     width = max(map(len, lists), default=0)
     padded = [ids + [""] * (width - len(ids)) for ids in lists]
+    queries = tf.constant(list(query_ids), tf.string, [len(rows)])
     answers = self._recommend(
-      query_id=tf.constant(list(query_ids), tf.string, [len(rows)]),
-      k=tf.constant(k, tf.int32),
+      query_id=queries,
+      k=tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
       exclude_ids=tf.constant(padded, tf.string, [len(rows), width]),
     )
-    ids = _decode(answers["candidate_ids"].numpy())
-    scores = answers["scores"].numpy()
+    ids, scores = answers["candidate_ids"].numpy(), answers["scores"].numpy()
+    if rank is not None:
+      again = rank(query_id=queries, candidate_ids=answers["candidate_ids"])
+      ids, scores = _best_again(ids, scores, again["scores"].numpy(), k)
+    ids = _decode(ids)
     known = np.array(rows, np.int64) >= 0
     for i in np.flatnonzero(~known):
       ids[i], scores[i] = self._most_popular(k, set(lists[i]))
@@ -189,6 +217,22 @@ class Bundle:
       return []
     part = slice(self._seen_splits[row], self._seen_splits[row + 1])
     return [self.candidate_ids[i] for i in self._seen[part]]
+
+  @property
+  def has_ranker(self) -> bool:
+    """Whether it can rank again."""
+    return _RANKER in self.manifest["signatures"]
+
+  @functools.cached_property
+  def _rank(self) -> Callable[..., dict[str, tf.Tensor]]:
+    if not self.has_ranker:
+      raise errors.ExportError(
+        f"{self._directory}: has no ranker, so it cannot re-rank; ask without "
+        "--rerank, or export a model that has one (python -m pipelines.train "
+        "--task corr)"
+      )
+    self._ranker = tf.saved_model.load(os.fspath(self._directory / _RANKER))
+    return self._ranker.signatures["rank"]
 
   @functools.cached_property
   def _query_rows(self) -> dict[str, int]:
@@ -243,6 +287,10 @@ def write_bundle(
       signatures[name] = saved_models.save_retriever(
         index, contents.query_tower, directory / name
       )
+    if contents.ranker is not None:
+      signatures[_RANKER] = saved_models.save_ranker(
+        contents.ranker, directory / _RANKER
+      )
     _write_lists(directory / _LISTS, contents)
     index = next(iter(contents.indexes.values()))
     sizes = {
@@ -267,6 +315,15 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   np.save(lists / "by_popularity.npy", order)
   np.save(lists / "seen_row_splits.npy", contents.seen[0])
   np.save(lists / "seen_candidates.npy", contents.seen[1])
+
+
+def _best_again(
+  ids: np.ndarray, retrieved: np.ndarray, ranked: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The k best by `ranked`; padding, with -inf in `retrieved`, stays last."""
+  scores = np.where(np.isneginf(retrieved), -np.inf, ranked)
+  order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+  return tuple(np.take_along_axis(x, order, axis=1) for x in (ids, scores))
 
 
 def _decode(ids: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@
 
 Restores the best checkpoint (or the last, if there is none), encodes every
 candidate, builds the indexes, measures ScaNN against exact search, and writes
-a directory of SavedModels with original string ids. `export.bundle` has the
-layout; `python -m export.query` asks it.
+a directory of SavedModels with original string ids; a model's ranker comes
+along. `export.bundle` has the layout; `python -m export.query` asks it.
 """
 
 from __future__ import annotations
@@ -86,6 +86,9 @@ def export_retriever(options: ExportOptions) -> dict:
         candidate_ids, model.encode_candidates
       ),
       indexes=built,
+      ranker=None
+      if model.ranker is None
+      else saved_models.Ranker(query_ids, candidate_ids, model.rerank_scores),
     ),
     about={
       "data": {k: schema.get(k) for k in ("name", "source", "split", "sha256")},

@@ -11,6 +11,7 @@ import tensorflow as tf
 from xir_tfrs import indexes
 
 Encode = Callable[[tf.Tensor], tf.Tensor]
+Rank = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class Encoder(tf.Module):
@@ -30,13 +31,7 @@ class Encoder(tf.Module):
       name: name of the module.
     """
     super().__init__(name=name)
-    with tf.device("cpu:0"):  # String tables have no GPU kernel.
-      self._table = tf.lookup.experimental.MutableHashTable(
-        tf.string, tf.int64, default_value=np.int64(-1)
-      )
-      self._table.insert(
-        tf.constant(list(ids), tf.string), tf.range(len(ids), dtype=tf.int64)
-      )
+    self._table = _dense_ids(ids)
     self._encode = tf.function(
       encode, input_signature=[tf.TensorSpec([None], tf.int64)]
     )
@@ -47,6 +42,48 @@ class Encoder(tf.Module):
   def __call__(self, ids: tf.Tensor) -> tf.Tensor:
     """String ids `[n]` to embeddings `[n, dim]`."""
     return self._encode(self._table.lookup(ids))
+
+
+class Ranker(tf.Module):
+  """Original ids of pairs to scores: two tables, and a ranker."""
+
+  def __init__(
+    self,
+    query_ids: Sequence[bytes],
+    candidate_ids: Sequence[bytes],
+    rank: Rank,
+    name: str | None = None,
+  ):
+    """Builds the tables.
+
+    Args:
+      query_ids: original ids; row i has the dense id i.
+      candidate_ids: the same of candidates.
+      rank: dense ids `[n]` of queries and `[n, m]` of candidates, int64, -1
+        for an unknown one, to scores `[n, m]`.
+      name: name of the module.
+    """
+    super().__init__(name=name)
+    self._query_table = _dense_ids(query_ids)
+    self._candidate_table = _dense_ids(candidate_ids)
+    self._rank = tf.function(
+      rank,
+      input_signature=[
+        tf.TensorSpec([None], tf.int64),
+        tf.TensorSpec([None, None], tf.int64),
+      ],
+    )
+    # As in `Encoder`: the variables alone.
+    self._used = self._rank.get_concrete_function().variables
+
+  def __call__(
+    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor
+  ) -> tf.Tensor:
+    """Strings `[n]` and `[n, m]` to scores `[n, m]`."""
+    return self._rank(
+      self._query_table.lookup(query_ids),
+      self._candidate_table.lookup(candidate_ids),
+    )
 
 
 def save_encoder(
@@ -64,6 +101,23 @@ def save_encoder(
   spec = tf.TensorSpec([None], tf.string, f"{side}_id")
   signature = _function(encode).get_concrete_function(spec)
   return _save(encoder, path, {f"encode_{side}": signature})
+
+
+def save_ranker(ranker: Ranker, path: str | os.PathLike[str]) -> dict:
+  """Saves `rank`.
+
+  Returns:
+    The signatures, as `_describe` gives them.
+  """
+
+  def rank(query_id, candidate_ids):
+    return {"scores": ranker(query_id, candidate_ids)}
+
+  signature = _function(rank).get_concrete_function(
+    tf.TensorSpec([None], tf.string, "query_id"),
+    tf.TensorSpec([None, None], tf.string, "candidate_ids"),
+  )
+  return _save(ranker, path, {"rank": signature})
 
 
 def save_retriever(
@@ -104,6 +158,20 @@ def save_retriever(
     ),
   }
   return _save(module, path, signatures)
+
+
+def _dense_ids(
+  ids: Sequence[bytes],
+) -> tf.lookup.experimental.MutableHashTable:
+  """A table from original ids to dense ones; -1 for an unknown id."""
+  with tf.device("cpu:0"):  # String tables have no GPU kernel.
+    table = tf.lookup.experimental.MutableHashTable(
+      tf.string, tf.int64, default_value=np.int64(-1)
+    )
+    table.insert(
+      tf.constant(list(ids), tf.string), tf.range(len(ids), dtype=tf.int64)
+    )
+  return table
 
 
 def _function(

@@ -72,6 +72,12 @@ def test_default_index_is_scann(exported):
   assert bundle.Bundle.load(exported).index == "scann"
 
 
+def test_without_a_ranker(world, loaded):
+  assert not loaded.has_ranker
+  with pytest.raises(errors.ExportError, match="has no ranker.*--task corr"):
+    loaded.recommend([world.query_ids[0]], 3, rerank=True)
+
+
 def _edit_manifest(directory, change):
   path = directory / "manifest.json"
   manifest = json.loads(path.read_text())
