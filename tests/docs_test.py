@@ -4,12 +4,15 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from benchmarks import estimator_bias
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -21,10 +24,10 @@ def blocks(path, language):
   )
 
 
-def run(script, folder):
+def run(script, folder, checkout=ROOT):
   """Runs a shell script as a user in a checkout would, in a scratch folder."""
   environment = os.environ | {
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": str(checkout),
     "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
   }
   done = subprocess.run(
@@ -110,6 +113,51 @@ def test_code_of_the_readme_trains():
   assert found.mean() > 0.9
 
 
+def test_code_of_the_distributed_guide_trains(two_replicas):
+  (code,) = blocks(ROOT / "docs/distributed.md", "python")
+  made = "tf.distribute.MirroredStrategy()"
+  assert code.count(made) == 1
+  # One of these is all that a process can have.
+  scope = {"two_replicas": two_replicas}
+  exec(code.replace(made, "two_replicas"), scope)  # pylint: disable=exec-used
+  assert scope["strategy"].num_replicas_in_sync == 2
+  assert scope["model"].optimizer.iterations.numpy() == 19
+  assert np.isfinite(scope["loss"].numpy())
+
+
+def test_example_of_the_task_guide(tmp_path):
+  """A copy of the project, with the task that the guide adds."""
+  guide = ROOT / "docs/adding_a_task.md"
+  task, imported, row, tested, value = blocks(guide, "python")
+  (command,) = blocks(guide, "text")
+  for name in ("xir_tfrs", "pipelines", "tests"):
+    shutil.copytree(ROOT / name, tmp_path / name)
+  shutil.copy(ROOT / "pyproject.toml", tmp_path)
+  (tmp_path / "xir_tfrs/tasks/power.py").write_text(task)
+  for name, anchor, lines in (
+    ("xir_tfrs/tasks/__init__.py", "from xir_tfrs.tasks.xir import", imported),
+    ("pipelines/model.py", '  "ssl": Method(', row),
+    ("tests/conformance/tasks_test.py", '  "ssl": _Row(', tested),
+    ("tests/conformance/tasks_test.py", '  "candidate_counts": list(', value),
+  ):
+    file = tmp_path / name
+    text = file.read_text("utf-8")
+    assert text.count(anchor) == 1, name
+    file.write_text(text.replace(anchor, lines + anchor))
+  prepare = (
+    "python -m pipelines.prepare --format synthetic --output data/small "
+    "--synthetic_users 200 --synthetic_items 150 "
+    "--synthetic_interactions 4000\n"
+  )
+  small = "--epochs 1 --dim 8 --global_batch_size 256"
+  output = run(prepare + command.strip() + f" {small}", tmp_path, tmp_path)
+  assert "power: finished" in output
+  wrong = command.strip().replace("power=0.5", "powr=0.5")
+  assert "powr=0.5" in run(f"! {wrong} {small} --overwrite", tmp_path, tmp_path)
+  conformance = "python -m pytest -q tests/conformance -k 'Api or Config'"
+  assert " passed" in run(conformance, tmp_path, tmp_path)
+
+
 def test_tables_of_the_performance_guide_are_the_results():
   """The figures stand in the files that the benchmarks wrote."""
   sections = (ROOT / "docs/performance.md").read_text("utf-8").split("\n## ")
@@ -139,6 +187,26 @@ def test_tables_of_the_performance_guide_are_the_results():
       assert any(abs(shown - f) <= p for f, p in found), case
       checked += 1
   assert checked > 20
+
+
+def test_tables_of_the_estimator_guide_are_the_results():
+  guide = (ROOT / "docs/estimators.md").read_text("utf-8")
+  results = json.loads(
+    (ROOT / "benchmarks/results/estimator_bias.json").read_text()
+  )["results"]
+  tables = re.findall(r"^<!-- (\w+) -->\n\n((?:\|.*\n)+)", guide, re.M)
+  assert len(tables) == guide.count("<!-- ") > 4
+  for figure, table in tables:
+    assert table == estimator_bias.markdown(results, figure) + "\n", figure
+
+
+def test_code_of_the_estimator_guide_shows_what_it_says():
+  (code,) = blocks(ROOT / "docs/estimators.md", "python")
+  scope = {}
+  exec(code, scope)  # pylint: disable=exec-used
+  found = scope["found"]
+  assert found["bias_half_temperature"] < 0.5 * found["bias"]
+  assert found["sharpness"] == pytest.approx(2.0, rel=0.2)
 
 
 def test_makefile_has_the_commands_of_the_readme():
