@@ -5,6 +5,7 @@
 #
 # Each target makes its own virtual environment in .venv on first use.
 # PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
+# JOBS: tests that run at a time; each holds about 1.5 GiB.
 
 BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
   memory full_ranking
@@ -15,6 +16,7 @@ BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+JOBS := 2
 SOURCES := xir_tfrs pipelines export benchmarks tests setup.py
 
 quickstart: $(READY)
@@ -24,7 +26,7 @@ bench: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit; done
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

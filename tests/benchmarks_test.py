@@ -18,6 +18,7 @@ from benchmarks import (
   harness,
   input_pipeline,
   memory,
+  methods,
   resampling,
   train_step,
 )
@@ -39,6 +40,38 @@ def test_train_step():
   results = train_step.run(_TOWERS | {"repetitions": 2})
   _assert_figures(results, "TFRS Retrieval")
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
+
+
+def test_methods(tmp_path):
+  output = tmp_path / "data"
+  prepare.prepare(
+    prepare.PrepareConfig(
+      input=sources.Input(
+        paths=(),
+        format="synthetic",
+        synthetic=synthetic.SyntheticConfig(
+          num_users=80, num_items=60, num_interactions=1000, seed=3
+        ),
+      ),
+      output=output,
+    )
+  )
+  done = {"ssl": {"step_ms": 7.0}}
+  seen = []
+  results = methods.run(
+    str(output),
+    {"epochs": 1, "dim": 4},
+    tasks=("ssl", "corr"),
+    done=done,
+    after_each=lambda results: seen.append(set(results)),
+  )
+  # What is done is not done again.
+  assert results["ssl"] == done["ssl"]
+  assert seen == [{"ssl", "corr"}]
+  for stage in (results["corr"], results["corr"]["reranked"]):
+    assert 0 < stage["recall@20"] <= 1
+  assert results["corr"]["peak_gib"] > 0.1
+  assert results["corr"]["examples_per_s"] > 0
 
 
 def test_full_ranking():
