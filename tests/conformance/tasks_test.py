@@ -77,7 +77,8 @@ _RANKER = {
   )
 }
 _WITH_COUNTS = {"candidate_counts": _COUNTS}
-_RESAMPLERS = ("expected", "systematic", "multinomial", "lattice")
+# One that draws and one that does not; `ops.resampling` tests all of them.
+_RESAMPLERS = ("expected", "systematic")
 
 _TASKS = {
   "ssl": _Row(tasks.SampledSoftmaxRetrieval),
@@ -179,7 +180,7 @@ _TASKS = {
       encodes=True,
       every_test=sampler == "midx",
     )
-    for sampler in ("midx", "uniform", "bir", "xir")
+    for sampler in ("midx", "xir")
   },
 }
 _METHODS = tuple(name for name, row in _TASKS.items() if row.every_test)
@@ -903,7 +904,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     one = self.train_on_one(name, batches)
     two = self.train_on_two(name, batches)
     self.assert_same_training(one, two)
-    if name in ("xir_systematic", "xir_multinomial"):
+    if name == "xir_systematic":
       # Whole numbers: identical, not only close.
       self.assertAllEqual(
         _cache_of(one[0]).occurrence_counts,

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tests.distributed import cluster, problems
+from tests.distributed import problems
 from xir_tfrs import tasks
 
 
@@ -85,21 +85,3 @@ def test_evaluation_outside_the_strategy_is_no_error(two_replicas):
   loss = model.compute_loss(features, training=False)
   expected = problems.build("xir").compute_loss(features, training=False)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_batch_without_any_row(num_workers):
-  # Left to itself TensorFlow ends the process with a segmentation fault, so
-  # this has processes of its own.
-  results = cluster.run(
-    "tests/distributed/worker.py",
-    ["--empty_batch", "--cpus", 2 if num_workers == 1 else 1],
-    num_workers=num_workers,
-    check=False,
-  )
-  ended = [r for r in results if r.returncode == 1]
-  assert ended, results
-  for result in ended:
-    assert "The batch has no row on any replica" in result.output
-  # None crashed; one that waited for the other was killed.
-  assert {r.returncode for r in results} <= {1, -9}, results

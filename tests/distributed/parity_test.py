@@ -46,10 +46,17 @@ def running(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=_PLACES)
-def results(request, running):
-  """Results of every process of a place."""
+def place(request, running):
+  """Workers and folder of a place, once they are done."""
   workers, folder = running[request.param]
-  workers.wait(timeout=300)
+  workers.wait(timeout=600)
+  return workers, folder
+
+
+@pytest.fixture(scope="module")
+def results(place):
+  """Results of every process of a place."""
+  workers, folder = place
   return [
     dict(np.load(folder / f"worker-{index}.npz"))
     for index in range(len(workers))
@@ -80,6 +87,13 @@ def test_training(results, method):
       _on_one_device(method),
       exact=problems.METHODS[method].exact,
     )
+
+
+def test_a_batch_without_any_row_is_refused(place):
+  # Left to itself TensorFlow ends the process by a segmentation fault.
+  for worker in place[0]:
+    refusal = worker.output().partition("refused:")[2]
+    assert "The batch has no row on any replica" in refusal
 
 
 def test_all_workers_end_with_the_same_bits(results):

@@ -269,6 +269,8 @@ def fit(
     model.compile(
       optimizers.LazyAdam(0.05), steps_per_execution=steps_per_execution
     )
+    # Keras would otherwise trace the first step twice.
+    model.optimizer.build(model.trainable_variables)
   dataset = tf.data.Dataset.from_tensor_slices(batch(rows, seed=0)).batch(8)
   if not announced:
     dataset = dataset.filter(lambda _: True)

@@ -44,6 +44,31 @@ class Sent:
 
 
 @contextlib.contextmanager
+def asked_for():
+  """Collects the types that tasks gather and reduce.
+
+  But for those of shape [1]: TensorFlow's own gradient of a gather gathers
+  numbers of rows.
+  """
+  dtypes = set()
+
+  def noting(original):
+    def method(context, *args, **kwargs):
+      for x in [*args, *kwargs.values()]:
+        if tf.is_tensor(x) and x.shape != [1]:
+          dtypes.add(x.dtype)
+      return original(context, *args, **kwargs)
+
+    return method
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("all_gather", "all_reduce"):
+      original = getattr(tf.distribute.ReplicaContext, name)
+      patch.setattr(tf.distribute.ReplicaContext, name, noting(original))
+    yield dtypes
+
+
+@contextlib.contextmanager
 def recorded():
   """Collects `Sent` of all steps that are traced in the block."""
   sent = []
@@ -75,7 +100,7 @@ def recorded():
 
 
 def step(strategy, variant, rows=_ROWS):
-  """What a training step sends."""
+  """(what a training step sends, which types the task asks to send)."""
   method, options = _VARIANTS[variant]
   rng = np.random.default_rng(0)
   with strategy.scope():
@@ -99,38 +124,18 @@ def step(strategy, variant, rows=_ROWS):
       for name, column in features.items()
     }
   )
-  with recorded() as sent:
+  with recorded() as sent, asked_for() as dtypes:
     strategy.run(model.train_step, args=(shares,))
-  return sent
+  return sent, dtypes
 
 
 @pytest.mark.parametrize("variant", _VARIANTS)
 def test_nothing_of_the_size_of_the_catalogue_is_sent(two_replicas, variant):
-  sent = step(two_replicas, variant)
+  sent, dtypes = step(two_replicas, variant)
   # Twice, by two replicas: rows of the gradients of both towers.
   rows = [s for s in sent if s.shape[1:] == (problems.DIM,)]
   assert len([s for s in rows if s.shape[0] >= _ROWS // 2]) >= 4, sent
   assert max(s.bytes for s in sent) < _NUM_CANDIDATES // 10, sent
-
-
-@pytest.mark.parametrize("variant", _VARIANTS)
-def test_no_int32_is_sent(two_replicas, variant, monkeypatch):
-  # TensorFlow takes int32 through one device, and not by a collective. Its own
-  # gradient of a gather does so with the number of rows, of shape [1].
-  dtypes = set()
-
-  def noting(original):
-    def method(context, *args, **kwargs):
-      for x in [*args, *kwargs.values()]:
-        if tf.is_tensor(x) and x.shape != [1]:
-          dtypes.add(x.dtype)
-      return original(context, *args, **kwargs)
-
-    return method
-
-  for name in ("all_gather", "all_reduce"):
-    original = getattr(tf.distribute.ReplicaContext, name)
-    monkeypatch.setattr(tf.distribute.ReplicaContext, name, noting(original))
-  step(two_replicas, variant)
+  # TensorFlow takes int32 through one device, and not by a collective.
   assert tf.int64 in dtypes
   assert dtypes <= {tf.int64, tf.float32, tf.float64}
