@@ -55,8 +55,8 @@ def test_streaming(task):
   estimator.pop("name")
   # Eight cells per candidate; the share of the rows, as counts give it.
   assert estimator == {
-    "num_buckets": 40,
-    "num_hashes": 2,
+    "num_buckets": 20,
+    "num_hashes": 4,
     "learning_rate": 0.01,
     "initial_gap": None,
     "count_appearances": True,
@@ -79,11 +79,11 @@ def test_streaming(task):
 
 
 def test_g_tower():
-  task = build("g_tower", num_hashes=4, frequency_learning_rate=0.2)
+  task = build("g_tower", num_hashes=5, frequency_learning_rate=0.2)
   assert isinstance(task, xir.tasks.StreamingFrequencyRetrieval)
   config = task.get_config()
-  assert config["num_buckets"] == 20
-  assert config["num_hashes"] == 4
+  assert config["num_buckets"] == 16
+  assert config["num_hashes"] == 5
   assert config["learning_rate"] == 0.2
   # As in the paper; the counts are for the readout.
   assert config["count_appearances"] is False
