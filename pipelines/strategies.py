@@ -112,6 +112,7 @@ def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
+    tf.errors.UnknownError,
   ) as error:
     if Workers(strategy).count == 1:
       raise

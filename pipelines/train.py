@@ -10,6 +10,7 @@ that was interrupted, by Ctrl-C or by force, goes on with
 """
 
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -76,10 +77,14 @@ def main(argv: list[str]) -> int:
     OSError,
     training.TrainingDiverged,
     checkpoints.CheckpointNotSaved,
-    strategies.WorkerLost,
   ) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
+  except strategies.WorkerLost as error:
+    print(f"Error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # An orderly exit would wait for the worker that has gone.
+    os._exit(1)
   _report(config, result)
   return 130 if result.outcome == "interrupted" else 0
 
