@@ -237,8 +237,9 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     )
 
   def _encode_now(self, ids: tf.Tensor) -> tf.Tensor:
-    embeddings = retrieval.encode(self._candidate_encoder, ids, training=False)
-    return tf.stop_gradient(self._scored(tf.cast(embeddings, tf.float32)))
+    return tf.stop_gradient(
+      self._encoded(self._candidate_encoder, ids, tf.float32, training=False)
+    )
 
   def _popular(self, num_ids: int) -> np.ndarray:
     """[num_ids] int64 distinct candidates, drawn by popularity."""

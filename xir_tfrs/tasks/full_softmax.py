@@ -77,8 +77,9 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
 
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
     def encode(ids: tf.Tensor) -> tf.Tensor:
-      embeddings = retrieval.encode(self._candidate_encoder, ids, training)
-      return self._scored(tf.cast(embeddings, batch.queries.dtype))
+      return self._encoded(
+        self._candidate_encoder, ids, batch.queries.dtype, training
+      )
 
     return full_softmax.full_softmax(
       batch.queries,

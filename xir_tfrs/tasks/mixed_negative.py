@@ -108,11 +108,8 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       dtype=tf.int64,
     )
     uniform = distribute.encode_together(
-      lambda ids: self._scored(
-        tf.cast(
-          retrieval.encode(self._candidate_encoder, ids, training),
-          batch.queries.dtype,
-        )
+      lambda ids: self._encoded(
+        self._candidate_encoder, ids, batch.queries.dtype, training
       ),
       uniform_ids,
     )

@@ -272,6 +272,17 @@ class RetrievalTask(tf.keras.layers.Layer):
       return tf.math.l2_normalize(embeddings, axis=1)
     return embeddings
 
+  def _encoded(
+    self,
+    candidate_encoder: CandidateEncoder,
+    ids: tf.Tensor,
+    dtype: tf.DType,
+    training: bool,
+  ) -> tf.Tensor:
+    """[n, dim] embeddings of [n] ids, as they are scored."""
+    embeddings = encode(candidate_encoder, ids, training)
+    return self._scored(tf.cast(embeddings, dtype))
+
   def _pool_loss(
     self,
     batch: Batch,

@@ -121,11 +121,8 @@ class XIRRetrieval(retrieval.RetrievalTask):
     )
     cache_ids = tf.identity(self.cache.ids)
     cache_embeddings = distribute.encode_together(
-      lambda ids: self._scored(
-        tf.cast(
-          retrieval.encode(self._candidate_encoder, ids, training),
-          batch.queries.dtype,
-        )
+      lambda ids: self._encoded(
+        self._candidate_encoder, ids, batch.queries.dtype, training
       ),
       cache_ids,
     )
