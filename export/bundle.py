@@ -1,41 +1,64 @@
 """The bundle: a directory with everything a retriever needs to answer.
 
     manifest.json      what is in here, how it was made, sha256 of every file
-    query_tower/       SavedModel: encode_query(query_id) -> embedding
-    candidate_tower/   SavedModel: encode_candidate(candidate_id) -> embedding
+    query_tower/       SavedModel: encode_query(query_id, FEATURES)
+    candidate_tower/   SavedModel: encode_candidate(candidate_id, FEATURES)
+                         -> embedding, row (-1 for an unknown id)
     brute_force/       SavedModel of plain TensorFlow ops, and
-    scann/             SavedModel with ScaNN's ops, each with
-                         recommend(query_id, k, exclude_ids) and
-                         search(query_embeddings, k, exclude_ids)
-                         -> candidate_ids, scores
+    scann/             SavedModel with ScaNN's ops; both have encode_query,
+                       encode_candidate, and
+                         recommend(query_id, FEATURES, k, exclude_ids,
+                                   allow_ids)
+                         recommend_unseen, the same without what the query had
+                         in training
+                         -> candidate_ids, scores, num_found, known
+                         search(query_embeddings, k, exclude_ids, allow_ids)
+                         similar_items(ids, k)
+                         -> candidate_ids, scores, num_found
+                       serving_default is recommend
+    scann_folder/      ScaNN's own files, for processes without TensorFlow
     ranker/            SavedModel, if the model has a ranker:
                          rank(query_id, candidate_ids) -> scores
-    lists/             ids, training counts and seen candidates, as .npy
+    lists/             ids, training counts, seen candidates, vocabularies
+    recall_latency.png how ScaNN's settings were chosen
 
-Ids are the user's own strings everywhere. In the signatures an unknown id has
-the tower's out-of-vocabulary embedding; `Bundle.recommend` answers an unknown
-query with the most popular candidates instead.
+Ids are the user's own, strings or int64. FEATURES are the side features of the
+tower, raw (`export.features`). Lists of ids are padded with "" or -1, and so
+are answers, with score -inf, where fewer than k remain. An `allow_ids` row of
+padding alone restricts nothing.
+
+A query that training did not know, `known` False, gets the most popular
+candidates with their training counts as scores; if the query tower has side
+features, or the export was told so, what the tower says of it instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from export import errors, manifests, saved_models, string_list
+from export import build, errors, features, manifests, saved_models, string_list
 from xir_tfrs import indexes
 
-INDEXES = ("scann", "brute_force")
+INDEXES = build.INDEXES
 RERANK_DEPTH = 100
+MAX_K = 10_000
+UNKNOWN_QUERY = ("popularity", "tower")
+FOLDER = "scann_folder"
 _LISTS = "lists"
 _RANKER = "ranker"
+_FEATURES = "features.json"
+
+Id = str | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,66 +66,89 @@ class Contents:
   """What a bundle is made of.
 
   Attributes:
-    query_ids: original ids by dense id, utf-8 bytes.
-    candidate_ids: the same of candidates.
-    candidate_counts: `[num_candidates]` int64 training counts.
-    seen: row_splits `[num_queries + 1]` int64 and candidates `[pairs]` int32:
-      the training candidates of each query.
+    query_ids: original ids by dense id: utf-8 bytes, or an int64 array.
+    candidate_counts: `[num_candidates]` int64 training counts by row of the
+      indexes.
+    seen: row_splits `[num_queries + 1]` int64 and rows `[pairs]` int32 of the
+      indexes: the training candidates of each query.
     query_tower: encodes original query ids.
     candidate_tower: encodes original candidate ids.
     indexes: the indexes by name, of `INDEXES`, over the original ids.
     ranker: scores pairs of original ids, if the model has a ranker.
+    copied: parts to take from another bundle, as they are, by name: their
+      directories. A tower here is not saved again.
+    scann_folder: whether to write what processes without TensorFlow need.
+    popular_if_unknown: whether unknown queries get the most popular; None: if
+      the query tower has no side features.
+    max_k: most answers that may be asked for.
   """
 
-  query_ids: Sequence[bytes]
-  candidate_ids: Sequence[bytes]
+  query_ids: Sequence[bytes] | np.ndarray
   candidate_counts: np.ndarray
   seen: tuple[np.ndarray, np.ndarray]
   query_tower: saved_models.Encoder
   candidate_tower: saved_models.Encoder
   indexes: dict[str, indexes.RetrievalIndex]
   ranker: saved_models.Ranker | None = None
+  copied: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  scann_folder: bool = True
+  popular_if_unknown: bool | None = None
+  max_k: int = MAX_K
 
 
 class Recommendations(NamedTuple):
   """Answers to n queries.
 
   Attributes:
-    ids: `[n, k]` object array of str, best first, "" for padding.
+    ids: `[n, k]`, best first: object array of str with "" for padding, or
+      int64 with -1.
     scores: `[n, k]` float32, -inf for padding; the ranker's where it ranked
-      again. Where `known` is False: the training count of the candidate.
+      again. Where `known` is False: see the bundle.
     known: `[n]` bool, whether the query id was in the training data.
+    num_found: `[n]` int32, how many answers are no padding.
   """
 
   ids: np.ndarray
   scores: np.ndarray
   known: np.ndarray
+  num_found: np.ndarray
+
+
+class SimilarItems(NamedTuple):
+  """Answers for n candidates; as in `Recommendations`."""
+
+  ids: np.ndarray
+  scores: np.ndarray
+  num_found: np.ndarray
 
 
 class Bundle:
   """A bundle that has been read and checked.
 
   Attributes:
+    directory: where it is.
     manifest: content of manifest.json.
     index: "scann" or "brute_force", which of the two answers.
-    candidate_ids: original ids by dense id.
+    signatures: those of the index, by name.
+    query_features, candidate_features: side features of the towers.
+    candidate_ids: original ids by row of the index.
+    query_ids: original ids by dense id.
   """
 
   def __init__(self, directory: pathlib.Path, manifest: dict, index: str):
     """Use `Bundle.load`."""
+    self.directory = directory
     self.manifest = manifest
     self.index = index
     lists = directory / _LISTS
-    self.candidate_ids = string_list.StringList.load(lists / "candidate_ids")
-    self._query_ids = string_list.StringList.load(lists / "query_ids")
-    self._by_popularity = np.load(lists / "by_popularity.npy", mmap_mode="r")
-    self._counts = np.load(lists / "candidate_counts.npy", mmap_mode="r")
-    self._seen_splits = np.load(lists / "seen_row_splits.npy", mmap_mode="r")
-    self._seen = np.load(lists / "seen_candidates.npy", mmap_mode="r")
+    self.candidate_ids = string_list.load_ids(lists / "candidate_ids")
+    self.query_ids = string_list.load_ids(lists / "query_ids")
+    described = json.loads((lists / _FEATURES).read_text(encoding="utf-8"))
+    self.query_features = features.of_schema(described["query"])
+    self.candidate_features = features.of_schema(described["candidate"])
     # The signatures alone do not keep the tables and variables alive.
-    self._directory = directory
     self._model = tf.saved_model.load(os.fspath(directory / index))
-    self._recommend = self._model.signatures["recommend"]
+    self.signatures = dict(self._model.signatures)
 
   @classmethod
   def load(
@@ -116,16 +162,15 @@ class Bundle:
     Args:
       directory: what `export.export_retriever` wrote.
       index: "scann", "brute_force", or None for the first of these it has.
-      check_hashes: whether to compare the content of every file, and not its
-        size alone.
+      check_hashes: whether to compare the content of every file that is read,
+        and not its size alone.
 
     Raises:
       export.errors.ExportError: a file is missing or changed, the bundle has
         no such index, or ScaNN or TensorFlow here are not those it needs.
     """
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(directory).resolve()
     manifest = manifests.load(directory)
-    manifests.check_files(directory, manifest, check_hashes)
     available = [name for name in INDEXES if name in manifest["indexes"]]
     if index is None:
       index = available[0]
@@ -134,6 +179,8 @@ class Bundle:
         f"{directory}: has no index {index!r}, only {', '.join(available)}; "
         "choose one of these, or export again with --index both"
       )
+    read = (index, _LISTS, _RANKER) if check_hashes else ()
+    manifests.check_files(directory, manifest, read)
     needs_scann = manifest["indexes"][index]["kind"] == "scann"
     manifests.check_versions(directory, manifest, needs_scann)
     if needs_scann:
@@ -147,76 +194,114 @@ class Bundle:
 
   def recommend(
     self,
-    query_ids: Sequence[str],
+    query_ids: Sequence[Id],
     k: int,
-    exclude: Sequence[Sequence[str]] | None = None,
+    exclude: Sequence[Sequence[Id]] | None = None,
+    allow: Sequence[Sequence[Id]] | None = None,
+    features: Mapping[str, Sequence] | None = None,
     exclude_seen: bool = False,
     rerank: bool = False,
     rerank_depth: int = RERANK_DEPTH,
   ) -> Recommendations:
     """Best candidates of each query.
 
-    An id that was not in the training data gets the candidates with most
-    training interactions, with those counts as scores; they are not ranked
-    again.
-
     Args:
       query_ids: n original ids.
-      k: number of answers, positive; may exceed the corpus.
+      k: number of answers, from 1 to the bundle's `max_k`; may exceed the
+        corpus.
       exclude: n lists of candidate ids that must not come back.
+      allow: n lists of the only candidate ids that may; an empty one does not
+        restrict.
+      features: side features of the queries, by name, n values each; what is
+        not given, or None, is as in training.
       exclude_seen: whether to leave out the candidates each query had in the
         training data as well.
       rerank: whether the answers are the best by the ranker among what the
-        index has retrieved.
+        index has retrieved. Unknown queries are not ranked again.
       rerank_depth: how many the index retrieves for the ranker; at least k
         are.
 
     Raises:
+      ValueError: an argument has another size or type.
       export.errors.ExportError: `rerank`, and the bundle has no ranker.
     """
-    if k < 1:
-      raise ValueError(f"`k` must be positive. Received: `k` = {k}.")
-    if rerank_depth < 1:
-      raise ValueError(
-        "`rerank_depth` must be positive. Received: `rerank_depth` = "
-        f"{rerank_depth}."
-      )
+    depth = max(k, rerank_depth) if rerank else k
+    self._check_k("k", k)
+    self._check_k("rerank_depth", rerank_depth)
     # Before the work: it may not be there.
     rank = self._rank if rerank else None
-    if exclude is not None and len(exclude) != len(query_ids):
-      raise ValueError(
-        "`exclude` must hold one list per query. Received: "
-        f"{len(exclude)} lists for {len(query_ids)} queries."
-      )
-    rows = [self._query_rows.get(query_id, -1) for query_id in query_ids]
-    lists = [list(x) for x in exclude] if exclude else [[] for _ in rows]
-    if exclude_seen:
-      for row, ids in zip(rows, lists, strict=True):
-        ids.extend(self.seen(row))
-    width = max(map(len, lists), default=0)
-    padded = [ids + [""] * (width - len(ids)) for ids in lists]
-    queries = tf.constant(list(query_ids), tf.string, [len(rows)])
-    answers = self._recommend(
+    queries = self._ids("query", query_ids)
+    n = len(query_ids)
+    name = "recommend_unseen" if exclude_seen else "recommend"
+    answers = self.signatures[name](
       query_id=queries,
-      k=tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
-      exclude_ids=tf.constant(padded, tf.string, [len(rows), width]),
+      **self._features(self.query_features, features, n),
+      k=tf.constant(depth, tf.int32),
+      exclude_ids=self._lists("exclude", exclude, n),
+      allow_ids=self._lists("allow", allow, n),
     )
+    known, found = answers["known"].numpy(), answers["num_found"].numpy()
     ids, scores = answers["candidate_ids"].numpy(), answers["scores"].numpy()
     if rank is not None:
       again = rank(query_id=queries, candidate_ids=answers["candidate_ids"])
-      ids, scores = _best_again(ids, scores, again["scores"].numpy(), k)
-    ids = _decode(ids)
-    known = np.array(rows, np.int64) >= 0
-    for i in np.flatnonzero(~known):
-      ids[i], scores[i] = self._most_popular(k, set(lists[i]))
-    return Recommendations(ids, scores, known)
+      ranked = np.where(known[:, None], again["scores"].numpy(), scores)
+      ids, scores = _best_again(ids, scores, ranked, k)
+      found = np.minimum(found, k)
+    return Recommendations(_decode(ids), scores, known, found)
 
-  def seen(self, row: int) -> list[str]:
-    """Training candidates of the query with dense id `row`; none for -1."""
-    if row < 0:
-      return []
-    part = slice(self._seen_splits[row], self._seen_splits[row + 1])
-    return [self.candidate_ids[i] for i in self._seen[part]]
+  def similar_items(self, ids: Sequence[Id], k: int) -> SimilarItems:
+    """The nearest candidates of each candidate; none of an unknown one."""
+    self._check_k("k", k)
+    answers = self.signatures["similar_items"](
+      ids=self._ids("candidate", ids), k=tf.constant(k, tf.int32)
+    )
+    return SimilarItems(
+      _decode(answers["candidate_ids"].numpy()),
+      answers["scores"].numpy(),
+      answers["num_found"].numpy(),
+    )
+
+  def encode_queries(
+    self,
+    ids: Sequence[Id],
+    features: Mapping[str, Sequence] | None = None,
+  ) -> np.ndarray:
+    """`[n, dim]` vectors of query ids, and features as in `recommend`."""
+    found = self.signatures["encode_query"](
+      query_id=self._ids("query", ids),
+      **self._features(self.query_features, features, len(ids)),
+    )
+    return found["embedding"].numpy()
+
+  def encode_candidates(
+    self,
+    ids: Sequence[Id],
+    features: Mapping[str, Sequence] | None = None,
+  ) -> np.ndarray:
+    """`[n, dim]` vectors of candidates, as the candidate tower has them.
+
+    Those of the index are `vectors`; after `export.refresh` they may differ.
+    """
+    found = self.signatures["encode_candidate"](
+      candidate_id=self._ids("candidate", ids),
+      **self._features(self.candidate_features, features, len(ids)),
+    )
+    return found["embedding"].numpy()
+
+  @property
+  def vectors(self) -> np.ndarray:
+    """`[num_candidates, dim]` float32, in the order of `candidate_ids`."""
+    return self._model.vectors.numpy()
+
+  @functools.cached_property
+  def counts(self) -> np.ndarray:
+    """`[num_candidates]` int64 training counts."""
+    return self._list("candidate_counts")
+
+  @functools.cached_property
+  def seen(self) -> tuple[np.ndarray, np.ndarray]:
+    """Row splits by query, and rows of their training candidates."""
+    return self._list("seen_row_splits"), self._list("seen_candidates")
 
   @property
   def has_ranker(self) -> bool:
@@ -227,31 +312,64 @@ class Bundle:
   def _rank(self) -> Callable[..., dict[str, tf.Tensor]]:
     if not self.has_ranker:
       raise errors.ExportError(
-        f"{self._directory}: has no ranker, so it cannot re-rank; ask without "
+        f"{self.directory}: has no ranker, so it cannot re-rank; ask without "
         "--rerank, or export a model that has one (python -m pipelines.train "
         "--task corr)"
       )
-    self._ranker = tf.saved_model.load(os.fspath(self._directory / _RANKER))
+    self._ranker = tf.saved_model.load(os.fspath(self.directory / _RANKER))
     return self._ranker.signatures["rank"]
 
-  @functools.cached_property
-  def _query_rows(self) -> dict[str, int]:
-    return {query_id: row for row, query_id in enumerate(self._query_ids)}
+  def _list(self, name: str) -> np.ndarray:
+    return np.load(self.directory / _LISTS / f"{name}.npy", mmap_mode="r")
 
-  def _most_popular(
-    self, k: int, leave_out: set[str]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.full(k, "", object)
-    counts = np.full(k, -np.inf, np.float32)
-    place = 0
-    for row in self._by_popularity:
-      if place == k:
-        break
-      candidate_id = self.candidate_ids[row]
-      if candidate_id not in leave_out:
-        ids[place], counts[place] = candidate_id, self._counts[row]
-        place += 1
-    return ids, counts
+  def _check_k(self, name: str, value: int) -> None:
+    largest = self.manifest["max_k"]
+    if not 1 <= value <= largest:
+      raise ValueError(
+        f"`{name}` must be from 1 to {largest}, the bundle's `max_k`. "
+        f"Received: `{name}` = {value}."
+      )
+
+  def _ids(self, side: str, ids: Sequence[Id]) -> tf.Tensor:
+    """`[n]` of the type that the bundle has."""
+    kind = self.manifest["id_types"][side]
+    expected = (str, bytes) if kind == "string" else (str, int, np.integer)
+    for value in ids:
+      if not isinstance(value, expected):
+        raise ValueError(
+          f"{side} ids of this bundle are of type {kind}. Received: {value!r}."
+        )
+    if kind == "string":
+      return tf.constant(list(ids), tf.string, [len(ids)])
+    try:
+      return tf.constant([int(x) for x in ids], tf.int64, [len(ids)])
+    except (ValueError, OverflowError) as error:
+      raise ValueError(
+        f"{side} ids of this bundle are of type int64: {error}."
+      ) from None
+
+  def _lists(
+    self, name: str, lists: Sequence[Sequence[Id]] | None, n: int
+  ) -> tf.Tensor:
+    """`[n, width]` padded candidate ids."""
+    lists = [[] for _ in range(n)] if lists is None else list(lists)
+    if len(lists) != n:
+      raise ValueError(
+        f"`{name}` must hold one list per query. Received: {len(lists)} lists "
+        f"for {n} queries."
+      )
+    width = max(map(len, lists), default=0)
+    padding = "" if self.manifest["id_types"]["candidate"] == "string" else -1
+    flat = [x for row in lists for x in (*row, *[padding] * (width - len(row)))]
+    return tf.reshape(self._ids("candidate", flat), [n, width])
+
+  def _features(
+    self,
+    inputs: Sequence[features.FeatureInput],
+    values: Mapping[str, Sequence] | None,
+    n: int,
+  ) -> dict[str, tf.Tensor]:
+    return features.to_tensors(inputs, values, n)
 
 
 def write_bundle(
@@ -259,6 +377,7 @@ def write_bundle(
   contents: Contents,
   about: dict,
   overwrite: bool = False,
+  check: Callable[[pathlib.Path], None] = lambda directory: None,
 ) -> dict:
   """Writes a bundle; it appears at `output` complete or not at all.
 
@@ -268,53 +387,118 @@ def write_bundle(
     about: what the manifest says beside files, versions and sizes; `indexes`
       maps each index to a dict with its `kind`, "exact" or "scann".
     overwrite: whether a bundle at `output` may be replaced. Until the new one
-      is complete the old one stays.
+      is complete the old one stays, and then they change places in one step.
+    check: called with the complete bundle, before that; if it raises, there is
+      no new bundle.
 
   Returns:
     The manifest.
   """
   with manifests.new_bundle(output, overwrite) as directory:
-    signatures = {
-      f"{side}_tower": saved_models.save_encoder(
-        encoder, directory / f"{side}_tower", side
-      )
-      for side, encoder in (
-        ("query", contents.query_tower),
-        ("candidate", contents.candidate_tower),
-      )
-    }
-    for name, index in contents.indexes.items():
+    index = next(iter(contents.indexes.values()))
+    signatures = _write_towers(directory, contents)
+    retriever = functools.partial(
+      saved_models.Retriever,
+      query_encoder=contents.query_tower,
+      candidate_encoder=contents.candidate_tower,
+      candidate_counts=contents.candidate_counts,
+      seen=contents.seen,
+      popular_if_unknown=_popular_if_unknown(contents),
+      max_k=contents.max_k,
+    )
+    for name, built in contents.indexes.items():
       signatures[name] = saved_models.save_retriever(
-        index, contents.query_tower, directory / name
+        retriever(built), directory / name
       )
     if contents.ranker is not None:
       signatures[_RANKER] = saved_models.save_ranker(
         contents.ranker, directory / _RANKER
       )
     _write_lists(directory / _LISTS, contents)
-    index = next(iter(contents.indexes.values()))
-    sizes = {
+    if contents.scann_folder and "scann" in contents.indexes:
+      _write_folder(directory / FOLDER, contents.indexes["scann"])
+    curve = about["indexes"].get("scann", {})
+    if "curve" in curve:
+      build.plot_curve(curve, directory / build.PLOT)
+    described = {
       "num_queries": len(contents.query_ids),
       "num_candidates": index.size,
       "num_seen_pairs": len(contents.seen[1]),
       "dim": index.dim,
       "dtype": "float32",
+      "max_k": contents.max_k,
+      "id_types": {
+        "query": contents.query_tower.id_dtype.name,
+        "candidate": index.ids.dtype.name,
+      },
+      "unknown_query": UNKNOWN_QUERY[not _popular_if_unknown(contents)],
+      "query_features": [x.about() for x in contents.query_tower.inputs],
+      "candidate_features": [
+        x.about() for x in contents.candidate_tower.inputs
+      ],
+      "tower_sha256": {
+        side: manifests.tower_hash(directory / f"{side}_tower")
+        for side in ("query", "candidate")
+      },
     }
-    return manifests.save(
-      directory, {**sizes, **about, "signatures": signatures}
+    manifest = manifests.save(
+      directory, {**described, **about, "signatures": signatures}
     )
+    check(directory)
+    return manifest
+
+
+def _write_towers(directory: pathlib.Path, contents: Contents) -> dict:
+  signatures = {}
+  for side, encoder in (
+    ("query", contents.query_tower),
+    ("candidate", contents.candidate_tower),
+  ):
+    name = f"{side}_tower"
+    if name not in contents.copied:
+      signatures[name] = saved_models.save_encoder(
+        encoder, directory / name, side
+      )
+  for name, source in contents.copied.items():
+    shutil.copytree(source, directory / name)
+    signatures[name] = manifests.load(source.parent)["signatures"][name]
+  return signatures
+
+
+def _write_folder(folder: pathlib.Path, index: indexes.ScannIndex) -> None:
+  folder.mkdir()
+  index.save_folder(folder)
+  string_list.save_ids(folder / "candidate_ids", _original_ids(index))
 
 
 def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   lists.mkdir()
-  string_list.save(lists / "query_ids", contents.query_ids)
-  string_list.save(lists / "candidate_ids", contents.candidate_ids)
-  counts = contents.candidate_counts
-  np.save(lists / "candidate_counts.npy", counts)
-  order = np.argsort(-counts, kind="stable").astype(np.int32)
-  np.save(lists / "by_popularity.npy", order)
+  index = next(iter(contents.indexes.values()))
+  string_list.save_ids(lists / "query_ids", contents.query_ids)
+  string_list.save_ids(lists / "candidate_ids", _original_ids(index))
+  np.save(lists / "candidate_counts.npy", contents.candidate_counts)
   np.save(lists / "seen_row_splits.npy", contents.seen[0])
   np.save(lists / "seen_candidates.npy", contents.seen[1])
+  described = {
+    side: [dataclasses.asdict(x) for x in encoder.inputs]
+    for side, encoder in (
+      ("query", contents.query_tower),
+      ("candidate", contents.candidate_tower),
+    )
+  }
+  (lists / _FEATURES).write_text(
+    json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8"
+  )
+
+
+def _original_ids(index: indexes.RetrievalIndex) -> np.ndarray:
+  return index.ids.ids(tf.range(index.size, dtype=tf.int64)).numpy()
+
+
+def _popular_if_unknown(contents: Contents) -> bool:
+  if contents.popular_if_unknown is None:
+    return not contents.query_tower.inputs
+  return contents.popular_if_unknown
 
 
 def _best_again(
@@ -327,5 +511,7 @@ def _best_again(
 
 
 def _decode(ids: np.ndarray) -> np.ndarray:
+  if ids.dtype == np.int64:
+    return ids
   flat = [x.decode() for x in ids.ravel()]
   return np.array(flat, object).reshape(ids.shape)

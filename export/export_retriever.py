@@ -3,9 +3,10 @@
   python -m export.export_retriever --data DIR --model_dir DIR --output BUNDLE
 
 Restores the best checkpoint (or the last, if there is none), encodes every
-candidate, builds the indexes, measures ScaNN against exact search, and writes
-a directory of SavedModels with original string ids; a model's ranker comes
-along. `export.bundle` has the layout; `python -m export.query` asks it.
+candidate, builds the indexes, tunes ScaNN to a recall and measures it against
+exact search, and writes a directory of SavedModels with original ids; a
+model's ranker comes along. `export.bundle` has the layout; `python -m
+export.query` asks it.
 """
 
 from __future__ import annotations
@@ -13,38 +14,53 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
+from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 from absl import app, flags, logging
 
 import xir_tfrs as xir
-from export import bundle, data, errors, manifests, saved_models, trained
+from export import (
+  build,
+  bundle,
+  data,
+  errors,
+  features,
+  manifests,
+  saved_models,
+  trained,
+)
 
-_RECALL_QUERIES = 1000
-_RECALL_KS = (10, 100)
+_SAMPLE = 1000
+_ID_TYPES = ("string", "int64")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(build.IndexOptions):
   """What to export; the flags of this program.
 
   Attributes:
     data: directory made by pipelines.prepare.
     model_dir: directory made by pipelines.train.
     output: the bundle to write.
-    indexes: which of `bundle.INDEXES` to build.
     overwrite: whether a bundle at `output` may be replaced.
-    min_recall: recall@10 of ScaNN below which the export fails.
-    scann: arguments of `ScannIndex` that replace those chosen by corpus size.
+    query_id_type, candidate_id_type: "string" or "int64".
+    unknown_query: "popularity" or "tower", what queries get that training did
+      not know; None: popularity if the query tower has no side features.
+    scann_folder: whether to write ScaNN's own files beside its SavedModel.
+    max_k: most answers that may be asked for.
   """
 
-  data: str
-  model_dir: str
-  output: str
-  indexes: tuple[str, ...] = bundle.INDEXES
+  data: str = dataclasses.field(kw_only=True)
+  model_dir: str = dataclasses.field(kw_only=True)
+  output: str = dataclasses.field(kw_only=True)
   overwrite: bool = False
-  min_recall: float = 0.9
-  scann: dict[str, int] = dataclasses.field(default_factory=dict)
+  query_id_type: str = "string"
+  candidate_id_type: str = "string"
+  unknown_query: str | None = None
+  scann_folder: bool = True
+  max_k: int = bundle.MAX_K
 
 
 def export_retriever(options: ExportOptions) -> dict:
@@ -62,53 +78,115 @@ def export_retriever(options: ExportOptions) -> dict:
   query_ids, query_counts = data.read_table(options.data, schema, "queries")
   candidate_ids, counts = data.read_table(options.data, schema, "candidates")
   seen = data.read_seen(options.data, schema)
-  _report(f"read {len(query_ids):,} queries, {len(candidate_ids):,} candidates")
+  build.report(
+    f"read {len(query_ids):,} queries, {len(candidate_ids):,} candidates"
+  )
   model, config, checkpoint = trained.load_model(options.model_dir)
   trained.check_fit(config, schema, options.model_dir, options.data)
-  _report(f"restored {checkpoint}")
-  encode_seconds = time.monotonic()
+  build.report(f"restored {checkpoint}")
+  query_ids = _typed(query_ids, options.query_id_type, "query")
+  candidate_ids = _typed(candidate_ids, options.candidate_id_type, "candidate")
+  query_table, candidate_table = map(_id_table, (query_ids, candidate_ids))
+  seconds = time.monotonic()
   vectors = trained.encode_all(
     model.encode_candidates, np.arange(len(candidate_ids))
   )
-  encode_seconds = time.monotonic() - encode_seconds
+  seconds = time.monotonic() - seconds
   sample = _sample_queries(query_counts)
   queries = trained.encode_all(model.encode_queries, sample, show=False)
-  built, about = _build_indexes(options, candidate_ids, vectors, queries)
+  built, about = build.build_indexes(options, candidate_table, vectors, queries)
+  popular = {None: None, "popularity": True, "tower": False}
   manifest = bundle.write_bundle(
     options.output,
     bundle.Contents(
       query_ids=query_ids,
-      candidate_ids=candidate_ids,
       candidate_counts=counts,
       seen=seen,
-      query_tower=saved_models.Encoder(query_ids, model.encode_queries),
-      candidate_tower=saved_models.Encoder(
-        candidate_ids, model.encode_candidates
+      query_tower=_encoder(
+        query_table, model.encode_queries, model.query_tower, schema, "query"
+      ),
+      candidate_tower=_encoder(
+        candidate_table,
+        model.encode_candidates,
+        model.candidate_tower,
+        schema,
+        "candidate",
       ),
       indexes=built,
       ranker=None
       if model.ranker is None
-      else saved_models.Ranker(query_ids, candidate_ids, model.rerank_scores),
+      else saved_models.Ranker(
+        query_table, candidate_table, model.rerank_scores
+      ),
+      scann_folder=options.scann_folder,
+      popular_if_unknown=popular[options.unknown_query],
+      max_k=options.max_k,
     ),
     about={
       "data": {k: schema.get(k) for k in ("name", "source", "split", "sha256")},
       "checkpoint": checkpoint,
       "training": config,
       "indexes": about,
-      "encode_seconds": round(encode_seconds, 3),
+      "encode_seconds": round(seconds, 3),
     },
     overwrite=options.overwrite,
   )
   size = sum(file["bytes"] for file in manifest["files"].values())
-  _report(
+  build.report(
     f"wrote {options.output}: {size / 1e6:.1f} MB in "
     f"{time.monotonic() - start:.1f} s"
   )
-  _report(
+  first = query_ids[0]
+  first = first.decode() if isinstance(first, bytes) else str(first)
+  build.report(
     f"Next: python -m export.query --bundle {options.output} --query_id "
-    f"{shlex.quote(query_ids[0].decode())} --k 10 --exclude_seen"
+    f"{shlex.quote(first)} --k 10 --exclude_seen"
   )
   return manifest
+
+
+def _typed(
+  ids: np.ndarray, kind: str, side: str
+) -> Sequence[bytes] | np.ndarray:
+  """The ids as they are, or as int64."""
+  if kind == "string":
+    return ids
+  numbers = np.zeros(len(ids), np.int64)
+  for row, text in enumerate(ids):
+    try:
+      numbers[row] = int(text)
+      if str(numbers[row]).encode() == text:
+        continue
+    except (ValueError, OverflowError):
+      pass
+    raise errors.ExportError(
+      f"--{side}_id_type int64: the {side} id {text.decode()!r} (row {row}) is "
+      "no integer of 64 bits in plain digits; export with string ids"
+    )
+  return numbers
+
+
+def _id_table(ids: Sequence[bytes] | np.ndarray) -> xir.indexes.IdTable:
+  if not isinstance(ids, np.ndarray) or ids.dtype != np.int64:
+    ids = tf.constant(list(ids), tf.string)
+  try:
+    return xir.indexes.IdTable(ids)
+  except ValueError as error:
+    raise errors.ExportError(f"ids cannot be exported: {error}") from error
+
+
+def _encoder(
+  ids: xir.indexes.IdTable,
+  encode: saved_models.Encode,
+  tower: tf.keras.Model,
+  schema: dict,
+  side: str,
+) -> saved_models.TrainedEncoder:
+  inputs = features.of_schema(schema.get(f"{side}_features", ()))
+  names = [x.name for x in tower.features]
+  # A tower may have been trained without some, or all, of them.
+  inputs = [next(x for x in inputs if x.name == name) for name in names]
+  return saved_models.TrainedEncoder(ids, encode, tower.look_up, inputs)
 
 
 def _sample_queries(counts: np.ndarray) -> np.ndarray:
@@ -116,76 +194,8 @@ def _sample_queries(counts: np.ndarray) -> np.ndarray:
   ids = np.flatnonzero(counts > 0)
   if not ids.size:
     ids = np.arange(len(counts))
-  size = min(_RECALL_QUERIES, ids.size)
+  size = min(_SAMPLE, ids.size)
   return np.random.default_rng(0).choice(ids, size, replace=False)
-
-
-def _build_indexes(
-  options: ExportOptions,
-  candidate_ids: np.ndarray,
-  vectors: np.ndarray,
-  queries: np.ndarray,
-) -> tuple[dict[str, xir.indexes.RetrievalIndex], dict[str, dict]]:
-  """The indexes asked for, and what the manifest says of each."""
-  built, about = {}, {}
-  ids = candidate_ids.tolist()
-  try:
-    exact = xir.indexes.BruteForceIndex().index(ids, vectors)
-    if "brute_force" in options.indexes:
-      built["brute_force"] = exact
-      about["brute_force"] = {"kind": "exact"}
-    if "scann" in options.indexes:
-      start = time.monotonic()
-      scann = xir.indexes.ScannIndex(**options.scann).index(ids, vectors)
-      seconds = time.monotonic() - start
-      built["scann"] = scann
-      about["scann"] = {
-        **_describe_scann(scann, exact, queries, options.min_recall),
-        "build_seconds": round(seconds, 3),
-      }
-  except ImportError as error:
-    raise errors.ExportError(f"{error} (--index brute_force)") from error
-  except ValueError as error:
-    raise errors.ExportError(
-      f"{options.model_dir}: cannot be indexed. {error}"
-    ) from error
-  return built, about
-
-
-def _describe_scann(
-  index: xir.indexes.ScannIndex,
-  exact: xir.indexes.BruteForceIndex,
-  queries: np.ndarray,
-  min_recall: float,
-) -> dict:
-  """Settings and recall; raises if the recall is too low."""
-  recall = {
-    str(k): round(xir.indexes.recall(index, exact, queries, k), 5)
-    for k in _RECALL_KS
-  }
-  shown = ", ".join(f"recall@{k} {value:.4f}" for k, value in recall.items())
-  if index.settings is None:
-    _report(f"scann: exact search, as the corpus is small ({shown})")
-    return {"kind": "exact", "recall": recall, "recall_queries": len(queries)}
-  _report(f"scann: {shown} against exact search, {len(queries)} queries")
-  if recall["10"] < min_recall:
-    raise errors.ExportError(
-      f"recall@10 of ScaNN is {recall['10']:.4f}, below --min_recall "
-      f"{min_recall}; search more with --num_leaves_to_search (now "
-      f"{index.settings.num_leaves_to_search} of {index.settings.num_leaves}) "
-      f"or --num_reorder (now {index.settings.num_reorder}), accept it with a "
-      "lower --min_recall, or use --index brute_force"
-    )
-  return {
-    "kind": "scann",
-    "settings": dataclasses.asdict(index.settings),
-    "recall": recall,
-    "recall_queries": len(queries),
-  }
-
-
-def _report(line: str) -> None:
-  print(line, flush=True)
 
 
 def _define_flags() -> None:
@@ -197,7 +207,35 @@ def _define_flags() -> None:
   )
   flags.DEFINE_boolean("overwrite", False, "Replace a bundle at --output.")
   flags.DEFINE_float(
-    "min_recall", 0.9, "Fail if recall@10 of ScaNN is below.", 0.0, 1.0
+    "target_recall",
+    0.99,
+    "Recall@10 against exact search that ScaNN's settings are tuned to.",
+    0.0,
+    1.0,
+  )
+  flags.DEFINE_float(
+    "min_recall",
+    None,
+    "Fail if recall@10 of ScaNN is below; default: --target_recall.",
+    0.0,
+    1.0,
+  )
+  for side in ("query", "candidate"):
+    flags.DEFINE_enum(
+      f"{side}_id_type", "string", _ID_TYPES, f"Type of {side} ids."
+    )
+  flags.DEFINE_enum(
+    "unknown_query",
+    None,
+    bundle.UNKNOWN_QUERY,
+    "What queries get that training did not know; default: popularity if the "
+    "query tower has no side features.",
+  )
+  flags.DEFINE_boolean(
+    "scann_folder", True, "Write ScaNN's own files beside its SavedModel."
+  )
+  flags.DEFINE_integer(
+    "max_k", bundle.MAX_K, "Most answers that may be asked for.", 1
   )
   for name in _SCANN_FLAGS:
     flags.DEFINE_integer(
@@ -225,7 +263,13 @@ def main(argv: list[str]) -> int:
     output=values.output,
     indexes=bundle.INDEXES if values.index == "both" else (values.index,),
     overwrite=values.overwrite,
+    target_recall=values.target_recall,
     min_recall=values.min_recall,
+    query_id_type=values.query_id_type,
+    candidate_id_type=values.candidate_id_type,
+    unknown_query=values.unknown_query,
+    scann_folder=values.scann_folder,
+    max_k=values.max_k,
     scann={name: value for name, value in scann.items() if value is not None},
   )
   logging.set_verbosity(logging.WARNING)  # Or each SavedModel says a page.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 import numpy as np
@@ -20,7 +22,9 @@ from export import errors
 from xir_tfrs import indexes
 
 FILE_NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+# Of the system call renameat2: the working directory, and RENAME_EXCHANGE.
+_HERE, _EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -41,26 +45,58 @@ def new_bundle(
   Raises:
     export.errors.ExportError: there is something that must not be replaced.
   """
-  output = pathlib.Path(output).absolute()
+  # A link stays: what it points to is replaced.
+  output = pathlib.Path(output).resolve()
   check_output(output, overwrite)
   output.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(output)
   partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-  old = output.with_name(f".{output.name}.old-{os.getpid()}")
   partial.mkdir()
   try:
     yield partial
-    # A directory with files in it cannot be replaced in one step.
-    if output.exists():
-      os.replace(output, old)
-    try:
-      os.replace(partial, output)
-    except OSError:
-      if old.exists():
-        os.replace(old, output)
-      raise
+    _replace(partial, output)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(new: pathlib.Path, output: pathlib.Path) -> None:
+  """Moves `new` to `output`; what was there is at `new` then, or gone."""
+  try:
+    os.rename(new, output)  # Nothing there, or an empty directory.
+    return
+  except OSError:
+    if not output.exists():
+      raise
+  if _exchange(new, output):
+    return
+  # Between these two there is nothing at `output`: a file system that cannot
+  # exchange leaves no other way.
+  old = output.with_name(f".{output.name}.old-{os.getpid()}")
+  os.rename(output, old)
+  try:
+    os.rename(new, output)
+  except OSError:
+    os.rename(old, output)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+  """Swaps two directories in one step; False where the system cannot."""
+  try:
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+  except (AttributeError, OSError):
+    return False
+  paths = [os.fsencode(path) for path in (one, other)]
+  return rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
+
+
+def _remove_leftovers(output: pathlib.Path) -> None:
+  """Removes what processes that were killed while writing left behind."""
+  for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+    pid = path.name.rpartition("-")[2]
+    if pid.isdigit() and not pathlib.Path(f"/proc/{pid}").exists():
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
@@ -128,9 +164,16 @@ def load(directory: str | os.PathLike[str]) -> dict:
 
 
 def check_files(
-  directory: pathlib.Path, manifest: dict, check_hashes: bool
+  directory: pathlib.Path, manifest: dict, hashed: Sequence[str] | None = None
 ) -> None:
-  """Raises `ExportError` naming the first file that is not as listed."""
+  """Raises `ExportError` naming the first file that is not as listed.
+
+  Args:
+    directory: of the bundle.
+    manifest: its manifest.
+    hashed: the parts of the bundle whose files are compared with their hash,
+      and not by their size alone; None for all.
+  """
   remedy = "copy or export the bundle again"
   for name, expected in manifest["files"].items():
     path = directory / name
@@ -143,7 +186,9 @@ def check_files(
         f"{path}: holds {size} bytes, the manifest says {expected['bytes']}; "
         f"{remedy}"
       )
-    if check_hashes and _sha256(path) != expected["sha256"]:
+    if hashed is not None and name.partition("/")[0] not in hashed:
+      continue
+    if _sha256(path) != expected["sha256"]:
       raise errors.ExportError(
         f"{path}: its content is not that of the manifest; {remedy}"
       )
@@ -174,6 +219,17 @@ def check_versions(
       f"{here['scann']}; use --index brute_force, or pip install "
       f"'scann=={wrote['scann']}'"
     )
+
+
+def tower_hash(directory: str | os.PathLike[str]) -> str:
+  """sha256 over the names and contents of a tower's files."""
+  directory = pathlib.Path(directory)
+  digest = hashlib.sha256()
+  for path in sorted(directory.rglob("*")):
+    if path.is_file():
+      name = path.relative_to(directory).as_posix()
+      digest.update(f"{name} {_sha256(path)}\n".encode())
+  return digest.hexdigest()
 
 
 def versions() -> dict[str, str | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 from absl import app, flags
 
 from export import bundle, errors
@@ -29,37 +28,56 @@ def answer(
 ) -> str:
   """What the program prints, see the flags."""
   loaded = bundle.Bundle.load(directory, index)
-  found = loaded.recommend(
-    query_ids,
-    k,
-    exclude_seen=exclude_seen,
-    rerank=rerank,
-    rerank_depth=rerank_depth,
-  )
+  try:
+    found = loaded.recommend(
+      query_ids,
+      k,
+      exclude_seen=exclude_seen,
+      rerank=rerank,
+      rerank_depth=rerank_depth,
+    )
+  except ValueError as error:
+    raise errors.ExportError(f"{directory}: {error}") from error
+  fallback = loaded.manifest["unknown_query"]
   show = _as_json if as_json else _as_table
-  return "\n".join(
-    show(query_id, ids, scores, bool(known), loaded.index, rerank)
-    for query_id, ids, scores, known in zip(query_ids, *found, strict=True)
-  )
+  lines = []
+  for row, query_id in enumerate(query_ids):
+    known = bool(found.known[row])
+    source = loaded.index if known or fallback == "tower" else fallback
+    real = slice(found.num_found[row])
+    lines.append(
+      show(
+        query_id,
+        found.ids[row][real].tolist(),
+        found.scores[row][real].tolist(),
+        known=known,
+        source=source,
+        reranked=known and rerank,
+        k=k,
+      )
+    )
+  return "\n".join(lines)
 
 
 def _as_json(
   query_id: str,
-  ids: np.ndarray,
-  scores: np.ndarray,
+  ids: list[bundle.Id],
+  scores: list[float],
+  *,
   known: bool,
-  index: str,
+  source: str,
   reranked: bool,
+  k: int,
 ) -> str:
-  real = np.isfinite(scores)
+  del k
   return json.dumps(
     {
       "query_id": query_id,
       "known": known,
-      "index": index if known else "popularity",
-      "reranked": known and reranked,
-      "candidate_ids": ids[real].tolist(),
-      "scores": [round(float(x), 6) for x in scores[real]],
+      "index": source,
+      "reranked": reranked,
+      "candidate_ids": ids,
+      "scores": [round(x, 6) for x in scores],
     },
     ensure_ascii=False,
   )
@@ -67,27 +85,30 @@ def _as_json(
 
 def _as_table(
   query_id: str,
-  ids: np.ndarray,
-  scores: np.ndarray,
+  ids: list[bundle.Id],
+  scores: list[float],
+  *,
   known: bool,
-  index: str,
+  source: str,
   reranked: bool,
+  k: int,
 ) -> str:
-  real = np.isfinite(scores)
-  width = max([len("id"), *map(len, ids[real])])
-  if known:
-    how = f"{index}, re-ranked" if reranked else index
-    heading, kind, shape = f"query {query_id} ({how})", "score", "10.4f"
-  else:
+  names = [str(x) for x in ids]
+  width = max([len("id"), *map(len, names)])
+  kind, shape = "score", "10.4f"
+  heading = f"query {query_id} ({source}{', re-ranked' if reranked else ''})"
+  if source == "popularity":
     heading = f"query {query_id}: unknown, so the most popular candidates"
     kind, shape = "count", "10.0f"
+  elif not known:
+    heading = f"query {query_id}: unknown ({source})"
   lines = [heading, f"{'rank':>4}  {'id':<{width}}  {kind:>10}"]
   for rank, (name, score) in enumerate(
-    zip(ids[real], scores[real], strict=True), start=1
+    zip(names, scores, strict=True), start=1
   ):
     lines.append(f"{rank:>4}  {name:<{width}}  {score:{shape}}")
-  if not real.all():
-    lines.append(f"only {real.sum()} of {len(real)} candidates remain")
+  if len(ids) < k:
+    lines.append(f"only {len(ids)} of {k} candidates remain")
   return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,8 @@
-"""Lists of strings as two .npy files: no pickle, and memory-mapped."""
+"""Lists of ids as .npy files: no pickle, and memory-mapped.
+
+Strings are two files, `NAME.data.npy` and `NAME.offsets.npy`; integers are
+one, `NAME.npy`. Nothing here needs TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +51,20 @@ def save(path: str | os.PathLike[str], strings: Sequence[bytes]) -> None:
   data = np.frombuffer(b"".join(strings), np.uint8)
   np.save(f"{path}.data.npy", data)
   np.save(f"{path}.offsets.npy", offsets)
+
+
+def save_ids(
+  path: str | os.PathLike[str], ids: Sequence[bytes] | np.ndarray
+) -> None:
+  """Writes utf-8 strings, or an int64 array."""
+  if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
+    np.save(f"{path}.npy", ids)
+  else:
+    save(path, ids)
+
+
+def load_ids(path: str | os.PathLike[str]) -> StringList | np.ndarray:
+  """Maps what `save_ids` wrote under the same `path`."""
+  if os.path.exists(f"{path}.npy"):
+    return np.load(f"{path}.npy", mmap_mode="r")
+  return StringList.load(path)

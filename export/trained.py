@@ -80,6 +80,14 @@ def check_fit(
         f"{data_dir} has {found}; give the --data it was trained with "
         f"({config.get('data')})"
       )
+    features = {x["name"] for x in schema.get(f"{tower[:-6]}_features", ())}
+    for feature in (model[tower]["table"] or {"features": ()})["features"]:
+      if feature["name"] not in features:
+        raise errors.ExportError(
+          f"{data_dir}: schema.json has no {tower[:-6]} feature "
+          f"{feature['name']!r}, which {model_dir} was trained with; give the "
+          "--data it was trained with"
+        )
   trained = config.get("schema_sha256")
   if trained is not None and trained != schema["sha256"]:
     raise errors.ExportError(

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,7 +99,7 @@ def test_not_a_bundle(tmp_path):
 
 @pytest.mark.parametrize(
   "content, message",
-  [("{", "truncated or not JSON"), ('{"format": 99}', "must be 1.*99")],
+  [("{", "truncated or not JSON"), ('{"format": 99}', "must be 2.*99")],
 )
 def test_broken_manifest(copied, content, message):
   (copied / "manifest.json").write_text(content)
@@ -167,23 +169,65 @@ def test_new_bundle_is_all_or_nothing(tmp_path):
   assert [x.name for x in output.parent.iterdir()] == ["bundle"]
 
 
-def test_the_old_bundle_comes_back_if_the_move_fails(tmp_path, monkeypatch):
+def _versions(output, versions):
+  for version in versions:
+    with manifests.new_bundle(output, True) as part:
+      manifests.save(part, {"made": version})
+
+
+def test_replacing_leaves_no_moment_without_a_bundle(tmp_path, monkeypatch):
   output = tmp_path / "bundle"
-  with manifests.new_bundle(output, False) as part:
-    manifests.save(part, {"made": 1})
-  replace = os.replace
+  _versions(output, [1])
+  renamed = []
+  rename = os.rename
+
+  def note(source, target):
+    renamed.append((source, target))
+    rename(source, target)
+
+  monkeypatch.setattr(manifests.os, "rename", note)
+  _versions(output, [2])
+  assert manifests.load(output)["made"] == 2
+  assert [target for _, target in renamed] == [output]  # Tried, in vain.
+  assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path):
+  _versions(tmp_path / "bundle", [1])
+  link = tmp_path / "current"
+  link.symlink_to("bundle")
+  _versions(link, [2])
+  assert link.is_symlink()
+  assert manifests.load(tmp_path / "bundle")["made"] == 2
+
+
+def test_where_directories_cannot_be_exchanged(tmp_path, monkeypatch):
+  output = tmp_path / "bundle"
+  monkeypatch.setattr(manifests, "_exchange", lambda *unused: False)
+  _versions(output, [1, 2])
+  assert manifests.load(output)["made"] == 2
+  rename = os.rename
 
   def fail_for_the_new_one(source, target):
     if "partial" in source.name:
       raise OSError("no")
-    replace(source, target)
+    rename(source, target)
 
-  monkeypatch.setattr(manifests.os, "replace", fail_for_the_new_one)
+  monkeypatch.setattr(manifests.os, "rename", fail_for_the_new_one)
   with pytest.raises(OSError, match="no"):
-    with manifests.new_bundle(output, True) as part:
-      manifests.save(part, {"made": 2})
-  assert manifests.load(output)["made"] == 1
+    _versions(output, [3])
+  assert manifests.load(output)["made"] == 2
   assert list(tmp_path.iterdir()) == [output]
+
+
+def test_leftovers_of_a_killed_export_go(tmp_path):
+  dead = subprocess.Popen([sys.executable, "-c", ""])
+  dead.wait()
+  leftover = tmp_path / f".bundle.partial-{dead.pid}"
+  other = tmp_path / f".bundle.partial-{os.getppid()}"
+  leftover.mkdir(), other.mkdir()
+  _versions(tmp_path / "bundle", [1])
+  assert not leftover.exists() and other.exists()
 
 
 def test_what_is_not_a_bundle_is_never_replaced(tmp_path):

@@ -17,6 +17,18 @@ from export import export_retriever
 NUM_QUERIES = 40
 NUM_CANDIDATES = 300
 DIM = 6
+CANDIDATE_FEATURES = [
+  {"name": "tag", "kind": "token", "vocabulary": ["", *"abcdefgh"]},
+  {"name": "words", "kind": "token_seq", "vocabulary": ["", *"wxyz"]},
+  {"name": "price", "kind": "float", "mean": [1.0], "std": [2.0]},
+  {
+    "name": "place",
+    "kind": "float_seq",
+    "length": 2,
+    "mean": [0.0, 1.0],
+    "std": [1.0, 1.0],
+  },
+]
 
 
 @dataclasses.dataclass
@@ -94,6 +106,8 @@ def write_data(directory, query_ids, candidate_ids, pairs):
     "num_queries": len(query_ids),
     "num_candidates": len(candidate_ids),
     "rows": {"train": len(pairs), "validation": 0, "test": 0},
+    "query_features": [],
+    "candidate_features": CANDIDATE_FEATURES,
     "split": {"kind": "random", "seed": 10},
     "shards": {
       "train": [

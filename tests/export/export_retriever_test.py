@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import bundle, errors, export_retriever, manifests
+from export import build, bundle, errors, export_retriever, manifests
 
 
 @pytest.fixture
@@ -54,14 +54,38 @@ def test_manifest(world, exported):
   scann = manifest["indexes"]["scann"]
   assert scann["kind"] == "scann"
   assert scann["recall"] == {"10": 1.0, "100": 1.0}
-  assert scann["recall_queries"] == 39
+  assert (scann["recall_queries"], scann["target_recall"]) == (20, 0.99)
+  assert {"num_reorder": 50, "num_leaves_to_search": 1}.items() <= max(
+    scann["curve"], key=lambda point: -point["num_reorder"]
+  ).items()
   assert scann["settings"]["num_leaves"] == 1
+  retriever = [
+    *("recommend", "recommend_unseen", "search", "similar_items"),
+    *("encode_query", "encode_candidate", "serving_default"),
+  ]
   assert {k: list(v) for k, v in manifest["signatures"].items()} == {
     "query_tower": ["encode_query"],
     "candidate_tower": ["encode_candidate"],
-    "brute_force": ["recommend", "search"],
-    "scann": ["recommend", "search"],
+    "brute_force": retriever,
+    "scann": retriever,
   }
+  inputs = manifest["signatures"]["scann"]["recommend"]["inputs"]
+  assert inputs == {
+    "query_id": {"dtype": "string", "shape": [None]},
+    "k": {"dtype": "int32", "shape": []},
+    "exclude_ids": {"dtype": "string", "shape": [None, None]},
+    "allow_ids": {"dtype": "string", "shape": [None, None]},
+  }
+  assert manifest["id_types"] == {"query": "string", "candidate": "string"}
+  assert (manifest["unknown_query"], manifest["max_k"]) == ("popularity", 10000)
+  assert [x["name"] for x in manifest["candidate_features"]] == [
+    *("tag", "words", "price", "place")
+  ]
+  for side in ("query", "candidate"):
+    assert manifest["tower_sha256"][side] == manifests.tower_hash(
+      exported / f"{side}_tower"
+    )
+  assert (exported / "recall_latency.png").read_bytes()[:4] == b"\x89PNG"
   assert list(exported.parent.iterdir()) == [exported]
 
 
@@ -80,13 +104,11 @@ def test_small_corpus_is_exact_and_overwrite(world, options):
 
 
 def test_low_recall_fails_and_says_what_to_do(options, monkeypatch):
-  monkeypatch.setattr(
-    export_retriever.xir.indexes, "recall", lambda *unused: 0.5
-  )
+  monkeypatch.setattr(build.xir.indexes, "recall", lambda *unused: 0.5)
   options = dataclasses.replace(
     options, indexes=("scann",), scann={"exact_below": 0}
   )
-  _fails(options, "0.5000, below --min_recall 0.9; .*--num_leaves_to_search")
+  _fails(options, "0.5000, below 0.99; .*--num_leaves_to_search")
   assert not pathlib.Path(options.output).exists()
   export_retriever.export_retriever(
     dataclasses.replace(options, min_recall=0.5)

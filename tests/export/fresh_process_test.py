@@ -24,12 +24,16 @@ candidates = tf.saved_model.load(folder + "/candidate_tower")
 none = tf.zeros([2, 0], tf.string)
 ids = text([query, unknown])
 vectors = queries.signatures["encode_query"](query_id=ids)["embedding"]
-first = recommend(query_id=ids, k=text(4), exclude_ids=none)
+lists = {"exclude_ids": none, "allow_ids": none}
+first = recommend(query_id=ids, k=text(4), **lists)
 best = first["candidate_ids"][:1, :2]
-second = recommend(query_id=ids[:1], k=text(500), exclude_ids=best)
-third = search(query_embeddings=vectors, k=text(4), exclude_ids=none)
+second = recommend(
+  query_id=ids[:1], k=text(500), exclude_ids=best, allow_ids=none[:1])
+third = search(query_embeddings=vectors, k=text(4), **lists)
+nan = float("nan")
 items = candidates.signatures["encode_candidate"](
-  candidate_id=text(["item 7", "no such item"]))["embedding"]
+  candidate_id=text(["item 7", "no such item"]), tag=text(["", ""]),
+  words=none, price=text([nan, nan]), place=text([[nan, nan]] * 2))["embedding"]
 show = lambda x: [[y.decode() for y in row] for row in x.numpy()]
 print(json.dumps({
   "modules": [x for x in sys.modules if x.split(".")[0] in
@@ -73,7 +77,8 @@ def test_plain_tensorflow_answers(world, exported):
   np.testing.assert_allclose(found["item"][0], world.candidate_vectors[7], 1e-5)
   np.testing.assert_allclose(found["query"][1], world.unknown_query, 1e-5)
   np.testing.assert_allclose(found["item"][1], world.unknown_candidate, 1e-5)
-  assert np.isfinite(found["scores"][1]).all()
+  # Of an unknown query the scores are training counts.
+  assert found["scores"][1] == np.sort(world.counts)[::-1][:4].tolist()
 
 
 def test_query_prints_json_from_scann(world, exported):

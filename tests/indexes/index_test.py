@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from xir_tfrs import indexes
-from xir_tfrs.indexes import brute_force
+from xir_tfrs.indexes import exact_search
 
 DIM = 8
 
@@ -83,7 +83,7 @@ class ExactTest(tf.test.TestCase, parameterized.TestCase):
     queries, exclude = _queries(7), [["item 3"]] * 7
     whole = index.search(queries, 9, exclude)
     # Two queries per chunk, the last chunk has one.
-    with mock.patch.object(brute_force, "_SCORES_PER_CHUNK", 600):
+    with mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 600):
       parts = index.search(queries, 9, exclude)
     self.assertAllEqual(whole[0], parts[0])
     self.assertAllClose(whole[1], parts[1])
@@ -276,7 +276,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     queries = _queries(2)
     best = [_sorted_ids(ids, vectors, query)[:40] for query in queries]
     with mock.patch.object(
-      brute_force, "exact_top_rows", wraps=brute_force.exact_top_rows
+      exact_search, "top_rows", wraps=exact_search.top_rows
     ) as exact:
       found, _ = index.search(queries, 10, best)
     self.assertLen([x for row in _text(found) for x in row if x], 20)
@@ -298,7 +298,7 @@ class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
     ([4, 5, 5], "5 more than once"),
     (["a", "", "b"], "'' is reserved .* row 1"),
     ([3, 4, -1], "-1 is reserved .* row 2"),
-    (["a", "b"], r"shape \(2,\).*\(3, 8\)"),
+    (["a", "b"], r"2 ids.*\(3, 8\)"),
     ([1.0, 2.0, 3.0], "float32"),
   )
   def test_ids(self, ids, message):

@@ -2,18 +2,23 @@
 
 from xir_tfrs.indexes.base import RetrievalIndex, recall
 from xir_tfrs.indexes.brute_force import BruteForceIndex
+from xir_tfrs.indexes.id_table import NO_ROW, IdTable
 from xir_tfrs.indexes.scann import (
   ScannIndex,
   ScannSettings,
+  TuningPoint,
   load_ops,
   scann_version,
 )
 
 __all__ = [
+  "NO_ROW",
   "BruteForceIndex",
+  "IdTable",
   "RetrievalIndex",
   "ScannIndex",
   "ScannSettings",
+  "TuningPoint",
   "load_ops",
   "recall",
   "scann_version",

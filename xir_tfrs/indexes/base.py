@@ -1,7 +1,7 @@
 """What every index shares: ids, exclusions and padding; subclasses score.
 
 Axes: batch (queries), n (candidates of the corpus), dim (of the vectors),
-k (answers asked for), E (width of the exclusions).
+k (answers asked for), E (width of the exclusions), A (of the allowed).
 
 Inside this package a candidate is its row in `[0, n)`, and -1 is no candidate;
 ids are translated once on the way in and once on the way out.
@@ -10,19 +10,16 @@ ids are translated once on the way in and once on the way out.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-TensorLike = tf.Tensor | np.ndarray | Sequence
+from xir_tfrs.indexes import exact_search, id_table
+from xir_tfrs.indexes.id_table import NO_ROW, TensorLike
 
 # Inner products of larger numbers may overflow to infinity or NaN, which a
 # ScaNN searcher answers by ending the process.
 _LARGEST = 1e15
-
-# Typed: in a graph `tf.where` does not widen a Python -1 to int64.
-NO_ROW = np.int64(-1)
 
 
 class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
@@ -30,36 +27,40 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
 
   A `tf.Module`: put it into a module of your own and its state goes into the
   SavedModel. `search` works eagerly, under `tf.function`, and in a signature
-  with dynamic batch, k and width of the exclusions; eagerly each call costs
-  tens of milliseconds of Python.
+  with dynamic batch, k and width of the lists; eagerly each call costs tens of
+  milliseconds of Python.
 
   `index` makes new variables each time, so that an old corpus is freed and not
   saved again. A `tf.function` traced before holds the old ones: trace again.
+
+  Attributes:
+    ids: the `IdTable` of the corpus; None before `index`.
+    vectors: `[n, dim]` float32 variable, the vectors; None before `index`.
   """
 
   def __init__(self, name: str | None = None):
     super().__init__(name=name)
-    self._ids: tf.Variable | None = None
-    self._table: tf.lookup.experimental.MutableHashTable | None = None
-    self._size = 0
-    self._dim = 0
+    self.ids: id_table.IdTable | None = None
+    self.vectors: tf.Variable | None = None
 
   @property
   def size(self) -> int:
     """Number of candidates; 0 before `index`."""
-    return self._size
+    return 0 if self.ids is None else self.ids.size
 
   @property
   def dim(self) -> int:
     """Dimension of the vectors; 0 before `index`."""
-    return self._dim
+    return 0 if self.vectors is None else self.vectors.shape[1]
 
-  def index(self, ids: TensorLike, embeddings: TensorLike) -> RetrievalIndex:
+  def index(
+    self, ids: TensorLike | id_table.IdTable, embeddings: TensorLike
+  ) -> RetrievalIndex:
     """Replaces the corpus.
 
     Args:
-      ids: `[n]` unique strings or integers. The empty string and -1 are
-        reserved for padding.
+      ids: `[n]` unique strings or integers, or their `IdTable`, which several
+        indexes may share. The empty string and -1 are reserved for padding.
       embeddings: `[n, dim]` float32 tensor of numbers up to 1e15 in size; row
         i is the vector of `ids[i]`.
 
@@ -70,28 +71,30 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       ValueError: if shapes do not match, an id is repeated or reserved, or a
         vector has a NaN, infinite or larger entry.
     """
-    ids = tf.convert_to_tensor(ids)
     embeddings = np.asarray(embeddings, dtype=np.float32)
-    _check_corpus(ids, embeddings)
-    self._store(embeddings)
-    self._size, self._dim = embeddings.shape
-    with tf.device("cpu:0"):  # Strings and hash tables have no GPU kernels.
-      self._ids = tf.Variable(ids, trainable=False, name="ids")
-      keys = _table_keys(ids)
-      self._table = tf.lookup.experimental.MutableHashTable(
-        keys.dtype, tf.int64, default_value=NO_ROW
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
+      raise ValueError(
+        "`embeddings` must be [n, dim] with at least one row and column. "
+        f"Received: `embeddings` of shape {embeddings.shape}."
       )
-      self._table.insert(keys, tf.range(self._size, dtype=tf.int64))
+    if not isinstance(ids, id_table.IdTable):
+      ids = id_table.IdTable(ids)
+    if ids.size != len(embeddings):
+      raise ValueError(
+        "`ids` must hold one id per row of `embeddings`. Received: "
+        f"{ids.size} ids, `embeddings` of shape {embeddings.shape}."
+      )
+    _check_vectors(ids, embeddings)
+    self.vectors = self._store(embeddings)
+    self.ids = ids
     return self
 
-  # No Python control flow here depends on a tensor; to look for some would take
-  # seconds in every trace.
-  @tf.autograph.experimental.do_not_convert
   def search(
     self,
     queries: TensorLike,
     k: int | tf.Tensor,
     exclude: TensorLike | tf.RaggedTensor | None = None,
+    allow: TensorLike | tf.RaggedTensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """Best candidates of each query.
 
@@ -104,6 +107,10 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       exclude: ids that must not come back: `[batch, E]` padded with "" or -1,
         or a `tf.RaggedTensor` `[batch, None]`. Repeated and unknown ids do no
         harm.
+      allow: the only ids that may come back, in the same form `[batch, A]`. A
+        query with an empty list, padding alone, is not restricted; one with
+        nothing but unknown ids has no answers. Restricted queries are scored
+        exactly.
 
     Returns:
       ids `[batch, k]` and scores `[batch, k]`, best first. Where fewer than k
@@ -114,30 +121,96 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
         that is known when called.
       tf.errors.InvalidArgumentError: for those known only when run.
     """
-    if self._ids is None:
-      raise ValueError(
-        f"{type(self).__name__} has no corpus yet: call "
-        "`index(ids, embeddings)` first."
-      )
+    self._require_corpus()
     queries = self._check_queries(queries)
+    batch = tf.shape(queries)[0]
+    excluded = self._rows_of("exclude", exclude, batch)[0]
+    allowed = None if allow is None else self._rows_of("allow", allow, batch)
+    return self._search(queries, k, excluded, allowed)
+
+  def similar(
+    self, ids: TensorLike, k: int | tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """The candidates of highest inner product with given ones.
+
+    Args:
+      ids: `[batch]` ids. An unknown one has no answers.
+      k: as in `search`.
+
+    Returns:
+      ids and scores `[batch, k]` as `search`; a candidate is never among its
+      own answers.
+    """
+    self._require_corpus()
+    rows = self.ids.rows(tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype))
+    vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
+    # `_search` answers a query of NaN with padding.
+    queries = tf.where((rows >= 0)[:, None], vectors, np.nan)
+    return self._search(self._check_queries(queries), k, rows[:, None], None)
+
+  # No Python control flow here depends on a tensor; to look for some would take
+  # seconds in every trace.
+  @tf.autograph.experimental.do_not_convert
+  def _search(
+    self,
+    queries: tf.Tensor,
+    k: int | tf.Tensor,
+    excluded: tf.Tensor,
+    allowed: tuple[tf.Tensor, tf.Tensor] | None,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """`search`, with the lists as `_rows_of` gives them."""
     num_answers = _check_k(k)
-    excluded = self._excluded_rows(exclude, tf.shape(queries)[0])
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
     # ScaNN fails the whole batch, or ends the process, for one bad query: let
     # it see zeros, and take the answers out again below.
     queries = tf.where(usable[:, None], queries, 0.0)
-    rows, scores = self._top_rows(queries, num_answers, excluded)
+
+    def free():
+      return self._top_rows(queries, num_answers, excluded)
+
+    if allowed is None:
+      rows, scores = free()
+    else:
+      rows, scores = tf.cond(
+        tf.reduce_any(allowed[1]),
+        lambda: self._top_rows_restricted(
+          queries, num_answers, excluded, *allowed
+        ),
+        free,
+      )
     rows = tf.where(usable[:, None], rows, NO_ROW)
     scores = tf.where(rows >= 0, scores, -np.inf)
-    padding = _padding(self._ids.dtype)
-    ids = tf.gather(self._ids, tf.maximum(rows, 0))
-    ids = tf.where(rows >= 0, ids, padding)
     shape = [queries.shape[0], tf.get_static_value(num_answers)]
-    return tf.ensure_shape(ids, shape), tf.ensure_shape(scores, shape)
+    return (
+      tf.ensure_shape(self.ids.ids(rows), shape),
+      tf.ensure_shape(scores, shape),
+    )
+
+  def _top_rows_restricted(
+    self,
+    queries: tf.Tensor,
+    k: tf.Tensor,
+    excluded: tf.Tensor,
+    allowed: tf.Tensor,
+    restricted: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `_top_rows`; only `allowed` where `restricted` `[batch]` is True."""
+    free, listed = tf.where(~restricted)[:, 0], tf.where(restricted)[:, 0]
+    keep = tf.where(is_listed(allowed, excluded), NO_ROW, allowed)
+    parts = (
+      self._top_rows(tf.gather(queries, free), k, tf.gather(excluded, free)),
+      exact_search.top_rows_of(
+        self.vectors, tf.gather(queries, listed), k, tf.gather(keep, listed)
+      ),
+    )
+    order = tf.math.invert_permutation(tf.concat([free, listed], 0))
+    return tuple(
+      tf.gather(tf.concat(pair, 0), order) for pair in zip(*parts, strict=True)
+    )
 
   @abc.abstractmethod
-  def _store(self, embeddings: np.ndarray) -> None:
-    """Replaces the vectors by `embeddings`, a checked `[n, dim]` array."""
+  def _store(self, embeddings: np.ndarray) -> tf.Variable:
+    """Takes `embeddings`, a checked `[n, dim]` array; a variable of it."""
 
   @abc.abstractmethod
   def _top_rows(
@@ -148,46 +221,62 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     Args:
       queries: `[batch, dim]` finite float32 tensor.
       k: scalar int32 tensor.
-      excluded: `[batch, E]` int64 tensor as `_excluded_rows` gives it.
+      excluded: `[batch, E]` int64 tensor as `_rows_of` gives it.
     """
+
+  def _require_corpus(self) -> None:
+    if self.ids is None:
+      raise ValueError(
+        f"{type(self).__name__} has no corpus yet: call "
+        "`index(ids, embeddings)` first."
+      )
 
   def _check_queries(self, queries: TensorLike) -> tf.Tensor:
     queries = tf.convert_to_tensor(queries, dtype=tf.float32)
-    if not queries.shape.is_compatible_with([None, self._dim]):
+    if not queries.shape.is_compatible_with([None, self.dim]):
       raise ValueError(
-        f"`queries` must be [batch, {self._dim}], as the index holds vectors "
-        f"of dimension {self._dim}. Received: `queries` of shape "
+        f"`queries` must be [batch, {self.dim}], as the index holds vectors "
+        f"of dimension {self.dim}. Received: `queries` of shape "
         f"{queries.shape}."
       )
-    return tf.ensure_shape(queries, [None, self._dim])
+    return tf.ensure_shape(queries, [None, self.dim])
 
-  def _excluded_rows(
-    self, exclude: TensorLike | tf.RaggedTensor | None, batch: tf.Tensor
-  ) -> tf.Tensor:
-    """`[batch, E]` sorted int64 rows; -1 for padding, unknown and repeated."""
-    if exclude is None:
-      return tf.fill([batch, 0], NO_ROW)
-    padding = _padding(self._ids.dtype)
-    if isinstance(exclude, tf.RaggedTensor):
-      exclude = exclude.to_tensor(tf.cast(padding, exclude.dtype))
+  @tf.autograph.experimental.do_not_convert
+  def _rows_of(
+    self,
+    name: str,
+    lists: TensorLike | tf.RaggedTensor | None,
+    batch: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows of lists of ids, and which lists are not empty.
+
+    Returns:
+      `[batch, width]` sorted int64 rows, -1 for padding, unknown and repeated;
+      and `[batch]` bool, whether there is more than padding.
+    """
+    if lists is None:
+      return tf.fill([batch, 0], NO_ROW), tf.fill([batch], False)
+    if isinstance(lists, tf.RaggedTensor):
+      lists = lists.to_tensor(tf.cast(self.ids.padding, lists.dtype))
     else:
-      hint = self._ids.dtype
-      exclude = tf.convert_to_tensor(exclude, dtype_hint=hint)
-    same_kind = exclude.dtype.is_integer == self._ids.dtype.is_integer
-    if not same_kind or not exclude.shape.is_compatible_with([None, None]):
+      lists = tf.convert_to_tensor(lists, dtype_hint=self.ids.dtype)
+    same_kind = lists.dtype.is_integer == self.ids.dtype.is_integer
+    if not same_kind or not lists.shape.is_compatible_with([None, None]):
       raise ValueError(
-        f"`exclude` must be [batch, E] ids of type {self._ids.dtype.name}. "
-        f"Received: `exclude` of shape {exclude.shape} and type "
-        f"{exclude.dtype.name}."
+        f"`{name}` must be [batch, width] ids of type {self.ids.dtype.name}. "
+        f"Received: `{name}` of shape {lists.shape} and type "
+        f"{lists.dtype.name}."
       )
     tf.debugging.assert_equal(
-      tf.shape(exclude)[0],
+      tf.shape(lists)[0],
       batch,
-      "`exclude` must have one row of ids per query.",
+      f"`{name}` must have one row of ids per query.",
     )
-    rows = tf.sort(self._table.lookup(_table_keys(exclude)), axis=1)
+    rows = tf.sort(self.ids.rows(lists), axis=1)
     previous = tf.pad(rows, [[0, 0], [1, 0]], constant_values=-2)[:, :-1]
-    return tf.sort(tf.where(rows == previous, NO_ROW, rows), axis=1)
+    rows = tf.sort(tf.where(rows == previous, NO_ROW, rows), axis=1)
+    padding = tf.cast(self.ids.padding, lists.dtype)
+    return rows, tf.reduce_any(lists != padding, axis=1)
 
 
 def recall(
@@ -222,69 +311,23 @@ def recall(
   return float(np.sum(hits) / real.sum())
 
 
-def best_rows(
-  rows: tf.Tensor, scores: tf.Tensor, keep: tf.Tensor, k: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """The k best of the rows to keep, padded with -1 and -inf to width k.
-
-  Args:
-    rows: `[batch, width]` int64 tensor.
-    scores: `[batch, width]` float32 tensor; NaN where `keep` is False is fine.
-    keep: `[batch, width]` bool tensor.
-    k: scalar int32 tensor.
-
-  Returns:
-    rows and scores, both `[batch, k]`, best first.
-  """
-  # top_k sorts NaN as the largest score: mask before, never after.
-  scores = tf.where(keep, scores, -np.inf)
-  rows = tf.where(keep, rows, NO_ROW)
-  best = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
-  rows = tf.gather(rows, best.indices, batch_dims=1)
-  missing = [[0, 0], [0, k - tf.shape(rows)[1]]]
-  return (
-    tf.pad(rows, missing, constant_values=-1),
-    tf.pad(best.values, missing, constant_values=-np.inf),
-  )
+def is_listed(rows: tf.Tensor, lists: tf.Tensor) -> tf.Tensor:
+  """Which of `rows` `[batch, w]` are in sorted `lists` `[batch, E]`."""
+  # The largest integer ends every list, so each search lands on an entry.
+  lists = tf.pad(lists, [[0, 0], [0, 1]], constant_values=tf.int64.max)
+  place = tf.searchsorted(lists, rows)
+  return tf.gather(lists, place, batch_dims=1) == rows
 
 
-def _check_corpus(ids: tf.Tensor, embeddings: np.ndarray) -> None:
-  if embeddings.ndim != 2 or 0 in embeddings.shape:
-    raise ValueError(
-      "`embeddings` must be [n, dim] with at least one row and column. "
-      f"Received: `embeddings` of shape {embeddings.shape}."
-    )
-  if ids.dtype not in (tf.string, tf.int32, tf.int64):
-    raise ValueError(
-      "`ids` must be strings, int32 or int64. Received: `ids` of type "
-      f"{ids.dtype.name}."
-    )
-  if ids.shape != embeddings.shape[:1]:
-    raise ValueError(
-      "`ids` must hold one id per row of `embeddings`. Received: `ids` of "
-      f"shape {ids.shape}, `embeddings` of shape {embeddings.shape}."
-    )
-  ids = ids.numpy().tolist()
-  seen = set()
-  if len(set(ids)) < len(ids):
-    repeated = next(i for i in ids if i in seen or seen.add(i))
-    raise ValueError(
-      f"`ids` must be unique. Received: {_show(repeated)} more than once."
-    )
-  for reserved in (b"", -1):
-    if reserved in ids:
-      raise ValueError(
-        f"The id {_show(reserved)} is reserved for padding. Received it at "
-        f"row {ids.index(reserved)}."
-      )
+def _check_vectors(ids: id_table.IdTable, embeddings: np.ndarray) -> None:
   # Inside ScaNN a NaN row ends the process; this is the place to catch it.
   usable = (np.abs(embeddings) <= _LARGEST).all(axis=1)
   if not usable.all():
-    row = int(np.argmin(usable))
+    row = np.argmin(usable)
     raise ValueError(
       f"`embeddings` must be finite, and at most {_LARGEST:g} in size. "
       f"Received: {int((~usable).sum())} rows with NaN, Inf or larger numbers, "
-      f"the first is row {row} (id {_show(ids[row])})."
+      f"the first is row {row} (id {id_table.show(ids.ids(row).numpy())})."
     )
 
 
@@ -296,15 +339,3 @@ def _check_k(k: int | tf.Tensor) -> tf.Tensor:
   k = tf.cast(k, tf.int32)
   tf.debugging.assert_positive(k, message)
   return k
-
-
-def _padding(dtype: tf.DType) -> tf.Tensor:
-  return tf.constant("" if dtype == tf.string else -1, dtype)
-
-
-def _table_keys(ids: tf.Tensor) -> tf.Tensor:
-  return ids if ids.dtype == tf.string else tf.cast(ids, tf.int64)
-
-
-def _show(value: bytes | int) -> str:
-  return repr(value.decode() if isinstance(value, bytes) else value)

@@ -10,16 +10,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import math
+import os
+import pathlib
+import tempfile
+import time
 import types
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.indexes import base, brute_force
+from xir_tfrs.indexes import base, exact_search
 
 # Asymmetric hashing trains 16 centres per block, from as many candidates.
 _SMALLEST_CORPUS = 16
+
+_NUM_REORDER = 1000
+# What `tune` tries: shares of the leaves, and how many to score again.
+_LEAF_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0)
+_REORDERS = (50, 100, 200, 300, 500, 1000, 2000, 4000, 8000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,22 @@ class ScannSettings:
   max_fetch: int
 
 
+@dataclasses.dataclass(frozen=True)
+class TuningPoint:
+  """What `ScannIndex.tune` measured for one setting.
+
+  Attributes:
+    num_leaves_to_search, num_reorder: the setting.
+    recall: share of the exact top k that it finds.
+    milliseconds: median time of a single query, in ScaNN alone.
+  """
+
+  num_leaves_to_search: int
+  num_reorder: int
+  recall: float
+  milliseconds: float
+
+
 class ScannIndex(base.RetrievalIndex):
   """Approximate top-k, with exclusions and padding as exact as brute force.
 
@@ -65,7 +92,7 @@ class ScannIndex(base.RetrievalIndex):
     num_leaves_to_search: int | None = None,
     dimensions_per_block: int | None = None,
     anisotropic_quantization_threshold: float = 0.2,
-    num_reorder: int = 1000,
+    num_reorder: int | None = None,
     max_fetch: int | None = None,
     exact_below: int = 20_000,
     name: str | None = None,
@@ -82,8 +109,8 @@ class ScannIndex(base.RetrievalIndex):
         finds far more of the exact top k.
       anisotropic_quantization_threshold: how much more errors along a vector
         weigh; 0.2 is ScaNN's advice.
-      num_reorder: how many of the best are scored again, exactly. More finds
-        more; also in answers beyond half of it.
+      num_reorder: how many of the best are scored again, exactly; None for
+        1,000. More finds more; also in answers beyond half of it.
       max_fetch: answers plus exclusions of one query up to which ScaNN is
         used; None for a twentieth of the corpus, at least 1,000.
       exact_below: corpora smaller than this use exact search.
@@ -94,7 +121,7 @@ class ScannIndex(base.RetrievalIndex):
       ValueError: if a number is out of range.
     """
     super().__init__(name=name)
-    self._ops = load_ops()
+    load_ops()
     for argument, value in (
       ("num_leaves", num_leaves),
       ("num_leaves_to_search", num_leaves_to_search),
@@ -114,26 +141,95 @@ class ScannIndex(base.RetrievalIndex):
     self._max_fetch = max_fetch
     self._exact_below = exact_below
     self._settings: ScannSettings | None = None
-    self._searcher: tf.Module | None = None
-    self._embeddings: tf.Variable | None = None
+    self._searcher: Any = None  # ScaNN's own, outside of TensorFlow.
+    self._state: tf.Module | None = None  # The same for the ops of a graph.
 
   @property
   def settings(self) -> ScannSettings | None:
     """How the searcher was built; None while search is exact."""
     return self._settings
 
-  def _store(self, embeddings: np.ndarray) -> None:
+  def tune(
+    self, queries: base.TensorLike, target_recall: float, k: int = 10
+  ) -> list[TuningPoint]:
+    """Searches as few leaves, and scores as few again, as the target allows.
+
+    First more and more leaves are searched until the target is met, then fewer
+    and fewer of the best are scored again. What the constructor was given
+    stays as it is. Trace functions that search after this.
+
+    Args:
+      queries: `[batch, dim]` finite float32 tensor, batch > 0: vectors of the
+        trained query tower that `recall` is not measured on later.
+      target_recall: share of the exact top k to find, in (0, 1]. If it cannot
+        be reached, the best that was found is set.
+      k: number of answers compared.
+
+    Returns:
+      What was measured, in this order; empty if search is exact. The setting
+      chosen is in `settings`.
+    """
+    self._require_corpus()
+    if self._settings is None:
+      return []
+    queries = np.asarray(self._check_queries(queries))
+    none = tf.fill([len(queries), 0], base.NO_ROW)
+    wanted = exact_search.top_rows(self.vectors, queries, tf.constant(k), none)[
+      0
+    ].numpy()
+    points = []
+
+    def measure(leaves, reorder):
+      points.append(self._measure(queries, wanted, leaves, reorder))
+      return points[-1]
+
+    for leaves, reorder in self._ladder():
+      if measure(leaves, reorder).recall >= target_recall:
+        break
+    chosen = max(points, key=lambda point: point.recall)
+    cheaper = [x for x in self._reorders() if x < chosen.num_reorder]
+    while cheaper and chosen.recall >= target_recall:
+      point = measure(chosen.num_leaves_to_search, cheaper.pop())
+      if point.recall < target_recall:
+        break
+      chosen = point
+    self._settings = dataclasses.replace(
+      self._settings,
+      num_leaves_to_search=chosen.num_leaves_to_search,
+      num_reorder=chosen.num_reorder,
+    )
+    return points
+
+  def save_folder(self, folder: str | os.PathLike[str]) -> None:
+    """Writes what a process without TensorFlow needs to search.
+
+    Args:
+      folder: an empty directory. It gets `settings.json`, and ScaNN's own
+        files in `searcher/`, or `dataset.npy` if search is exact. Ids are not
+        written: ScaNN would pickle them.
+    """
+    self._require_corpus()
+    folder = pathlib.Path(folder)
+    about = {"size": self.size, "dim": self.dim, "scann": scann_version()}
+    if self._settings is None:
+      np.save(folder / "dataset.npy", self.vectors.numpy())
+      about["exact"] = True
+    else:
+      (folder / "searcher").mkdir()
+      self._searcher.serialize(os.fspath(folder / "searcher"), True)
+      about |= {"exact": False, **dataclasses.asdict(self._settings)}
+    (folder / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
+
+  def _store(self, embeddings: np.ndarray) -> tf.Variable:
     self._settings = self._choose_settings(*embeddings.shape)
     if self._settings is None:
-      self._searcher = None
-      self._embeddings = tf.Variable(
-        embeddings, trainable=False, name="embeddings"
-      )
-      return
-    # Always a new searcher: the state of an old one would be saved as well.
-    self._searcher = _build(self._ops, embeddings, self._settings)
+      self._searcher = self._state = None
+      return tf.Variable(embeddings, trainable=False, name="vectors")
+    # Always new ones: the state of an old searcher would be saved as well.
+    self._searcher = _build(embeddings, self._settings)
+    self._state = _state_of(self._searcher)
     # Reordering keeps the vectors as they are, so exact search shares them.
-    self._embeddings = self._searcher.dataset
+    return self._state.dataset
 
   def _choose_settings(self, n: int, dim: int) -> ScannSettings | None:
     """Those given, the others after ScaNN's docs/algorithms.md."""
@@ -153,26 +249,61 @@ class ScannIndex(base.RetrievalIndex):
       dimensions_per_block=self._dimensions_per_block
       or (1 if dim <= 64 else 2),
       anisotropic_quantization_threshold=self._threshold,
-      num_reorder=self._num_reorder,
+      num_reorder=self._num_reorder or _NUM_REORDER,
       max_fetch=self._max_fetch or max(1000, n // 20),
+    )
+
+  def _ladder(self) -> list[tuple[int, int]]:
+    """(num_leaves_to_search, num_reorder), from cheap to dear."""
+    settings = self._settings
+    leaves = [settings.num_leaves_to_search]
+    if self._num_leaves_to_search is None:
+      leaves = sorted(
+        {math.ceil(share * settings.num_leaves) for share in _LEAF_SHARES}
+      )
+    reorders = self._reorders()
+    start = min(_NUM_REORDER, reorders[-1])
+    return [(x, max(start, reorders[0])) for x in leaves] + [
+      (leaves[-1], reorder) for reorder in reorders if reorder > start
+    ]
+
+  def _reorders(self) -> list[int]:
+    if self._num_reorder is not None:
+      return [self._num_reorder]
+    return sorted({min(reorder, self.size) for reorder in _REORDERS})
+
+  def _measure(
+    self, queries: np.ndarray, wanted: np.ndarray, leaves: int, reorder: int
+  ) -> TuningPoint:
+    hits, seconds = 0, []
+    for query, rows in zip(queries, wanted, strict=True):
+      start = time.perf_counter()
+      found, _ = self._searcher.search(query, len(rows), reorder, leaves)
+      seconds.append(time.perf_counter() - start)
+      hits += np.isin(rows[rows >= 0], found).sum()
+    return TuningPoint(
+      num_leaves_to_search=leaves,
+      num_reorder=reorder,
+      recall=float(hits / (wanted >= 0).sum()),
+      milliseconds=1e3 * float(np.median(seconds)),
     )
 
   def _top_rows(
     self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    if self._searcher is None:
-      return brute_force.exact_top_rows(self._embeddings, queries, k, excluded)
+    if self._settings is None:
+      return exact_search.top_rows(self.vectors, queries, k, excluded)
     num_excluded = tf.math.count_nonzero(excluded >= 0, 1, dtype=tf.int32)
     fits = k + num_excluded <= self._settings.max_fetch
     extra = tf.reduce_max(tf.where(fits, num_excluded, 0))
     rows, scores = self._approximate(queries, k, tf.maximum(extra, 0))
-    keep = ~tf.math.is_nan(scores) & ~_is_listed(rows, excluded)
-    rows, scores = base.best_rows(rows, scores, keep, k)
+    keep = ~tf.math.is_nan(scores) & ~base.is_listed(rows, excluded)
+    rows, scores = exact_search.best_rows(rows, scores, keep, k)
     num_found = tf.math.count_nonzero(rows >= 0, 1, dtype=tf.int32)
-    complete = num_found >= tf.minimum(k, self._size - num_excluded)
+    complete = num_found >= tf.minimum(k, self.size - num_excluded)
     redo = tf.where(~(fits & complete))[:, 0]
-    exact = brute_force.exact_top_rows(
-      self._embeddings,
+    exact = exact_search.top_rows(
+      self.vectors,
       tf.gather(queries, redo),
       k,
       tf.gather(excluded, redo),
@@ -191,11 +322,12 @@ class ScannIndex(base.RetrievalIndex):
     missing = tf.cast(batch == 0, tf.int32)
     fetch = tf.minimum(k + extra, self._settings.max_fetch)
     reorder = tf.maximum(self._settings.num_reorder, 2 * k) + extra
-    searcher = self._ops.searcher_from_module(self._searcher)
+    searcher = load_ops().searcher_from_module(self._state)
     rows, scores = searcher.search_batched(
       tf.pad(queries, [[0, missing], [0, 0]]),
       final_num_neighbors=fetch,
-      pre_reorder_num_neighbors=tf.minimum(reorder, self._size),
+      pre_reorder_num_neighbors=tf.minimum(reorder, self.size),
+      leaves_to_search=self._settings.num_leaves_to_search,
     )
     rows = tf.cast(tf.ensure_shape(rows, [None, None]), tf.int64)
     return rows[:batch], tf.ensure_shape(scores, [None, None])[:batch]
@@ -230,12 +362,12 @@ def scann_version() -> str | None:
     return None
 
 
-def _build(
-  ops: types.ModuleType, embeddings: np.ndarray, settings: ScannSettings
-) -> tf.Module:
+def _build(embeddings: np.ndarray, settings: ScannSettings) -> Any:
+  from scann.scann_ops.py import scann_ops_pybind
+
   n = len(embeddings)
   sample = min(n, 100_000)
-  builder = ops.builder(embeddings, 10, "dot_product")
+  builder = scann_ops_pybind.builder(embeddings, 10, "dot_product")
   if settings.num_leaves > 1:
     builder = builder.tree(
       settings.num_leaves,
@@ -247,13 +379,36 @@ def _build(
     settings.anisotropic_quantization_threshold,
     training_sample_size=sample,
   )
-  builder = builder.reorder(min(n, settings.num_reorder))
-  return builder.build().serialize_to_module()
+  return builder.reorder(min(n, settings.num_reorder)).build()
 
 
-def _is_listed(rows: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
-  """Which of `rows` `[batch, w]` are in sorted `excluded` `[batch, E]`."""
-  # The largest integer ends every list, so each search lands on an entry.
-  lists = tf.pad(excluded, [[0, 0], [0, 1]], constant_values=tf.int64.max)
-  place = tf.searchsorted(lists, rows)
-  return tf.gather(lists, place, batch_dims=1) == rows
+def _state_of(searcher: Any) -> tf.Module:
+  """What ScaNN's ops make the same searcher of.
+
+  A build of ScaNN's ops would train a second one, and answer otherwise.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    searcher.serialize(folder, relative_path=True)
+    path = pathlib.Path(folder)
+
+    def text(name):
+      file = path / f"{name}.pb"
+      return tf.constant([file.read_bytes()] if file.exists() else b"")
+
+    def numbers(name, dtype):
+      file = path / f"{name}.npy"
+      return np.load(file) if file.exists() else tf.zeros([], dtype)
+
+    return load_ops().ScannState(
+      [
+        text("scann_config"),
+        text("serialized_partitioner"),
+        numbers("datapoint_to_token", tf.int32),
+        text("ah_codebook"),
+        numbers("hashed_dataset", tf.uint8),
+        numbers("int8_dataset", tf.int8),
+        numbers("int8_multipliers", tf.float32),
+        numbers("dp_norms", tf.float32),
+        numbers("dataset", tf.float32),
+      ]
+    )

@@ -1,5 +1,7 @@
 """Two towers and a task."""
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
@@ -73,13 +75,27 @@ class TwoTower(tfrs.Model):
       training=training,
     )
 
-  def encode_queries(self, ids: tf.Tensor) -> tf.Tensor:
-    """[n] query ids -> [n, dim]; inner products are the model's scores."""
-    return self._scored(self.query_tower(ids, training=False))
+  def encode_queries(
+    self,
+    ids: tf.Tensor,
+    features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
+  ) -> tf.Tensor:
+    """[n] query ids -> [n, dim]; inner products are the model's scores.
 
-  def encode_candidates(self, ids: tf.Tensor) -> tf.Tensor:
-    """[n] candidate ids -> [n, dim]; inner products are the scores."""
-    return self._scored(self.candidate_tower(ids, training=False))
+    Args:
+      ids: [n] dense ids; those the tower does not know have no embedding.
+      features: Side features, as `layers.CandidateTable` returns them; None
+        for those of the tower's own table.
+    """
+    return self._encoded(self.query_tower, ids, features)
+
+  def encode_candidates(
+    self,
+    ids: tf.Tensor,
+    features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
+  ) -> tf.Tensor:
+    """[n] candidate ids -> [n, dim], in the same way."""
+    return self._encoded(self.candidate_tower, ids, features)
 
   def rerank_scores(
     self, query_ids: tf.Tensor, candidate_ids: tf.Tensor
@@ -143,7 +159,11 @@ class TwoTower(tfrs.Model):
         config[f"{side}_table"] = _SHARED
     return config
 
-  def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
+  def _encoded(self, tower, ids, features) -> tf.Tensor:
+    if features:
+      embeddings = tower.encode(ids, features)
+    else:
+      embeddings = tower(ids, training=False)
     embeddings = tf.cast(embeddings, tf.float32)
     if self.normalize:
       return tf.math.l2_normalize(embeddings, axis=1)

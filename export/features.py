@@ -1,0 +1,206 @@
+"""Side features as signatures take them: raw values of the user's own.
+
+| kind        | input                | not given          |
+|-------------|----------------------|--------------------|
+| `token`     | `[n]` string         | ""                 |
+| `token_seq` | `[n, width]` string  | "", also as padding|
+| `float`     | `[n]` float32        | NaN                |
+| `float_seq` | `[n, length]` float32| NaN                |
+
+A feature that is not given is the one that the id had in training, if it was
+there. A token that is not in the vocabulary is unknown to the tower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs import indexes
+
+RESERVED = (
+  *("query_id", "candidate_id", "query_embeddings", "ids"),
+  *("k", "exclude_ids", "allow_ids"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureInput:
+  """One side feature of a query or a candidate.
+
+  Attributes:
+    name: of the feature, as in the data.
+    input: of the input of signatures; the name, unless that is taken.
+    kind: "token", "token_seq", "float" or "float_seq".
+    length: of a float_seq.
+    vocabulary: of token kinds; code -> token, "" is code 0.
+  """
+
+  name: str
+  input: str
+  kind: str
+  length: int | None = None
+  vocabulary: tuple[str, ...] = ()
+
+  @property
+  def spec(self) -> tf.TensorSpec:
+    """Type and shape of the input."""
+    shape = {"token_seq": [None, None], "float_seq": [None, self.length]}
+    dtype = tf.string if self.kind.startswith("token") else tf.float32
+    return tf.TensorSpec(shape.get(self.kind, [None]), dtype, self.input)
+
+  def about(self) -> dict:
+    """What a manifest says of it."""
+    about = {"name": self.name, "input": self.input, "kind": self.kind}
+    return about | ({"length": self.length} if self.length else {})
+
+  def to_tensor(self, values: Sequence | None, n: int) -> tf.Tensor:
+    """The input for n rows; `None`, as a whole or of a row: not given.
+
+    Raises:
+      ValueError: naming the feature, for another number or type of values.
+    """
+    values = [None] * n if values is None else list(values)
+    if len(values) != n:
+      raise ValueError(
+        f"feature {self.name!r} must have one value per id. Received: "
+        f"{len(values)} values for {n} ids."
+      )
+    try:
+      return tf.constant(self._filled(values, n))
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"feature {self.name!r} is a {self.kind}: {error}."
+      ) from None
+
+  def _filled(self, values: list, n: int) -> np.ndarray:
+    if self.kind == "token":
+      return np.array([_text(x) for x in values], object).reshape(n)
+    if self.kind == "token_seq":
+      rows = [[] if x is None else [_text(y) for y in _list(x)] for x in values]
+      width = max(map(len, rows), default=0)
+      rows = [row + [""] * (width - len(row)) for row in rows]
+      return np.array(rows, object).reshape(n, width).astype(np.bytes_)
+    if self.kind == "float":
+      values = [np.nan if x is None else x for x in values]
+      return np.array(values, np.float32).reshape(n)
+    blank = [np.nan] * self.length
+    values = [blank if x is None else _list(x) for x in values]
+    for row in values:
+      if len(row) != self.length:
+        raise ValueError(f"{len(row)} numbers instead of {self.length}")
+    return np.array(values, np.float32).reshape(n, self.length)
+
+
+def of_schema(
+  features: Iterable[Mapping[str, Any]],
+) -> tuple[FeatureInput, ...]:
+  """The features of a schema, or of `lists/features.json`.
+
+  An input that would have the name of another becomes `feature_NAME`.
+  """
+  taken = set(RESERVED)
+  found = []
+  for feature in features:
+    name = re.sub(r"\W", "_", feature["name"])
+    while name in taken or not name.isidentifier():
+      name = f"feature_{name}"
+    taken.add(name)
+    found.append(
+      FeatureInput(
+        name=feature["name"],
+        input=name,
+        kind=feature["kind"],
+        length=feature.get("length"),
+        vocabulary=tuple(feature.get("vocabulary") or ()),
+      )
+    )
+  return tuple(found)
+
+
+def to_tensors(
+  inputs: Sequence[FeatureInput], values: Mapping[str, Sequence] | None, n: int
+) -> dict[str, tf.Tensor]:
+  """Inputs of a signature, for n rows.
+
+  Args:
+    inputs: the features.
+    values: by name of the feature; those left out are not given.
+    n: number of ids.
+
+  Raises:
+    ValueError: a value does not fit its feature, or there is no such feature.
+  """
+  values = dict(values or {})
+  tensors = {x.input: x.to_tensor(values.pop(x.name, None), n) for x in inputs}
+  if values:
+    raise ValueError(
+      f"there is no feature {next(iter(values))!r}; there are: "
+      f"{', '.join(x.name for x in inputs) or 'none'}."
+    )
+  return tensors
+
+
+class Reader(tf.Module):
+  """Inputs of signatures to what a tower takes."""
+
+  def __init__(self, inputs: Sequence[FeatureInput], name: str | None = None):
+    super().__init__(name=name)
+    self._inputs = tuple(inputs)
+    self._codes = {
+      # Code 0 is the unknown token; IdTable says -1.
+      x.name: indexes.IdTable(tf.constant(x.vocabulary[1:], tf.string))
+      for x in inputs
+      if x.kind.startswith("token") and len(x.vocabulary) > 1
+    }
+
+  def __call__(
+    self,
+    raw: Sequence[tf.Tensor],
+    stored: Mapping[str, tf.Tensor | tf.RaggedTensor],
+  ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """Features by name, as `xir_tfrs.layers.CandidateTable` returns them.
+
+    Args:
+      raw: inputs, in the order of the features.
+      stored: the same rows' features in training, for what is not given.
+    """
+    return {
+      x.name: self._merged(x, value, stored[x.name])
+      for x, value in zip(self._inputs, raw, strict=True)
+    }
+
+  def _merged(self, feature, raw, stored):
+    if feature.kind == "token":
+      return tf.where(raw == "", stored, self._lookup(feature, raw))
+    if feature.kind == "token_seq":
+      given = tf.reduce_any(raw != "", axis=1)
+      tokens = tf.ragged.boolean_mask(raw, raw != "")
+      codes = tokens.with_values(self._lookup(feature, tokens.values))
+      keep = stored.with_values(tf.gather(~given, stored.value_rowids()))
+      return tf.concat([tf.ragged.boolean_mask(stored, keep), codes], axis=1)
+    return tf.where(tf.math.is_nan(raw), stored, raw)
+
+  def _lookup(self, feature, tokens):
+    if feature.name not in self._codes:  # No token was kept in training.
+      return tf.zeros_like(tokens, tf.int32)
+    return tf.cast(self._codes[feature.name].rows(tokens) + 1, tf.int32)
+
+
+def _text(value: Any) -> str:
+  if value is None:
+    return ""
+  if not isinstance(value, (str, bytes)):
+    raise TypeError(f"{value!r} is no string")
+  return value
+
+
+def _list(value: Any) -> list:
+  if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+    raise TypeError(f"{value!r} is no list")
+  return list(value)

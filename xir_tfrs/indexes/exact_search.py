@@ -1,0 +1,135 @@
+"""Exact top-k by inner product, over all rows or over listed ones.
+
+Axes: batch (queries), n (rows of the corpus), dim (of the vectors), k (answers
+asked for), E and A (widths of the lists). -1 is no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.indexes.id_table import NO_ROW
+
+# A chunk of queries scores at most this many candidates at once (128 MiB of
+# float32), whatever the size of the batch.
+_SCORES_PER_CHUNK = 2**25
+
+Rows = tuple[tf.Tensor, tf.Tensor]
+
+
+def top_rows(
+  vectors: tf.Tensor | tf.Variable,
+  queries: tf.Tensor,
+  k: tf.Tensor,
+  excluded: tf.Tensor,
+) -> Rows:
+  """The k best rows of `vectors` by inner product.
+
+  Args:
+    vectors: `[n, dim]` finite float32 tensor.
+    queries: `[batch, dim]` finite float32 tensor.
+    k: scalar int32 tensor, may exceed n.
+    excluded: `[batch, E]` int64 tensor of rows to leave out; -1 is ignored.
+
+  Returns:
+    rows (int64) and scores (float32), both `[batch, k]`, best first, padded
+    with -1 and -inf.
+  """
+
+  def best(part: slice) -> Rows:
+    scores = tf.matmul(queries[part], vectors, transpose_b=True)
+    leave_out = excluded[part]
+    listed = tf.where(leave_out >= 0)
+    hidden = tf.stack([listed[:, 0], tf.gather_nd(leave_out, listed)], axis=1)
+    scores = tf.tensor_scatter_nd_update(
+      scores, hidden, tf.fill([tf.shape(hidden)[0]], -np.inf)
+    )
+    found = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+    return best_rows(
+      tf.cast(found.indices, tf.int64), found.values, found.values > -np.inf, k
+    )
+
+  return _in_chunks(best, tf.shape(queries)[0], tf.shape(vectors)[0])
+
+
+def top_rows_of(
+  vectors: tf.Tensor | tf.Variable,
+  queries: tf.Tensor,
+  k: tf.Tensor,
+  allowed: tf.Tensor,
+) -> Rows:
+  """The k best of the rows listed for each query.
+
+  Args:
+    vectors: `[n, dim]` finite float32 tensor.
+    queries: `[batch, dim]` finite float32 tensor.
+    k: scalar int32 tensor, may exceed A.
+    allowed: `[batch, A]` int64 tensor of rows, each once; -1 is ignored.
+
+  Returns:
+    As `top_rows`.
+  """
+
+  def best(part: slice) -> Rows:
+    rows = allowed[part]
+    listed = tf.gather(vectors, tf.maximum(rows, 0))
+    scores = tf.linalg.matvec(listed, queries[part])
+    return best_rows(rows, scores, rows >= 0, k)
+
+  width = tf.shape(allowed)[1] * vectors.shape[1]
+  return _in_chunks(best, tf.shape(queries)[0], tf.maximum(width, 1))
+
+
+def best_rows(
+  rows: tf.Tensor, scores: tf.Tensor, keep: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The k best of the rows to keep, padded with -1 and -inf to width k.
+
+  Args:
+    rows: `[batch, width]` int64 tensor.
+    scores: `[batch, width]` float32 tensor; NaN where `keep` is False is fine.
+    keep: `[batch, width]` bool tensor.
+    k: scalar int32 tensor.
+
+  Returns:
+    rows and scores, both `[batch, k]`, best first.
+  """
+  # top_k sorts NaN as the largest score: mask before, never after.
+  scores = tf.where(keep, scores, -np.inf)
+  rows = tf.where(keep, rows, NO_ROW)
+  best = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+  rows = tf.gather(rows, best.indices, batch_dims=1)
+  missing = [[0, 0], [0, k - tf.shape(rows)[1]]]
+  return (
+    tf.pad(rows, missing, constant_values=-1),
+    tf.pad(best.values, missing, constant_values=-np.inf),
+  )
+
+
+def _in_chunks(
+  best: Callable[[slice], Rows], batch: tf.Tensor, numbers_per_query: tf.Tensor
+) -> Rows:
+  """`best` of all queries, a chunk that fits the memory at a time."""
+  chunk = tf.maximum(1, _SCORES_PER_CHUNK // numbers_per_query)
+  # At least one chunk, so that an empty batch also has something to concat.
+  num_chunks = tf.maximum(1, -(-batch // chunk))
+
+  def step(i, rows, scores):
+    found = best(slice(i * chunk, (i + 1) * chunk))
+    return i + 1, rows.write(i, found[0]), scores.write(i, found[1])
+
+  def results(dtype):
+    return tf.TensorArray(
+      dtype, num_chunks, infer_shape=False, element_shape=[None, None]
+    )
+
+  _, rows, scores = tf.while_loop(
+    lambda i, *_: i < num_chunks,
+    step,
+    [0, results(tf.int64), results(tf.float32)],
+    parallel_iterations=1,  # More would hold more than one chunk of scores.
+  )
+  return rows.concat(), scores.concat()

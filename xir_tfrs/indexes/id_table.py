@@ -1,0 +1,98 @@
+"""Ids of the user's own, and the rows they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+TensorLike = tf.Tensor | np.ndarray | Sequence
+
+# Typed: in a graph `tf.where` does not widen a Python -1 to int64.
+NO_ROW = np.int64(-1)
+
+
+class IdTable(tf.Module):
+  """Row i stands for the i-th id; -1 is no row, "" or -1 is no id.
+
+  A `tf.Module`: several modules may share one, and it is saved once.
+  """
+
+  def __init__(self, ids: TensorLike, name: str | None = None):
+    """Builds the table.
+
+    Args:
+      ids: `[n]` unique strings or integers. The empty string and -1 are
+        reserved for padding.
+      name: name of the module.
+
+    Raises:
+      ValueError: if the ids have another shape or type, or one is repeated or
+        reserved.
+    """
+    super().__init__(name=name)
+    ids = tf.convert_to_tensor(ids)
+    _check(ids)
+    self._size = len(ids)
+    with tf.device("cpu:0"):  # Strings and hash tables have no GPU kernels.
+      self._ids = tf.Variable(ids, trainable=False, name="ids")
+      keys = _keys(ids)
+      self._table = tf.lookup.experimental.MutableHashTable(
+        keys.dtype, tf.int64, default_value=NO_ROW
+      )
+      self._table.insert(keys, tf.range(self._size, dtype=tf.int64))
+
+  @property
+  def size(self) -> int:
+    """Number of ids."""
+    return self._size
+
+  @property
+  def dtype(self) -> tf.DType:
+    """`tf.string`, `tf.int32` or `tf.int64`."""
+    return self._ids.dtype
+
+  @property
+  def padding(self) -> tf.Tensor:
+    """What stands where there is no id: "" or -1."""
+    return tf.constant("" if self.dtype == tf.string else -1, self.dtype)
+
+  def rows(self, ids: tf.Tensor) -> tf.Tensor:
+    """Rows of ids, int64 and of the same shape; -1 for an unknown id."""
+    return self._table.lookup(_keys(ids))
+
+  def ids(self, rows: tf.Tensor) -> tf.Tensor:
+    """Ids of int64 rows, of the same shape; padding where a row is -1."""
+    ids = tf.gather(self._ids, tf.maximum(rows, 0))
+    return tf.where(rows >= 0, ids, self.padding)
+
+
+def _keys(ids: tf.Tensor) -> tf.Tensor:
+  return ids if ids.dtype == tf.string else tf.cast(ids, tf.int64)
+
+
+def _check(ids: tf.Tensor) -> None:
+  if ids.dtype not in (tf.string, tf.int32, tf.int64) or ids.shape.rank != 1:
+    raise ValueError(
+      "`ids` must be [n] strings, int32 or int64. Received: `ids` of type "
+      f"{ids.dtype.name} and shape {ids.shape}."
+    )
+  ids = ids.numpy().tolist()
+  seen = set()
+  if len(set(ids)) < len(ids):
+    repeated = next(i for i in ids if i in seen or seen.add(i))
+    raise ValueError(
+      f"`ids` must be unique. Received: {show(repeated)} more than once."
+    )
+  for reserved in (b"", -1):
+    if reserved in ids:
+      raise ValueError(
+        f"The id {show(reserved)} is reserved for padding. Received it at "
+        f"row {ids.index(reserved)}."
+      )
+
+
+def show(value: bytes | int) -> str:
+  """An id as errors print it."""
+  return repr(value.decode() if isinstance(value, bytes) else value)
