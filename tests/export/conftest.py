@@ -45,6 +45,8 @@ class World:
   candidate_vectors: np.ndarray
   unknown_query: np.ndarray
   unknown_candidate: np.ndarray
+  pairs: np.ndarray
+  model: xir.models.TwoTower
 
   def ranking(self, query: int, leave_out=()) -> list[str]:
     """Candidate ids, best first, for the dense id of a query."""
@@ -203,6 +205,8 @@ def world(tmp_path_factory) -> World:
     candidate_vectors=model.encode_candidates(tf.range(NUM_CANDIDATES)).numpy(),
     unknown_query=model.encode_queries(tf.constant([-1]))[0].numpy(),
     unknown_candidate=model.encode_candidates(tf.constant([-1]))[0].numpy(),
+    pairs=pairs,
+    model=model,
   )
 
 
@@ -219,3 +223,31 @@ def exported(world, tmp_path_factory) -> pathlib.Path:
     )
   )
   return output
+
+
+@pytest.fixture(scope="session")
+def numbered(world, tmp_path_factory) -> pathlib.Path:
+  """The same with integer ids, and answers of the tower to unknown queries.
+
+  Query q is 10**12 + q, candidate c is 5 * c.
+  """
+  root = tmp_path_factory.mktemp("numbered")
+  write_data(
+    root / "data",
+    [str(10**12 + q) for q in range(NUM_QUERIES)],
+    [str(5 * c) for c in range(NUM_CANDIDATES)],
+    world.pairs,
+  )
+  export_retriever.export_retriever(
+    export_retriever.ExportOptions(
+      data=str(root / "data"),
+      model_dir=str(world.model_dir),
+      output=str(root / "bundle"),
+      query_id_type="int64",
+      candidate_id_type="int64",
+      unknown_query="tower",
+      max_k=400,
+      scann={"exact_below": 0},
+    )
+  )
+  return root / "bundle"

@@ -283,6 +283,143 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(exact.call_args.args[1].shape, [0, DIM])
 
 
+class AllowTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(named=ALL, id_kind=("string", "int64"))
+  def test_only_allowed_come_back(self, named, id_kind):
+    names, vectors = _corpus(400)
+    ids = names if id_kind == "string" else 2**40 + np.arange(400)
+    index = named[1]().index(ids, vectors)
+    queries = _queries(4)
+    some = [ids[row] for row in range(0, 400, 7)]
+    nothing = "no such item" if id_kind == "string" else 12345
+    lists = [some, [], [nothing], [ids[3], nothing, ids[3], ids[9]]]
+    allow = tf.ragged.constant(lists, dtype=tf.as_dtype(id_kind))
+    exclude = tf.ragged.constant(
+      [some[:5], [], [], [ids[9]]], dtype=tf.as_dtype(id_kind)
+    )
+    found, scores = index.search(queries, 60, exclude, allow)
+    found = found.numpy().tolist()
+    if id_kind == "string":
+      found = [[x.decode() for x in row] for row in found]
+    padding = "" if id_kind == "string" else -1
+    order = [x for x in _sorted_ids(ids, vectors, queries[0]) if x in some[5:]]
+    self.assertEqual(found[0], order + [padding] * (60 - len(order)))
+    unrestricted, _ = index.search(queries[1:2], 60)
+    if id_kind == "string":
+      self.assertEqual(found[1], _text(unrestricted)[0])
+    self.assertEqual(found[2], [padding] * 60)
+    self.assertEqual(found[3], [ids[3]] + [padding] * 59)
+    rows = [list(ids).index(x) for x in order]
+    self.assertAllClose(scores[0, : len(rows)], vectors[rows] @ queries[0])
+    self.assertAllEqual(scores[0, len(rows) :], [-np.inf] * (60 - len(rows)))
+
+  def test_chunks_of_restricted_queries_give_the_same(self):
+    ids, vectors = _corpus(300)
+    index = indexes.BruteForceIndex().index(ids, vectors)
+    queries, allow = _queries(7), [ids[i : i + 20] for i in range(7)]
+    whole = index.search(queries, 9, allow=allow)
+    with mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 2 * 20 * DIM):
+      parts = index.search(queries, 9, allow=allow)
+    self.assertAllEqual(whole[0], parts[0])
+    self.assertAllClose(whole[1], parts[1])
+
+  def test_bad_query_with_a_list_gets_padding(self):
+    index = indexes.BruteForceIndex().index(*_corpus(30))
+    found, _ = index.search(np.full([1, DIM], np.nan), 2, allow=[["item 1"]])
+    self.assertAllEqual(found, [[b"", b""]])
+
+
+class SimilarTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.named_parameters(*EXACT)
+  def test_nearest_but_itself(self, make):
+    ids, vectors = _corpus(300)
+    index = make().index(ids, vectors)
+    found, scores = index.similar(["item 7", "no such item", "item 0"], 5)
+    found = _text(found)
+    for row, item in ((0, 7), (2, 0)):
+      order = _sorted_ids(ids, vectors, vectors[item], [ids[item]])
+      self.assertEqual(found[row], order[:5])
+    self.assertEqual(found[1], [""] * 5)
+    self.assertAllEqual(scores[1], [-np.inf] * 5)
+
+  def test_never_itself_in_scann(self):
+    ids, vectors = _corpus(400)
+    found, _ = _scann_tree().index(ids, vectors).similar(ids, 10)
+    for item, row in zip(ids, _text(found), strict=True):
+      self.assertNotIn(item, row)
+      self.assertLen(set(row) - {""}, 10)
+
+
+class IdTableTest(tf.test.TestCase):
+  def test_several_indexes_share_one(self):
+    ids, vectors = _corpus(30)
+    table = indexes.IdTable(ids)
+    module = tf.Module()
+    module.one = indexes.BruteForceIndex().index(table, vectors)
+    module.two = indexes.BruteForceIndex().index(table, -vectors)
+    self.assertLen(module.variables, 3)
+    best, _ = module.one.search(vectors[4:5], 30)
+    worst, _ = module.two.search(vectors[4:5], 30)
+    self.assertEqual(_text(best)[0], _text(worst)[0][::-1])
+    with self.assertRaisesRegex(ValueError, "30 ids.*29"):
+      module.one.index(table, vectors[:29])
+
+  def test_rows_and_ids(self):
+    for ids, unknown, padding in ((["a", "b"], "c", b""), ([4, 9], 5, -1)):
+      table = indexes.IdTable(ids)
+      rows = table.rows(tf.constant([[ids[1], unknown], [ids[0], ids[1]]]))
+      self.assertAllEqual(rows, [[1, -1], [0, 1]])
+      back = table.ids(rows).numpy()
+      self.assertEqual(back[0, 1], padding)
+      self.assertAllEqual(back[1], tf.constant(ids))
+
+
+class TuneTest(tf.test.TestCase):
+  def _index(self, **settings):
+    ids, vectors = _corpus(4000)
+    index = indexes.ScannIndex(exact_below=0, num_leaves=60, **settings)
+    exact = indexes.BruteForceIndex().index(ids, vectors)
+    return index.index(ids, vectors), exact
+
+  def test_as_cheap_as_the_target_allows(self):
+    index, exact = self._index()
+    queries, others = _queries(300, 1), _queries(300, 2)
+    spent = []
+    for target in (0.5, 0.9, 0.99):
+      points = index.tune(queries, target)
+      settings = index.settings
+      chosen = next(
+        x
+        for x in points
+        if (x.num_leaves_to_search, x.num_reorder)
+        == (settings.num_leaves_to_search, settings.num_reorder)
+      )
+      self.assertGreaterEqual(chosen.recall, target)
+      found = indexes.recall(index, exact, others, 10)
+      self.assertGreater(found, target - 0.05)
+      spent.append((settings.num_leaves_to_search, settings.num_reorder))
+    self.assertLess(spent[0][0], spent[2][0])
+    # What is measured is what `search` then does.
+    self.assertAlmostEqual(
+      indexes.recall(index, exact, queries, 10), chosen.recall, places=2
+    )
+
+  def test_unreachable_target_takes_the_best(self):
+    index, _ = self._index(num_leaves_to_search=1)
+    points = index.tune(_queries(50), 1.0)
+    self.assertLess(max(x.recall for x in points), 1.0)
+    self.assertEqual(index.settings.num_leaves_to_search, 1)
+
+  def test_given_settings_stay(self):
+    index, _ = self._index(num_leaves_to_search=7, num_reorder=70)
+    (point,) = index.tune(_queries(50), 0.1)
+    self.assertEqual((point.num_leaves_to_search, point.num_reorder), (7, 70))
+
+  def test_exact_search_has_nothing_to_tune(self):
+    index = indexes.ScannIndex().index(*_corpus(50))
+    self.assertEqual(index.tune(_queries(5), 0.9), [])
+
+
 class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.named_parameters(*ALL)
   def test_broken_vectors_are_named(self, make):
