@@ -302,16 +302,20 @@ class ScannIndex(base.RetrievalIndex):
     num_found = tf.math.count_nonzero(rows >= 0, 1, dtype=tf.int32)
     complete = num_found >= tf.minimum(k, self.size - num_excluded)
     redo = tf.where(~(fits & complete))[:, 0]
-    exact = exact_search.top_rows(
-      self.vectors,
-      tf.gather(queries, redo),
-      k,
-      tf.gather(excluded, redo),
-    )
-    return (
-      tf.tensor_scatter_nd_update(rows, redo[:, None], exact[0]),
-      tf.tensor_scatter_nd_update(scores, redo[:, None], exact[1]),
-    )
+
+    def with_exact():
+      exact = exact_search.top_rows(
+        self.vectors,
+        tf.gather(queries, redo),
+        k,
+        tf.gather(excluded, redo),
+      )
+      return (
+        tf.tensor_scatter_nd_update(rows, redo[:, None], exact[0]),
+        tf.tensor_scatter_nd_update(scores, redo[:, None], exact[1]),
+      )
+
+    return tf.cond(tf.size(redo) > 0, with_exact, lambda: (rows, scores))
 
   def _approximate(
     self, queries: tf.Tensor, k: tf.Tensor, extra: tf.Tensor
