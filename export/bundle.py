@@ -227,7 +227,8 @@ class Bundle:
     """
     depth = max(k, rerank_depth) if rerank else k
     self._check_k("k", k)
-    self._check_k("rerank_depth", rerank_depth)
+    if rerank:
+      self._check_k("rerank_depth", rerank_depth)
     # Before the work: it may not be there.
     rank = self._rank if rerank else None
     queries = self._ids("query", query_ids)

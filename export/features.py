@@ -72,7 +72,8 @@ class FeatureInput:
         f"{len(values)} values for {n} ids."
       )
     try:
-      return tf.constant(self._filled(values, n))
+      filled = self._filled(values, n)
+      return tf.constant(filled.tolist(), self.spec.dtype, filled.shape)
     except (TypeError, ValueError) as error:
       raise ValueError(
         f"feature {self.name!r} is a {self.kind}: {error}."
@@ -85,7 +86,7 @@ class FeatureInput:
       rows = [[] if x is None else [_text(y) for y in _list(x)] for x in values]
       width = max(map(len, rows), default=0)
       rows = [row + [""] * (width - len(row)) for row in rows]
-      return np.array(rows, object).reshape(n, width).astype(np.bytes_)
+      return np.array(rows, object).reshape(n, width)
     if self.kind == "float":
       values = [np.nan if x is None else x for x in values]
       return np.array(values, np.float32).reshape(n)

@@ -1,0 +1,257 @@
+"""Items from files: four formats say the same, and each fault is named."""
+
+import builtins
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+from pyarrow import parquet
+
+from export import errors, items
+
+FEATURES = (
+  {"name": "tag", "kind": "token"},
+  {"name": "words", "kind": "token_seq"},
+  {"name": "price", "kind": "float"},
+  {"name": "place", "kind": "float_seq", "length": 2},
+)
+# id, colour (no feature), price, words, tag, place
+ROWS = (
+  ("Äpfel, 1", "red", 1.5, ["a", "bc"], "t1", [1.0, -2.5]),
+  ('a "b"', "", None, [], "", []),
+  ("77", "blue", -2e3, ["ü"], "12", [0.0, 4.0]),
+)
+ATOMIC = """\
+colour:token_seq\titem_id:token\tprice:float\twords:token_seq\ttag:token\
+\tplace:float_seq
+red\tÄpfel, 1\t1.5\ta bc\tt1\t1 -2.5
+
+\ta "b"\t\t\t\t
+blue\t77\t-2e3\tü\t12\t0  4.0
+"""
+CSV = """\
+\ufeffid,colour,price,words,tag,place\r
+"Äpfel, 1",red,1.5,a|bc,t1,1|-2.5\r
+"a ""b""\",,NA,,,\r
+77,blue,-2e3,ü,12,0|4.0\r
+"""
+
+
+def _feature(values) -> tf.train.Feature:
+  values = [x.encode() if isinstance(x, str) else x for x in values]
+  if not values:
+    return tf.train.Feature()
+  kind, name = {
+    bytes: (tf.train.BytesList, "bytes_list"),
+    float: (tf.train.FloatList, "float_list"),
+    int: (tf.train.Int64List, "int64_list"),
+  }[type(values[0])]
+  return tf.train.Feature(**{name: kind(value=values)})
+
+
+def _write_records(path, *records):
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for columns in records:
+      features = {name: _feature(values) for name, values in columns.items()}
+      example = tf.train.Example(features=tf.train.Features(feature=features))
+      writer.write(example.SerializeToString())
+
+
+def _row_record(row) -> dict:
+  name, colour, price, words, tag, place = row
+  return {
+    "candidate_id": [name],
+    "colour": [colour],
+    "price": [] if price is None else [price],
+    "words": words,
+    "tag": [tag] if tag else [],
+    "place": place,
+  }
+
+
+def _write_packed(path):
+  first = {
+    "candidate_id": [row[0] for row in ROWS[:2]],
+    "colour": [row[1] for row in ROWS[:2]],
+    "price": [1.5, np.nan],
+    "words/values": ["a", "bc"],
+    "words/lengths": [2, 0],
+    "tag": ["t1", ""],
+    "place": [1.0, -2.5, np.nan, np.nan],
+  }
+  second = _row_record(ROWS[2])
+  del second["words"]
+  second |= {"words/values": ["ü"], "words/lengths": [1]}
+  _write_records(path, first, second)
+
+
+def _write_parquet(path):
+  names = ("candidate_id", "colour", "price", "words", "tag", "place")
+  columns = dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))
+  columns["tag"] = pa.array(columns["tag"]).dictionary_encode()
+  columns["words"] = pa.array(columns["words"], pa.large_list(pa.string()))
+  columns["place"] = pa.array([[1.0, -2.5], None, [0.0, 4.0]])
+  parquet.write_table(pa.table(columns), path, row_group_size=2)
+
+
+WRITERS = {
+  "rows.item": lambda path: path.write_text(ATOMIC, encoding="utf-8"),
+  "rows.csv": lambda path: path.write_bytes(CSV.encode()),
+  "rows.tsv": lambda path: path.write_bytes(CSV.replace(",", "\t").encode()),
+  "rows.parquet": _write_parquet,
+  "rows.tfrecord": lambda path: _write_records(path, *map(_row_record, ROWS)),
+  "packed.tfrecord": _write_packed,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_formats_agree(tmp_path, name):
+  path = tmp_path / name
+  WRITERS[name](path)
+  separator = "|" if path.suffix in (".csv", ".tsv") else " "
+  found = items.read_items(path, FEATURES, separator=separator)
+  ids = [row[0] for row in ROWS]
+  if path.suffix == ".tsv":
+    ids[0] = "Äpfel\t 1"
+  assert found.ids == ids
+  assert (found.ignored, found.missing) == (("colour",), ())
+  assert found.columns["tag"].tolist() == ["t1", "", "12"]
+  assert found.columns["words"] == [["a", "bc"], [], ["ü"]]
+  price, place = found.columns["price"], found.columns["place"]
+  assert price.dtype == place.dtype == np.float32
+  np.testing.assert_array_equal(price, [1.5, np.nan, -2000])
+  np.testing.assert_array_equal(place, [[1, -2.5], [np.nan] * 2, [0, 4]])
+
+
+def test_features_that_the_file_lacks_are_not_given(tmp_path):
+  path = tmp_path / "ids.csv"
+  path.write_text("id,tag\n5,x\n-9,y\n")
+  found = items.read_items(path, FEATURES, id_type="int64")
+  assert found.ids == [5, -9]
+  assert found.missing == ("words", "price", "place")
+  assert found.columns["words"] == [[], []]
+  assert np.isnan(found.columns["price"]).tolist() == [True, True]
+  assert np.isnan(found.columns["place"]).shape == (2, 2)
+  named = items.read_items(path, FEATURES, id_column="tag")
+  assert (named.ids, named.ignored) == (["x", "y"], ("id",))
+  assert named.columns["tag"].tolist() == ["x", "y"]
+
+
+def test_integers_of_parquet_are_tokens_and_ids(tmp_path):
+  path = tmp_path / "numbers.parquet"
+  table = {"item_id": [7, 8], "tag": [3, None], "words": [[1, 2], [3]]}
+  parquet.write_table(pa.table(table), path)
+  found = items.read_items(path, FEATURES)
+  assert found.ids == ["7", "8"]
+  assert found.columns["tag"].tolist() == ["3", ""]
+  assert found.columns["words"] == [["1", "2"], ["3"]]
+  assert items.read_items(path, FEATURES, id_type="int64").ids == [7, 8]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "expected"),
+  [
+    ("a.csv", "id,price\na,1\nb,cheap\n", "line 3, column 'price': 'cheap' is"),
+    ("a.csv", "id,price\na,inf\n", "line 2, column 'price': 'inf' is too"),
+    ("a.csv", "id,price\na,1e39\n", "line 2, column 'price'"),
+    ("a.csv", "id,place\na,1 2\nb,1 2 3\n", "line 3, column 'place': 3 num"),
+    ("a.csv", "id,place\na,1 z\n", "line 2, column 'place': 'z' is not"),
+    ("a.csv", "id,tag\na,x\n\n,y\n", "line 4, column 'id': empty id"),
+    ("a.csv", "id,tag\na,x\nb,y\na,z\n", "line 4, column 'id': 'a' stands twi"),
+    ("a.csv", "name,tag\na,x\n", "the file has 'name', 'tag'; name it with"),
+    ("a.csv", "id,item_id\na,x\n", "name it with --id_column"),
+    ("a.csv", "id,tag,tag\na,x,y\n", "the column 'tag' twice"),
+    ("a.csv", "id,tag\na\n", "line 2: has 1 fields, the header 2"),
+    ("a.csv", 'id,tag\na,"x\n', "line 2: broken quoting"),
+    ("a.csv", "", "is empty"),
+    ("a.csv", "id,tag\n", "has no items"),
+    ("a.item", "item_id\tprice:float\n", "column 'item_id': must be NAME:KIND"),
+    ("a.item", "price:float\n1\n", "name it with --id_column"),
+    ("a.json", "{}", "the name must say the format"),
+    ("a.parquet", "", "empty, truncated or not Parquet"),
+    ("a.tfrecord", "", "is empty"),
+    ("a.tfrecord", "no record at all", "record 1 or behind it: truncated"),
+  ],
+)
+def test_broken_text_is_named(tmp_path, name, text, expected):
+  path = tmp_path / name
+  path.write_text(text)
+  with pytest.raises(errors.ExportError) as caught:
+    items.read_items(path, FEATURES)
+  assert str(caught.value).startswith(f"{path}")
+  assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.tfrecord"])
+def test_truncated_file_is_named(tmp_path, name):
+  path = tmp_path / name
+  WRITERS[name](path)
+  path.write_bytes(path.read_bytes()[:-7])
+  with pytest.raises(errors.ExportError, match=f"{name}.*truncated"):
+    items.read_items(path, FEATURES)
+
+
+def test_broken_values_of_binary_files_are_named(tmp_path):
+  path = tmp_path / "a.parquet"
+  parquet.write_table(
+    pa.table({"id": ["a", "b"], "price": ["1", "x"], "tag": [{"y": 1}] * 2}),
+    path,
+  )
+  with pytest.raises(errors.ExportError, match="column 'tag'.* token"):
+    items.read_items(path, FEATURES)
+  with pytest.raises(errors.ExportError, match="row 2, column 'price': 'x'"):
+    items.read_items(path, FEATURES[2:])
+  path = tmp_path / "a.tfrecord"
+  _write_records(path, {"id": ["a"]}, {"id": ["b", "c"], "price": [1.0]})
+  with pytest.raises(errors.ExportError, match="row 2, column 'price'.* 2 ids"):
+    items.read_items(path, FEATURES)
+  _write_records(path, {"id": ["a", "b"], "words": ["x", "y"]})
+  with pytest.raises(errors.ExportError, match="row 1, column 'words'"):
+    items.read_items(path, FEATURES)
+  _write_records(path, {"id": ["a"], "tag": [b"\xff"]})
+  with pytest.raises(errors.ExportError, match="row 1, column 'tag'.*UTF-8"):
+    items.read_items(path, FEATURES)
+
+
+@pytest.mark.parametrize("value", ["x", "1.5", "9223372036854775808", "-1"])
+def test_integer_ids_are_checked(tmp_path, value):
+  path = tmp_path / "a.csv"
+  path.write_text(f"id\n4\n{value}\n")
+  with pytest.raises(errors.ExportError, match="line 3, column 'id'"):
+    items.read_items(path, (), id_type="int64")
+
+
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+  with pytest.raises(errors.ExportError, match="none.csv: cannot be read"):
+    items.read_items(tmp_path / "none.csv", FEATURES)
+  path = tmp_path / "latin.csv"
+  path.write_bytes(b"id,tag\na,b\nc,\xfc\n")
+  with pytest.raises(errors.ExportError, match="line 3: is not UTF-8"):
+    items.read_items(path, FEATURES)
+  path.write_text("id,tag\na,b\n")
+  with pytest.raises(errors.ExportError, match="no column 'x' for --id_column"):
+    items.read_items(path, FEATURES, id_column="x")
+
+  import_module = builtins.__import__
+
+  def without_pyarrow(name, *args, **kwargs):
+    if name == "pyarrow":
+      raise ImportError
+    return import_module(name, *args, **kwargs)
+
+  _write_parquet(tmp_path / "a.parquet")
+  monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+  with pytest.raises(errors.ExportError, match=r"xir-tfrs\[data\]"):
+    items.read_items(tmp_path / "a.parquet", FEATURES)
+
+
+def test_ids_of_a_text_file(tmp_path):
+  path = tmp_path / "ids.txt"
+  path.write_bytes("a b\r\n\nü\na b\n7".encode())
+  assert items.read_ids(path) == ["a b", "ü", "7"]
+  path.write_text("7\n\n8\n7\n")
+  assert items.read_ids(path, "int64") == [7, 8]
+  path.write_text("7\n\nx\n")
+  with pytest.raises(errors.ExportError, match="line 3, column 'id': 'x'"):
+    items.read_ids(path, "int64")

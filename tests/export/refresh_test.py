@@ -1,0 +1,440 @@
+"""Refreshing a bundle: new, changed and removed items, and nothing else."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+from pyarrow import parquet
+
+from export import (
+  bundle,
+  errors,
+  features,
+  items,
+  manifests,
+  refresh,
+  saved_models,
+  trained,
+)
+from xir_tfrs import indexes
+
+ROOT = pathlib.Path(__file__).parents[2]
+CSV = """\
+item_id,note,tag,words,price,place
+neu 1,x,a,w x,1.5,0.5 -1
+neü 2,x,zz,w ü q,-3,0 0.25
+item 3,x,b,y,0.125,2 2
+neu 3,x,,,,
+"""
+# The same as the tower has it: tokens are codes, 0 is unknown.
+ROWS = [-1, -1, 3]
+CODES = {
+  "tag": [1, 0, 2],
+  "words": [[1, 2], [1, 0, 0], [3]],
+  "price": [1.5, -3.0, 0.125],
+  "place": [[0.5, -1.0], [0.0, 0.25], [2.0, 2.0]],
+}
+GONE = ("item 0", "item 7", "item 299")
+
+
+@dataclasses.dataclass
+class Refreshed:
+  """What was written, and what it must answer."""
+
+  directory: pathlib.Path
+  about: dict
+  ids: list[str]
+  vectors: np.ndarray
+
+
+def _items_of(directory, text=CSV):
+  path = directory / "items.csv"
+  path.write_text(text, encoding="utf-8")
+  return str(path)
+
+
+def _removals(directory, ids):
+  path = directory / "gone.txt"
+  path.write_text("\n".join(ids) + "\n", encoding="utf-8")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def encoded(world):
+  """Vectors of the first three rows of CSV, from the model that was trained."""
+  model = trained.load_model(world.model_dir)[0]
+  given = {
+    "tag": tf.constant(CODES["tag"]),
+    "words": tf.ragged.constant(CODES["words"], dtype=tf.int32),
+    "price": tf.constant(CODES["price"]),
+    "place": tf.constant(CODES["place"]),
+  }
+  rows = tf.constant(ROWS, tf.int64)
+  return model.encode_candidates(rows, given).numpy()
+
+
+@pytest.fixture(scope="module")
+def refreshed(world, exported, encoded, tmp_path_factory):
+  """Both indexes, verified as users would have it."""
+  folder = tmp_path_factory.mktemp("refreshed")
+  shutil.copytree(exported, folder / "bundle")
+  about = refresh.refresh(
+    refresh.RefreshOptions(
+      bundle=str(folder / "bundle"),
+      items=_items_of(folder),
+      remove=_removals(folder, [*GONE, "nobody"]),
+    )
+  )
+  vectors = world.candidate_vectors.copy()
+  vectors[3] = encoded[2]
+  keep = [i for i, x in enumerate(world.candidate_ids) if x not in GONE]
+  return Refreshed(
+    directory=folder / "bundle",
+    about=about,
+    ids=[world.candidate_ids[i] for i in keep] + ["neu 1", "neü 2", "neu 3"],
+    vectors=np.concatenate(
+      [vectors[keep], encoded[:2], [world.unknown_candidate]]
+    ),
+  )
+
+
+@pytest.fixture(scope="module")
+def answering(refreshed):
+  """Loaded, by index."""
+  names = ("scann", "brute_force")
+  return {x: bundle.Bundle.load(refreshed.directory, x) for x in names}
+
+
+@pytest.fixture
+def plain(exported, tmp_path):
+  """A copy of the bundle without ScaNN: faster to build."""
+  directory = tmp_path / "bundle"
+  parts = shutil.ignore_patterns("scann", "scann_folder", "*.png")
+  shutil.copytree(exported, directory, ignore=parts)
+  manifest = manifests.load(directory)
+  for name in ("indexes", "signatures"):
+    del manifest[name]["scann"]
+  (directory / manifests.FILE_NAME).unlink()
+  manifests.save(directory, manifest)
+  return directory
+
+
+@pytest.mark.parametrize("index", ["scann", "brute_force"])
+def test_answers_are_those_of_numpy(world, refreshed, answering, index):
+  loaded = answering[index]
+  assert list(loaded.candidate_ids) == refreshed.ids
+  np.testing.assert_allclose(loaded.vectors, refreshed.vectors, atol=1e-5)
+  exact = world.query_vectors @ refreshed.vectors.T
+  order = np.argsort(-exact, axis=1, kind="stable")
+  found = loaded.recommend(world.query_ids, len(refreshed.ids) + 1)
+  expected = np.array(refreshed.ids, object)[order]
+  # Of equal or nearly equal scores either may come first.
+  scores = np.take_along_axis(exact, order, axis=1)
+  np.testing.assert_allclose(found.scores[:, :-1], scores, atol=1e-4)
+  same = found.ids[:, :-1] == expected
+  close = np.abs(np.diff(scores, axis=1)) < 1e-4
+  assert (same[:, 1:-1] | close[:, :-1] | close[:, 1:]).all()
+  assert same.mean() > 0.95
+  assert (found.ids[:, -1] == "").all()
+  new = {"neu 1", "neü 2", "neu 3", "item 3"}
+  assert all(new <= {*row} for row in found.ids)
+
+
+def test_removed_candidates_never_come_back(world, refreshed, answering):
+  for loaded in answering.values():
+    n = len(refreshed.ids)
+    answers = (
+      loaded.recommend(world.query_ids, n).ids,
+      loaded.recommend(["nobody"], n).ids,
+      loaded.similar_items(refreshed.ids, n).ids,
+    )
+    for ids in answers:
+      assert not set(GONE) & set(ids.ravel())
+    assert not loaded.similar_items(GONE, 5).num_found.any()
+    allowed = loaded.recommend(world.query_ids[:2], 5, allow=[GONE] * 2)
+    assert not allowed.num_found.any()
+
+
+def test_popularity_has_old_counts_and_none_for_the_new(world, answering):
+  found = answering["brute_force"].recommend(["nobody"], 300)
+  counts = dict(zip(world.candidate_ids, world.counts, strict=True))
+  expected = [counts.get(name, 0) for name in found.ids[0]]
+  assert found.scores[0].tolist() == expected == sorted(expected)[::-1]
+  assert {"neu 1", "neü 2", "neu 3"} <= set(found.ids[0])
+
+
+def test_exclusions_and_seen_are_exact(world, refreshed, answering):
+  for loaded in answering.values():
+    first = loaded.recommend(world.query_ids, 8).ids
+    exclude = [[*row, "item 0", "neu 1"] for row in first]
+    second = loaded.recommend(world.query_ids, 300, exclude=exclude)
+    for before, after in zip(exclude, second.ids, strict=True):
+      assert {*after} - {""} == {*refreshed.ids} - {*before}
+    unseen = loaded.recommend(world.query_ids, 300, exclude_seen=True).ids
+    for row, seen in zip(unseen, world.seen, strict=True):
+      names = {world.candidate_ids[i] for i in seen}
+      assert {*row} - {""} == {*refreshed.ids} - names
+
+
+def test_towers_stay_and_the_report_counts(exported, refreshed):
+  for tower in ("query_tower", "candidate_tower"):
+    for path in (exported / tower).rglob("*"):
+      if path.is_file():
+        copied = refreshed.directory / path.relative_to(exported)
+        assert copied.read_bytes() == path.read_bytes()
+  old, new = map(manifests.load, (exported, refreshed.directory))
+  assert new["tower_sha256"] == old["tower_sha256"]
+  for name in ("data", "checkpoint", "training", "max_k", "unknown_query"):
+    assert new[name] == old[name]
+  assert new["indexes"]["scann"]["kind"] == "scann"
+  assert new["num_candidates"] == 300
+  (about,) = new["refreshes"]
+  counts = ("added", "changed", "removed", "removed_unknown")
+  assert [about[name] for name in counts] == [3, 1, 3, 1]
+  assert about["unknown_tokens"] == {
+    "tag": {"unknown": 1, "tokens": 3},
+    "words": {"unknown": 2, "tokens": 6},
+  }
+  assert about["ignored"] == ["note"]
+  assert about["seconds"] == refreshed.about["seconds"] > 0
+
+
+def _write_atomic(path, found):
+  lines = ["item_id:token\ttag:token\twords:token_seq\tprice:float\tplace:"]
+  lines[0] += "float_seq"
+  for row, name in enumerate(found.ids):
+    numbers = [found.columns["price"][row], *found.columns["place"][row]]
+    shown = ["" if np.isnan(x) else repr(float(x)) for x in numbers]
+    words = " ".join(found.columns["words"][row])
+    place = " ".join(shown[1:])
+    lines.append(
+      "\t".join([name, found.columns["tag"][row], words, shown[0], place])
+    )
+  path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _write_parquet(path, found):
+  columns = {"item_id": found.ids, **found.columns}
+  columns["place"] = found.columns["place"].tolist()
+  parquet.write_table(pa.table(columns), path)
+
+
+def _write_tfrecord(path, found):
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for row, name in enumerate(found.ids):
+      example = tf.train.Example()
+      feature = example.features.feature
+      texts = {"item_id": [name], "words": found.columns["words"][row]}
+      texts["tag"] = [found.columns["tag"][row]]
+      for key, values in texts.items():
+        feature[key].bytes_list.value.extend(x.encode() for x in values)
+      feature["price"].float_list.value.append(found.columns["price"][row])
+      feature["place"].float_list.value.extend(found.columns["place"][row])
+      writer.write(example.SerializeToString())
+
+
+def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
+  described = manifests.load(exported)["candidate_features"]
+  loaded = bundle.Bundle.load(exported, "brute_force")
+  tower = saved_models.LoadedEncoder(
+    exported / "candidate_tower", "candidate", loaded.candidate_features
+  )
+  found = items.read_items(_items_of(tmp_path), described)
+  expected = np.concatenate([encoded, [world.unknown_candidate]])
+  for name, write in (
+    ("a.item", _write_atomic),
+    ("a.parquet", _write_parquet),
+    ("a.tfrecord", _write_tfrecord),
+  ):
+    path = tmp_path / name
+    write(path, found)
+    again = items.read_items(path, described)
+    assert again.ids == found.ids
+    for read in (found, again):
+      vectors = refresh.encode(tower, read.ids, read.columns)
+      np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_killed_before_the_switch_leaves_the_old_bundle(plain, tmp_path):
+  before = (plain / manifests.FILE_NAME).read_bytes()
+  process = subprocess.Popen(
+    [sys.executable, "-m", "export.refresh", "--bundle", plain]
+    + ["--items", _items_of(tmp_path)],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,  # Its verification is a process too.
+  )
+  partial = tmp_path / f".bundle.partial-{process.pid}"
+  deadline = time.monotonic() + 120
+  while not (partial / manifests.FILE_NAME).exists():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+  os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+  assert partial.exists()
+  assert (plain / manifests.FILE_NAME).read_bytes() == before
+  manifests.check_files(plain, manifests.load(plain))
+
+
+def test_another_tower_is_refused(plain, tmp_path):
+  options = refresh.RefreshOptions(str(plain), items=_items_of(tmp_path))
+  path = next((plain / "candidate_tower" / "variables").glob("*.data*"))
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(errors.ExportError, match="candidate_tower: is not the"):
+    refresh.refresh(options)
+
+
+def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
+  before = (plain / manifests.FILE_NAME).read_bytes()
+  check = refresh._verify
+
+  def damage_first(directory):
+    (directory / "lists" / "candidate_counts.npy").write_bytes(b"")
+    check(directory)
+
+  monkeypatch.setattr(refresh, "_verify", damage_first)
+  items_file = _items_of(tmp_path)
+  with pytest.raises(errors.ExportError, match="old one stays: files: .*holds"):
+    refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
+  assert (plain / manifests.FILE_NAME).read_bytes() == before
+  assert sorted(x.name for x in tmp_path.iterdir()) == ["bundle", "items.csv"]
+
+  def replace_meanwhile(output, contents, about, overwrite, check):
+    (plain / manifests.FILE_NAME).write_bytes(before + b"\n")
+    check(plain)
+
+  monkeypatch.setattr(refresh, "_verify", lambda directory: None)
+  monkeypatch.setattr(bundle, "write_bundle", replace_meanwhile)
+  with pytest.raises(errors.ExportError, match="replaced while this ran"):
+    refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
+
+
+def test_what_cannot_be_done_is_said(plain, tmp_path, monkeypatch):
+  def fails(expected, **options):
+    with pytest.raises(errors.ExportError, match=expected):
+      refresh.refresh(refresh.RefreshOptions(str(plain), **options))
+
+  before = (plain / manifests.FILE_NAME).read_bytes()
+  given = _items_of(tmp_path)
+  fails("give --items or --remove")
+  read = refresh._load(refresh.RefreshOptions(str(plain), items=given))
+  monkeypatch.setattr(refresh, "_load", lambda options: read)  # Once will do.
+  everything = list(read[0].candidate_ids)
+  fails("none of the 1 ids", remove=_removals(tmp_path, ["nobody"]))
+  fails("would be removed", remove=_removals(tmp_path, everything))
+  fails("as well", items=given, remove=_removals(tmp_path, ["item 3"]))
+  fails("no column 'x'", items=given, id_column="x")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "file").touch()
+  fails("is not a bundle", items=given, output=str(tmp_path / "other"))
+  assert (plain / manifests.FILE_NAME).read_bytes() == before
+
+
+def _table(rng, n):
+  """Vectors of n ids; row 0 is that of an unknown one."""
+  return tf.Variable(rng.normal(size=[n + 1, 4]), dtype=tf.float32)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+  """Integer ids, a query feature, a ranker, no candidate features."""
+  rng = np.random.default_rng(8)
+  queries, candidates = _table(rng, 12), _table(rng, 30)
+  query_ids = np.arange(100, 112)
+  candidate_ids = np.arange(0, 300, 10)
+  tables = [indexes.IdTable(x) for x in (query_ids, candidate_ids)]
+
+  def encode_query(rows, given):
+    return tf.gather(queries, rows + 1) * given["age"][:, None]
+
+  def rank(query_rows, candidate_rows):
+    return -tf.cast(candidate_rows + query_rows[:, None], tf.float32)
+
+  output = tmp_path / "numbered"
+  bundle.write_bundle(
+    output,
+    bundle.Contents(
+      query_ids=query_ids,
+      candidate_counts=np.arange(30),
+      seen=(np.arange(13), np.arange(12, dtype=np.int32)),
+      query_tower=saved_models.TrainedEncoder(
+        tables[0],
+        encode_query,
+        lambda rows: {"age": tf.ones_like(rows, tf.float32)},
+        [features.FeatureInput("age", "age", "float")],
+      ),
+      candidate_tower=saved_models.TrainedEncoder(
+        tables[1], lambda rows, _: tf.gather(candidates, rows + 1)
+      ),
+      indexes={
+        "brute_force": indexes.BruteForceIndex().index(
+          tables[1], candidates[1:]
+        )
+      },
+      ranker=saved_models.Ranker(*tables, rank),
+      max_k=50,
+    ),
+    {"indexes": {"brute_force": {"kind": "exact"}}},
+  )
+  return output, queries.numpy(), candidates.numpy()
+
+
+def test_two_in_a_row_of_integers_with_a_ranker(
+  numbered, tmp_path, monkeypatch
+):
+  directory, queries, candidates = numbered
+  before = (directory / manifests.FILE_NAME).read_bytes()
+  options = refresh.RefreshOptions(
+    str(directory),
+    items=_items_of(tmp_path, "item_id\n5\n-7\n"),
+    remove=_removals(tmp_path, ["290", "0", "1"]),
+    output=str(tmp_path / "new"),
+  )
+  with monkeypatch.context() as patched:
+    patched.setattr(refresh, "_verify", lambda directory: None)
+    refresh.refresh(options)
+  assert (directory / manifests.FILE_NAME).read_bytes() == before
+  with pytest.raises(errors.ExportError, match="--overwrite"):
+    refresh.refresh(options)
+  # In place: one that was added goes, one that was removed comes back.
+  refresh.refresh(
+    refresh.RefreshOptions(
+      str(tmp_path / "new"),
+      items=_items_of(tmp_path, "id\n290\n"),
+      remove=_removals(tmp_path, ["5", "20"]),
+    )
+  )
+  loaded = bundle.Bundle.load(tmp_path / "new")
+  assert len(loaded.manifest["refreshes"]) == 2
+  assert loaded.manifest["unknown_query"] == "tower"
+  assert loaded.manifest["max_k"] == 50
+  kept = [1, *range(3, 29)]
+  assert loaded.candidate_ids.tolist() == [*np.multiply(10, kept), -7, 290]
+  assert loaded.counts.tolist() == [*kept, 0, 0]
+  # Query i had seen candidate i; 0 and 2 are gone.
+  splits, rows = loaded.seen
+  assert np.diff(splits).tolist() == [0, 1, 0] + [1] * 9
+  assert loaded.candidate_ids[rows].tolist() == [10, *range(30, 120, 10)]
+  # The tower still knows 290.
+  vectors = candidates[[*np.add(1, kept), 0, 30]]
+  np.testing.assert_allclose(loaded.vectors, vectors, atol=1e-6)
+  found = loaded.recommend([103, 9], 3, features={"age": [2.0, -1.0]})
+  expected = [2 * queries[4] @ vectors.T, -queries[0] @ vectors.T]
+  np.testing.assert_allclose(
+    found.scores, -np.sort(-np.array(expected))[:, :3], atol=1e-5
+  )
+  # The ranker's scores fall with the row of training; what is new has -1.
+  ranked = loaded.recommend([103], 3, rerank=True, rerank_depth=50)
+  assert ranked.ids.tolist() == [[-7, 10, 30]]
