@@ -39,6 +39,12 @@ EXTRAS = {
   ],
   # It needs protobuf below 7 and pyarrow below 26; none of the others does.
   "beam": ["apache-beam==2.77.*", "pyarrow>=17"],
+  "serving": [
+    "tensorflow-serving-api==2.20.*",
+    "starlette>=1.0,<2",
+    "uvicorn>=0.30,<1",
+    "prometheus-client>=0.20,<1",
+  ],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
   "plots": ["matplotlib>=3.8"],
   "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.14.5"],

@@ -289,6 +289,23 @@ class Bundle:
     )
     return found["embedding"].numpy()
 
+  def close(self) -> None:
+    """Frees its memory; nothing can be asked after this.
+
+    TensorFlow keeps hash tables and ScaNN's searchers by name when all else of
+    a SavedModel is gone: a process that loads one bundle after another would
+    grow by each.
+    """
+    for part in tf.train.TrackableView(self._model).descendants():
+      if hasattr(part, "recreate_handle"):  # Of a searcher.
+        handle = part.recreate_handle()
+      elif hasattr(part, "resource_handle"):
+        handle = part.resource_handle
+      else:
+        continue
+      tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
+    self.signatures = {}
+
   @property
   def vectors(self) -> np.ndarray:
     """`[num_candidates, dim]` float32, in the order of `candidate_ids`."""

@@ -20,6 +20,7 @@ from benchmarks import (
   memory,
   methods,
   resampling,
+  serving,
   train_step,
 )
 from pipelines import prepare
@@ -56,7 +57,7 @@ def test_methods(tmp_path):
       output=output,
     )
   )
-  done = {"ssl": {"step_ms": 7.0}}
+  done = {"ssl": {"recall@10": 0.5, "step_ms": 7.0}}
   seen = []
   results = methods.run(
     str(output),
@@ -67,7 +68,7 @@ def test_methods(tmp_path):
   )
   # What is done is not done again.
   assert results["ssl"] == done["ssl"]
-  assert seen == [{"ssl", "corr"}]
+  assert seen == [{"ssl", "corr"}] * 2
   for stage in (results["corr"], results["corr"]["reranked"]):
     assert 0 < stage["recall@20"] <= 1
   assert results["corr"]["peak_gib"] > 0.1
@@ -225,6 +226,41 @@ def test_estimator_bias(tmp_path, capsys):
   picture = tmp_path / "plot.png"
   estimator_bias.plot(results, picture, "title")
   assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_serving(monkeypatch, capsys):
+  monkeypatch.setattr(serving, "_STARTS", ("brute_force, unchecked", "folder"))
+  sizes = {
+    **{"size": 400, "dim": 4, "clusters": 8},
+    **{"queries": 20, "batch": 8, "batches": 3, "threads": 2},
+    **{"k": 10, "starts": 1},
+  }
+  results = serving.run(sizes)
+  assert list(results) == ["generated"]
+  result = results["generated"]
+  assert (result["candidates"], result["dim"]) == (400, 4)
+  assert result["scann"]["kind"] == "scann"
+  assert list(result["cases"]) == [
+    "brute force",
+    "ScaNN in graph",
+    "ScaNN folder",
+    "TFRS BruteForce",
+    "TFRS ScaNN",
+  ]
+  for name, case in result["cases"].items():
+    assert all(math.isfinite(x) and x > 0 for x in case.values()), name
+    assert case["p50_ms"] <= case["p95_ms"] <= case["p99_ms"]
+  recall = {name: case["recall"] for name, case in result["cases"].items()}
+  assert recall["brute force"] == recall["TFRS BruteForce"] == 1.0
+  assert recall["ScaNN in graph"] == recall["ScaNN folder"] > 0.9
+  peer = result["cases"]["brute force"]
+  assert peer["ratio"] == peer["ratio_threads"] == peer["ratio_batched"] == 1
+  assert list(result["ready"]) == ["brute_force, unchecked", "folder"]
+  for start in result["ready"].values():
+    assert start["import_s"] > 0 and start["ready_s"] > 0
+  assert {"brute_force", "scann", "scann_folder"} <= result["megabytes"].keys()
+  serving.print_tables(results, sizes)
+  assert f"{recall['TFRS ScaNN']:.4f}" in capsys.readouterr().out
 
 
 def test_memory(monkeypatch):

@@ -120,6 +120,20 @@ def test_largest_k(numbered, integers):
     )
 
 
+def test_closed_bundles_spare_the_others(world, exported):
+  first, second = (bundle.Bundle.load(exported, "scann") for _ in range(2))
+  table = next(
+    x.resource_handle
+    for x in tf.train.TrackableView(first._model).descendants()
+    if hasattr(x, "resource_handle")
+  )
+  first.close()
+  with pytest.raises(tf.errors.NotFoundError):
+    tf.raw_ops.LookupTableSizeV2(table_handle=table)
+  found = second.recommend([world.query_ids[4]], 3)
+  assert found.ids[0].tolist() == world.ranking(4)[:3]
+
+
 def test_ids_that_are_no_integers(world, tmp_path):
   options = export_retriever.ExportOptions(
     data=str(world.data),

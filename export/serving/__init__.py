@@ -1,0 +1,1 @@
+"""The parts of the reference server, `python -m export.serve`."""

@@ -1,0 +1,159 @@
+"""Joins calls that come at the same time into one, and cuts the answer up."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent import futures
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+# What fills up rows that are shorter than those of another call.
+_PADDING = {"O": b"", "i": -1, "f": np.nan}
+
+
+@dataclasses.dataclass
+class _Call:
+  inputs: Arrays
+  rows: int
+  answer: asyncio.Future
+
+
+@dataclasses.dataclass
+class _Batch:
+  timer: asyncio.TimerHandle
+  calls: list[_Call] = dataclasses.field(default_factory=list)
+
+  @property
+  def rows(self) -> int:
+    return sum(call.rows for call in self.calls)
+
+
+class Batcher:
+  """Runs calls of equal key together, in a pool of threads.
+
+  A batch is run when it has `max_rows` rows or its first call has waited for
+  `timeout`. A call of more than `max_rows` rows is run on its own.
+  """
+
+  def __init__(
+    self,
+    run: Callable[[Hashable, Arrays], Arrays],
+    pool: futures.Executor,
+    max_rows: int,
+    timeout: float,
+  ):
+    """Makes it, for one event loop.
+
+    Args:
+      run: key and inputs to outputs. Every output, and every input that has
+        axes, has the rows as its first axis.
+      pool: where `run` runs.
+      max_rows: the most rows that are joined, positive.
+      timeout: seconds a call waits for others, not negative.
+    """
+    self._run = run
+    self._pool = pool
+    self._max_rows = max_rows
+    self._timeout = timeout
+    self._waiting: dict[Hashable, _Batch] = {}
+
+  async def call(self, key: Hashable, inputs: Arrays) -> Arrays:
+    """`run(key, inputs)`, possibly as part of a larger call.
+
+    Args:
+      key: calls of equal key are joined, so all inputs without axes must be
+        equal among them.
+      inputs: arrays by name. Where they differ in their second axis, the
+        shorter ones are filled up with "", -1 or NaN.
+
+    Raises:
+      Exception: what `run` raised for these inputs alone.
+    """
+    loop = asyncio.get_running_loop()
+    rows = _rows(inputs)
+    batch = self._waiting.get(key)
+    if batch and batch.rows + rows > self._max_rows:
+      self._start(key)
+      batch = None
+    if batch is None:
+      timer = loop.call_later(self._timeout, self._start, key)
+      batch = self._waiting[key] = _Batch(timer)
+    call = _Call(inputs, rows, loop.create_future())
+    batch.calls.append(call)
+    if batch.rows >= self._max_rows:
+      self._start(key)
+    return await call.answer
+
+  def _start(self, key: Hashable) -> None:
+    batch = self._waiting.pop(key)
+    batch.timer.cancel()
+    calls = [call for call in batch.calls if not call.answer.cancelled()]
+    if calls:
+      done = asyncio.get_running_loop().run_in_executor(
+        self._pool, self._compute, key, [call.inputs for call in calls]
+      )
+      done.add_done_callback(functools.partial(_deliver, calls))
+
+  def _compute(
+    self, key: Hashable, parts: list[Arrays]
+  ) -> list[Arrays | Exception]:
+    try:
+      outputs = self._run(key, join(parts))
+      return cut(outputs, [_rows(part) for part in parts])
+    except Exception as error:
+      if len(parts) == 1:
+        return [error]
+      # One of them is at fault, and the others must not suffer for it.
+      return [self._compute(key, [part])[0] for part in parts]
+
+
+def join(parts: Sequence[Arrays]) -> Arrays:
+  """One set of inputs from several; those without axes from the first."""
+  if len(parts) == 1:
+    return parts[0]
+  joined = {}
+  for name, first in parts[0].items():
+    arrays = [part[name] for part in parts]
+    if first.ndim > 1:
+      width = max(x.shape[1] for x in arrays)
+      arrays = [_widen(x, width) for x in arrays]
+    joined[name] = np.concatenate(arrays) if first.ndim else first
+  return joined
+
+
+def cut(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
+  """Outputs of as many rows each; the reverse of `join`."""
+  places = np.cumsum(rows)[:-1]
+  pieces = {name: np.split(x, places) for name, x in outputs.items()}
+  return [
+    {name: piece[part] for name, piece in pieces.items()}
+    for part in range(len(rows))
+  ]
+
+
+def _rows(inputs: Arrays) -> int:
+  return max(len(x) for x in inputs.values() if x.ndim)
+
+
+def _widen(array: np.ndarray, width: int) -> np.ndarray:
+  missing = width - array.shape[1]
+  if not missing:
+    return array
+  shape = (len(array), missing, *array.shape[2:])
+  filling = np.full(shape, _PADDING[array.dtype.kind], array.dtype)
+  return np.concatenate([array, filling], axis=1)
+
+
+def _deliver(calls: list[_Call], done: asyncio.Future) -> None:
+  for call, answer in zip(calls, done.result(), strict=True):
+    if call.answer.done():  # The client has gone away.
+      continue
+    if isinstance(answer, Exception):
+      call.answer.set_exception(answer)
+    else:
+      call.answer.set_result(answer)

@@ -1,0 +1,179 @@
+"""The bundle that answers, and the one that takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import os
+import pathlib
+import weakref
+from concurrent import futures
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from export import bundle as bundles
+from export import errors, manifests
+from export.serving import metrics as metrics_lib
+from export.serving import tensors
+
+_WARM_UP_K = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A loaded bundle.
+
+  Attributes:
+    version: 1 for the first one of the process, and so on.
+    bundle: the bundle.
+    signatures: name -> {"inputs": ..., "outputs": ...}.
+  """
+
+  version: int
+  bundle: bundles.Bundle
+
+  @property
+  def signatures(self) -> dict[str, dict]:
+    return self.bundle.manifest["signatures"][self.bundle.index]
+
+  @property
+  def max_k(self) -> int:
+    return self.bundle.manifest["max_k"]
+
+  def run(self, signature: str, inputs: tensors.Inputs) -> tensors.Inputs:
+    """Calls the signature with inputs that fit it."""
+    spec = self.signatures[signature]["inputs"]
+    outputs = self.bundle.signatures[signature](
+      **{
+        name: tf.constant(inputs[name], wanted["dtype"])
+        for name, wanted in spec.items()
+      }
+    )
+    names = self.signatures[signature]["outputs"]
+    return {name: outputs[name].numpy() for name in names}
+
+
+class Holder:
+  """Holds the model that answers, and follows the bundle on disk.
+
+  Attributes:
+    model: None until the first `reload`.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    index: str | None,
+    metrics: metrics_lib.Metrics,
+  ):
+    """Loads nothing yet.
+
+    Args:
+      directory: the bundle, or a symbolic link to it.
+      index: as in `Bundle.load`.
+      metrics: counts the switches.
+    """
+    self.model: Model | None = None
+    self._directory = pathlib.Path(directory)
+    self._index = index
+    self._metrics = metrics
+    self._identity: tuple | None = None
+    self._lock = asyncio.Lock()
+    # Not asyncio's own, whose end would be waited for.
+    self._loader = futures.ThreadPoolExecutor(1, "loader")
+
+  async def reload(self) -> Model:
+    """Loads what is on disk and lets it take over; the old one answers until.
+
+    Raises:
+      export.errors.ExportError: it cannot be used, and the old one stays.
+    """
+    loop = asyncio.get_running_loop()
+    async with self._lock:
+      version = self.model.version + 1 if self.model else 1
+      try:
+        model, identity = await loop.run_in_executor(
+          self._loader, self._load, version
+        )
+      except Exception as error:
+        # Whatever TensorFlow makes of a broken file: the old one goes on.
+        raise self._failed(error) from None
+      if self.model:
+        self._metrics.switches.inc()
+        logging.info("Switches to version %d.", version)
+      self.model, self._identity = model, identity
+      self._metrics.version.set(version)
+    # Futures hold what they returned in circles: the old model, for one.
+    await loop.run_in_executor(self._loader, gc.collect)
+    return model
+
+  async def watch(self, seconds: float) -> None:
+    """Looks for a new bundle again and again, until cancelled."""
+    while True:
+      await asyncio.sleep(seconds)
+      if _identity(self._directory) == self._identity:
+        continue
+      with contextlib.suppress(errors.ExportError):  # It is logged.
+        await self.reload()
+
+  def _failed(self, error: Exception) -> errors.ExportError:
+    if not isinstance(error, errors.ExportError):
+      error = errors.ExportError(
+        f"{self._directory}: {type(error).__name__}: {error}"
+      )
+    if self.model:
+      self._metrics.failed_switches.inc()
+      logging.error(
+        "Stays with version %d: %s",
+        self.model.version,
+        " ".join(str(error).split()),
+      )
+    return error
+
+  def _load(self, version: int) -> tuple[Model, tuple | None]:
+    identity = _identity(self._directory)
+    # A symbolic link that is set anew must not give half of each bundle.
+    directory = self._directory.resolve()
+    model = Model(version, bundles.Bundle.load(directory, self._index))
+    # Called when the last call of it has ended.
+    weakref.finalize(model, self._dispose, model.bundle).atexit = False
+    for name, signature in model.signatures.items():
+      model.run(name, _example(model, signature["inputs"]))
+    if _identity(self._directory) != identity:
+      raise errors.ExportError(
+        f"{self._directory}: was replaced while it was read; it is read again"
+      )
+    return model, identity
+
+  def _dispose(self, bundle: bundles.Bundle) -> None:
+    self._loader.submit(bundle.close)
+    # Loaded functions refer to each other in circles.
+    self._loader.submit(gc.collect)
+
+
+def _identity(directory: pathlib.Path) -> tuple | None:
+  """What differs between two bundles in the same place; None if none is."""
+  try:
+    found = (directory / manifests.FILE_NAME).stat()
+  except OSError:
+    return None
+  return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _example(model: Model, spec: tensors.Spec) -> tensors.Inputs:
+  """One row that goes all the way: a known query, and nothing else given."""
+  empty = {"string": b"", "int32": -1, "int64": -1, "float32": 0.0}
+  k = min(_WARM_UP_K, model.max_k)
+  values = {"k": k, "query_id": model.bundle.query_ids[0]}
+  return {
+    name: np.full(
+      [1 if axis == 0 else size or 0 for axis, size in enumerate(x["shape"])],
+      values.get(name, empty[x["dtype"]]),
+      tf.as_dtype(x["dtype"]).as_numpy_dtype,
+    )
+    for name, x in spec.items()
+  }

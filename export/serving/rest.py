@@ -1,0 +1,136 @@
+"""TensorFlow Serving's REST interface, and pages for those who operate it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+from google.protobuf import json_format
+from starlette import applications, exceptions, requests, responses, routing
+
+from export import errors
+from export.serving import protos, service, tensors
+
+MAX_BODY_BYTES = 64 << 20
+_STATUS = {
+  "INVALID_ARGUMENT": 400,
+  "NOT_FOUND": 404,
+  "INTERNAL": 500,
+  "UNAVAILABLE": 503,
+}
+
+
+def application(serve: service.Service) -> applications.Starlette:
+  """The web application of a service."""
+
+  async def predict(request: requests.Request) -> responses.Response:
+    with serve.metrics.request("rest") as call:
+      content = tensors.parse_json(await _body(request))
+      _, outputs = await serve.predict(
+        call,
+        request.path_params["name"],
+        request.path_params.get("version"),
+        content.get("signature_name", ""),
+        lambda spec: tensors.from_json(content, spec),
+      )
+      answer = tensors.to_json(outputs, rows="instances" in content)
+    return responses.Response(answer, media_type="application/json")
+
+  async def status(request: requests.Request) -> responses.Response:
+    path = request.path_params
+    model = serve.model(path["name"], path.get("version"))
+    return _json(_to_dict(protos.status(model)))
+
+  async def metadata(request: requests.Request) -> responses.Response:
+    path = request.path_params
+    model = serve.model(path["name"], path.get("version"))
+    return _json(
+      {
+        "model_spec": _to_dict(protos.model_spec(serve.name, model, "")),
+        "metadata": {"signature_def": _to_dict(protos.signatures(model))},
+      }
+    )
+
+  async def healthz(request: requests.Request) -> responses.Response:
+    return responses.PlainTextResponse("ok\n")
+
+  async def readyz(request: requests.Request) -> responses.Response:
+    if serve.ready:
+      return responses.PlainTextResponse("ready\n")
+    reason = "stopping\n" if serve.stopping else "loading\n"
+    return responses.PlainTextResponse(reason, 503)
+
+  async def metrics(request: requests.Request) -> responses.Response:
+    return responses.Response(
+      serve.metrics.text(), media_type="text/plain; version=0.0.4"
+    )
+
+  async def reload(request: requests.Request) -> responses.Response:
+    try:
+      model = await serve.holder.reload()
+    except errors.ExportError as error:
+      return _json({"error": " ".join(str(error).split())}, 500)
+    return _json({"version": str(model.version)})
+
+  return applications.Starlette(
+    routes=[
+      *_for_versions(":predict", predict, "POST"),
+      *_for_versions("/metadata", metadata, "GET"),
+      *_for_versions("", status, "GET"),
+      routing.Route("/healthz", healthz),
+      routing.Route("/readyz", readyz),
+      routing.Route("/metrics", metrics),
+      routing.Route("/-/reload", reload, methods=["POST"]),
+    ],
+    exception_handlers={
+      tensors.RequestError: _refuse,
+      exceptions.HTTPException: _no_such_page,
+    },
+  )
+
+
+def _for_versions(
+  ending: str,
+  endpoint: Callable[[requests.Request], Awaitable[responses.Response]],
+  method: str,
+) -> list[routing.Route]:
+  path = "/v1/models/{name}"
+  return [
+    routing.Route(start + ending, endpoint, methods=[method])
+    for start in (path, path + "/versions/{version:int}")
+  ]
+
+
+async def _body(request: requests.Request) -> bytes:
+  body = bytearray()
+  async for chunk in request.stream():
+    body += chunk
+    if len(body) > MAX_BODY_BYTES:
+      raise tensors.invalid(f"the body has more than {MAX_BODY_BYTES} bytes")
+  return bytes(body)
+
+
+def _to_dict(message: json_format.Message) -> dict:
+  return json_format.MessageToDict(
+    message,
+    preserving_proto_field_name=True,
+    always_print_fields_with_no_presence=True,
+  )
+
+
+def _json(content: dict, status: int = 200) -> responses.Response:
+  text = json.dumps(content, indent=1)
+  return responses.Response(text + "\n", status, media_type="application/json")
+
+
+async def _refuse(
+  request: requests.Request, error: tensors.RequestError
+) -> responses.Response:
+  return _json({"error": str(error)}, _STATUS[error.code])
+
+
+async def _no_such_page(
+  request: requests.Request, error: exceptions.HTTPException
+) -> responses.Response:
+  content = {"error": f"{request.method} {request.url.path}: {error.detail}"}
+  return _json(content, error.status_code)

@@ -1,0 +1,133 @@
+"""TensorFlow Serving's gRPC interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import (
+  get_model_metadata_pb2,
+  get_model_status_pb2,
+  model_pb2,
+  model_service_pb2_grpc,
+  predict_pb2,
+  prediction_service_pb2_grpc,
+)
+
+from export.serving import protos, service, tensors
+
+MAX_MESSAGE_BYTES = 64 << 20
+_SIGNATURES = "signature_def"
+
+
+def server(serve: service.Service) -> grpc.aio.Server:
+  """A server of a service, without a port yet."""
+  made = grpc.aio.server(
+    options=[
+      ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+      ("grpc.max_send_message_length", -1),
+      # Or a second server on the same port gets half of the calls.
+      ("grpc.so_reuseport", 0),
+    ]
+  )
+  prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+    _Prediction(serve), made
+  )
+  model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(serve), made)
+  return made
+
+
+class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
+  """Predict and GetModelMetadata; the other methods are not implemented."""
+
+  def __init__(self, serve: service.Service):
+    self._serve = serve
+
+  async def Predict(  # noqa: N802
+    self,
+    request: predict_pb2.PredictRequest,
+    context: grpc.aio.ServicerContext,
+  ) -> predict_pb2.PredictResponse:
+    try:
+      with self._serve.metrics.request("grpc") as call:
+        spec = request.model_spec
+        model, outputs = await self._serve.predict(
+          call,
+          spec.name,
+          _version(spec),
+          spec.signature_name,
+          lambda wanted: tensors.from_protos(request.inputs, wanted),
+        )
+        outputs = _filter(outputs, request.output_filter)
+        return predict_pb2.PredictResponse(
+          model_spec=protos.model_spec(spec.name, model, call.signature),
+          outputs={
+            name: tf.make_tensor_proto(array) for name, array in outputs.items()
+          },
+        )
+    except tensors.RequestError as error:
+      await _refuse(context, error)
+
+  async def GetModelMetadata(  # noqa: N802
+    self,
+    request: get_model_metadata_pb2.GetModelMetadataRequest,
+    context: grpc.aio.ServicerContext,
+  ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    try:
+      spec = request.model_spec
+      model = self._serve.model(spec.name, _version(spec))
+      for field in request.metadata_field:
+        if field != _SIGNATURES:
+          raise tensors.invalid(
+            f"`metadata_field` must be {_SIGNATURES}. Received: {field}"
+          )
+    except tensors.RequestError as error:
+      await _refuse(context, error)
+    response = get_model_metadata_pb2.GetModelMetadataResponse(
+      model_spec=protos.model_spec(spec.name, model, "")
+    )
+    response.metadata[_SIGNATURES].Pack(protos.signatures(model))
+    return response
+
+
+class _Model(model_service_pb2_grpc.ModelServiceServicer):
+  """GetModelStatus; the other method is not implemented."""
+
+  def __init__(self, serve: service.Service):
+    self._serve = serve
+
+  async def GetModelStatus(  # noqa: N802
+    self,
+    request: get_model_status_pb2.GetModelStatusRequest,
+    context: grpc.aio.ServicerContext,
+  ) -> get_model_status_pb2.GetModelStatusResponse:
+    try:
+      spec = request.model_spec
+      return protos.status(self._serve.model(spec.name, _version(spec)))
+    except tensors.RequestError as error:
+      await _refuse(context, error)
+
+
+def _version(spec: model_pb2.ModelSpec) -> int | None:
+  if spec.HasField("version_label"):
+    raise tensors.invalid("`version_label` is not supported; give `version`")
+  return spec.version.value if spec.HasField("version") else None
+
+
+def _filter(
+  outputs: Mapping[str, tensors.Inputs], names: list[str]
+) -> dict[str, tensors.Inputs]:
+  for name in names:
+    if name not in outputs:
+      raise tensors.invalid(
+        f"`output_filter` must be of {', '.join(outputs)}. Received: {name}"
+      )
+  return {name: outputs[name] for name in names or outputs}
+
+
+async def _refuse(
+  context: grpc.aio.ServicerContext, error: tensors.RequestError
+) -> None:
+  """Ends the call; does not return."""
+  await context.abort(grpc.StatusCode[error.code], str(error))

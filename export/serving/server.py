@@ -1,0 +1,152 @@
+"""The server as a whole: REST and gRPC in one event loop, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterator
+from concurrent import futures
+
+import grpc
+import uvicorn
+from absl import logging
+
+from export import errors
+from export.serving import batching, models, rest, rpc, service
+from export.serving import metrics as metrics_lib
+
+# Longer than load balancers keep a connection that is idle: they must be the
+# ones to close it, or a request may meet a closing connection.
+_KEEP_ALIVE_SECONDS = 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to serve, see the flags of `export.serve`."""
+
+  bundle: str
+  index: str | None
+  host: str
+  port: int
+  grpc_port: int
+  model_name: str
+  max_batch_size: int
+  batch_timeout_ms: float
+  threads: int
+  watch_seconds: float
+  shutdown_seconds: float
+
+
+def run(options: Options) -> None:
+  """Serves until SIGTERM or SIGINT, and ends the process then.
+
+  Raises:
+    export.errors.ExportError: the bundle or a port cannot be used.
+  """
+  asyncio.run(_serve(options))
+  # A bundle that is being loaded, or an answer that takes longer than
+  # `shutdown_seconds`, would hold up the end of the interpreter.
+  logging.flush()
+  sys.stdout.flush()
+  os._exit(0)
+
+
+async def _serve(options: Options) -> None:
+  metrics = metrics_lib.Metrics()
+  pool = futures.ThreadPoolExecutor(options.threads, "inference")
+  serve = service.Service(
+    options.model_name,
+    models.Holder(options.bundle, options.index, metrics),
+    metrics,
+    lambda compute: batching.Batcher(
+      compute, pool, options.max_batch_size, options.batch_timeout_ms / 1000
+    ),
+  )
+  stop = asyncio.Event()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    asyncio.get_running_loop().add_signal_handler(number, stop.set)
+  listening = _listen(options.host, options.port)
+  web = _WebServer(
+    uvicorn.Config(
+      rest.application(serve),
+      lifespan="off",
+      log_config=None,
+      log_level="warning",
+      access_log=False,
+      timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+      timeout_graceful_shutdown=options.shutdown_seconds,
+    )
+  )
+  calls = rpc.server(serve)
+  grpc_port = _bind(calls, options.host, options.grpc_port)
+  await calls.start()
+  serving = asyncio.create_task(web.serve([listening]))
+  logging.info(
+    "Loads %s; REST on port %d, gRPC on port %d of %s.",
+    options.bundle,
+    listening.getsockname()[1],
+    grpc_port,
+    options.host,
+  )
+  try:
+    await _until(stop, _load_and_watch(serve, options))
+  finally:
+    serve.stopping = True
+    web.should_exit = True
+    await calls.stop(options.shutdown_seconds)
+    await serving
+  logging.info("Stopped.")
+
+
+async def _load_and_watch(serve: service.Service, options: Options) -> None:
+  model = await serve.holder.reload()
+  logging.info(
+    "Ready as %s with version %d, index %s.",
+    options.model_name,
+    model.version,
+    model.bundle.index,
+  )
+  await serve.holder.watch(options.watch_seconds)
+
+
+async def _until(stop: asyncio.Event, work: Coroutine) -> None:
+  """Runs `work` until it fails or `stop` is set."""
+  tasks = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
+  done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+  for task in tasks:
+    task.cancel()
+  for task in done:
+    task.result()
+
+
+class _WebServer(uvicorn.Server):
+  """Leaves the signals to the program: gRPC has to stop as well."""
+
+  @contextlib.contextmanager
+  def capture_signals(self) -> Iterator[None]:
+    yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family)
+  except OSError as error:
+    raise errors.ExportError(
+      f"--port {port} of {host}: {error.strerror}; choose another one"
+    ) from None
+
+
+def _bind(calls: grpc.aio.Server, host: str, port: int) -> int:
+  address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+  try:
+    return calls.add_insecure_port(address)
+  except RuntimeError:
+    raise errors.ExportError(
+      f"--grpc_port {port} of {host}: cannot be used; choose another one"
+    ) from None

@@ -1,0 +1,315 @@
+"""Requests to arrays and answers back, as JSON and as TensorProto.
+
+The formats are those of TensorFlow Serving's predict interfaces. A signature is
+described as in the manifest of a bundle:
+
+    inputs: name -> {"dtype": "string", "shape": [None, None]}
+
+The first axis of every input that has axes is `n`, the rows of the request.
+Everything that is wrong with a request is a `RequestError` that names the
+input, what came and what is wanted.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+
+# What one request may ask for; more belongs into export.batch_recommend.
+MAX_ROWS = 1024
+# TensorProto repeats its last value, so that few bytes can stand for any size.
+MAX_ELEMENTS = 1 << 24
+
+Inputs = dict[str, np.ndarray]
+Spec = Mapping[str, Mapping]
+
+
+class RequestError(Exception):
+  """A request that gets no answer.
+
+  Attributes:
+    code: name of the gRPC status, such as "INVALID_ARGUMENT".
+  """
+
+  def __init__(self, code: str, message: str):
+    super().__init__(message)
+    self.code = code
+
+
+def invalid(message: str) -> RequestError:
+  return RequestError("INVALID_ARGUMENT", message)
+
+
+def parse_json(body: bytes) -> dict:
+  """The request object of a predict call."""
+  try:
+    request = json.loads(body)
+  except (ValueError, RecursionError) as error:
+    raise invalid(f"the body is not JSON: {error}") from None
+  if not isinstance(request, dict):
+    raise invalid(f"the body must be an object. Received: {_show(request)}")
+  if unknown := sorted(
+    set(request) - {"signature_name", "inputs", "instances"}
+  ):
+    raise invalid(
+      f"`{unknown[0]}` is not known; a request has `signature_name` and "
+      "either `inputs` or `instances`"
+    )
+  if ("inputs" in request) == ("instances" in request):
+    raise invalid("a request needs one of `inputs` and `instances`")
+  if not isinstance(request.get("signature_name", ""), str):
+    raise invalid(
+      "`signature_name` must be a string. Received: "
+      + _show(request["signature_name"])
+    )
+  return request
+
+
+def from_json(request: dict, spec: Spec) -> Inputs:
+  """Arrays of a request that `parse_json` returned; not yet checked.
+
+  In row format an input without axes, such as k, must be the same in every
+  instance.
+  """
+  if "inputs" in request:
+    columns = request["inputs"]
+    if not isinstance(columns, dict) or _is_base64(columns):
+      columns = {_only_name(spec, "inputs"): columns}
+  else:
+    columns = _columns(request["instances"], spec)
+  _check_names(columns, spec)
+  return {name: _array(name, columns[name], spec[name]) for name in spec}
+
+
+def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
+  """An answer, in row format or columnar.
+
+  As from TensorFlow Serving, a single output goes without its name, and
+  numbers that are none are the tokens NaN, Infinity and -Infinity.
+  """
+  columns = {name: _to_lists(array) for name, array in outputs.items()}
+  if len(columns) == 1:
+    (content,) = columns.values()
+  elif rows:
+    content = [
+      dict(zip(columns, row, strict=True))
+      for row in zip(*columns.values(), strict=True)
+    ]
+  else:
+    content = columns
+  answer = {"predictions" if rows else "outputs": content}
+  return json.dumps(answer, ensure_ascii=False).encode()
+
+
+def from_protos(
+  protos: Mapping[str, tensor_pb2.TensorProto], spec: Spec
+) -> Inputs:
+  """Arrays of the inputs of a PredictRequest; not yet checked."""
+  _check_names(protos, spec)
+  return {name: _from_proto(name, protos[name], spec[name]) for name in spec}
+
+
+def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
+  """Raises `RequestError` unless the signature can answer the inputs."""
+  rows = {}
+  for name, wanted in spec.items():
+    shape = inputs[name].shape
+    if len(shape) != len(wanted["shape"]) or any(
+      want not in (None, got)
+      for want, got in zip(wanted["shape"], shape, strict=True)
+    ):
+      raise _wrong(name, wanted, _type(wanted["dtype"], shape))
+    if shape:
+      rows[name] = shape[0]
+  first = next(iter(rows))
+  for name, count in rows.items():
+    if count != rows[first]:
+      raise invalid(
+        f"`{name}` must have as many rows as `{first}`, {rows[first]}. "
+        f"Received: {count}"
+      )
+  if not 1 <= rows[first] <= MAX_ROWS:
+    raise invalid(
+      f"`{first}` must have 1 to {MAX_ROWS} rows. Received: {rows[first]}"
+    )
+  if "k" in spec and not 1 <= inputs["k"] <= max_k:
+    raise invalid(f"`k` must be from 1 to {max_k}. Received: {inputs['k']}")
+
+
+def _check_names(given: Collection[str], spec: Spec) -> None:
+  for name, wanted in spec.items():
+    if name not in given:
+      text = _type(wanted["dtype"], wanted["shape"])
+      raise invalid(f"`{name}` is missing; it must be {text}")
+  for name in given:
+    if name not in spec:
+      raise invalid(
+        f"`{name}` is not an input of the signature; it has {', '.join(spec)}"
+      )
+
+
+def _columns(instances: object, spec: Spec) -> dict[str, object]:
+  """Row format to columnar."""
+  if not isinstance(instances, list) or not instances:
+    raise invalid(
+      f"`instances` must be a list of rows. Received: {_show(instances)}"
+    )
+  if not isinstance(instances[0], dict) or _is_base64(instances[0]):
+    return {_only_name(spec, "instances"): instances}
+  for place, row in enumerate(instances):
+    if not isinstance(row, dict):
+      raise invalid(
+        f"`instances` must be objects. Received: {_show(row)} at {place}"
+      )
+    try:
+      _check_names(row, spec)
+    except RequestError as error:
+      raise invalid(f"instance {place}: {error}") from None
+  columns = {}
+  for name, wanted in spec.items():
+    column = [row[name] for row in instances]
+    if not wanted["shape"]:
+      for value in column:
+        if value != column[0] or isinstance(value, bool):
+          raise invalid(
+            f"`{name}` must be the same in all instances. Received: "
+            f"{_show(column[0])} and {_show(value)}"
+          )
+      column = column[0]
+    columns[name] = column
+  return columns
+
+
+def _only_name(spec: Spec, key: str) -> str:
+  if len(spec) != 1:
+    raise invalid(
+      f"`{key}` must name the inputs of the signature: {', '.join(spec)}"
+    )
+  return next(iter(spec))
+
+
+def _array(name: str, value: object, wanted: Mapping) -> np.ndarray:
+  """Nested lists to an array of the wanted type and rank."""
+  level, shape = [value], []
+  for _ in wanted["shape"]:
+    for part in level:
+      if not isinstance(part, list):
+        raise _wrong(name, wanted, f"{_show(part)} where a list is wanted")
+    widths = {len(part) for part in level}
+    if len(widths) > 1:
+      raise _wrong(
+        name,
+        wanted,
+        f"lists of different length, {min(widths)} and {max(widths)}; fill up "
+        'the shorter ones with "", -1 or NaN',
+      )
+    shape.append(widths.pop() if widths else 0)
+    level = [leaf for part in level for leaf in part]
+  read = _READERS[wanted["dtype"]]
+  leaves = []
+  for leaf in level:
+    try:
+      leaves.append(read(leaf))
+    except (TypeError, ValueError):
+      raise _wrong(name, wanted, _show(leaf)) from None
+  dtype = tf.as_dtype(wanted["dtype"]).as_numpy_dtype
+  return np.array(leaves, dtype).reshape(shape)
+
+
+def _read_string(value: object) -> bytes:
+  if _is_base64(value):
+    return base64.b64decode(value["b64"], validate=True)
+  if not isinstance(value, str):
+    raise TypeError
+  return value.encode()
+
+
+def _read_integer(value: object, bits: int) -> int:
+  if not isinstance(value, int) or isinstance(value, bool):
+    raise TypeError
+  if not -(1 << bits - 1) <= value < 1 << bits - 1:
+    raise ValueError
+  return value
+
+
+def _read_float(value: object) -> float:
+  if not isinstance(value, (int, float)) or isinstance(value, bool):
+    raise TypeError
+  if float(np.finfo(np.float32).max) < abs(value) < float("inf"):
+    raise ValueError
+  return value
+
+
+_READERS = {
+  "string": _read_string,
+  "int32": lambda value: _read_integer(value, 32),
+  "int64": lambda value: _read_integer(value, 64),
+  "float32": _read_float,
+}
+
+
+def _from_proto(
+  name: str, proto: tensor_pb2.TensorProto, wanted: Mapping
+) -> np.ndarray:
+  try:
+    dtype = tf.as_dtype(proto.dtype).name
+  except TypeError:
+    dtype = f"type {proto.dtype}"
+  shape = [axis.size for axis in proto.tensor_shape.dim]
+  received = _type(dtype, shape)
+  if dtype != wanted["dtype"] or len(shape) != len(wanted["shape"]):
+    raise _wrong(name, wanted, received)
+  elements = 1
+  for size in shape:
+    elements *= size
+  if min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
+    raise _wrong(name, wanted, received)
+  try:
+    return tf.make_ndarray(proto)
+  except ValueError:
+    raise _wrong(
+      name, wanted, f"{received} with another number of values"
+    ) from None
+
+
+def _to_lists(array: np.ndarray) -> list:
+  if array.dtype != object:
+    return array.tolist()
+  flat = [value.decode() for value in array.ravel()]
+  return np.array(flat, object).reshape(array.shape).tolist()
+
+
+def _is_base64(value: object) -> bool:
+  return (
+    isinstance(value, dict)
+    and value.keys() == {"b64"}
+    and isinstance(value["b64"], str)
+  )
+
+
+def _wrong(name: str, wanted: Mapping, received: str) -> RequestError:
+  return invalid(
+    f"`{name}` must be {_type(wanted['dtype'], wanted['shape'])}. "
+    f"Received: {received}"
+  )
+
+
+def _type(dtype: str, shape: Collection[int | None]) -> str:
+  """Such as "string [n, any]"."""
+  names = ["n", *["any"] * len(shape)]
+  sizes = [
+    names[axis] if size is None else str(size)
+    for axis, size in enumerate(shape)
+  ]
+  return f"{dtype} [{', '.join(sizes)}]"
+
+
+def _show(value: object) -> str:
+  """A JSON value, short."""
+  text = json.dumps(value, ensure_ascii=False)
+  return text if len(text) <= 60 else f"{text[:57]}..."

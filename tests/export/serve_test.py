@@ -1,0 +1,700 @@
+"""The server as its clients see it: another process, asked over the network."""
+
+import contextlib
+import dataclasses
+import http.client
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import (
+  get_model_metadata_pb2,
+  get_model_status_pb2,
+  model_service_pb2_grpc,
+  predict_pb2,
+  prediction_service_pb2_grpc,
+)
+
+from export import bundle, errors, export_retriever, manifests, serve
+from export.serving import server as serving_server
+
+ROOT = pathlib.Path(__file__).parents[2]
+SECONDS = float(os.environ.get("XIR_SOAK_SECONDS", "3"))
+THREADS = 8
+# A call of less than a full batch waits this long: a request in flight.
+SLOW_MS = 1500
+
+
+class Server:
+  """A running `python -m export.serve`, and how to ask it."""
+
+  def __init__(self, directory, log, *flags):
+    self.log = pathlib.Path(log)
+    with self.log.open("wb") as stderr:
+      self.process = subprocess.Popen(
+        [sys.executable, "-m", "export.serve", f"--bundle={directory}"]
+        + ["--port=0", "--grpc_port=0", *flags],
+        cwd=ROOT,
+        stderr=stderr,
+      )
+    self.port, self.grpc_port = map(
+      int, self.wait_for_line(r"REST on port (\d+), gRPC on port (\d+)")
+    )
+    self.channel = grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}")
+    self.stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+
+  def wait_for_line(self, pattern):
+    def find():
+      assert self.process.poll() is None, self.log.read_text()[-2000:]
+      return re.search(pattern, self.log.read_text())
+
+    return wait_for(find).groups()
+
+  def http(self, path, body=None, connection=None):
+    """Status and text; POST if there is a body."""
+    connection = connection or http.client.HTTPConnection(
+      "127.0.0.1", self.port, timeout=30
+    )
+    connection.request("GET" if body is None else "POST", path, body)
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+  def rest(self, inputs, signature="recommend", connection=None):
+    request = {"signature_name": signature, "inputs": inputs}
+    status, text = self.http(
+      "/v1/models/retriever:predict", json.dumps(request), connection
+    )
+    assert status == 200, text
+    return json.loads(text)["outputs"]
+
+  def grpc(self, inputs, signature="recommend", **spec):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = spec.get("name", "retriever")
+    request.model_spec.signature_name = signature
+    if "version" in spec:
+      request.model_spec.version.value = spec["version"]
+    for name, value in inputs.items():
+      request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    request.output_filter.extend(spec.get("output_filter", ()))
+    response = self.stub.Predict(request, timeout=spec.get("timeout", 30))
+    return {
+      name: _as_lists(tf.make_ndarray(x))
+      for name, x in response.outputs.items()
+    }, response.model_spec
+
+  def metric(self, name):
+    """Sum over the labels."""
+    lines = self.http("/metrics")[1].splitlines()
+    found = [x for x in lines if re.match(rf"retriever_{name}[ {{]", x)]
+    assert found, name
+    return sum(float(x.rpartition(" ")[2]) for x in found)
+
+  def version(self):
+    text = self.http("/v1/models/retriever")[1]
+    (status,) = json.loads(text)["model_version_status"]
+    assert status["state"] == "AVAILABLE"
+    return int(status["version"])
+
+  def stop(self):
+    self.channel.close()
+    if self.process.poll() is None:
+      self.process.kill()
+    self.process.wait()
+
+
+def wait_for(find, seconds=60):
+  end = time.monotonic() + seconds
+  while not (found := find()):
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  return found
+
+
+def _as_lists(array):
+  if array.dtype == object:
+    array = np.vectorize(bytes.decode, [object])(array)
+  return array.tolist()
+
+
+def _inputs(query_ids, k, exclude=None, allow=None):
+  nothing = [[""]] * len(query_ids)
+  return {
+    "query_id": list(query_ids),
+    "k": k,
+    "exclude_ids": exclude or nothing,
+    "allow_ids": allow or nothing,
+  }
+
+
+def _expected(found):
+  """What a client gets for an answer of `Bundle`."""
+  answer = {
+    "candidate_ids": found.ids.tolist(),
+    "scores": found.scores.tolist(),
+    "num_found": found.num_found.tolist(),
+  }
+  if hasattr(found, "known"):
+    answer["known"] = found.known.tolist()
+  return answer
+
+
+def _same(found, expected):
+  """Whether two answers are; a sum in a larger batch may differ a little."""
+  return (
+    found.keys() == expected.keys()
+    and all(found[x] == expected[x] for x in expected if x != "scores")
+    and np.allclose(found["scores"], expected["scores"], rtol=1e-5, atol=1e-6)
+  )
+
+
+class Clients:
+  """`work(number)` in threads of their own."""
+
+  def __init__(self, work, count):
+    self._work = work
+    self._failures = []
+    self._threads = [
+      threading.Thread(target=self._run, args=(i,)) for i in range(count)
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def _run(self, number):
+    try:
+      self._work(number)
+    except BaseException as error:
+      self._failures.append(error)
+
+  def check(self):
+    """Raises what the first of them raised."""
+    if self._failures:
+      raise self._failures[0]
+
+  def join(self):
+    for thread in self._threads:
+      thread.join()
+    self.check()
+
+
+@pytest.fixture(scope="module")
+def server(exported, tmp_path_factory):
+  log = tmp_path_factory.mktemp("server") / "log"
+  running = Server(exported, log, "--batch_timeout_ms=5")
+  try:
+    # The ports are open before the bundle is loaded.
+    running.first_looks = running.http("/healthz"), running.http("/readyz")
+    running.wait_for_line("Ready as retriever with version 1, (index scann)")
+    yield running
+  finally:
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+  return bundle.Bundle.load(exported, check_hashes=False)
+
+
+def test_health_and_readiness(server):
+  assert server.first_looks == ((200, "ok\n"), (503, "loading\n"))
+  assert server.http("/readyz") == (200, "ready\n")
+
+
+def test_rest_and_grpc_answer_as_the_bundle_does(server, loaded, world):
+  queries = [world.query_ids[3], "nobody", world.query_ids[39]]
+  exclude = [["item 1", world.ranking(3)[0]], ["item 0", ""], ["", ""]]
+  allow = [["", ""], ["", ""], ["item 5", "item 8"]]
+  inputs = _inputs(queries, 4, exclude, allow)
+  allowed = [[x for x in row if x] for row in allow]
+  expected = _expected(loaded.recommend(queries, 4, exclude, allowed))
+  assert expected["known"] == [True, False, True]
+  assert expected["num_found"] == [4, 4, 2]
+  assert expected["scores"][2][2:] == [-np.inf] * 2
+  found = server.rest(inputs)
+  assert _same(found, expected)
+  assert list(found) == ["candidate_ids", "scores", "num_found", "known"]
+  answer, spec = server.grpc(inputs)
+  assert _same(answer, expected)
+  assert (spec.name, spec.version.value, spec.signature_name) == (
+    *("retriever", 1),
+    "recommend",
+  )
+  # The default signature is the same one.
+  status, text = server.http(
+    "/v1/models/retriever/versions/1:predict", json.dumps({"inputs": inputs})
+  )
+  assert (status, _same(json.loads(text)["outputs"], expected)) == (200, True)
+  answer, spec = server.grpc(inputs, "", version=1)
+  assert _same(answer, expected) and spec.signature_name == "serving_default"
+
+
+def test_every_signature(server, loaded, world):
+  queries = world.query_ids[:2]
+  unseen = loaded.recommend(queries, 5, exclude_seen=True)
+  assert _same(
+    server.rest(_inputs(queries, 5), "recommend_unseen"), _expected(unseen)
+  )
+  similar = _expected(loaded.similar_items(["item 7", "item 8"], 3))
+  items = {"ids": ["item 7", "item 8"], "k": 3}
+  assert _same(server.rest(items, "similar_items"), similar)
+  vectors = server.rest({"query_id": queries}, "encode_query")["embedding"]
+  np.testing.assert_allclose(vectors, world.query_vectors[:2], rtol=1e-5)
+  nothing = _inputs(queries, 5)
+  del nothing["query_id"]
+  search = server.rest({"query_embeddings": vectors, **nothing}, "search")
+  recommended = _expected(loaded.recommend(queries, 5))
+  assert search["candidate_ids"] == recommended["candidate_ids"]
+  features = {
+    "tag": ["a", ""],
+    "words": [["w", "x"], ["y", ""]],
+    "price": np.array([1, np.nan], np.float32),
+    "place": np.array([[1, 2], [np.nan] * 2], np.float32),
+  }
+  names = ["item 3", "no item"]
+  expected = loaded.encode_candidates(
+    names, {name: list(x) for name, x in features.items()}
+  )
+  answer, _ = server.grpc(
+    {"candidate_id": names, **features}, "encode_candidate"
+  )
+  np.testing.assert_allclose(answer["embedding"], expected, rtol=1e-5)
+
+
+def test_row_format(server, loaded, world):
+  queries = world.query_ids[:3]
+  instances = [
+    {"query_id": x, "k": 2, "exclude_ids": ["item 1"], "allow_ids": [""]}
+    for x in queries
+  ]
+  status, text = server.http(
+    "/v1/models/retriever:predict", json.dumps({"instances": instances})
+  )
+  assert status == 200
+  rows = json.loads(text)["predictions"]
+  columns = {name: [row[name] for row in rows] for name in rows[0]}
+  expected = loaded.recommend(queries, 2, [["item 1"]] * 3)
+  assert _same(columns, _expected(expected))
+
+
+def test_output_filter(server, world):
+  inputs = _inputs(world.query_ids[:1], 3)
+  answer, _ = server.grpc(inputs, output_filter=["scores"])
+  assert list(answer) == ["scores"]
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"k": 0}, "`k` must be from 1 to 10000. Received: 0"),
+    ({"k": 10_001}, "`k` must be from 1 to 10000. Received: 10001"),
+    ({"query_id": None}, "`query_id` is missing; it must be string [n]"),
+    ({"query": ["a"]}, "`query` is not an input of the signature; it has"),
+    ({"query_id": [7]}, "`query_id` must be string [n]. Received: "),
+    ({"query_id": [["a"]]}, "`query_id` must be string [n]. Received: "),
+    ({"query_id": ["a", "b"]}, "`exclude_ids` must have as many rows as"),
+  ],
+)
+def test_wrong_inputs(server, changes, message):
+  inputs = {**_inputs(["a"], 3), **changes}
+  inputs = {name: x for name, x in inputs.items() if x is not None}
+  status, text = server.http(
+    "/v1/models/retriever:predict", json.dumps({"inputs": inputs})
+  )
+  assert status == 400 and message in json.loads(text)["error"]
+  with pytest.raises(grpc.RpcError) as caught:
+    server.grpc(inputs)
+  assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+  assert message in caught.value.details()
+
+
+def test_what_there_is_not(server):
+  good = _inputs(["a"], 3)
+  for path, request in (
+    ("retriever:predict", {"inputs": good, "signature_name": "rank"}),
+    ("retriever/versions/2:predict", {"inputs": good}),
+    ("other:predict", {"inputs": good}),
+    ("retriever:classify", {"inputs": good}),
+  ):
+    status, text = server.http(f"/v1/models/{path}", json.dumps(request))
+    assert status in (404, 405) and json.loads(text)["error"], path
+  for path in ("other", "retriever/versions/2", "other/metadata"):
+    status, text = server.http(f"/v1/models/{path}")
+    assert status == 404 and json.loads(text)["error"], path
+  for spec in ({"name": "other"}, {"version": 2}, {"signature": "rank"}):
+    with pytest.raises(grpc.RpcError) as caught:
+      server.grpc(good, **spec)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "there is no" in caught.value.details()
+
+
+def test_bodies_that_are_none(server):
+  for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"\\ud800": 1}'):
+    status, text = server.http("/v1/models/retriever:predict", body)
+    assert status == 400 and json.loads(text)["error"], body[:9]
+
+
+def test_status_and_metadata(server, loaded):
+  status, text = server.http("/v1/models/retriever")
+  assert (status, json.loads(text)) == (
+    200,
+    {
+      "model_version_status": [
+        {
+          "version": "1",
+          "state": "AVAILABLE",
+          "status": {"error_code": "OK", "error_message": ""},
+        }
+      ]
+    },
+  )
+  request = get_model_status_pb2.GetModelStatusRequest()
+  request.model_spec.name = "retriever"
+  stub = model_service_pb2_grpc.ModelServiceStub(server.channel)
+  (found,) = stub.GetModelStatus(request).model_version_status
+  assert (found.version, found.state) == (1, 30)
+
+  metadata = json.loads(server.http("/v1/models/retriever/metadata")[1])
+  assert metadata["model_spec"]["version"] == "1"
+  described = metadata["metadata"]["signature_def"]["signature_def"]
+  assert described.keys() == loaded.signatures.keys()
+  exclude = described["recommend"]["inputs"]["exclude_ids"]
+  assert exclude["dtype"] == "DT_STRING"
+  assert [x["size"] for x in exclude["tensor_shape"]["dim"]] == ["-1", "-1"]
+  request = get_model_metadata_pb2.GetModelMetadataRequest()
+  request.model_spec.name = "retriever"
+  request.metadata_field.append("signature_def")
+  packed = server.stub.GetModelMetadata(request).metadata["signature_def"]
+  signatures = get_model_metadata_pb2.SignatureDefMap()
+  assert packed.Unpack(signatures)
+  vectors = signatures.signature_def["search"].inputs["query_embeddings"]
+  assert [x.size for x in vectors.tensor_shape.dim] == [
+    -1,
+    loaded.vectors.shape[1],
+  ]
+
+
+def test_metrics_count(server, world):
+  def count(labels):
+    text = server.http("/metrics")[1]
+    found = re.search(rf"requests_total{{{labels}}} (\d+)", text)
+    return int(found[1]) if found else 0
+
+  good = 'protocol="rest",signature="similar_items",status="OK"'
+  bad = good.replace("OK", "INVALID_ARGUMENT")
+  before = count(good), count(bad)
+  server.rest({"ids": ["item 7"], "k": 3}, "similar_items")
+  with pytest.raises(AssertionError):
+    server.rest({"ids": ["item 7"], "k": 0}, "similar_items")
+  assert (count(good), count(bad)) == (before[0] + 1, before[1] + 1)
+  assert server.metric("bundle_version") == 1
+  assert server.metric("requests_in_flight") == 0
+  assert server.metric("request_seconds_count") == server.metric(
+    "requests_total"
+  )
+
+
+def _cases(loaded, world):
+  """Requests of all kinds, with the right answers."""
+  rng = np.random.default_rng(5)
+  signatures = ("recommend", "recommend_unseen", "similar_items")
+  for number in range(60):
+    n, k = int(rng.integers(1, 5)), (3, 8)[number % 2]
+    signature = signatures[number % 3]
+    names = rng.choice(world.candidate_ids, n).tolist()
+    if signature == "similar_items":
+      found = loaded.similar_items(names, k)
+      yield signature, {"ids": names, "k": k}, _expected(found)
+      continue
+    queries = rng.choice([*world.query_ids, "nobody"], n).tolist()
+    width = int(rng.integers(0, 6))
+    exclude = rng.choice(world.candidate_ids, [n, width]).tolist()
+    unseen = signature == "recommend_unseen"
+    found = loaded.recommend(queries, k, exclude, exclude_seen=unseen)
+    yield signature, _inputs(queries, k, exclude), _expected(found)
+
+
+def test_many_clients_at_once_get_right_answers(server, loaded, world):
+  cases = list(_cases(loaded, world))
+  before = server.metric("requests_total"), server.metric("batch_rows_count")
+  asked = itertools.count()
+  end = time.monotonic() + SECONDS
+
+  def client(number):
+    rng = np.random.default_rng(number)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    while time.monotonic() < end:
+      signature, inputs, expected = cases[rng.integers(len(cases))]
+      if number % 2:
+        found = server.rest(inputs, signature, connection)
+      else:
+        n = len(expected["num_found"])
+        if "exclude_ids" in inputs:
+          lists = np.array(inputs["exclude_ids"], object).reshape(n, -1)
+          inputs = {**inputs, "exclude_ids": tf.constant(lists, tf.string)}
+        found, _ = server.grpc(inputs, signature)
+      assert _same(found, expected), (signature, inputs, found, expected)
+      next(asked)
+
+  Clients(client, THREADS).join()
+  answered = server.metric("requests_total") - before[0]
+  batches = server.metric("batch_rows_count") - before[1]
+  print(f"{answered / SECONDS:.0f} answers per second, {batches:.0f} batches")
+  assert answered == next(asked) > 10 * SECONDS
+  assert batches < answered  # Some were joined.
+
+
+def test_the_clients_in_the_documentation(server, loaded, world):
+  text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+  query = world.query_ids[3]
+  expected = loaded.recommend([query], 10)
+  lines = [
+    f"{name}\t{round(float(score), 4)}"
+    for name, score in zip(expected.ids[0], expected.scores[0], strict=True)
+  ]
+  for name, port in (("rest", server.port), ("grpc", server.grpc_port)):
+    (program,) = re.findall(
+      rf'```python\n("""{name}_client\.py .*?)```', text, re.DOTALL
+    )
+    run = subprocess.run(
+      [sys.executable, "-c", program, f"127.0.0.1:{port}", query],
+      capture_output=True,
+      encoding="utf-8",
+      timeout=60,
+    )
+    assert run.stdout.splitlines() == lines, run.stderr[-2000:]
+
+
+def test_a_bundle_or_a_port_that_cannot_be_used(
+  server, exported, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("it went on"))
+  options = serving_server.Options(
+    bundle=str(tmp_path),
+    index=None,
+    host="127.0.0.1",
+    port=0,
+    grpc_port=0,
+    model_name="retriever",
+    max_batch_size=1,
+    batch_timeout_ms=0,
+    threads=1,
+    watch_seconds=1,
+    shutdown_seconds=1,
+  )
+  taken = {"port": server.port, "grpc_port": server.grpc_port}
+  for changes, message in (
+    ({}, "manifest.json: cannot be read"),
+    ({"port": taken["port"]}, f"--port {taken['port']} of 127.0.0.1: "),
+    (
+      {"grpc_port": taken["grpc_port"]},
+      f"--grpc_port {taken['grpc_port']} of 127.0.0.1: ",
+    ),
+  ):
+    with pytest.raises(errors.ExportError, match=message):
+      serving_server.run(dataclasses.replace(options, **changes))
+
+
+def test_an_environment_without_the_extra(monkeypatch):
+  monkeypatch.delattr("export.serving.server")
+  monkeypatch.setitem(sys.modules, "export.serving.server", None)
+  with pytest.raises(errors.ExportError, match="pip install .*serving"):
+    serve._serve()
+
+
+@pytest.fixture(scope="module")
+def other(world, tmp_path_factory):
+  """A bundle over the same ids with other answers."""
+  root = tmp_path_factory.mktemp("other")
+  model_dir = root / "model"
+  shutil.copytree(world.model_dir, model_dir)
+  shutil.rmtree(model_dir / "best")
+  shutil.copytree(model_dir / "checkpoints", model_dir / "best")
+  export_retriever.export_retriever(
+    export_retriever.ExportOptions(
+      data=str(world.data),
+      model_dir=str(model_dir),
+      output=str(root / "bundle"),
+      indexes=("brute_force",),
+    )
+  )
+  return root / "bundle"
+
+
+@pytest.fixture(scope="module")
+def switching(exported, tmp_path_factory):
+  """A server whose bundle may be replaced; full batches run at once."""
+  root = tmp_path_factory.mktemp("switching")
+  shutil.copytree(exported, root / "live")
+  running = Server(
+    root / "live",
+    root / "log",
+    "--index=brute_force",
+    "--watch_seconds=0.1",
+    "--max_batch_size=4",
+    f"--batch_timeout_ms={SLOW_MS}",
+  )
+  running.directory = root / "live"
+  try:
+    running.wait_for_line("Ready as retriever with version 1, (index brute)")
+    yield running
+  finally:
+    running.stop()
+
+
+def _replace(directory, source):
+  with manifests.new_bundle(directory, overwrite=True) as partial:
+    shutil.copytree(source, partial, dirs_exist_ok=True)
+
+
+def test_new_bundles_take_over_without_a_wrong_answer(
+  switching, exported, other, world
+):
+  queries = world.query_ids[:4]
+  answers = {
+    source: _expected(
+      bundle.Bundle.load(source, "brute_force", False).recommend(queries, 5)
+    )
+    for source in (exported, other)
+  }
+  assert not _same(answers[exported], answers[other])
+  first = switching.version()
+  sources = [exported]  # Of the versions from `first` on.
+  range_now = (0, 0)  # The oldest and newest that may answer.
+  stop = threading.Event()
+  asked = itertools.count()
+
+  def client(number):
+    connection = http.client.HTTPConnection("127.0.0.1", switching.port)
+    while not stop.is_set():
+      oldest = range_now[0]
+      if number % 2:
+        found = switching.rest(_inputs(queries, 5), connection=connection)
+      else:
+        found, _ = switching.grpc(_inputs(queries, 5))
+      allowed = sources[oldest : range_now[1] + 1]
+      assert any(_same(found, answers[x]) for x in allowed), found
+      next(asked)
+      time.sleep(0.01)
+
+  def replace_link(source):
+    """A bundle may also be a symbolic link that is set anew."""
+    moved = switching.directory.with_name("moved")
+    if not switching.directory.is_symlink():
+      switching.directory.rename(moved)
+      switching.directory.symlink_to(moved)
+    link = switching.directory.with_name("link")
+    link.symlink_to(source)
+    os.replace(link, switching.directory)
+
+  def take_over(change, source):
+    nonlocal range_now
+    sources.append(source)
+    last = len(sources) - 1
+    range_now = (last - 1, last)
+    change(source)
+    wait_for(lambda: clients.check() or switching.version() == first + last)
+    range_now = (last, last)
+    before = next(asked)
+    wait_for(lambda: clients.check() or next(asked) > before + 20)
+
+  clients = Clients(client, 4)
+  try:
+    for source in (other, exported):
+      take_over(lambda x: _replace(switching.directory, x), source)
+    take_over(replace_link, other)
+  finally:
+    stop.set()
+  clients.join()
+  assert switching.metric("bundle_switches_total") == first + 2
+
+
+def test_a_broken_bundle_leaves_the_old_one(
+  switching, exported, world, tmp_path
+):
+  link = switching.directory
+  if not link.is_symlink():
+    link.rename(link.with_name("moved"))
+    link.symlink_to(link.with_name("moved"))
+  broken = tmp_path / "broken"
+  shutil.copytree(exported, broken)
+  variables = next((broken / "brute_force").rglob("variables.data*"))
+  content = bytearray(variables.read_bytes())
+  content[len(content) // 2] ^= 1
+  variables.write_bytes(content)
+  version = switching.version()
+  inputs = _inputs(world.query_ids[:4], 5)
+  answer = switching.rest(inputs)
+  failed = switching.metric("bundle_failed_switches_total")
+
+  def point_to(source):
+    new = link.with_name("new")
+    new.symlink_to(source)
+    os.replace(new, link)
+
+  point_to(broken)
+  # It is tried again at each look.
+  wait_for(
+    lambda: switching.metric("bundle_failed_switches_total") >= failed + 2
+  )
+  assert switching.version() == version
+  assert _same(switching.rest(inputs), answer)
+  (line,) = set(
+    re.findall(r"Stays with version \d+: (.*)", switching.log.read_text())
+  )
+  assert "variables.data" in line
+  status, text = switching.http("/-/reload", b"")
+  assert status == 500 and "variables.data" in json.loads(text)["error"]
+  point_to(exported)
+  wait_for(lambda: switching.version() == version + 1)
+  status, text = switching.http("/-/reload", b"")
+  assert (status, json.loads(text)) == (200, {"version": str(version + 2)})
+
+
+def test_a_client_that_does_not_wait(switching, world):
+  with pytest.raises(grpc.RpcError) as caught:
+    switching.grpc(_inputs(world.query_ids[:1], 3), timeout=0.2)
+  assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+  wait_for(lambda: 'status="CANCELLED"} 1.0' in switching.http("/metrics")[1])
+  assert switching.metric("requests_in_flight") == 0
+
+
+def test_a_stop_lets_requests_in_flight_finish(switching, world):
+  """Last: it ends the server."""
+  inputs = _inputs(world.query_ids[:1], 3)
+  right = _inputs(world.query_ids[:1] * 4, 3)
+  expected = {name: x[:1] for name, x in switching.rest(right).items()}
+  answers = []
+
+  def client(number):
+    if number:
+      answers.append(switching.rest(inputs))
+    else:
+      answers.append(switching.grpc(inputs)[0])
+
+  clients = Clients(client, 2)
+  wait_for(lambda: switching.metric("requests_in_flight") == 2)
+  switching.process.send_signal(signal.SIGTERM)
+
+  def refuses():
+    with contextlib.closing(socket.socket()) as attempt:
+      return attempt.connect_ex(("127.0.0.1", switching.port)) != 0
+
+  wait_for(refuses)
+  assert not answers and switching.process.poll() is None
+  clients.join()
+  assert len(answers) == 2
+  assert all(_same(answer, expected) for answer in answers)
+  assert switching.process.wait(20) == 0
+  assert "Traceback" not in switching.log.read_text()
