@@ -83,10 +83,29 @@ class ExactTest(tf.test.TestCase, parameterized.TestCase):
     queries, exclude = _queries(7), [["item 3"]] * 7
     whole = index.search(queries, 9, exclude)
     # Two queries per chunk, the last chunk has one.
-    with mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 600):
+    with (
+      mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 600),
+      mock.patch.object(exact_search, "_MIN_CHUNK", 1),
+    ):
       parts = index.search(queries, 9, exclude)
     self.assertAllEqual(whole[0], parts[0])
     self.assertAllClose(whole[1], parts[1])
+
+  @parameterized.parameters((1, 1), (5, 3), (997, 1), (997, 7), (5000, 40))
+  def test_top_k_is_that_of_tensorflow(self, n, k):
+    """Also among equal scores, and where less than k are left."""
+    rng = np.random.default_rng(n)
+    scores = rng.integers(0, 50, [6, n]).astype(np.float32)
+    scores[1] = 7.0
+    scores[2, k // 2 :] = -np.inf
+    scores[3, : n - k // 2] = -np.inf
+    values, columns = exact_search._top_k(
+      tf.constant(scores), tf.constant(min(k, n))
+    )
+    expected = tf.math.top_k(scores, min(k, n))
+    self.assertAllEqual(values, expected.values)
+    real = np.isfinite(values)
+    self.assertAllEqual(columns[real], expected.indices[real])
 
 
 class ContractTest(tf.test.TestCase, parameterized.TestCase):
