@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -202,11 +203,14 @@ class Retriever(tf.Module):
         index.ids, np.asarray(candidate_counts, np.float32)[:, None]
       )
     # One graph each, however many signatures search: tracing and loading them
-    # takes most of the time of an export and of a start.
+    # takes most of the time of an export and of a start. As attributes they
+    # would be saved once more.
     lists = [tf.TensorSpec([None, None], index.ids.dtype)] * 2
-    self._search = _traced(index.search, index.dim, lists)
+    self._functions = types.SimpleNamespace(
+      search=_traced(index.search, index.dim, lists)
+    )
     if self._popular is not None:
-      self._search_popular = _traced(self._popular.search, 1, lists)
+      self._functions.popular = _traced(self._popular.search, 1, lists)
     with tf.device("cpu:0"):
       self._seen_splits, self._seen_rows = (
         tf.Variable(x, trainable=False, name=f"seen_{name}")
@@ -217,13 +221,15 @@ class Retriever(tf.Module):
     """The signature `search`; see `signatures`."""
     with tf.control_dependencies([self._check_k(k)]):
       k = tf.identity(k)
-    return _answers(*self._search(embeddings, k, exclude_ids, allow_ids))
+    return _answers(
+      *self._functions.search(embeddings, k, exclude_ids, allow_ids)
+    )
 
   def similar_items(self, ids, k) -> dict:
     """The signature `similar_items`."""
-    with tf.control_dependencies([self._check_k(k)]):
-      k = tf.identity(k)
-    return _answers(*self.index.similar(ids, k))
+    all_allowed = tf.zeros([tf.size(ids), 0], ids.dtype)
+    vectors = self.index.vectors_of(ids)
+    return self.search(vectors, k, ids[:, None], all_allowed)
 
   def recommend(
     self, query_id, raw, k, exclude_ids, allow_ids, leave_out_seen=False
@@ -244,7 +250,7 @@ class Retriever(tf.Module):
   def _with_popular(self, found, rows, k, exclude_ids, allow_ids) -> dict:
     unknown = tf.where(rows < 0)[:, 0]
     popular = _answers(
-      *self._search_popular(
+      *self._functions.popular(
         tf.ones([tf.size(unknown), 1]),
         k,
         tf.gather(exclude_ids, unknown),

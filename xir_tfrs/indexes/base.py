@@ -142,11 +142,14 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       own answers.
     """
     self._require_corpus()
-    rows = self.ids.rows(tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype))
+    ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
+    return self.search(self.vectors_of(ids), k, exclude=ids[:, None])
+
+  def vectors_of(self, ids: tf.Tensor) -> tf.Tensor:
+    """`[batch, dim]` vectors of candidates; NaN, no query, of unknown ones."""
+    rows = self.ids.rows(ids)
     vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
-    # `_search` answers a query of NaN with padding.
-    queries = tf.where((rows >= 0)[:, None], vectors, np.nan)
-    return self._search(self._check_queries(queries), k, rows[:, None], None)
+    return tf.where((rows >= 0)[:, None], vectors, np.nan)
 
   # No Python control flow here depends on a tensor; to look for some would take
   # seconds in every trace.
