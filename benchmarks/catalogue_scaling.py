@@ -10,10 +10,11 @@ smallest catalogue.
 """
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 
 import xir_tfrs as xir
 from benchmarks import harness, train_step
@@ -99,10 +100,8 @@ def _batches(rng, counts, sizes):
   ]
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"Batch {sizes['batch']:,}, cache {sizes['cache']:,}, dim {sizes['dim']}; "
     f"median of {sizes['repetitions']}",
@@ -112,14 +111,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(
-    flags.FLAGS.output, "catalogue_scaling", sizes, results
-  )
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("catalogue_scaling", _SIZES, run, show)

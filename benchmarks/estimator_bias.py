@@ -272,7 +272,7 @@ def generate(directory: str) -> None:
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  sizes = harness.given(_SIZES)
   data, name = flags.FLAGS.data, "estimator_bias"
   with tempfile.TemporaryDirectory() as directory:
     if not data:
@@ -299,8 +299,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  harness.define_flags(_SIZES)
   flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
-  flags.DEFINE_string("output", None, "File to write.")
   app.run(main)

@@ -10,11 +10,11 @@ with each way of resampling; XIR computes two such parts at each step. `ratio`
 is to `floor`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 
 from benchmarks import harness
 from xir_tfrs.ops import fused, resampling
@@ -133,10 +133,8 @@ def _pool_softmax(
   return lambda: value_and_gradient(queries, positives, pool)[2].numpy()
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"Batch {sizes['batch']:,}, pool {sizes['pool']:,}, dim {sizes['dim']}, "
     f"chunks of {sizes['row_chunk_size']}; median of {sizes['repetitions']}",
@@ -146,12 +144,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(flags.FLAGS.output, "floor", sizes, results)
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("floor", _SIZES, run, show)

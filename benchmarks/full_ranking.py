@@ -12,10 +12,12 @@ compares, on random embeddings of Gowalla's sizes,
   `peer_share`-th pair, and its time is multiplied by that.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from absl import app, flags
 
 import xir_tfrs as xir
 from benchmarks import harness
@@ -143,10 +145,8 @@ def _factorized_top_k(queries, candidates, relevant, chunk, share):
   return run_all
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"{sizes['queries']:,} queries x {sizes['candidates']:,} candidates, "
     f"dim {sizes['dim']}, k {max(_KS)}; median of {sizes['repetitions']}",
@@ -156,12 +156,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(flags.FLAGS.output, "full_ranking", sizes, results)
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("full_ranking", _SIZES, run, show)

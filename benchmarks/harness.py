@@ -11,11 +11,13 @@ import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from absl import app, flags
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = (
@@ -73,6 +75,46 @@ def print_table(
   for first, *rest in rows:
     cells = [c.rjust(w + 2) for c, w in zip(rest, widths[1:], strict=True)]
     print("".join(["  ", first.ljust(widths[0]), *cells]))
+
+
+def define_flags(sizes: Mapping[str, tuple[int, str]]) -> None:
+  """A flag for each size, name -> (default, help), and `--output`."""
+  program = sys.argv[0]  # Or --help would not show those of another module.
+  for flag, (default, text) in sizes.items():
+    flags.DEFINE_integer(flag, default, text, 1, module_name=program)
+  flags.DEFINE_string("output", None, "File to write.", module_name=program)
+
+
+def given(sizes: Mapping[str, tuple[int, str]]) -> dict[str, int]:
+  """The sizes that the command line gives."""
+  return {name: flags.FLAGS[name].value for name in sizes}
+
+
+def main(
+  name: str,
+  sizes: Mapping[str, tuple[int, str]],
+  run: Callable[[dict[str, int]], Mapping[str, Any]],
+  show: Callable[[Mapping[str, Any], dict[str, int]], None],
+) -> None:
+  """A whole program: flags, measurement, table, JSON.
+
+  Args:
+    name: Name of the benchmark.
+    sizes: name -> (default, help).
+    run: Sizes to results.
+    show: Prints results and sizes.
+  """
+
+  def program(argv: list[str]) -> None:
+    del argv
+    values = given(sizes)
+    results = run(values)
+    show(results, values)
+    path = write_json(flags.FLAGS.output, name, values, results)
+    print(f"Written to {path}")
+
+  define_flags(sizes)
+  app.run(program)
 
 
 def write_json(

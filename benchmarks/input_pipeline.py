@@ -16,10 +16,11 @@ second,
 
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 
 from benchmarks import harness
 from pipelines import datasets, records, schema
@@ -154,10 +155,8 @@ def _write_rows(path, num_rows):
     writer.append(_random_rows(num_rows, seed=0))
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"{sizes['rows']:,} rows, batch {sizes['batch']:,}; median of "
     f"{sizes['repetitions']}",
@@ -167,14 +166,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(
-    flags.FLAGS.output, "input_pipeline", sizes, results
-  )
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("input_pipeline", _SIZES, run, show)

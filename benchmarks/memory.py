@@ -118,7 +118,7 @@ def _in_process(case: str, sizes: dict[str, int]) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  sizes = harness.given(_SIZES)
   if flags.FLAGS.case:
     print(json.dumps(peak_mib(flags.FLAGS.case, sizes)))
     return
@@ -137,8 +137,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  harness.define_flags(_SIZES)
   flags.DEFINE_enum("case", None, _CASES, "Measure this one, here.")
-  flags.DEFINE_string("output", None, "File to write.")
   app.run(main)

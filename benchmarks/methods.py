@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
   if not flags.FLAGS.data or not flags.FLAGS.name:
     print("--data and --name are needed; see --help.", file=sys.stderr)
     return 2
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  sizes = harness.given(_SIZES)
   tasks = tuple(flags.FLAGS.tasks)
   benchmark = f"methods_{flags.FLAGS.name}"
   path = pathlib.Path(
@@ -174,11 +174,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  harness.define_flags(_SIZES)
   flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
   flags.DEFINE_string("name", None, "Name of the data, in the results' file.")
   flags.DEFINE_list("tasks", list(model.TASKS), "Methods, by --task.")
   flags.DEFINE_boolean("untimed", False, "Train and rank; time them later.")
-  flags.DEFINE_string("output", None, "File to write.")
   app.run(main)

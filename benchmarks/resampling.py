@@ -12,9 +12,11 @@ multiplied by what that leaves out.
 small pool, relative to m w (1 - w), the variance of m independent draws.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 
 from benchmarks import harness
 from xir_tfrs.ops import resampling
@@ -115,10 +117,8 @@ def _variance(draw, weights, num_resampled, num_seeds):
   return float(counts.var(axis=0, ddof=1).sum() / independent.sum())
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"{sizes['chunks']} x [{sizes['rows']}, {sizes['pool']:,}], "
     f"{sizes['num_resampled']:,} draws per row; median of "
@@ -134,12 +134,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(flags.FLAGS.output, "resampling", sizes, results)
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("resampling", _SIZES, run, show)

@@ -368,7 +368,7 @@ def print_tables(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
+  sizes = harness.given(_SIZES)
   results = run(sizes, flags.FLAGS.bundle)
   print_tables(results, sizes)
   path = harness.write_json(flags.FLAGS.output, "serving", sizes, results)
@@ -376,8 +376,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
+  harness.define_flags(_SIZES)
   flags.DEFINE_string("bundle", None, "Made by export.export_retriever.")
-  flags.DEFINE_string("output", None, "File to write.")
   app.run(main)

@@ -8,10 +8,12 @@ with Adam and, marked `lazy`, with `LazyAdam`. All cases take turns in one
 process; `ratio` is to the peer's median.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from absl import app, flags
 
 import xir_tfrs as xir
 from benchmarks import harness
@@ -113,10 +115,8 @@ def _step(model, batch, lazy):
   return lambda: step().numpy()
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  sizes = {name: flags.FLAGS[name].value for name in _SIZES}
-  results = run(sizes)
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the table."""
   harness.print_table(
     f"Batch {sizes['batch']:,}, cache {sizes['cache']:,}, "
     f"{sizes['candidates']:,} candidates, dim {sizes['dim']}; median of "
@@ -127,12 +127,7 @@ def main(argv: list[str]) -> None:
       for name, result in results.items()
     ],
   )
-  path = harness.write_json(flags.FLAGS.output, "train_step", sizes, results)
-  print(f"Written to {path}")
 
 
 if __name__ == "__main__":
-  for flag, (default, text) in _SIZES.items():
-    flags.DEFINE_integer(flag, default, text, lower_bound=1)
-  flags.DEFINE_string("output", None, "File to write.")
-  app.run(main)
+  harness.main("train_step", _SIZES, run, show)
