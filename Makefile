@@ -5,10 +5,10 @@
 #
 # Each target makes its own virtual environment in .venv on first use.
 # PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
-# JOBS: tests that run at a time; each holds about 1.5 GiB.
+# JOBS: tests that run at a time; each holds about 3 GiB.
 
 BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
-  memory full_ranking
+  memory full_ranking estimator_bias serving
 
 .PHONY: quickstart test bench lint format clean
 .DELETE_ON_ERROR:
@@ -26,7 +26,7 @@ bench: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit; done
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -5,9 +5,9 @@ r"""Trains every method on the same data, for the same epochs: one table.
 Each method is trained and ranked by the programs that a user runs, with their
 default settings, one after another, each in a process of its own. Shown are
 the metrics on the test split (full ranking), and, of one more epoch after all
-of them were ranked, the mean time of a step and the highest resident memory. A
-comparison at equal effort, not of what each method can reach: nothing is tuned,
-and few epochs favour methods that learn fast.
+of them were ranked, the median time of a step and the highest resident memory.
+A comparison at equal effort, not of what each method can reach: nothing is
+tuned, and few epochs favour methods that learn fast.
 
 Results are written after each method; what is there already, with the same
 sizes, is not made again. Times want an idle machine; `--untimed` leaves them to
@@ -133,6 +133,25 @@ def _done(path: pathlib.Path, sizes, tasks) -> dict[str, dict[str, float]]:
   return {t: row for t, row in old["results"].items() if t in tasks}
 
 
+def show(
+  name: str, results: dict[str, dict[str, float]], sizes: dict[str, int]
+) -> None:
+  """Prints the table."""
+  harness.print_table(
+    f"{name}: {sizes['epochs']} epochs, dim {sizes['dim']}",
+    ("", *_METRICS, "ms/step", "GiB"),
+    [
+      (
+        task,
+        *(f"{result[name]:.4f}" for name in _METRICS),
+        f"{result.get('step_ms', math.nan):.1f}",
+        f"{result.get('peak_gib', math.nan):.2f}",
+      )
+      for task, result in results.items()
+    ],
+  )
+
+
 def main(argv: list[str]) -> int:
   del argv
   if not flags.FLAGS.data or not flags.FLAGS.name:
@@ -156,19 +175,7 @@ def main(argv: list[str]) -> int:
     done=_done(path, sizes, tasks),
     after_each=write,
   )
-  harness.print_table(
-    f"{flags.FLAGS.name}: {sizes['epochs']} epochs, dim {sizes['dim']}",
-    (*_METRICS, "ms/step", "GiB"),
-    [
-      (
-        task,
-        *(f"{result[name]:.4f}" for name in _METRICS),
-        f"{result.get('step_ms', math.nan):.1f}",
-        f"{result.get('peak_gib', math.nan):.2f}",
-      )
-      for task, result in results.items()
-    ],
-  )
+  show(flags.FLAGS.name, results, sizes)
   print(f"Written to {path}")
   return 0
 

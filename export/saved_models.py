@@ -73,7 +73,9 @@ class TrainedEncoder(tf.Module):
 
     specs = [x.spec for x in self.inputs]
     self._encode = tf.function(
-      encode_rows, input_signature=[tf.TensorSpec([None], tf.int64), *specs]
+      encode_rows,
+      input_signature=[tf.TensorSpec([None], tf.int64), *specs],
+      autograph=False,
     )
     # A Keras model as an attribute would drag its training functions, and
     # what they need, into the SavedModel: hold the variables alone.
@@ -149,6 +151,7 @@ class Ranker(tf.Module):
         tf.TensorSpec([None], tf.int64),
         tf.TensorSpec([None, None], tf.int64),
       ],
+      autograph=False,
     )
     # As in `TrainedEncoder`: the variables alone.
     self._used = self._rank.get_concrete_function().variables

@@ -108,7 +108,9 @@ def encode_all(
     show: whether to show progress if there is a terminal.
   """
   encode = tf.function(
-    encode, input_signature=[tf.TensorSpec([None], tf.int64)]
+    encode,
+    input_signature=[tf.TensorSpec([None], tf.int64)],
+    autograph=False,
   )
   parts = []
   progress = show and sys.stderr.isatty()

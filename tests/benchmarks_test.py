@@ -43,7 +43,7 @@ def test_train_step():
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
 
 
-def test_methods(tmp_path):
+def test_methods(tmp_path, capsys):
   output = tmp_path / "data"
   prepare.prepare(
     prepare.PrepareConfig(
@@ -73,6 +73,14 @@ def test_methods(tmp_path):
     assert 0 < stage["recall@20"] <= 1
   assert results["corr"]["peak_gib"] > 0.1
   assert results["corr"]["examples_per_s"] > 0
+  capsys.readouterr()
+  untimed = {"ssl": {**results["corr"], "step_ms": 12.34}}
+  del untimed["ssl"]["peak_gib"]
+  methods.show("tiny", untimed, {"epochs": 1, "dim": 4})
+  title, header, row = capsys.readouterr().out.splitlines()
+  assert title == "tiny: 1 epochs, dim 4"
+  assert header.split()[-2:] == ["ms/step", "GiB"]
+  assert row.split()[0] == "ssl" and row.split()[-2:] == ["12.3", "nan"]
 
 
 def test_full_ranking():

@@ -200,6 +200,33 @@ def test_tables_of_the_estimator_guide_are_the_results():
     assert table == estimator_bias.markdown(results, figure) + "\n", figure
 
 
+def test_tables_of_methods_are_the_results():
+  guide = (ROOT / "docs/choosing_a_method.md").read_text("utf-8")
+  tables = re.findall(
+    r"^\| (\w+) \| recall@10 .*\n\|[-|]+\n((?:\|.*\n)+)", guide, re.M
+  )
+  assert tables
+  for name, table in tables:
+    file = ROOT / f"benchmarks/results/methods_{name}.json"
+    results = json.loads(file.read_text("utf-8"))["results"]
+    shown = set()
+    for line in table.splitlines():
+      method, *figures = [cell.strip() for cell in line.strip("|").split("|")]
+      task, _, second_stage = method.partition(", ")
+      result = results[task]
+      ranking = result["reranked"] if second_stage else result
+      for key, figure in zip(
+        ("recall@10", "recall@20", "ndcg@10", "ndcg@20"), figures, strict=False
+      ):
+        assert figure == f"{ranking[key]:.4f}", (name, method, key)
+      assert figures[4:] == [
+        f"{result['step_ms']:.1f}",
+        f"{result['peak_gib']:.2f}",
+      ], (name, method)
+      shown.add(task)
+    assert shown == set(results), name
+
+
 def test_code_of_the_estimator_guide_shows_what_it_says():
   (code,) = blocks(ROOT / "docs/estimators.md", "python")
   scope = {}
