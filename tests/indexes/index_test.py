@@ -523,14 +523,13 @@ class RecallTest(tf.test.TestCase):
 
   def test_settings_follow_the_corpus(self):
     make = indexes.ScannIndex()._choose_settings
-    self.assertIsNone(make(19_999, 32))
-    self.assertEqual(make(20_000, 64).num_leaves, 1)
-    self.assertEqual(make(20_000, 64).dimensions_per_block, 1)
+    self.assertIsNone(make(19_999))
+    self.assertEqual(make(20_000).num_leaves, 1)
     self.assertEqual(
-      make(1_000_000, 65),
+      make(1_000_000),
       indexes.ScannSettings(
-        num_leaves=1000,
-        num_leaves_to_search=250,
+        num_leaves=2000,
+        num_leaves_to_search=500,
         dimensions_per_block=2,
         anisotropic_quantization_threshold=0.2,
         num_reorder=1000,

@@ -29,7 +29,10 @@ _SMALLEST_CORPUS = 16
 
 _NUM_REORDER = 1000
 # What `tune` tries: shares of the leaves, and how many to score again.
-_LEAF_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0)
+_LEAF_SHARES = (
+  *(0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1),
+  *(0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0),
+)
 _REORDERS = (50, 100, 200, 300, 500, 1000, 2000, 4000, 8000)
 
 
@@ -90,7 +93,7 @@ class ScannIndex(base.RetrievalIndex):
     *,
     num_leaves: int | None = None,
     num_leaves_to_search: int | None = None,
-    dimensions_per_block: int | None = None,
+    dimensions_per_block: int = 2,
     anisotropic_quantization_threshold: float = 0.2,
     num_reorder: int | None = None,
     max_fetch: int | None = None,
@@ -100,13 +103,12 @@ class ScannIndex(base.RetrievalIndex):
     """Sets how `index` builds.
 
     Args:
-      num_leaves: partitions of the tree, at most the corpus size; None for the
-        square root of the corpus size from 100,000 candidates on, and no tree
-        below.
+      num_leaves: partitions of the tree, at most the corpus size; None for
+        twice the square root of the corpus size from 100,000 candidates on, and
+        no tree below.
       num_leaves_to_search: partitions scored for a query; None for a quarter.
-      dimensions_per_block: dimensions that share one hash code; None for 2,
-        ScaNN's advice, or 1 for vectors of at most 64 dimensions, where it
-        finds far more of the exact top k.
+      dimensions_per_block: dimensions that share one hash code. 2 is ScaNN's
+        advice; 1 finds more before scoring again, in twice the time.
       anisotropic_quantization_threshold: how much more errors along a vector
         weigh; 0.2 is ScaNN's advice.
       num_reorder: how many of the best are scored again, exactly; None for
@@ -221,7 +223,7 @@ class ScannIndex(base.RetrievalIndex):
     (folder / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
 
   def _store(self, embeddings: np.ndarray) -> tf.Variable:
-    self._settings = self._choose_settings(*embeddings.shape)
+    self._settings = self._choose_settings(len(embeddings))
     if self._settings is None:
       self._searcher = self._state = None
       return tf.Variable(embeddings, trainable=False, name="vectors")
@@ -231,11 +233,11 @@ class ScannIndex(base.RetrievalIndex):
     # Reordering keeps the vectors as they are, so exact search shares them.
     return self._state.dataset
 
-  def _choose_settings(self, n: int, dim: int) -> ScannSettings | None:
+  def _choose_settings(self, n: int) -> ScannSettings | None:
     """Those given, the others after ScaNN's docs/algorithms.md."""
     if n < max(self._exact_below, _SMALLEST_CORPUS):
       return None
-    num_leaves = self._num_leaves or (math.isqrt(n) if n >= 100_000 else 1)
+    num_leaves = self._num_leaves or (2 * math.isqrt(n) if n >= 100_000 else 1)
     if num_leaves > n:
       raise ValueError(
         "`num_leaves` must not exceed the corpus. Received: `num_leaves` = "
@@ -246,8 +248,7 @@ class ScannIndex(base.RetrievalIndex):
       num_leaves_to_search=min(
         num_leaves, self._num_leaves_to_search or math.ceil(num_leaves / 4)
       ),
-      dimensions_per_block=self._dimensions_per_block
-      or (1 if dim <= 64 else 2),
+      dimensions_per_block=self._dimensions_per_block,
       anisotropic_quantization_threshold=self._threshold,
       num_reorder=self._num_reorder or _NUM_REORDER,
       max_fetch=self._max_fetch or max(1000, n // 20),
