@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import estimator_bias
+from benchmarks import estimator_bias, serving
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -225,6 +225,19 @@ def test_tables_of_methods_are_the_results():
       ], (name, method)
       shown.add(task)
     assert shown == set(results), name
+
+
+def test_tables_of_the_serving_guide_are_the_results():
+  guide = (ROOT / "docs/serving.md").read_text("utf-8")
+  file = ROOT / "benchmarks/results/serving.json"
+  results = json.loads(file.read_text("utf-8"))["results"]
+  assert set(results) == {"bundle", "generated"}
+  for result in results.values():
+    assert serving.markdown(result) + "\n" in guide
+    for name in ("scann", "brute_force", "folder"):
+      ready = result["ready"][name]["ready_s"]
+      row = rf"\| `?{name}`? \|.* {ready:.1f} "
+      assert re.search(row, guide), name
 
 
 def test_code_of_the_estimator_guide_shows_what_it_says():
