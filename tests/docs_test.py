@@ -63,6 +63,8 @@ def interactions(path):
 
 def test_programs_of_the_readme_run_one_after_another(tmp_path):
   interactions(tmp_path / "gowalla.inter")
+  (tmp_path / "new_items.csv").write_text("item_id\n999999\n")
+  (tmp_path / "gone.txt").write_text("3\n")
   (programs,) = (
     block
     for block in blocks(ROOT / "README.md", "text")
@@ -70,7 +72,9 @@ def test_programs_of_the_readme_run_one_after_another(tmp_path):
   )
   output = run(programs, tmp_path)
   assert "recall@10" in output
-  answers = output.rpartition("query 42")[2]
+  answers, _, later = output.rpartition("query 42")[2].partition("\n\n")
+  assert "FAILED" not in later
+  assert len(list((tmp_path / "top100").glob("part-*.parquet"))) == 1
   assert len(re.findall(r"^ +\d+  \d+ ", answers, re.M)) == 10
 
 
