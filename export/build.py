@@ -13,6 +13,7 @@ from export import errors
 
 INDEXES = ("scann", "brute_force")
 PLOT = "recall_latency.png"
+_SAMPLE = 1000
 _RECALL_KS = (10, 100)
 # What was chosen on some queries must hold on others: aim a little higher, and
 # again.
@@ -75,6 +76,20 @@ def build_indexes(
   except ValueError as error:
     raise errors.ExportError(f"cannot be indexed: {error}") from error
   return built, about
+
+
+def sample_queries(counts: np.ndarray, size: int = _SAMPLE) -> np.ndarray:
+  """Rows of up to `size` queries, those that were trained if possible.
+
+  Args:
+    counts: `[num_queries]` training rows, or candidates, of each query.
+    size: the most to take; the default is what tuning takes.
+  """
+  rows = np.flatnonzero(counts)
+  if not rows.size:
+    rows = np.arange(len(counts))
+  size = min(size, rows.size)
+  return np.random.default_rng(0).choice(rows, size, replace=False)
 
 
 def _tune(

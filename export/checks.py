@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from export import build, errors
 from export import bundle as bundle_lib
-from export import errors
 
 # Of the product of the norms of two vectors: scores are float32 sums, in
 # another order each.
@@ -48,7 +48,7 @@ class Probe:
     self.bundle = bundle
     self.k = k
     self.min_recall = min_recall
-    self.rows = sample_queries(bundle, num_queries)
+    self.rows = build.sample_queries(np.diff(bundle.seen[0]), num_queries)
     self.query_ids = [bundle.query_ids[row] for row in self.rows.tolist()]
     self.queries = bundle.encode_queries(self.query_ids)
     self.vectors = bundle.vectors
@@ -165,15 +165,6 @@ class Probe:
     padding = "" if self._dtype == tf.string else -1
     padded = [x + [padding] * (width - len(x)) for x in lists]
     return tf.constant(padded, self._dtype, [n, width])
-
-
-def sample_queries(bundle: bundle_lib.Bundle, size: int) -> np.ndarray:
-  """Up to `size` rows of queries, those that were trained if possible."""
-  rows = np.flatnonzero(np.diff(bundle.seen[0]))
-  if not rows.size:
-    rows = np.arange(len(bundle.query_ids))
-  size = min(size, rows.size)
-  return np.random.default_rng(0).choice(rows, size, replace=False)
 
 
 def vectors(probe: Probe) -> str:

@@ -32,7 +32,6 @@ from export import (
   trained,
 )
 
-_SAMPLE = 1000
 _ID_TYPES = ("string", "int64")
 
 
@@ -92,7 +91,7 @@ def export_retriever(options: ExportOptions) -> dict:
     model.encode_candidates, np.arange(len(candidate_ids))
   )
   seconds = time.monotonic() - seconds
-  sample = _sample_queries(query_counts)
+  sample = build.sample_queries(query_counts)
   queries = trained.encode_all(model.encode_queries, sample, show=False)
   built, about = build.build_indexes(options, candidate_table, vectors, queries)
   popular = {None: None, "popularity": True, "tower": False}
@@ -187,15 +186,6 @@ def _encoder(
   # A tower may have been trained without some, or all, of them.
   inputs = [next(x for x in inputs if x.name == name) for name in names]
   return saved_models.TrainedEncoder(ids, encode, tower.look_up, inputs)
-
-
-def _sample_queries(counts: np.ndarray) -> np.ndarray:
-  """Dense ids of up to 1,000 queries, those that were trained if possible."""
-  ids = np.flatnonzero(counts > 0)
-  if not ids.size:
-    ids = np.arange(len(counts))
-  size = min(_SAMPLE, ids.size)
-  return np.random.default_rng(0).choice(ids, size, replace=False)
 
 
 def _define_flags() -> None:

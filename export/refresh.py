@@ -31,7 +31,6 @@ from absl import app, flags, logging
 from export import (
   build,
   bundle,
-  checks,
   errors,
   features,
   items,
@@ -42,7 +41,6 @@ from export import (
 from xir_tfrs import indexes
 
 _BATCH = 8192
-_SAMPLE = 1000
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -312,7 +310,7 @@ def _build(
   target = options.target_recall
   if target is None:
     target = scann.get("target_recall", build.IndexOptions.target_recall)
-  rows = checks.sample_queries(old, _SAMPLE).tolist()
+  rows = build.sample_queries(np.diff(old.seen[0])).tolist()
   sample = old.encode_queries([old.query_ids[row] for row in rows])
   dtype = old.manifest["id_types"]["candidate"]
   return build.build_indexes(

@@ -89,6 +89,9 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     self.ids = ids
     return self
 
+  # No Python control flow here depends on a tensor; to look for some would take
+  # seconds in every trace.
+  @tf.autograph.experimental.do_not_convert
   def search(
     self,
     queries: TensorLike,
@@ -126,42 +129,6 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     batch = tf.shape(queries)[0]
     excluded = self._rows_of("exclude", exclude, batch)[0]
     allowed = None if allow is None else self._rows_of("allow", allow, batch)
-    return self._search(queries, k, excluded, allowed)
-
-  def similar(
-    self, ids: TensorLike, k: int | tf.Tensor
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The candidates of highest inner product with given ones.
-
-    Args:
-      ids: `[batch]` ids. An unknown one has no answers.
-      k: as in `search`.
-
-    Returns:
-      ids and scores `[batch, k]` as `search`; a candidate is never among its
-      own answers.
-    """
-    self._require_corpus()
-    ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
-    return self.search(self.vectors_of(ids), k, exclude=ids[:, None])
-
-  def vectors_of(self, ids: tf.Tensor) -> tf.Tensor:
-    """`[batch, dim]` vectors of candidates; NaN, no query, of unknown ones."""
-    rows = self.ids.rows(ids)
-    vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
-    return tf.where((rows >= 0)[:, None], vectors, np.nan)
-
-  # No Python control flow here depends on a tensor; to look for some would take
-  # seconds in every trace.
-  @tf.autograph.experimental.do_not_convert
-  def _search(
-    self,
-    queries: tf.Tensor,
-    k: int | tf.Tensor,
-    excluded: tf.Tensor,
-    allowed: tuple[tf.Tensor, tf.Tensor] | None,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`search`, with the lists as `_rows_of` gives them."""
     num_answers = _check_k(k)
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
     # ScaNN fails the whole batch, or ends the process, for one bad query: let
@@ -188,6 +155,29 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       tf.ensure_shape(self.ids.ids(rows), shape),
       tf.ensure_shape(scores, shape),
     )
+
+  def similar(
+    self, ids: TensorLike, k: int | tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """The candidates of highest inner product with given ones.
+
+    Args:
+      ids: `[batch]` ids. An unknown one has no answers.
+      k: as in `search`.
+
+    Returns:
+      ids and scores `[batch, k]` as `search`; a candidate is never among its
+      own answers.
+    """
+    self._require_corpus()
+    ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
+    return self.search(self.vectors_of(ids), k, exclude=ids[:, None])
+
+  def vectors_of(self, ids: tf.Tensor) -> tf.Tensor:
+    """`[batch, dim]` vectors of candidates; NaN, no query, of unknown ones."""
+    rows = self.ids.rows(ids)
+    vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
+    return tf.where((rows >= 0)[:, None], vectors, np.nan)
 
   def _top_rows_restricted(
     self,
@@ -244,7 +234,6 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       )
     return tf.ensure_shape(queries, [None, self.dim])
 
-  @tf.autograph.experimental.do_not_convert
   def _rows_of(
     self,
     name: str,
