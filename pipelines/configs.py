@@ -57,6 +57,11 @@ class TrainConfig:
     "Leave out pool columns with the id of the row's positive. Not given: as "
     "the task.",
   )
+  mask_known_positives: bool = _setting(
+    False,
+    "Leave out pool columns whose candidate the row's query has elsewhere in "
+    "the training rows. Not for full_softmax and corr.",
+  )
   positive_in_pool: bool | None = _setting(
     None, "Whether the positive is also in the pool. Not given: as the task."
   )
@@ -123,6 +128,12 @@ class TrainConfig:
   epochs: int = _setting(20, "Passes over the training rows.")
   optimizer: str = _setting("lazy_adam", "The optimizer.", choices=OPTIMIZERS)
   learning_rate: float = _setting(0.01, "Initial learning rate.")
+  learning_rate_schedule: str = _setting(
+    "step",
+    "step: times `learning_rate_decay` every `decay_epochs` epochs; cosine: "
+    "down to 0 at the last of `epochs`, which cannot be changed on resuming.",
+    choices=("step", "cosine"),
+  )
   learning_rate_decay: float = _setting(
     1.0, "Factor on the learning rate, every `decay_epochs` epochs."
   )
@@ -176,6 +187,18 @@ class TrainConfig:
       raise ValueError(
         f"--optimizer must be one of {', '.join(OPTIMIZERS)}. "
         f"Received: {self.optimizer!r}."
+      )
+    if self.learning_rate_schedule not in ("step", "cosine"):
+      raise ValueError(
+        "--learning_rate_schedule must be step or cosine. "
+        f"Received: {self.learning_rate_schedule!r}."
+      )
+    if (
+      self.learning_rate_schedule == "cosine" and self.learning_rate_decay != 1
+    ):
+      raise ValueError(
+        "--learning_rate_decay is a setting of --learning_rate_schedule=step. "
+        f"Received: {self.learning_rate_decay} with cosine."
       )
     if self.l2 and self.optimizer != "coupled_l2_adam":
       raise ValueError(
@@ -232,6 +255,13 @@ CHANGEABLE = frozenset(
     "estimator_probe",
   }
 )
+
+
+def changeable(learning_rate_schedule: str) -> frozenset[str]:
+  """Settings that may differ when a run is resumed."""
+  if learning_rate_schedule == "cosine":
+    return CHANGEABLE - {"epochs"}
+  return CHANGEABLE
 
 
 def from_preset(**settings: Any) -> TrainConfig:

@@ -16,6 +16,7 @@ def training_dataset(
   seed: int,
   start_step: int = 0,
   shares: Sequence[tuple[int, int]] | None = None,
+  known: tf.RaggedTensor | None = None,
 ) -> tf.data.Dataset:
   """Endless shuffled batches; batch k is the same whenever it is asked for.
 
@@ -31,9 +32,11 @@ def training_dataset(
     start_step: The first batch wanted.
     shares: The parts [low, high) of each batch that this host wants, one for
       each of its replicas; they come in turn. None: the whole batch.
+    known: [num_queries, None] candidates that are no negatives of a query; the
+      rows get those of theirs as `known_candidate_ids`.
 
   Returns:
-    Dataset of dicts of [high - low] tensors, without end.
+    Dataset of dicts of tensors of high - low rows, without end.
 
   Raises:
     ValueError: There are no rows, or `global_batch_size` is not positive.
@@ -74,12 +77,29 @@ def training_dataset(
       rounds=_ROUNDS,
     )
     rows = tf.ensure_shape(rows, [static_size])
-    return {name: tf.gather(column, rows) for name, column in tensors.items()}
+    rows = {name: tf.gather(column, rows) for name, column in tensors.items()}
+    if known is not None:
+      rows["known_candidate_ids"] = tf.gather(known, rows["query_id"])
+    return rows
 
   return (
     tf.data.Dataset.range(np.iinfo(np.int64).max)
     .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(tf.data.AUTOTUNE)
+  )
+
+
+def candidates_by_query(
+  columns: Mapping[str, np.ndarray], num_queries: int
+) -> tf.RaggedTensor:
+  """[num_queries, None] candidates of each query's rows, each once."""
+  queries, candidates = columns["query_id"], columns["candidate_id"]
+  order = np.lexsort((candidates, queries))
+  queries, candidates = queries[order], candidates[order]
+  first = np.ones(len(order), bool)
+  first[1:] = (np.diff(queries) != 0) | (np.diff(candidates) != 0)
+  return tf.RaggedTensor.from_row_lengths(
+    candidates[first], np.bincount(queries[first], minlength=num_queries)
   )
 
 

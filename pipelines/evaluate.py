@@ -78,6 +78,18 @@ def rank(
   )
 
 
+def rank_by_query(
+  model: xir.models.TwoTower, data: EvaluationData, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """`xir.metrics.full_ranking_by_query` of a model on a split."""
+  return xir.metrics.full_ranking_by_query(
+    *encode(model, data.query_ids, len(data.counts)),
+    relevant=data.relevant,
+    seen=data.seen,
+    ks=ks,
+  )
+
+
 def rank_by_popularity(
   data: EvaluationData, ks: Sequence[int]
 ) -> dict[str, float]:

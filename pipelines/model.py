@@ -236,7 +236,11 @@ def optimizer(
 ) -> tf.keras.optimizers.Optimizer:
   """The optimizer of a run, with its learning rate schedule."""
   rate = config.learning_rate
-  if config.learning_rate_decay != 1.0:
+  if config.learning_rate_schedule == "cosine":
+    rate = tf.keras.optimizers.schedules.CosineDecay(
+      rate, decay_steps=round(config.epochs * steps_per_epoch)
+    )
+  elif config.learning_rate_decay != 1.0:
     rate = tf.keras.optimizers.schedules.ExponentialDecay(
       rate,
       decay_steps=round(config.decay_epochs * steps_per_epoch),

@@ -58,7 +58,8 @@ class TrainResult:
 
   Attributes:
     step: Steps done, over all sessions of the run.
-    outcome: `"finished"`, `"stopped early"` or `"interrupted"`.
+    outcome: `"finished"`, `"stopped early"`, `"paused"` (by `stop_after`) or
+      `"interrupted"`.
     validation: Metrics of the best checkpoint; empty without validation.
     seconds: Time of this session's steps, without validation.
     examples_per_second: In this session, without validation.
@@ -81,6 +82,7 @@ def train(
   resume: bool = False,
   overwrite: bool = False,
   progress: bool = True,
+  stop_after: int | None = None,
   strategy: tf.distribute.Strategy | None = None,
 ) -> TrainResult:
   """Runs or resumes a training run.
@@ -90,6 +92,7 @@ def train(
     resume: Go on from the newest checkpoint of `config.model_dir`.
     overwrite: Begin anew where a run was before.
     progress: Show a progress line.
+    stop_after: Pause after so many epochs of the run, to be resumed.
     strategy: A strategy made already, instead of `config.strategy`.
 
   Returns:
@@ -111,7 +114,7 @@ def train(
     strategy = strategies.create(config.strategy, config.cpu_replicas)
   with strategies.lost_workers(strategy), _interrupts() as interrupted:
     run = _Run(config, strategy, resume=resume, overwrite=overwrite)
-    return run.go(interrupted, progress)
+    return run.go(interrupted, progress, stop_after)
 
 
 class _Run:
@@ -131,6 +134,7 @@ class _Run:
     if not schema.rows["train"]:
       raise errors.DataError("there are no training rows", path=config.data)
     self._schedule = schedule.Schedule(schema.rows["train"], config)
+    self._num_queries = schema.num_queries
     self._validation = _validation_data(config, schema)
 
     tf.keras.utils.set_random_seed(config.seed)
@@ -161,7 +165,13 @@ class _Run:
     self._events = self._dir.event_writer()
     self._run_steps = tf.function(_run_steps, reduce_retracing=True)
 
-  def go(self, interrupted: threading.Event, progress: bool) -> TrainResult:
+  def go(
+    self,
+    interrupted: threading.Event,
+    progress: bool,
+    stop_after: int | None,
+  ) -> TrainResult:
+    pause = self._schedule.end_of_epoch(stop_after or self._config.epochs)
     columns = records.read_interactions(self._config.data, "train")
     columns.pop("timestamp", None)  # No tower reads it; half of the memory.
     batches = self._batches(columns)
@@ -174,7 +184,7 @@ class _Run:
       show=progress and self._workers.is_chief,
     )
     with report:
-      while (outcome := self._outcome(interrupted)) is None:
+      while (outcome := self._outcome(interrupted, pause)) is None:
         step = self._now
         if self._schedule.starts_epoch(step):
           self._model.task.refresh()
@@ -245,6 +255,9 @@ class _Run:
   def _batches(self, columns) -> Iterator[dict[str, tf.Tensor]]:
     """The batches from here on, to each replica its share."""
     start_step = self._now
+    known = None
+    if self._config.mask_known_positives:
+      known = datasets.candidates_by_query(columns, self._num_queries)
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
       local = len(self._shares) // context.num_input_pipelines
@@ -255,6 +268,7 @@ class _Run:
         seed=self._config.seed,
         start_step=start_step,
         shares=self._shares[first : first + local],
+        known=known,
       )
 
     return iter(self._strategy.distribute_datasets_from_function(dataset))
@@ -280,7 +294,7 @@ class _Run:
   def _epoch(self) -> float:
     return self._schedule.epoch(self._now)
 
-  def _outcome(self, interrupted: threading.Event) -> str | None:
+  def _outcome(self, interrupted: threading.Event, pause: int) -> str | None:
     """How the run ends here, on all workers; None: it goes on."""
     if self._now >= self._schedule.total_steps:
       return "finished"
@@ -289,6 +303,8 @@ class _Run:
       since = [row for row in self._validations if row["step"] > best["step"]]
       if len(since) >= self._config.patience:
         return "stopped early"
+    if self._now >= pause:
+      return "paused"
     return "interrupted" if self._workers.any(interrupted.is_set()) else None
 
   def _log_block(self, losses: np.ndarray, elapsed: float) -> None:
@@ -449,11 +465,12 @@ def _require_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
     )
   # A setting that the run did not know of had its default.
   known = dataclasses.asdict(configs.TrainConfig()) | old["train"]
+  changeable = configs.changeable(known["learning_rate_schedule"])
   for name, value in new["train"].items():
     value = list(value) if isinstance(value, tuple) else value
     before = known[name]
     before = list(before) if isinstance(before, tuple) else before
-    if name not in configs.CHANGEABLE and value != before:
+    if name not in changeable and value != before:
       raise model_dir.ModelDirError(
         f"A resumed run cannot change --{name} (it was {before!r}, now "
         f"{value!r}): start a new run in another --model_dir."

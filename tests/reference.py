@@ -706,3 +706,15 @@ def numeric_gradient(function, x, step=1e-6) -> np.ndarray:
     x[index] = value
     gradient[index] = (above - below) / (2 * step)
   return gradient
+
+
+def known_positives(known_ids, positive_ids, pool_ids):
+  """[batch, pool] where a column is another known positive of the row."""
+  known = known_ids.to_list() if hasattr(known_ids, "to_list") else known_ids
+  return np.array(
+    [
+      [int(c) in row and int(c) != int(own) for c in np.asarray(pool_ids)]
+      for row, own in zip(known, np.asarray(positive_ids), strict=True)
+    ],
+    bool,
+  ).reshape(len(known), len(pool_ids))

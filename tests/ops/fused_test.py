@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from tests import reference
 from xir_tfrs.ops import fused, losses, masking, resampling
 
 SEED = tf.constant([3, 5], tf.int64)
@@ -39,6 +40,7 @@ def dense(
   logq_corrected=False,
   mask_own_column=False,
   mask_accidental_hits=False,
+  known_ids=None,
 ):
   """The same from the functions of `losses` and `resampling`."""
   logits = tf.matmul(queries, pool.embeddings, transpose_b=True)
@@ -48,13 +50,15 @@ def dense(
     keep &= ~masking.own_columns(*logits.shape)
   if mask_accidental_hits:
     keep &= ~masking.accidental_hits(positive_ids, pool.ids)
+  if known_ids is not None:
+    keep &= ~reference.known_positives(known_ids, positive_ids, pool.ids)
   if logq_corrected:
     rows = losses.logq_corrected_softmax(
       logits,
       positive,
       pool.log_q,
       positive_log_q,
-      ~masking.accidental_hits(positive_ids, pool.ids),
+      keep & ~masking.accidental_hits(positive_ids, pool.ids),
     )
     draws = tf.zeros(logits.shape[1:], tf.float64)
   elif resampler is None:
@@ -119,6 +123,49 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     ):
       # "expected" counts pass through float32 on both sides.
       tolerance = 1e-6 if method == "expected" else 1e-10
+      self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
+
+  @parameterized.product(
+    method=[None, "corrected", *resampling.METHODS],
+    masks=[(False, False), (True, True)],
+    row_chunk_size=[None, 4],
+  )
+  def test_known_positives_are_left_out_as_in_dense(
+    self, method, masks, row_chunk_size
+  ):
+    arguments = problem(10, 33, 8, tf.float64)
+    # Rows with none, with some, with ids that the pool does not hold, and one
+    # whose query wants everything.
+    known = [
+      [],
+      [3, 1, 99],
+      [5],
+      [16],
+      list(range(20)),
+      [2, 4],
+      [],
+      [7],
+      [],
+      [1],
+    ]
+    arguments["known_ids"] = tf.ragged.constant(known, tf.int64)
+    arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
+    own_log_q = arguments["pool"].log_q[:10]
+    if method == "corrected":
+      arguments |= {"positive_log_q": own_log_q, "logq_corrected": True}
+    elif method is None:
+      arguments["positive_log_q"] = own_log_q
+    else:
+      arguments["resampler"] = fused.Resampler(9, method, SEED)
+    expected = whole_gradient(value_and_gradients(dense, arguments))
+    without = value_and_gradients(dense, arguments | {"known_ids": None})
+    self.assertNotAllClose(expected[0], without[0], rtol=1e-3)
+    arguments["row_chunk_size"] = row_chunk_size
+    got = whole_gradient(
+      tf.function(lambda: value_and_gradients(fused.pool_softmax, arguments))()
+    )
+    tolerance = 1e-6 if method == "expected" else 1e-10
+    for e, g in zip(expected, got, strict=True):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
 
   @parameterized.product(

@@ -54,6 +54,34 @@ class AccidentalHitsTest(tf.test.TestCase, parameterized.TestCase):
     )
 
 
+class KnownColumnsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(pool=(1, 7, 40), dtype=(np.int32, np.int64))
+  def test_reference(self, pool, dtype):
+    rng = np.random.default_rng(pool)
+    pool_ids = rng.integers(0, 12, pool).astype(dtype)
+    positive_ids = rng.integers(0, 12, 5).astype(dtype)
+    known = [
+      rng.choice(15, size, replace=False).tolist() for size in (0, 3, 15, 1, 6)
+    ]
+    columns = tf.function(masking.known_columns)(
+      tf.ragged.constant(known, tf.int64), positive_ids, pool_ids
+    )
+    self.assertAllEqual(
+      masking.columns_mask(columns, pool),
+      reference.known_positives(known, positive_ids, pool_ids),
+    )
+
+  def test_no_rows_and_nothing_known(self):
+    for known, rows in (([], 0), ([[], []], 2)):
+      columns = masking.known_columns(
+        tf.ragged.constant(known, tf.int64, ragged_rank=1),
+        tf.zeros([rows], tf.int64),
+        tf.constant([1, 2], tf.int64),
+      )
+      self.assertAllEqual(columns.row_lengths(), [0] * rows)
+      self.assertEqual(masking.columns_mask(columns, 2).shape, [rows, 2])
+
+
 class OwnColumnsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(
     (1, 1, 0), (3, 3, 0), (2, 6, 0), (2, 6, 4), (3, 5, 1)

@@ -11,29 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import configs, errors, model, model_dir, prepare, training
+from pipelines import configs, datasets, errors, model, model_dir, training
 from pipelines import schema as schema_lib
-from pipelines.readers import sources, synthetic
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """A small prepared data set, with side features and all three splits."""
-  output = tmp_path_factory.mktemp("data") / "small"
-  prepare.prepare(
-    prepare.PrepareConfig(
-      input=sources.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
-          num_users=200, num_items=150, num_interactions=4000, seed=3
-        ),
-      ),
-      output=output,
-      validation_fraction=0.1,
-    )
-  )
-  return output
+def data(small_data):
+  return small_data
 
 
 def config(data, model_dir_, **settings):
@@ -292,3 +276,92 @@ def test_config_survives_json():
   before = configs.from_preset(candidate_hidden=("32", "16"))
   fields = json.loads(json.dumps(dataclasses.asdict(before)))
   assert configs.TrainConfig(**fields) == before
+
+
+def test_known_positives_reach_the_task(data, tmp_path):
+  """The loss is that of the same rows with the ids given by hand."""
+  plain = config(data, tmp_path / "plain", task="ssl_pop", epochs=1)
+  masked = dataclasses.replace(
+    plain, model_dir=str(tmp_path / "masked"), mask_known_positives=True
+  )
+  losses = {}
+  for name, settings in (("plain", plain), ("masked", masked)):
+    run(settings)
+    rows = model_dir.ModelDir(settings.model_dir).read_metrics()
+    losses[name] = next(r["loss"] for r in rows if r["kind"] == "train")
+  # Fewer negatives, and those that are left out score high.
+  assert losses["masked"] < losses["plain"]
+
+
+def test_candidates_by_query():
+  columns = {
+    "query_id": np.array([2, 0, 2, 2, 0]),
+    "candidate_id": np.array([7, 1, 3, 7, 1]),
+  }
+  known = datasets.candidates_by_query(columns, 4)
+  assert known.to_list() == [[1], [], [3, 7], []]
+  batches = datasets.training_dataset(
+    columns, global_batch_size=3, seed=0, known=known
+  )
+  for batch in batches.take(3):
+    assert batch["known_candidate_ids"].to_list() == [
+      known.to_list()[query] for query in batch["query_id"].numpy()
+    ]
+
+
+def test_known_positives_are_refused_where_they_cannot_be_masked(
+  data, tmp_path
+):
+  with pytest.raises(ValueError, match="known_candidate_ids"):
+    run(
+      config(
+        data,
+        tmp_path / "model",
+        task="full_softmax",
+        mask_known_positives=True,
+      )
+    )
+
+
+def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
+  settings = {"learning_rate_schedule": "cosine", "epochs": 4, "log_steps": 1}
+  whole = config(data, tmp_path / "whole", **settings)
+  run(whole)
+  paused = dataclasses.replace(whole, model_dir=str(tmp_path / "paused"))
+  result = run(paused, stop_after=1)
+  assert result.outcome == "paused"
+  assert run(paused, resume=True).outcome == "finished"
+  rows = [
+    [
+      (row["step"], row["loss"], row["learning_rate"])
+      for row in model_dir.ModelDir(c.model_dir).read_metrics()
+      if row["kind"] == "train"
+    ]
+    for c in (whole, paused)
+  ]
+  assert rows[0] == rows[1]
+  rates = [rate for _, _, rate in rows[0]]
+  total = len(rates)
+  expected = [
+    0.01 * 0.5 * (1 + np.cos(np.pi * step / total)) for step in range(total)
+  ]
+  np.testing.assert_allclose(rates, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_cosine_cannot_be_prolonged(data, tmp_path):
+  first = config(data, tmp_path / "m", learning_rate_schedule="cosine")
+  run(first, stop_after=1)
+  with pytest.raises(model_dir.ModelDirError, match="--epochs"):
+    run(dataclasses.replace(first, epochs=5), resume=True)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"learning_rate_schedule": "linear"},
+    {"learning_rate_schedule": "cosine", "learning_rate_decay": 0.5},
+  ],
+)
+def test_schedules_that_do_not_exist(data, tmp_path, settings):
+  with pytest.raises(ValueError, match="--learning_rate_"):
+    config(data, tmp_path, **settings)

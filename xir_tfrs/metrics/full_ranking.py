@@ -15,7 +15,7 @@ that scores the same and is not relevant, so a collapsed model gains nothing.
 Axes: chunk (queries of a chunk), max_k (the largest cut-off).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -78,6 +78,99 @@ def full_ranking(
     ValueError: if an argument is malformed, ids are out of range or repeated,
       embeddings hold NaN or infinity, or no query has anything relevant.
   """
+  hits, covered, num_relevant = _ranked(
+    query_embeddings,
+    candidate_embeddings,
+    relevant,
+    seen,
+    ks,
+    query_chunk_size,
+  )
+  return summary(hits, covered, num_relevant, ks)
+
+
+def full_ranking_by_query(
+  query_embeddings: tf.Tensor | np.ndarray,
+  candidate_embeddings: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  seen: tf.RaggedTensor | None = None,
+  ks: Sequence[int] = (10, 20, 50),
+  query_chunk_size: int | None = None,
+) -> dict[str, np.ndarray]:
+  """What `full_ranking` takes the means of: two models can be paired by query.
+
+  Args:
+    query_embeddings: see `full_ranking`, as for the other arguments.
+    candidate_embeddings: see there.
+    relevant: see there.
+    seen: see there.
+    ks: see there.
+    query_chunk_size: see there.
+
+  Returns:
+    The same metrics but coverage, each [num_queries] float64; NaN for queries
+    that have nothing relevant.
+
+  Raises:
+    ValueError: as there.
+  """
+  hits, _, num_relevant = _ranked(
+    query_embeddings,
+    candidate_embeddings,
+    relevant,
+    seen,
+    ks,
+    query_chunk_size,
+  )
+  evaluated = num_relevant > 0
+  results = {}
+  for name, values in _by_query(hits[evaluated], num_relevant[evaluated], ks):
+    results[name] = np.full(len(hits), np.nan)
+    results[name][evaluated] = values
+  return results
+
+
+def summary(
+  hits: np.ndarray,
+  covered: np.ndarray,
+  num_relevant: np.ndarray,
+  ks: Sequence[int],
+) -> dict[str, float]:
+  """Every metric at every cut-off, as `full_ranking` returns them.
+
+  Args:
+    hits: [num_queries, max_k] bool, as `top_k` takes it.
+    covered: [number of ks, num_candidates] bool, whether a candidate stands in
+      a list of that length.
+    num_relevant: [num_queries] relevant candidates of each query; those with
+      none are left out of the means.
+    ks: the cut-offs; a list of `max_k` ends there.
+  """
+  evaluated = num_relevant > 0
+  hits, num_relevant = hits[evaluated], num_relevant[evaluated]
+  results = {
+    name: float(values.mean())
+    for name, values in _by_query(hits, num_relevant, ks)
+  }
+  for row, k in zip(covered, ks, strict=True):
+    results[f"coverage@{k}"] = float(row.mean())
+  return results
+
+
+def _by_query(
+  hits: np.ndarray, num_relevant: np.ndarray, ks: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Every metric at every cut-off, of each query."""
+  for name, function in METRICS.items():
+    for k in ks:
+      yield f"{name}@{k}", function(hits, num_relevant, min(k, hits.shape[1]))
+
+
+def _ranked(
+  query_embeddings, candidate_embeddings, relevant, seen, ks, query_chunk_size
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Checks what was given, and ranks: the first arguments of `summary`."""
   ks = inputs.check_ks(ks)
   queries, candidates = inputs.check_embeddings(
     query_embeddings, candidate_embeddings
@@ -107,37 +200,7 @@ def full_ranking(
   hits, covered = _rank(
     queries, candidates, relevant, seen, cuts, query_chunk_size
   )
-  return summary(hits, covered, relevant.lengths, ks)
-
-
-def summary(
-  hits: np.ndarray,
-  covered: np.ndarray,
-  num_relevant: np.ndarray,
-  ks: Sequence[int],
-) -> dict[str, float]:
-  """Every metric at every cut-off, as `full_ranking` returns them.
-
-  Args:
-    hits: [num_queries, max_k] bool, as `top_k` takes it.
-    covered: [number of ks, num_candidates] bool, whether a candidate stands in
-      a list of that length.
-    num_relevant: [num_queries] relevant candidates of each query; those with
-      none are left out of the means.
-    ks: the cut-offs; a list of `max_k` ends there.
-  """
-  evaluated = num_relevant > 0
-  hits, num_relevant = hits[evaluated], num_relevant[evaluated]
-  results = {
-    f"{name}@{k}": float(
-      function(hits, num_relevant, min(k, hits.shape[1])).mean()
-    )
-    for name, function in METRICS.items()
-    for k in ks
-  }
-  for row, k in zip(covered, ks, strict=True):
-    results[f"coverage@{k}"] = float(row.mean())
-  return results
+  return hits, covered, relevant.lengths
 
 
 def _rank(

@@ -131,6 +131,11 @@ def log_importance_weights(
     keep &= ~masking.own_columns(
       num_rows, tf.shape(pool.ids)[0], pool.own_offset
     )
+  if batch.known_ids is not None:
+    known = masking.known_columns(
+      batch.known_ids[:num_rows], batch.ids[:num_rows], pool.ids
+    )
+    keep &= ~masking.columns_mask(known, tf.shape(pool.ids)[0])
   return resampling.log_importance_weights(logits, pool.log_q, keep)
 
 
@@ -163,6 +168,9 @@ def _score_gradients(
         queries=tf.concat([batch.queries[:num_rows], own], 1),
         positives=positives,
         ids=batch.ids[:num_rows],
+        known_ids=None
+        if batch.known_ids is None
+        else batch.known_ids[:num_rows],
         row_weights=tf.ones([num_rows], own.dtype),
       ),
       dataclasses.replace(pool, embeddings=embeddings),

@@ -17,7 +17,8 @@ class TwoTower(tfrs.Model):
   """A retrieval model: `fit` it, or call `compute_loss` in a loop.
 
   Batches are dicts with `query_id` and `candidate_id`, [batch] dense integer
-  ids, and optionally `sample_weight` [batch].
+  ids, and optionally `sample_weight` [batch] and `known_candidate_ids` [batch,
+  None], ids that are no negatives of their row.
 
   Attributes:
     query_tower, candidate_tower: Encoders of ids, e.g. `Tower`.
@@ -71,6 +72,7 @@ class TwoTower(tfrs.Model):
       self.candidate_tower(candidate_ids, training=training),
       candidate_ids=candidate_ids,
       query_ids=inputs["query_id"],
+      known_candidate_ids=inputs.get("known_candidate_ids"),
       sample_weight=inputs.get("sample_weight"),
       training=training,
     )

@@ -76,6 +76,7 @@ def pool_softmax(
   logq_corrected: bool = False,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
+  known_ids: tf.RaggedTensor | None = None,
   count_draws: bool = True,
   row_chunk_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -105,6 +106,8 @@ def pool_softmax(
       stands for the positive and takes its gradient, so `positives` must be
       rows of `pool.embeddings`.
     mask_accidental_hits: Leave out every column with the positive's id.
+    known_ids: [batch, None] ids of other positives of each row's query, whose
+      columns are left out too; those of the row's positive are not touched.
     count_draws: Whether to sum the draws up, which costs a pass.
     row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
 
@@ -146,22 +149,38 @@ def pool_softmax(
     log_others = proposals.log_complement(corrections)
     corrections = tf.zeros([batch], dtype)
 
+  known = None
+  if known_ids is not None:
+    known = masking.known_columns(known_ids, positive_ids, pool.ids)
+
+  def known_positives(rows: slice) -> tf.Tensor:
+    splits = known.row_splits[rows.start : rows.stop + 1]
+    part = tf.RaggedTensor.from_row_splits(
+      known.values[splits[0] : splits[-1]], splits - splits[0], validate=False
+    )
+    return masking.columns_mask(part, pool_size)
+
   def keep_columns(rows: slice) -> tf.Tensor | None:
-    hits = own = None
+    left_out = []
     if mask_accidental_hits:
-      hits = masking.accidental_hits(positive_ids[rows], pool.ids)
+      left_out.append(masking.accidental_hits(positive_ids[rows], pool.ids))
+    if known is not None:
+      left_out.append(known_positives(rows))
+    own = None
     if mask_own_column and pool.own_offset is not None:
-      if column_is_positive and hits is None:
+      if column_is_positive and not left_out:
         return None
       own = masking.own_columns(
         rows.stop - rows.start,
         pool_size,
         tf.cast(rows.start, tf.int64) + tf.cast(pool.own_offset, tf.int64),
       )
-    if column_is_positive:
-      return own | ~hits
-    left_out = [mask for mask in (hits, own) if mask is not None]
-    return ~functools.reduce(tf.logical_or, left_out) if left_out else None
+      if not column_is_positive:
+        left_out.append(own)
+    if not left_out:
+      return None
+    keep = ~functools.reduce(tf.logical_or, left_out)
+    return keep | own if column_is_positive else keep
 
   def column_terms(
     logits: tf.Tensor, keep: tf.Tensor | None, rows: slice

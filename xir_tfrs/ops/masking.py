@@ -48,3 +48,58 @@ def own_columns(
   rows = tf.range(tf.cast(batch, tf.int64)) + tf.cast(offset, tf.int64)
   columns = tf.range(tf.cast(pool, tf.int64))
   return tf.equal(rows[:, tf.newaxis], columns[tf.newaxis, :])
+
+
+def known_columns(
+  known_ids: tf.RaggedTensor, positive_ids: tf.Tensor, pool_ids: tf.Tensor
+) -> tf.RaggedTensor:
+  """Columns of a pool whose candidate is known to be another positive.
+
+  Costs a search of the pool per known id, not a comparison of every known id
+  with every column.
+
+  Args:
+    known_ids: [batch, None] ids of the candidates that each row's query is
+      known to want, none of them twice.
+    positive_ids: [batch] id of each row's positive, which is not among them
+      here: `accidental_hits` are another matter.
+    pool_ids: [pool] ids, of the same type.
+
+  Returns:
+    [batch, None] int32 columns, in no particular order.
+  """
+  order = tf.argsort(pool_ids, stable=True)
+  ordered = tf.gather(pool_ids, order)
+  ids = tf.cast(known_ids.values, pool_ids.dtype)
+  rows = known_ids.value_rowids()
+  first = tf.searchsorted(ordered, ids, side="left")
+  found = tf.searchsorted(ordered, ids, side="right") - first
+  found = tf.where(
+    tf.equal(ids, tf.gather(positive_ids, rows)), tf.zeros_like(found), found
+  )
+  # A candidate may have several columns: the k-th of an id is first + k.
+  position = tf.repeat(first - tf.cumsum(found, exclusive=True), found)
+  position += tf.range(tf.size(position))
+  return tf.RaggedTensor.from_value_rowids(
+    tf.gather(order, position),
+    tf.repeat(rows, found),
+    nrows=tf.cast(tf.size(positive_ids), rows.dtype),
+    validate=False,
+  )
+
+
+def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
+  """Where a pool's column is listed: [batch, pool] bool.
+
+  Args:
+    columns: [batch, None] columns of each row, such as `known_columns`.
+    pool: Number of columns.
+  """
+  places = tf.stack(
+    [tf.cast(columns.value_rowids(), tf.int32), columns.values], axis=1
+  )
+  return tf.scatter_nd(
+    places,
+    tf.fill([tf.shape(places)[0]], True),
+    tf.stack([tf.cast(columns.nrows(), tf.int32), pool]),
+  )

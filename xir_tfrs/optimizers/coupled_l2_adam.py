@@ -33,9 +33,24 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
   def update_step(self, gradient, variable) -> None:
     # Called with gradients already summed over replicas, so that the
     # regularisation counts once.
+    dtype = variable.dtype
     gradient = tf.convert_to_tensor(gradient)
-    super().update_step(
-      gradient + tf.cast(self._l2, variable.dtype) * variable, variable
+    gradient += tf.cast(self._l2, dtype) * variable
+    beta_1, beta_2 = (tf.cast(b, dtype) for b in (self.beta_1, self.beta_2))
+    step = tf.cast(self.iterations + 1, dtype)
+    slot = self._index_dict[self._var_key(variable)]
+    # The base class makes some ten passes over the weights of this one.
+    tf.raw_ops.ResourceApplyAdam(
+      var=variable.handle,
+      m=self._momentums[slot].handle,
+      v=self._velocities[slot].handle,
+      beta1_power=beta_1**step,
+      beta2_power=beta_2**step,
+      lr=tf.cast(self.learning_rate, dtype),
+      beta1=beta_1,
+      beta2=beta_2,
+      epsilon=tf.cast(self.epsilon, dtype),
+      grad=gradient,
     )
 
   def get_config(self) -> dict:

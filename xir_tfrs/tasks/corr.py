@@ -214,6 +214,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     }
 
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+    retrieval.refuse_known(batch, type(self).__name__)
     if batch.query_ids is None:
       raise ValueError(
         f"{type(self).__name__} needs `query_ids`, the dense ids of the "

@@ -76,6 +76,8 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
     }
 
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+    retrieval.refuse_known(batch, type(self).__name__)
+
     def encode(ids: tf.Tensor) -> tf.Tensor:
       return self._encoded(
         self._candidate_encoder, ids, batch.queries.dtype, training

@@ -28,6 +28,8 @@ class Batch:
     pool_ids: [pool] int64, their ids.
     own_offset: Scalar int64, column of row 0's positive in the pool.
     query_ids: [batch] int64 ids of the queries, where the caller gave them.
+    known_ids: [batch, None] int64 ids of candidates that are no negatives of
+      the row, where the caller gave them.
   """
 
   queries: tf.Tensor
@@ -39,6 +41,7 @@ class Batch:
   pool_ids: tf.Tensor
   own_offset: tf.Tensor
   query_ids: tf.Tensor | None = None
+  known_ids: tf.RaggedTensor | None = None
 
 
 class RetrievalTask(tf.keras.layers.Layer):
@@ -112,6 +115,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     *,
     candidate_ids: tf.Tensor | None = None,
     query_ids: tf.Tensor | None = None,
+    known_candidate_ids: tf.RaggedTensor | None = None,
     sample_weight: tf.Tensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
@@ -124,6 +128,11 @@ class RetrievalTask(tf.keras.layers.Layer):
       candidate_ids: [batch] dense integer ids of the candidates.
       query_ids: [batch] dense integer ids of the queries, for tasks that score
         with more than the embeddings; others ignore them.
+      known_candidate_ids: [batch, None] integer ids of the candidates that
+        each query is known to want, such as its training interactions: they
+        are not negatives of its row. The row's own positive may be among
+        them; `remove_accidental_hits` alone decides of its id. None: only
+        what that says is left out.
       sample_weight: [batch] weight of each row's loss; None: 1.
       training: Whether the state of the task moves; a Python bool.
 
@@ -151,6 +160,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       candidate_embeddings,
       candidate_ids,
       query_ids,
+      known_candidate_ids,
       sample_weight,
       training,
     )
@@ -190,6 +200,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     candidate_embeddings,
     candidate_ids,
     query_ids,
+    known_candidate_ids,
     sample_weight,
     training,
   ) -> tf.Tensor:
@@ -199,6 +210,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       candidate_embeddings,
       candidate_ids,
       query_ids,
+      known_candidate_ids,
       sample_weight,
     )
     # Where a dataset ends unannounced, `fit` finds out by a step whose batch
@@ -213,6 +225,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     candidate_embeddings,
     candidate_ids,
     query_ids,
+    known_candidate_ids,
     sample_weight,
   ) -> Batch:
     queries = _at_least_float32(query_embeddings)
@@ -264,6 +277,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       pool_ids=pool_ids,
       own_offset=own_offset,
       query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
+      known_ids=_as_known_ids(known_candidate_ids),
     )
 
   def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
@@ -303,6 +317,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       logq_corrected=logq_corrected,
       mask_own_column=not self._positive_in_pool,
       mask_accidental_hits=self._remove_accidental_hits,
+      known_ids=batch.known_ids,
       count_draws=count_draws,
       row_chunk_size=self._row_chunk_size,
     )
@@ -331,6 +346,15 @@ def validate_resampling(resampler: str, num_resampled: int | None) -> None:
   resampling.validate_method(resampler, "resampler")
   if num_resampled is not None:
     require_positive("num_resampled", num_resampled)
+
+
+def refuse_known(batch: Batch, task: str) -> None:
+  """Raises ValueError for ids that a task would not leave out."""
+  if batch.known_ids is not None:
+    raise ValueError(
+      f"{task} scores candidates that `known_candidate_ids` cannot be left out "
+      "of: do not give any."
+    )
 
 
 def require_encoder(candidate_encoder: CandidateEncoder) -> None:
@@ -403,6 +427,18 @@ def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:
       f"Received: `candidate_counts[{first}]` = {counts[first]}."
     )
   return whole
+
+
+def _as_known_ids(known) -> tf.RaggedTensor | None:
+  """`known_candidate_ids` as int64, checked."""
+  if known is None:
+    return None
+  if not isinstance(known, tf.RaggedTensor) or known.ragged_rank != 1:
+    raise ValueError(
+      "`known_candidate_ids` must be a tf.RaggedTensor [batch, None]. "
+      f"Received: {known!r}."
+    )
+  return tf.cast(known, tf.int64)
 
 
 def _at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,1 @@
+"""Behind `pipelines.reproduce`: grids of runs, and what is made of them."""

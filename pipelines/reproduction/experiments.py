@@ -1,0 +1,206 @@
+"""What is run: one grid of settings for each table and figure of the paper.
+
+A case is a method with its settings, those of `pipelines.train` over a preset.
+Runs belong to their settings, not to an experiment: what two experiments have
+in common is trained once.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METHODS = {
+  "ssl": "SSL",
+  "ssl_pop": "SSL-Pop",
+  "mns": "MNS",
+  "g_tower": "G-Tower",
+  "cbns": "CBNS",
+  "full_softmax": "full softmax",
+  "bir": "BIR",
+  "xir": "XIR",
+}
+_RESAMPLING = ("bir", "xir")
+# Unbiased as the paper's draws with replacement, in a fifth of their time.
+_SYSTEMATIC = {"resampler": "systematic"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A method with its settings.
+
+  Attributes:
+    task: The method, by --task.
+    settings: What differs from the preset.
+    preset: What the settings stand over.
+    x: Where it stands on the experiment's axis.
+    label: Name in tables; empty: of the method, with its settings.
+  """
+
+  task: str
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  preset: str = "paper"
+  x: float | None = None
+  label: str = ""
+
+  @property
+  def name(self) -> str:
+    """Of its folder: the same for the same settings."""
+    return "-".join([self.preset, self.task, *self._settings()])
+
+  @property
+  def title(self) -> str:
+    """Of its row."""
+    if self.label:
+      return self.label
+    settings = [s for s in self._settings() if s != "resampler=systematic"]
+    return " ".join([METHODS[self.task], *settings])
+
+  def _settings(self) -> list[str]:
+    return [
+      f"{name}={_flat(value)}" for name, value in sorted(self.settings.items())
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A table or a figure.
+
+  Attributes:
+    title: What it shows.
+    cases: Methods with their settings.
+    epochs: Length of a run, unless told otherwise.
+    axis: Name of the axis, if cases are points on one.
+    shows: `"table"`, `"curves"` over epochs, `"sweep"` along the axis, or
+      `"occurrence"`, who is drawn and cached.
+    baseline: Index of the case that the others are tested against.
+    split: What is ranked: `"validation"` where settings are selected.
+  """
+
+  title: str
+  cases: tuple[Case, ...]
+  epochs: int
+  shows: str = "table"
+  axis: str | None = None
+  baseline: int = 0
+  split: str = "test"
+
+
+def _flat(value: Any) -> str:
+  if isinstance(value, (tuple, list)):
+    return ",".join(str(part) for part in value)
+  return str(value)
+
+
+def _methods(*tasks: str, **settings: Any) -> tuple[Case, ...]:
+  """Methods with common settings."""
+  return tuple(
+    Case(task, settings | (_SYSTEMATIC if task in _RESAMPLING else {}))
+    for task in tasks
+  )
+
+
+def _sweep(
+  task: str, setting: str, values: Sequence[float], **others: Any
+) -> tuple[Case, ...]:
+  """A resampling method at several values of one setting."""
+  return tuple(
+    Case(task, _SYSTEMATIC | others | {setting: value}, x=value)
+    for value in values
+  )
+
+
+_TABLE_2 = _methods("ssl_pop", "ssl", "mns", "g_tower", "bir", "xir")
+_BATCHES = (256, 512, 1024, 2048, 4096, 8192)
+
+EXPERIMENTS: dict[str, Experiment] = {
+  "table2": Experiment("Table 2: the methods", _TABLE_2, epochs=100),
+  "curves": Experiment(
+    "Figure 1: metrics by epoch", _TABLE_2, epochs=100, shows="curves"
+  ),
+  "occurrence": Experiment(
+    "Figure 2: who is drawn and cached, by popularity",
+    (
+      *_methods("xir"),
+      Case("xir", _SYSTEMATIC | {"cache_scope": "all"}),
+      Case("xir", _SYSTEMATIC | {"occurrence_decay": 0.9}),
+    ),
+    epochs=20,
+    shows="occurrence",
+  ),
+  "resample_size": Experiment(
+    "Figure 3: candidates drawn per query",
+    (
+      *_methods("ssl_pop"),
+      *_sweep("bir", "num_resampled", [2048 // 2**i for i in range(9, -1, -1)]),
+    ),
+    epochs=20,
+    shows="sweep",
+    axis="num_resampled",
+  ),
+  "cache_size": Experiment(
+    "Figure 5: size of the cache",
+    (
+      *_methods("ssl_pop"),
+      *_sweep("xir", "cache_size", (1024, 2048, 4096, 8192)),
+    ),
+    epochs=20,
+    shows="sweep",
+    axis="cache_size",
+  ),
+  "cache_weight": Experiment(
+    "Figure 6: weight of the cache",
+    (
+      *_methods("ssl_pop"),
+      *_sweep("xir", "cache_weight", (0.0, 0.2, 0.5, 0.8, 1.0)),
+    ),
+    epochs=20,
+    shows="sweep",
+    axis="cache_weight",
+  ),
+  "batch_size": Experiment(
+    "Figure 7: size of the batch",
+    tuple(
+      Case(
+        task,
+        {"global_batch_size": size}
+        | (_SYSTEMATIC if task in _RESAMPLING else {})
+        # As in the paper: half of the batch from each of batch and cache.
+        | ({"cache_size": size} if task == "xir" else {}),
+        x=size,
+      )
+      for task in ("ssl_pop", "bir", "xir")
+      for size in _BATCHES
+    ),
+    epochs=20,
+    shows="sweep",
+    axis="global_batch_size",
+  ),
+  "features": Experiment(
+    "Table of Figure 4: item tower with attributes",
+    _methods(
+      "ssl_pop",
+      "ssl",
+      "bir",
+      "xir",
+      use_features=True,
+      candidate_hidden=(32, 16),
+    ),
+    epochs=100,
+  ),
+  "settings": Experiment(
+    "What the paper leaves open: learning rate, decay, initial values",
+    tuple(
+      Case(task, settings | (_SYSTEMATIC if task in _RESAMPLING else {}))
+      for settings in (
+        {},
+        {"learning_rate": 0.001},
+        {"learning_rate": 0.001, "init_stddev": 0.1},
+        {"l2": 1e-4},
+        {"l2": 1e-6},
+        {"init_stddev": 0.1},
+      )
+      for task in ("ssl_pop", "bir")
+    ),
+    epochs=100,
+  ),
+}

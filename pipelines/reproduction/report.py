@@ -1,0 +1,239 @@
+"""Tables and figures from the files that `results.collect` writes."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pipelines.reproduction import experiments, results
+
+FILE_NAME = "report.md"
+# The paper's Table 2 on Gowalla. Its NDCG is to be compared with
+# `ndcg_xir_compat`, which has the released code's defect.
+PAPER = {
+  "ssl": {"recall@10": 0.1105, "ndcg_xir_compat@10": 0.1381},
+  "ssl_pop": {"recall@10": 0.1124, "ndcg_xir_compat@10": 0.1479},
+  "mns": {"recall@10": 0.1130, "ndcg_xir_compat@10": 0.1486},
+  "g_tower": {"recall@10": 0.1176, "ndcg_xir_compat@10": 0.1500},
+  "bir": {"recall@10": 0.1157, "ndcg_xir_compat@10": 0.1523},
+  "xir": {"recall@10": 0.1169, "ndcg_xir_compat@10": 0.1543},
+}
+_SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+_TESTED = "ndcg@20"
+
+
+def write(output: str) -> list[pathlib.Path]:
+  """Makes OUTPUT/report.md and a PNG for each results file with a figure.
+
+  Returns:
+    The files written.
+
+  Raises:
+    ValueError: There are no results.
+  """
+  folder = pathlib.Path(output)
+  found = load(folder)
+  if not found:
+    raise ValueError(
+      f"{folder} holds no results; make some by --experiment NAME --data DATA "
+      f"--output {folder}"
+    )
+  written, parts = [], ["# Results\n"]
+  for name, result in found.items():
+    parts.append(f"## {result['title']} ({result['data']['name']})\n")
+    parts.append(f"After {result['epoch']} epochs.\n")
+    parts.append(table(result))
+    if result["shows"] != "table" and result["cases"]:
+      path = folder / f"{name}.png"
+      draw(result, path)
+      written.append(path)
+      parts.append(f"![{result['title']}]({path.name})\n")
+  path = folder / FILE_NAME
+  path.write_text("\n".join(parts), encoding="utf-8")
+  return [*written, path]
+
+
+def load(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Results by file name, in the order of `EXPERIMENTS`."""
+  found = {}
+  for path in sorted(folder.glob("*.json")):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result.get("format") != results.FORMAT:
+      raise ValueError(
+        f"{path} has format {result.get('format')!r}; this version reads "
+        f"{results.FORMAT}. Make it again."
+      )
+    found[path.stem] = result
+  order = list(experiments.EXPERIMENTS)
+  return dict(
+    sorted(found.items(), key=lambda item: order.index(item[1]["experiment"]))
+  )
+
+
+def table(result: dict[str, Any]) -> str:
+  """The table of an experiment, in Markdown; what is not there is left out."""
+  if not result["cases"]:
+    return ""
+  if result["shows"] == "occurrence":
+    return _occurrence_table(result)
+  compat = result["experiment"] == "table2"
+  paper = PAPER if compat and "gowalla" in result["data"]["name"] else {}
+  tests = {c["case"]: c for c in result["comparisons"]}
+  header = ["", *_SHOWN]
+  if compat:
+    header.append("compat NDCG@10")
+  if paper:
+    header += ["paper R@10", "paper N@10"]
+  header += [f"{_TESTED} against {_baseline_title(result)}", "seeds"]
+  header += ["s/epoch", "GiB"]
+  rows = []
+  for case in result["cases"]:
+    points = _points(result, case)
+    row = [case["title"], *(_mean(points, name) for name in _SHOWN)]
+    if compat:
+      row.append(_mean(points, "ndcg_xir_compat@10"))
+    if paper:
+      row += [f"{value:.4f}" for value in paper[case["task"]].values()]
+    row.append(_test(tests.get(case["name"])))
+    row.append(", ".join(str(run["seed"]) for run in case["runs"]))
+    seconds = np.median([run["seconds_per_epoch"] for run in case["runs"]])
+    row.append(f"{seconds:.1f}")
+    row.append(f"{max(run['peak_gib'] for run in case['runs']):.2f}")
+    rows.append(row)
+  return _markdown(header, rows)
+
+
+def _occurrence_table(result) -> str:
+  tenths = [f"{number}" for number in range(1, 11)]
+  header = ["tenth of the catalogue, by popularity", *tenths, "distinct"]
+  rows = []
+  for case in result["cases"]:
+    for run in case["runs"]:
+      shares = run["occurrence"]
+      if not rows:
+        rows.append(["interactions", *_percent(shares["interactions"]), ""])
+      title = f"{case['title']}, {run['epochs']} epochs, seed {run['seed']}"
+      rows.append([f"{title}: draws", *_percent(shares["draws"]), ""])
+      rows.append(
+        [
+          f"{title}: cache",
+          *_percent(shares["cache"]),
+          f"{shares['distinct']:.1%}",
+        ]
+      )
+  return _markdown(header, rows)
+
+
+def _points(result, case) -> list[dict[str, float]]:
+  """Metrics of the runs of a case, after the epoch that all have reached."""
+  return [
+    point
+    for run in case["runs"]
+    for point in run["curve"]
+    if point["epoch"] == result["epoch"]
+  ]
+
+
+def _baseline_title(result) -> str:
+  for case in result["cases"]:
+    if case["name"] == result["baseline"]:
+      return case["title"]
+  return "the baseline"
+
+
+def _mean(points: list[dict[str, float]], name: str) -> str:
+  values = [point[name] for point in points]
+  text = f"{np.mean(values):.4f}"
+  if len(values) > 1:
+    text += f" ± {np.std(values, ddof=1):.4f}"
+  return text
+
+
+def _test(comparison: dict[str, Any] | None) -> str:
+  if comparison is None:
+    return ""
+  test = comparison["metrics"][_TESTED]
+  p = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
+  return f"{test['difference']:+.4f} ({p})"
+
+
+def _percent(shares: list[float]) -> list[str]:
+  return [f"{share:.1%}" for share in shares]
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+  lines = [header, ["---"] * len(header), *rows]
+  return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def draw(result: dict[str, Any], path: pathlib.Path) -> None:
+  """The figure of an experiment that has one."""
+  import matplotlib  # Not needed to train.
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+  {"curves": _curves, "sweep": _sweep, "occurrence": _occurrence}[
+    result["shows"]
+  ](result, axes)
+  figure.suptitle(f"{result['title']} ({result['data']['name']})")
+  figure.tight_layout()
+  figure.savefig(path, dpi=100, metadata={"Software": None})
+  pyplot.close(figure)
+
+
+def _curves(result, axes) -> None:
+  for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
+    for case in result["cases"]:
+      run = case["runs"][0]
+      axis.plot(
+        [point["epoch"] for point in run["curve"]],
+        [point[metric] for point in run["curve"]],
+        label=case["title"],
+      )
+    axis.set(xlabel="epoch", ylabel=metric)
+    axis.legend()
+
+
+def _sweep(result, axes) -> None:
+  """A line for each method along the axis; flat where it has no place on it."""
+  for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
+    lines = {}
+    for case in result["cases"]:
+      value = np.mean([point[metric] for point in _points(result, case)])
+      if case["x"] is None:
+        axis.axhline(value, color="grey", linestyle=":", label=case["title"])
+      else:
+        lines.setdefault(case["task"], []).append((case["x"], value))
+    for task, points in lines.items():
+      axis.plot(
+        *zip(*sorted(points), strict=True),
+        marker="o",
+        label=experiments.METHODS[task],
+      )
+    axis.set(xlabel=result["axis"], ylabel=metric)
+    places = [x for points in lines.values() for x, _ in points]
+    if min(places) > 0 and max(places) / min(places) > 10:
+      axis.set_xscale("log", base=2)
+    axis.legend()
+
+
+def _occurrence(result, axes) -> None:
+  for axis, share in zip(axes, ("draws", "cache"), strict=True):
+    for number, case in enumerate(result["cases"]):
+      shares = case["runs"][0]["occurrence"]
+      if not number:
+        axis.plot(
+          range(1, 11),
+          shares["interactions"],
+          color="grey",
+          linestyle=":",
+          label="interactions",
+        )
+      axis.plot(range(1, 11), shares[share], marker="o", label=case["title"])
+    axis.set(
+      xlabel="tenth of the catalogue, by popularity", ylabel=f"share of {share}"
+    )
+    axis.legend()

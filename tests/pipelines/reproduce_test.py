@@ -1,0 +1,198 @@
+"""The grids of runs behind the published tables, and what is made of them."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pipelines import evaluate, reproduce
+from pipelines.reproduction import experiments, report, results, runs
+
+PLANNED = (
+  "table2",
+  "curves",
+  "occurrence",
+  "resample_size",
+  "cache_size",
+  "cache_weight",
+  "batch_size",
+  "features",
+  "beyond",
+)
+
+
+def command(data, output, *more):
+  return [
+    *(sys.executable, "-m", "pipelines.reproduce", f"--data={data}"),
+    *("--experiment=table2", f"--output={output}", "--threads=1", *more),
+  ]
+
+
+CASES = "--cases=paper-ssl_pop,paper-xir-resampler=systematic"
+
+
+@pytest.fixture(scope="module")
+def output(small_data, tmp_path_factory):
+  """Two methods, two seeds, three epochs."""
+  folder = tmp_path_factory.mktemp("reproduce")
+  subprocess.run(
+    command(small_data, folder, CASES, "--seeds=0,3", "--epochs=3", "--jobs=2"),
+    check=True,
+  )
+  return folder
+
+
+def load(output):
+  return json.loads((output / "table2_small.json").read_text("utf-8"))
+
+
+def folder_of(output, name, seed):
+  return output / "runs" / "small" / f"{name}-seed{seed}"
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_every_experiment_can_be_planned(name, small_data, tmp_path):
+  plan = reproduce.planned(name, str(small_data), str(tmp_path), seeds=(0, 1))
+  folders = [run.folder for run in plan]
+  assert len(set(folders)) == len(folders) >= 4
+  assert not any(re.search(r"[^\w=.,\-/]", folder) for folder in folders)
+  for run in plan:
+    # The settings exist, and are in their range.
+    assert run.config().task == run.case.task
+  titles = [case.title for case in experiments.EXPERIMENTS[name].cases]
+  assert len(set(titles)) == len(titles)
+
+
+def test_experiments_share_runs(small_data, tmp_path):
+  table, curves = (
+    reproduce.planned(name, str(small_data), str(tmp_path))
+    for name in ("table2", "curves")
+  )
+  assert [run.folder for run in table] == [run.folder for run in curves]
+
+
+@pytest.mark.parametrize(
+  ("experiment", "cases", "message"),
+  [("table3", None, "table2"), ("table2", ("nothing",), "paper-ssl_pop")],
+)
+def test_unknown_names_are_explained(experiment, cases, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    reproduce.planned(experiment, "data", str(tmp_path), cases=cases)
+
+
+def test_metrics_are_those_of_evaluate(small_data, output):
+  (case,) = [c for c in load(output)["cases"] if c["task"] == "xir"]
+  assert [run["seed"] for run in case["runs"]] == [0, 3]
+  for run in case["runs"]:
+    folder = folder_of(output, case["name"], run["seed"])
+    metrics = evaluate.evaluate(None, folder)["metrics"]["model"]
+    assert [point["epoch"] for point in run["curve"]] == [1, 2, 3]
+    for name in results.METRICS:
+      assert run["curve"][-1][name] == pytest.approx(metrics[name], abs=1e-6)
+    assert run["seconds_per_epoch"] > 0
+    assert run["peak_gib"] > 0.1
+
+
+def test_comparison_is_a_paired_test_by_query(output):
+  (comparison,) = load(output)["comparisons"]
+  assert comparison["case"] == "paper-xir-resampler=systematic"
+  assert comparison["seeds"] == [0, 3]
+  for metric in runs.PAIRED:
+    ours, base = (
+      np.mean(
+        [
+          runs.by_query(str(folder_of(output, name, seed)), 3)[metric].astype(
+            float
+          )
+          for seed in (0, 3)
+        ],
+        axis=0,
+      )
+      for name in (comparison["case"], "paper-ssl_pop")
+    )
+    test = comparison["metrics"][metric]
+    assert test["difference"] == pytest.approx(ours.mean() - base.mean())
+    error = np.sqrt(np.sum((ours - base - (ours - base).mean()) ** 2))
+    error /= np.sqrt(len(ours) * (len(ours) - 1))
+    assert test["standard_error"] == pytest.approx(error)
+
+
+def test_paired_test_against_its_distribution():
+  """Of many tests of nothing, a share p has a p below p."""
+  rng = np.random.default_rng(0)
+  found = [results.paired_test(rng.normal(size=400))["p"] for _ in range(2000)]
+  for p in (0.05, 0.5):
+    assert np.mean(np.array(found) < p) == pytest.approx(p, abs=0.04)
+  assert results.paired_test(rng.normal(0.5, 1.0, 400))["p"] < 1e-6
+  assert results.paired_test(np.zeros(10))["p"] == 1.0
+
+
+def test_finished_runs_are_not_made_again(small_data, output):
+  before = {p: p.stat().st_mtime_ns for p in output.rglob("run.json")}
+  done = subprocess.run(
+    command(small_data, output, CASES, "--seeds=0,3", "--epochs=3"),
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert "4 runs, 4 of them finished" in done.stdout
+  assert {p: p.stat().st_mtime_ns for p in output.rglob("run.json")} == before
+
+
+def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
+  one = (CASES.rpartition(",")[2], "--seeds=3", "--epochs=3")
+  arguments = command(small_data, tmp_path, f"--cases={one[0]}", *one[1:])
+  process = subprocess.Popen(arguments, start_new_session=True)
+  run = folder_of(tmp_path, one[0], 3) / runs.RUN_FILE
+  deadline = time.monotonic() + 120
+  while not run.exists() and time.monotonic() < deadline:
+    time.sleep(0.02)
+  # It and its worker, wherever they are after the first epoch.
+  subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
+  process.wait()
+  assert process.returncode == -signal.SIGKILL
+  subprocess.run(arguments, check=True)
+  expected = runs.read(str(folder_of(output, one[0], 3)))
+  got = runs.read(str(run.parent))
+  assert got["curve"] == expected["curve"]
+  assert got["occurrence"] == expected["occurrence"]
+
+
+def test_report_of_what_is_there(output):
+  subprocess.run(
+    [sys.executable, "-m", "pipelines.reproduce", "--report"]
+    + [f"--output={output}"],
+    check=True,
+  )
+  text = (output / report.FILE_NAME).read_text("utf-8")
+  result = load(output)
+  for case in result["cases"]:
+    values = [run["curve"][-1]["ndcg@20"] for run in case["runs"]]
+    cell = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    assert f"| {case['title']} |" in text
+    assert cell in text
+
+
+def test_report_needs_results(tmp_path):
+  with pytest.raises(ValueError, match="--experiment"):
+    report.write(str(tmp_path))
+  (tmp_path / "table2_x.json").write_text('{"format": 99}', encoding="utf-8")
+  with pytest.raises(ValueError, match="99"):
+    report.write(str(tmp_path))
+
+
+@pytest.mark.parametrize("shows", ["curves", "sweep", "occurrence"])
+def test_figures_are_drawn(output, tmp_path, shows):
+  result = load(output) | {"shows": shows, "axis": "epochs"}
+  result["cases"] = [c for c in result["cases"] if c["task"] == "xir"]
+  for place, case in enumerate(result["cases"]):
+    case["x"] = place + 1
+  report.draw(result, tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+  if shows == "occurrence":
+    assert "distinct" in report.table(result)
