@@ -47,6 +47,16 @@ class TrainConfig:
     "Form of the softmax tasks' loss.",
     choices=("sampled_softmax", "logq_corrected"),
   )
+  positive_in_partition: bool = _setting(
+    True,
+    "Whether the positive is a term of the softmax's denominator. Not for "
+    "full_softmax and corr.",
+  )
+  robustness: float = _setting(
+    0.0,
+    "Rows count by this power of their positive's probability: positives that "
+    "the model finds unlikely count less. Not for full_softmax and corr.",
+  )
   log_q: str | None = _setting(
     None,
     "Softmax tasks: whence the log-Q correction. Not given: as the task.",
@@ -61,6 +71,11 @@ class TrainConfig:
     False,
     "Leave out pool columns whose candidate the row's query has elsewhere in "
     "the training rows. Not for full_softmax and corr.",
+  )
+  popularity_weight: float = _setting(
+    0.0,
+    "Weigh training rows by this power of their candidate's popularity. Above "
+    "0 the model leans to popular candidates, whose ranks most metrics count.",
   )
   positive_in_pool: bool | None = _setting(
     None, "Whether the positive is also in the pool. Not given: as the task."

@@ -255,6 +255,12 @@ class _Run:
   def _batches(self, columns) -> Iterator[dict[str, tf.Tensor]]:
     """The batches from here on, to each replica its share."""
     start_step = self._now
+    if self._config.popularity_weight:
+      columns = columns | {
+        "sample_weight": datasets.popularity_weights(
+          columns["candidate_id"], self._config.popularity_weight
+        )
+      }
     known = None
     if self._config.mask_known_positives:
       known = datasets.candidates_by_query(columns, self._num_queries)

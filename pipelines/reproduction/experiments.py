@@ -6,6 +6,7 @@ in common is trained once.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class Case:
     settings: What differs from the preset.
     preset: What the settings stand over.
     x: Where it stands on the experiment's axis.
-    label: Name in tables; empty: of the method, with its settings.
+    label: Name in tables and of the folder; empty: made of the method and its
+      settings.
   """
 
   task: str
@@ -45,6 +47,9 @@ class Case:
   @property
   def name(self) -> str:
     """Of its folder: the same for the same settings."""
+    if self.label:
+      words = re.sub(r"[^\w.=]+", "_", self.label)
+      return "-".join([self.preset, self.task, words])
     return "-".join([self.preset, self.task, *self._settings()])
 
   @property
@@ -108,6 +113,54 @@ def _sweep(
     for value in values
   )
 
+
+# The strongest setting found on the validation split. All that matters is
+# written out, so that it stays what it is when a preset changes.
+_STRONGEST: dict[str, Any] = {
+  "dim": 64,
+  "temperature": 0.1,
+  "mask_known_positives": True,
+  "popularity_weight": 0.2,
+  "positive_in_partition": False,
+  "robustness": 0.07,
+  "global_batch_size": 1024,
+  "learning_rate": 0.02,
+  "learning_rate_schedule": "cosine",
+  "learning_rate_decay": 1.0,
+}
+# What the library did before: plain cross entropy, corrected by popularity.
+_PLAIN: dict[str, Any] = {
+  "mask_known_positives": False,
+  "popularity_weight": 0.0,
+  "positive_in_partition": True,
+  "robustness": 0.0,
+}
+
+
+def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
+  """The strongest setting but for `settings`."""
+  if task in _RESAMPLING:
+    settings = {"temperature": 0.2} | settings
+  return Case(task, _STRONGEST | settings, "default", label=label)
+
+
+_ABLATION = (
+  _variant("strongest"),
+  _variant("plain cross entropy", **_PLAIN),
+  _variant("without mask of known positives", mask_known_positives=False),
+  _variant("without popularity weights", popularity_weight=0.0),
+  _variant("positive in partition", positive_in_partition=True),
+  _variant("without robustness", robustness=0.0),
+  _variant("BIR", "bir"),
+  _variant(
+    "XIR",
+    "xir",
+    cache_size=1024,
+    cache_weight=0.2,
+    occurrence_decay=0.9,
+  ),
+  _variant("MNS", "mns", num_uniform=1024),
+)
 
 _TABLE_2 = _methods("ssl_pop", "ssl", "mns", "g_tower", "bir", "xir")
 _BATCHES = (256, 512, 1024, 2048, 4096, 8192)
@@ -202,5 +255,42 @@ EXPERIMENTS: dict[str, Experiment] = {
       for task in ("ssl_pop", "bir")
     ),
     epochs=100,
+  ),
+  "beyond": Experiment(
+    "Search and ablation on the validation split",
+    tuple(
+      dataclasses.replace(case, settings=case.settings | {"epochs": 10})
+      for case in (
+        *_ABLATION,
+        _variant("BIR plain", "bir", **_PLAIN),
+        _variant("CBNS", "cbns", bank_size=1024),
+        _variant("temperature 0.08", temperature=0.08),
+        _variant("temperature 0.12", temperature=0.12),
+        _variant("learning rate 0.01", learning_rate=0.01),
+        _variant("batch 512", global_batch_size=512),
+        _variant("batch 2048", global_batch_size=2048),
+        _variant("popularity weight 0.1", popularity_weight=0.1),
+        _variant("popularity weight 0.3", popularity_weight=0.3),
+        _variant("robustness 0.03", robustness=0.03),
+        _variant("robustness 0.15", robustness=0.15),
+        _variant(
+          "steps of the learning rate",
+          learning_rate_schedule="step",
+          learning_rate_decay=0.5,
+          decay_epochs=2,
+        ),
+      )
+    ),
+    epochs=10,
+    split="validation",
+  ),
+  "final": Experiment(
+    "The strongest setting, once on the test split",
+    tuple(
+      dataclasses.replace(case, settings=case.settings | {"epochs": 30})
+      for case in _ABLATION
+    ),
+    epochs=30,
+    baseline=1,
   ),
 }

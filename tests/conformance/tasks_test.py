@@ -220,6 +220,8 @@ _NON_DEFAULT = {
   "temperature": 0.2,
   "normalize": True,
   "resampler": "multinomial",
+  "robustness": 0.2,
+  "positive_in_partition": False,
   "row_chunk_size": 3,
   "seed": 99,
   "name": "a_name",
@@ -228,9 +230,15 @@ _NON_DEFAULT = {
 _EITHER_OR = (
   ("candidate_counts", "frequency_estimator"),
   ("loss", "positive_in_pool"),
+  ("loss", "robustness"),
+  ("loss", "positive_in_partition"),
 )
-# Arguments of a base class that a method gives itself.
-_GIVEN_ITSELF = {tasks.StreamingFrequencyRetrieval: {"frequency_estimator"}}
+# Arguments of a base class that a method gives itself, or refuses.
+_GIVEN_ITSELF = {
+  tasks.StreamingFrequencyRetrieval: {"frequency_estimator"},
+  tasks.FullSoftmaxRetrieval: {"robustness", "positive_in_partition"},
+  tasks.CoRRRetrieval: {"robustness", "positive_in_partition"},
+}
 # Objects among the arguments.
 _LIVE = {
   "candidate_encoder": lambda: tf.keras.layers.Embedding(_NUM_CANDIDATES, _DIM),

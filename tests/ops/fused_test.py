@@ -41,6 +41,8 @@ def dense(
   mask_own_column=False,
   mask_accidental_hits=False,
   known_ids=None,
+  robustness=0.0,
+  positive_in_partition=True,
 ):
   """The same from the functions of `losses` and `resampling`."""
   logits = tf.matmul(queries, pool.embeddings, transpose_b=True)
@@ -48,10 +50,12 @@ def dense(
   keep = tf.ones(logits.shape, bool)
   if mask_own_column:
     keep &= ~masking.own_columns(*logits.shape)
-  if mask_accidental_hits:
+  if mask_accidental_hits or not positive_in_partition:
     keep &= ~masking.accidental_hits(positive_ids, pool.ids)
   if known_ids is not None:
     keep &= ~reference.known_positives(known_ids, positive_ids, pool.ids)
+  corrections = tf.zeros_like(positive)
+  num_terms = logits.shape[1]
   if logq_corrected:
     rows = losses.logq_corrected_softmax(
       logits,
@@ -63,8 +67,10 @@ def dense(
     draws = tf.zeros(logits.shape[1:], tf.float64)
   elif resampler is None:
     if positive_log_q is not None:
-      positive -= positive_log_q
-    rows = losses.sampled_softmax(logits - pool.log_q, positive, keep)
+      corrections = positive_log_q
+      positive -= corrections
+    terms = masking.mask_logits(logits - pool.log_q, keep)
+    rows = losses.sampled_softmax(terms, positive)
     draws = tf.zeros(logits.shape[1:], tf.float64)
   else:
     counts = resampling.resample_counts(
@@ -74,7 +80,22 @@ def dense(
       method=resampler.method,
     )
     rows = losses.resampled_softmax(logits, positive, counts)
+    num_terms = resampler.num_resampled
+    # Of no consequence where a count is 0, but for -inf.
+    log_counts = tf.math.log(tf.cast(counts, logits.dtype))
+    terms = tf.where(counts > 0, logits + log_counts, -1e300)
     draws = tf.reduce_sum(tf.cast(counts, tf.float64), axis=0)
+  if not positive_in_partition:
+    rows = tf.where(
+      tf.reduce_any(keep, axis=1),
+      tf.reduce_logsumexp(terms, axis=1) - positive,
+      tf.zeros_like(rows),
+    )
+  if robustness:
+    # p of the positive where the pool is all there is: n times its share of
+    # the corrected terms, times q.
+    probability = num_terms * tf.exp(corrections - rows)
+    rows = (1.0 - probability**robustness) / robustness
   return tf.reduce_sum(row_weights * rows), draws
 
 
@@ -159,7 +180,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       arguments["resampler"] = fused.Resampler(9, method, SEED)
     expected = whole_gradient(value_and_gradients(dense, arguments))
     without = value_and_gradients(dense, arguments | {"known_ids": None})
-    self.assertNotAllClose(expected[0], without[0], rtol=1e-3)
+    self.assertNotAllClose(expected[0], without[0], rtol=1e-6)
     arguments["row_chunk_size"] = row_chunk_size
     got = whole_gradient(
       tf.function(lambda: value_and_gradients(fused.pool_softmax, arguments))()
@@ -167,6 +188,43 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     tolerance = 1e-6 if method == "expected" else 1e-10
     for e, g in zip(expected, got, strict=True):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
+
+  @parameterized.product(
+    method=[None, *resampling.METHODS],
+    masks=[(False, False), (True, False), (True, True)],
+    corrected=[False, True],
+    shape=[(0.1, True), (1.0, True), (0.0, False), (0.1, False)],
+  )
+  def test_shapes_of_the_loss_equal_dense(
+    self, method, masks, corrected, shape
+  ):
+    arguments = problem(10, 33, 8, tf.float64)
+    arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
+    if method is not None:
+      arguments["resampler"] = fused.Resampler(9, method, SEED)
+    elif corrected:
+      arguments["positive_log_q"] = arguments["pool"].log_q[:10]
+    without = value_and_gradients(dense, arguments)
+    arguments["robustness"], arguments["positive_in_partition"] = shape
+    expected = whole_gradient(value_and_gradients(dense, arguments))
+    arguments["row_chunk_size"] = 4
+    got = whole_gradient(
+      tf.function(lambda: value_and_gradients(fused.pool_softmax, arguments))()
+    )
+    self.assertNotAllClose(expected[0], without[0], rtol=1e-6)
+    tolerance = 1e-6 if method == "expected" else 1e-10
+    for e, g in zip(expected, got, strict=True):
+      self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
+
+  def test_little_robustness_is_cross_entropy(self):
+    arguments = problem(10, 33, 8, tf.float64)
+    arguments["positive_log_q"] = arguments["pool"].log_q[:10]
+    *_, expected = value_and_gradients(fused.pool_softmax, arguments)
+    *_, got = value_and_gradients(
+      fused.pool_softmax, arguments | {"robustness": 1e-9}
+    )
+    for e, g in zip(expected, got, strict=True):
+      self.assertAllClose(e, g, rtol=1e-6, atol=1e-6)
 
   @parameterized.product(
     sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],

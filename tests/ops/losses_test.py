@@ -396,3 +396,22 @@ class LogqCorrectedSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
 
 if __name__ == "__main__":
   tf.test.main()
+
+
+class GeneralizedCrossEntropyTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(0.0, 1e-6, 0.3, 1.0)
+  def test_formula_and_gradient(self, power):
+    p = np.array([1e-30, 1e-4, 0.5, 1.0])
+    log_p = tf.constant(np.log(p))
+    with tf.GradientTape() as tape:
+      tape.watch(log_p)
+      loss = losses.generalized_cross_entropy(log_p, power)
+    expected = -np.log(p) if power < 1e-3 else (1.0 - p**power) / power
+    self.assertAllClose(loss, expected, rtol=1e-4, atol=1e-12)
+    self.assertAllClose(tape.gradient(loss, log_p), -(p**power), rtol=1e-6)
+
+  def test_extreme_values_stay_finite(self):
+    log_p = tf.constant([-1e5, -100.0, 0.0, 3.0])
+    for power in (0.0, 0.1, 1.0):
+      loss = losses.generalized_cross_entropy(log_p, power)
+      self.assertTrue(np.isfinite(loss.numpy()).all())

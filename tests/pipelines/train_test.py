@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import configs, datasets, errors, model, model_dir, training
+from pipelines import (
+  configs,
+  datasets,
+  errors,
+  model,
+  model_dir,
+  records,
+  training,
+)
 from pipelines import schema as schema_lib
 
 
@@ -307,6 +315,41 @@ def test_candidates_by_query():
     assert batch["known_candidate_ids"].to_list() == [
       known.to_list()[query] for query in batch["query_id"].numpy()
     ]
+
+
+def test_popularity_weights():
+  weights = datasets.popularity_weights(np.array([3, 0, 3, 3, 3, 0]), 0.5)
+  expected = np.array([2, np.sqrt(2), 2, 2, 2, np.sqrt(2)])
+  np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-6)
+  assert weights.dtype == np.float32
+
+
+def test_popularity_weights_reach_the_task(data, tmp_path):
+  """The first step's loss is the weighted mean of the rows' losses."""
+  settings = {"task": "ssl_pop", "epochs": 1, "log_steps": 1}
+  losses = {}
+  for power in (0.0, 2.0):
+    model_dir_ = tmp_path / str(power)
+    run(config(data, model_dir_, popularity_weight=power, **settings))
+    losses[power] = model_dir.ModelDir(model_dir_).read_metrics()[0]["loss"]
+  columns = records.read_interactions(data, "train")
+  batch = next(
+    iter(datasets.training_dataset(columns, global_batch_size=256, seed=5))
+  )
+  weights = datasets.popularity_weights(columns["candidate_id"], 2.0)
+  by_candidate = dict(zip(columns["candidate_id"], weights, strict=True))
+  trained = model.build(
+    config(data, tmp_path, **settings),
+    schema_lib.Schema.load(data),
+    records.read_table(data, "queries"),
+    records.read_table(data, "candidates"),
+  )
+  weights = [by_candidate[i] for i in batch["candidate_id"].numpy()]
+  for power, weight in ((0.0, np.ones(256)), (2.0, np.array(weights))):
+    loss = trained.compute_loss(
+      dict(batch, sample_weight=tf.constant(weight, tf.float32))
+    )
+    np.testing.assert_allclose(losses[power], loss, rtol=1e-5)
 
 
 def test_known_positives_are_refused_where_they_cannot_be_masked(

@@ -19,7 +19,7 @@ import functools
 
 import tensorflow as tf
 
-from xir_tfrs.ops import masking, proposals, resampling
+from xir_tfrs.ops import losses, masking, proposals, resampling
 
 # Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
 # one core.
@@ -74,6 +74,8 @@ def pool_softmax(
   positive_log_q: tf.Tensor | None = None,
   resampler: Resampler | None = None,
   logq_corrected: bool = False,
+  robustness: float = 0.0,
+  positive_in_partition: bool = True,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
   known_ids: tf.RaggedTensor | None = None,
@@ -100,6 +102,13 @@ def pool_softmax(
     resampler: How to draw from the pool; None: every column counts once.
     logq_corrected: The corrected log-Q; it needs `positive_log_q`, takes no
       resampler, and masks own columns and accidental hits in any case.
+    robustness: Power of the generalized cross entropy, of the positive's
+      probability in the whole catalogue: with n columns, or n draws, that is
+      estimated by e^{s_p} over a mean of n terms, e^{s_p} / (partition / n).
+      0: the cross entropy.
+    positive_in_partition: Whether e^{s_p} is a term of the partition. If not,
+      own columns and accidental hits are masked in any case, and rows without
+      other columns have loss 0 and no gradient.
     mask_own_column: Leave out the column that is the row's own positive: for
       resampling, it is not drawn; otherwise the positive counts once. If
       `positive_log_q` is given it must then be the own column's: that column
@@ -117,14 +126,16 @@ def pool_softmax(
     resampler, or without `count_draws`.
 
   Raises:
-    ValueError: `logq_corrected` with a resampler, or without `positive_log_q`.
+    ValueError: `logq_corrected` with a resampler or `robustness`, or without
+      `positive_log_q`.
   """
   if logq_corrected:
-    if resampler is not None or positive_log_q is None:
+    if resampler is not None or positive_log_q is None or robustness:
       raise ValueError(
         "`logq_corrected` takes the proposal of the positives, "
-        "`positive_log_q`, and no resampler."
+        "`positive_log_q`, and no resampler and no `robustness`."
       )
+  if logq_corrected or not positive_in_partition:
     # The own column has the positive's id: one mask is both.
     mask_own_column, mask_accidental_hits = False, True
   dtype = queries.dtype
@@ -145,6 +156,9 @@ def pool_softmax(
   corrections = tf.zeros([batch], dtype)
   if positive_log_q is not None and resampler is None:
     corrections = tf.stop_gradient(tf.cast(positive_log_q, dtype))
+  log_num_terms = tf.math.log(
+    tf.cast(pool_size if resampler is None else resampler.num_resampled, dtype)
+  )
   if logq_corrected:
     log_others = proposals.log_complement(corrections)
     corrections = tf.zeros([batch], dtype)
@@ -239,9 +253,18 @@ def pool_softmax(
           tf.math.count_nonzero(keep, axis=1, dtype=dtype),
         )
       else:
-        row_loss, to_terms, to_positive = _softmax(
-          total, highest, positive, column_is_positive
+        row_loss, to_terms, to_positive = (
+          _softmax(total, highest, positive, column_is_positive)
+          if positive_in_partition
+          else _decoupled(total, highest, positive)
         )
+        if robustness:
+          log_probability = corrections[rows] + log_num_terms - row_loss
+          row_loss = losses.generalized_cross_entropy(
+            log_probability, robustness
+          )
+          certainty = tf.exp(robustness * log_probability)
+          to_terms, to_positive = certainty * to_terms, certainty * to_positive
       loss += tf.reduce_sum(weight * row_loss)
       # The factors are multiplied into what is [rows, dim], not [rows, pool].
       to_terms = (weight * to_terms)[:, tf.newaxis]
@@ -323,6 +346,17 @@ def _softmax(
   partition = positive_term + scale * total
   loss = shift + tf.math.log(partition) - positive
   return loss, scale / partition, positive_term / partition - 1.0
+
+
+def _decoupled(
+  total: tf.Tensor, highest: tf.Tensor, positive: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """log(sum_j e^{t_j}) - s_p of each row, and its derivatives."""
+  empty = total < _NOTHING
+  teaches = tf.cast(~empty, total.dtype)
+  total = tf.where(empty, tf.ones_like(total), total)
+  loss = highest + tf.math.log(total) - positive
+  return teaches * loss, teaches / total, -teaches
 
 
 def _logq_corrected(

@@ -109,3 +109,23 @@ def logq_corrected_softmax(
   not_positive = tf.stop_gradient(tf.sigmoid(log_mean - positive_logits))
   not_positive = tf.where(empty, tf.zeros_like(log_sum), not_positive)
   return not_positive * (log_sum - positive_logits)
+
+
+def generalized_cross_entropy(
+  log_probability: tf.Tensor, power: float
+) -> tf.Tensor:
+  """The loss of Zhang and Sabuncu 2018: (1 - p^q) / q; -log p for q = 0.
+
+  Its gradient is p^q times that of the cross entropy: positives that the model
+  finds unlikely, many of which are noise, count less.
+
+  Args:
+    log_probability: [batch] log p of the positives, as the model has it.
+    power: q, in [0, 1].
+
+  Returns:
+    [batch] losses.
+  """
+  if not power:
+    return -log_probability
+  return -tf.math.expm1(power * log_probability) / power

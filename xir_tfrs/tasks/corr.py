@@ -132,6 +132,9 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       positive_in_pool=positive_in_pool,
       **shared,
     )
+    retrieval.require_cross_entropy(
+      self._robustness, self._positive_in_partition, type(self).__name__
+    )
     retrieval.require_positive("num_sampled", num_sampled)
     retrieval.require_encoder(candidate_encoder)
     if not callable(ranker):

@@ -56,6 +56,9 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
     super().__init__(
       positive_in_pool=positive_in_pool, cross_replica=False, **shared
     )
+    retrieval.require_cross_entropy(
+      self._robustness, self._positive_in_partition, type(self).__name__
+    )
     retrieval.require_encoder(candidate_encoder)
     if candidate_chunk_size is not None:
       retrieval.require_positive("candidate_chunk_size", candidate_chunk_size)

@@ -61,6 +61,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     normalize: bool = False,
     remove_accidental_hits: bool = False,
     positive_in_pool: bool = True,
+    positive_in_partition: bool = True,
+    robustness: float = 0.0,
     cross_replica: bool = True,
     row_chunk_size: int | None = None,
     seed: int = 0,
@@ -75,6 +77,17 @@ class RetrievalTask(tf.keras.layers.Layer):
         positive are left out, its own column included.
       positive_in_pool: Whether the row's own positive is also a candidate of
         its pool, beside its place as the positive.
+      positive_in_partition: Whether the positive is a term of the softmax's
+        denominator. Otherwise the denominator has other candidates only, as in
+        equation 3 of Chen et al. 2022 as it is printed, and as in decoupled
+        contrastive learning (Yeh et al. 2022): a positive that wins already is
+        still pulled. The loss may then be negative; columns with the id of
+        the positive are left out in any case.
+      robustness: Above 0, up to 1: the generalized cross entropy (1 - p^q) / q
+        of Zhang and Sabuncu 2018 in place of the cross entropy -log p, with
+        this q and the positive's probability p among all candidates, as the
+        pool estimates it. Rows count by p^q, so positives that the model finds
+        unlikely count less.
       cross_replica: Whether the pool is the global batch; otherwise each
         replica's rows are scored against its own candidates only.
       row_chunk_size: Rows whose logits are held at a time; None chooses it
@@ -93,7 +106,14 @@ class RetrievalTask(tf.keras.layers.Layer):
     self._temperature = temperature
     self._normalize = normalize
     self._remove_accidental_hits = remove_accidental_hits
+    if not 0.0 <= robustness <= 1.0:
+      raise ValueError(
+        "`robustness` must lie in [0, 1]. "
+        f"Received: `robustness` = {robustness}."
+      )
     self._positive_in_pool = positive_in_pool
+    self._positive_in_partition = positive_in_partition
+    self._robustness = robustness
     self._cross_replica = cross_replica
     self._row_chunk_size = row_chunk_size
     self._seed = seed
@@ -182,6 +202,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       "normalize": self._normalize,
       "remove_accidental_hits": self._remove_accidental_hits,
       "positive_in_pool": self._positive_in_pool,
+      "positive_in_partition": self._positive_in_partition,
+      "robustness": self._robustness,
       "cross_replica": self._cross_replica,
       "row_chunk_size": self._row_chunk_size,
       "seed": self._seed,
@@ -315,6 +337,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       positive_log_q=positive_log_q,
       resampler=resampler,
       logq_corrected=logq_corrected,
+      robustness=self._robustness,
+      positive_in_partition=self._positive_in_partition,
       mask_own_column=not self._positive_in_pool,
       mask_accidental_hits=self._remove_accidental_hits,
       known_ids=batch.known_ids,
@@ -346,6 +370,18 @@ def validate_resampling(resampler: str, num_resampled: int | None) -> None:
   resampling.validate_method(resampler, "resampler")
   if num_resampled is not None:
     require_positive("num_resampled", num_resampled)
+
+
+def require_cross_entropy(
+  robustness: float, positive_in_partition: bool, task: str
+) -> None:
+  """Raises ValueError where a task has no other shapes of the loss."""
+  if robustness or not positive_in_partition:
+    raise ValueError(
+      f"{task} has neither `robustness` nor `positive_in_partition` = False. "
+      f"Received: `robustness` = {robustness}, `positive_in_partition` = "
+      f"{positive_in_partition}."
+    )
 
 
 def refuse_known(batch: Batch, task: str) -> None:

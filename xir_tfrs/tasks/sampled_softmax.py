@@ -78,6 +78,10 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
           "`loss` = 'logq_corrected' has no place for the positive among its "
           "negatives. Received: `positive_in_pool` = True."
         )
+    if loss == "logq_corrected":
+      retrieval.require_cross_entropy(
+        self._robustness, self._positive_in_partition, "'logq_corrected'"
+      )
     self._loss_name = loss
     self._candidate_counts = None
     self._log_popularity = None
