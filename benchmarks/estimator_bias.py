@@ -115,6 +115,7 @@ def run(
   rows = records.read_interactions(data, "train")
   build = _Builder(
     configs.from_preset(
+      preset="plain",
       data=data,
       task="ssl_pop",
       dim=sizes["dim"],

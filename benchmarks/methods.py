@@ -2,8 +2,8 @@ r"""Trains every method on the same data, for the same epochs: one table.
 
     python -m benchmarks.methods --data data/gowalla --name gowalla
 
-Each method is trained and ranked by the programs that a user runs, with their
-default settings, one after another, each in a process of its own. Shown are
+Each method is trained and ranked by the programs that a user runs, with the
+settings of --preset plain, one after another, each in a process of its own. Shown are
 the metrics on the test split (full ranking), and, of one more epoch after all
 of them were ranked, the median time of a step and the highest resident memory.
 A comparison at equal effort, not of what each method can reach: nothing is
@@ -106,6 +106,7 @@ def _train(task, data, sizes, folder) -> str:
       f"--data={pathlib.Path(data).resolve()}",
       f"--model_dir={folder}",
       f"--task={task}",
+      "--preset=plain",
       "--patience=0",
       *settings,
     ],

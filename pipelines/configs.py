@@ -47,15 +47,16 @@ class TrainConfig:
     "Form of the softmax tasks' loss.",
     choices=("sampled_softmax", "logq_corrected"),
   )
-  positive_in_partition: bool = _setting(
-    True,
-    "Whether the positive is a term of the softmax's denominator. Not for "
-    "full_softmax and corr.",
+  positive_in_partition: bool | None = _setting(
+    None,
+    "Whether the positive is a term of the softmax's denominator. Not given: "
+    "no; always for full_softmax and corr.",
   )
-  robustness: float = _setting(
-    0.0,
+  robustness: float | None = _setting(
+    None,
     "Rows count by this power of their positive's probability: positives that "
-    "the model finds unlikely count less. Not for full_softmax and corr.",
+    "the model finds unlikely count less. Not given: 0.07; always 0 for "
+    "full_softmax and corr.",
   )
   log_q: str | None = _setting(
     None,
@@ -67,15 +68,16 @@ class TrainConfig:
     "Leave out pool columns with the id of the row's positive. Not given: as "
     "the task.",
   )
-  mask_known_positives: bool = _setting(
-    False,
+  mask_known_positives: bool | None = _setting(
+    None,
     "Leave out pool columns whose candidate the row's query has elsewhere in "
-    "the training rows. Not for full_softmax and corr.",
+    "the training rows. Not given: yes; never for full_softmax and corr.",
   )
-  popularity_weight: float = _setting(
-    0.0,
+  popularity_weight: float | None = _setting(
+    None,
     "Weigh training rows by this power of their candidate's popularity. Above "
-    "0 the model leans to popular candidates, whose ranks most metrics count.",
+    "0 the model leans to popular candidates, whose ranks most metrics count. "
+    "Not given: 0.2; 0 for full_softmax and corr.",
   )
   positive_in_pool: bool | None = _setting(
     None, "Whether the positive is also in the pool. Not given: as the task."
@@ -139,10 +141,10 @@ class TrainConfig:
     None, "Rows whose logits are held at a time. Not given: from the sizes."
   )
 
-  global_batch_size: int = _setting(2048, "Rows per step, on all replicas.")
+  global_batch_size: int = _setting(1024, "Rows per step, on all replicas.")
   epochs: int = _setting(20, "Passes over the training rows.")
   optimizer: str = _setting("lazy_adam", "The optimizer.", choices=OPTIMIZERS)
-  learning_rate: float = _setting(0.01, "Initial learning rate.")
+  learning_rate: float = _setting(0.02, "Initial learning rate.")
   learning_rate_schedule: str = _setting(
     "step",
     "step: times `learning_rate_decay` every `decay_epochs` epochs; cosine: "
@@ -150,7 +152,7 @@ class TrainConfig:
     choices=("step", "cosine"),
   )
   learning_rate_decay: float = _setting(
-    1.0, "Factor on the learning rate, every `decay_epochs` epochs."
+    0.5, "Factor on the learning rate, every `decay_epochs` epochs."
   )
   decay_epochs: int = _setting(5, "Epochs between decays.")
   l2: float = _setting(0.0, "Coefficient of coupled_l2_adam.")
@@ -208,13 +210,6 @@ class TrainConfig:
         "--learning_rate_schedule must be step or cosine. "
         f"Received: {self.learning_rate_schedule!r}."
       )
-    if (
-      self.learning_rate_schedule == "cosine" and self.learning_rate_decay != 1
-    ):
-      raise ValueError(
-        "--learning_rate_decay is a setting of --learning_rate_schedule=step. "
-        f"Received: {self.learning_rate_decay} with cosine."
-      )
     if self.l2 and self.optimizer != "coupled_l2_adam":
       raise ValueError(
         f"--l2 is a setting of coupled_l2_adam. Received: --l2={self.l2} "
@@ -225,12 +220,29 @@ class TrainConfig:
       object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
 
 
-# What a preset changes. `paper` is the released code's Gowalla run (ids, d 32,
-# N(0,1) embeddings, inner products, Adam with coupled L2, x 0.95 every 5
-# epochs, the positive twice in SSL's denominator), for the paper's 100 epochs.
+# The loss as the methods' papers have it.
+CROSS_ENTROPY: dict[str, Any] = {
+  "mask_known_positives": False,
+  "popularity_weight": 0.0,
+  "positive_in_partition": True,
+  "robustness": 0.0,
+}
+_PLAIN: dict[str, Any] = CROSS_ENTROPY | {
+  "global_batch_size": 2048,
+  "learning_rate": 0.01,
+  "learning_rate_decay": 1.0,
+}
+
+# What a preset changes. `plain` is each method as published, with cosine scores
+# and nothing tuned: for comparisons of methods. `paper` is the released code's
+# Gowalla run (ids, d 32, N(0,1) embeddings, inner products, Adam with coupled
+# L2, x 0.95 every 5 epochs, the positive twice in SSL's denominator), for the
+# paper's 100 epochs.
 PRESETS: dict[str, dict[str, Any]] = {
   "default": {},
-  "paper": {
+  "plain": _PLAIN,
+  "paper": CROSS_ENTROPY
+  | {
     "dim": 32,
     "init_stddev": 1.0,
     "normalize": False,
@@ -277,6 +289,14 @@ def changeable(learning_rate_schedule: str) -> frozenset[str]:
   if learning_rate_schedule == "cosine":
     return CHANGEABLE - {"epochs"}
   return CHANGEABLE
+
+
+def of_run(train: dict[str, Any]) -> dict[str, Any]:
+  """Settings of a run, as its config.json has them, complete.
+
+  Runs that do not name the shape of the loss were made before there was one.
+  """
+  return dataclasses.asdict(TrainConfig()) | CROSS_ENTROPY | train
 
 
 def from_preset(**settings: Any) -> TrainConfig:

@@ -26,12 +26,14 @@ class Method:
     cosine_temperature: Temperature for cosine scores, where none is given.
     log_q: Where the proposal comes from, where `--log_q` is not given; None:
       it is part of the method.
+    has_shapes: Whether the loss takes other shapes than the cross entropy.
     settings: Name of the setting, for arguments that are called otherwise.
   """
 
   task: type[xir.tasks.RetrievalTask]
   cosine_temperature: float = 0.1
   log_q: str | None = "popularity"
+  has_shapes: bool = True
   settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -45,16 +47,35 @@ TASKS: dict[str, Method] = {
   ),
   "mns": Method(xir.tasks.MixedNegativeRetrieval),
   "cbns": Method(xir.tasks.CrossBatchRetrieval),
-  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval),
+  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval, has_shapes=False),
   # Draws that favour high scores sharpen the loss: twice the temperature.
   "bir": Method(xir.tasks.BIRRetrieval, cosine_temperature=0.2),
   "xir": Method(xir.tasks.XIRRetrieval, cosine_temperature=0.2),
   "corr": Method(
     xir.tasks.CoRRRetrieval,
     log_q=None,
+    has_shapes=False,
     settings={"sampler": "negative_sampler"},
   ),
 }
+
+
+# Found on Gowalla (docs/results.md), where nothing else is said.
+_SHAPE = {
+  "mask_known_positives": True,
+  "popularity_weight": 0.2,
+  "positive_in_partition": False,
+  "robustness": 0.07,
+}
+
+
+def shape_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
+  """The settings by which a loss differs from the cross entropy, all given."""
+  plain = not TASKS[config.task].has_shapes or config.loss == "logq_corrected"
+  given = {name: getattr(config, name) for name in _SHAPE}
+  return (configs.CROSS_ENTROPY if plain else _SHAPE) | {
+    name: value for name, value in given.items() if value is not None
+  }
 
 
 def build(
@@ -158,10 +179,13 @@ def _task(
   method = TASKS[config.task]
   wanted = parameters(method.task)
   given = given | _proposal(config, method, wanted)
+  shape = shape_of_loss(config)
   arguments = {}
   for name in wanted:
     if name in given:
       value = given[name]()
+    elif name in shape:
+      value = shape[name]
     else:
       value = getattr(config, method.settings.get(name, name), None)
     if value is not None:

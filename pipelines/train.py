@@ -33,7 +33,8 @@ def _config_from_flags() -> configs.TrainConfig:
   run = model_dir.ModelDir(given["model_dir"])
   if flags.FLAGS.resume and run.exists():
     old = run.read_config()
-    return configs.TrainConfig(**(old["train"] | {"data": old["data"]} | given))
+    train = configs.of_run(old["train"])
+    return configs.TrainConfig(**(train | {"data": old["data"]} | given))
   if not given.get("data"):
     raise ValueError(
       "--data is needed: a directory made by python -m pipelines.prepare"

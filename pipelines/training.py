@@ -255,14 +255,15 @@ class _Run:
   def _batches(self, columns) -> Iterator[dict[str, tf.Tensor]]:
     """The batches from here on, to each replica its share."""
     start_step = self._now
-    if self._config.popularity_weight:
+    shape = model.shape_of_loss(self._config)
+    if shape["popularity_weight"]:
       columns = columns | {
         "sample_weight": datasets.popularity_weights(
-          columns["candidate_id"], self._config.popularity_weight
+          columns["candidate_id"], shape["popularity_weight"]
         )
       }
     known = None
-    if self._config.mask_known_positives:
+    if shape["mask_known_positives"]:
       known = datasets.candidates_by_query(columns, self._num_queries)
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -469,8 +470,7 @@ def _require_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
       f"{schema_lib.FILE_NAME} differs): resume with the old data, or start a "
       "new run in another --model_dir."
     )
-  # A setting that the run did not know of had its default.
-  known = dataclasses.asdict(configs.TrainConfig()) | old["train"]
+  known = configs.of_run(old["train"])
   changeable = configs.changeable(known["learning_rate_schedule"])
   for name, value in new["train"].items():
     value = list(value) if isinstance(value, tuple) else value

@@ -288,7 +288,9 @@ def test_config_survives_json():
 
 def test_known_positives_reach_the_task(data, tmp_path):
   """The loss is that of the same rows with the ids given by hand."""
-  plain = config(data, tmp_path / "plain", task="ssl_pop", epochs=1)
+  plain = config(
+    data, tmp_path / "plain", task="ssl_pop", preset="plain", epochs=1
+  )
   masked = dataclasses.replace(
     plain, model_dir=str(tmp_path / "masked"), mask_known_positives=True
   )
@@ -326,7 +328,12 @@ def test_popularity_weights():
 
 def test_popularity_weights_reach_the_task(data, tmp_path):
   """The first step's loss is the weighted mean of the rows' losses."""
-  settings = {"task": "ssl_pop", "epochs": 1, "log_steps": 1}
+  settings = {
+    "preset": "plain",
+    "task": "ssl_pop",
+    "epochs": 1,
+    "log_steps": 1,
+  }
   losses = {}
   for power in (0.0, 2.0):
     model_dir_ = tmp_path / str(power)
@@ -386,7 +393,7 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
   rates = [rate for _, _, rate in rows[0]]
   total = len(rates)
   expected = [
-    0.01 * 0.5 * (1 + np.cos(np.pi * step / total)) for step in range(total)
+    0.02 * 0.5 * (1 + np.cos(np.pi * step / total)) for step in range(total)
   ]
   np.testing.assert_allclose(rates, expected, rtol=1e-3, atol=1e-6)
 
@@ -398,13 +405,39 @@ def test_cosine_cannot_be_prolonged(data, tmp_path):
     run(dataclasses.replace(first, epochs=5), resume=True)
 
 
-@pytest.mark.parametrize(
-  "settings",
-  [
-    {"learning_rate_schedule": "linear"},
-    {"learning_rate_schedule": "cosine", "learning_rate_decay": 0.5},
-  ],
-)
-def test_schedules_that_do_not_exist(data, tmp_path, settings):
-  with pytest.raises(ValueError, match="--learning_rate_"):
-    config(data, tmp_path, **settings)
+def test_a_schedule_that_does_not_exist(data, tmp_path):
+  with pytest.raises(ValueError, match="--learning_rate_schedule"):
+    config(data, tmp_path, learning_rate_schedule="linear")
+
+
+def test_runs_that_name_no_shape_had_none(data, tmp_path):
+  """A run made before there were shapes goes on as it was."""
+  first = config(data, tmp_path / "m", task="ssl_pop", preset="plain", epochs=1)
+  run(first)
+  path = tmp_path / "m" / model_dir.CONFIG
+  old = json.loads(path.read_text("utf-8"))
+  for name in configs.CROSS_ENTROPY:
+    del old["train"][name]
+  path.write_text(json.dumps(old), encoding="utf-8")
+  run(dataclasses.replace(first, epochs=2), resume=True)
+  with pytest.raises(model_dir.ModelDirError, match="mask_known_positives"):
+    run(
+      dataclasses.replace(first, epochs=3, mask_known_positives=True),
+      resume=True,
+    )
+
+
+@pytest.mark.parametrize("task", model.TASKS)
+def test_every_task_can_be_built_with_the_default_shape(data, tmp_path, task):
+  settings = config(data, tmp_path, task=task)
+  shape = model.shape_of_loss(settings)
+  plain = task in ("full_softmax", "corr")
+  assert (shape == configs.CROSS_ENTROPY) == plain
+  built = model.build(
+    settings,
+    schema_lib.Schema.load(data),
+    records.read_table(data, "queries"),
+    records.read_table(data, "candidates"),
+  ).task.get_config()
+  assert built["positive_in_partition"] == plain
+  assert built["robustness"] == shape["robustness"]

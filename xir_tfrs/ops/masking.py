@@ -71,19 +71,16 @@ def known_columns(
   order = tf.argsort(pool_ids, stable=True)
   ordered = tf.gather(pool_ids, order)
   ids = tf.cast(known_ids.values, pool_ids.dtype)
-  rows = known_ids.value_rowids()
   first = tf.searchsorted(ordered, ids, side="left")
   found = tf.searchsorted(ordered, ids, side="right") - first
-  found = tf.where(
-    tf.equal(ids, tf.gather(positive_ids, rows)), tf.zeros_like(found), found
-  )
-  # A candidate may have several columns: the k-th of an id is first + k.
-  position = tf.repeat(first - tf.cumsum(found, exclusive=True), found)
-  position += tf.range(tf.size(position))
-  return tf.RaggedTensor.from_value_rowids(
-    tf.gather(order, position),
-    tf.repeat(rows, found),
-    nrows=tf.cast(tf.size(positive_ids), rows.dtype),
+  own = tf.gather(positive_ids, _row_numbers(known_ids))
+  found = tf.where(tf.equal(ids, own), tf.zeros_like(found), found)
+  # A candidate may have several columns, which are neighbours in order.
+  positions = tf.ragged.range(first, first + found).values
+  total = tf.pad(tf.cumsum(found), [[1, 0]])
+  return tf.RaggedTensor.from_row_splits(
+    tf.gather(order, positions),
+    tf.gather(tf.cast(total, tf.int64), known_ids.row_splits),
     validate=False,
   )
 
@@ -95,11 +92,18 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
     columns: [batch, None] columns of each row, such as `known_columns`.
     pool: Number of columns.
   """
-  places = tf.stack(
-    [tf.cast(columns.value_rowids(), tf.int32), columns.values], axis=1
-  )
+  places = tf.stack([_row_numbers(columns), columns.values], axis=1)
   return tf.scatter_nd(
     places,
     tf.fill([tf.shape(places)[0]], True),
     tf.stack([tf.cast(columns.nrows(), tf.int32), pool]),
   )
+
+
+def _row_numbers(ragged: tf.RaggedTensor) -> tf.Tensor:
+  """[n] int32 row of each value.
+
+  `value_rowids` makes a matrix of all rows by the longest one.
+  """
+  values = tf.range(tf.size(ragged.values, tf.int64))
+  return tf.searchsorted(ragged.row_splits, values, side="right") - 1
