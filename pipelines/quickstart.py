@@ -27,6 +27,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "coverage@20")
 RESULTS = "results.json"
+# Methods are compared as they were published, with nothing tuned.
+_PRESET = "plain"
 
 
 def quickstart(
@@ -64,6 +66,7 @@ def quickstart(
   table: dict[str, dict[str, float]] = {}
   for task in tasks:
     config = configs.from_preset(
+      preset=_PRESET,
       data=str(data),
       model_dir=str(output / task),
       task=task,
@@ -73,7 +76,7 @@ def quickstart(
     _announce(
       f"Train {task}",
       f"pipelines.train --data {data} --model_dir {config.model_dir} "
-      f"--task {task} --dim {dim} --epochs {epochs}",
+      f"--preset {_PRESET} --task {task} --dim {dim} --epochs {epochs}",
     )
     trained = training.train(config, overwrite=True)
     if trained.outcome == "interrupted":

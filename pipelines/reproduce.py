@@ -4,8 +4,8 @@ r"""Trains and ranks the grids behind the published tables and figures.
       --output runs/reproduce --seeds 0,1
 
 leaves a folder per run in OUTPUT/runs, and OUTPUT/EXPERIMENT_DATA.json with
-settings, curves, metrics, times and paired tests of all runs of the experiment
-that are there. What was interrupted, by Ctrl-C or by force, goes on where it
+settings, curves, metrics, times and paired tests of all finished runs of the
+experiment. What was interrupted, by Ctrl-C or by force, goes on where it
 stopped when the same command is given again; runs that experiments have in
 common are made once.
 
@@ -144,10 +144,12 @@ def main(argv: list[str]) -> int:
       jobs=given.jobs,
       threads=given.threads,
       after_each=lambda: results.collect(
-        given.experiment, given.data, given.output
+        given.experiment, given.data, given.output, given.epochs
       ),
     )
-    path = results.collect(given.experiment, given.data, given.output)
+    path = results.collect(
+      given.experiment, given.data, given.output, given.epochs
+    )
   except runs.Interrupted:
     print("Interrupted; the same command goes on.", file=sys.stderr)
     return 130

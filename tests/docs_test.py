@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import estimator_bias, serving
+from pipelines.reproduction import report
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -202,6 +203,31 @@ def test_tables_of_the_estimator_guide_are_the_results():
   assert len(tables) == guide.count("<!-- ") > 4
   for figure, table in tables:
     assert table == estimator_bias.markdown(results, figure) + "\n", figure
+
+
+def test_results_can_be_rebuilt_from_their_files(tmp_path):
+  for file in (ROOT / "results").glob("*.json"):
+    shutil.copy(file, tmp_path)
+  written = report.write(str(tmp_path))
+  names = {path.name for path in written}
+  assert {p.name for p in (ROOT / "results").iterdir()} >= names
+  kept = (ROOT / "results" / report.FILE_NAME).read_text("utf-8")
+  assert (tmp_path / report.FILE_NAME).read_text("utf-8") == kept
+
+
+def test_tables_of_results_are_the_results():
+  results = report.load(ROOT / "results")
+  shown = set()
+  for document in ("docs/results.md", "README.md"):
+    text = (ROOT / document).read_text("utf-8")
+    tables = re.findall(r"^<!-- (\w+) -->\n\n((?:\|.*\n)+)", text, re.M)
+    assert len(tables) == text.count("<!-- ") >= 1
+    for name, table in tables:
+      assert table == report.table(results[name]), (document, name)
+      shown.add(name)
+    for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+      assert (ROOT / document).parent.joinpath(figure).exists(), figure
+  assert shown == set(results)
 
 
 def test_tables_of_methods_are_the_results():

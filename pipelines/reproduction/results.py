@@ -34,14 +34,29 @@ def run_folder(output: str, data: str, case: experiments.Case) -> pathlib.Path:
   return pathlib.Path(output) / "runs" / pathlib.Path(data).name / case.name
 
 
-def collect(experiment: str, data: str, output: str) -> pathlib.Path:
-  """Writes OUTPUT/EXPERIMENT_DATA.json from the runs that are there."""
+def collect(
+  experiment: str, data: str, output: str, epochs: int | None = None
+) -> pathlib.Path:
+  """Writes OUTPUT/EXPERIMENT_DATA.json from the runs that are finished.
+
+  Args:
+    experiment: Name in `EXPERIMENTS`.
+    data: Directory made by `pipelines.prepare`.
+    output: Where runs are kept.
+    epochs: Runs are compared after so many; None: what the experiment says.
+      Those that have not come so far are left out.
+  """
   plan = experiments.EXPERIMENTS[experiment]
   schema = schema_lib.Schema.load(data)
+  epoch = epochs or plan.epochs
   found = {
-    case.name: _runs_of(run_folder(output, data, case)) for case in plan.cases
+    case.name: [
+      (path, state)
+      for path, state in _runs_of(run_folder(output, data, case))
+      if epoch in {point["epoch"] for point in state["curve"]}
+    ]
+    for case in plan.cases
   }
-  epoch = _common_epoch([run for case in found.values() for run in case])
   result = {
     "format": FORMAT,
     "experiment": experiment,
@@ -70,7 +85,6 @@ def collect(experiment: str, data: str, output: str) -> pathlib.Path:
       for case in plan.cases
       if found[case.name]
     ],
-    # The last one after which all were ranked: tables compare there.
     "epoch": epoch,
     "baseline": plan.cases[plan.baseline].name,
     "comparisons": _comparisons(plan, found, epoch),
@@ -126,12 +140,6 @@ def _summary(state: dict[str, Any]) -> dict[str, Any]:
   return summary
 
 
-def _common_epoch(found) -> int:
-  """The last epoch after which every run was ranked; 0: there is none."""
-  ranked = [{p["epoch"] for p in state["curve"]} for _, state in found]
-  return max(set.intersection(*ranked), default=0) if ranked else 0
-
-
 def _comparisons(plan, found, epoch: int) -> list[dict[str, Any]]:
   """Each case against the baseline, over the seeds they have in common."""
   baseline = plan.cases[plan.baseline]
@@ -140,7 +148,7 @@ def _comparisons(plan, found, epoch: int) -> list[dict[str, Any]]:
   for case in plan.cases:
     mine = _by_seed(found[case.name])
     seeds = sorted(mine.keys() & base.keys())
-    if case is baseline or not seeds or not epoch:
+    if case is baseline or not seeds:
       continue
     tests = {
       metric: paired_test(differences)

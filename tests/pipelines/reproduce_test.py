@@ -186,6 +186,27 @@ def test_report_needs_results(tmp_path):
     report.write(str(tmp_path))
 
 
+def test_runs_that_have_not_come_so_far_are_left_out(
+  small_data, output, tmp_path
+):
+  before = load(output)
+  runs_ = output / "runs" / "small"
+  for epochs in (2, 3, 100):
+    path = results.collect("table2", str(small_data), str(output), epochs)
+    result = json.loads(path.read_text("utf-8"))
+    assert result["epoch"] == epochs
+    assert len(result["cases"]) == (2 if epochs <= 3 else 0)
+    shown = report.table(result)
+    for case in result["cases"]:
+      for run in case["runs"]:
+        state = runs.read(str(runs_ / f"{case['name']}-seed{run['seed']}"))
+        (point,) = [p for p in state["curve"] if p["epoch"] == epochs]
+        assert f"{point['recall@20']:.2f}"[:4] in shown
+  assert load(output)["comparisons"] == []
+  results.collect("table2", str(small_data), str(output), 3)
+  assert load(output) == before
+
+
 @pytest.mark.parametrize("shows", ["curves", "sweep", "occurrence"])
 def test_figures_are_drawn(output, tmp_path, shows):
   result = load(output) | {"shows": shows, "axis": "epochs"}
