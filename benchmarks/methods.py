@@ -5,8 +5,8 @@ r"""Trains every method on the same data, for the same epochs: one table.
 Each method is trained and ranked by the programs that a user runs, with the
 settings of --preset plain, one after another, each in a process of its own.
 Shown are the metrics on the test split (full ranking), and, of one more epoch
-after all of them were ranked, the median time of a step and the highest resident
-memory.
+after all of them were ranked, the median time of a step and the highest
+resident memory.
 A comparison at equal effort, not of what each method can reach: nothing is
 tuned, and few epochs favour methods that learn fast.
 
