@@ -227,6 +227,7 @@ def test_tables_of_results_are_the_results():
       shown.add(name)
     for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
       assert (ROOT / document).parent.joinpath(figure).exists(), figure
+      shown.add(pathlib.Path(figure).stem)
   assert shown == set(results)
 
 
