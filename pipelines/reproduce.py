@@ -17,7 +17,10 @@ makes tables (Markdown) and figures (PNG) of every such file.
 import concurrent.futures
 import concurrent.futures.process
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 
 from absl import app, flags, logging
 
@@ -89,7 +92,7 @@ def carry_out(
   with concurrent.futures.ProcessPoolExecutor(
     jobs,
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=_set_threads,
+    initializer=_start_worker,
     initargs=(threads,),
     # Memory is measured per process.
     max_tasks_per_child=1,
@@ -110,13 +113,23 @@ def carry_out(
       raise
 
 
-def _set_threads(threads: int) -> None:
+def _start_worker(threads: int) -> None:
   import tensorflow as tf  # Not before a worker has started.
 
+  threading.Thread(target=_stop_with_parent, daemon=True).start()
   logging.set_verbosity(logging.ERROR)
   if threads:
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def _stop_with_parent() -> None:
+  """Stops the run of a worker whose parent was killed.
+
+  Or it would write to the folder that the next start goes on with.
+  """
+  multiprocessing.parent_process().join()
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(argv: list[str]) -> int:
@@ -150,7 +163,7 @@ def main(argv: list[str]) -> int:
     path = results.collect(
       given.experiment, given.data, given.output, given.epochs
     )
-  except runs.Interrupted:
+  except (runs.Interrupted, KeyboardInterrupt):
     print("Interrupted; the same command goes on.", file=sys.stderr)
     return 130
   except concurrent.futures.process.BrokenProcessPool:

@@ -123,7 +123,7 @@ def _runs_of(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
 def _summary(state: dict[str, Any]) -> dict[str, Any]:
   stages = state["stages"]
   # Of the stage that was disturbed least.
-  step_ms = min(s["step_ms"] for s in stages if s["step_ms"])
+  step_ms = min((s["step_ms"] for s in stages if s["step_ms"]), default=0.0)
   peaks = [s["peak_gib"] for s in stages if s["peak_gib"]]
   summary = {
     "seed": state["seed"],

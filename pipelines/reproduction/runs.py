@@ -129,7 +129,7 @@ def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
     point = {"epoch": epoch} | {n: float(v.mean()) for n, v in metrics.items()}
     stage = {
       "until_epoch": epoch,
-      "step_ms": round(result.step_milliseconds, 2),
+      "step_ms": _step_milliseconds(result, run),
       # Later stages would show what ranking needed.
       "peak_gib": round(result.peak_memory_bytes / 2**30, 3) if fresh else None,
     }
@@ -139,6 +139,17 @@ def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
     state["stages"] = [*state["stages"], stage]
     _write(run.folder, state, metrics)
   return state
+
+
+def _step_milliseconds(result: training.TrainResult, run: Run) -> float | None:
+  """Of a stage; None if it had been trained before and only ranked now."""
+  if result.step_milliseconds:
+    return round(result.step_milliseconds, 2)
+  # A stage of a single block of steps has no median.
+  if not result.examples_per_second:
+    return None
+  rows = run.config().global_batch_size
+  return round(1e3 * rows / result.examples_per_second, 2)
 
 
 def _write(
