@@ -25,6 +25,7 @@ from benchmarks import (
 )
 from pipelines import prepare
 from pipelines.readers import sources, synthetic
+from tests import synthetic_data
 
 _TOWERS = {"queries": 50, "candidates": 60, "dim": 4, "batch": 16, "cache": 8}
 
@@ -45,17 +46,8 @@ def test_train_step():
 
 def test_methods(tmp_path, capsys):
   output = tmp_path / "data"
-  prepare.prepare(
-    prepare.PrepareConfig(
-      input=sources.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
-          num_users=80, num_items=60, num_interactions=1000, seed=3
-        ),
-      ),
-      output=output,
-    )
+  synthetic_data.prepare_synthetic(
+    output, num_users=80, num_items=60, num_interactions=1000, seed=3
   )
   done = {"ssl": {"recall@10": 0.5, "step_ms": 7.0}}
   seen = []

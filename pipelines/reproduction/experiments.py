@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines import configs
+
 METHODS = {
   "ssl": "SSL",
   "ssl_pop": "SSL-Pop",
@@ -128,13 +130,6 @@ _STRONGEST: dict[str, Any] = {
   "learning_rate_schedule": "cosine",
   "learning_rate_decay": 1.0,
 }
-# What the library did before: plain cross entropy, corrected by popularity.
-_PLAIN: dict[str, Any] = {
-  "mask_known_positives": False,
-  "popularity_weight": 0.0,
-  "positive_in_partition": True,
-  "robustness": 0.0,
-}
 
 
 def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
@@ -146,7 +141,7 @@ def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
 
 _ABLATION = (
   _variant("strongest"),
-  _variant("plain cross entropy", **_PLAIN),
+  _variant("plain cross entropy", **configs.CROSS_ENTROPY),
   _variant("without mask of known positives", mask_known_positives=False),
   _variant("without popularity weights", popularity_weight=0.0),
   _variant("positive in partition", positive_in_partition=True),
@@ -262,7 +257,7 @@ EXPERIMENTS: dict[str, Experiment] = {
       dataclasses.replace(case, settings=case.settings | {"epochs": 10})
       for case in (
         *_ABLATION,
-        _variant("BIR plain", "bir", **_PLAIN),
+        _variant("BIR plain", "bir", **configs.CROSS_ENTROPY),
         _variant("CBNS", "cbns", bank_size=1024),
         _variant("temperature 0.08", temperature=0.08),
         _variant("temperature 0.12", temperature=0.12),

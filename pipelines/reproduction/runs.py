@@ -100,8 +100,12 @@ def by_query(folder: str, epoch: int) -> dict[str, np.ndarray]:
 
 def is_finished(run: Run) -> bool:
   """Whether there is nothing left to do."""
-  found = read(run.folder)
-  return found is not None and found["curve"][-1]["epoch"] >= run.epochs
+  return _last_epoch(read(run.folder)) >= run.epochs
+
+
+def _last_epoch(state: dict[str, Any] | None) -> int:
+  """The last epoch after which a run was ranked; 0: none yet."""
+  return state["curve"][-1]["epoch"] if state and state["curve"] else 0
 
 
 def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
@@ -112,12 +116,12 @@ def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
     ValueError: The folder holds another run, or data cannot be read.
   """
   state = read(run.folder) or {"curve": [], "stages": []}
-  ranked = {point["epoch"] for point in state["curve"]}
+  done = _last_epoch(state)
   data = evaluate.load_evaluation_data(run.data, run.split)
   stages = [e for e in _STAGES if e < run.epochs] + [run.epochs]
   fresh = True
   for epoch in stages:
-    if ranked and epoch <= max(ranked):
+    if epoch <= done:
       continue
     result = training.train(
       run.config(), resume=True, progress=progress, stop_after=epoch

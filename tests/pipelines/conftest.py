@@ -2,25 +2,19 @@
 
 import pytest
 
-from pipelines import prepare
-from pipelines.readers import sources, synthetic
+from tests import synthetic_data
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
   """A small prepared data set, with side features and all three splits."""
   output = tmp_path_factory.mktemp("data") / "small"
-  prepare.prepare(
-    prepare.PrepareConfig(
-      input=sources.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
-          num_users=200, num_items=150, num_interactions=4000, seed=3
-        ),
-      ),
-      output=output,
-      validation_fraction=0.1,
-    )
+  synthetic_data.prepare_synthetic(
+    output,
+    num_users=200,
+    num_items=150,
+    num_interactions=4000,
+    seed=3,
+    validation_fraction=0.1,
   )
   return output

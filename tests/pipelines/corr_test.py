@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import configs, model_dir, prepare, training
-from pipelines.readers import sources, synthetic
+from pipelines import configs, model_dir, training
+from tests import synthetic_data
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SETTINGS = {
@@ -42,18 +42,12 @@ def _run(program, *arguments):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   output = tmp_path_factory.mktemp("corr") / "data"
-  prepare.prepare(
-    prepare.PrepareConfig(
-      input=sources.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
-          num_users=150, num_items=120, num_interactions=3000
-        ),
-      ),
-      output=output,
-      validation_fraction=0.1,
-    )
+  synthetic_data.prepare_synthetic(
+    output,
+    num_users=150,
+    num_items=120,
+    num_interactions=3000,
+    validation_fraction=0.1,
   )
   return output
 

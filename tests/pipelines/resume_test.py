@@ -14,11 +14,10 @@ from pipelines import (
   checkpoints,
   configs,
   model_dir,
-  prepare,
   strategies,
   training,
 )
-from pipelines.readers import sources, synthetic
+from tests import synthetic_data
 from tests.distributed import cluster
 
 # 40 steps: 1,824 or so training rows, in batches of 128.
@@ -39,18 +38,13 @@ _KILLED_AT = 17
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   output = tmp_path_factory.mktemp("data") / "small"
-  prepare.prepare(
-    prepare.PrepareConfig(
-      input=sources.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
-          num_users=80, num_items=150, num_interactions=1800, seed=3
-        ),
-      ),
-      output=output,
-      validation_fraction=0.1,
-    )
+  synthetic_data.prepare_synthetic(
+    output,
+    num_users=80,
+    num_items=150,
+    num_interactions=1800,
+    seed=3,
+    validation_fraction=0.1,
   )
   return output
 

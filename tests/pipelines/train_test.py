@@ -287,7 +287,7 @@ def test_config_survives_json():
 
 
 def test_known_positives_reach_the_task(data, tmp_path):
-  """The loss is that of the same rows with the ids given by hand."""
+  """The loss of the first steps falls as negatives are left out."""
   plain = config(
     data, tmp_path / "plain", task="ssl_pop", preset="plain", epochs=1
   )

@@ -1,0 +1,20 @@
+"""Small prepared data sets for the tests of the programs."""
+
+from pipelines import prepare
+from pipelines.readers import sources, synthetic
+
+
+def prepare_synthetic(output, *, validation_fraction=0.0, **sizes):
+  """Prepares generated data; `sizes` are those of `SyntheticConfig`."""
+  prepare.prepare(
+    prepare.PrepareConfig(
+      input=sources.Input(
+        paths=(),
+        format="synthetic",
+        synthetic=synthetic.SyntheticConfig(**sizes),
+      ),
+      output=output,
+      validation_fraction=validation_fraction,
+    )
+  )
+  return output
