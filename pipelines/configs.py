@@ -96,6 +96,16 @@ class TrainConfig:
   occurrence_decay: float = _setting(
     1.0, "XIR: what is kept of draw counts at each step."
   )
+  cache_policy: str = _setting(
+    "occurrence",
+    "XIR: who is cached, those drawn often or those that came last.",
+    choices=("occurrence", "recency"),
+  )
+  joint_partition: bool = _setting(
+    False,
+    "XIR: batch and cache as one pool, whose proposal is their mixture. Needs "
+    "--cache_scope all or --cache_policy recency.",
+  )
   num_uniform: int = _setting(2048, "MNS: uniform candidates per step.")
   logq_positive: str = _setting(
     "none",

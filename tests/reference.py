@@ -182,7 +182,7 @@ def _pool_part(
   pool_logits,
   positive_ids,
   pool_ids,
-  candidate_counts,
+  log_q,
   num_resampled,
   remove_accidental_hits,
   own,
@@ -193,7 +193,6 @@ def _pool_part(
   if remove_accidental_hits:
     keep = keep & ~accidental_hits(positive_ids, pool_ids)
   if draws is None:
-    log_q = np.log(popularity(candidate_counts))[np.asarray(pool_ids, int)]
     draws = expected_counts(
       log_importance_weights(pool_logits, log_q, keep), num_resampled
     )
@@ -226,7 +225,7 @@ def bir_task(
     s,
     ids,
     ids,
-    candidate_counts,
+    np.log(popularity(candidate_counts))[np.asarray(ids, int)],
     batch if num_resampled is None else num_resampled,
     remove_accidental_hits,
     own_columns(batch, batch) & (not positive_in_pool),
@@ -275,7 +274,7 @@ def xir_task(
     logits(query, cache_candidates, temperature, normalize),
     ids,
     cache_ids,
-    candidate_counts,
+    np.log(popularity(candidate_counts))[np.asarray(cache_ids, int)],
     num_resampled,
     remove_accidental_hits,
     np.zeros([len(query), len(cache_ids)], bool),
@@ -284,6 +283,47 @@ def xir_task(
   cache_part = weighted_mean(losses, sample_weight)
   loss = cache_weight * cache_part + (1 - cache_weight) * batch_part
   return loss, draws, cache_draws
+
+
+def xir_joint_task(
+  query,
+  candidates,
+  ids,
+  cache_candidates,
+  cache_ids,
+  candidate_counts,
+  cache_share,
+  *,
+  num_resampled,
+  temperature=1.0,
+  draws=None,
+):
+  """XIR with one pool and expected counts: (loss, draws [batch, pool]).
+
+  `cache_share` is the probability by which each candidate is cached.
+  """
+  batch, pool_ids = len(query), np.concatenate([ids, cache_ids])
+  with np.errstate(divide="ignore"):
+    log_q = log_mixture(
+      np.log(popularity(candidate_counts))[pool_ids],
+      batch,
+      np.log(np.asarray(cache_share, float))[pool_ids],
+      len(cache_ids),
+    )
+  pool = np.concatenate([candidates, cache_candidates])
+  s = logits(query, pool, temperature, False)
+  losses, draws = _pool_part(
+    [s[i, i] for i in range(batch)],
+    s,
+    ids,
+    pool_ids,
+    log_q,
+    num_resampled,
+    False,
+    np.zeros(s.shape, bool),
+    draws,
+  )
+  return weighted_mean(losses), draws
 
 
 # Cache ----------------------------------------------------------------------
@@ -426,16 +466,16 @@ def kl_divergence(weights, log_full) -> float:
 # Pools beyond the batch ------------------------------------------------------
 
 
-def log_mixture(log_q, num_rows, num_uniform, num_candidates) -> np.ndarray:
-  r"""\log( B/(B+B') q_j + B'/(B+B') 1/N )."""
-  total = num_rows + num_uniform
+def log_mixture(log_q, num_rows, log_q_others, num_others) -> np.ndarray:
+  r"""\log( B/(B+B') q_j + B'/(B+B') q'_j )."""
+  total = num_rows + num_others
   return np.array(
     [
       np.log(
         num_rows / total * np.exp(float(x))
-        + num_uniform / total / num_candidates
+        + num_others / total * np.exp(float(y))
       )
-      for x in log_q
+      for x, y in zip(log_q, log_q_others, strict=True)
     ]
   )
 
@@ -536,8 +576,8 @@ def mns_task(
   log_q = log_mixture(
     [pop[i] for i in [*ids, *uniform_ids]],
     len(ids),
+    [-np.log(len(candidate_counts))] * (len(ids) + len(uniform_ids)),
     len(uniform_ids),
-    len(candidate_counts),
   )
   return pool_task(
     query,

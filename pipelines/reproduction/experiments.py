@@ -52,20 +52,22 @@ class Case:
     if self.label:
       words = re.sub(r"[^\w.=]+", "_", self.label)
       return "-".join([self.preset, self.task, words])
-    return "-".join([self.preset, self.task, *self._settings()])
+    preset = configs.from_preset(preset=self.preset)
+    # A point of a sweep that is the preset's is the preset's run.
+    changed = {
+      name: value
+      for name, value in self.settings.items()
+      if value != getattr(preset, name)
+    }
+    return "-".join([self.preset, self.task, *_named(changed)])
 
   @property
   def title(self) -> str:
     """Of its row."""
     if self.label:
       return self.label
-    settings = [s for s in self._settings() if s != "resampler=systematic"]
+    settings = [s for s in _named(self.settings) if s != "resampler=systematic"]
     return " ".join([METHODS[self.task], *settings])
-
-  def _settings(self) -> list[str]:
-    return [
-      f"{name}={_flat(value)}" for name, value in sorted(self.settings.items())
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,10 @@ class Experiment:
   axis: str | None = None
   baseline: int = 0
   split: str = "test"
+
+
+def _named(settings: Mapping[str, Any]) -> list[str]:
+  return [f"{name}={_flat(value)}" for name, value in sorted(settings.items())]
 
 
 def _flat(value: Any) -> str:
@@ -158,6 +164,12 @@ _ABLATION = (
 )
 
 _TABLE_2 = _methods("ssl_pop", "ssl", "mns", "g_tower", "bir", "xir")
+# From N(0, 1) embeddings and at 0.01 the tower's ReLUs die in the first epoch.
+_DEEP = {
+  "candidate_hidden": (32, 16),
+  "init_stddev": 0.1,
+  "learning_rate": 0.001,
+}
 _BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -179,7 +191,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "Figure 3: candidates drawn per query",
     (
       *_methods("ssl_pop"),
-      *_sweep("bir", "num_resampled", [2048 // 2**i for i in range(9, -1, -1)]),
+      # From 1/512 of the batch to all of it, which is the preset.
+      *_sweep("bir", "num_resampled", [2**power for power in range(2, 11)]),
+      Case("bir", _SYSTEMATIC, x=2048),
     ),
     epochs=20,
     shows="sweep",
@@ -225,13 +239,9 @@ EXPERIMENTS: dict[str, Experiment] = {
   ),
   "features": Experiment(
     "Table of Figure 4: item tower with attributes",
-    _methods(
-      "ssl_pop",
-      "ssl",
-      "bir",
-      "xir",
-      use_features=True,
-      candidate_hidden=(32, 16),
+    (
+      *_methods("ssl_pop", "ssl", "bir", "xir", **_DEEP, use_features=True),
+      *_methods("ssl_pop", **_DEEP),
     ),
     epochs=100,
   ),

@@ -165,6 +165,20 @@ _TASKS = {
     )
     for resampler in _RESAMPLERS
   },
+  "xir_joint": _Row(
+    tasks.XIRRetrieval,
+    {
+      **_WITH_COUNTS,
+      "cache_size": 8,
+      "num_resampled": 6,
+      "joint_partition": True,
+      "cache_policy": "recency",
+    },
+    _ENCODER,
+    draws=True,
+    encodes=True,
+    every_test=False,
+  ),
   **{
     f"corr_{sampler}": _Row(
       tasks.CoRRRetrieval,
@@ -199,6 +213,7 @@ _NON_DEFAULT = {
   "cache_weight": 0.3,
   "cache_scope": "all",
   "occurrence_decay": 0.5,
+  "cache_policy": "recency",
   "loss": "logq_corrected",
   "num_buckets": 50,
   "num_hashes": 3,

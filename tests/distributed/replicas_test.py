@@ -82,7 +82,11 @@ class LocalNegativesTest(TwoReplicasTest):
 
 
 class CacheTest(TwoReplicasTest):
-  @parameterized.parameters({"cache_scope": "all"}, {"occurrence_decay": 0.9})
+  @parameterized.parameters(
+    {"cache_scope": "all", "joint_partition": True},
+    {"occurrence_decay": 0.9},
+    {"cache_policy": "recency", "joint_partition": True},
+  )
   def test_options_of_the_cache(self, **options):
     one = self.build("xir", tf.distribute.get_strategy(), **options)
     two = self.build("xir", **options)

@@ -113,6 +113,42 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
     counts = cache.occurrence_counts.numpy()
     self.assertAllClose(counts / counts[1], [5.0, 1.0, 3.0, 0.0])
 
+  def test_by_recency_it_holds_who_came_last(self):
+    cache = _cache(num_candidates=9, cache_size=5, cache_policy="recency")
+    first = cache.ids.numpy()
+    for arrived, expected in (
+      ([1, 2], [1, 2, *first[:3]]),
+      ([3, 3, 4], [3, 3, 4, 1, 2]),
+      ([5, 6, 7, 8, 0, 1], [5, 6, 7, 8, 0]),
+    ):
+      # Draws are counted, but do not matter.
+      cache.update(
+        tf.constant([8], tf.int64),
+        tf.constant([100.0]),
+        arrived=tf.constant(arrived, tf.int64),
+      )
+      self.assertAllEqual(cache.ids, expected)
+    self.assertEqual(float(cache.occurrence_counts[8]), 300.0)
+
+  def test_proposal_is_what_the_cache_was_drawn_by(self):
+    cache = _cache(
+      num_candidates=4,
+      cache_size=20000,
+      cache_scope="all",
+      occurrence_decay=0.5,
+    )
+    ids = tf.range(4, dtype=tf.int64)
+    self.assertAllClose(cache.log_proposal(ids), np.log([0.25] * 4))
+    _update(cache, [0, 1], [8.0, 2.0])
+    _update(cache, [0, 2], [1.0, 3.0])
+    share = np.exp(cache.log_proposal(ids))
+    self.assertAllClose(share, np.array([5.0, 1.0, 3.0, 0.0]) / 9)
+    self.assertAllClose(
+      np.bincount(cache.ids, minlength=4) / 20000,
+      share,
+      atol=5 * 0.5 / np.sqrt(20000),
+    )
+
   def test_counts_do_not_stall_at_the_end_of_float32(self):
     cache = _cache(num_candidates=3)
     cache.occurrence_counts.assign([2.0**24, 2.0**40, 0.0])
@@ -213,6 +249,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
     ("cache_scope", "epoch"),
     ("occurrence_decay", 0.0),
     ("occurrence_decay", 1.5),
+    ("cache_policy", "age"),
   )
   def test_bad_arguments(self, name, value):
     with self.assertRaisesRegex(ValueError, f"{name}.*{value}"):

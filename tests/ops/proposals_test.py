@@ -64,32 +64,47 @@ class LogMixtureTest(tf.test.TestCase, parameterized.TestCase):
   def test_hand_value(self):
     # 3 rows and 1 uniform candidate of 5: 3/4 q + 1/4 * 1/5.
     self.assertAllClose(
-      proposals.log_mixture(tf.math.log([0.6, 0.2]), 3, 1, 5),
+      proposals.log_mixture(tf.math.log([0.6, 0.2]), 3, -np.log(5), 1),
       np.log([0.75 * 0.6 + 0.05, 0.75 * 0.2 + 0.05]),
+    )
+
+  def test_candidates_that_only_the_batch_brings(self):
+    self.assertAllClose(
+      proposals.log_mixture(
+        tf.math.log([0.6, 0.4]), 3, tf.math.log([0.0, 1.0]), 1
+      ),
+      np.log([0.75 * 0.6, 0.75 * 0.4 + 0.25]),
     )
 
   @parameterized.product(sizes=((8, 3), (8, 0), (1, 8192)), graph=(True, False))
   def test_reference(self, sizes, graph):
     pop = reference.popularity([5, 1, 0, 40, 7])
     function = tf.function(proposals.log_mixture, autograph=False)
+    others = np.log([0.1, 0.2, 0.3, 0.15, 0.25])
+    num_rows, num_others = sizes
     log_q = (function if graph else proposals.log_mixture)(
-      tf.constant(np.log(pop)), *(tf.constant(n) for n in sizes), 5
+      tf.constant(np.log(pop)),
+      tf.constant(num_rows),
+      tf.constant(others),
+      tf.constant(num_others),
     )
     self.assertAllClose(
-      log_q, reference.log_mixture(np.log(pop), *sizes, 5), rtol=1e-12
+      log_q,
+      reference.log_mixture(np.log(pop), num_rows, others, num_others),
+      rtol=1e-12,
     )
     self.assertAllClose(tf.reduce_sum(tf.exp(log_q)), 1.0)
 
-  def test_without_rows_it_is_uniform(self):
+  def test_without_rows_it_is_that_of_the_others(self):
     self.assertAllClose(
-      proposals.log_mixture(tf.math.log([0.9, 0.1]), 0, 4, 10),
+      proposals.log_mixture(tf.math.log([0.9, 0.1]), 0, -np.log(10), 4),
       np.log([0.1, 0.1]),
     )
 
   def test_rare_candidates_keep_their_odds(self):
     # q of e^-100 would be 0 in float32.
     log_q = tf.constant([-100.0, -90.0])
-    self.assertAllClose(proposals.log_mixture(log_q, 4, 0, 10), log_q)
+    self.assertAllClose(proposals.log_mixture(log_q, 4, -np.log(10), 0), log_q)
 
 
 class LogComplementTest(tf.test.TestCase, parameterized.TestCase):

@@ -198,6 +198,82 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(gradient, np.zeros([len(_COUNTS), _DIM]))
 
 
+class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
+  def joint(self, encoder, cache_ids, policy):
+    """(task, share of each candidate in the cache)."""
+    task = _with_cache(
+      _task(
+        encoder,
+        joint_partition=True,
+        cache_policy=policy,
+        cache_scope="all",
+        num_resampled=7,
+        temperature=0.7,
+      ),
+      encoder,
+      cache_ids,
+    )
+    draws = np.array([2.0, 0, 4, 9, 0, 0, 0, 1, 3, 5])
+    _cache(task).occurrence_counts.assign(draws)
+    if policy == "recency":
+      return task, reference.popularity(_COUNTS)
+    return task, draws / draws.sum()
+
+  @parameterized.parameters("occurrence", "recency")
+  def test_reference(self, policy):
+    encoder = _encoder()
+    query, ids = _problem(5)
+    cache_ids = [2, 9, 3, 3, 0, 8]
+    task, share = self.joint(encoder, cache_ids, policy)
+    before = _cache(task).occurrence_counts.numpy()
+    table = _table(encoder)
+
+    def slow(query, table, draws=None):
+      return reference.xir_joint_task(
+        query,
+        table[ids],
+        ids,
+        table[cache_ids],
+        cache_ids,
+        _COUNTS,
+        share,
+        num_resampled=7,
+        temperature=0.7,
+        draws=draws,
+      )
+
+    query = tf.constant(query)
+    with tf.GradientTape() as tape:
+      tape.watch(query)
+      loss = _loss(task, encoder, query, ids)
+    expected, draws = slow(query, table)
+    self.assertAllClose(loss, expected, rtol=1e-5)
+    by_query, by_table = tape.gradient(loss, [query, encoder.embeddings])
+    self.assertAllClose(
+      by_query,
+      reference.numeric_gradient(lambda q: slow(q, table, draws)[0], query),
+      atol=1e-5,
+    )
+    self.assertAllClose(
+      tf.convert_to_tensor(by_table),
+      reference.numeric_gradient(lambda t: slow(query, t, draws)[0], table),
+      atol=1e-5,
+    )
+    self.assertAllClose(
+      _cache(task).occurrence_counts - before,
+      reference.occurrence_counts(
+        len(_COUNTS), [(np.concatenate([ids, cache_ids]), draws)]
+      ),
+      rtol=1e-5,
+    )
+    if policy == "recency":
+      self.assertAllEqual(_cache(task).ids, [*ids, cache_ids[0]])
+
+  def test_needs_a_cache_whose_proposal_is_known(self):
+    with self.assertRaisesRegex(ValueError, "(?s)joint_partition.*cache_scope"):
+      _task(_encoder(), joint_partition=True)
+
+
 class GradientTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(normalize=(False, True), cache_weight=(0.0, 0.4, 1.0))
   def test_cached_candidates_are_encoded_with_gradient(self, **options):
@@ -407,6 +483,7 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
     ("cache_scope", "epoch"),
     ("occurrence_decay", 0.0),
     ("occurrence_decay", 1.1),
+    ("cache_policy", "age"),
   )
   def test_bad_arguments_name_the_value(self, name, value):
     with self.assertRaisesRegex(ValueError, f"(?s){name}.*{value}"):

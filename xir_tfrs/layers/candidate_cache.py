@@ -6,6 +6,7 @@ from xir_tfrs.layers import state
 from xir_tfrs.ops import cache, seeds
 
 SCOPES = ("step", "all")
+POLICIES = ("occurrence", "recency")
 
 
 class CandidateCache(tf.keras.layers.Layer):
@@ -13,6 +14,8 @@ class CandidateCache(tf.keras.layers.Layer):
 
       o <- occurrence_decay * o + draws of this step
       cache <- cache_size candidates, in proportion to o
+
+  or, by recency, simply the `cache_size` candidates that came last.
 
   Attributes:
     ids: [cache_size] int64 variable, the cached candidates; uniform at first.
@@ -30,6 +33,7 @@ class CandidateCache(tf.keras.layers.Layer):
     *,
     cache_scope: str = "step",
     occurrence_decay: float = 1.0,
+    cache_policy: str = "occurrence",
     seed: int = 0,
     name: str = "candidate_cache",
   ) -> None:
@@ -44,6 +48,8 @@ class CandidateCache(tf.keras.layers.Layer):
       occurrence_decay: What is kept of the old counts at each step. Less than
         1 follows a changing model, and costs a pass over the catalogue each
         step.
+      cache_policy: `"occurrence"`, as above, or `"recency"`: the candidates
+        of the last batches, as they came, whatever was drawn.
       seed: Base seed of the draws.
       name: Name of the layer.
 
@@ -70,10 +76,16 @@ class CandidateCache(tf.keras.layers.Layer):
         "`occurrence_decay` must lie in (0, 1]. "
         f"Received: `occurrence_decay` = {occurrence_decay}."
       )
+    if cache_policy not in POLICIES:
+      raise ValueError(
+        f"`cache_policy` must be one of {POLICIES}. "
+        f"Received: `cache_policy` = {cache_policy!r}."
+      )
     self._num_candidates = num_candidates
     self._cache_size = cache_size
     self._cache_scope = cache_scope
     self._occurrence_decay = occurrence_decay
+    self._cache_policy = cache_policy
     self._seed = seed
 
     self.ids = state.add_state(
@@ -85,7 +97,12 @@ class CandidateCache(tf.keras.layers.Layer):
     self.entered = state.add_state(self, "entered", (cache_size,), tf.int64)
     self.step = state.add_state(self, "step", (), tf.int64)
 
-  def update(self, pool_ids: tf.Tensor, draws: tf.Tensor) -> None:
+  def update(
+    self,
+    pool_ids: tf.Tensor,
+    draws: tf.Tensor,
+    arrived: tf.Tensor | None = None,
+  ) -> None:
     """Counts the draws of a step and draws the next cache.
 
     Call it at the top level of the step function: variables that all replicas
@@ -94,6 +111,8 @@ class CandidateCache(tf.keras.layers.Layer):
     Args:
       pool_ids: [n] candidates of this step's pools, on all replicas.
       draws: [n] how often each was drawn, on all replicas together.
+      arrived: [batch] candidates of this step's batch, on all replicas; needed
+        by recency alone.
     """
     seed = seeds.step_seed(self._seed, self.step, seeds.NEXT_CACHE)
     if self._occurrence_decay < 1.0:
@@ -103,15 +122,35 @@ class CandidateCache(tf.keras.layers.Layer):
     self.occurrence_counts.scatter_add(
       tf.IndexedSlices(tf.cast(draws, tf.float64), pool_ids)
     )
-    if self._cache_scope == "all":
-      pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
-    counts = tf.gather(self.occurrence_counts, pool_ids)
-    next_ids = cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
+    if self._cache_policy == "recency":
+      next_ids = tf.concat([arrived, self.ids], 0)[: self._cache_size]
+    else:
+      if self._cache_scope == "all":
+        pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
+      counts = tf.gather(self.occurrence_counts, pool_ids)
+      next_ids = cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
     self.entered.assign(
       cache.entry_steps(self.ids, self.entered, next_ids, self.step + 1)
     )
     self.ids.assign(next_ids)
     self.step.assign_add(1)
+
+  def log_proposal(self, ids: tf.Tensor) -> tf.Tensor:
+    """Log of the distribution that the cache was drawn from, scope `"all"`.
+
+    Args:
+      ids: [n] candidates.
+
+    Returns:
+      [n] float32 log( o_j / sum o ); -inf for what was never drawn, and
+      log( 1 / num_candidates ) before anything was.
+    """
+    total = tf.reduce_sum(self.occurrence_counts)
+    counts = tf.gather(self.occurrence_counts, ids)
+    share = tf.where(
+      total > 0, counts / total, tf.ones_like(counts) / self._num_candidates
+    )
+    return tf.cast(tf.math.log(share), tf.float32)
 
   def readout(self) -> dict[str, tf.Tensor]:
     """How the cache fares.
@@ -144,6 +183,7 @@ class CandidateCache(tf.keras.layers.Layer):
       "cache_size": self._cache_size,
       "cache_scope": self._cache_scope,
       "occurrence_decay": self._occurrence_decay,
+      "cache_policy": self._cache_policy,
       "seed": self._seed,
       "name": self.name,
     }

@@ -26,34 +26,33 @@ def log_popularity(counts: tf.Tensor) -> tf.Tensor:
 def log_mixture(
   log_q: tf.Tensor,
   num_rows: int | tf.Tensor,
-  num_uniform: int | tf.Tensor,
-  num_candidates: int,
+  log_q_others: float | tf.Tensor,
+  num_others: int | tf.Tensor,
 ) -> tf.Tensor:
-  """Log of the proposal of batch candidates mixed with uniform ones.
+  """Log of the proposal of batch candidates mixed with others.
 
-      Q*_j = B / (B + B') q_j + B' / (B + B') 1 / N
+      Q*_j = B / (B + B') q_j + B' / (B + B') q'_j
 
-  Equation 5 of Yang et al. 2020 (MNS).
+  Equation 5 of Yang et al. 2020 (MNS), where q' is uniform; the balance
+  heuristic of multiple importance sampling (Veach and Guibas 1995).
 
   Args:
     log_q: [n] log proposal of the batch's candidates, q.
     num_rows: Candidates from the batch, B.
-    num_uniform: Candidates drawn uniformly, B'.
-    num_candidates: Size of the catalogue, N.
+    log_q_others: [n] or scalar log proposal of the others, q'; may be -inf
+      where q is not.
+    num_others: Candidates drawn from it, B'.
 
   Returns:
     [n] log Q*, of the type of `log_q`.
   """
   num_rows = tf.cast(num_rows, log_q.dtype)
-  num_uniform = tf.cast(num_uniform, log_q.dtype)
-  log_total = tf.math.log(num_rows + num_uniform)
+  num_others = tf.cast(num_others, log_q.dtype)
+  log_q_others = tf.cast(log_q_others, log_q.dtype)
+  log_total = tf.math.log(num_rows + num_others)
   from_batch = log_q + tf.math.log(num_rows) - log_total
-  from_all = (
-    tf.math.log(num_uniform)
-    - log_total
-    - tf.math.log(tf.cast(num_candidates, log_q.dtype))
-  )
-  parts = tf.stack([from_batch, tf.fill(tf.shape(log_q), from_all)])
+  from_others = log_q_others + tf.math.log(num_others) - log_total
+  parts = tf.stack([from_batch, tf.broadcast_to(from_others, tf.shape(log_q))])
   return tf.reduce_logsumexp(parts, axis=0)
 
 

@@ -1,5 +1,6 @@
 """MNS: in-batch candidates mixed with uniform ones."""
 
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -123,8 +124,8 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     log_q = proposals.log_mixture(
       log_popularity,
       tf.size(batch.pool_ids),
+      -math.log(self._num_candidates),
       self._num_uniform,
-      self._num_candidates,
     )
     pool = fused.Pool(
       tf.concat([batch.pool_embeddings, uniform], 0),

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_cache
-from xir_tfrs.ops import fused, seeds
+from xir_tfrs.ops import fused, proposals, seeds
 from xir_tfrs.tasks import retrieval
 from xir_tfrs.types import CandidateEncoder
 
@@ -23,6 +23,16 @@ class XIRRetrieval(retrieval.RetrievalTask):
   drawn in proportion to how often each candidate has been drawn so far
   (Algorithm 2).
 
+  With `joint_partition` batch and cache are one pool, of which all is drawn
+  together, for one loss: L = L(batch and cache), with weights
+  softmax_j(s_j - log Q*_j) and the proposal of the mixture,
+
+      Q*_j = B / (B + C) pop_j + C / (B + C) q_j
+
+  for B candidates of the batch and C of the cache, drawn by q: the shares of
+  the draw counts, or pop for a cache by recency (but for the uniform one that
+  training begins with).
+
   Attributes:
     cache: The `layers.CandidateCache`.
   """
@@ -37,6 +47,8 @@ class XIRRetrieval(retrieval.RetrievalTask):
     cache_weight: float = 0.5,
     cache_scope: str = "step",
     occurrence_decay: float = 1.0,
+    cache_policy: str = "occurrence",
+    joint_partition: bool = False,
     resampler: str = "systematic",
     positive_in_pool: bool = True,
     **shared,
@@ -49,12 +61,17 @@ class XIRRetrieval(retrieval.RetrievalTask):
       candidate_encoder: [n] dense candidate ids -> [n, dim]; the candidate
         tower.
       cache_size: Candidates in the cache.
-      num_resampled: Draws per query from each of batch and cache; None:
-        `cache_size // 2`.
-      cache_weight: Share of the cache in the loss, lambda; in [0, 1].
+      num_resampled: Draws per query from each of batch and cache, or from both
+        together; None: `cache_size // 2`.
+      cache_weight: Share of the cache in the loss, lambda; in [0, 1]. Nothing
+        to `joint_partition`.
       cache_scope: Whom the next cache is drawn from: `"step"`, the candidates
         of this step's batch and cache, or `"all"`.
       occurrence_decay: What is kept of the old draw counts at each step.
+      cache_policy: Who is cached: `"occurrence"`, who is drawn often, or
+        `"recency"`, who came last.
+      joint_partition: Whether batch and cache are one pool, with one loss.
+        Needs `cache_scope="all"`, or a cache by recency.
       resampler: How to draw; one of `ops.resampling.METHODS`.
       positive_in_pool: Whether the row's positive may be drawn from the
         batch, as in the released code.
@@ -71,6 +88,11 @@ class XIRRetrieval(retrieval.RetrievalTask):
         "`cache_weight` must lie in [0, 1]. "
         f"Received: `cache_weight` = {cache_weight}."
       )
+    if joint_partition and cache_scope == "step" and cache_policy != "recency":
+      raise ValueError(
+        "`joint_partition` needs to know by what distribution the cache was "
+        'drawn: give `cache_scope="all"` or `cache_policy="recency"`.'
+      )
     self._candidate_counts = retrieval.as_counts(candidate_counts)
     self._candidate_encoder = candidate_encoder
     self._cache_size = cache_size
@@ -78,12 +100,15 @@ class XIRRetrieval(retrieval.RetrievalTask):
     self._cache_weight = cache_weight
     self._cache_scope = cache_scope
     self._occurrence_decay = occurrence_decay
+    self._cache_policy = cache_policy
+    self._joint_partition = joint_partition
     self._resampler = resampler
     self.cache = candidate_cache.CandidateCache(
       len(self._candidate_counts),
       cache_size,
       cache_scope=cache_scope,
       occurrence_decay=occurrence_decay,
+      cache_policy=cache_policy,
       seed=self._seed,
     )
     self._log_popularity = self._log_popularity_table(self._candidate_counts)
@@ -102,6 +127,8 @@ class XIRRetrieval(retrieval.RetrievalTask):
       "cache_weight": self._cache_weight,
       "cache_scope": self._cache_scope,
       "occurrence_decay": self._occurrence_decay,
+      "cache_policy": self._cache_policy,
+      "joint_partition": self._joint_partition,
       "resampler": self._resampler,
     }
 
@@ -112,13 +139,6 @@ class XIRRetrieval(retrieval.RetrievalTask):
     }
 
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
-    batch_loss, batch_draws = self._part(
-      batch,
-      batch.pool_embeddings,
-      batch.pool_ids,
-      batch.own_offset,
-      seeds.BATCH_DRAWS,
-    )
     cache_ids = tf.identity(self.cache.ids)
     cache_embeddings = distribute.encode_together(
       lambda ids: self._encoded(
@@ -126,19 +146,51 @@ class XIRRetrieval(retrieval.RetrievalTask):
       ),
       cache_ids,
     )
-    cache_loss, cache_draws = self._part(
-      batch, cache_embeddings, cache_ids, None, seeds.CACHE_DRAWS
+    in_batch = fused.Pool(
+      batch.pool_embeddings,
+      batch.pool_ids,
+      tf.gather(self._log_popularity, batch.pool_ids),
+      batch.own_offset,
     )
+    in_cache = fused.Pool(
+      cache_embeddings, cache_ids, tf.gather(self._log_popularity, cache_ids)
+    )
+    if self._joint_partition:
+      loss, draws = self._resampled(
+        batch, self._joined(in_batch, in_cache), seeds.BATCH_DRAWS
+      )
+      sizes = [tf.size(batch.pool_ids), tf.size(cache_ids)]
+      batch_draws, cache_draws = tf.split(draws, sizes)
+    else:
+      batch_loss, batch_draws = self._resampled(
+        batch, in_batch, seeds.BATCH_DRAWS
+      )
+      cache_loss, cache_draws = self._resampled(
+        batch, in_cache, seeds.CACHE_DRAWS
+      )
+      weight = self._cache_weight
+      loss = weight * cache_loss + (1.0 - weight) * batch_loss
     if training:
       self._update_cache(batch.pool_ids, batch_draws, cache_ids, cache_draws)
-    return (
-      self._cache_weight * cache_loss + (1.0 - self._cache_weight) * batch_loss
-    )
+    return loss
 
-  def _part(self, batch, embeddings, ids, own_offset, stream):
-    pool = fused.Pool(
-      embeddings, ids, tf.gather(self._log_popularity, ids), own_offset
+  def _joined(self, in_batch: fused.Pool, in_cache: fused.Pool) -> fused.Pool:
+    """Both as one pool, with the proposal of their mixture."""
+    ids = tf.concat([in_batch.ids, in_cache.ids], 0)
+    log_popularity = tf.concat([in_batch.log_q, in_cache.log_q], 0)
+    log_q = proposals.log_mixture(
+      log_popularity,
+      tf.size(in_batch.ids),
+      log_popularity
+      if self._cache_policy == "recency"
+      else self.cache.log_proposal(ids),
+      tf.size(in_cache.ids),
     )
+    embeddings = tf.concat([in_batch.embeddings, in_cache.embeddings], 0)
+    return fused.Pool(embeddings, ids, log_q, in_batch.own_offset)
+
+  def _resampled(self, batch: retrieval.Batch, pool: fused.Pool, stream: int):
+    """(loss, draws) of a resample of the pool."""
     resampler = fused.Resampler(
       self._num_resampled or max(self._cache_size // 2, 1),
       self._resampler,
@@ -158,4 +210,5 @@ class XIRRetrieval(retrieval.RetrievalTask):
     self.cache.update(
       tf.concat([batch_ids, cache_ids], 0),
       tf.concat([batch_draws, cache_draws], 0),
+      arrived=batch_ids,
     )
