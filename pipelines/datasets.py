@@ -79,13 +79,28 @@ def training_dataset(
     rows = tf.ensure_shape(rows, [static_size])
     rows = {name: tf.gather(column, rows) for name, column in tensors.items()}
     if known is not None:
-      rows["known_candidate_ids"] = tf.gather(known, rows["query_id"])
+      rows["known_candidate_ids"] = _rows_of(known, rows["query_id"])
     return rows
 
   return (
     tf.data.Dataset.range(np.iinfo(np.int64).max)
     .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(tf.data.AUTOTUNE)
+  )
+
+
+def _rows_of(ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.RaggedTensor:
+  """`tf.gather`, which takes ten times as long for what it puts around."""
+  gathered = tf.raw_ops.RaggedGather(
+    params_nested_splits=[ragged.row_splits],
+    params_dense_values=ragged.values,
+    indices=rows,
+    OUTPUT_RAGGED_RANK=1,
+  )
+  return tf.RaggedTensor.from_row_splits(
+    gathered.output_dense_values,
+    gathered.output_nested_splits[0],
+    validate=False,
   )
 
 

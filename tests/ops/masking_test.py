@@ -71,6 +71,17 @@ class KnownColumnsTest(tf.test.TestCase, parameterized.TestCase):
       reference.known_positives(known, positive_ids, pool_ids),
     )
 
+  def test_ids_that_end_alike_are_told_apart(self):
+    pool_ids = tf.constant([5, 2**16 + 5, 2**40 + 5, -1], tf.int64)
+    columns = masking.known_columns(
+      tf.ragged.constant([[5], [2**17 + 5], [2**40 + 5, -1]], tf.int64),
+      tf.zeros([3], tf.int64),
+      pool_ids,
+    )
+    self.assertAllEqual(columns.row_lengths(), [1, 0, 2])
+    self.assertAllEqual(columns.values[0], 0)
+    self.assertCountEqual(columns.values[1:].numpy(), [2, 3])
+
   def test_no_rows_and_nothing_known(self):
     for known, rows in (([], 0), ([[], []], 2)):
       columns = masking.known_columns(

@@ -5,6 +5,9 @@ Axes: batch = rows, one per query; pool = candidates a row is scored against.
 
 import tensorflow as tf
 
+# Cells of the filter of known ids; a power of 2, many times a pool.
+_FILTER_SIZE = 2**16
+
 
 def mask_logits(logits: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
   """Sets the logits that are not kept to -inf: they have probability 0.
@@ -68,20 +71,22 @@ def known_columns(
   Returns:
     [batch, None] int32 columns, in no particular order.
   """
+  ids = tf.cast(known_ids.values, pool_ids.dtype)
+  # Hardly any has a column; those that cannot are not worth a search.
+  places = tf.where(_may_be_among(pool_ids, ids))[:, 0]
+  ids = tf.gather(ids, places)
+  rows = _row_numbers(known_ids, places)
   order = tf.argsort(pool_ids, stable=True)
   ordered = tf.gather(pool_ids, order)
-  ids = tf.cast(known_ids.values, pool_ids.dtype)
   first = tf.searchsorted(ordered, ids, side="left")
   found = tf.searchsorted(ordered, ids, side="right") - first
-  own = tf.gather(positive_ids, _row_numbers(known_ids))
+  own = tf.gather(positive_ids, rows)
   found = tf.where(tf.equal(ids, own), tf.zeros_like(found), found)
   # A candidate may have several columns, which are neighbours in order.
   positions = tf.ragged.range(first, first + found).values
-  total = tf.pad(tf.cumsum(found), [[1, 0]])
-  return tf.RaggedTensor.from_row_splits(
-    tf.gather(order, positions),
-    tf.gather(tf.cast(total, tf.int64), known_ids.row_splits),
-    validate=False,
+  lengths = tf.math.unsorted_segment_sum(found, rows, known_ids.nrows())
+  return tf.RaggedTensor.from_row_lengths(
+    tf.gather(order, positions), tf.cast(lengths, tf.int64), validate=False
   )
 
 
@@ -92,7 +97,8 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
     columns: [batch, None] columns of each row, such as `known_columns`.
     pool: Number of columns.
   """
-  places = tf.stack([_row_numbers(columns), columns.values], axis=1)
+  values = tf.range(tf.size(columns.values, tf.int64))
+  places = tf.stack([_row_numbers(columns, values), columns.values], axis=1)
   return tf.scatter_nd(
     places,
     tf.fill([tf.shape(places)[0]], True),
@@ -100,10 +106,23 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
   )
 
 
-def _row_numbers(ragged: tf.RaggedTensor) -> tf.Tensor:
-  """[n] int32 row of each value.
+def _may_be_among(pool_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+  """[n] bool, True wherever an id is in the pool, and by chance elsewhere.
+
+  A Bloom filter of one hash, the last bits.
+  """
+  last = tf.constant(_FILTER_SIZE - 1, ids.dtype)
+  present = tf.scatter_nd(
+    tf.bitwise.bitwise_and(pool_ids, last)[:, tf.newaxis],
+    tf.fill(tf.shape(pool_ids), True),
+    tf.constant([_FILTER_SIZE], ids.dtype),
+  )
+  return tf.gather(present, tf.bitwise.bitwise_and(ids, last))
+
+
+def _row_numbers(ragged: tf.RaggedTensor, values: tf.Tensor) -> tf.Tensor:
+  """[n] int32 rows of the values at [n] int64 places, in order.
 
   `value_rowids` makes a matrix of all rows by the longest one.
   """
-  values = tf.range(tf.size(ragged.values, tf.int64))
   return tf.searchsorted(ragged.row_splits, values, side="right") - 1
