@@ -63,6 +63,12 @@ class TrainConfig:
     "Softmax tasks: whence the log-Q correction. Not given: as the task.",
     choices=("none", "popularity", "streaming"),
   )
+  popularity: str = _setting(
+    "rows",
+    "What a candidate's popularity goes by: its training rows, or log(1 + "
+    "rows), as in early code of the XIR paper.",
+    choices=("rows", "log_rows"),
+  )
   remove_accidental_hits: bool | None = _setting(
     None,
     "Leave out pool columns with the id of the row's positive. Not given: as "

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
@@ -114,7 +115,7 @@ def build(
   task = _task(
     config,
     {
-      "candidate_counts": lambda: candidates.counts,
+      "candidate_counts": lambda: _popularity_counts(config, candidates),
       "candidate_encoder": lambda: candidate_tower,
       "frequency_estimator": lambda: _frequency_estimator(
         config, len(candidates.ids)
@@ -226,6 +227,16 @@ def _proposal(config, method, wanted) -> dict[str, Callable[[], Any]]:
   if takes_log_q and log_q != "popularity":
     overrides["candidate_counts"] = lambda: None
   return overrides
+
+
+def _popularity_counts(
+  config: configs.TrainConfig, candidates: records.Table
+) -> np.ndarray:
+  """[num_candidates] int64 in proportion to the popularity."""
+  if config.popularity == "rows":
+    return candidates.counts
+  # Tasks take whole numbers.
+  return np.rint(1e6 * np.log1p(candidates.counts)).astype(np.int64)
 
 
 def _frequency_estimator(

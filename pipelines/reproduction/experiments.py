@@ -256,6 +256,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"l2": 1e-4},
         {"l2": 1e-6},
         {"init_stddev": 0.1},
+        {"popularity": "log_rows"},
       )
       for task in ("ssl_pop", "bir")
     ),

@@ -48,6 +48,12 @@ def test_popularity(task, log_q):
   assert config_of(build(task, log_q=log_q)) == (_COUNTS.tolist(), None)
 
 
+@pytest.mark.parametrize("task", ["ssl_pop", "bir", "xir"])
+def test_popularity_by_the_logarithm(task):
+  counts = build(task, popularity="log_rows").get_config()["candidate_counts"]
+  np.testing.assert_allclose(counts, 1e6 * np.log1p(_COUNTS), atol=0.5)
+
+
 @pytest.mark.parametrize("task", ["ssl", "ssl_pop", "mns", "cbns"])
 def test_streaming(task):
   counts, estimator = config_of(build(task, log_q="streaming"))
