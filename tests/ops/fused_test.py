@@ -120,12 +120,12 @@ def whole_gradient(results):
 
 class FusedTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(
-    sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
+    problem_and_chunk=[((1, 1, 3), None), ((6, 6, 1), 4), ((10, 33, 8), 4)],
     method=[None, *resampling.METHODS],
     masks=[(False, False), (True, False), (False, True), (True, True)],
-    row_chunk_size=[None, 4],
   )
-  def test_equals_dense(self, sizes, method, masks, row_chunk_size):
+  def test_equals_dense(self, problem_and_chunk, method, masks):
+    sizes, row_chunk_size = problem_and_chunk
     arguments = problem(*sizes, tf.float64)
     arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
     if method is None:
