@@ -1,5 +1,6 @@
 """The checkpoints of a run: saved whole or not at all, restored if whole."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 
 import tensorflow as tf
 
+import xir_tfrs as xir
 from pipelines import model_dir
 
 _PREFIX = "ckpt"
@@ -28,6 +30,7 @@ class Checkpoints:
     directory: model_dir.ModelDir,
     checkpoint: tf.train.Checkpoint,
     keep: int,
+    average: xir.optimizers.WeightAverage | None = None,
   ) -> None:
     """Takes what is to be saved.
 
@@ -37,8 +40,12 @@ class Checkpoints:
         variable, and throws its copy away.
       checkpoint: The state.
       keep: Checkpoints kept, beside the best.
+      average: An average of weights, part of the state. In a checkpoint it
+        stands in their place, and they in its: who restores the model alone
+        has the average.
     """
     self._checkpoint = checkpoint
+    self._average = average
     self._path = directory.path / model_dir.CHECKPOINTS
     self._best_path = directory.path / model_dir.BEST
     self._keep = keep
@@ -131,8 +138,12 @@ class Checkpoints:
     )
 
   def _save(self, manager, path: pathlib.Path, step: int) -> None:
+    in_place = (
+      self._average.in_place if self._average else contextlib.nullcontext
+    )
     try:
-      manager.save(checkpoint_number=step)
+      with in_place():
+        manager.save(checkpoint_number=step)
     except (tf.errors.OpError, OSError) as error:
       if self._discarded is None:
         _remove(path, f"{_PREFIX}-{step}")
@@ -152,6 +163,8 @@ class Checkpoints:
         f"{prefix} is not of this model, or of another version of it "
         f"({_first_line(error)})."
       ) from None
+    if self._average is not None:
+      self._average.exchange()
 
   def _on_disk(self) -> list[tuple[int, str]]:
     """(step, prefix) of every checkpoint, newest first."""

@@ -172,6 +172,11 @@ class TrainConfig:
   )
   decay_epochs: int = _setting(5, "Epochs between decays.")
   l2: float = _setting(0.0, "Coefficient of coupled_l2_adam.")
+  average_epochs: float = _setting(
+    0.0,
+    "Evaluate and serve not the last weights but their average over about so "
+    "many epochs, one that fades exponentially. 0: the last weights.",
+  )
 
   strategy: str = _setting(
     "one",
@@ -216,6 +221,11 @@ class TrainConfig:
         raise ValueError(
           f"--{name} must be positive. Received: {getattr(self, name)}."
         )
+    if self.average_epochs < 0:
+      raise ValueError(
+        "--average_epochs must not be negative. "
+        f"Received: {self.average_epochs}."
+      )
     if self.optimizer not in OPTIMIZERS:
       raise ValueError(
         f"--optimizer must be one of {', '.join(OPTIMIZERS)}. "

@@ -1,6 +1,7 @@
 """When things are due in a run: a function of the step alone."""
 
 import dataclasses
+import math
 
 from pipelines import configs, datasets
 
@@ -45,6 +46,22 @@ class Schedule:
     every = self.config.checkpoint_steps
     return self.validates(step) if every is None else step % every == 0
 
+  @property
+  def average_steps(self) -> int:
+    """Steps between updates of the average of the weights: a 20th of it."""
+    steps = self.config.average_epochs * self.num_rows
+    return max(round(steps / self.config.global_batch_size / 20), 1)
+
+  @property
+  def average_decay(self) -> float:
+    """What an update keeps of the average of the weights."""
+    rows = self.average_steps * self.config.global_batch_size
+    return math.exp(-rows / self.num_rows / self.config.average_epochs)
+
+  def averages(self, step: int) -> bool:
+    """Whether the weights join their average after `step` steps."""
+    return self.config.average_epochs > 0 and step % self.average_steps == 0
+
   def block(self, step: int) -> int:
     """Steps from `step` until anything at all is due."""
     due = [
@@ -52,6 +69,8 @@ class Schedule:
       self._next_end(step, 1),
       self.total_steps,
     ]
+    if self.config.average_epochs:
+      due.append(_next_multiple(step, self.average_steps))
     if self.config.checkpoint_steps:
       due.append(_next_multiple(step, self.config.checkpoint_steps))
     return min(due) - step

@@ -151,12 +151,18 @@ class _Run:
       optimizer.build(self._model.trainable_variables)
       self._model.compile(optimizer=optimizer)
       self._step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
+      state = {"model": self._model, "optimizer": optimizer, "step": self._step}
+      self._average = None
+      if config.average_epochs:
+        self._average = xir.optimizers.WeightAverage(
+          self._model.trainable_variables
+        )
+        state["average"] = self._average
     self._checkpoints = checkpoints.Checkpoints(
       self._dir,
-      tf.train.Checkpoint(
-        model=self._model, optimizer=optimizer, step=self._step
-      ),
+      tf.train.Checkpoint(**state),
       config.keep_checkpoints,
+      self._average,
     )
     self._begin(_description(config, self._model), resume, overwrite)
     self._validations = [
@@ -198,6 +204,8 @@ class _Run:
         ).numpy()
         elapsed = time.perf_counter() - start
         self._require_finite(losses, step)
+        if self._schedule.averages(self._now):
+          self._average.update(self._schedule.average_decay)
         seconds += elapsed
         block_times.append(elapsed / len(losses))
         self._log_block(losses, elapsed)
@@ -359,7 +367,10 @@ class _Run:
   def _validate(self, report: progress_lib.Progress) -> None:
     before = self._best_validation()
     ks = sorted({*_KS, int(self._config.metric.partition("@")[2])})
-    metrics = evaluate.rank(self._model, self._validation, tuple(ks))
+    with (
+      self._average.in_place() if self._average else contextlib.nullcontext()
+    ):
+      metrics = evaluate.rank(self._model, self._validation, tuple(ks))
     # Every worker has ranked, but on unlike machines a rounding may differ.
     values = self._workers.of_chief(*metrics.values())
     row = self._row("validation") | dict(zip(metrics, values, strict=True))

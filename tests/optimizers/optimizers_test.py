@@ -150,3 +150,46 @@ class CoupledL2AdamTest(tf.test.TestCase):
     config = optimizers.CoupledL2Adam(0.3, l2=0.25).get_config()
     again = optimizers.CoupledL2Adam.from_config(config)
     self.assertEqual(again.get_config(), config)
+
+
+class WeightAverageTest(tf.test.TestCase, parameterized.TestCase):
+  def test_by_hand(self):
+    weights = [tf.Variable([1.0, 2.0]), tf.Variable(3.0, dtype=tf.float64)]
+    average = optimizers.WeightAverage(weights)
+    expected = [np.array([1.0, 2.0]), np.array(3.0)]
+    for n in range(40):
+      for weight in weights:
+        weight.assign(0.9 * weight + n)
+      decay = min(0.6, (1 + n) / (10 + n))
+      expected = [
+        decay * e + (1 - decay) * w.numpy()
+        for e, w in zip(expected, weights, strict=True)
+      ]
+      average.update(0.6)
+      for e, a in zip(expected, average.averages, strict=True):
+        self.assertAllClose(a, e, rtol=1e-5)
+    self.assertEqual(int(average.num_updates), 40)
+
+  def test_in_place_of_the_weights_and_back(self):
+    weight = tf.Variable([1.0, 2.0])
+    average = optimizers.WeightAverage([weight])
+    weight.assign([5.0, 7.0])
+    with self.assertRaises(KeyError), average.in_place():
+      self.assertAllEqual(weight, [1.0, 2.0])
+      self.assertAllEqual(average.averages[0], [5.0, 7.0])
+      raise KeyError
+    self.assertAllEqual(weight, [5.0, 7.0])
+    self.assertAllEqual(average.averages[0], [1.0, 2.0])
+
+  def test_a_checkpoint_has_the_averages_alone(self):
+    average = optimizers.WeightAverage([tf.Variable([1.0, 2.0])])
+    path = tf.train.Checkpoint(average=average).write(
+      self.get_temp_dir() + "/average"
+    )
+    shapes = [shape for _, shape in tf.train.list_variables(path)]
+    self.assertEqual(shapes.count([2]), 1)
+
+  @parameterized.parameters(-0.1, 1.0)
+  def test_decay_out_of_range(self, decay):
+    with self.assertRaisesRegex(ValueError, f"decay.*{decay}"):
+      optimizers.WeightAverage([tf.Variable(1.0)]).update(decay)

@@ -13,10 +13,12 @@ import tensorflow as tf
 from pipelines import (
   checkpoints,
   configs,
+  evaluate,
   model_dir,
   strategies,
   training,
 )
+from pipelines import schema as schema_lib
 from tests import synthetic_data
 from tests.distributed import cluster
 
@@ -28,6 +30,7 @@ _SETTINGS = {
   "cache_size": 64,
   "epochs": 4,
   "checkpoint_steps": 5,
+  "average_epochs": 1.5,
   "log_steps": 1,
   "patience": 0,
   "seed": 5,
@@ -100,6 +103,39 @@ def assert_same_state(a, b):
 def steps_logged(path):
   rows = model_dir.ModelDir(path).read_metrics()
   return [row["step"] for row in rows if row["kind"] == "train"]
+
+
+def test_a_checkpoint_serves_the_average_of_the_weights(data, tmp_path):
+  run(data, tmp_path, epochs=2, checkpoint_steps=1, keep_checkpoints=100)
+  num_rows = schema_lib.Schema.load(data).rows["train"]
+  expected = None
+  for step in range(1, len(steps_logged(tmp_path)) + 1):
+    saved = tf.train.load_checkpoint(str(tmp_path / f"checkpoints/ckpt-{step}"))
+    value = "{}/.ATTRIBUTES/VARIABLE_VALUE".format
+    last = saved.get_tensor(value("average/averages/0"))
+    served = saved.get_tensor(
+      value("model/query_tower/_id_embedding/embeddings")
+    )
+    if expected is not None:
+      # A 20th of 1.5 epochs is a step here.
+      n = step - 1
+      decay = min(np.exp(-128 / num_rows / 1.5), (1 + n) / (10 + n))
+      expected = decay * expected + (1 - decay) * last
+      np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-6)
+    expected = served
+  assert np.abs(served - last).max() > 1e-3
+  trained, _, _ = evaluate.load_model(tmp_path, "latest")
+  np.testing.assert_array_equal(
+    trained.query_tower.trainable_weights[0], served
+  )
+  rows = model_dir.ModelDir(tmp_path).read_metrics()
+  (validated,) = [
+    row for row in rows if row["kind"] == "validation" and row["step"] == step
+  ]
+  metrics = evaluate.rank(
+    trained, evaluate.load_evaluation_data(data, "validation"), (20,)
+  )
+  assert metrics["ndcg@20"] == pytest.approx(validated["ndcg@20"])
 
 
 def test_killed_process_goes_on_bit_for_bit(data, tmp_path):

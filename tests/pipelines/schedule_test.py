@@ -1,5 +1,7 @@
 """What is due when, against a walk over every step."""
 
+import math
+
 import pytest
 
 from pipelines import configs, schedule
@@ -19,7 +21,11 @@ def make(num_rows=103, **settings):
 @pytest.mark.parametrize("eval_epochs", [1, 2, 3])
 def test_blocks_stop_at_every_due_step(num_rows, eval_epochs):
   calendar = make(
-    num_rows, eval_epochs=eval_epochs, checkpoint_steps=4, log_steps=9
+    num_rows,
+    eval_epochs=eval_epochs,
+    checkpoint_steps=4,
+    log_steps=9,
+    average_epochs=12,
   )
   stops, step = {0}, 0
   while step < calendar.total_steps:
@@ -33,7 +39,9 @@ def test_blocks_stop_at_every_due_step(num_rows, eval_epochs):
     due = step > 0 and step in {-(-num_rows * e // 10) for e in rounds}
     assert calendar.starts_epoch(step) == (step in ends), step
     assert calendar.validates(step) == due, step
-    if step and (step % 4 == 0 or step % 9 == 0 or step in ends):
+    averages = step % max(round(num_rows * 12 / 10 / 20), 1) == 0
+    assert calendar.averages(step) == averages, step
+    if step and (step % 4 == 0 or step % 9 == 0 or averages or step in ends):
       assert step in stops, step
 
 
@@ -42,6 +50,17 @@ def test_checkpoints_come_with_validation_unless_told_otherwise():
   assert [s for s in range(1, 71) if calendar.saves(s)] == [20, 40, 60]
   calendar = make(100, checkpoint_steps=25)
   assert [s for s in range(1, 71) if calendar.saves(s)] == [25, 50]
+
+
+def test_an_average_is_renewed_by_a_twentieth_at_a_time():
+  calendar = make(10_000, average_epochs=2)
+  assert calendar.average_steps == 100
+  assert calendar.average_decay == pytest.approx(math.exp(-1 / 20))
+  # Shorter than a step: the last weights, nearly.
+  calendar = make(10, average_epochs=0.1)
+  assert calendar.average_steps == 1
+  assert calendar.average_decay == pytest.approx(math.exp(-10))
+  assert not any(make(average_epochs=0).averages(step) for step in range(100))
 
 
 def test_late_steps_cost_no_walk():

@@ -2,5 +2,6 @@
 
 from xir_tfrs.optimizers.coupled_l2_adam import CoupledL2Adam
 from xir_tfrs.optimizers.lazy_adam import LazyAdam
+from xir_tfrs.optimizers.weight_average import WeightAverage
 
-__all__ = ["CoupledL2Adam", "LazyAdam"]
+__all__ = ["CoupledL2Adam", "LazyAdam", "WeightAverage"]
