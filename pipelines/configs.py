@@ -83,7 +83,7 @@ class TrainConfig:
     None,
     "Weigh training rows by this power of their candidate's popularity. Above "
     "0 the model leans to popular candidates, whose ranks most metrics count. "
-    "Not given: 0.2; 0 for full_softmax and corr.",
+    "Not given: 0.15; 0 for full_softmax and corr.",
   )
   positive_in_pool: bool | None = _setting(
     None, "Whether the positive is also in the pool. Not given: as the task."

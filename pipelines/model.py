@@ -64,7 +64,7 @@ TASKS: dict[str, Method] = {
 # Found on Gowalla (docs/results.md), where nothing else is said.
 _SHAPE = {
   "mask_known_positives": True,
-  "popularity_weight": 0.2,
+  "popularity_weight": 0.15,
   "positive_in_partition": False,
   "robustness": 0.07,
 }

@@ -51,7 +51,9 @@ class Case:
     """Of its folder: the same for the same settings."""
     if self.label:
       words = re.sub(r"[^\w.=]+", "_", self.label)
-      return "-".join([self.preset, self.task, words])
+      # A schedule over other epochs is another run.
+      epochs = _named({k: v for k, v in self.settings.items() if k == "epochs"})
+      return "-".join([self.preset, self.task, words, *epochs])
     preset = configs.from_preset(preset=self.preset)
     # A point of a sweep that is the preset's is the preset's run.
     changed = {
@@ -122,8 +124,8 @@ def _sweep(
   )
 
 
-# The strongest setting found on the validation split. All that matters is
-# written out, so that it stays what it is when a preset changes.
+# The strongest setting found on the validation split in 10 epochs. All that
+# matters is written out, so that it stays what it is when a preset changes.
 _STRONGEST: dict[str, Any] = {
   "dim": 64,
   "temperature": 0.1,
@@ -143,6 +145,13 @@ def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
   if task in _RESAMPLING:
     settings = {"temperature": 0.2} | settings
   return Case(task, _STRONGEST | settings, "default", label=label)
+
+
+def _longer(case: Case, popularity_weight: float = 0.15) -> Case:
+  """The case in 60 epochs, which take less weight on popular candidates."""
+  weight = min(case.settings["popularity_weight"], popularity_weight)
+  longer = {"epochs": 60, "popularity_weight": weight}
+  return dataclasses.replace(case, settings=case.settings | longer)
 
 
 _ABLATION = (
@@ -305,13 +314,20 @@ EXPERIMENTS: dict[str, Experiment] = {
     epochs=10,
     split="validation",
   ),
+  "longer": Experiment(
+    "The same on the validation split, six times as long",
+    (
+      _longer(_variant("popularity weight 0.15")),
+      _longer(_variant("popularity weight 0.2"), 0.2),
+    ),
+    epochs=60,
+    baseline=1,
+    split="validation",
+  ),
   "final": Experiment(
     "The strongest setting, once on the test split",
-    tuple(
-      dataclasses.replace(case, settings=case.settings | {"epochs": 30})
-      for case in _ABLATION
-    ),
-    epochs=30,
+    tuple(_longer(case) for case in _ABLATION),
+    epochs=60,
     baseline=1,
   ),
 }
