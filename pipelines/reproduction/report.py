@@ -215,7 +215,7 @@ def _sweep(result, axes) -> None:
       )
     axis.set(xlabel=result["axis"], ylabel=metric)
     places = [x for points in lines.values() for x, _ in points]
-    if min(places) > 0 and max(places) / min(places) > 10:
+    if places and min(places) > 0 and max(places) / min(places) > 10:
       axis.set_xscale("log", base=2)
     axis.legend()
 

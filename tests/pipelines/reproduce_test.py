@@ -219,3 +219,10 @@ def test_figures_are_drawn(output, tmp_path, shows):
   assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
   if shows == "occurrence":
     assert "distinct" in report.table(result)
+
+
+def test_a_sweep_of_which_nothing_but_the_flat_line_is_there(output, tmp_path):
+  result = load(output) | {"shows": "sweep", "axis": "num_resampled"}
+  result["cases"] = [c for c in result["cases"] if c["x"] is None]
+  report.draw(result, tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").exists()
