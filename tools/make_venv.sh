@@ -32,6 +32,5 @@ rm -rf "$venv"
 # The pip that comes with Python 3.10 searches for ever for versions that agree.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --upgrade pip
-# What is imported is compiled then: the rest would cost half a minute.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --no-compile --editable '.[scann,data,beam,serving,plots,test]'
+  --editable '.[scann,data,beam,serving,plots,test]'
