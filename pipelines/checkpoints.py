@@ -60,6 +60,12 @@ class Checkpoints:
     found = self._on_disk()
     return found[0][1] if found else None
 
+  def as_saved(self) -> contextlib.AbstractContextManager[None]:
+    """While it lasts, the model has the weights that a checkpoint serves."""
+    if self._average is None:
+      return contextlib.nullcontext()
+    return self._average.in_place()
+
   def restore(self) -> int | None:
     """Restores the newest checkpoint that is whole, dropping broken ones.
 
@@ -138,11 +144,8 @@ class Checkpoints:
     )
 
   def _save(self, manager, path: pathlib.Path, step: int) -> None:
-    in_place = (
-      self._average.in_place if self._average else contextlib.nullcontext
-    )
     try:
-      with in_place():
+      with self.as_saved():
         manager.save(checkpoint_number=step)
     except (tf.errors.OpError, OSError) as error:
       if self._discarded is None:

@@ -367,9 +367,7 @@ class _Run:
   def _validate(self, report: progress_lib.Progress) -> None:
     before = self._best_validation()
     ks = sorted({*_KS, int(self._config.metric.partition("@")[2])})
-    with (
-      self._average.in_place() if self._average else contextlib.nullcontext()
-    ):
+    with self._checkpoints.as_saved():
       metrics = evaluate.rank(self._model, self._validation, tuple(ks))
     # Every worker has ranked, but on unlike machines a rounding may differ.
     values = self._workers.of_chief(*metrics.values())
