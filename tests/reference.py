@@ -177,26 +177,39 @@ def sampled_softmax_task(
   )
 
 
-def _pool_part(
-  positive_logits,
-  pool_logits,
-  positive_ids,
+def resampled_task(
+  query,
+  candidates,
+  ids,
+  pool,
   pool_ids,
   log_q,
   num_resampled,
-  remove_accidental_hits,
   own,
-  draws,
+  *,
+  temperature=1.0,
+  normalize=False,
+  remove_accidental_hits=False,
+  sample_weight=None,
+  draws=None,
 ):
-  """Losses and expected draws of one pool; `own` columns may not be drawn."""
+  """Softmax against a resample of a pool: (loss, expected draws).
+
+  Row i's positive is candidate i; its `own` columns may not be drawn. Given
+  `draws` are used as they are: the form whose derivative is the gradient of
+  BIR and XIR, since none flows through the weights.
+  """
+  positive_logits = np.diag(logits(query, candidates, temperature, normalize))
+  pool_logits = logits(query, pool, temperature, normalize)
   keep = ~own
   if remove_accidental_hits:
-    keep = keep & ~accidental_hits(positive_ids, pool_ids)
+    keep = keep & ~accidental_hits(ids, pool_ids)
   if draws is None:
     draws = expected_counts(
       log_importance_weights(pool_logits, log_q, keep), num_resampled
     )
-  return resampled_softmax(pool_logits, positive_logits, draws), draws
+  losses = resampled_softmax(pool_logits, positive_logits, draws)
+  return weighted_mean(losses, sample_weight), draws
 
 
 def bir_task(
@@ -206,32 +219,22 @@ def bir_task(
   candidate_counts,
   *,
   num_resampled=None,
-  temperature=1.0,
-  normalize=False,
-  remove_accidental_hits=False,
   positive_in_pool=True,
-  sample_weight=None,
-  draws=None,
+  **shared,
 ):
-  """BIR with expected counts: (loss, draws [batch, batch]).
-
-  Given `draws` are used as they are: the form whose derivative is the
-  gradient of BIR, since none flows through the weights.
-  """
+  """BIR with expected counts: (loss, draws [batch, batch])."""
   batch = len(query)
-  s = logits(query, candidates, temperature, normalize)
-  losses, draws = _pool_part(
-    [s[i, i] for i in range(batch)],
-    s,
+  return resampled_task(
+    query,
+    candidates,
     ids,
+    candidates,
     ids,
     np.log(popularity(candidate_counts))[np.asarray(ids, int)],
     batch if num_resampled is None else num_resampled,
-    remove_accidental_hits,
     own_columns(batch, batch) & (not positive_in_pool),
-    draws,
+    **shared,
   )
-  return weighted_mean(losses, sample_weight), draws
 
 
 def xir_task(
@@ -244,13 +247,10 @@ def xir_task(
   *,
   cache_weight=0.5,
   num_resampled=None,
-  temperature=1.0,
-  normalize=False,
-  remove_accidental_hits=False,
   positive_in_pool=True,
-  sample_weight=None,
   draws=None,
   cache_draws=None,
+  **shared,
 ):
   """XIR with expected counts: (loss, batch draws, cache draws)."""
   if num_resampled is None:
@@ -261,26 +261,22 @@ def xir_task(
     ids,
     candidate_counts,
     num_resampled=num_resampled,
-    temperature=temperature,
-    normalize=normalize,
-    remove_accidental_hits=remove_accidental_hits,
     positive_in_pool=positive_in_pool,
-    sample_weight=sample_weight,
     draws=draws,
+    **shared,
   )
-  s = logits(query, candidates, temperature, normalize)
-  losses, cache_draws = _pool_part(
-    [s[i, i] for i in range(len(query))],
-    logits(query, cache_candidates, temperature, normalize),
+  cache_part, cache_draws = resampled_task(
+    query,
+    candidates,
     ids,
+    cache_candidates,
     cache_ids,
     np.log(popularity(candidate_counts))[np.asarray(cache_ids, int)],
     num_resampled,
-    remove_accidental_hits,
     np.zeros([len(query), len(cache_ids)], bool),
-    cache_draws,
+    draws=cache_draws,
+    **shared,
   )
-  cache_part = weighted_mean(losses, sample_weight)
   loss = cache_weight * cache_part + (1 - cache_weight) * batch_part
   return loss, draws, cache_draws
 
@@ -295,35 +291,31 @@ def xir_joint_task(
   cache_share,
   *,
   num_resampled,
-  temperature=1.0,
-  draws=None,
+  **shared,
 ):
   """XIR with one pool and expected counts: (loss, draws [batch, pool]).
 
   `cache_share` is the probability by which each candidate is cached.
   """
-  batch, pool_ids = len(query), np.concatenate([ids, cache_ids])
+  pool_ids = np.concatenate([ids, cache_ids])
   with np.errstate(divide="ignore"):
     log_q = log_mixture(
       np.log(popularity(candidate_counts))[pool_ids],
-      batch,
+      len(ids),
       np.log(np.asarray(cache_share, float))[pool_ids],
       len(cache_ids),
     )
-  pool = np.concatenate([candidates, cache_candidates])
-  s = logits(query, pool, temperature, False)
-  losses, draws = _pool_part(
-    [s[i, i] for i in range(batch)],
-    s,
+  return resampled_task(
+    query,
+    candidates,
     ids,
+    np.concatenate([candidates, cache_candidates]),
     pool_ids,
     log_q,
     num_resampled,
-    False,
-    np.zeros(s.shape, bool),
-    draws,
+    np.zeros([len(query), len(pool_ids)], bool),
+    **shared,
   )
-  return weighted_mean(losses), draws
 
 
 # Cache ----------------------------------------------------------------------

@@ -5,12 +5,11 @@ import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
-from tests import reference
+from tests import reference, ten
 from xir_tfrs import layers, models, tasks
 from xir_tfrs.tasks import corr
 
-_COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 0])
-_NUM_QUERIES, _NUM_CANDIDATES, _DIM = 6, len(_COUNTS), 3
+_NUM_QUERIES = 6
 _SAMPLERS = ("midx", "midx_pop", "uniform", "bir", "xir")
 
 
@@ -21,7 +20,7 @@ class _Ranker:
     self.table = tf.Variable(
       scale
       * np.random.default_rng(seed).normal(
-        size=[_NUM_QUERIES, _NUM_CANDIDATES]
+        size=[_NUM_QUERIES, len(ten.COUNTS)]
       ),
       dtype=tf.float32,
     )
@@ -32,29 +31,18 @@ class _Ranker:
     return tf.gather(rows, candidate_ids, batch_dims=1)
 
 
-def _encoder(seed=0):
-  table = np.random.default_rng(seed).normal(size=[_NUM_CANDIDATES, _DIM])
-  encoder = tf.keras.layers.Embedding(
-    _NUM_CANDIDATES,
-    _DIM,
-    embeddings_initializer=tf.keras.initializers.Constant(table),
-  )
-  encoder.build(None)
-  return encoder
-
-
 def _problem(batch=5, seed=1):
   rng = np.random.default_rng(seed)
   return (
-    rng.normal(size=[batch, _DIM]).astype(np.float32),
+    rng.normal(size=[batch, ten.DIM]).astype(np.float32),
     rng.integers(0, _NUM_QUERIES, batch),
-    rng.integers(0, _NUM_CANDIDATES, batch),
+    rng.integers(0, len(ten.COUNTS), batch),
   )
 
 
 def _task(encoder, ranker=None, refreshed=True, **kwargs):
   task = tasks.CoRRRetrieval(
-    candidate_counts=_COUNTS,
+    candidate_counts=ten.COUNTS,
     candidate_encoder=encoder,
     ranker=_Ranker() if ranker is None else ranker,
     **{"num_sampled": 7, "cache_size": 6, "num_codewords": 2, **kwargs},
@@ -101,13 +89,13 @@ def _slow_loss(task, table, ranker_table, problem, sample, log_q, options):
 def _log_q(task, sampler, table, query, options):
   """[batch, num_candidates] log of the proposal, up to a constant."""
   if sampler == "uniform":
-    return np.zeros([len(query), _NUM_CANDIDATES])
+    return np.zeros([len(query), len(ten.COUNTS)])
   scores = reference.logits(
     query, table, options["temperature"], options["normalize"]
   )
   if sampler in ("bir", "xir"):
     return scores
-  weights = np.maximum(_COUNTS, 1) ** 0.75 if sampler == "midx_pop" else None
+  weights = np.maximum(ten.COUNTS, 1) ** 0.75 if sampler == "midx_pop" else None
   if options["normalize"]:
     query = query / np.linalg.norm(query, axis=1, keepdims=True)
   return np.log(
@@ -140,7 +128,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
   def test_reference_and_gradient(self, sampler, options):
     options = dict(options)
     weight = options.get("sample_weight")
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     arguments = {k: v for k, v in options.items() if k != "sample_weight"}
     task = _task(encoder, ranker, sampler=sampler, **arguments)
     problem = _problem()
@@ -194,7 +182,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       )
 
   def test_readout_is_the_parts_of_the_loss(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, kl_weight=0.25)
     self.assertEqual(
       set(task.readout()), {"ranker_loss", "retriever_loss", "kl"}
@@ -211,7 +199,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(loss - without, 0.25 * parts["kl"], atol=1e-5)
 
   def test_no_divergence_where_the_ranker_is_the_retriever(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     query, query_ids, ids = _problem()
     # Query i of the batch is query i of the ranker, plus a constant.
     query_ids = np.arange(5)
@@ -229,7 +217,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters("bir", "xir")
   def test_drawn_by_score_the_retrievers_loss_is_a_constant(self, sampler):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, sampler=sampler)
     with tf.GradientTape() as tape:
       loss = _loss(task, encoder, *_problem())
@@ -238,9 +226,11 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(np.abs(tf.convert_to_tensor(gradient)).max(), 1e-3)
 
   def test_defaults(self):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = tasks.CoRRRetrieval(
-      candidate_counts=_COUNTS, candidate_encoder=encoder, ranker=ranker
+      candidate_counts=ten.COUNTS,
+      candidate_encoder=encoder,
+      ranker=ranker,
     )
     config = task.get_config()
     self.assertEqual(
@@ -267,7 +257,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(sampler=_SAMPLERS, scale=(100.0, -100.0))
   def test_scores_of_ten_thousand(self, sampler, scale):
-    encoder, ranker = _encoder(), _Ranker(scale=1e4)
+    encoder, ranker = ten.encoder(), _Ranker(scale=1e4)
     query, query_ids, ids = _problem()
     for remove in (False, True):
       task = _task(
@@ -287,10 +277,10 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_SAMPLERS)
   def test_a_sample_of_nothing_but_the_positive(self, sampler):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler=sampler, remove_accidental_hits=True)
     # Its score towers above all: only it is drawn, by any but `uniform`.
-    table = np.zeros([_NUM_CANDIDATES, _DIM], np.float32)
+    table = np.zeros([len(ten.COUNTS), ten.DIM], np.float32)
     table[3] = 200.0
     encoder.embeddings.assign(table)
     task.refresh()
@@ -298,7 +288,11 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       task.cache.ids.assign([3] * 6)
     with tf.GradientTape() as tape:
       loss = _loss(
-        task, encoder, np.ones([2, _DIM], np.float32), [0, 1], [3, 3]
+        task,
+        encoder,
+        np.ones([2, ten.DIM], np.float32),
+        [0, 1],
+        [3, 3],
       )
     gradients = [
       tf.convert_to_tensor(g)
@@ -332,19 +326,19 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters("midx", "midx_pop", "uniform", "bir")
   def test_the_gradient_tends_to_that_of_the_whole_catalogue(self, sampler):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     query, query_ids, _ = _problem(4)
     ids = np.array([3, 0, 2, 8])
-    counts = np.maximum(_COUNTS, 1)
+    counts = np.maximum(ten.COUNTS, 1)
     if sampler == "bir":
       # A batch in which every candidate stands as often as its count says;
       # weights pick four of its rows.
-      others = np.repeat(np.arange(_NUM_CANDIDATES), counts)
+      others = np.repeat(np.arange(len(ten.COUNTS)), counts)
       for i in ids:
         others = np.delete(others, np.argmax(others == i))
       rows = len(others)
       ids = np.concatenate([ids, others])
-      query = np.concatenate([query, np.zeros([rows, _DIM], np.float32)])
+      query = np.concatenate([query, np.zeros([rows, ten.DIM], np.float32)])
       query_ids = np.concatenate([query_ids, np.zeros(rows, int)])
     weight = np.zeros(len(ids), np.float32)
     weight[:4] = len(ids) / 4
@@ -373,7 +367,7 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
   def test_without_accidental_hits_it_does_not(self):
     # What the default is for: a query whose positive has most of the softmax,
     # P. Without it in the sample, it is pushed 1 / (1 - P) times too hard.
-    encoder, ranker = _encoder(), _Ranker(scale=0.0)
+    encoder, ranker = ten.encoder(), _Ranker(scale=0.0)
     table = encoder.embeddings.numpy()
     query = 2.0 * table[3:4]
     scores = reference.logits(query, table)[0]
@@ -403,23 +397,23 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
     return ranker.ids.numpy()[:, 1:]
 
   def test_before_a_refresh_midx_is_uniform(self):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, refreshed=False, num_sampled=8000)
     drawn = self.drawn(task, ranker, encoder, _problem(2))
-    observed = np.bincount(drawn.ravel(), minlength=_NUM_CANDIDATES)
+    observed = np.bincount(drawn.ravel(), minlength=len(ten.COUNTS))
     # Chi-square, 9 degrees of freedom, 0.9999 quantile.
     self.assertLess(np.sum((observed - 1600) ** 2 / 1600), 33.72)
 
   def test_uniform(self):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler="uniform", num_sampled=8000)
     drawn = self.drawn(task, ranker, encoder, _problem(2))
-    observed = np.bincount(drawn.ravel(), minlength=_NUM_CANDIDATES)
+    observed = np.bincount(drawn.ravel(), minlength=len(ten.COUNTS))
     self.assertLess(np.sum((observed - 1600) ** 2 / 1600), 33.72)
 
   @parameterized.parameters("bir", "xir")
   def test_pools_by_importance_weights(self, sampler):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler=sampler, num_sampled=20_000)
     query, query_ids, ids = _problem(5)
     pool = list(ids)
@@ -428,16 +422,16 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
       pool += [2, 9, 3, 3, 0, 8]
     drawn = self.drawn(task, ranker, encoder, (query, query_ids, ids))
     scores = reference.logits(query, encoder.embeddings.numpy()[pool])
-    log_pop = np.log(reference.popularity(_COUNTS))[pool]
+    log_pop = np.log(reference.popularity(ten.COUNTS))[pool]
     expected = reference.expected_counts(scores - log_pop, 1)
     for row in range(5):
-      by_id = np.bincount(pool, expected[row], minlength=_NUM_CANDIDATES)
-      observed = np.bincount(drawn[row], minlength=_NUM_CANDIDATES) / 20_000
+      by_id = np.bincount(pool, expected[row], minlength=len(ten.COUNTS))
+      observed = np.bincount(drawn[row], minlength=len(ten.COUNTS)) / 20_000
       self.assertAllClose(observed, by_id, atol=5 * 0.5 / np.sqrt(20_000))
 
   @parameterized.parameters("bir", "xir")
   def test_the_own_column_may_be_left_out(self, sampler):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     query, query_ids, _ = _problem(4)
     ids = np.array([4, 4, 7, 8])
     for positive_in_pool in (False, True):
@@ -456,18 +450,18 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(own, [True, True] + [positive_in_pool] * 2)
 
   def test_cache_counts_what_was_drawn(self):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler="xir")
-    total = np.zeros(_NUM_CANDIDATES)
+    total = np.zeros(len(ten.COUNTS))
     for step in range(3):
       drawn = self.drawn(task, ranker, encoder, _problem(5, seed=step))
-      total += np.bincount(drawn.ravel(), minlength=_NUM_CANDIDATES)
+      total += np.bincount(drawn.ravel(), minlength=len(ten.COUNTS))
       self.assertAllEqual(task.cache.occurrence_counts, total)
     self.assertEqual(int(task.cache.step), 3)
 
   @parameterized.parameters(*_SAMPLERS)
   def test_draws_follow_the_step_and_the_seed(self, sampler):
-    encoder, ranker = _encoder(), _Ranker()
+    encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler=sampler)
     problem = _problem()
     first = self.drawn(task, ranker, encoder, problem, training=False)
@@ -485,7 +479,7 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertNotAllEqual(first, self.drawn(other, ranker, encoder, problem))
 
   def test_refresh_encodes_in_chunks_what_scores_are_made_of(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     whole = _task(encoder, normalize=True)
     chunk = corr._IDS_PER_CHUNK
     corr._IDS_PER_CHUNK = 3
@@ -493,7 +487,7 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
       parts = _task(encoder, normalize=True)
     finally:
       corr._IDS_PER_CHUNK = chunk
-    index = layers.InvertedMultiIndex(_NUM_CANDIDATES, _DIM, num_codewords=2)
+    index = layers.InvertedMultiIndex(len(ten.COUNTS), ten.DIM, num_codewords=2)
     index.refresh(tf.math.l2_normalize(encoder.embeddings, axis=1))
     for task in (whole, parts):
       self.assertAllEqual(task.index.codebooks, index.codebooks)
@@ -510,21 +504,24 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_bad_arguments_name_the_value(self, name, value):
     with self.assertRaisesRegex(ValueError, f"(?s){name}.*{value}"):
-      _task(_encoder(), **{name: value})
+      _task(ten.encoder(), **{name: value})
 
   def test_cache_size(self):
     with self.assertRaisesRegex(ValueError, "(?s)cache_size.*-1"):
-      _task(_encoder(), sampler="xir", cache_size=-1)
+      _task(ten.encoder(), sampler="xir", cache_size=-1)
 
   @parameterized.parameters("ranker", "candidate_encoder")
   def test_what_must_be_callable(self, name):
-    arguments = {"ranker": _Ranker(), "candidate_encoder": _encoder()}
+    arguments = {
+      "ranker": _Ranker(),
+      "candidate_encoder": ten.encoder(),
+    }
     with self.assertRaisesRegex(ValueError, name):
-      tasks.CoRRRetrieval(candidate_counts=_COUNTS, **arguments | {name: 3})
+      tasks.CoRRRetrieval(candidate_counts=ten.COUNTS, **arguments | {name: 3})
 
   def test_query_ids_are_needed(self):
     query, _, ids = _problem()
-    encoder = _encoder()
+    encoder = ten.encoder()
     with self.assertRaisesRegex(ValueError, "query_ids=features"):
       _task(encoder)(query, encoder(ids), candidate_ids=ids)
 
@@ -534,19 +531,19 @@ def _two_tower(**kwargs):
     models.Tower(vocabulary_size=size, dim=4, seed=seed, name=name)
     for size, seed, name in (
       (_NUM_QUERIES, 1, "query_tower"),
-      (_NUM_CANDIDATES, 2, "candidate_tower"),
+      (len(ten.COUNTS), 2, "candidate_tower"),
     )
   ]
   ranker = models.Ranker(
     num_queries=_NUM_QUERIES,
-    num_candidates=_NUM_CANDIDATES,
+    num_candidates=len(ten.COUNTS),
     dim=3,
     hidden_units=(5,),
     init_stddev=0.3,
     seed=3,
   )
   task = tasks.CoRRRetrieval(
-    candidate_counts=_COUNTS,
+    candidate_counts=ten.COUNTS,
     candidate_encoder=towers[1],
     ranker=ranker,
     **{"num_sampled": 5, "cache_size": 6, "num_codewords": 3, **kwargs},
@@ -605,7 +602,7 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
       on_epoch_begin=lambda *_: model.task.refresh()
     )
     model.fit(dataset, epochs=3, callbacks=[refresh], verbose=0)
-    everyone = tf.range(_NUM_CANDIDATES, dtype=tf.int64)
+    everyone = tf.range(len(ten.COUNTS), dtype=tf.int64)
     retrieved = tf.matmul(
       model.encode_queries(pairs),
       model.encode_candidates(everyone),

@@ -4,45 +4,21 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from tests import reference
+from tests import reference, ten
 from xir_tfrs import layers, tasks
 from xir_tfrs.ops import seeds
 
-_COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 0])
-_DIM = 3
 _NUM_UNIFORM = 6
-
-
-def _encoder(seed=0):
-  """Candidate tower: [n] ids -> [n, dim], a plain table."""
-  table = np.random.default_rng(seed).normal(size=[len(_COUNTS), _DIM])
-  encoder = tf.keras.layers.Embedding(
-    len(_COUNTS),
-    _DIM,
-    embeddings_initializer=tf.keras.initializers.Constant(table),
-  )
-  encoder.build(None)
-  return encoder
-
-
-def _problem(batch, seed=1):
-  """Query embeddings, and ids of which some repeat."""
-  rng = np.random.default_rng(seed)
-  query = rng.normal(size=[batch, _DIM]).astype(np.float32)
-  return query, rng.integers(0, 5, batch)
 
 
 def _task(encoder, **kwargs):
   return tasks.MixedNegativeRetrieval(
     candidate_encoder=encoder,
-    **{"candidate_counts": _COUNTS, "num_uniform": _NUM_UNIFORM, **kwargs},
-  )
-
-
-def _loss(task, encoder, query, ids, **kwargs):
-  ids = tf.constant(ids, tf.int64)
-  return task(
-    tf.convert_to_tensor(query), encoder(ids), candidate_ids=ids, **kwargs
+    **{
+      "candidate_counts": ten.COUNTS,
+      "num_uniform": _NUM_UNIFORM,
+      **kwargs,
+    },
   )
 
 
@@ -51,7 +27,7 @@ def _uniform_ids(seed=0, step=0, count=_NUM_UNIFORM):
   return tf.random.stateless_uniform(
     [count],
     seed=seeds.step_seed(seed, step, seeds.UNIFORM_CANDIDATES),
-    maxval=len(_COUNTS),
+    maxval=len(ten.COUNTS),
     dtype=tf.int64,
   ).numpy()
 
@@ -81,7 +57,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     )
     self.assertBetween(k, 1, 4)
     self.assertAllClose(
-      _loss(task, encoder, np.ones([1, 1], np.float32), [0]),
+      ten.loss(task, encoder, np.ones([1, 1], np.float32), [0]),
       np.log((2 + k * 3 / 0.45) / 2),
     )
 
@@ -94,8 +70,8 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_reference(self, batch, scores, **options):
     options.update(temperature=scores[0], normalize=scores[1])
-    encoder = _encoder()
-    query, ids = _problem(batch)
+    encoder = ten.encoder()
+    query, ids = ten.problem(batch)
     table = encoder.embeddings.numpy()
     task = _task(encoder, **options)
     for step in range(2):
@@ -106,11 +82,13 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
         ids,
         table[uniform_ids],
         uniform_ids,
-        _COUNTS,
+        ten.COUNTS,
         **options,
       )
       self.assertAllClose(
-        _loss(task, encoder, query, ids, training=True), expected, rtol=1e-5
+        ten.loss(task, encoder, query, ids, training=True),
+        expected,
+        rtol=1e-5,
       )
 
   @parameterized.product(
@@ -122,8 +100,8 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     options = dict(
       loss="logq_corrected", temperature=scores[0], normalize=scores[1]
     )
-    encoder = _encoder()
-    query, ids = _problem(batch)
+    encoder = ten.encoder()
+    query, ids = ten.problem(batch)
     table, uniform_ids = encoder.embeddings.numpy(), _uniform_ids()
     task = _task(encoder, logq_positive=logq_positive, **options)
     expected, _ = reference.mns_task(
@@ -132,11 +110,14 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       ids,
       table[uniform_ids],
       uniform_ids,
-      _COUNTS,
+      ten.COUNTS,
       **options,
     )
     self.assertAllClose(
-      _loss(task, encoder, query, ids), expected, rtol=1e-5, atol=1e-5
+      ten.loss(task, encoder, query, ids),
+      expected,
+      rtol=1e-5,
+      atol=1e-5,
     )
 
   @parameterized.product(
@@ -144,12 +125,12 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_gradient_reaches_batch_and_uniform_candidates(self, **options):
     options["temperature"] = 0.7
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     query = tf.constant(query)
     with tf.GradientTape() as tape:
       tape.watch(query)
-      loss = _loss(_task(encoder, **options), encoder, query, ids)
+      loss = ten.loss(_task(encoder, **options), encoder, query, ids)
     by_query, by_table = tape.gradient(loss, [query, encoder.embeddings])
     uniform_ids = _uniform_ids()
 
@@ -160,7 +141,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
         ids,
         table[uniform_ids],
         uniform_ids,
-        _COUNTS,
+        ten.COUNTS,
         confidence=confidence,
         **options,
       )
@@ -189,11 +170,11 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_no_uniform_candidates_is_ssl_pop_with_the_positive_uncorrected(self):
     # ALGORITHMS 3.3, the first oracle.
-    encoder = _encoder()
-    query, ids = _problem(6)
+    encoder = ten.encoder()
+    query, ids = ten.problem(6)
     candidates = encoder.embeddings.numpy()[ids].astype(np.float64)
     s = query.astype(np.float64) @ candidates.T
-    log_pop = np.log(reference.popularity(_COUNTS))[ids]
+    log_pop = np.log(reference.popularity(ten.COUNTS))[ids]
     losses = []
     for i in range(6):
       negatives = [
@@ -201,21 +182,21 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       ]
       losses.append(np.log(np.exp(s[i, i]) + sum(negatives)) - s[i, i])
     self.assertAllClose(
-      _loss(_task(encoder, num_uniform=0), encoder, query, ids),
+      ten.loss(_task(encoder, num_uniform=0), encoder, query, ids),
       np.mean(losses),
       rtol=1e-5,
     )
     # With the positive corrected: SSL-Pop itself.
     self.assertAllClose(
-      _loss(
+      ten.loss(
         _task(encoder, num_uniform=0, logq_positive="mixture"),
         encoder,
         query,
         ids,
       ),
-      _loss(
+      ten.loss(
         tasks.SampledSoftmaxRetrieval(
-          candidate_counts=_COUNTS, remove_accidental_hits=True
+          candidate_counts=ten.COUNTS, remove_accidental_hits=True
         ),
         encoder,
         query,
@@ -226,10 +207,12 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_mostly_uniform_candidates_tend_to_the_full_softmax(self):
     # B' >> B: Q* -> 1/N, and (B + B') times the partition of all candidates.
-    encoder = _encoder()
-    query, ids = _problem(1)
+    encoder = ten.encoder()
+    query, ids = ten.problem(1)
     num_uniform = 200_000
-    loss = _loss(_task(encoder, num_uniform=num_uniform), encoder, query, ids)
+    loss = ten.loss(
+      _task(encoder, num_uniform=num_uniform), encoder, query, ids
+    )
     s = encoder.embeddings.numpy() @ query[0]
     negatives = sum(np.exp(x) for j, x in enumerate(s) if j != ids[0])
     expected = np.log(np.exp(s[ids[0]]) + num_uniform * negatives) - s[ids[0]]
@@ -239,7 +222,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 class DrawsTest(tf.test.TestCase, parameterized.TestCase):
   def watch_ids(self, **kwargs):
     """A task whose encoder writes down what it is asked for."""
-    encoder, asked = _encoder(), []
+    encoder, asked = ten.encoder(), []
 
     def watched(ids):
       asked.append(ids.numpy().tolist())
@@ -252,7 +235,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
     for seed in (1, 1, 2):
       task, encoder, asked = self.watch_ids(seed=seed)
       for _ in range(3):
-        _loss(task, encoder, *_problem(4), training=True)
+        ten.loss(task, encoder, *ten.problem(4), training=True)
       runs.append(asked)
     self.assertEqual(runs[0], runs[1])
     self.assertNotEqual(runs[0], runs[2])
@@ -261,16 +244,16 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
   def test_evaluation_repeats_the_draw(self):
     task, encoder, asked = self.watch_ids()
     for training in (False, False, True, False):
-      _loss(task, encoder, *_problem(4), training=training)
+      ten.loss(task, encoder, *ten.problem(4), training=training)
     self.assertEqual(asked[0], asked[1])
     self.assertEqual(asked[1], asked[2])
     self.assertNotEqual(asked[2], asked[3])
 
   def test_draws_are_uniform(self):
     task, encoder, asked = self.watch_ids(num_uniform=20_000)
-    _loss(task, encoder, *_problem(2))
-    observed = np.bincount(asked[0], minlength=len(_COUNTS))
-    self.assertLen(observed, len(_COUNTS))
+    ten.loss(task, encoder, *ten.problem(2))
+    observed = np.bincount(asked[0], minlength=len(ten.COUNTS))
+    self.assertLen(observed, len(ten.COUNTS))
     # Chi-square, 9 degrees of freedom, 0.9999 quantile.
     self.assertLess(np.sum((observed - 2000) ** 2 / 2000), 33.72)
 
@@ -280,12 +263,12 @@ class ProposalTest(tf.test.TestCase, parameterized.TestCase):
   def test_an_estimator_that_knows_the_counts_is_as_good(self, logq_positive):
     # 1,000 rows in 100 batches of 10: no candidate in more than one row of ten.
     counts = np.array([50, 10, 90, 40, 70, 20, 80, 30, 60, 50]) * 2
-    encoder = _encoder()
+    encoder = ten.encoder()
     estimator = layers.FrequencyEstimator(
       num_buckets=1000, count_appearances=True
     )
     estimator.warm_start(np.arange(10), counts, batch_size=5)
-    query, ids = _problem(5)
+    query, ids = ten.problem(5)
     options = dict(candidate_encoder=encoder, num_uniform=4)
     options["logq_positive"] = logq_positive
     learnt = tasks.MixedNegativeRetrieval(
@@ -293,19 +276,19 @@ class ProposalTest(tf.test.TestCase, parameterized.TestCase):
     )
     known = tasks.MixedNegativeRetrieval(candidate_counts=counts, **options)
     self.assertAllClose(
-      _loss(learnt, encoder, query, ids, training=False),
-      _loss(known, encoder, query, ids, training=False),
+      ten.loss(learnt, encoder, query, ids, training=False),
+      ten.loss(known, encoder, query, ids, training=False),
       rtol=1e-4,
     )
 
   def test_uniform_candidates_teach_the_estimator_nothing(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     estimator = layers.FrequencyEstimator(num_buckets=1000)
     task = _task(encoder, candidate_counts=None, frequency_estimator=estimator)
     twin = layers.FrequencyEstimator(num_buckets=1000)
     for step in range(3):
-      query, ids = _problem(4, seed=step)
-      _loss(task, encoder, query, ids, training=True)
+      query, ids = ten.problem(4, seed=step)
+      ten.loss(task, encoder, query, ids, training=True)
       twin.update(tf.constant(ids, tf.int64))
     for first, second in zip(estimator.variables, twin.variables, strict=True):
       self.assertAllEqual(first, second)
@@ -320,7 +303,7 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_bad_arguments_name_the_value(self, name, value):
     with self.assertRaisesRegex(ValueError, f"(?s){name}.*{value}"):
-      _task(_encoder(), **{name: value})
+      _task(ten.encoder(), **{name: value})
 
   @parameterized.parameters(None, 3)
   def test_the_encoder_must_be_callable(self, encoder):
@@ -331,15 +314,15 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, "candidate_counts.*frequency_estimator"
     ):
-      _task(_encoder(), candidate_counts=None)
+      _task(ten.encoder(), candidate_counts=None)
 
   def test_size_of_the_catalogue_without_counts(self):
     options = dict(
       candidate_counts=None,
       frequency_estimator=layers.FrequencyEstimator(num_buckets=9),
     )
-    task = _task(_encoder(), **options)
-    self.assertEqual(task.get_config()["num_candidates"], len(_COUNTS))
+    task = _task(ten.encoder(), **options)
+    self.assertEqual(task.get_config()["num_candidates"], len(ten.COUNTS))
     with self.assertRaisesRegex(ValueError, "num_candidates"):
       _task(lambda ids: ids, **options)
     task = _task(lambda ids: ids, num_candidates=33, **options)

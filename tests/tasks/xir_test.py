@@ -4,40 +4,19 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from tests import reference
+from tests import reference, ten
 from xir_tfrs import layers, tasks
 
-_COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 0])
-_DIM = 3
 _CACHE_SIZE = 6
-
-
-def _encoder(seed=0):
-  """Candidate tower: [n] ids -> [n, dim], a plain table."""
-  table = np.random.default_rng(seed).normal(size=[len(_COUNTS), _DIM])
-  encoder = tf.keras.layers.Embedding(
-    len(_COUNTS),
-    _DIM,
-    embeddings_initializer=tf.keras.initializers.Constant(table),
-  )
-  encoder.build(None)
-  return encoder
 
 
 def _table(encoder):
   return encoder.embeddings.numpy()
 
 
-def _problem(batch, seed=1):
-  """Query embeddings, and ids of which some repeat."""
-  rng = np.random.default_rng(seed)
-  query = rng.normal(size=[batch, _DIM]).astype(np.float32)
-  return query, rng.integers(0, 5, batch)
-
-
 def _task(encoder, resampler="expected", **kwargs):
   return tasks.XIRRetrieval(
-    candidate_counts=_COUNTS,
+    candidate_counts=ten.COUNTS,
     candidate_encoder=encoder,
     resampler=resampler,
     **{"cache_size": _CACHE_SIZE, **kwargs},
@@ -52,16 +31,9 @@ def _cache(task):
   return cache
 
 
-def _loss(task, encoder, query, ids, **kwargs):
-  ids = tf.constant(ids, tf.int64)
-  return task(
-    tf.convert_to_tensor(query), encoder(ids), candidate_ids=ids, **kwargs
-  )
-
-
 def _with_cache(task, encoder, ids):
   """Builds the task and puts `ids` into its cache."""
-  _loss(task, encoder, *_problem(2), training=False)
+  ten.loss(task, encoder, *ten.problem(2), training=False)
   _cache(task).ids.assign(ids)
   return task
 
@@ -89,10 +61,10 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       resampler="expected",
     )
     query = np.ones([1, 1], np.float32)
-    _loss(task, encoder, query, [0], training=False)
+    ten.loss(task, encoder, query, [0], training=False)
     _cache(task).ids.assign([1, 2])
     self.assertAllClose(
-      _loss(task, encoder, query, [0], training=False),
+      ten.loss(task, encoder, query, [0], training=False),
       0.25 * np.log(7 / 2) + 0.75 * np.log(3),
     )
 
@@ -113,32 +85,40 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       normalize=scores[1],
       remove_accidental_hits=remove_accidental_hits,
     )
-    encoder = _encoder()
-    query, ids = _problem(batch)
+    encoder = ten.encoder()
+    query, ids = ten.problem(batch)
     # Holds duplicates, the rows' positives, and candidates never trained on.
     cache_ids = [2, 9, 3, 3, 0, 8]
     task = _with_cache(_task(encoder, **options), encoder, cache_ids)
     table = _table(encoder)
     expected = reference.xir_task(
-      query, table[ids], ids, table[cache_ids], cache_ids, _COUNTS, **options
+      query,
+      table[ids],
+      ids,
+      table[cache_ids],
+      cache_ids,
+      ten.COUNTS,
+      **options,
     )[0]
     for training in (False, True):
       self.assertAllClose(
-        _loss(task, encoder, query, ids, training=training),
+        ten.loss(task, encoder, query, ids, training=training),
         expected,
         rtol=1e-5,
         atol=1e-5,
       )
 
   def test_defaults_of_the_contract(self):
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     cache_ids = [2, 9, 3, 3, 0, 8]
     arguments = dict(
-      candidate_counts=_COUNTS, candidate_encoder=encoder, cache_size=6
+      candidate_counts=ten.COUNTS,
+      candidate_encoder=encoder,
+      cache_size=6,
     )
     losses = [
-      _loss(_with_cache(task, encoder, cache_ids), encoder, query, ids)
+      ten.loss(_with_cache(task, encoder, cache_ids), encoder, query, ids)
       for task in (
         tasks.XIRRetrieval(**arguments),
         tasks.XIRRetrieval(
@@ -161,41 +141,43 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(True, False)
   def test_no_cache_weight_is_bir(self, positive_in_pool):
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     options = dict(
       num_resampled=4, temperature=0.5, positive_in_pool=positive_in_pool
     )
     bir = tasks.BIRRetrieval(
-      candidate_counts=_COUNTS, resampler="expected", **options
+      candidate_counts=ten.COUNTS, resampler="expected", **options
     )
     self.assertAllClose(
-      _loss(_task(encoder, cache_weight=0.0, **options), encoder, query, ids),
-      _loss(bir, encoder, query, ids),
+      ten.loss(
+        _task(encoder, cache_weight=0.0, **options), encoder, query, ids
+      ),
+      ten.loss(bir, encoder, query, ids),
       rtol=1e-6,
     )
 
   def test_loss_is_linear_in_the_cache_weight(self):
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     batch_part, mixed, cache_part = (
-      float(_loss(_task(encoder, cache_weight=w), encoder, query, ids))
+      float(ten.loss(_task(encoder, cache_weight=w), encoder, query, ids))
       for w in (0.0, 0.3, 1.0)
     )
     self.assertNotAllClose(batch_part, cache_part, atol=1e-2)
     self.assertAllClose(mixed, 0.3 * cache_part + 0.7 * batch_part, rtol=1e-5)
 
   def test_a_cache_of_nothing_but_the_positive(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _with_cache(
       _task(encoder, remove_accidental_hits=True), encoder, [3] * _CACHE_SIZE
     )
     # Both pools are masked as a whole: the positive alone, loss 0.
     with tf.GradientTape() as tape:
-      loss = _loss(task, encoder, _problem(2)[0], [3, 3])
+      loss = ten.loss(task, encoder, ten.problem(2)[0], [3, 3])
     self.assertAllClose(loss, 0.0)
     gradient = tf.convert_to_tensor(tape.gradient(loss, encoder.embeddings))
-    self.assertAllClose(gradient, np.zeros([len(_COUNTS), _DIM]))
+    self.assertAllClose(gradient, np.zeros([len(ten.COUNTS), ten.DIM]))
 
 
 class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
@@ -216,13 +198,13 @@ class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
     draws = np.array([2.0, 0, 4, 9, 0, 0, 0, 1, 3, 5])
     _cache(task).occurrence_counts.assign(draws)
     if policy == "recency":
-      return task, reference.popularity(_COUNTS)
+      return task, reference.popularity(ten.COUNTS)
     return task, draws / draws.sum()
 
   @parameterized.parameters("occurrence", "recency")
   def test_reference(self, policy):
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     cache_ids = [2, 9, 3, 3, 0, 8]
     task, share = self.joint(encoder, cache_ids, policy)
     before = _cache(task).occurrence_counts.numpy()
@@ -235,7 +217,7 @@ class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
         ids,
         table[cache_ids],
         cache_ids,
-        _COUNTS,
+        ten.COUNTS,
         share,
         num_resampled=7,
         temperature=0.7,
@@ -245,7 +227,7 @@ class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
     query = tf.constant(query)
     with tf.GradientTape() as tape:
       tape.watch(query)
-      loss = _loss(task, encoder, query, ids)
+      loss = ten.loss(task, encoder, query, ids)
     expected, draws = slow(query, table)
     self.assertAllClose(loss, expected, rtol=1e-5)
     by_query, by_table = tape.gradient(loss, [query, encoder.embeddings])
@@ -262,7 +244,7 @@ class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(
       _cache(task).occurrence_counts - before,
       reference.occurrence_counts(
-        len(_COUNTS), [(np.concatenate([ids, cache_ids]), draws)]
+        len(ten.COUNTS), [(np.concatenate([ids, cache_ids]), draws)]
       ),
       rtol=1e-5,
     )
@@ -271,21 +253,21 @@ class JointPartitionTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_needs_a_cache_whose_proposal_is_known(self):
     with self.assertRaisesRegex(ValueError, "(?s)joint_partition.*cache_scope"):
-      _task(_encoder(), joint_partition=True)
+      _task(ten.encoder(), joint_partition=True)
 
 
 class GradientTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(normalize=(False, True), cache_weight=(0.0, 0.4, 1.0))
   def test_cached_candidates_are_encoded_with_gradient(self, **options):
     options["temperature"] = 0.7
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     cache_ids = [2, 9, 3, 3, 0, 8]
     task = _with_cache(_task(encoder, **options), encoder, cache_ids)
     query = tf.constant(query)
     with tf.GradientTape() as tape:
       tape.watch(query)
-      loss = _loss(task, encoder, query, ids)
+      loss = ten.loss(task, encoder, query, ids)
     by_query, by_table = tape.gradient(loss, [query, encoder.embeddings])
     table = _table(encoder)
 
@@ -296,7 +278,7 @@ class GradientTest(tf.test.TestCase, parameterized.TestCase):
         ids,
         table[cache_ids],
         cache_ids,
-        _COUNTS,
+        ten.COUNTS,
         draws=draws[0],
         cache_draws=draws[1],
         **options,
@@ -323,59 +305,65 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     cache_weight=(0.0, 0.5, 1.0), remove_accidental_hits=(False, True)
   )
   def test_occurrences_are_the_draws_of_both_pools(self, **options):
-    encoder = _encoder()
-    query, ids = _problem(5)
+    encoder = ten.encoder()
+    query, ids = ten.problem(5)
     cache_ids = [2, 9, 3, 3, 0, 8]
     task = _with_cache(_task(encoder, **options), encoder, cache_ids)
     table = _table(encoder)
     _, draws, cache_draws = reference.xir_task(
-      query, table[ids], ids, table[cache_ids], cache_ids, _COUNTS, **options
+      query,
+      table[ids],
+      ids,
+      table[cache_ids],
+      cache_ids,
+      ten.COUNTS,
+      **options,
     )
     once = reference.occurrence_counts(
-      len(_COUNTS), [(ids, draws), (cache_ids, cache_draws)]
+      len(ten.COUNTS), [(ids, draws), (cache_ids, cache_draws)]
     )
-    _loss(task, encoder, query, ids)
+    ten.loss(task, encoder, query, ids)
     self.assertAllClose(_cache(task).occurrence_counts, once, rtol=1e-5)
     _cache(task).ids.assign(cache_ids)
-    _loss(task, encoder, query, ids)
+    ten.loss(task, encoder, query, ids)
     self.assertAllClose(_cache(task).occurrence_counts, 2 * once, rtol=1e-5)
 
   @parameterized.parameters("multinomial", "systematic")
   def test_occurrences_grow_by_the_number_of_draws(self, resampler):
     # ALGORITHMS 7.3: batch * num_resampled from each of two pools per step.
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, resampler, num_resampled=7)
     for step in range(1, 4):
-      _loss(task, encoder, *_problem(5, seed=step))
+      ten.loss(task, encoder, *ten.problem(5, seed=step))
       self.assertAllEqual(
         tf.reduce_sum(_cache(task).occurrence_counts), 2 * 5 * 7 * step
       )
       self.assertEqual(int(_cache(task).step), step)
 
   def test_default_number_of_draws_is_half_the_cache(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, "multinomial", cache_size=9)
-    _loss(task, encoder, *_problem(5))
+    ten.loss(task, encoder, *ten.problem(5))
     self.assertAllEqual(
       tf.reduce_sum(_cache(task).occurrence_counts), 2 * 5 * 4
     )
 
   def test_the_first_cache_is_uniform_over_all_candidates(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, cache_size=5000)
-    _loss(task, encoder, *_problem(2), training=False)
-    observed = np.bincount(_cache(task).ids.numpy(), minlength=len(_COUNTS))
-    self.assertLen(observed, len(_COUNTS))
+    ten.loss(task, encoder, *ten.problem(2), training=False)
+    observed = np.bincount(_cache(task).ids.numpy(), minlength=len(ten.COUNTS))
+    self.assertLen(observed, len(ten.COUNTS))
     # Chi-square, 9 degrees of freedom, 0.9999 quantile.
     self.assertLess(np.sum((observed - 500) ** 2 / 500), 33.72)
 
   def test_the_next_cache_follows_accumulated_occurrence(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, cache_size=20000, num_resampled=50)
     for step in range(3):
       pools = set(_cache(task).ids.numpy()) if step else None
-      query, ids = _problem(5, seed=step)
-      _loss(task, encoder, query, ids)
+      query, ids = ten.problem(5, seed=step)
+      ten.loss(task, encoder, query, ids)
       if step:
         self.assertContainsSubset(
           set(_cache(task).ids.numpy()), pools | set(ids)
@@ -383,41 +371,45 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     in_pools = sorted(pools | set(ids))
     occurrences = _cache(task).occurrence_counts.numpy()[in_pools]
     self.assertAllClose(
-      np.bincount(_cache(task).ids, minlength=len(_COUNTS))[in_pools] / 20000,
+      np.bincount(_cache(task).ids, minlength=len(ten.COUNTS))[in_pools]
+      / 20000,
       occurrences / occurrences.sum(),
       atol=5 * 0.5 / np.sqrt(20000),
     )
 
   @parameterized.parameters(("step", False), ("all", True))
   def test_scope(self, cache_scope, comes_back):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _with_cache(
       _task(encoder, cache_scope=cache_scope), encoder, [0] * _CACHE_SIZE
     )
     # Candidate 9 has been drawn very often, but is in neither pool now.
-    occurrences = np.zeros(len(_COUNTS))
+    occurrences = np.zeros(len(ten.COUNTS))
     occurrences[9] = 1e9
     _cache(task).occurrence_counts.assign(occurrences)
-    _loss(task, encoder, *_problem(5))
+    ten.loss(task, encoder, *ten.problem(5))
     self.assertEqual(9 in _cache(task).ids.numpy(), comes_back)
 
   def test_occurrence_decay(self):
     # Two equal steps: o + o/2 against 2 o. With scope "step" the decay may
     # not cost a pass over all candidates; the ratios tell.
-    encoder = _encoder()
+    encoder = ten.encoder()
     tasks_ = [
       _with_cache(
         _task(encoder, occurrence_decay=decay), encoder, [8, 9, 2, 2, 3, 0]
       )
       for decay in (1.0, 0.25)
     ]
-    first, second = _problem(5, seed=3), _problem(5, seed=4)
+    first, second = (
+      ten.problem(5, seed=3),
+      ten.problem(5, seed=4),
+    )
     history = []
     for task in tasks_:
-      _loss(task, encoder, *first)
+      ten.loss(task, encoder, *first)
       once = _cache(task).occurrence_counts.numpy().copy()
       _cache(task).ids.assign([1, 1, 1, 5, 6, 7])
-      _loss(task, encoder, *second)
+      ten.loss(task, encoder, *second)
       history.append((once, _cache(task).occurrence_counts.numpy()))
     (once, twice), (_, decayed) = history
     expected = 0.25 * once + (twice - once)
@@ -426,13 +418,14 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_evaluation_leaves_the_state(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, "multinomial")
-    _loss(task, encoder, *_problem(5))
+    ten.loss(task, encoder, *ten.problem(5))
     before = [v.numpy() for v in task.non_trainable_variables]
-    first = _loss(task, encoder, *_problem(5), training=False)
+    first = ten.loss(task, encoder, *ten.problem(5), training=False)
     self.assertAllEqual(
-      first, _loss(task, encoder, *_problem(5), training=False)
+      first,
+      ten.loss(task, encoder, *ten.problem(5), training=False),
     )
     for value, variable in zip(
       before, task.non_trainable_variables, strict=True
@@ -440,7 +433,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(value, variable)
 
   def test_readout_tells_of_the_cache(self):
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _with_cache(_task(encoder), encoder, [2, 9, 3, 3, 0, 8])
     self.assertEqual(
       {k: float(v) for k, v in task.readout().items()},
@@ -454,21 +447,21 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_batch_and_cache_draw_from_different_streams(self):
     # The same pool twice: with one stream both parts would draw alike.
-    encoder = _encoder()
-    query, ids = _problem(6)
+    encoder = ten.encoder()
+    query, ids = ten.problem(6)
     parts = []
     for cache_weight in (0.0, 1.0):
       task = _with_cache(
         _task(encoder, "multinomial", cache_weight=cache_weight), encoder, ids
       )
-      parts.append(float(_loss(task, encoder, query, ids)))
+      parts.append(float(ten.loss(task, encoder, query, ids)))
     self.assertNotAllClose(*parts, atol=1e-6)
 
   def test_zero_weight_queries_still_draw(self):
     # sample_weight weighs the loss; what was drawn was drawn.
-    encoder = _encoder()
+    encoder = ten.encoder()
     task = _task(encoder, "systematic", num_resampled=7)
-    loss = _loss(task, encoder, *_problem(5), sample_weight=tf.zeros([5]))
+    loss = ten.loss(task, encoder, *ten.problem(5), sample_weight=tf.zeros([5]))
     self.assertAllClose(loss, 0.0)
     self.assertAllEqual(tf.reduce_sum(_cache(task).occurrence_counts), 70)
 
@@ -487,7 +480,7 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_bad_arguments_name_the_value(self, name, value):
     with self.assertRaisesRegex(ValueError, f"(?s){name}.*{value}"):
-      _task(_encoder(), **{name: value})
+      _task(ten.encoder(), **{name: value})
 
   @parameterized.parameters(None, 3)
   def test_the_encoder_must_be_callable(self, encoder):

@@ -49,7 +49,8 @@ class CandidateCache(tf.keras.layers.Layer):
         1 follows a changing model, and costs a pass over the catalogue each
         step.
       cache_policy: `"occurrence"`, as above, or `"recency"`: the candidates
-        of the last batches, as they came, whatever was drawn.
+        of the last batches, as they came, whatever was drawn; draws are
+        counted all the same, to be looked at.
       seed: Base seed of the draws.
       name: Name of the layer.
 

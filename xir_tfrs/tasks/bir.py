@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from xir_tfrs.layers import state
-from xir_tfrs.ops import fused, seeds
-from xir_tfrs.tasks import retrieval
+from xir_tfrs.ops import seeds
+from xir_tfrs.tasks import importance_resampling, retrieval
 
 
-class BIRRetrieval(retrieval.RetrievalTask):
+class BIRRetrieval(importance_resampling.ResamplingTask):
   """Softmax over the batch's candidates, resampled for each query.
 
       w_j = softmax_j(s_j - log pop_j) over the batch
@@ -48,35 +48,23 @@ class BIRRetrieval(retrieval.RetrievalTask):
     Raises:
       ValueError: An argument out of its range.
     """
-    super().__init__(positive_in_pool=positive_in_pool, **shared)
-    retrieval.validate_resampling(resampler, num_resampled)
-    self._candidate_counts = retrieval.as_counts(candidate_counts)
-    self._num_resampled = num_resampled
-    self._resampler = resampler
-    self._log_popularity = self._log_popularity_table(self._candidate_counts)
+    super().__init__(
+      candidate_counts=candidate_counts,
+      num_resampled=num_resampled,
+      resampler=resampler,
+      positive_in_pool=positive_in_pool,
+      **shared,
+    )
     self._step = state.add_state(self, "step", (), tf.int64)
 
-  def get_config(self) -> dict:
-    return super().get_config() | {
-      "candidate_counts": self._candidate_counts.tolist(),
-      "num_resampled": self._num_resampled,
-      "resampler": self._resampler,
-    }
-
   def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
-    pool = fused.Pool(
-      batch.pool_embeddings,
-      batch.pool_ids,
-      tf.gather(self._log_popularity, batch.pool_ids),
-      batch.own_offset,
+    loss, _ = self._resampled(
+      batch,
+      self._in_batch(batch),
+      self._num_resampled or tf.size(batch.pool_ids),
+      self._step,
+      seeds.BATCH_DRAWS,
     )
-    resampler = fused.Resampler(
-      self._num_resampled or tf.shape(batch.pool_ids)[0],
-      self._resampler,
-      seeds.step_seed(self._seed, self._step, seeds.BATCH_DRAWS),
-      batch.first_row,
-    )
-    loss, _ = self._pool_loss(batch, pool, resampler=resampler)
     if training:
       self._step.assign_add(1)
     return loss

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import state
-from xir_tfrs.ops import fused, proposals, resampling
+from xir_tfrs.ops import fused, proposals
 from xir_tfrs.types import CandidateEncoder
 
 
@@ -363,13 +363,6 @@ def require_positive(name: str, value: float) -> None:
     raise ValueError(
       f"`{name}` must be positive. Received: `{name}` = {value}."
     )
-
-
-def validate_resampling(resampler: str, num_resampled: int | None) -> None:
-  """Checks the arguments of the tasks that resample."""
-  resampling.validate_method(resampler, "resampler")
-  if num_resampled is not None:
-    require_positive("num_resampled", num_resampled)
 
 
 def require_cross_entropy(

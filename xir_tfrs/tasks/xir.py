@@ -7,11 +7,11 @@ import tensorflow as tf
 from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_cache
 from xir_tfrs.ops import fused, proposals, seeds
-from xir_tfrs.tasks import retrieval
+from xir_tfrs.tasks import importance_resampling, retrieval
 from xir_tfrs.types import CandidateEncoder
 
 
-class XIRRetrieval(retrieval.RetrievalTask):
+class XIRRetrieval(importance_resampling.ResamplingTask):
   """BIR, beside the same over a cache of candidates that are drawn often.
 
       L = cache_weight * L(K_u) + (1 - cache_weight) * L(R_u)
@@ -80,8 +80,13 @@ class XIRRetrieval(retrieval.RetrievalTask):
     Raises:
       ValueError: An argument out of its range.
     """
-    super().__init__(positive_in_pool=positive_in_pool, **shared)
-    retrieval.validate_resampling(resampler, num_resampled)
+    super().__init__(
+      candidate_counts=candidate_counts,
+      num_resampled=num_resampled,
+      resampler=resampler,
+      positive_in_pool=positive_in_pool,
+      **shared,
+    )
     retrieval.require_encoder(candidate_encoder)
     if not 0.0 <= cache_weight <= 1.0:
       raise ValueError(
@@ -93,16 +98,13 @@ class XIRRetrieval(retrieval.RetrievalTask):
         "`joint_partition` needs to know by what distribution the cache was "
         'drawn: give `cache_scope="all"` or `cache_policy="recency"`.'
       )
-    self._candidate_counts = retrieval.as_counts(candidate_counts)
     self._candidate_encoder = candidate_encoder
     self._cache_size = cache_size
-    self._num_resampled = num_resampled
     self._cache_weight = cache_weight
     self._cache_scope = cache_scope
     self._occurrence_decay = occurrence_decay
     self._cache_policy = cache_policy
     self._joint_partition = joint_partition
-    self._resampler = resampler
     self.cache = candidate_cache.CandidateCache(
       len(self._candidate_counts),
       cache_size,
@@ -111,7 +113,6 @@ class XIRRetrieval(retrieval.RetrievalTask):
       cache_policy=cache_policy,
       seed=self._seed,
     )
-    self._log_popularity = self._log_popularity_table(self._candidate_counts)
 
   def get_config(self) -> dict:
     """The arguments; `candidate_encoder` is the object itself.
@@ -120,16 +121,13 @@ class XIRRetrieval(retrieval.RetrievalTask):
     the candidate tower: give the tower to a task that is made from JSON.
     """
     return super().get_config() | {
-      "candidate_counts": self._candidate_counts.tolist(),
       "candidate_encoder": self._candidate_encoder,
       "cache_size": self._cache_size,
-      "num_resampled": self._num_resampled,
       "cache_weight": self._cache_weight,
       "cache_scope": self._cache_scope,
       "occurrence_decay": self._occurrence_decay,
       "cache_policy": self._cache_policy,
       "joint_partition": self._joint_partition,
-      "resampler": self._resampler,
     }
 
   def readout(self) -> dict[str, tf.Tensor]:
@@ -146,28 +144,19 @@ class XIRRetrieval(retrieval.RetrievalTask):
       ),
       cache_ids,
     )
-    in_batch = fused.Pool(
-      batch.pool_embeddings,
-      batch.pool_ids,
-      tf.gather(self._log_popularity, batch.pool_ids),
-      batch.own_offset,
-    )
+    in_batch = self._in_batch(batch)
     in_cache = fused.Pool(
       cache_embeddings, cache_ids, tf.gather(self._log_popularity, cache_ids)
     )
     if self._joint_partition:
-      loss, draws = self._resampled(
+      loss, draws = self._drawn(
         batch, self._joined(in_batch, in_cache), seeds.BATCH_DRAWS
       )
       sizes = [tf.size(batch.pool_ids), tf.size(cache_ids)]
       batch_draws, cache_draws = tf.split(draws, sizes)
     else:
-      batch_loss, batch_draws = self._resampled(
-        batch, in_batch, seeds.BATCH_DRAWS
-      )
-      cache_loss, cache_draws = self._resampled(
-        batch, in_cache, seeds.CACHE_DRAWS
-      )
+      batch_loss, batch_draws = self._drawn(batch, in_batch, seeds.BATCH_DRAWS)
+      cache_loss, cache_draws = self._drawn(batch, in_cache, seeds.CACHE_DRAWS)
       weight = self._cache_weight
       loss = weight * cache_loss + (1.0 - weight) * batch_loss
     if training:
@@ -189,15 +178,16 @@ class XIRRetrieval(retrieval.RetrievalTask):
     embeddings = tf.concat([in_batch.embeddings, in_cache.embeddings], 0)
     return fused.Pool(embeddings, ids, log_q, in_batch.own_offset)
 
-  def _resampled(self, batch: retrieval.Batch, pool: fused.Pool, stream: int):
+  def _drawn(self, batch: retrieval.Batch, pool: fused.Pool, stream: int):
     """(loss, draws) of a resample of the pool."""
-    resampler = fused.Resampler(
+    return self._resampled(
+      batch,
+      pool,
       self._num_resampled or max(self._cache_size // 2, 1),
-      self._resampler,
-      seeds.step_seed(self._seed, self.cache.step, stream),
-      batch.first_row,
+      self.cache.step,
+      stream,
+      count_draws=True,
     )
-    return self._pool_loss(batch, pool, resampler=resampler, count_draws=True)
 
   def _update_cache(self, batch_ids, batch_draws, cache_ids, cache_draws):
     if self._cross_replica:

@@ -1,0 +1,79 @@
+"""What BIR and XIR share: drawing anew from a pool, for each query."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from xir_tfrs.ops import fused, resampling, seeds
+from xir_tfrs.tasks import retrieval
+
+
+class ResamplingTask(retrieval.RetrievalTask):
+  """Base of the tasks that draw by w_j = softmax_j(s_j - log pop_j)."""
+
+  def __init__(
+    self,
+    *,
+    candidate_counts: Sequence[int],
+    num_resampled: int | None,
+    resampler: str,
+    **shared,
+  ) -> None:
+    """Takes the arguments of all draws; see `BIRRetrieval`.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(**shared)
+    resampling.validate_method(resampler, "resampler")
+    if num_resampled is not None:
+      retrieval.require_positive("num_resampled", num_resampled)
+    self._candidate_counts = retrieval.as_counts(candidate_counts)
+    self._num_resampled = num_resampled
+    self._resampler = resampler
+    self._log_popularity = self._log_popularity_table(self._candidate_counts)
+
+  def get_config(self) -> dict:
+    return super().get_config() | {
+      "candidate_counts": self._candidate_counts.tolist(),
+      "num_resampled": self._num_resampled,
+      "resampler": self._resampler,
+    }
+
+  def _in_batch(self, batch: retrieval.Batch) -> fused.Pool:
+    """The candidates of the batch, which arrive by popularity."""
+    return fused.Pool(
+      batch.pool_embeddings,
+      batch.pool_ids,
+      tf.gather(self._log_popularity, batch.pool_ids),
+      batch.own_offset,
+    )
+
+  def _resampled(
+    self,
+    batch: retrieval.Batch,
+    pool: fused.Pool,
+    num_resampled: int | tf.Tensor,
+    step: tf.Variable,
+    stream: int,
+    count_draws: bool = False,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss against a resample of the pool, and how often each was drawn.
+
+    Args:
+      batch: The rows.
+      pool: Whom to draw from.
+      num_resampled: Draws per row.
+      step: Of the task: each has draws of its own.
+      stream: One of `ops.seeds`: so has each pool.
+      count_draws: Whether to count the draws.
+    """
+    resampler = fused.Resampler(
+      num_resampled,
+      self._resampler,
+      seeds.step_seed(self._seed, step, stream),
+      batch.first_row,
+    )
+    return self._pool_loss(
+      batch, pool, resampler=resampler, count_draws=count_draws
+    )
