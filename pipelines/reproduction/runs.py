@@ -29,7 +29,7 @@ PAIRED = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 KS = (10, 20, 50)
 _CACHE = "model/task/cache/{}/.ATTRIBUTES/VARIABLE_VALUE"
 # Epochs after which a run is ranked, as far as it goes.
-_STAGES = (1, 2, 3, 5, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200)
+_STAGES = (1, 2, 3, 5, 10, 20, 30, 60, 100, 150, 200)
 
 
 class Interrupted(Exception):
