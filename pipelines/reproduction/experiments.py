@@ -138,6 +138,12 @@ _STRONGEST: dict[str, Any] = {
   "learning_rate_schedule": "cosine",
   "learning_rate_decay": 1.0,
 }
+# So much cache as pays, and counts that follow the model.
+_XIR: dict[str, Any] = {
+  "cache_size": 1024,
+  "cache_weight": 0.2,
+  "occurrence_decay": 0.9,
+}
 
 
 def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
@@ -162,13 +168,7 @@ _ABLATION = (
   _variant("positive in partition", positive_in_partition=True),
   _variant("without robustness", robustness=0.0),
   _variant("BIR", "bir"),
-  _variant(
-    "XIR",
-    "xir",
-    cache_size=1024,
-    cache_weight=0.2,
-    occurrence_decay=0.9,
-  ),
+  _variant("XIR", "xir", **_XIR),
   _variant("MNS", "mns", num_uniform=1024),
 )
 
@@ -267,7 +267,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"init_stddev": 0.1},
         {"popularity": "log_rows"},
       )
-      for task in ("ssl_pop", "bir")
+      for task in ("ssl_pop", "bir", "xir")
     ),
     epochs=100,
   ),
@@ -279,6 +279,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         *_ABLATION,
         _variant("BIR plain", "bir", **configs.CROSS_ENTROPY),
         _variant("CBNS", "cbns", bank_size=1024),
+        _variant("XIR, temperature 0.1", "xir", **_XIR | {"temperature": 0.1}),
+        _variant("XIR, cache weight 0.5", "xir", **_XIR | {"cache_weight": 0.5}),
+        _variant("XIR, cache of 2048", "xir", **_XIR | {"cache_size": 2048}),
+        _variant(
+          "XIR, counts that do not fade",
+          "xir",
+          **_XIR | {"occurrence_decay": 1.0},
+        ),
+        _variant("XIR, cache from all", "xir", **_XIR, cache_scope="all"),
         _variant(
           "XIR, one partition",
           "xir",
