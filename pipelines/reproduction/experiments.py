@@ -280,7 +280,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         _variant("BIR plain", "bir", **configs.CROSS_ENTROPY),
         _variant("CBNS", "cbns", bank_size=1024),
         _variant("XIR, temperature 0.1", "xir", **_XIR | {"temperature": 0.1}),
-        _variant("XIR, cache weight 0.5", "xir", **_XIR | {"cache_weight": 0.5}),
+        _variant("XIR, weight 0.5", "xir", **_XIR | {"cache_weight": 0.5}),
         _variant("XIR, cache of 2048", "xir", **_XIR | {"cache_size": 2048}),
         _variant(
           "XIR, counts that do not fade",
