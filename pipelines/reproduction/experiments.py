@@ -63,14 +63,6 @@ class Case:
     }
     return "-".join([self.preset, self.task, *_named(changed)])
 
-  @property
-  def title(self) -> str:
-    """Of its row."""
-    if self.label:
-      return self.label
-    settings = [s for s in _named(self.settings) if s != "resampler=systematic"]
-    return " ".join([METHODS[self.task], *settings])
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -83,7 +75,8 @@ class Experiment:
     axis: Name of the axis, if cases are points on one.
     shows: `"table"`, `"curves"` over epochs, `"sweep"` along the axis, or
       `"occurrence"`, who is drawn and cached.
-    baseline: Index of the case that the others are tested against.
+    baseline: Index of the case that the others are tested against; of one on
+      the axis, its method at the same place.
     split: What is ranked: `"validation"` where settings are selected.
   """
 
@@ -94,6 +87,29 @@ class Experiment:
   axis: str | None = None
   baseline: int = 0
   split: str = "test"
+
+  def title_of(self, case: Case) -> str:
+    """Of its row, without the settings that all cases have in common."""
+    if case.label:
+      return case.label
+    settings = {
+      name: value
+      for name, value in case.settings.items()
+      if name != "resampler"
+      and any(other.settings.get(name) != value for other in self.cases)
+    }
+    return " ".join([METHODS[case.task], *_named(settings)])
+
+  def baseline_of(self, case: Case) -> Case:
+    """What the case is tested against."""
+    baseline = self.cases[self.baseline]
+    if baseline.x is None:
+      return baseline
+    return next(
+      other
+      for other in self.cases
+      if (other.task, other.x) == (baseline.task, case.x)
+    )
 
 
 def _named(settings: Mapping[str, Any]) -> list[str]:

@@ -138,7 +138,8 @@ def _points(result, case) -> list[dict[str, float]]:
 def _baseline_title(result) -> str:
   for case in result["cases"]:
     if case["name"] == result["baseline"]:
-      return case["title"]
+      on_axis = case["x"] is not None
+      return experiments.METHODS[case["task"]] if on_axis else case["title"]
   return "the baseline"
 
 

@@ -75,7 +75,7 @@ def collect(
     "cases": [
       {
         "name": case.name,
-        "title": case.title,
+        "title": plan.title_of(case),
         "task": case.task,
         "preset": case.preset,
         "settings": dict(case.settings),
@@ -142,11 +142,11 @@ def _summary(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparisons(plan, found, epoch: int) -> list[dict[str, Any]]:
-  """Each case against the baseline, over the seeds they have in common."""
-  baseline = plan.cases[plan.baseline]
-  base = _by_seed(found[baseline.name])
+  """Each case against its baseline, over the seeds they have in common."""
   comparisons = []
   for case in plan.cases:
+    baseline = plan.baseline_of(case)
+    base = _by_seed(found[baseline.name])
     mine = _by_seed(found[case.name])
     seeds = sorted(mine.keys() & base.keys())
     if case is baseline or not seeds:

@@ -64,8 +64,28 @@ def test_every_experiment_can_be_planned(name, small_data, tmp_path):
   for run in plan:
     # The settings exist, and are in their range.
     assert run.config().task == run.case.task
-  titles = [case.title for case in experiments.EXPERIMENTS[name].cases]
+  experiment = experiments.EXPERIMENTS[name]
+  titles = [experiment.title_of(case) for case in experiment.cases]
   assert len(set(titles)) == len(titles)
+
+
+def test_rows_are_named_by_what_tells_them_apart():
+  experiment = experiments.EXPERIMENTS["features"]
+  titles = [experiment.title_of(case) for case in experiment.cases]
+  assert titles[0] == "SSL-Pop use_features=True"
+  assert titles[-1] == "SSL-Pop"
+
+
+def test_a_baseline_on_the_axis_is_that_of_the_same_place():
+  experiment = experiments.EXPERIMENTS["batch_size"]
+  for case in experiment.cases:
+    baseline = experiment.baseline_of(case)
+    assert baseline.task == "ssl_pop"
+    size = case.settings["global_batch_size"]
+    assert baseline.settings["global_batch_size"] == size
+  experiment = experiments.EXPERIMENTS["cache_size"]
+  for case in experiment.cases:
+    assert experiment.baseline_of(case) is experiment.cases[0]
 
 
 def test_experiments_share_runs(small_data, tmp_path):
