@@ -1,10 +1,13 @@
 """The directory of a training run: config, metrics, checkpoints."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -39,11 +42,42 @@ class ModelDir:
     """Whether a run was started here."""
     return (self.path / CONFIG).exists()
 
-  def create(self, config: dict[str, Any], overwrite: bool) -> None:
-    """Begins a new run.
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps other processes from writing here meanwhile.
+
+    The lock is on the directory itself and ends with the process, however that
+    ends.
 
     Raises:
-      ModelDirError: The directory holds a run already, or something else.
+      ModelDirError: Another process writes here, or this is no directory.
+    """
+    if not self.writable:
+      yield
+      return
+    if self.path.exists() and not self.path.is_dir():
+      raise ModelDirError(f"--model_dir {self.path} is not a directory.")
+    self.path.mkdir(parents=True, exist_ok=True)
+    directory = os.open(self.path, os.O_RDONLY)
+    try:
+      try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        # Some network file systems know no locks.
+        if error.errno == errno.EWOULDBLOCK:
+          raise ModelDirError(
+            f"Another process is training in {self.path}: wait for it, stop "
+            "it, or choose another --model_dir."
+          ) from None
+      yield
+    finally:
+      os.close(directory)
+
+  def create(self, config: dict[str, Any], overwrite: bool) -> None:
+    """Begins a new run, in a directory that is locked.
+
+    Raises:
+      ModelDirError: The directory holds a run already.
     """
     if not self.writable:
       return
@@ -52,9 +86,6 @@ class ModelDir:
         f"{self.path} holds a training run already: go on with it by "
         "--resume, begin anew by --overwrite, or choose another --model_dir."
       )
-    if self.path.exists() and not self.path.is_dir():
-      raise ModelDirError(f"--model_dir {self.path} is not a directory.")
-    self.path.mkdir(parents=True, exist_ok=True)
     for name in (CHECKPOINTS, BEST, EVENTS):
       shutil.rmtree(self.path / name, ignore_errors=True)
     (self.path / METRICS).unlink(missing_ok=True)

@@ -112,8 +112,12 @@ def train(
     )
   if strategy is None:
     strategy = strategies.create(config.strategy, config.cpu_replicas)
-  with strategies.lost_workers(strategy), _interrupts() as interrupted:
-    run = _Run(config, strategy, resume=resume, overwrite=overwrite)
+  with (
+    strategies.lost_workers(strategy),
+    _interrupts() as interrupted,
+    contextlib.ExitStack() as held,
+  ):
+    run = _Run(config, strategy, held, resume=resume, overwrite=overwrite)
     return run.go(interrupted, progress, stop_after)
 
 
@@ -121,7 +125,13 @@ class _Run:
   """A run between its checkpoints."""
 
   def __init__(
-    self, config, strategy, *, resume: bool, overwrite: bool
+    self,
+    config,
+    strategy,
+    held: contextlib.ExitStack,
+    *,
+    resume: bool,
+    overwrite: bool,
   ) -> None:
     self._config = config
     self._strategy = strategy
@@ -164,6 +174,7 @@ class _Run:
       config.keep_checkpoints,
       self._average,
     )
+    held.enter_context(self._dir.locked())
     self._begin(_description(config, self._model), resume, overwrite)
     self._validations = [
       row for row in self._dir.read_metrics() if row["kind"] == "validation"

@@ -70,14 +70,13 @@ def _model(seed=0):
 def _write_model(directory, model, data, checkpoints=("checkpoints",)):
   schema = (data / schema_lib.FILE_NAME).read_bytes()
   run = model_dir.ModelDir(directory)
-  run.create(
-    {
-      "data": str(data),
-      "model": model.get_config(),
-      "schema_sha256": hashlib.sha256(schema).hexdigest(),
-    },
-    overwrite=False,
-  )
+  description = {
+    "data": str(data),
+    "model": model.get_config(),
+    "schema_sha256": hashlib.sha256(schema).hexdigest(),
+  }
+  with run.locked():
+    run.create(description, overwrite=False)
   for number, name in enumerate(checkpoints):
     checkpoint = tf.train.Checkpoint(model=model, step=tf.Variable(number))
     tf.train.CheckpointManager(

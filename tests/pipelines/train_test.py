@@ -238,6 +238,24 @@ def test_wrong_use_is_refused(data, tmp_path):
   assert not (tmp_path / "n").exists()
 
 
+def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
+  first = config(data, tmp_path / "m", epochs=1)
+  with model_dir.ModelDir(first.model_dir).locked():
+    for choice in ({}, {"resume": True}, {"overwrite": True}):
+      with pytest.raises(model_dir.ModelDirError, match="Another process"):
+        run(first, **choice)
+  assert not list((tmp_path / "m").iterdir())
+  run(first)
+  assert run(first, resume=True).outcome == "finished"
+
+
+def test_a_model_dir_that_is_a_file(data, tmp_path):
+  (tmp_path / "m").write_text("mine")
+  with pytest.raises(model_dir.ModelDirError, match="is not a directory"):
+    run(config(data, tmp_path / "m"))
+  assert (tmp_path / "m").read_text() == "mine"
+
+
 def test_data_that_changed_is_refused(data, tmp_path):
   moved = tmp_path / "data"
   moved.mkdir()
