@@ -77,7 +77,7 @@ def table(result: dict[str, Any]) -> str:
     return ""
   if result["shows"] == "occurrence":
     return _occurrence_table(result)
-  compat = result["experiment"] == "table2"
+  compat = result["experiment"] in ("table2", "slow")
   paper = PAPER if compat and "gowalla" in result["data"]["name"] else {}
   tests = {c["case"]: c for c in result["comparisons"]}
   header = ["", *_SHOWN]
@@ -85,7 +85,7 @@ def table(result: dict[str, Any]) -> str:
     header.append("compat NDCG@10")
   if paper:
     header += ["paper R@10", "paper N@10"]
-  header += [f"{_TESTED} against {_baseline_title(result)}", "seeds"]
+  header += [f"{_TESTED} against {result['baseline']}", "seeds"]
   header += ["s/epoch", "GiB"]
   rows = []
   for case in result["cases"]:
@@ -133,14 +133,6 @@ def _points(result, case) -> list[dict[str, float]]:
     for point in run["curve"]
     if point["epoch"] == result["epoch"]
   ]
-
-
-def _baseline_title(result) -> str:
-  for case in result["cases"]:
-    if case["name"] == result["baseline"]:
-      on_axis = case["x"] is not None
-      return experiments.METHODS[case["task"]] if on_axis else case["title"]
-  return "the baseline"
 
 
 def _mean(points: list[dict[str, float]], name: str) -> str:

@@ -17,7 +17,7 @@ from pipelines import model_dir
 from pipelines import schema as schema_lib
 from pipelines.reproduction import experiments, runs
 
-FORMAT = 1
+FORMAT = 2
 METRICS = (
   "recall@10",
   "recall@20",
@@ -86,7 +86,7 @@ def collect(
       if found[case.name]
     ],
     "epoch": epoch,
-    "baseline": plan.cases[plan.baseline].name,
+    "baseline": plan.baseline_title,
     "comparisons": _comparisons(plan, found, epoch),
   }
   path = pathlib.Path(output) / f"{experiment}_{pathlib.Path(data).name}.json"

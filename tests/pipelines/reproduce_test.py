@@ -83,6 +83,7 @@ def test_a_baseline_on_the_axis_is_that_of_the_same_place():
     assert baseline.task == "ssl_pop"
     size = case.settings["global_batch_size"]
     assert baseline.settings["global_batch_size"] == size
+  assert experiment.baseline_title == "SSL-Pop"
   experiment = experiments.EXPERIMENTS["cache_size"]
   for case in experiment.cases:
     assert experiment.baseline_of(case) is experiment.cases[0]
