@@ -35,7 +35,8 @@ class Case:
     task: The method, by --task.
     settings: What differs from the preset.
     preset: What the settings stand over.
-    x: Where it stands on the experiment's axis.
+    x: Where it stands on the experiment's axis; in a table, which of its
+      settings it has.
     label: Name in tables and of the folder; empty: made of the method and its
       settings.
   """
@@ -75,8 +76,8 @@ class Experiment:
     axis: Name of the axis, if cases are points on one.
     shows: `"table"`, `"curves"` over epochs, `"sweep"` along the axis, or
       `"occurrence"`, who is drawn and cached.
-    baseline: Index of the case that the others are tested against; of one on
-      the axis, its method at the same place.
+    baseline: Index of the case that the others are tested against; if it has
+      an `x`, each is tested against its method at the same.
     split: What is ranked: `"validation"` where settings are selected.
   """
 
@@ -102,7 +103,7 @@ class Experiment:
 
   @property
   def baseline_title(self) -> str:
-    """Above the column of tests: of one on the axis, the method."""
+    """Above the column of tests: of one that has an `x`, the method."""
     baseline = self.cases[self.baseline]
     if baseline.x is None:
       return self.title_of(baseline)
@@ -162,7 +163,7 @@ _STRONGEST: dict[str, Any] = {
   "learning_rate_schedule": "cosine",
   "learning_rate_decay": 1.0,
 }
-# So much cache as pays, and counts that follow the model.
+# XIR as it stood before its cache was searched, one setting at a time.
 _XIR: dict[str, Any] = {
   "cache_size": 1024,
   "cache_weight": 0.2,
@@ -252,16 +253,15 @@ EXPERIMENTS: dict[str, Experiment] = {
   "batch_size": Experiment(
     "Figure 7: size of the batch",
     tuple(
-      Case(
-        task,
-        {"global_batch_size": size}
-        | (_SYSTEMATIC if task in _RESAMPLING else {})
-        # As in the paper: half of the batch from each of batch and cache.
-        | ({"cache_size": size} if task == "xir" else {}),
-        x=size,
-      )
+      dataclasses.replace(case, x=size)
       for task in ("ssl_pop", "bir", "xir")
       for size in _BATCHES
+      for case in _methods(
+        task,
+        global_batch_size=size,
+        # As in the paper: half of the batch from each of batch and cache.
+        **({"cache_size": size} if task == "xir" else {}),
+      )
     ),
     epochs=20,
     shows="sweep",
@@ -278,12 +278,8 @@ EXPERIMENTS: dict[str, Experiment] = {
   "settings": Experiment(
     "What the paper leaves open: learning rate, decay, initial values",
     tuple(
-      Case(
-        task,
-        settings | (_SYSTEMATIC if task in _RESAMPLING else {}),
-        # Against SSL-Pop with the same settings.
-        x=place,
-      )
+      # Against SSL-Pop with the same settings.
+      dataclasses.replace(case, x=place)
       for place, settings in enumerate(
         (
           {},
@@ -295,7 +291,7 @@ EXPERIMENTS: dict[str, Experiment] = {
           {"popularity": "log_rows"},
         )
       )
-      for task in ("ssl_pop", "bir", "xir")
+      for case in _methods("ssl_pop", "bir", "xir", **settings)
     ),
     epochs=100,
   ),

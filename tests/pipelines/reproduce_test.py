@@ -22,6 +22,7 @@ PLANNED = (
   "cache_weight",
   "batch_size",
   "features",
+  "settings",
   "beyond",
 )
 
