@@ -5,7 +5,7 @@ r"""Compares what each method estimates with the full softmax.
 
 trains a model by SSL-Pop for a few epochs, on the data of a directory made by
 `pipelines.prepare` (without one: on generated data). Then its weights stand
-still, and on the same training rows `xir_tfrs.metrics.EstimatorProbe` holds
+still, and on the same training rows `xir_tfrs.diagnostics.EstimatorProbe` holds
 the loss of every method, at several batch sizes, beside the full softmax: bias
 and deviation of its gradient, KL of its weights, and the same against the full
 softmax at half the temperature, which is what BIR and XIR tend to. All methods
@@ -31,8 +31,11 @@ from absl import app, flags
 
 import xir_tfrs as xir
 from benchmarks import harness
-from pipelines import configs, datasets, model, prepare, records, schema
+from pipelines import prepare
 from pipelines.readers import sources
+from pipelines.training import build as model
+from pipelines.training import config as configs
+from xir_tfrs.data import datasets, records, schema
 
 _SIZES = {
   "epochs": (3, "Epochs of SSL-Pop that the model is trained for."),
@@ -137,7 +140,7 @@ def run(
           getattr(trained, tower).get_weights()
         )
       epochs = len(rows["query_id"]) * case.warmup_epochs
-      probe = xir.metrics.EstimatorProbe(
+      probe = xir.diagnostics.EstimatorProbe(
         compared,
         rows,
         probe_size=sizes["probe"],

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import harness
-from pipelines import datasets, records, schema
+from xir_tfrs.data import datasets, records, schema
 
 _SIZES = {
   "rows": (5_000_000, "Rows of the interactions."),

@@ -27,7 +27,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import harness
-from pipelines import model
+from pipelines.training import build as model
 
 _SIZES = {
   "epochs": (3, "Epochs of each method."),

@@ -35,7 +35,10 @@ from absl import app, flags, logging
 
 import xir_tfrs as xir
 from benchmarks import harness
-from export import build, bundle, saved_models, scann_folder
+from export.bundle import indexing as build
+from export.bundle import signatures as saved_models
+from export.bundle import write
+from xir_tfrs.serving import bundle, scann_folder
 
 _SIZES = {
   "size": (1_000_000, "Generated candidates."),
@@ -109,9 +112,9 @@ def generate(path: str, sizes: Mapping[str, int]) -> None:
     vectors,
     sample(1000),  # Not those that are asked.
   )
-  bundle.write_bundle(
+  write.write_bundle(
     path,
-    bundle.Contents(
+    write.Contents(
       query_ids=query_ids,
       candidate_counts=np.zeros(len(vectors), np.int64),
       seen=(np.zeros(len(queries) + 1, np.int64), np.zeros(0, np.int32)),

@@ -34,8 +34,11 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from export import bundle, errors, manifests
 from xir_tfrs import indexes
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 # With the underscore, readers of a directory of Parquet files pass it over.
 _RUN = "_run.json"
@@ -93,11 +96,11 @@ def batch_recommend(options: BatchOptions) -> dict:
     What _run.json says.
 
   Raises:
-    export.errors.ExportError: for anything that the user can put right.
+    DataError: for anything that the user can put right.
   """
   loaded = _load(options.bundle)
   if not 1 <= options.k <= loaded.manifest["max_k"]:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{options.bundle}: --k must be from 1 to {loaded.manifest['max_k']}. "
       f"Received: {options.k}"
     )
@@ -174,13 +177,13 @@ def _queries(
     # Not `splitlines`: an id may hold any other line separator of Unicode.
     lines = pathlib.Path(path).read_bytes().decode().split("\n")
   except (OSError, UnicodeDecodeError) as error:
-    raise errors.ExportError(f"{path}: cannot be read: {error}") from None
+    raise errors.DataError(f"{path}: cannot be read: {error}") from None
   ids = [line.removesuffix("\r") for line in lines]
   if not ids[-1]:
     ids.pop()
   if not ids or "" in ids:
     where = f"line {ids.index('') + 1} is empty" if ids else "is empty"
-    raise errors.ExportError(f"{path}: {where}; write one query id per line")
+    raise errors.DataError(f"{path}: {where}; write one query id per line")
   digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
   if loaded.manifest["id_types"]["query"] == "int64":
     ids = [_integer(path, number, x) for number, x in enumerate(ids, start=1)]
@@ -191,7 +194,7 @@ def _integer(path: str, number: int, text: str) -> int:
   try:
     return int(np.int64(int(text)))
   except (ValueError, OverflowError):
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{path}: line {number}: query ids of this bundle are integers. "
       f"Received: {text!r}"
     ) from None
@@ -207,7 +210,7 @@ def _begin(output: pathlib.Path, asked: dict, overwrite: bool) -> dict:
   try:
     run = json.loads((output / _RUN).read_text(encoding="utf-8"))
   except (OSError, ValueError):
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{output}: exists, and {_RUN} in it cannot be read; choose another "
       "--output"
     ) from None
@@ -222,7 +225,7 @@ def _begin(output: pathlib.Path, asked: dict, overwrite: bool) -> dict:
     if run.get(name) != value
   ]
   if differing:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{output}: was begun with something else ({'; '.join(differing)}); "
       "choose another --output, or start anew with --overwrite"
     )
@@ -298,7 +301,7 @@ def _parquet(loaded: bundle.Bundle) -> OpenWriter:
     import pyarrow as pa
     from pyarrow import parquet
   except ImportError as error:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"--format parquet needs pyarrow ({error}): pip install "
       "'xir-tfrs[data]', or use --format tfrecord"
     ) from error
@@ -417,7 +420,7 @@ def main(argv: list[str]) -> int:
       for field in dataclasses.fields(BatchOptions)
     }
   )
-  return errors.run(lambda: batch_recommend(options))
+  return main_lib.run(lambda: batch_recommend(options))
 
 
 def _define_flags() -> None:

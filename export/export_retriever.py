@@ -21,16 +21,13 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 import xir_tfrs as xir
-from export import (
-  build,
-  bundle,
-  data,
-  errors,
-  features,
-  manifests,
-  saved_models,
-  trained,
-)
+from export.bundle import data, trained, write
+from export.bundle import indexing as build
+from export.bundle import signatures as saved_models
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import manifest as manifests
 
 _ID_TYPES = ("string", "int64")
 
@@ -59,7 +56,7 @@ class ExportOptions(build.IndexOptions):
   candidate_id_type: str = "string"
   unknown_query: str | None = None
   scann_folder: bool = True
-  max_k: int = bundle.MAX_K
+  max_k: int = write.MAX_K
 
 
 def export_retriever(options: ExportOptions) -> dict:
@@ -69,7 +66,7 @@ def export_retriever(options: ExportOptions) -> dict:
     Its manifest.
 
   Raises:
-    export.errors.ExportError: for anything that the user can put right.
+    DataError: for anything that the user can put right.
   """
   start = time.monotonic()
   manifests.check_output(options.output, options.overwrite)
@@ -95,9 +92,9 @@ def export_retriever(options: ExportOptions) -> dict:
   queries = trained.encode_all(model.encode_queries, sample, show=False)
   built, about = build.build_indexes(options, candidate_table, vectors, queries)
   popular = {None: None, "popularity": True, "tower": False}
-  manifest = bundle.write_bundle(
+  manifest = write.write_bundle(
     options.output,
-    bundle.Contents(
+    write.Contents(
       query_ids=query_ids,
       candidate_counts=counts,
       seen=seen,
@@ -158,7 +155,7 @@ def _typed(
         continue
     except (ValueError, OverflowError):
       pass
-    raise errors.ExportError(
+    raise errors.DataError(
       f"--{side}_id_type int64: the {side} id {text.decode()!r} (row {row}) is "
       "no integer of 64 bits in plain digits; export with string ids"
     )
@@ -171,7 +168,7 @@ def _id_table(ids: Sequence[bytes] | np.ndarray) -> xir.indexes.IdTable:
   try:
     return xir.indexes.IdTable(ids)
   except ValueError as error:
-    raise errors.ExportError(f"ids cannot be exported: {error}") from error
+    raise errors.DataError(f"ids cannot be exported: {error}") from error
 
 
 def _encoder(
@@ -225,7 +222,7 @@ def _define_flags() -> None:
     "scann_folder", True, "Write ScaNN's own files beside its SavedModel."
   )
   flags.DEFINE_integer(
-    "max_k", bundle.MAX_K, "Most answers that may be asked for.", 1
+    "max_k", write.MAX_K, "Most answers that may be asked for.", 1
   )
   for name in _SCANN_FLAGS:
     flags.DEFINE_integer(
@@ -263,7 +260,7 @@ def main(argv: list[str]) -> int:
     scann={name: value for name, value in scann.items() if value is not None},
   )
   logging.set_verbosity(logging.WARNING)  # Or each SavedModel says a page.
-  return errors.run(lambda: export_retriever(options))
+  return main_lib.run(lambda: export_retriever(options))
 
 
 if __name__ == "__main__":

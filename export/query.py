@@ -12,7 +12,9 @@ import json
 
 from absl import app, flags
 
-from export import bundle, errors
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle
 
 
 def answer(
@@ -37,7 +39,7 @@ def answer(
       rerank_depth=rerank_depth,
     )
   except ValueError as error:
-    raise errors.ExportError(f"{directory}: {error}") from error
+    raise errors.DataError(f"{directory}: {error}") from error
   fallback = loaded.manifest["unknown_query"]
   show = _as_json if as_json else _as_table
   lines = []
@@ -116,7 +118,7 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   values = flags.FLAGS
-  return errors.run(
+  return main_lib.run(
     lambda: print(
       answer(
         values.bundle,

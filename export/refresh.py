@@ -28,17 +28,15 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from export import (
-  build,
-  bundle,
-  errors,
-  features,
-  items,
-  manifests,
-  saved_models,
-  verify,
-)
+from export import verify
+from export.bundle import indexing as build
+from export.bundle import items, write
+from export.bundle import signatures as saved_models
 from xir_tfrs import indexes
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import manifest as manifests
 
 _BATCH = 8192
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -95,7 +93,7 @@ def refresh(options: RefreshOptions) -> dict:
     What was changed, as it stands in the manifest under `refreshes`.
 
   Raises:
-    export.errors.ExportError: for anything that the user can put right.
+    DataError: for anything that the user can put right.
   """
   start = time.monotonic()
   old, written = _load(options)
@@ -119,13 +117,13 @@ def refresh(options: RefreshOptions) -> dict:
     _verify(directory)
     # Or the changes of another refresh would be lost, or parts mixed.
     if _manifest_bytes(old.directory) != written:
-      raise errors.ExportError(
+      raise errors.DataError(
         f"{old.directory}: was replaced while this ran; start again"
       )
 
   history = [*old.manifest.get("refreshes", ()), about]
   kept = ("data", "checkpoint", "training", "encode_seconds")
-  bundle.write_bundle(
+  write.write_bundle(
     output,
     _contents(old, corpus, tower, built),
     about={
@@ -146,7 +144,7 @@ def refresh(options: RefreshOptions) -> dict:
 def _load(options: RefreshOptions) -> tuple[bundle.Bundle, bytes]:
   """The old bundle, whole and with its own towers; its manifest as read."""
   if not options.items and not options.remove:
-    raise errors.ExportError("nothing to change; give --items or --remove")
+    raise errors.DataError("nothing to change; give --items or --remove")
   directory = pathlib.Path(options.bundle).resolve()
   names = manifests.load(directory)["indexes"]
   # Before the rest is read: what is replaced from here on is noticed.
@@ -255,7 +253,7 @@ def _read_removals(
   gone = set(items.read_ids(options.remove, manifest["id_types"]["candidate"]))
   both = sorted(gone & set(new_ids))
   if both:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{options.remove}: {both[0]!r} is in {options.items} as well; either "
       "remove it, or add it"
     )
@@ -280,11 +278,11 @@ def _change(
   keep = np.array([candidate not in gone for candidate in old.ids])
   removed = int((~keep).sum())
   if not len(new_ids) and not removed:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"nothing to change: none of the {len(gone)} ids to remove is there"
     )
   if removed == len(old.ids) and not added:
-    raise errors.ExportError("all candidates would be removed; keep some")
+    raise errors.DataError("all candidates would be removed; keep some")
   splits, rows = old.seen
   pairs = np.append(0, np.cumsum(keep[rows]))
   new_row = (np.cumsum(keep) - 1).astype(np.int32)
@@ -332,12 +330,12 @@ def _contents(
   corpus: _Corpus,
   candidate_tower: saved_models.Encoder,
   built: dict[str, indexes.RetrievalIndex],
-) -> bundle.Contents:
+) -> write.Contents:
   query_ids = old.query_ids
   if not isinstance(query_ids, np.ndarray):
     query_ids = [query_id.encode() for query_id in query_ids]
   parts = ("query_tower", "candidate_tower", "ranker")
-  return bundle.Contents(
+  return write.Contents(
     query_ids=query_ids,
     candidate_counts=corpus.counts,
     seen=corpus.seen,
@@ -358,7 +356,7 @@ def _contents(
 
 
 def _verify(directory: pathlib.Path) -> None:
-  """Raises `ExportError` if the bundle fails `export.verify`."""
+  """Raises `DataError` if the bundle fails `export.verify`."""
   start = time.monotonic()
   command = [sys.executable, "-m", "export.verify", "--json", "--bundle"]
   done = subprocess.run(
@@ -374,13 +372,13 @@ def _verify(directory: pathlib.Path) -> None:
     results = json.loads(done.stdout.splitlines()[-1])
   except (ValueError, IndexError):
     last = "".join(done.stderr.splitlines()[-1:])
-    raise errors.ExportError(
+    raise errors.DataError(
       f"the new bundle could not be verified, so the old one stays (exit "
       f"status {done.returncode}: {last})"
     ) from None
   failed = [x for x in results if not x["ok"]]
   if failed:
-    raise errors.ExportError(
+    raise errors.DataError(
       "the new bundle failed its verification, so the old one stays: "
       + "; ".join(f"{x['name']}: {x['detail']}" for x in failed)
     )
@@ -458,7 +456,7 @@ def main(argv: list[str]) -> int:
     }
   )
   logging.set_verbosity(logging.WARNING)  # Or each SavedModel says a page.
-  return errors.run(lambda: refresh(options))
+  return main_lib.run(lambda: refresh(options))
 
 
 if __name__ == "__main__":

@@ -15,21 +15,23 @@ import os
 
 from absl import app, flags, logging
 
-from export import bundle, errors
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle
 
 
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.INFO)
-  return errors.run(_serve)
+  return main_lib.run(_serve)
 
 
 def _serve() -> None:
   try:
     from export.serving import server
   except ModuleNotFoundError as error:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{error}; the server needs more than the rest: pip install "
       "'.[scann,serving]'"
     ) from error

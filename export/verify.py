@@ -20,7 +20,12 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from export import bundle, checks, errors, features, manifests, string_list
+from export.bundle import checks
+from xir_tfrs.data import errors
+from xir_tfrs.data import id_lists as string_list
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import manifest as manifests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +119,7 @@ def _attempt(name: str, function: Callable[..., str], *args) -> Check:
     return Check(name, True, function(*args))
   except Exception as error:  # Whatever it is, the next check may say more.
     reason = " ".join(str(error).split())
-    if not isinstance(error, errors.ExportError):
+    if not isinstance(error, errors.DataError):
       reason = f"{type(error).__name__}: {reason[:300]}"
     return Check(name, False, reason)
 
@@ -138,7 +143,7 @@ def _nothing_else(directory: pathlib.Path, manifest: dict) -> str:
   }
   extra = sorted(found - {manifests.FILE_NAME, *manifest["files"]})
   if extra:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"{directory / extra[0]}: not in the manifest; remove it"
       + (f", and {len(extra) - 1} others" if extra[1:] else "")
     )
@@ -160,12 +165,12 @@ def _towers(directory: pathlib.Path, manifest: dict) -> str:
 
 
 def check_towers(directory: pathlib.Path, manifest: dict) -> None:
-  """Raises `ExportError` if a tower is not the one the manifest names."""
+  """Raises `DataError` if a tower is not the one the manifest names."""
   for side, expected in manifest["tower_sha256"].items():
     path = directory / f"{side}_tower"
     found = manifests.tower_hash(path)
     if found != expected:
-      raise errors.ExportError(
+      raise errors.DataError(
         f"{path}: is not the tower of the manifest (sha256 {found[:12]}, not "
         f"{expected[:12]}); copy or export the bundle again"
       )
@@ -222,7 +227,7 @@ def _lists(directory: pathlib.Path, manifest: dict) -> str:
 
 def _require(fine: bool, problem: str) -> None:
   if not fine:
-    raise errors.ExportError(f"lists/: {problem}; export the bundle again")
+    raise errors.DataError(f"lists/: {problem}; export the bundle again")
 
 
 def _part(directory: pathlib.Path, manifest: dict, name: str) -> str:
@@ -241,7 +246,7 @@ def _compare(signatures: Mapping, expected: dict) -> str:
   }
   for name in sorted({*found, *expected}):
     if found.get(name) != expected.get(name):
-      raise errors.ExportError(
+      raise errors.DataError(
         f"signature {name!r} is {found.get(name)}, the manifest says "
         f"{expected.get(name)}; export the bundle again"
       )
@@ -282,7 +287,7 @@ def main(argv: list[str]) -> int:
     if values.json:
       print(json.dumps([vars(x) for x in results]))
 
-  return errors.run(run) or int(not all(check.ok for check in results))
+  return main_lib.run(run) or int(not all(check.ok for check in results))
 
 
 def _define_flags() -> None:

@@ -22,8 +22,9 @@ import tensorflow as tf
 from absl import app, flags
 
 import xir_tfrs as xir
-from pipelines import evaluation_data, model_dir
-from pipelines import schema as schema_lib
+from pipelines.evaluation import split as evaluation_data
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 EvaluationData = evaluation_data.EvaluationData
 load_evaluation_data = evaluation_data.load_evaluation_data

@@ -22,11 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
-from pipelines import errors, records
-from pipelines import schema as schema_lib
 from pipelines.preparation import features, passes, spill, staging, vocabulary
 from pipelines.readers import base, sources
 from pipelines.readers import synthetic as synthetic_lib
+from xir_tfrs.data import errors, records
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data.files import side_tables
 
 SPLIT_KINDS = ("random", "temporal", "leave_last")
 
@@ -252,14 +253,14 @@ class Table:
 
   ids: list[str]
   permutation: np.ndarray | None
-  side: base.SideTable | None
+  side: side_tables.SideTable | None
   side_ids: np.ndarray
 
 
 def table(
   vocab: vocabulary.Vocabulary,
   dense: vocabulary.DenseIds | None,
-  side: base.SideTable | None,
+  side: side_tables.SideTable | None,
   path: str,
 ) -> Table:
   """Appends the ids that occur only in the side table."""

@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from pipelines import errors, prepare
-from pipelines import schema as schema_lib
+from pipelines import prepare
 from pipelines.preparation import spill, vocabulary
 from pipelines.readers import base
+from xir_tfrs.data import errors
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data.files import side_tables
 
 if TYPE_CHECKING:
   from apache_beam.options import pipeline_options
@@ -111,7 +113,7 @@ def _convert(
 def _table(
   config: prepare.PrepareConfig,
   source: base.Source,
-  side: base.SideTable | None,
+  side: side_tables.SideTable | None,
   kind: str,
   largest: tuple[int, base.Piece] | None,
   vocab: vocabulary.Vocabulary,

@@ -21,7 +21,10 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from pipelines import configs, evaluate, prepare, records, training
+from pipelines import evaluate, prepare
+from pipelines.training import config as configs
+from pipelines.training import loop as training
+from xir_tfrs.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")

@@ -16,14 +16,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from pipelines import (
-  checkpoints,
-  configs,
-  model,
-  model_dir,
-  strategies,
-  training,
-)
+from pipelines.training import build as model
+from pipelines.training import checkpoints, strategies
+from pipelines.training import config as configs
+from pipelines.training import loop as training
+from xir_tfrs.data import runs as model_dir
 
 
 def _config_from_flags() -> configs.TrainConfig:

@@ -141,7 +141,7 @@ def test_example_of_the_task_guide(tmp_path):
   (tmp_path / "xir_tfrs/tasks/power.py").write_text(task)
   for name, anchor, lines in (
     ("xir_tfrs/tasks/__init__.py", "from xir_tfrs.tasks.xir import", imported),
-    ("pipelines/model.py", '  "ssl": Method(', row),
+    ("pipelines/training/build.py", '  "ssl": Method(', row),
     ("tests/conformance/tasks_test.py", '  "ssl": _Row(', tested),
     ("tests/conformance/tasks_test.py", '  "candidate_counts": list(', value),
   ):

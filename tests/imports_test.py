@@ -22,12 +22,17 @@ _LAYER = {
   "types": 0,
   "ops": 0,
   "distribute": 1,
+  "keras": 0,
   "layers": 2,
   "optimizers": 2,
   "tasks": 3,
   "metrics": 3,
   "indexes": 3,
   "models": 4,
+  "diagnostics": 4,
+  "data": 4,
+  "serving": 5,
+  "programs": 5,
 }
 
 

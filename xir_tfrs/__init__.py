@@ -3,39 +3,39 @@
 BIR and XIR are the in-batch and the cache-augmented importance resampling of
 "Cache-Augmented Inbatch Importance Resampling for Training Recommender
 Retriever" (Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.14859).
+
+Importing the package is cheap: its parts, and TensorFlow with them, are loaded
+when they are first used.
 """
 
+import importlib
 import os
+import typing
 
-# Read by TensorFlow at the first attribute access of `tf.keras`, which the
-# modules below make: it must stand before them.
+# Read by TensorFlow at the first attribute access of `tf.keras`.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf  # noqa: E402
-
-if not tf.keras.Model.__module__.startswith("tf_keras"):
-  raise ImportError(
-    "xir_tfrs needs Keras 2, but `tf.keras` is Keras 3 in this process: "
-    "import xir_tfrs before anything uses `tf.keras`, or set the environment "
-    "variable TF_USE_LEGACY_KERAS=1 before Python starts "
-    f"(it is {os.environ['TF_USE_LEGACY_KERAS']!r})."
+if typing.TYPE_CHECKING:
+  from xir_tfrs import (
+    data,
+    diagnostics,
+    distribute,
+    indexes,
+    layers,
+    metrics,
+    models,
+    ops,
+    optimizers,
+    serving,
+    tasks,
+    types,
   )
-
-from xir_tfrs import (  # noqa: E402
-  distribute,
-  indexes,
-  layers,
-  metrics,
-  models,
-  ops,
-  optimizers,
-  tasks,
-  types,
-)
 
 __version__ = "0.1.0"
 
 __all__ = [
+  "data",
+  "diagnostics",
   "distribute",
   "indexes",
   "layers",
@@ -43,6 +43,17 @@ __all__ = [
   "models",
   "ops",
   "optimizers",
+  "serving",
   "tasks",
   "types",
 ]
+
+
+def __getattr__(name: str):
+  if name in __all__:
+    return importlib.import_module(f"{__name__}.{name}")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from export import bundle as bundles
-from export import errors, manifests
 from export.serving import metrics as metrics_lib
 from export.serving import tensors
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle as bundles
+from xir_tfrs.serving import manifest as manifests
 
 _WARM_UP_K = 10
 
@@ -90,7 +91,7 @@ class Holder:
     """Loads what is on disk and lets it take over; the old one answers until.
 
     Raises:
-      export.errors.ExportError: it cannot be used, and the old one stays.
+      DataError: it cannot be used, and the old one stays.
     """
     loop = asyncio.get_running_loop()
     async with self._lock:
@@ -117,12 +118,12 @@ class Holder:
       await asyncio.sleep(seconds)
       if _identity(self._directory) == self._identity:
         continue
-      with contextlib.suppress(errors.ExportError):  # It is logged.
+      with contextlib.suppress(errors.DataError):  # It is logged.
         await self.reload()
 
-  def _failed(self, error: Exception) -> errors.ExportError:
-    if not isinstance(error, errors.ExportError):
-      error = errors.ExportError(
+  def _failed(self, error: Exception) -> errors.DataError:
+    if not isinstance(error, errors.DataError):
+      error = errors.DataError(
         f"{self._directory}: {type(error).__name__}: {error}"
       )
     if self.model:
@@ -144,7 +145,7 @@ class Holder:
     for name, signature in model.signatures.items():
       model.run(name, _example(model, signature["inputs"]))
     if _identity(self._directory) != identity:
-      raise errors.ExportError(
+      raise errors.DataError(
         f"{self._directory}: was replaced while it was read; it is read again"
       )
     return model, identity

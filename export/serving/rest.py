@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from google.protobuf import json_format
 from starlette import applications, exceptions, requests, responses, routing
 
-from export import errors
 from export.serving import protos, service, tensors
+from xir_tfrs.data import errors
 
 MAX_BODY_BYTES = 64 << 20
 _STATUS = {
@@ -68,7 +68,7 @@ def application(serve: service.Service) -> applications.Starlette:
   async def reload(request: requests.Request) -> responses.Response:
     try:
       model = await serve.holder.reload()
-    except errors.ExportError as error:
+    except errors.DataError as error:
       return _json({"error": " ".join(str(error).split())}, 500)
     return _json({"version": str(model.version)})
 

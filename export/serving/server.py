@@ -16,9 +16,9 @@ import grpc
 import uvicorn
 from absl import logging
 
-from export import errors
 from export.serving import batching, models, rest, rpc, service
 from export.serving import metrics as metrics_lib
+from xir_tfrs.data import errors
 
 # Longer than load balancers keep a connection that is idle: they must be the
 # ones to close it, or a request may meet a closing connection.
@@ -46,7 +46,7 @@ def run(options: Options) -> None:
   """Serves until SIGTERM or SIGINT, and ends the process then.
 
   Raises:
-    export.errors.ExportError: the bundle or a port cannot be used.
+    DataError: the bundle or a port cannot be used.
   """
   asyncio.run(_serve(options))
   # A bundle that is being loaded, or an answer that takes longer than
@@ -137,7 +137,7 @@ def _listen(host: str, port: int) -> socket.socket:
   try:
     return socket.create_server((host, port), family=family)
   except OSError as error:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"--port {port} of {host}: {error.strerror}; choose another one"
     ) from None
 
@@ -147,6 +147,6 @@ def _bind(calls: grpc.aio.Server, host: str, port: int) -> int:
   try:
     return calls.add_insecure_port(address)
   except RuntimeError:
-    raise errors.ExportError(
+    raise errors.DataError(
       f"--grpc_port {port} of {host}: cannot be used; choose another one"
     ) from None

@@ -26,10 +26,11 @@ import pyarrow.compute as pc
 from apache_beam.options import pipeline_options
 from pyarrow import feather
 
-from pipelines import errors, prepare
+from pipelines import prepare
 from pipelines.beam import handover
 from pipelines.preparation import passes, spill, vocabulary
 from pipelines.readers import base
+from xir_tfrs.data import errors
 
 _SEEN, _IDS, _ROWS = "seen", "ids", "rows"
 KINDS = ("users", "items")

@@ -17,10 +17,11 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options import pipeline_options
 
-from pipelines import prepare, records
-from pipelines import schema as schema_lib
+from pipelines import prepare
 from pipelines.beam import handover
 from pipelines.preparation import passes, spill, splits
+from xir_tfrs.data import records
+from xir_tfrs.data import schema as schema_lib
 
 _FOUND, _COUNTS, _SHARES = "found", "counts", "shares"
 # Ids whose counts are summed by one worker.

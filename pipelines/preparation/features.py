@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import records
-from pipelines import schema as schema_lib
-from pipelines.readers import base
+from xir_tfrs.data import records
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data.files import side_tables
 
 # Below this share of the mean (and of 1) a spread is rounding, not a signal.
 _MIN_RELATIVE_STD = 1e-6
@@ -34,7 +34,7 @@ class Encoded:
 
 
 def encode(
-  table: base.SideTable | None,
+  table: side_tables.SideTable | None,
   dense_ids: np.ndarray,
   num_rows: int,
   min_token_count: int,

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pipelines import progress, records
-from pipelines import schema as schema_lib
 from pipelines.preparation import spill, splits, vocabulary
 from pipelines.readers import base
+from xir_tfrs.data import records
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import progress
 
 _ROWS_PER_SHARD = 1 << 20
 # Three splits are written at once; more open files might meet a limit.

@@ -8,9 +8,9 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from pipelines import errors
-from pipelines import schema as schema_lib
 from pipelines.readers import synthetic
+from xir_tfrs.data import errors
+from xir_tfrs.data import schema as schema_lib
 
 
 @contextlib.contextmanager

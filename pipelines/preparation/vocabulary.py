@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import errors
 from pipelines.readers import base
+from xir_tfrs.data import errors
 
 
 class Vocabulary:

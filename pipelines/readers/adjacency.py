@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import errors
-from pipelines.readers import base, side_tables, text
+from pipelines.readers import base
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
 
 
-class AdjacencySource(side_tables.FileSource):
+class AdjacencySource(base.FileSource):
   """One or more adjacency files; the order of a line is the order in time.
 
   A user with no items is skipped and counted; a user on two lines is the same
@@ -27,8 +28,8 @@ class AdjacencySource(side_tables.FileSource):
     self,
     paths: Sequence[pathlib.Path],
     roles: base.Columns,
-    side_files: side_tables.SideFiles,
-    chunk_bytes: int = base.CHUNK_BYTES,
+    side_files: base.SideFiles,
+    chunk_bytes: int = text.CHUNK_BYTES,
   ):
     super().__init__("adjacency", paths[0].stem, roles, side_files)
     self._files = [text.TextFile(path) for path in paths]

@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipelines import errors
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import columns as arrow
+from xir_tfrs.data.files import headers, side_tables, text
 
-CHUNK_BYTES = 16 << 20
 # Of these columns it is enough that they are there; any other must be named.
 DEFAULT_TIME = "timestamp"
 
@@ -59,28 +60,13 @@ class Columns:
       if name is not None:
         kinds.setdefault(name, "float")
     for name in kinds:
-      require_column(name, available, path, line)
+      headers.require_column(name, available, path, line)
     return kinds
 
   def time_column(self, available: list[str]) -> str | None:
     if self.time is None and DEFAULT_TIME in available:
       return DEFAULT_TIME
     return self.time
-
-
-def require_column(
-  name: str, available: list[str], path: str, line: int | None = 1
-) -> None:
-  if name not in available:
-    raise errors.DataError(
-      f"no such column; the file has {', '.join(map(repr, available))}; name"
-      " the right one with --user_column, --item_column, --time_column,"
-      " --weight_column, --rating_column, --user_features or"
-      " --item_features",
-      path=path,
-      line=line,
-      column=name,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,22 +122,6 @@ class Piece:
   position: int
 
 
-@dataclasses.dataclass(frozen=True)
-class SideTable:
-  """Side features of users or items as they stand in the input.
-
-  Attributes:
-    ids: [rows] original ids, each once.
-    kinds: feature -> kind.
-    columns: feature -> token: string array; token_seq: list array of strings;
-      float: float32 [rows]; float_seq: float32 [rows, length]; NaN missing.
-  """
-
-  ids: list[str]
-  kinds: dict[str, str]
-  columns: dict[str, pa.Array | np.ndarray]
-
-
 class Source(Protocol):
   """An input of interactions; each call of `blocks` reads it from the start.
 
@@ -205,7 +175,9 @@ class Source(Protocol):
   def files(self) -> tuple[dict[str, str | int], ...]:
     """All of these fingerprints."""
 
-  def side_tables(self) -> tuple[SideTable | None, SideTable | None]:
+  def side_tables(
+    self,
+  ) -> tuple[side_tables.SideTable | None, side_tables.SideTable | None]:
     """Side features of users and of items."""
 
   def write_extras(
@@ -259,12 +231,103 @@ def check_weights(block: Block, column: str | None) -> None:
     )
 
 
-def checked_times(values: np.ndarray) -> np.ndarray | None:
-  """int64 times, or None if a value is not a whole number held exactly."""
-  if values.dtype.kind in "iu":
-    return values.astype(np.int64, copy=False)
-  whole = values == np.trunc(values)
-  # Above 2^53 a float64 no longer tells neighbouring integers apart.
-  if not np.all(whole & (np.abs(values) <= 2**53)):
-    return None
-  return values.astype(np.int64)
+def arrow_block(
+  batch: pa.RecordBatch,
+  roles: Columns,
+  path: str,
+  first_row: int,
+  progress: int,
+) -> Block:
+  """The interactions of a record batch."""
+
+  def optional_floats(name: str | None) -> np.ndarray | None:
+    if name is None:
+      return None
+    return arrow.required_floats(batch.column(name), path, name, first_row)
+
+  time = roles.time_column(batch.schema.names)
+  result = Block(
+    path=path,
+    lines=first_row + 1,
+    unit="row",
+    users=arrow.id_strings(
+      batch.column(roles.user), path, roles.user, first_row
+    ),
+    items=arrow.id_strings(
+      batch.column(roles.item), path, roles.item, first_row
+    ),
+    progress=progress,
+    times=None
+    if time is None
+    else arrow.times(batch.column(time), path, time, first_row),
+    weights=optional_floats(roles.weight),
+    ratings=optional_floats(roles.rating),
+  )
+  check_weights(result, roles.weight)
+  return result
+
+
+@dataclasses.dataclass(frozen=True)
+class SideFiles:
+  """The files of side features; None where there is none."""
+
+  user: pathlib.Path | None = None
+  item: pathlib.Path | None = None
+
+  def read(
+    self, roles: Columns
+  ) -> tuple[side_tables.SideTable | None, side_tables.SideTable | None]:
+    """The side tables of users and of items."""
+    users = self.user and side_tables.read(
+      self.user,
+      roles.user,
+      roles.user_features,
+      "--user_features",
+      roles.separator,
+    )
+    items = self.item and side_tables.read(
+      self.item,
+      roles.item,
+      roles.item_features,
+      "--item_features",
+      roles.separator,
+    )
+    return users, items
+
+  def fingerprints(self) -> tuple[dict[str, str | int], ...]:
+    return tuple(
+      text.fingerprint(path) for path in (self.user, self.item) if path
+    )
+
+
+class FileSource:
+  """What sources that read files share; see `Source`."""
+
+  num_files: int
+
+  def __init__(
+    self, kind: str, name: str, roles: Columns, side_files: SideFiles
+  ):
+    self.kind, self.name, self.roles = kind, name, roles
+    self.warnings: collections.Counter[str] = collections.Counter()
+    self._side_files = side_files
+
+  def fingerprint(self, file: int) -> dict[str, str | int]:
+    raise NotImplementedError
+
+  def side_fingerprints(self) -> tuple[dict[str, str | int], ...]:
+    return self._side_files.fingerprints()
+
+  def files(self) -> tuple[dict[str, str | int], ...]:
+    interactions = map(self.fingerprint, range(self.num_files))
+    return (*interactions, *self.side_fingerprints())
+
+  def side_tables(
+    self,
+  ) -> tuple[side_tables.SideTable | None, side_tables.SideTable | None]:
+    return self._side_files.read(self.roles)
+
+  def write_extras(
+    self, directory: pathlib.Path, users: list[str], items: list[str]
+  ) -> None:
+    del directory, users, items  # A file holds no more than was read.

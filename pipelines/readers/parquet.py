@@ -8,20 +8,21 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from pipelines import errors
-from pipelines.readers import base, columns, side_tables, text
+from pipelines.readers import base
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
 
 _ROWS_PER_BLOCK = 1 << 19
 
 
-class ParquetSource(side_tables.FileSource):
+class ParquetSource(base.FileSource):
   """One or more Parquet files with the same columns."""
 
   def __init__(
     self,
     paths: Sequence[pathlib.Path],
     roles: base.Columns,
-    side_files: side_tables.SideFiles,
+    side_files: base.SideFiles,
     rows_per_block: int = _ROWS_PER_BLOCK,
   ):
     super().__init__("parquet", paths[0].stem, roles, side_files)
@@ -76,7 +77,7 @@ class ParquetSource(side_tables.FileSource):
       self._rows_per_block, row_groups=groups, columns=list(used)
     ):
       end = row + len(batch)
-      yield columns.block(batch, self.roles, path, row, before + end)
+      yield base.arrow_block(batch, self.roles, path, row, before + end)
       row = end
 
   def no_rows(self, file: int) -> errors.DataError:

@@ -8,9 +8,10 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from pipelines import errors
-from pipelines.readers import adjacency, base, parquet, side_tables, tabular
+from pipelines.readers import adjacency, base, parquet, tabular
 from pipelines.readers import synthetic as synthetic_lib
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
 
 FORMATS = (
   "auto",
@@ -58,7 +59,7 @@ class Input:
   data_dir: str | None = None
   tfds_split: str = "all"
   synthetic: synthetic_lib.SyntheticConfig = synthetic_lib.SyntheticConfig()
-  chunk_bytes: int = base.CHUNK_BYTES
+  chunk_bytes: int = text.CHUNK_BYTES
 
   def __post_init__(self):
     if self.format not in FORMATS:
@@ -169,9 +170,7 @@ def _kind(paths: Sequence[pathlib.Path]) -> str:
   return kinds.pop()
 
 
-def _side_files(
-  config: Input, beside: pathlib.Path | None
-) -> side_tables.SideFiles:
+def _side_files(config: Input, beside: pathlib.Path | None) -> base.SideFiles:
   """The side files that are named, or stand beside an .inter file."""
   found = {}
   for side in ("user", "item"):
@@ -185,4 +184,4 @@ def _side_files(
         f"--{side}_features was given, but there is no --{side}_file to take"
         " them from"
       )
-  return side_tables.SideFiles(**found)
+  return base.SideFiles(**found)

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import errors
 from pipelines.readers import base
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import side_tables
 
 ORACLE_FILE = "oracle.npz"
 # Part of what a seed means: changing it changes the data.
@@ -148,11 +149,11 @@ class SyntheticSource(base.OnePiece):
   def files(self) -> tuple[dict[str, str | int], ...]:
     return ()
 
-  def side_tables(self) -> tuple[base.SideTable, base.SideTable]:
+  def side_tables(self) -> tuple[side_tables.SideTable, side_tables.SideTable]:
     """Features that tell something about the vectors, but not all."""
     rng = np.random.default_rng([self.config.seed, 2])
     known = rng.random(self.config.num_users) < 0.8
-    users = base.SideTable(
+    users = side_tables.SideTable(
       _names("u", np.arange(self.config.num_users)).to_pylist(),
       {"segment": "token"},
       {
@@ -164,7 +165,7 @@ class SyntheticSource(base.OnePiece):
     noise = rng.normal(scale=0.1, size=self.config.num_items)
     price = np.exp(2 + self._items[:, 0] + noise).astype(np.float32)
     price[rng.random(len(price)) < 0.05] = np.nan
-    items = base.SideTable(
+    items = side_tables.SideTable(
       _names("i", np.arange(self.config.num_items)).to_pylist(),
       {"category": "token", "tags": "token_seq", "price": "float"},
       {

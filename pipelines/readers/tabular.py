@@ -5,11 +5,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from pipelines import errors
-from pipelines.readers import base, delimited, headers, side_tables
+from pipelines.readers import base
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import delimited, headers, text
 
 
-class TabularSource(side_tables.FileSource):
+class TabularSource(base.FileSource):
   """One or more delimited files with the same columns."""
 
   def __init__(
@@ -17,8 +18,8 @@ class TabularSource(side_tables.FileSource):
     kind: str,
     paths: Sequence[pathlib.Path],
     roles: base.Columns,
-    side_files: side_tables.SideFiles,
-    chunk_bytes: int = base.CHUNK_BYTES,
+    side_files: base.SideFiles,
+    chunk_bytes: int = text.CHUNK_BYTES,
   ):
     super().__init__(kind, paths[0].stem, roles, side_files)
     self._chunk_bytes = chunk_bytes

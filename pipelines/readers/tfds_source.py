@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from pipelines import errors
-from pipelines.readers import base, columns, side_tables
+from pipelines.readers import base
+from xir_tfrs.data import errors
 
 _EXAMPLES_PER_BATCH = 1 << 13
 
 
-class TfdsSource(base.OnePiece, side_tables.FileSource):
+class TfdsSource(base.OnePiece, base.FileSource):
   """One or more splits of a prepared or downloadable TFDS data set."""
 
   num_files = 1
@@ -32,7 +32,7 @@ class TfdsSource(base.OnePiece, side_tables.FileSource):
     split: str,
     data_dir: pathlib.Path | None,
     roles: base.Columns,
-    side_files: side_tables.SideFiles,
+    side_files: base.SideFiles,
   ):
     super().__init__(
       "tfds", name.split(":")[0].replace("/", "-"), roles, side_files
@@ -74,7 +74,7 @@ class TfdsSource(base.OnePiece, side_tables.FileSource):
     for values, lengths in dataset.as_numpy_iterator():
       batch = self._batch(values, lengths, examples)
       examples += len(lengths[self.roles.user])
-      yield columns.block(batch, self.roles, self._path, rows, examples)
+      yield base.arrow_block(batch, self.roles, self._path, rows, examples)
       rows += len(batch)
     if not rows:
       raise self.no_rows(0)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import configs
+from pipelines.training import config as configs
 
 METHODS = {
   "ssl": "SSL",

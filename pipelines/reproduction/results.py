@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import model_dir
-from pipelines import schema as schema_lib
 from pipelines.reproduction import experiments, runs
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 FORMAT = 2
 METRICS = (

@@ -18,9 +18,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines import configs, evaluate, model_dir, records, training
-from pipelines import schema as schema_lib
+from pipelines import evaluate
 from pipelines.reproduction import experiments
+from pipelines.training import config as configs
+from pipelines.training import loop as training
+from xir_tfrs.data import records
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 RUN_FILE = "run.json"
 BY_QUERY = "by_query"

@@ -13,7 +13,9 @@ import pytest
 import tensorflow as tf
 from pyarrow import parquet
 
-from export import batch_recommend, bundle, errors
+from export import batch_recommend
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -190,7 +192,7 @@ def test_integer_ids(tmp_path, monkeypatch, kind, unknown_query, of_unknown):
   ]
   (tmp_path / "ids").write_text("70\n8.0\n")
   options = dataclasses.replace(options, overwrite=True)
-  with pytest.raises(errors.ExportError, match="line 2.*integers.*'8.0'"):
+  with pytest.raises(errors.DataError, match="line 2.*integers.*'8.0'"):
     batch_recommend.batch_recommend(options)
 
 
@@ -239,7 +241,7 @@ def test_another_run_is_not_mixed_in(options, tmp_path):
     ({"queries": str(tmp_path / "ids")}, "queries_sha256 = all then"),
   ):
     changed = dataclasses.replace(options, **change)
-    with pytest.raises(errors.ExportError, match=f"{message}.*--overwrite"):
+    with pytest.raises(errors.DataError, match=f"{message}.*--overwrite"):
       batch_recommend.batch_recommend(changed)
   changed = dataclasses.replace(changed, overwrite=True)
   (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -260,7 +262,7 @@ def test_another_bundle_is_not_mixed_in(exported, options, tmp_path):
       (other / path.name).symlink_to(path)
   manifest = (exported / "manifest.json").read_text()
   (other / "manifest.json").write_text(manifest + "\n")
-  with pytest.raises(errors.ExportError, match="bundle_sha256 = .* then"):
+  with pytest.raises(errors.DataError, match="bundle_sha256 = .* then"):
     batch_recommend.batch_recommend(
       dataclasses.replace(options, bundle=str(other))
     )
@@ -279,7 +281,7 @@ def test_bad_list_of_queries(options, tmp_path, text, message):
   if text is not None:
     (tmp_path / "ids").write_bytes(text)
   options = dataclasses.replace(options, queries=str(tmp_path / "ids"))
-  with pytest.raises(errors.ExportError, match=message):
+  with pytest.raises(errors.DataError, match=message):
     batch_recommend.batch_recommend(options)
   assert not os.path.exists(options.output)
 
@@ -289,20 +291,20 @@ def test_a_directory_of_something_else_is_left_alone(options, tmp_path):
   (tmp_path / "out" / "part-1-of-2.txt").write_text("mine")
   for overwrite in (False, True):
     changed = dataclasses.replace(options, overwrite=overwrite)
-    with pytest.raises(errors.ExportError, match="_run.json in it cannot"):
+    with pytest.raises(errors.DataError, match="_run.json in it cannot"):
       batch_recommend.batch_recommend(changed)
   assert _files(options.output) == ["part-1-of-2.txt"]
 
 
 def test_too_large_a_k(options):
   options = dataclasses.replace(options, k=10_001)
-  with pytest.raises(errors.ExportError, match="from 1 to 10000.*10001"):
+  with pytest.raises(errors.DataError, match="from 1 to 10000.*10001"):
     batch_recommend.batch_recommend(options)
 
 
 def test_without_pyarrow(options, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
-  with pytest.raises(errors.ExportError, match="xir-tfrs.data.*tfrecord"):
+  with pytest.raises(errors.DataError, match="xir-tfrs.data.*tfrecord"):
     batch_recommend.batch_recommend(options)
 
 

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from export import bundle, errors, manifests
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 
 @pytest.fixture(scope="module", params=bundle.INDEXES)
@@ -76,7 +78,7 @@ def test_default_index_is_scann(exported):
 
 def test_without_a_ranker(world, loaded):
   assert not loaded.has_ranker
-  with pytest.raises(errors.ExportError, match="has no ranker.*--task corr"):
+  with pytest.raises(errors.DataError, match="has no ranker.*--task corr"):
     loaded.recommend([world.query_ids[0]], 3, rerank=True)
 
 
@@ -93,7 +95,7 @@ def copied(exported, tmp_path):
 
 
 def test_not_a_bundle(tmp_path):
-  with pytest.raises(errors.ExportError, match="is not a bundle"):
+  with pytest.raises(errors.DataError, match="is not a bundle"):
     bundle.Bundle.load(tmp_path / "nothing")
 
 
@@ -103,7 +105,7 @@ def test_not_a_bundle(tmp_path):
 )
 def test_broken_manifest(copied, content, message):
   (copied / "manifest.json").write_text(content)
-  with pytest.raises(errors.ExportError, match=message):
+  with pytest.raises(errors.DataError, match=message):
     bundle.Bundle.load(copied)
 
 
@@ -112,19 +114,19 @@ def test_missing_truncated_and_changed_files(copied):
   content = path.read_bytes()
   path.write_bytes(content[:-1] + b"!")
   bundle.Bundle.load(copied, "brute_force", check_hashes=False)
-  with pytest.raises(errors.ExportError, match="candidate_ids.*content"):
+  with pytest.raises(errors.DataError, match="candidate_ids.*content"):
     bundle.Bundle.load(copied)
   path.write_bytes(content[:-1])
-  with pytest.raises(errors.ExportError, match="candidate_ids.*bytes"):
+  with pytest.raises(errors.DataError, match="candidate_ids.*bytes"):
     bundle.Bundle.load(copied, check_hashes=False)
   path.unlink()
-  with pytest.raises(errors.ExportError, match="candidate_ids.*missing"):
+  with pytest.raises(errors.DataError, match="candidate_ids.*missing"):
     bundle.Bundle.load(copied)
 
 
 def test_index_the_bundle_lacks(copied):
   _edit_manifest(copied, lambda manifest: manifest["indexes"].pop("scann"))
-  with pytest.raises(errors.ExportError, match="only brute_force"):
+  with pytest.raises(errors.DataError, match="only brute_force"):
     bundle.Bundle.load(copied, "scann")
   assert bundle.Bundle.load(copied).index == "brute_force"
 
@@ -139,7 +141,7 @@ def test_index_the_bundle_lacks(copied):
 )
 def test_versions_that_do_not_fit(copied, package, version, index, message):
   _edit_manifest(copied, lambda x: x["versions"].update({package: version}))
-  with pytest.raises(errors.ExportError, match=message):
+  with pytest.raises(errors.DataError, match=message):
     bundle.Bundle.load(copied, index)
 
 
@@ -157,7 +159,7 @@ def test_new_bundle_is_all_or_nothing(tmp_path):
   assert list(output.parent.iterdir()) == []
   with manifests.new_bundle(output, False) as part:
     manifests.save(part, {"made": 1})
-  with pytest.raises(errors.ExportError, match="--overwrite"):
+  with pytest.raises(errors.DataError, match="--overwrite"):
     manifests.check_output(output, overwrite=False)
   with pytest.raises(RuntimeError), manifests.new_bundle(output, True) as part:
     assert manifests.load(output)["made"] == 1
@@ -234,5 +236,5 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "one.jpg").write_text("x")
   for path in (tmp_path / "photos", tmp_path / "photos" / "one.jpg"):
-    with pytest.raises(errors.ExportError, match="not a bundle"):
+    with pytest.raises(errors.DataError, match="not a bundle"):
       manifests.check_output(path, overwrite=True)

@@ -5,7 +5,12 @@ import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
-from export import build, bundle, errors, export_retriever, saved_models
+from export import export_retriever
+from export.bundle import indexing as build
+from export.bundle import signatures as saved_models
+from export.bundle import write
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
 
 DIM = 4
 
@@ -30,9 +35,9 @@ def _bundle(path, n, seed=0):
   tables = [xir.indexes.IdTable(tf.constant(x)) for x in names]
   options = build.IndexOptions(scann={"exact_below": 0})
   built, about = build.build_indexes(options, tables[1], vectors, queries)
-  bundle.write_bundle(
+  write.write_bundle(
     path,
-    bundle.Contents(
+    write.Contents(
       query_ids=names[0],
       candidate_counts=np.arange(n),
       seen=(np.array([0, 1, 1]), np.array([n - 1], np.int32)),
@@ -105,7 +110,7 @@ def test_two_bundles_in_one_process(world, exported, numbered):
 
 
 def test_repeated_ids_are_refused():
-  with pytest.raises(errors.ExportError, match="'a' more than once"):
+  with pytest.raises(errors.DataError, match="'a' more than once"):
     export_retriever._id_table([b"a", b"b", b"a"])
 
 
@@ -113,5 +118,5 @@ def test_vectors_that_cannot_be_indexed():
   ids = xir.indexes.IdTable(["a", "b"])
   for value in (np.nan, np.inf):
     vectors = np.array([[0, 1], [value, 0]])
-    with pytest.raises(errors.ExportError, match="finite.*row 1 .id 'b'"):
+    with pytest.raises(errors.DataError, match="finite.*row 1 .id 'b'"):
       build.build_indexes(build.IndexOptions(), ids, vectors, vectors[:1])

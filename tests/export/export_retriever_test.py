@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import build, bundle, errors, export_retriever, manifests
+from export import export_retriever
+from export.bundle import indexing as build
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def options(world, tmp_path):
 
 
 def _fails(options, message):
-  with pytest.raises(errors.ExportError, match=message):
+  with pytest.raises(errors.DataError, match=message):
     export_retriever.export_retriever(options)
 
 

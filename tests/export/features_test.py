@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import bundle, features
+from xir_tfrs.serving import bundle, features
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from pyarrow import parquet
 
-from export import errors, items
+from export.bundle import items
+from xir_tfrs.data import errors
 
 FEATURES = (
   {"name": "tag", "kind": "token"},
@@ -177,7 +178,7 @@ def test_integers_of_parquet_are_tokens_and_ids(tmp_path):
 def test_broken_text_is_named(tmp_path, name, text, expected):
   path = tmp_path / name
   path.write_text(text)
-  with pytest.raises(errors.ExportError) as caught:
+  with pytest.raises(errors.DataError) as caught:
     items.read_items(path, FEATURES)
   assert str(caught.value).startswith(f"{path}")
   assert expected in str(caught.value)
@@ -188,7 +189,7 @@ def test_truncated_file_is_named(tmp_path, name):
   path = tmp_path / name
   WRITERS[name](path)
   path.write_bytes(path.read_bytes()[:-7])
-  with pytest.raises(errors.ExportError, match=f"{name}.*truncated"):
+  with pytest.raises(errors.DataError, match=f"{name}.*truncated"):
     items.read_items(path, FEATURES)
 
 
@@ -198,19 +199,19 @@ def test_broken_values_of_binary_files_are_named(tmp_path):
     pa.table({"id": ["a", "b"], "price": ["1", "x"], "tag": [{"y": 1}] * 2}),
     path,
   )
-  with pytest.raises(errors.ExportError, match="column 'tag'.* token"):
+  with pytest.raises(errors.DataError, match="column 'tag'.* token"):
     items.read_items(path, FEATURES)
-  with pytest.raises(errors.ExportError, match="row 2, column 'price': 'x'"):
+  with pytest.raises(errors.DataError, match="row 2, column 'price': 'x'"):
     items.read_items(path, FEATURES[2:])
   path = tmp_path / "a.tfrecord"
   _write_records(path, {"id": ["a"]}, {"id": ["b", "c"], "price": [1.0]})
-  with pytest.raises(errors.ExportError, match="row 2, column 'price'.* 2 ids"):
+  with pytest.raises(errors.DataError, match="row 2, column 'price'.* 2 ids"):
     items.read_items(path, FEATURES)
   _write_records(path, {"id": ["a", "b"], "words": ["x", "y"]})
-  with pytest.raises(errors.ExportError, match="row 1, column 'words'"):
+  with pytest.raises(errors.DataError, match="row 1, column 'words'"):
     items.read_items(path, FEATURES)
   _write_records(path, {"id": ["a"], "tag": [b"\xff"]})
-  with pytest.raises(errors.ExportError, match="row 1, column 'tag'.*UTF-8"):
+  with pytest.raises(errors.DataError, match="row 1, column 'tag'.*UTF-8"):
     items.read_items(path, FEATURES)
 
 
@@ -218,19 +219,19 @@ def test_broken_values_of_binary_files_are_named(tmp_path):
 def test_integer_ids_are_checked(tmp_path, value):
   path = tmp_path / "a.csv"
   path.write_text(f"id\n4\n{value}\n")
-  with pytest.raises(errors.ExportError, match="line 3, column 'id'"):
+  with pytest.raises(errors.DataError, match="line 3, column 'id'"):
     items.read_items(path, (), id_type="int64")
 
 
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
-  with pytest.raises(errors.ExportError, match="none.csv: cannot be read"):
+  with pytest.raises(errors.DataError, match="none.csv: cannot be read"):
     items.read_items(tmp_path / "none.csv", FEATURES)
   path = tmp_path / "latin.csv"
   path.write_bytes(b"id,tag\na,b\nc,\xfc\n")
-  with pytest.raises(errors.ExportError, match="line 3: is not UTF-8"):
+  with pytest.raises(errors.DataError, match="line 3: is not UTF-8"):
     items.read_items(path, FEATURES)
   path.write_text("id,tag\na,b\n")
-  with pytest.raises(errors.ExportError, match="no column 'x' for --id_column"):
+  with pytest.raises(errors.DataError, match="no column 'x' for --id_column"):
     items.read_items(path, FEATURES, id_column="x")
 
   import_module = builtins.__import__
@@ -242,7 +243,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
 
   _write_parquet(tmp_path / "a.parquet")
   monkeypatch.setattr(builtins, "__import__", without_pyarrow)
-  with pytest.raises(errors.ExportError, match=r"xir-tfrs\[data\]"):
+  with pytest.raises(errors.DataError, match=r"xir-tfrs\[data\]"):
     items.read_items(tmp_path / "a.parquet", FEATURES)
 
 
@@ -253,5 +254,5 @@ def test_ids_of_a_text_file(tmp_path):
   path.write_text("7\n\n8\n7\n")
   assert items.read_ids(path, "int64") == [7, 8]
   path.write_text("7\n\nx\n")
-  with pytest.raises(errors.ExportError, match="line 3, column 'id': 'x'"):
+  with pytest.raises(errors.DataError, match="line 3, column 'id': 'x'"):
     items.read_ids(path, "int64")

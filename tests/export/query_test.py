@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from export import errors, query
+from export import query
+from xir_tfrs.data import errors
+from xir_tfrs.programs import main as main_lib
 
 
 def test_table(world, exported):
@@ -41,7 +43,7 @@ def test_fewer_candidates_than_asked_for(world, exported):
 @pytest.mark.parametrize(
   "error, status, line",
   [
-    (errors.ExportError("a\n  b"), 1, "Error: a b\n"),
+    (errors.DataError("a\n  b"), 1, "Error: a b\n"),
     (KeyboardInterrupt(), 130, "Interrupted.\n"),
   ],
 )
@@ -49,5 +51,5 @@ def test_run_prints_one_line(error, status, line, capsys):
   def fail():
     raise error
 
-  assert errors.run(fail) == status
+  assert main_lib.run(fail) == status
   assert capsys.readouterr().err == line

@@ -12,7 +12,10 @@ import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
-from export import bundle, errors, export_retriever, query, trained
+from export import export_retriever, query
+from export.bundle import trained
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -179,5 +182,5 @@ def test_a_ranker_that_was_damaged(ranked, tmp_path):
   _, directory = ranked
   copied = shutil.copytree(directory, tmp_path / "bundle")
   (copied / "ranker/saved_model.pb").unlink()
-  with pytest.raises(errors.ExportError, match="ranker/saved_model.pb: miss"):
+  with pytest.raises(errors.DataError, match="ranker/saved_model.pb: miss"):
     bundle.Bundle.load(copied)

@@ -15,17 +15,13 @@ import pytest
 import tensorflow as tf
 from pyarrow import parquet
 
-from export import (
-  bundle,
-  errors,
-  features,
-  items,
-  manifests,
-  refresh,
-  saved_models,
-  trained,
-)
+from export import refresh
+from export.bundle import items, trained, write
+from export.bundle import signatures as saved_models
 from xir_tfrs import indexes
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 CSV = """\
@@ -250,13 +246,13 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
   )
   found = items.read_items(_items_of(tmp_path), described)
   expected = np.concatenate([encoded, [world.unknown_candidate]])
-  for name, write in (
+  for name, write_items in (
     ("a.item", _write_atomic),
     ("a.parquet", _write_parquet),
     ("a.tfrecord", _write_tfrecord),
   ):
     path = tmp_path / name
-    write(path, found)
+    write_items(path, found)
     again = items.read_items(path, described)
     assert again.ids == found.ids
     for read in (found, again):
@@ -292,7 +288,7 @@ def test_another_tower_is_refused(plain, tmp_path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  with pytest.raises(errors.ExportError, match="candidate_tower: is not the"):
+  with pytest.raises(errors.DataError, match="candidate_tower: is not the"):
     refresh.refresh(options)
 
 
@@ -306,7 +302,7 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
 
   monkeypatch.setattr(refresh, "_verify", damage_first)
   items_file = _items_of(tmp_path)
-  with pytest.raises(errors.ExportError, match="old one stays: files: .*holds"):
+  with pytest.raises(errors.DataError, match="old one stays: files: .*holds"):
     refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
   assert (plain / manifests.FILE_NAME).read_bytes() == before
   assert sorted(x.name for x in tmp_path.iterdir()) == ["bundle", "items.csv"]
@@ -317,13 +313,13 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
 
   monkeypatch.setattr(refresh, "_verify", lambda directory: None)
   monkeypatch.setattr(bundle, "write_bundle", replace_meanwhile)
-  with pytest.raises(errors.ExportError, match="replaced while this ran"):
+  with pytest.raises(errors.DataError, match="replaced while this ran"):
     refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
 
 
 def test_what_cannot_be_done_is_said(plain, tmp_path, monkeypatch):
   def fails(expected, **options):
-    with pytest.raises(errors.ExportError, match=expected):
+    with pytest.raises(errors.DataError, match=expected):
       refresh.refresh(refresh.RefreshOptions(str(plain), **options))
 
   before = (plain / manifests.FILE_NAME).read_bytes()
@@ -363,9 +359,9 @@ def numbered(tmp_path):
     return -tf.cast(candidate_rows + query_rows[:, None], tf.float32)
 
   output = tmp_path / "numbered"
-  bundle.write_bundle(
+  write.write_bundle(
     output,
-    bundle.Contents(
+    write.Contents(
       query_ids=query_ids,
       candidate_counts=np.arange(30),
       seen=(np.arange(13), np.arange(12, dtype=np.int32)),
@@ -406,7 +402,7 @@ def test_two_in_a_row_of_integers_with_a_ranker(
     patched.setattr(refresh, "_verify", lambda directory: None)
     refresh.refresh(options)
   assert (directory / manifests.FILE_NAME).read_bytes() == before
-  with pytest.raises(errors.ExportError, match="--overwrite"):
+  with pytest.raises(errors.DataError, match="--overwrite"):
     refresh.refresh(options)
   # In place: one that was added goes, one that was removed comes back.
   refresh.refresh(

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import bundle, errors, export_retriever, saved_models
+from export import export_retriever
+from export.bundle import signatures as saved_models
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
 
 
 @pytest.fixture(scope="module", params=bundle.INDEXES)
@@ -141,7 +144,7 @@ def test_ids_that_are_no_integers(world, tmp_path):
     output=str(tmp_path / "bundle"),
     candidate_id_type="int64",
   )
-  with pytest.raises(errors.ExportError, match="'item 0' .row 0. is no int"):
+  with pytest.raises(errors.DataError, match="'item 0' .row 0. is no int"):
     export_retriever.export_retriever(options)
   assert list(tmp_path.iterdir()) == []
 

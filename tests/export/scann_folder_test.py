@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import xir_tfrs as xir
-from export import errors, scann_folder, string_list
+from xir_tfrs.data import errors
+from xir_tfrs.data import id_lists as string_list
+from xir_tfrs.serving import scann_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE, DIM = 2000, 8
@@ -204,7 +206,7 @@ def test_broken_files_are_named(folders, tmp_path, name, how):
   else:
     os.truncate(path / name, (path / name).stat().st_size * 2 // 3)
   before = sorted(path.rglob("*"))
-  with pytest.raises(errors.ExportError) as raised:
+  with pytest.raises(errors.DataError) as raised:
     scann_folder.ScannFolder.load(path)
   # ScaNN's list may still be readable, but not say all there is.
   expected = "searcher" if name.endswith("pbtxt") else os.path.basename(name)
@@ -225,7 +227,7 @@ def test_files_that_do_not_fit(folders, tmp_path):
     )
 
   def fails(message):
-    with pytest.raises(errors.ExportError, match=message):
+    with pytest.raises(errors.DataError, match=message):
       scann_folder.ScannFolder.load(path)
 
   change(scann="1.0.0")

@@ -28,8 +28,11 @@ from tensorflow_serving.apis import (
   prediction_service_pb2_grpc,
 )
 
-from export import bundle, errors, export_retriever, manifests, serve
+from export import export_retriever, serve
 from export.serving import server as serving_server
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = float(os.environ.get("XIR_SOAK_SECONDS", "3"))
@@ -502,14 +505,14 @@ def test_a_bundle_or_a_port_that_cannot_be_used(
       f"--grpc_port {taken['grpc_port']} of 127.0.0.1: ",
     ),
   ):
-    with pytest.raises(errors.ExportError, match=message):
+    with pytest.raises(errors.DataError, match=message):
       serving_server.run(dataclasses.replace(options, **changes))
 
 
 def test_an_environment_without_the_extra(monkeypatch):
   monkeypatch.delattr("export.serving.server")
   monkeypatch.setitem(sys.modules, "export.serving.server", None)
-  with pytest.raises(errors.ExportError, match="pip install .*serving"):
+  with pytest.raises(errors.DataError, match="pip install .*serving"):
     serve._serve()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import bundle
 from export.serving import batching, metrics, models, service, tensors
 from xir_tfrs import indexes
+from xir_tfrs.serving import bundle
 
 
 def _service(directory, pool):

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import bundle, checks, errors, manifests, refresh, verify
+from export import refresh, verify
+from export.bundle import checks, write
 from xir_tfrs import indexes
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -221,7 +225,7 @@ def test_vectors_that_are_not_finite_are_found(plain, tmp_path):
   tower = refresh.saved_models.LoadedEncoder(
     plain / "candidate_tower", "candidate", old.candidate_features
   )
-  bundle.write_bundle(
+  write.write_bundle(
     tmp_path / "nan",
     refresh._contents(old, corpus, tower, {"brute_force": index}),
     {"indexes": {"brute_force": {"kind": "exact"}}},
@@ -408,20 +412,20 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
 )
 def test_faults_are_found_by_their_check(fault, check, expected):
   probe = checks.Probe(FakeBundle(fault), num_queries=9, k=5)
-  with pytest.raises(errors.ExportError, match=expected):
+  with pytest.raises(errors.DataError, match=expected):
     checks.CHECKS[check](probe)
 
 
 def test_recall_below_the_promise_is_found_unless_less_is_asked():
   fake = FakeBundle("low recall")  # Never the best: 1/2 of 2, 4/5 of 5.
   fake.manifest["indexes"]["scann"]["recall"]["2"] = 0.99
-  with pytest.raises(errors.ExportError, match="0.5000 of 9 .* least 0.67"):
+  with pytest.raises(errors.DataError, match="0.5000 of 9 .* least 0.67"):
     checks.answers(checks.Probe(fake, 9, 2))
-  with pytest.raises(errors.ExportError, match="must be at least 0.9500"):
+  with pytest.raises(errors.DataError, match="must be at least 0.9500"):
     checks.answers(checks.Probe(fake, 9, 5, min_recall=0.95))
   assert checks.answers(checks.Probe(fake, 9, 5, min_recall=0.79))
   fake.manifest["indexes"]["scann"]["recall"]["5"] = 0.7
   assert checks.answers(checks.Probe(fake, 9, 5))
   fake.manifest["indexes"]["scann"] = {"kind": "exact"}
-  with pytest.raises(errors.ExportError, match="must be at least 1.0000"):
+  with pytest.raises(errors.DataError, match="must be at least 1.0000"):
     checks.answers(checks.Probe(fake, 9, 5))

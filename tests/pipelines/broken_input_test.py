@@ -5,15 +5,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from pipelines import errors, prepare
+from pipelines import prepare
 from pipelines.readers import base, sources
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
 
 _INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 _CSV = "user_id,item_id,timestamp\n"
 _GOOD = "1\ta\t5\n"
 
 
-def _prepare(folder, name, *, chunk_bytes=base.CHUNK_BYTES, **kwargs):
+def _prepare(folder, name, *, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   options = {
     key: kwargs.pop(key)
     for key in ("format", "columns", "user_file", "item_file")
@@ -123,7 +125,7 @@ _BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("chunk_bytes", [7, base.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [7, text.CHUNK_BYTES])
 @pytest.mark.parametrize(
   ("name", "content", "where", "message"),
   _BROKEN,

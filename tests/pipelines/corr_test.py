@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import configs, model_dir, training
+from pipelines.training import config as configs
+from pipelines.training import loop as training
 from tests import synthetic_data
+from xir_tfrs.data import runs as model_dir
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SETTINGS = {

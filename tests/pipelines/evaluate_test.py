@@ -14,8 +14,10 @@ import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
-from pipelines import errors, evaluate, model_dir, records
-from pipelines import schema as schema_lib
+from pipelines import evaluate
+from xir_tfrs.data import errors, records
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _NUM_QUERIES, _NUM_CANDIDATES = 5, 40

@@ -12,7 +12,8 @@ import sys
 
 from absl import app
 
-from pipelines import train, training
+from pipelines import train
+from pipelines.training import loop as training
 
 
 def main() -> None:

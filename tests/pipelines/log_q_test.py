@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
-from pipelines import configs, model, records
+from pipelines.training import build as model
+from pipelines.training import config as configs
+from xir_tfrs.data import records
 
 _COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 4])
 

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from pipelines import errors, prepare, prepare_beam, schema
+from pipelines import prepare, prepare_beam
 from pipelines.beam import second_pass
 from pipelines.preparation import passes
-from pipelines.readers import base, parquet, sources, synthetic, text
+from pipelines.readers import base, parquet, sources, synthetic
+from xir_tfrs.data import errors, schema
+from xir_tfrs.data.files import text
 
 _ROOT = pathlib.Path(__file__).parents[2]
 

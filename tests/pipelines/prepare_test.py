@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines import errors, prepare, records, schema
+from pipelines import prepare
 from pipelines.preparation import passes
 from pipelines.readers import base, sources
+from xir_tfrs.data import errors, records, schema
+from xir_tfrs.data.files import text
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,7 +39,7 @@ def _write(path, rows):
   path.write_text("\n".join(lines) + "\n")
 
 
-def _config(path, output, *, chunk_bytes=base.CHUNK_BYTES, **kwargs):
+def _config(path, output, *, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   columns = kwargs.pop("columns", base.Columns(weight="w"))
   return prepare.PrepareConfig(
     input=sources.Input(

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from pipelines import errors
-from pipelines.readers import base, sources, text
+from pipelines.readers import base, sources
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
 
 _ROWS = [("u1", "é", 5), ("u2", "i 1", 3), ("u1", "7", 2**40), ("3", "7", 0)]
 
 
-def _read(path, chunk_bytes=base.CHUNK_BYTES, **kwargs):
+def _read(path, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   source = sources.open_source(
     sources.Input(paths=(str(path),), chunk_bytes=chunk_bytes, **kwargs)
   )

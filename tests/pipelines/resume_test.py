@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import (
-  checkpoints,
-  configs,
-  evaluate,
-  model_dir,
-  strategies,
-  training,
-)
-from pipelines import schema as schema_lib
+from pipelines import evaluate
+from pipelines.training import checkpoints, strategies
+from pipelines.training import config as configs
+from pipelines.training import loop as training
 from tests import synthetic_data
 from tests.distributed import cluster
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 # 40 steps: 1,824 or so training rows, in batches of 128.
 _SETTINGS = {

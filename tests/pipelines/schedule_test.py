@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipelines import configs, schedule
+from pipelines.training import config as configs
+from pipelines.training import schedule
 
 
 def make(num_rows=103, **settings):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines import prepare, records
+from pipelines import prepare
 from pipelines.readers import sources, synthetic
+from xir_tfrs.data import records
 
 _SMALL = synthetic.SyntheticConfig(
   num_users=700, num_items=300, num_interactions=14_000

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines import errors, prepare, records
+from pipelines import prepare
 from pipelines.readers import base, sources
+from xir_tfrs.data import errors, records
 
 tfds = pytest.importorskip("tensorflow_datasets")
 tfds_atomic = pytest.importorskip("pipelines.tfds_atomic")

@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import (
-  configs,
-  datasets,
-  errors,
-  model,
-  model_dir,
-  records,
-  training,
-)
-from pipelines import schema as schema_lib
+from pipelines.training import build as model
+from pipelines.training import config as configs
+from pipelines.training import loop as training
+from xir_tfrs.data import datasets, errors, records
+from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import schema as schema_lib
 
 
 @pytest.fixture(scope="module")

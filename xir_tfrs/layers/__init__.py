@@ -1,5 +1,6 @@
 """State: one small class per kind of variable."""
 
+from xir_tfrs import keras  # noqa: F401  Keras 2, or an error.
 from xir_tfrs.layers.candidate_cache import CandidateCache
 from xir_tfrs.layers.candidate_table import CandidateTable
 from xir_tfrs.layers.embedding_history import EmbeddingHistory

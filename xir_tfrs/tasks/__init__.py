@@ -1,5 +1,6 @@
 """Tasks: one retrieval method each, a stand-in for `tfrs.tasks.Retrieval`."""
 
+from xir_tfrs import keras  # noqa: F401  Keras 2, or an error.
 from xir_tfrs.tasks.bir import BIRRetrieval
 from xir_tfrs.tasks.corr import CoRRRetrieval
 from xir_tfrs.tasks.cross_batch import CrossBatchRetrieval

@@ -1,0 +1,1 @@
+"""Ranking a split with a trained model."""

@@ -1,0 +1,116 @@
+"""A split as a ranking sees it: what to find, and what is masked."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.data import errors, records
+from xir_tfrs.data import schema as schema_lib
+
+# What is masked when a split is ranked.
+SEEN = {"validation": ("train",), "test": ("train", "validation")}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+  """What a split asks of a ranking, for the queries it asks anything of.
+
+  Attributes:
+    split: `"validation"` or `"test"`.
+    query_ids: [num_queries] dense ids, ascending.
+    relevant: [num_queries, None] dense candidate ids of the split.
+    seen: [num_queries, None] dense candidate ids of the splits before it.
+    counts: [num_candidates] training interactions.
+    num_repeated: How many of the split's pairs are also seen: they are masked,
+      so no ranking can find them.
+  """
+
+  split: str
+  query_ids: np.ndarray
+  relevant: tf.RaggedTensor
+  seen: tf.RaggedTensor
+  counts: np.ndarray
+  num_repeated: int
+
+  @property
+  def num_pairs(self) -> int:
+    return len(self.relevant.values)
+
+  def restricted_to(self, wanted: np.ndarray) -> "EvaluationData":
+    """The same with only the candidates of a mask [num_candidates] relevant.
+
+    The catalogue that is ranked stays whole.
+    """
+    relevant = tf.ragged.boolean_mask(
+      self.relevant, tf.gather(wanted, self.relevant)
+    )
+    rows = np.flatnonzero(relevant.row_lengths().numpy())
+    return dataclasses.replace(
+      self,
+      query_ids=self.query_ids[rows],
+      relevant=tf.gather(relevant, rows),
+      seen=tf.gather(self.seen, rows),
+    )
+
+
+def load_evaluation_data(
+  data_dir: str | os.PathLike[str], split: str
+) -> EvaluationData:
+  """Reads a split and what is masked with it.
+
+  Args:
+    data_dir: Directory made by `pipelines.prepare`.
+    split: `"validation"` or `"test"`.
+
+  Raises:
+    DataError: The directory cannot be read, or the split has no rows.
+  """
+  if split not in SEEN:
+    raise ValueError(
+      f"`split` must be one of {', '.join(SEEN)}. Received: {split!r}."
+    )
+  schema = schema_lib.Schema.load(data_dir)
+  if not schema.rows[split]:
+    raise errors.DataError(
+      f"the {split} split has no rows; prepare the data again with a "
+      f"--{split}_fraction",
+      path=pathlib.Path(data_dir) / schema_lib.FILE_NAME,
+    )
+  rows = {
+    name: records.read_interactions(data_dir, name)
+    for name in (*SEEN[split], split)
+  }
+  wanted = _pairs([rows[split]], schema.num_candidates)
+  seen = _pairs([rows[name] for name in SEEN[split]], schema.num_candidates)
+  queries, candidates = np.divmod(wanted, schema.num_candidates)
+  query_ids, lengths = np.unique(queries, return_counts=True)
+  seen_queries, seen_candidates = np.divmod(seen, schema.num_candidates)
+  asked = np.isin(seen_queries, query_ids, kind="table")
+  return EvaluationData(
+    split=split,
+    query_ids=query_ids,
+    relevant=tf.RaggedTensor.from_row_lengths(candidates, lengths),
+    seen=tf.RaggedTensor.from_row_lengths(
+      seen_candidates[asked],
+      np.bincount(seen_queries, minlength=schema.num_queries)[query_ids],
+    ),
+    counts=np.bincount(
+      rows["train"]["candidate_id"], minlength=schema.num_candidates
+    ),
+    num_repeated=int(np.isin(wanted, seen).sum()),
+  )
+
+
+def _pairs(
+  parts: Sequence[dict[str, np.ndarray]], num_candidates: int
+) -> np.ndarray:
+  """query * num_candidates + candidate of all rows, ascending, each once."""
+  keys = [
+    part["query_id"].astype(np.int64) * num_candidates + part["candidate_id"]
+    for part in parts
+  ]
+  return np.unique(np.concatenate(keys))

@@ -1,0 +1,208 @@
+"""The checkpoints of a run: saved whole or not at all, restored if whole."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import tensorflow as tf
+
+import xir_tfrs as xir
+from xir_tfrs.data import runs as model_dir
+
+_PREFIX = "ckpt"
+
+# What TensorFlow raises for files that are cut short, garbled or gone.
+_UNREADABLE = (tf.errors.OpError, IndexError, OSError)
+
+
+class CheckpointNotSaved(RuntimeError):
+  """A checkpoint could not be written; those before it are untouched."""
+
+
+class Checkpoints:
+  """Writes and restores the state of a run; keeps the newest and the best."""
+
+  def __init__(
+    self,
+    directory: model_dir.ModelDir,
+    checkpoint: tf.train.Checkpoint,
+    keep: int,
+    average: xir.optimizers.WeightAverage | None = None,
+  ) -> None:
+    """Takes what is to be saved.
+
+    Args:
+      directory: Where to. Nothing is written to one that is not `writable`:
+        its worker takes part in saving, which may need all workers to read a
+        variable, and throws its copy away.
+      checkpoint: The state.
+      keep: Checkpoints kept, beside the best.
+      average: An average of weights, part of the state. In a checkpoint it
+        stands in their place, and they in its: who restores the model alone
+        has the average.
+    """
+    self._checkpoint = checkpoint
+    self._average = average
+    self._path = directory.path / model_dir.CHECKPOINTS
+    self._best_path = directory.path / model_dir.BEST
+    self._keep = keep
+    self._discarded = None
+    if not directory.writable:
+      self._discarded = tempfile.TemporaryDirectory(prefix="xir-worker-")
+    self._newest = self._best = None
+
+  @property
+  def newest(self) -> str | None:
+    """The newest checkpoint written or restored."""
+    found = self._on_disk()
+    return found[0][1] if found else None
+
+  def as_saved(self) -> contextlib.AbstractContextManager[None]:
+    """While it lasts, the model has the weights that a checkpoint serves."""
+    if self._average is None:
+      return contextlib.nullcontext()
+    return self._average.in_place()
+
+  def restore(self) -> int | None:
+    """Restores the newest checkpoint that is whole, dropping broken ones.
+
+    Returns:
+      Its step; None if none was ever written.
+
+    Raises:
+      ModelDirError: There are checkpoints, but none is whole, or they are of
+        another model.
+    """
+    found = self._on_disk()
+    broken = []
+    state = tf.train.get_checkpoint_state(str(self._path))
+    if state is not None:
+      newest = pathlib.Path(state.model_checkpoint_path).name
+      if newest not in [pathlib.Path(prefix).name for _, prefix in found]:
+        broken.append(f"{newest} is gone")
+    for step, prefix in found:
+      try:
+        self._restore(prefix)
+      except _UNREADABLE as error:
+        broken.append(f"{prefix} is damaged ({_first_line(error)})")
+        continue
+      self._forget_all_but([(s, p) for s, p in found if s <= step])
+      for text in broken:
+        print(f"{text}: falling back to {prefix}", file=sys.stderr)
+      return step
+    if broken:
+      raise model_dir.ModelDirError(
+        f"No checkpoint of {self._path} can be read: {'; '.join(broken)}. "
+        "Begin anew with --overwrite, or in another --model_dir."
+      )
+    return None
+
+  def restore_step(self, step: int) -> None:
+    """Restores what `restore` of the chief has restored.
+
+    Raises:
+      ModelDirError: It is not there.
+    """
+    prefix = str(self._path / f"{_PREFIX}-{step}")
+    try:
+      self._restore(prefix)
+    except _UNREADABLE as error:
+      raise model_dir.ModelDirError(
+        f"The chief has restored {prefix}, but this worker cannot read it "
+        f"({_first_line(error)}): --model_dir must be one directory that all "
+        "workers see."
+      ) from None
+
+  def save(self, step: int) -> None:
+    """Writes the newest checkpoint.
+
+    Raises:
+      CheckpointNotSaved: It could not be written.
+    """
+    if self._newest is None:
+      self._newest = self._manager(self._path, self._keep)
+    self._save(self._newest, self._path, step)
+
+  def save_best(self, step: int) -> None:
+    """Writes the checkpoint that replaces the best one.
+
+    Raises:
+      CheckpointNotSaved: It could not be written.
+    """
+    if self._best is None:
+      self._best = self._manager(self._best_path, 1)
+    self._save(self._best, self._best_path, step)
+
+  def _manager(self, path: pathlib.Path, keep: int):
+    if self._discarded is not None:
+      path, keep = pathlib.Path(self._discarded.name) / path.name, 1
+    return tf.train.CheckpointManager(
+      self._checkpoint, str(path), max_to_keep=keep, checkpoint_name=_PREFIX
+    )
+
+  def _save(self, manager, path: pathlib.Path, step: int) -> None:
+    try:
+      with self.as_saved():
+        manager.save(checkpoint_number=step)
+    except (tf.errors.OpError, OSError) as error:
+      if self._discarded is None:
+        _remove(path, f"{_PREFIX}-{step}")
+      kept = self.newest
+      raise CheckpointNotSaved(
+        f"The checkpoint of step {step} could not be written to {path}: "
+        f"{_first_line(error)}. "
+        + (f"{kept} is untouched" if kept else "None was written before")
+        + ". Make room, and go on with --resume."
+      ) from error
+
+  def _restore(self, prefix: str) -> None:
+    try:
+      self._checkpoint.restore(prefix).assert_consumed()
+    except (AssertionError, ValueError) as error:
+      raise model_dir.ModelDirError(
+        f"{prefix} is not of this model, or of another version of it "
+        f"({_first_line(error)})."
+      ) from None
+    if self._average is not None:
+      self._average.exchange()
+
+  def _on_disk(self) -> list[tuple[int, str]]:
+    """(step, prefix) of every checkpoint, newest first."""
+    found = []
+    for file in self._path.glob(f"{_PREFIX}-*.index"):
+      step = file.name[len(_PREFIX) + 1 : -len(".index")]
+      if step.isdigit():
+        found.append((int(step), str(file)[: -len(".index")]))
+    return sorted(found, reverse=True)
+
+  def _forget_all_but(self, good: list[tuple[int, str]]) -> None:
+    """Makes the directory list `good` alone; the others' files go."""
+    if self._discarded is not None:
+      return
+    for step, _ in self._on_disk():
+      if step not in [s for s, _ in good]:
+        _remove(self._path, f"{_PREFIX}-{step}")
+    # By names alone, as TensorFlow does: the directory may be moved.
+    names = [pathlib.Path(prefix).name for _, prefix in reversed(good)]
+    lines = [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
+    model_dir.write_atomically(
+      self._path / "checkpoint",
+      f'model_checkpoint_path: "{names[-1]}"\n' + "".join(lines),
+    )
+
+
+def _remove(directory: pathlib.Path, name: str) -> None:
+  """Removes the files of one checkpoint, finished or not."""
+  for file in directory.glob(f"{name}*"):
+    if not file.name.removeprefix(name)[:1].isdigit():
+      if file.is_dir():
+        shutil.rmtree(file, ignore_errors=True)
+      else:
+        os.remove(file)
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip() or repr(error)).splitlines()[0][:300]

@@ -1,0 +1,89 @@
+"""When things are due in a run: a function of the step alone."""
+
+import dataclasses
+import math
+
+from pipelines.training import config as configs
+from xir_tfrs.data import datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The calendar of a run.
+
+  Attributes:
+    num_rows: Training rows.
+    config: The run.
+  """
+
+  num_rows: int
+  config: configs.TrainConfig
+
+  @property
+  def total_steps(self) -> int:
+    """Steps after which the run is finished."""
+    return self.end_of_epoch(self.config.epochs)
+
+  def epoch(self, step: int) -> float:
+    """Passes over the training rows made by `step` steps."""
+    return step * self.config.global_batch_size / self.num_rows
+
+  def end_of_epoch(self, epoch: int) -> int:
+    """The first step by which every row has been seen `epoch` times."""
+    return datasets.steps_to_finish(
+      self.num_rows, self.config.global_batch_size, epoch
+    )
+
+  def starts_epoch(self, step: int) -> bool:
+    """Whether the step after `step` steps is the first one of an epoch."""
+    return step == 0 or self._next_end(step - 1, 1) == step
+
+  def validates(self, step: int) -> bool:
+    """Whether to validate after `step` steps."""
+    return self._next_end(step - 1, self.config.eval_epochs) == step
+
+  def saves(self, step: int) -> bool:
+    """Whether to write a checkpoint after `step` steps."""
+    every = self.config.checkpoint_steps
+    return self.validates(step) if every is None else step % every == 0
+
+  @property
+  def average_steps(self) -> int:
+    """Steps between updates of the average of the weights: a 20th of it."""
+    steps = self.config.average_epochs * self.num_rows
+    return max(round(steps / self.config.global_batch_size / 20), 1)
+
+  @property
+  def average_decay(self) -> float:
+    """What an update keeps of the average of the weights."""
+    rows = self.average_steps * self.config.global_batch_size
+    return math.exp(-rows / self.num_rows / self.config.average_epochs)
+
+  def averages(self, step: int) -> bool:
+    """Whether the weights join their average after `step` steps."""
+    return self.config.average_epochs > 0 and step % self.average_steps == 0
+
+  def block(self, step: int) -> int:
+    """Steps from `step` until anything at all is due."""
+    due = [
+      _next_multiple(step, self.config.log_steps),
+      self._next_end(step, 1),
+      self.total_steps,
+    ]
+    if self.config.average_epochs:
+      due.append(_next_multiple(step, self.average_steps))
+    if self.config.checkpoint_steps:
+      due.append(_next_multiple(step, self.config.checkpoint_steps))
+    return min(due) - step
+
+  def _next_end(self, step: int, epochs: int) -> int:
+    """End, after `step`, of the next round of so many epochs."""
+    seen = step * self.config.global_batch_size
+    rounds = max(seen // (self.num_rows * epochs), 1)
+    while self.end_of_epoch(rounds * epochs) <= step:
+      rounds += 1
+    return self.end_of_epoch(rounds * epochs)
+
+
+def _next_multiple(step: int, every: int) -> int:
+  return (step // every + 1) * every

@@ -1,0 +1,123 @@
+"""schema.json: round trip, and what is refused."""
+
+import json
+
+import pytest
+
+from xir_tfrs.data import errors, schema
+
+
+def _schema():
+  return schema.Schema(
+    name="tiny",
+    num_queries=3,
+    num_candidates=2,
+    rows={"train": 4, "validation": 1, "test": 2},
+    shards={
+      "train": (schema.Shard("train-00000-of-00001.tfrecord", 4),),
+      "queries": (schema.Shard("queries-00000-of-00001.tfrecord", 3),),
+    },
+    interaction_features=(
+      schema.InteractionFeature("query_id", "int64"),
+      schema.InteractionFeature("candidate_id", "int64"),
+      schema.InteractionFeature("timestamp", "int64"),
+    ),
+    query_features=(
+      schema.FeatureSchema("age", "float", mean=(3.5,), std=(2.0,)),
+    ),
+    candidate_features=(
+      schema.FeatureSchema("brand", "token", vocabulary=("", "é", "b")),
+      schema.FeatureSchema("tags", "token_seq", vocabulary=("", "x")),
+      schema.FeatureSchema(
+        "image", "float_seq", length=2, mean=(0.0, 1.0), std=(1.0, 2.0)
+      ),
+    ),
+    source=schema.Source(
+      "atomic", ({"path": "tiny.inter", "bytes": 1, "sha256": "0"},), {"a": 1}
+    ),
+    split=schema.Split("random", 0.1, 0.2, 10),
+    leakage={"pairs_in_train_and_test": 0},
+    warnings={"duplicate_pairs": 2},
+  )
+
+
+def test_round_trip(tmp_path):
+  _schema().save(tmp_path)
+  assert schema.Schema.load(tmp_path) == _schema()
+  assert [p.name for p in tmp_path.iterdir()] == ["schema.json"]
+
+
+def test_json_is_the_documented_one(tmp_path):
+  _schema().save(tmp_path)
+  fields = json.loads((tmp_path / "schema.json").read_text(encoding="utf-8"))
+  assert fields["format"] == 1
+  assert fields["query_features"] == [
+    {"name": "age", "kind": "float", "mean": [3.5], "std": [2.0]}
+  ]
+  assert fields["candidate_features"][1] == {
+    "name": "tags",
+    "kind": "token_seq",
+    "vocabulary": ["", "x"],
+  }
+  assert fields["shards"]["train"] == [
+    {"file": "train-00000-of-00001.tfrecord", "rows": 4}
+  ]
+  assert fields["split"] == {
+    "kind": "random",
+    "validation_fraction": 0.1,
+    "test_fraction": 0.2,
+    "seed": 10,
+  }
+
+
+def test_feature_of_the_library():
+  brand, tags, image = (f.feature() for f in _schema().candidate_features)
+  assert (brand.kind, brand.vocabulary_size) == ("token", 3)
+  assert (tags.kind, tags.vocabulary_size) == ("token_seq", 2)
+  assert (image.length, image.mean, image.std) == (2, (0.0, 1.0), (1.0, 2.0))
+
+
+def test_minimal_json_of_a_users_own(tmp_path):
+  (tmp_path / "schema.json").write_text(
+    '{"format": 1, "name": "mine", "num_queries": 1, "num_candidates": 1,'
+    ' "rows": {"train": 1}, "shards": {"train": [{"file": "a", "rows": 1}]}}'
+  )
+  mine = schema.Schema.load(tmp_path)
+  assert mine.rows == {"train": 1, "validation": 0, "test": 0}
+  assert [f.name for f in mine.interaction_features] == [
+    "query_id",
+    "candidate_id",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (None, "not found, so this is not a finished data directory"),
+    ("{", "not valid JSON"),
+    ('{"format": 2}', "`format` must be 1. Received: 2"),
+    ('{"format": 1}', "not a schema of this version"),
+    ('{"format": 1, "shards": {}, "rows": {}, "x": 1}', "'x'"),
+    ("[]", "not a schema of this version"),
+  ],
+)
+def test_what_is_refused(tmp_path, text, message):
+  if text is not None:
+    (tmp_path / "schema.json").write_text(text)
+  with pytest.raises(errors.DataError, match="schema.json") as caught:
+    schema.Schema.load(tmp_path)
+  assert message in str(caught.value)
+
+
+def test_a_vocabulary_begins_with_unknown():
+  with pytest.raises(ValueError, match="must begin with ''"):
+    schema.FeatureSchema("brand", "token", vocabulary=("a",))
+  with pytest.raises(ValueError, match="Received: 'text'"):
+    schema.FeatureSchema("brand", "text")
+
+
+def test_error_message_names_what_is_known():
+  error = errors.DataError("bad", path="a.csv", line=3, column="x")
+  assert str(error) == "a.csv, line 3, column 'x': bad"
+  assert str(errors.DataError("bad", path="a", row=2)) == "a, row 2: bad"
+  assert str(errors.DataError("bad")) == "bad"

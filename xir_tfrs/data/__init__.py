@@ -1,0 +1,1 @@
+"""What lies on disk, defined once: schema, records, runs, files."""

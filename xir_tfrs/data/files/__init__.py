@@ -1,0 +1,1 @@
+"""Files of other programs: delimited text, Parquet, side tables."""

@@ -1,0 +1,120 @@
+"""Column names with kinds: ``price:float``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xir_tfrs.data import errors
+from xir_tfrs.data import schema as schema_lib
+
+_EXPECTED = f"NAME:KIND, KIND one of {', '.join(schema_lib.KINDS)}"
+# Names that the records of a table already use.
+_RESERVED = ("query_id", "candidate_id", "count")
+
+
+def typed(
+  fields: Sequence[str], path: str, required: bool
+) -> dict[str, str | None]:
+  """Splits the fields of a header into name -> kind.
+
+  Args:
+    fields: the fields of the first line.
+    path: the file, for errors.
+    required: whether every field must have a kind, as in atomic files. If
+      not, a field without one has kind None.
+
+  Returns:
+    name -> kind, in file order.
+  """
+  kinds: dict[str, str | None] = {}
+  for field in fields:
+    name, colon, kind = field.rpartition(":")
+    if kind not in schema_lib.KINDS or not name:
+      if required:
+        problem = "unknown kind" if colon else "no kind"
+        raise errors.DataError(
+          f"{problem} in the header; expected {_EXPECTED}",
+          path=path,
+          line=1,
+          column=field,
+        )
+      name, kind = field, None
+    if name in kinds:
+      raise errors.DataError(
+        "stands twice in the header", path=path, line=1, column=name
+      )
+    kinds[name] = kind
+  return kinds
+
+
+def side_kinds(
+  header: dict[str, str | None],
+  id_column: str,
+  wanted: Sequence[str],
+  path: str,
+  flag: str,
+) -> dict[str, str]:
+  """The features to read from a side table: name -> kind.
+
+  Args:
+    header: columns of the file with the kinds it gives, from `typed`.
+    id_column: the column of ids, which is no feature.
+    wanted: NAME or NAME:KIND for each; empty takes all columns with a kind.
+    path: the file, for errors.
+    flag: the flag that `wanted` came from, for errors.
+  """
+  chosen = (
+    typed(wanted, path, required=False)
+    if wanted
+    else {
+      name: kind for name, kind in header.items() if kind and name != id_column
+    }
+  )
+  if not chosen:
+    raise errors.DataError(
+      f"no column has a kind; name the features with {flag} {_EXPECTED}",
+      path=path,
+      line=1,
+    )
+  kinds = {}
+  for name, kind in chosen.items():
+    if name not in header or name == id_column:
+      raise errors.DataError(
+        f"no such feature; the file has {', '.join(map(repr, header))}"
+        f" (see {flag})",
+        path=path,
+        line=1,
+        column=name,
+      )
+    kinds[name] = kind or header[name]
+    if kinds[name] is None:
+      raise errors.DataError(
+        f"has no kind; write {flag} {_EXPECTED}",
+        path=path,
+        line=1,
+        column=name,
+      )
+    if name in _RESERVED or "/" in name:
+      raise errors.DataError(
+        f"cannot be the name of a feature ({', '.join(_RESERVED)} are taken,"
+        " and so is '/'); rename the column",
+        path=path,
+        line=1,
+        column=name,
+      )
+  return kinds
+
+
+def require_column(
+  name: str, available: list[str], path: str, line: int | None = 1
+) -> None:
+  if name not in available:
+    raise errors.DataError(
+      f"no such column; the file has {', '.join(map(repr, available))}; name"
+      " the right one with --user_column, --item_column, --time_column,"
+      " --weight_column, --rating_column, --user_features or"
+      " --item_features",
+      path=path,
+      line=line,
+      column=name,
+    )

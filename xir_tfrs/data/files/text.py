@@ -1,0 +1,163 @@
+"""Text files as newline-aligned chunks that know their first line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+
+from xir_tfrs.data import errors
+
+CHUNK_BYTES = 16 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Whole lines of a file.
+
+  Attributes:
+    data: the lines; only the last line of the file may lack its newline.
+    first_line: 1-based number of the first line.
+    end: position in the file behind the chunk.
+  """
+
+  data: bytes
+  first_line: int
+  end: int
+
+
+class TextFile:
+  """Reads a file once, front to back, and takes its fingerprint on the way.
+
+  `piece` reads any part of it instead, for `pipelines.prepare_beam`.
+
+  Attributes:
+    path: the file, as errors name it.
+    ends_in_newline: False if the last line may have been cut off.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self.path = str(path)
+    self.ends_in_newline = True
+    self._sha256: str | None = None
+
+  @property
+  def bytes(self) -> int:
+    return pathlib.Path(self.path).stat().st_size
+
+  def fingerprint(self) -> dict[str, str | int]:
+    """Name, size and hash; reads the file if `chunks` has not done so."""
+    if self._sha256 is None:
+      return fingerprint(pathlib.Path(self.path))
+    return {
+      "path": pathlib.Path(self.path).name,
+      "bytes": self.bytes,
+      "sha256": self._sha256,
+    }
+
+  def header_line(self) -> str:
+    """The first line without its newline."""
+    with open(self.path, "rb") as f:
+      line = f.readline()
+    if not line.strip():
+      raise errors.DataError(
+        "empty; expected a line of column names and then one row per line"
+        if not self.bytes
+        else "blank; expected the column names",
+        path=self.path,
+        line=1,
+      )
+    return self.decode(line.removeprefix(_BOM), 1).rstrip("\r\n")
+
+  def decode(self, line: bytes, number: int, column: str | None = None) -> str:
+    try:
+      return line.decode("utf-8")
+    except UnicodeDecodeError as e:
+      raise errors.DataError(
+        f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start});"
+        " convert the file, e.g. iconv -f LATIN1 -t UTF-8",
+        path=self.path,
+        line=number,
+        column=column,
+      ) from None
+
+  def chunks(self, chunk_bytes: int, skip_lines: int) -> Iterator[Chunk]:
+    """Yields chunks of about `chunk_bytes`, leaving out the first lines."""
+    digest = hashlib.sha256()
+    first_line, end, rest = 1, 0, b""
+    with open(self.path, "rb") as f:
+      while block := f.read(chunk_bytes):
+        digest.update(block)
+        if end == 0:
+          block = block.removeprefix(_BOM)
+        end = f.tell()
+        head, newline, tail = block.rpartition(b"\n")
+        if not newline:
+          rest += block
+          continue
+        data, rest = rest + head + newline, tail
+        yield from _skipped(Chunk(data, first_line, end), skip_lines)
+        first_line += data.count(b"\n")
+    self._sha256 = digest.hexdigest()
+    self.ends_in_newline = not rest
+    if rest:
+      yield from _skipped(Chunk(rest, first_line, end), skip_lines)
+
+  def piece(
+    self, start: int, stop: int, *, count_lines: bool, skip_lines: int
+  ) -> Iterator[Chunk]:
+    """Yields the lines that begin in [start, stop) as one chunk, if any.
+
+    Args:
+      start, stop: positions in the file.
+      count_lines: read what is before, too, for the true `first_line`; else
+        it is 1.
+      skip_lines: lines to leave out at the start of the file.
+    """
+    with open(self.path, "rb") as f:
+      if start:
+        f.seek(start - 1)
+        f.readline()  # The line that began before `start`, or its newline.
+      begin = f.tell()
+      data = f.read(max(stop - begin, 0))
+      if data and not data.endswith(b"\n"):
+        data += f.readline()
+    self.ends_in_newline = not data or data.endswith(b"\n")
+    first_line = 1 + (self._newlines_before(begin) if count_lines else 0)
+    end = begin + len(data)
+    if begin == 0:
+      data = data.removeprefix(_BOM)
+    yield from _skipped(
+      Chunk(data, first_line, end), 0 if begin else skip_lines
+    )
+
+  def _newlines_before(self, position: int) -> int:
+    count = 0
+    with open(self.path, "rb") as f:
+      while position and (block := f.read(min(position, 1 << 20))):
+        count += block.count(b"\n")
+        position -= len(block)
+    return count
+
+
+def fingerprint(path: pathlib.Path) -> dict[str, str | int]:
+  """Name, size and hash of a file."""
+  digest = hashlib.sha256()
+  with open(path, "rb") as f:
+    while block := f.read(1 << 20):
+      digest.update(block)
+  return {
+    "path": path.name,
+    "bytes": path.stat().st_size,
+    "sha256": digest.hexdigest(),
+  }
+
+
+def _skipped(chunk: Chunk, skip_lines: int) -> Iterator[Chunk]:
+  while chunk.data and chunk.first_line <= skip_lines:
+    data = chunk.data.partition(b"\n")[2]
+    chunk = Chunk(data, chunk.first_line + 1, chunk.end)
+  if chunk.data:
+    yield chunk

@@ -1,0 +1,372 @@
+"""What a task's loss estimates, held beside the full softmax.
+
+In a batch, row by row, every loss of the library has the gradient
+
+    sum_j P_j grad s_j - grad s_p
+
+for its query, s the scores after temperature and p the positive. The full
+softmax has P_j = e^{s_j} / sum_i e^{s_i}. A task sees a pool instead of the
+catalogue, and the weights it gives may be those of another softmax: in BIR and
+XIR the draws favour high scores once and the loss once more, so P_j goes with
+e^{2 s_j}, the softmax at half the temperature. `EstimatorProbe` shows how far
+a loss is from either.
+
+Axes: batch (rows of a batch), rows (probe rows), distinct (distinct ids of a
+step's pools), dim.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.diagnostics import divergence, full_softmax, pool_weights
+from xir_tfrs.ops import resampling
+
+# Full softmaxes to compare with: of the scores, and of so many times them.
+_SHARPNESSES = tuple(2.0 ** (i / 3) for i in range(-3, 7))
+_TARGETS = {"": 1.0, "_half_temperature": 2.0}
+# Probe rows come back at every repetition, so they are no random company for
+# each other. With k of n in a batch of B, in new company every time, that
+# passes for a squared bias of k^2 / (n B) of the variance: at most this.
+_COMPANY = 1e-3
+_IDS_PER_CALL = 1 << 14
+
+
+class EstimatorProbe:
+  """Compares a model's loss with the full softmax, on fixed training rows.
+
+  Batches go by while the weights stand still, with some of the probe rows in
+  each, and other training rows at random. The task's state (cache, bank,
+  estimate, step) moves as in training, and is put back in the end: training
+  goes on as if nothing had been measured. (So a bank's staleness shows in the
+  first batches only.)
+
+  A measurement runs on one device, with a whole global batch at a time. Call
+  it outside the scope of a strategy.
+  """
+
+  def __init__(
+    self,
+    model: tf.keras.Model,
+    rows: Mapping[str, np.ndarray],
+    *,
+    probe_size: int = 64,
+    batch_size: int = 2048,
+    repetitions: int = 16,
+    warmup_steps: int = 0,
+    num_candidates: int | None = None,
+    seed: int = 0,
+  ) -> None:
+    """Draws the probe rows.
+
+    Args:
+      model: A `models.TwoTower` with a task.
+      rows: `query_id` and `candidate_id`, [n] arrays: the training rows.
+      probe_size: Rows to look at; all of them, if there are fewer.
+      batch_size: Rows of a batch: the global batch size.
+      repetitions: Batches that each probe row is seen in; even.
+      warmup_steps: Batches before these that only move the state, for a task
+        that the model was not trained with.
+      num_candidates: Size of the catalogue; None: the candidate tower's
+        `vocabulary_size`.
+      seed: Seed of the probe rows and of the batches.
+
+    Raises:
+      ValueError: An argument out of its range, or a model without a task.
+    """
+    for name, value, least in (
+      ("probe_size", probe_size, 1),
+      ("batch_size", batch_size, 2),
+      ("repetitions", repetitions, 2),
+      ("warmup_steps", warmup_steps, 0),
+      ("rows", len(rows["query_id"]), 1),
+    ):
+      if value < least:
+        raise ValueError(
+          f"`{name}` must be at least {least}. Received: `{name}` = {value}."
+        )
+    if repetitions % 2:
+      raise ValueError(
+        f"`repetitions` must be even. Received: `repetitions` = {repetitions}."
+      )
+    if getattr(model, "task", None) is None:
+      raise ValueError(
+        "An estimator probe needs a model with a `task`, such as "
+        f"`models.TwoTower`. Received: {model!r}."
+      )
+    self._model, self._task = model, model.task
+    self._queries = np.asarray(rows["query_id"])
+    self._candidates = np.asarray(rows["candidate_id"])
+    self._batch_size = batch_size
+    self._repetitions = repetitions
+    self._warmup_steps = warmup_steps
+    self._num_candidates = num_candidates or _catalogue_size(
+      model.candidate_tower
+    )
+    self._seed = seed
+    self._probe = np.random.default_rng([seed, 0]).choice(
+      len(self._queries), min(probe_size, len(self._queries)), replace=False
+    )
+    together = int((_COMPANY * len(self._probe) * batch_size) ** 0.5)
+    self._rows_per_batch = min(max(together, 1), len(self._probe))
+    self._move = tf.function(self._move_state, autograph=False)
+    self._look = tf.function(
+      self._look_at, autograph=False, reduce_retracing=True
+    )
+
+  def measure(self) -> dict[str, float]:
+    """Compares the loss, as model and task stand now.
+
+    Returns:
+      Of the gradients for the probe rows' queries, as `divergence` defines
+      them; marked `_half_temperature`, against the full softmax at half the
+      temperature instead:
+        `bias`, `cosine`: Of the mean over the batches; also marked.
+        `deviation`: Of a single batch's.
+        `length`: Of the mean over the batches.
+        `sharpness`: The k for which the mean points as the full softmax of k
+          times the scores does: 1 for an estimate of the softmax, 2 for one
+          at half the temperature.
+      Of the weights that the loss gives to candidates:
+        `kl_weights`: KL of their mean over the batches to the full softmax;
+          also marked.
+        `kl_step`: KL of a single batch's weights, mean.
+        `positive_weight`: Weight of the positive, and `positive_weight_full`,
+          what it has in the full softmax.
+        `pool_mass`: Share of the full softmax on a step's candidates.
+      Of tasks that resample, and for those alone:
+        `kl_draws`: KL of the distribution of the draws, mean over the batches,
+          to the full softmax; also marked.
+        `effective_sample_size`: Of the importance weights of the batch, and
+          `cache_effective_sample_size`, of the cache.
+        `positive_draws`: Share of the draws that are the row's positive.
+      Of tasks with a cache:
+        `cache_mass`: Share of the full softmax on the cached candidates, at
+          the start.
+      Tasks whose loss is not made of pools have only the gradients.
+    """
+    full = full_softmax.full_softmax(
+      self._model.query_tower(tf.constant(self._queries[self._probe])),
+      self._encode_candidates(),
+      self._candidates[self._probe],
+      temperature=self._task.temperature,
+      normalize=self._task.normalize,
+      sharpnesses=_SHARPNESSES,
+    )
+    readout = _Readout(full)
+    if not self._task.built:
+      # What the task makes at its first call is state to put back, too.
+      batch = self._batch(np.random.default_rng(self._seed), self._probe[:1])
+      self._loss(self._model.query_tower(batch[0]), *batch, training=False)
+    state = [(v, tf.identity(v)) for v in self._task.non_trainable_variables]
+    try:
+      self._run(readout)
+    finally:
+      for variable, value in state:
+        variable.assign(value)
+    return readout.results()
+
+  def _run(self, readout: "_Readout") -> None:
+    # The same batches at every call: what differs is the model.
+    rng = np.random.default_rng([self._seed, 1])
+    for _ in range(self._warmup_steps):
+      self._move(*self._batch(rng, self._probe[:0]))
+    cache = getattr(self._task, "cache", None)
+    if cache is not None:
+      readout.add_cache(np.unique(cache.ids.numpy()))
+    together = self._rows_per_batch
+    for repetition in range(self._repetitions):
+      order = rng.permutation(len(self._probe))
+      for first in range(0, len(order), together):
+        rows = order[first : first + together]
+        # The last ones may be fewer: the others after them are then looked
+        # at too, which saves tracing anew, and forgotten.
+        seen = self._look(*self._batch(rng, self._probe[rows]), together)
+        readout.add(
+          repetition,
+          rows,
+          {name: value.numpy() for name, value in seen.items()},
+        )
+
+  def _batch(
+    self, rng: np.random.Generator, probe_rows: np.ndarray
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """[batch] query and candidate ids: the probe rows, then others."""
+    others = rng.integers(
+      len(self._queries), size=self._batch_size - len(probe_rows)
+    )
+    rows = np.concatenate([probe_rows, others])
+    return (
+      tf.constant(self._queries[rows], tf.int64),
+      tf.constant(self._candidates[rows], tf.int64),
+    )
+
+  def _encode_candidates(self) -> np.ndarray:
+    """[candidates, dim] float32, normalised if scores are cosines."""
+    ids = np.arange(self._num_candidates)
+    return np.concatenate(
+      [
+        self._model.encode_candidates(ids[start : start + _IDS_PER_CALL])
+        for start in range(0, len(ids), _IDS_PER_CALL)
+      ]
+    )
+
+  def _loss(
+    self, queries, query_ids, candidate_ids, training=True
+  ) -> tf.Tensor:
+    return self._task(
+      queries,
+      self._model.candidate_tower(candidate_ids),
+      candidate_ids=candidate_ids,
+      query_ids=query_ids,
+      training=training,
+    )
+
+  def _move_state(self, query_ids, candidate_ids) -> None:
+    self._loss(self._model.query_tower(query_ids), query_ids, candidate_ids)
+
+  def _look_at(
+    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor, num_rows: int
+  ) -> dict[str, tf.Tensor]:
+    """What a batch tells of its first rows.
+
+    Returns:
+      `gradients` [rows, dim]; if the loss is made of pools, `weight_ids` and
+      `weights` as `pool_weights.loss_weights` returns them; if the task
+      resamples, `draw_ids` and `draws` as `pool_weights.draw_weights`, and
+      [rows] effective sample sizes.
+    """
+    queries = tf.convert_to_tensor(self._model.query_tower(query_ids))
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(queries)
+      with pool_weights.recorded_terms(self._task) as terms:
+        loss = self._loss(queries, query_ids, candidate_ids)
+    gradients = tf.convert_to_tensor(tape.gradient(loss, queries))
+    # The loss is a mean over the batch.
+    scale = tf.cast(tf.shape(query_ids)[0], gradients.dtype)
+    seen = {"gradients": scale * gradients[:num_rows]}
+    if terms:
+      shares = [tape.gradient(loss, term.loss) for term in terms]
+      seen["weight_ids"], seen["weights"] = pool_weights.loss_weights(
+        self._task, terms, shares, num_rows
+      )
+    terms = [term for term in terms if term.settings.get("resampler")]
+    if terms:
+      seen["draw_ids"], seen["draws"] = pool_weights.draw_weights(
+        self._task, terms, num_rows
+      )
+    for term in terms:
+      prefix = "cache_" if term.pool.own_offset is None else ""
+      seen[f"{prefix}effective_sample_size"] = resampling.effective_sample_size(
+        pool_weights.log_importance_weights(self._task, term, num_rows)
+      )
+    return seen
+
+
+class _Readout:
+  """Gathers what the batches tell, and sums it up."""
+
+  def __init__(self, full: full_softmax.FullSoftmax) -> None:
+    self._full = full
+    self._samples: dict[int, np.ndarray] = {}
+    self._mixtures: dict[str, _Mixture] = {}
+    self._means: dict[str, list[np.ndarray]] = {}
+
+  def add_cache(self, ids: np.ndarray) -> None:
+    """The cache at the start: [distinct] ids."""
+    self._add_mean("cache_mass", self._full.mass(ids))
+
+  def add(
+    self, repetition: int, rows: np.ndarray, seen: dict[str, np.ndarray]
+  ) -> None:
+    """What `EstimatorProbe._look_at` returned, for some of the probe rows."""
+    seen = dict(seen)
+    exact = self._full.gradients[1.0]
+    samples = self._samples.setdefault(repetition, np.zeros_like(exact))
+    samples[rows] = seen.pop("gradients")[: len(rows)]
+    if "weights" in seen:
+      ids, weights = seen.pop("weight_ids"), seen.pop("weights")
+      weights = weights[:, : len(rows)]
+      self._add_mixture("weights", repetition, rows, ids, weights)
+      self._add_mean("positive_weight", self._of_positive(rows, ids, weights))
+      log_full = self._full.log_probabilities(ids, rows)
+      self._add_mean("kl_step", divergence.kl_divergence(weights, log_full))
+      self._add_mean("pool_mass", np.exp(log_full).sum(axis=0))
+    if "draws" in seen:
+      ids, draws = seen.pop("draw_ids"), seen.pop("draws")
+      draws = draws[:, : len(rows)]
+      self._add_mixture("draws", repetition, rows, ids, draws)
+      self._add_mean("positive_draws", self._of_positive(rows, ids, draws))
+    for name, values in seen.items():
+      self._add_mean(name, values[: len(rows)])
+
+  def results(self) -> dict[str, float]:
+    """What `EstimatorProbe.measure` returns."""
+    samples = np.stack(list(self._samples.values()))
+    exact = self._full.gradients
+    results = divergence.gradient_error(samples, exact[1.0])
+    half = divergence.gradient_error(samples, exact[2.0])
+    results["bias_half_temperature"] = half["bias"]
+    for suffix, k in _TARGETS.items():
+      results[f"cosine{suffix}"] = divergence.mean_cosine(samples, exact[k])
+    results["sharpness"] = divergence.best_sharpness(samples, exact)
+    for kind, mixture in self._mixtures.items():
+      ids, *halves = mixture.halves(len(self._full.positive_ids))
+      for suffix, k in _TARGETS.items():
+        results[f"kl_{kind}{suffix}"] = divergence.kl_of_mean(
+          *halves, self._full.log_probabilities(ids, sharpness=k)
+        )
+    for name, values in self._means.items():
+      results[name] = float(np.mean(np.concatenate(values)))
+    if "weights" in self._mixtures:
+      positives = self._full.positive_weights()
+      results["positive_weight_full"] = float(np.mean(positives))
+    return results
+
+  def _of_positive(self, rows, ids, shares) -> np.ndarray:
+    is_positive = np.equal.outer(ids, self._full.positive_ids[rows])
+    return np.sum(shares * is_positive, axis=0)
+
+  def _add_mixture(self, kind, *part) -> None:
+    self._mixtures.setdefault(kind, _Mixture()).add(*part)
+
+  def _add_mean(self, name: str, values: np.ndarray) -> None:
+    self._means.setdefault(name, []).append(values)
+
+
+class _Mixture:
+  """Sums distributions over candidates, of even and of odd batches apart."""
+
+  def __init__(self) -> None:
+    self._parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+
+  def add(
+    self,
+    repetition: int,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    shares: np.ndarray,
+  ) -> None:
+    """[distinct] ids and [distinct, rows] shares of a batch."""
+    self._parts.append((repetition % 2, rows, ids, shares))
+
+  def halves(self, num_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[n] ids, and [n, rows] sums of the even and of the odd batches."""
+    all_ids = np.unique(np.concatenate([ids for _, _, ids, _ in self._parts]))
+    sums = np.zeros([2, len(all_ids), num_rows])
+    for half, rows, ids, shares in self._parts:
+      places = np.searchsorted(all_ids, ids)
+      sums[half, places[:, np.newaxis], rows] += shares
+    return all_ids, sums[0], sums[1]
+
+
+def _catalogue_size(tower: tf.keras.layers.Layer) -> int:
+  for name in ("vocabulary_size", "input_dim"):
+    size = getattr(tower, name, None)
+    if isinstance(size, int):
+      return size
+  raise ValueError(
+    "`num_candidates` is needed, as the candidate tower does not say how many "
+    f"there are by a `vocabulary_size`. Received: {tower!r}."
+  )

@@ -1,0 +1,1 @@
+"""What all programs share: settings, flags, `main`, progress."""

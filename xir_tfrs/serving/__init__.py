@@ -1,0 +1,1 @@
+"""Reading a bundle and asking it."""
