@@ -25,6 +25,10 @@ INSTALL = [
   "tensorflow-recommenders==0.7.7",
   "numpy>=1.26",
   "absl-py>=2.1",
+  # Every JSON and YAML file that is read is checked against its model.
+  "msgspec>=0.19,<1",
+  "pyyaml>=6",
+  "tqdm>=4.66",
   # tensorboard 2.20 imports pkg_resources, which setuptools 81 removed.
   "setuptools<81",
 ]
@@ -33,7 +37,6 @@ EXTRAS = {
   "data": [
     "pyarrow>=17",
     "tensorflow-datasets==4.9.10",
-    "tqdm>=4.66",
     # tensorflow-datasets imports it and does not say so.
     "importlib_resources",
   ],
@@ -47,7 +50,13 @@ EXTRAS = {
   ],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
   "plots": ["matplotlib>=3.8"],
-  "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.14.5"],
+  "test": [
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
+    "ruff==0.14.5",
+    "mypy>=1.18,<3",
+    "types-PyYAML",
+  ],
 }
 
 setup(
