@@ -1,4 +1,4 @@
-"""The one error of data that cannot be used as it is."""
+"""The one error of files and directories that cannot be used as asked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import os
 
 
 class DataError(ValueError):
-  """Data that cannot be used as it is: where, what, and the remedy.
+  """A file or directory that cannot be used: where, what, and the remedy.
 
   The message reads ``FILE, line N, column 'NAME': what is wrong``; parts that
-  are not known are left out. Entry points print it and exit non-zero without
-  a traceback.
+  are not known are left out. Programs print it and exit non-zero without a
+  traceback.
 
   Attributes:
-    path: the file, or None.
+    path: the file or directory, or None.
     line: 1-based line of a text file, or None.
     row: 1-based row of a file that has no lines (Parquet, TFRecord), or None.
     column: name of the column, or None.
+    field: field of a JSON file, such as `shards.train[0].rows`, or None.
   """
 
   def __init__(
@@ -27,9 +28,11 @@ class DataError(ValueError):
     line: int | None = None,
     row: int | None = None,
     column: str | None = None,
+    field: str | None = None,
   ):
     self.path = None if path is None else os.fspath(path)
-    self.line, self.row, self.column = line, row, column
+    self.line, self.row = line, row
+    self.column, self.field = column, field
     where = [] if self.path is None else [self.path]
     if line is not None:
       where.append(f"line {line}")
@@ -37,4 +40,6 @@ class DataError(ValueError):
       where.append(f"row {row}")
     if column is not None:
       where.append(f"column {column!r}")
+    if field is not None:
+      where.append(f"field {field}")
     super().__init__(f"{', '.join(where)}: {message}" if where else message)

@@ -1,0 +1,215 @@
+"""JSON files: each is read into one declared type, and written at once.
+
+A type is a `msgspec.Struct` or a dataclass that stands beside its subject. A
+file that is missing, damaged or of another shape is a `DataError` that names
+the file and the field:
+
+    schema.json, field shards.train[0].rows: Expected `int`, got `str`; ...
+
+Nothing here needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from xir_tfrs.data import atomic, errors
+
+_T = TypeVar("_T")
+_INDENT = 1
+# The end of msgspec's messages: "Expected `int`, got `str` - at `$.rows[0]`".
+_AT = re.compile(r" - at `(?P<key>key in )?\$?(?P<path>.*)`$", re.DOTALL)
+# A step of such a path: `.name`, `[3]`, or `[...]` for any key of a dict.
+_STEP = re.compile(
+  r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])"
+)
+
+
+def read(
+  path: str | os.PathLike[str],
+  type: type[_T],
+  *,
+  remedy: str,
+  missing: str | None = None,
+  format: int | None = None,
+) -> _T:
+  """Reads a JSON file into a `type`.
+
+  Args:
+    path: The file.
+    type: What it holds: a `msgspec.Struct`, a dataclass or any other type that
+      msgspec decodes.
+    remedy: What to do about a file that cannot be used; the end of messages.
+    missing: What a missing file means and what to do, if not `remedy`.
+    format: The value that the field `format` must have, if there is one.
+
+  Raises:
+    DataError: The file is missing, unreadable, not JSON or not a `type`.
+  """
+  return decode(
+    read_bytes(path, remedy=remedy, missing=missing),
+    type,
+    path=path,
+    remedy=remedy,
+    format=format,
+  )
+
+
+def read_bytes(
+  path: str | os.PathLike[str], *, remedy: str, missing: str | None = None
+) -> bytes:
+  """Reads a file as `read` does, for those who also hash its content."""
+  try:
+    return pathlib.Path(path).read_bytes()
+  except (FileNotFoundError, NotADirectoryError):
+    raise errors.DataError(
+      f"not found{missing or '; ' + remedy}", path=path
+    ) from None
+  except OSError as error:
+    raise errors.DataError(
+      f"cannot be read ({error.strerror or error}); {remedy}", path=path
+    ) from None
+
+
+def decode(
+  content: bytes,
+  type: type[_T],
+  *,
+  path: str | os.PathLike[str],
+  remedy: str,
+  format: int | None = None,
+  line: int | None = None,
+) -> _T:
+  """Decodes the content of a file, or of one of its lines, into a `type`.
+
+  Raises:
+    DataError: It is not JSON, or not a `type`.
+  """
+  where = {"path": path, "line": line}
+  try:
+    if format is not None:
+      _check_format(content, format)
+    value = msgspec.json.decode(content, type=type)
+    # msgspec takes the last of the values that a repeated key has.
+    json.loads(content, object_pairs_hook=_check_keys)
+    return value
+  except msgspec.ValidationError as error:
+    message, field = _located(error, content, type)
+    raise errors.DataError(
+      f"{message}; {remedy}", **where, field=field
+    ) from None
+  except RecursionError:
+    message = "nested too deeply"
+  except (msgspec.DecodeError, ValueError) as error:  # Also: not UTF-8.
+    message = f"not valid JSON ({error})"
+  raise errors.DataError(f"{message}; {remedy}", **where)
+
+
+def write(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes `value` as indented JSON; the file appears complete or not at all.
+
+  Numbers that are not finite become null, since JSON has none.
+  """
+  atomic.write_text(path, encode(value))
+
+
+def encode(value: Any) -> str:
+  """The content that `write` writes."""
+  content = msgspec.json.encode(value, enc_hook=_to_builtin)
+  return msgspec.json.format(content, indent=_INDENT).decode() + "\n"
+
+
+def encode_line(value: Any) -> str:
+  """`value` as one line of a .jsonl file, with its line feed."""
+  return msgspec.json.encode(value, enc_hook=_to_builtin).decode() + "\n"
+
+
+def _to_builtin(value: Any) -> Any:
+  """NumPy's scalars and arrays, and paths."""
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, "tolist"):
+    return value.tolist()
+  raise TypeError(f"JSON cannot hold a {type(value).__name__}: {value!r}")
+
+
+class _Format(msgspec.Struct):
+  format: Any = None
+
+
+def _check_format(content: bytes, expected: int) -> None:
+  """Looks at the format alone: other fields may be those of another one."""
+  found = msgspec.json.decode(content, type=_Format).format
+  if found != expected or isinstance(found, bool):
+    raise msgspec.ValidationError(
+      f"this version reads format {expected}, the file has {found!r} - at"
+      " `$.format`"
+    )
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f"the key {twice!r} appears twice")
+  return found
+
+
+def _located(
+  error: msgspec.ValidationError, content: bytes, type: type
+) -> tuple[str, str | None]:
+  """What is wrong, and where, with the keys that msgspec does not name."""
+  message = str(error)
+  found = _AT.search(message)
+  if not found:
+    return message, None
+  field = found["path"]
+  if "[...]" in field:
+    try:
+      field = _with_keys(field, json.loads(content), type, message)
+    except (LookupError, ValueError, RecursionError):
+      pass  # A later part of the file is damaged: the path is vague then.
+  message = message[: found.start()]
+  if found["key"]:
+    message += ", as a key"
+  return message, field.lstrip(".") or None
+
+
+def _with_keys(path: str, root: Any, type: type, message: str) -> str:
+  """`path` with the key in place of each `[...]`."""
+  field = ""
+  node = root
+  for step in _STEP.finditer(path):
+    if step["any"]:
+      key = _failing_key(root, node, type, message)
+      field += f".{key}"
+    else:
+      key = step["name"] or int(step["index"])
+      field += step[0]
+    node = node[key]
+  return field
+
+
+def _failing_key(
+  root: Any, node: dict[str, Any], type: type, message: str
+) -> str:
+  """The key of `node`, a part of `root`, that causes the error `message`.
+
+  Leaves nothing else in `node`.
+  """
+  for key, value in list(node.items()):
+    node.clear()
+    node[key] = value
+    try:
+      msgspec.json.decode(json.dumps(root), type=type)
+    except msgspec.DecodeError as error:
+      if str(error) == message:
+        return key
+  raise LookupError(message)
