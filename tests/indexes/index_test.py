@@ -10,6 +10,7 @@ from absl.testing import parameterized
 
 from xir_tfrs import indexes
 from xir_tfrs.indexes import exact_search
+from xir_tfrs.ops import top_k
 
 DIM = 8
 
@@ -84,28 +85,12 @@ class ExactTest(tf.test.TestCase, parameterized.TestCase):
     whole = index.search(queries, 9, exclude)
     # Two queries per chunk, the last chunk has one.
     with (
-      mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 600),
-      mock.patch.object(exact_search, "_MIN_CHUNK", 1),
+      mock.patch.object(top_k, "CHUNK_BYTES", 4 * 600),
+      mock.patch.object(top_k, "MIN_CHUNK", 1),
     ):
       parts = index.search(queries, 9, exclude)
     self.assertAllEqual(whole[0], parts[0])
     self.assertAllClose(whole[1], parts[1])
-
-  @parameterized.parameters((1, 1), (5, 3), (997, 1), (997, 7), (5000, 40))
-  def test_top_k_is_that_of_tensorflow(self, n, k):
-    """Also among equal scores, and where less than k are left."""
-    rng = np.random.default_rng(n)
-    scores = rng.integers(0, 50, [6, n]).astype(np.float32)
-    scores[1] = 7.0
-    scores[2, k // 2 :] = -np.inf
-    scores[3, : n - k // 2] = -np.inf
-    values, columns = exact_search._top_k(
-      tf.constant(scores), tf.constant(min(k, n))
-    )
-    expected = tf.math.top_k(scores, min(k, n))
-    self.assertAllEqual(values, expected.values)
-    real = np.isfinite(values)
-    self.assertAllEqual(columns[real], expected.indices[real])
 
 
 class ContractTest(tf.test.TestCase, parameterized.TestCase):
@@ -302,6 +287,69 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     exact.assert_not_called()
 
 
+class RowsTest(tf.test.TestCase, parameterized.TestCase):
+  """Rows instead of ids, or beside them."""
+
+  @parameterized.named_parameters(*ALL)
+  def test_rows_do_what_their_ids_do(self, make):
+    ids, vectors = _corpus(400)
+    index = make().index(ids, vectors)
+    queries = _queries(3)
+    rows = [[3, 9, 3, -1], [-1] * 4, [250, 0, -1, 7]]
+    names = [[ids[x] if x >= 0 else "" for x in row] for row in rows]
+    for k in (10, 400):
+      self.assertAllEqual(
+        index.search(queries, k, exclude_rows=rows)[0],
+        index.search(queries, k, exclude=names)[0],
+      )
+      self.assertAllEqual(
+        index.search(queries, k, allow_rows=rows)[0],
+        index.search(queries, k, allow=names)[0],
+      )
+
+  @parameterized.named_parameters(*ALL)
+  def test_ids_and_rows_together(self, make):
+    ids, vectors = _corpus(400)
+    index = make().index(ids, vectors)
+    found, _ = index.search(
+      _queries(2),
+      400,
+      exclude=[["item 1"], ["item 2"]],
+      exclude_rows=tf.ragged.constant([[4, 1], []], dtype=tf.int32),
+    )
+    found = [set(row) for row in _text(found)]
+    self.assertEqual(found[0], {*ids, ""} - {"item 1", "item 4"})
+    self.assertEqual(found[1], {*ids, ""} - {"item 2"})
+    found, _ = index.search(
+      _queries(2),
+      5,
+      allow=[["item 1"], [""]],
+      allow_rows=[[4, 1], [8, -1]],
+      exclude_rows=[[-1], [8]],
+    )
+    self.assertEqual(set(_text(found)[0]), {"item 1", "item 4", ""})
+    self.assertEqual(set(_text(found)[1]), {""})
+
+  def test_rows_are_not_looked_up(self):
+    ids, vectors = _corpus(300)
+    index = indexes.BruteForceIndex().index(ids, vectors)
+    with mock.patch.object(index.ids, "rows") as look_up:
+      index.search(_queries(2), 5, exclude_rows=[[3], [4]])
+    look_up.assert_not_called()
+
+  @parameterized.parameters("exclude_rows", "allow_rows")
+  def test_wrong_rows(self, name):
+    index = indexes.BruteForceIndex().index(*_corpus(30))
+    with self.assertRaisesRegex(ValueError, f"`{name}` must be .*int64.*str"):
+      index.search(_queries(1), 2, **{name: [["item 3"]]})
+    with self.assertRaisesRegex(ValueError, rf"`{name}` must be .*\(1,\)"):
+      index.search(_queries(1), 2, **{name: [3]})
+    with self.assertRaisesRegex(
+      tf.errors.InvalidArgumentError, f"`{name}` must hold rows below 30"
+    ):
+      index.search(_queries(1), 2, **{name: [[30]]})
+
+
 class AllowTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(named=ALL, id_kind=("string", "int64"))
   def test_only_allowed_come_back(self, named, id_kind):
@@ -337,7 +385,7 @@ class AllowTest(tf.test.TestCase, parameterized.TestCase):
     index = indexes.BruteForceIndex().index(ids, vectors)
     queries, allow = _queries(7), [ids[i : i + 20] for i in range(7)]
     whole = index.search(queries, 9, allow=allow)
-    with mock.patch.object(exact_search, "_SCORES_PER_CHUNK", 2 * 20 * DIM):
+    with mock.patch.object(top_k, "CHUNK_BYTES", 4 * 2 * 20 * DIM):
       parts = index.search(queries, 9, allow=allow)
     self.assertAllEqual(whole[0], parts[0])
     self.assertAllClose(whole[1], parts[1])
@@ -483,7 +531,7 @@ class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"\(1,\)"):
       index.search(_queries(1), 1, ["item 3"])
     with self.assertRaisesRegex(
-      tf.errors.InvalidArgumentError, "one row of ids per query"
+      tf.errors.InvalidArgumentError, "one row per query"
     ):
       index.search(_queries(2), 1, [["item 3"]])
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 import xir_tfrs as xir
-from xir_tfrs.metrics import ranker, top_k
+from xir_tfrs.metrics import at_k, ranker
+from xir_tfrs.ops import top_k
 
 # `xir.metrics.full_ranking` is the function; this is the module around it.
 module = sys.modules["xir_tfrs.metrics.full_ranking"]
@@ -132,7 +133,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
       seen[q] += order[:3]
       relevant[q] += order[4:9:2]
     relevant = [sorted(set(row)) for row in relevant]
-    self.assertGreater(ranker.choose_block(2000, 10), 1)
+    self.assertGreater(top_k.whole_blocks(2000, 10), 2000)
     self.assertAllClose(
       xir.metrics.full_ranking(
         queries.astype(np.float32),
@@ -258,17 +259,6 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     )
     self.assertAlmostEqual(results["coverage@1"], 1 / 3)
 
-  @parameterized.product(
-    k=(1, 2, 5, 20), block=(2, 7, 40), values=(2, 50, 10**6)
-  )
-  def test_blocks_find_the_same_columns(self, k, block, values):
-    rng = np.random.default_rng(k)
-    scores = rng.integers(0, values, [30, block * 40]).astype(np.float32)
-    expected = tf.math.top_k(scores, k)
-    best, columns = ranker.blockwise_top_k(tf.constant(scores), k, block)
-    self.assertAllEqual(best, expected.values)
-    self.assertAllEqual(columns, expected.indices)
-
   def test_one_trace_for_all_sizes(self):
     ranker.compile_ranker.cache_clear()
     for num_candidates in (40, 50):
@@ -281,13 +271,8 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
           query_chunk_size=2,
         )
     self.assertEqual(ranker.compile_ranker.cache_info().currsize, 1)
-    compiled = ranker.compile_ranker(5, 1, False, "float64")
+    compiled = ranker.compile_ranker(5, False, "float64")
     self.assertEqual(compiled.experimental_get_tracing_count(), 1)
-
-  def test_chunks_bound_memory(self):
-    # 10,000 candidates in float32: 40 kB of scores per query.
-    self.assertBetween(module._choose_chunk(10_000, 4), 100, 1000)
-    self.assertGreaterEqual(module._choose_chunk(10**9, 8), 1)
 
 
 class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
@@ -387,14 +372,14 @@ class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
       self.rank(query_chunk_size=size)
 
 
-class TopKTest(tf.test.TestCase, parameterized.TestCase):
+class AtKTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(1, 2, 5, 12)
   def test_equals_loops(self, k):
     rng = np.random.default_rng(k)
     hits = rng.random([40, 12]) < 0.3
     num_relevant = hits.sum(axis=1) + rng.integers(0, 5, 40)
     num_relevant[num_relevant == 0] = 1
-    for name, function in module.METRICS.items():
+    for name, function in xir.metrics.METRICS.items():
       values = function(hits, num_relevant, k)
       self.assertAllEqual(values.shape, [40])
       for row, count, value in zip(hits, num_relevant, values, strict=True):
@@ -407,26 +392,26 @@ class TopKTest(tf.test.TestCase, parameterized.TestCase):
     hits = np.arange(10)[np.newaxis] == 9
     one = np.array([1])
     # ideal DCG 1; true DCG 1 / log2(11); compat DCG 1 / log2(3).
-    self.assertAllClose(top_k.ndcg(hits, one, 10), [0.28906483])
-    self.assertAllClose(top_k.ndcg_xir_compat(hits, one, 10), [0.63092975])
-    self.assertAllClose(top_k.mrr(hits, one, 10), [0.1])
-    self.assertAllClose(top_k.average_precision(hits, one, 10), [0.1])
-    self.assertAllClose(top_k.recall(hits, one, 10), [1.0])
-    self.assertAllClose(top_k.hit(hits, one, 9), [0.0])
+    self.assertAllClose(at_k.ndcg(hits, one, 10), [0.28906483])
+    self.assertAllClose(at_k.ndcg_xir_compat(hits, one, 10), [0.63092975])
+    self.assertAllClose(at_k.mrr(hits, one, 10), [0.1])
+    self.assertAllClose(at_k.average_precision(hits, one, 10), [0.1])
+    self.assertAllClose(at_k.recall(hits, one, 10), [1.0])
+    self.assertAllClose(at_k.hit(hits, one, 9), [0.0])
 
   def test_ten_of_ten(self):
     hits, ten = np.ones([1, 10], bool), np.array([10])
-    self.assertAllClose(top_k.ndcg(hits, ten, 10), [1.0])
+    self.assertAllClose(at_k.ndcg(hits, ten, 10), [1.0])
     self.assertAllClose(
-      top_k.ndcg_xir_compat(hits, ten, 10), [1.46985], atol=5e-6
+      at_k.ndcg_xir_compat(hits, ten, 10), [1.46985], atol=5e-6
     )
-    self.assertAllClose(top_k.average_precision(hits, ten, 10), [1.0])
+    self.assertAllClose(at_k.average_precision(hits, ten, 10), [1.0])
 
   def test_more_relevant_than_places(self):
     hits, many = np.ones([1, 2], bool), np.array([8])
-    self.assertAllClose(top_k.ndcg(hits, many, 2), [1.0])
-    self.assertAllClose(top_k.average_precision(hits, many, 2), [1.0])
-    self.assertAllClose(top_k.recall(hits, many, 2), [0.25])
+    self.assertAllClose(at_k.ndcg(hits, many, 2), [1.0])
+    self.assertAllClose(at_k.average_precision(hits, many, 2), [1.0])
+    self.assertAllClose(at_k.recall(hits, many, 2), [0.25])
 
 
 if __name__ == "__main__":

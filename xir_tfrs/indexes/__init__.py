@@ -2,6 +2,7 @@
 
 from xir_tfrs.indexes.base import RetrievalIndex, recall
 from xir_tfrs.indexes.brute_force import BruteForceIndex
+from xir_tfrs.indexes.exact_search import top_rows
 from xir_tfrs.indexes.id_table import NO_ROW, IdTable
 from xir_tfrs.indexes.scann import (
   ScannIndex,
@@ -22,4 +23,5 @@ __all__ = [
   "load_ops",
   "recall",
   "scann_version",
+  "top_rows",
 ]

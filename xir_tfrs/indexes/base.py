@@ -3,8 +3,9 @@
 Axes: batch (queries), n (candidates of the corpus), dim (of the vectors),
 k (answers asked for), E (width of the exclusions), A (of the allowed).
 
-Inside this package a candidate is its row in `[0, n)`, and -1 is no candidate;
-ids are translated once on the way in and once on the way out.
+Inside this package a candidate is its row in `[0, n)`, and -1 is no candidate.
+Ids are translated once on the way in and once on the way out; callers that
+have rows already give rows.
 """
 
 from __future__ import annotations
@@ -98,6 +99,9 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     k: int | tf.Tensor,
     exclude: TensorLike | tf.RaggedTensor | None = None,
     allow: TensorLike | tf.RaggedTensor | None = None,
+    *,
+    exclude_rows: TensorLike | tf.RaggedTensor | None = None,
+    allow_rows: TensorLike | tf.RaggedTensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """Best candidates of each query.
 
@@ -114,6 +118,10 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
         query with an empty list, padding alone, is not restricted; one with
         nothing but unknown ids has no answers. Restricted queries are scored
         exactly.
+      exclude_rows: more candidates that must not come back, by row: integers
+        in `[0, n)`, padded with -1, in the same form. Spares a look-up of ids.
+      allow_rows: more candidates that may come back, by row; the list of a
+        query is that of `allow` and `allow_rows` together.
 
     Returns:
       ids `[batch, k]` and scores `[batch, k]`, best first. Where fewer than k
@@ -127,8 +135,10 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     self._require_corpus()
     queries = self._check_queries(queries)
     batch = tf.shape(queries)[0]
-    excluded = self._rows_of("exclude", exclude, batch)[0]
-    allowed = None if allow is None else self._rows_of("allow", allow, batch)
+    excluded, _ = self._listed("exclude", exclude, exclude_rows, batch)
+    allowed = None
+    if allow is not None or allow_rows is not None:
+      allowed = self._listed("allow", allow, allow_rows, batch)
     num_answers = _check_k(k)
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
     # ScaNN fails the whole batch, or ends the process, for one bad query: let
@@ -214,7 +224,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     Args:
       queries: `[batch, dim]` finite float32 tensor.
       k: scalar int32 tensor.
-      excluded: `[batch, E]` int64 tensor as `_rows_of` gives it.
+      excluded: `[batch, E]` int64 tensor as `_listed` gives it.
     """
 
   def _require_corpus(self) -> None:
@@ -234,41 +244,37 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       )
     return tf.ensure_shape(queries, [None, self.dim])
 
-  def _rows_of(
+  def _listed(
     self,
     name: str,
-    lists: TensorLike | tf.RaggedTensor | None,
+    ids: TensorLike | tf.RaggedTensor | None,
+    rows: TensorLike | tf.RaggedTensor | None,
     batch: tf.Tensor,
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows of lists of ids, and which lists are not empty.
+    """Rows of lists of ids and of rows, and which lists are not empty.
 
     Returns:
       `[batch, width]` sorted int64 rows, -1 for padding, unknown and repeated;
       and `[batch]` bool, whether there is more than padding.
     """
-    if lists is None:
-      return tf.fill([batch, 0], NO_ROW), tf.fill([batch], False)
-    if isinstance(lists, tf.RaggedTensor):
-      lists = lists.to_tensor(tf.cast(self.ids.padding, lists.dtype))
-    else:
-      lists = tf.convert_to_tensor(lists, dtype_hint=self.ids.dtype)
-    same_kind = lists.dtype.is_integer == self.ids.dtype.is_integer
-    if not same_kind or not lists.shape.is_compatible_with([None, None]):
-      raise ValueError(
-        f"`{name}` must be [batch, width] ids of type {self.ids.dtype.name}. "
-        f"Received: `{name}` of shape {lists.shape} and type "
-        f"{lists.dtype.name}."
+    parts, given = [tf.fill([batch, 0], NO_ROW)], tf.fill([batch], False)
+    if ids is not None:
+      padding = self.ids.padding
+      ids = _check_lists(name, ids, padding, batch)
+      parts.append(self.ids.rows(ids))
+      given |= tf.reduce_any(ids != tf.cast(padding, ids.dtype), axis=1)
+    if rows is not None:
+      name = f"{name}_rows"
+      rows = _check_lists(name, rows, tf.constant(NO_ROW), batch)
+      rows = tf.cast(rows, tf.int64)
+      tf.debugging.assert_less(
+        rows,
+        np.int64(self.size),
+        f"`{name}` must hold rows below {self.size}, the size of the corpus.",
       )
-    tf.debugging.assert_equal(
-      tf.shape(lists)[0],
-      batch,
-      f"`{name}` must have one row of ids per query.",
-    )
-    rows = tf.sort(self.ids.rows(lists), axis=1)
-    previous = tf.pad(rows, [[0, 0], [1, 0]], constant_values=-2)[:, :-1]
-    rows = tf.sort(tf.where(rows == previous, NO_ROW, rows), axis=1)
-    padding = tf.cast(self.ids.padding, lists.dtype)
-    return rows, tf.reduce_any(lists != padding, axis=1)
+      parts.append(rows)
+      given |= tf.reduce_any(rows >= 0, axis=1)
+    return _sorted_once(tf.concat(parts, axis=1)), given
 
 
 def recall(
@@ -309,6 +315,36 @@ def is_listed(rows: tf.Tensor, lists: tf.Tensor) -> tf.Tensor:
   lists = tf.pad(lists, [[0, 0], [0, 1]], constant_values=tf.int64.max)
   place = tf.searchsorted(lists, rows)
   return tf.gather(lists, place, batch_dims=1) == rows
+
+
+def _check_lists(
+  name: str,
+  lists: TensorLike | tf.RaggedTensor,
+  padding: tf.Tensor,
+  batch: tf.Tensor,
+) -> tf.Tensor:
+  """`[batch, width]` tensor of the kind of `padding`, strings or integers."""
+  if isinstance(lists, tf.RaggedTensor):
+    lists = lists.to_tensor(tf.cast(padding, lists.dtype))
+  else:
+    lists = tf.convert_to_tensor(lists, dtype_hint=padding.dtype)
+  same_kind = lists.dtype.is_integer == padding.dtype.is_integer
+  if not same_kind or not lists.shape.is_compatible_with([None, None]):
+    raise ValueError(
+      f"`{name}` must be [batch, width] of type {padding.dtype.name}. "
+      f"Received: `{name}` of shape {lists.shape} and type {lists.dtype.name}."
+    )
+  tf.debugging.assert_equal(
+    tf.shape(lists)[0], batch, f"`{name}` must have one row per query."
+  )
+  return lists
+
+
+def _sorted_once(rows: tf.Tensor) -> tf.Tensor:
+  """`[batch, width]` rows, sorted; -1 where one is repeated."""
+  rows = tf.sort(rows, axis=1)
+  previous = tf.pad(rows, [[0, 0], [1, 0]], constant_values=-2)[:, :-1]
+  return tf.sort(tf.where(rows == previous, NO_ROW, rows), axis=1)
 
 
 def _check_vectors(ids: id_table.IdTable, embeddings: np.ndarray) -> None:

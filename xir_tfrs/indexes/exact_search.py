@@ -12,13 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.indexes.id_table import NO_ROW
-
-# Scores of a chunk of queries that still fit the cache of a CPU, 20 MiB: beyond
-# 32 MiB the C library returns the memory after each chunk, and page faults take
-# longer than the product.
-_SCORES_PER_CHUNK = 5 * 2**20
-# Fewer queries than this would read the vectors more often than it saves.
-_MIN_CHUNK = 32
+from xir_tfrs.ops import top_k
 
 Rows = tuple[tf.Tensor, tf.Tensor]
 
@@ -54,10 +48,10 @@ def top_rows(
       indices=hidden,
       updates=tf.fill([tf.shape(hidden)[0]], -np.inf),
     )
-    values, rows = _top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
+    values, rows = top_k.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
     return best_rows(tf.cast(rows, tf.int64), values, values > -np.inf, k)
 
-  chunk = tf.maximum(_MIN_CHUNK, _SCORES_PER_CHUNK // tf.shape(vectors)[0])
+  chunk = top_k.queries_per_chunk(vectors.shape[0])
   return _in_chunks(best, tf.shape(queries)[0], chunk)
 
 
@@ -85,8 +79,8 @@ def top_rows_of(
     scores = tf.linalg.matvec(listed, queries[part])
     return best_rows(rows, scores, rows >= 0, k)
 
-  width = tf.maximum(tf.shape(allowed)[1] * vectors.shape[1], 1)
-  chunk = tf.maximum(1, _SCORES_PER_CHUNK // width)
+  row_bytes = tf.maximum(tf.shape(allowed)[1] * vectors.shape[1], 1) * 4
+  chunk = tf.maximum(1, top_k.CHUNK_BYTES // row_bytes)
   return _in_chunks(best, tf.shape(queries)[0], chunk)
 
 
@@ -116,36 +110,8 @@ def best_rows(
   )
 
 
-def _top_k(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """`tf.math.top_k` of wide rows, equal scores by column, much faster.
-
-  The k best columns lie in the k blocks with the largest maxima. That holds
-  for equal maxima too, as `top_k` takes the earlier block first and a block is
-  a run of neighbouring columns.
-  """
-  batch, n = tf.unstack(tf.shape(scores))
-  # As many block maxima as candidates in the k blocks.
-  block = tf.cast(tf.sqrt(n / k), tf.int32)
-
-  def blockwise():
-    padding = [[0, 0], [0, -n % block]]
-    blocked = tf.pad(scores, padding, constant_values=-np.inf)
-    blocked = tf.reshape(blocked, [batch, -1, block])
-    blocks = tf.math.top_k(tf.reduce_max(blocked, axis=2), k).indices
-    blocks = tf.sort(blocks, axis=1)
-    nearby = tf.gather(blocked, blocks, batch_dims=1)
-    values, place = tf.math.top_k(tf.reshape(nearby, [batch, k * block]), k)
-    first = tf.gather(blocks, place // block, batch_dims=1) * block
-    return values, first + place % block
-
-  def plain():
-    return tuple(tf.math.top_k(scores, k))
-
-  return tf.cond(block >= 4, blockwise, plain)
-
-
 def _in_chunks(
-  best: Callable[[slice], Rows], batch: tf.Tensor, chunk: tf.Tensor
+  best: Callable[[slice], Rows], batch: tf.Tensor, chunk: int | tf.Tensor
 ) -> Rows:
   """`best` of all queries, `chunk` at a time."""
   # At least one chunk, so that an empty batch also has something to concat.

@@ -20,23 +20,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.metrics import inputs, ranker, top_k
-
-METRICS = {
-  "recall": top_k.recall,
-  "ndcg": top_k.ndcg,
-  "ndcg_xir_compat": top_k.ndcg_xir_compat,
-  "mrr": top_k.mrr,
-  "map": top_k.average_precision,
-  "hit": top_k.hit,
-}
-
-# Scores of a chunk that still fit the cache of a CPU. Beyond 32 MiB the C
-# library returns the memory after each chunk, and page faults take longer than
-# the product.
-_CHUNK_BYTES = 20 * 2**20
-# Fewer queries than this would read the candidates more often than it saves.
-_MIN_CHUNK = 32
+from xir_tfrs.metrics import at_k, inputs, ranker
+from xir_tfrs.ops import top_k
 
 
 def full_ranking(
@@ -68,10 +53,10 @@ def full_ranking(
       `query_chunk_size * num_candidates`. None chooses it from the sizes.
 
   Returns:
-    `recall@k`, `ndcg@k`, `ndcg_xir_compat@k`, `mrr@k`, `map@k` and `hit@k`:
-    means over the queries that have something relevant (`top_k` defines
-    them), and `coverage@k`: the share of the catalogue that stands in the top
-    k of at least one query, with or without something relevant. Among equal
+    Every metric of `METRICS` at every cut-off, such as `recall@10`: the mean
+    over the queries that have something relevant. And `coverage@k`: the share
+    of the catalogue that stands in the top k of at least one query, with or
+    without something relevant. Among equal
     scores relevant candidates come last, then the lower id comes first.
 
   Raises:
@@ -140,7 +125,7 @@ def summary(
   """Every metric at every cut-off, as `full_ranking` returns them.
 
   Args:
-    hits: [num_queries, max_k] bool, as `top_k` takes it.
+    hits: [num_queries, max_k] bool, as `at_k` takes it.
     covered: [number of ks, num_candidates] bool, whether a candidate stands in
       a list of that length.
     num_relevant: [num_queries] relevant candidates of each query; those with
@@ -162,7 +147,7 @@ def _by_query(
   hits: np.ndarray, num_relevant: np.ndarray, ks: Sequence[int]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Every metric at every cut-off, of each query."""
-  for name, function in METRICS.items():
+  for name, function in at_k.METRICS.items():
     for k in ks:
       yield f"{name}@{k}", function(hits, num_relevant, min(k, hits.shape[1]))
 
@@ -188,7 +173,9 @@ def _ranked(
   else:
     seen = inputs.check_ids("seen", seen, num_queries, num_candidates)
   if query_chunk_size is None:
-    query_chunk_size = _choose_chunk(num_candidates, queries.dtype.itemsize)
+    query_chunk_size = top_k.queries_per_chunk(
+      num_candidates, queries.dtype.itemsize
+    )
   elif query_chunk_size < 1:
     raise ValueError(
       "`query_chunk_size` must be positive. Received: `query_chunk_size` = "
@@ -214,7 +201,7 @@ def _rank(
   """Ranks everything, `chunk` queries at a time.
 
   Returns:
-    hits: [num_queries, max_k] bool, as `top_k` takes it.
+    hits: [num_queries, max_k] bool, as `at_k` takes it.
     covered: [number of cuts, num_candidates] bool, whether a candidate stands
       in a list of that length.
   """
@@ -237,10 +224,6 @@ def _rank(
       row[ids[hit & (ranks < cut)]] = True
       row[others[(others >= 0) & (other_ranks < cut)]] = True
   return hits, covered
-
-
-def _choose_chunk(num_candidates: int, itemsize: int) -> int:
-  return max(_MIN_CHUNK, _CHUNK_BYTES // (num_candidates * itemsize))
 
 
 def _relevant_ranks(

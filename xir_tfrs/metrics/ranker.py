@@ -1,7 +1,7 @@
 """Finds, for a chunk of queries, the best of the whole catalogue.
 
 Axes: chunk (queries of a chunk), num_columns (candidates, rounded up to whole
-blocks), k (how many are looked for).
+blocks of `ops.top_k`), k (how many are looked for).
 """
 
 import functools
@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+
+from xir_tfrs.ops import top_k
 
 
 def make_ranker(
@@ -26,14 +28,13 @@ def make_ranker(
     `compile_ranker` describes, as arrays.
   """
   num_candidates = len(candidates)
-  block = choose_block(num_candidates, k)
-  padding = -num_candidates % block
+  padding = top_k.whole_blocks(num_candidates, k) - num_candidates
   table, column = unique_rows(candidates)
   if column is None:
     table = np.pad(table, [(0, padding), (0, 0)])
   else:
     column = tf.constant(np.pad(column, (0, padding)))
-  rank = compile_ranker(k, block, column is not None, table.dtype.name)
+  rank = compile_ranker(k, column is not None, table.dtype.name)
   table = tf.constant(table)
   padding = np.arange(num_candidates, num_candidates + padding, dtype=np.int64)
 
@@ -55,12 +56,6 @@ def make_ranker(
     return [output.numpy() for output in rank(*arguments)]
 
   return rank_chunk
-
-
-def choose_block(num_candidates: int, k: int) -> int:
-  """Columns per block: as many block maxima as candidates in the k blocks."""
-  block = int((num_candidates / k) ** 0.5)
-  return block if block >= 4 else 1
 
 
 def unique_rows(
@@ -88,7 +83,7 @@ def unique_rows(
 
 @functools.cache
 def compile_ranker(
-  k: int, block: int, expand: bool, dtype: str
+  k: int, expand: bool, dtype: str
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
   """Compiles the ranking of one chunk; any sizes, so traced once.
 
@@ -117,7 +112,7 @@ def compile_ranker(
     # With the read done first, the write below needs no copy of the matrix.
     with tf.control_dependencies([relevant_scores]):
       scores = _mask(scores, relevant)
-    values, others = blockwise_top_k(scores, k, block)
+    values, others = top_k.top_k(scores, k)
     others = tf.where(values > -np.inf, others, -1)
     rivals = tf.gather(values, relevant[:, 0])
     num_before = tf.math.count_nonzero(
@@ -136,26 +131,3 @@ def _mask(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
   return tf.raw_ops.ScatterNdNonAliasingAdd(
     input=scores, indices=pairs, updates=hidden
   )
-
-
-def blockwise_top_k(
-  scores: tf.Tensor, k: int, block: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """`tf.math.top_k` of wide rows, equal scores by column, several times faster.
-
-  The k best columns lie in the k blocks with the largest maxima. That holds
-  for equal maxima too, as `top_k` takes the earlier block first and a block is
-  a run of neighbouring columns.
-  """
-  if block == 1:
-    return tf.math.top_k(scores, k)
-  chunk = tf.shape(scores)[0]
-  scores = tf.reshape(scores, [chunk, -1, block])
-  blocks = tf.math.top_k(tf.reduce_max(scores, axis=2), k).indices
-  blocks = tf.sort(blocks, axis=1)
-  nearby = tf.reshape(
-    tf.gather(scores, blocks, batch_dims=1), [chunk, k * block]
-  )
-  values, place = tf.math.top_k(nearby, k)
-  columns = tf.gather(blocks, place // block, batch_dims=1) * block
-  return values, columns + place % block

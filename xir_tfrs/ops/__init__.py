@@ -13,6 +13,7 @@ from xir_tfrs.ops import (
   proposals,
   resampling,
   seeds,
+  top_k,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
   "proposals",
   "resampling",
   "seeds",
+  "top_k",
 ]

@@ -65,3 +65,17 @@ def ndcg_xir_compat(
   """
   later = hits[:, 1:k].sum(axis=1) / np.log2(3.0)
   return (hits[:, 0] + later) / _ideal_dcg(num_relevant, k)
+
+
+# Every metric, by the name that stands before the @; `full_ranking` and
+# `list_ranking` compute them all. The only list of them.
+METRICS = {
+  "recall": recall,
+  "ndcg": ndcg,
+  "ndcg_xir_compat": ndcg_xir_compat,
+  "mrr": mrr,
+  "map": average_precision,
+  "hit": hit,
+}
+# All that they return: coverage is a property of all lists, not of each.
+NAMES = (*METRICS, "coverage")
