@@ -204,6 +204,59 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(results["recall@5"], 0.5)
     self.assertAlmostEqual(results["coverage@5"], 2 / 3)
 
+  @parameterized.parameters(([1, 3, 11],), ([2, 9, 200],))
+  def test_what_is_not_indexed_is_neither_found_nor_shown(self, ks):
+    """As if every query had seen it."""
+    queries, candidates, relevant, seen = problem(3, 30, 40, 3, 2)
+    queries, candidates = queries * 1.0, candidates * 1.0
+    hidden = {0, 7, 8, 21, 39}
+    results = xir.metrics.rank_all(
+      queries,
+      candidates,
+      relevant=ragged(relevant),
+      seen=ragged(seen),
+      indexed=~np.isin(np.arange(40), list(hidden)),
+      ks=ks,
+      query_chunk_size=7,
+    ).means()
+    all_seen = [set(row) | hidden for row in seen]
+    expected = slow_full_ranking(queries, candidates, relevant, all_seen, ks)
+    self.assertAllClose(results, expected)
+
+  def test_seen_and_relevant_with_few_indexed(self):
+    """A masked candidate stays a miss, however short the list is."""
+    ranking = xir.metrics.rank_all(
+      np.ones([1, 1], np.float32),
+      np.arange(6, dtype=np.float32)[:, np.newaxis],
+      relevant=ragged([[1, 2]]),
+      seen=ragged([[2]]),
+      indexed=np.arange(6) < 3,
+      ks=(2, 5),
+    )
+    self.assertAllEqual(ranking.hits, [[True, False, False, False, False]])
+    self.assertEqual(ranking.means()["recall@5"], 0.5)
+    self.assertEqual(ranking.means()["coverage@5"], 2 / 6)
+
+  def test_means_of_some_queries(self):
+    queries, candidates, relevant, seen = problem(4, 30, 40, 3, 2)
+    queries, candidates = queries * 1.0, candidates * 1.0
+    relevant[4] = set()
+    arguments = {"seen": ragged(seen), "ks": (1, 10)}
+    ranking = xir.metrics.rank_all(
+      queries, candidates, relevant=ragged(relevant), **arguments
+    )
+    rows = np.arange(3, 20)
+    alone = xir.metrics.full_ranking(
+      queries[rows],
+      candidates,
+      relevant=ragged(relevant[3:20]),
+      seen=ragged(seen[3:20]),
+      ks=(1, 10),
+    )
+    part = ranking.means_of(rows)
+    self.assertAllClose(part, {name: alone[name] for name in part})
+    self.assertLen(part, len(alone) - 2)
+
   def test_everything_seen(self):
     results = xir.metrics.full_ranking(
       np.ones([2, 1]),
@@ -360,6 +413,20 @@ class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
   def test_nothing_relevant(self):
     with self.assertRaisesRegex(ValueError, "empty for each of the 2 queries"):
       self.rank(relevant=ragged([[], []]))
+
+  @parameterized.parameters(
+    (np.ones(4), "booleans"),
+    (np.ones(3, bool), "booleans"),
+    (np.zeros(4, bool), "no candidate"),
+  )
+  def test_indexed(self, indexed, message):
+    with self.assertRaisesRegex(ValueError, f"`indexed`.*{message}"):
+      xir.metrics.rank_all(
+        np.ones([2, 1], np.float32),
+        np.ones([4, 1], np.float32),
+        relevant=ragged([[0], [1]]),
+        indexed=indexed,
+      )
 
   def test_nothing_seen(self):
     # tf.ragged.constant makes this one float.

@@ -1,13 +1,21 @@
 """Metrics of a trained retriever's rankings."""
 
 from xir_tfrs.metrics.at_k import METRICS, NAMES
-from xir_tfrs.metrics.full_ranking import full_ranking, full_ranking_by_query
-from xir_tfrs.metrics.list_ranking import list_ranking
+from xir_tfrs.metrics.full_ranking import (
+  Ranking,
+  full_ranking,
+  full_ranking_by_query,
+  rank_all,
+)
+from xir_tfrs.metrics.list_ranking import list_ranking, rank_lists
 
 __all__ = [
   "METRICS",
   "NAMES",
+  "Ranking",
   "full_ranking",
   "full_ranking_by_query",
   "list_ranking",
+  "rank_all",
+  "rank_lists",
 ]

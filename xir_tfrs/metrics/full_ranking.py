@@ -15,6 +15,7 @@ that scores the same and is not relevant, so a collapsed model gains nothing.
 Axes: chunk (queries of a chunk), max_k (the largest cut-off).
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +23,55 @@ import tensorflow as tf
 
 from xir_tfrs.metrics import at_k, inputs, ranker
 from xir_tfrs.ops import top_k
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """Where a ranking has placed what each query should find.
+
+  Attributes:
+    hits: [num_queries, max_k] bool, whether the candidate at that rank, the
+      best first, is relevant; see `at_k`.
+    num_relevant: [num_queries] relevant candidates of each query.
+    covered: [number of ks, num_candidates] bool, whether a candidate stands in
+      a list of that length.
+    ks: the cut-offs.
+  """
+
+  hits: np.ndarray
+  num_relevant: np.ndarray
+  covered: np.ndarray
+  ks: tuple[int, ...]
+
+  def means(self) -> dict[str, float]:
+    """Every metric at every cut-off, as `full_ranking` returns them."""
+    results = self.means_of(slice(None))
+    for row, k in zip(self.covered, self.ks, strict=True):
+      results[f"coverage@{k}"] = float(row.mean())
+    return results
+
+  def means_of(self, rows: np.ndarray | slice) -> dict[str, float]:
+    """The means over some of the queries; coverage is of all and left out."""
+    return {name: float(values.mean()) for name, values in self._by_query(rows)}
+
+  def by_query(self) -> dict[str, np.ndarray]:
+    """Every metric but coverage, [num_queries]; NaN with nothing relevant."""
+    results = {}
+    for name, values in self._by_query(slice(None)):
+      results[name] = np.full(len(self.hits), np.nan)
+      results[name][self.num_relevant > 0] = values
+    return results
+
+  def _by_query(
+    self, rows: np.ndarray | slice
+  ) -> Iterator[tuple[str, np.ndarray]]:
+    """Metrics of those of the queries that have something relevant."""
+    hits, num_relevant = self.hits[rows], self.num_relevant[rows]
+    evaluated = num_relevant > 0
+    hits, num_relevant = hits[evaluated], num_relevant[evaluated]
+    for name, function in at_k.METRICS.items():
+      for k in self.ks:
+        yield f"{name}@{k}", function(hits, num_relevant, min(k, hits.shape[1]))
 
 
 def full_ranking(
@@ -33,6 +83,82 @@ def full_ranking(
   ks: Sequence[int] = (10, 20, 50),
   query_chunk_size: int | None = None,
 ) -> dict[str, float]:
+  """Ranks every candidate for every query by inner product.
+
+  Args:
+    query_embeddings: see `rank_all`, as for the other arguments.
+    candidate_embeddings: see there.
+    relevant: see there.
+    seen: see there.
+    ks: see there.
+    query_chunk_size: see there.
+
+  Returns:
+    Every metric of `METRICS` at every cut-off, such as `recall@10`: the mean
+    over the queries that have something relevant. And `coverage@k`: the share
+    of the catalogue that stands in the top k of at least one query, with or
+    without something relevant. Among equal scores relevant candidates come
+    last, then the lower id comes first.
+
+  Raises:
+    ValueError: as there.
+  """
+  return rank_all(
+    query_embeddings,
+    candidate_embeddings,
+    relevant=relevant,
+    seen=seen,
+    ks=ks,
+    query_chunk_size=query_chunk_size,
+  ).means()
+
+
+def full_ranking_by_query(
+  query_embeddings: tf.Tensor | np.ndarray,
+  candidate_embeddings: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  seen: tf.RaggedTensor | None = None,
+  ks: Sequence[int] = (10, 20, 50),
+  query_chunk_size: int | None = None,
+) -> dict[str, np.ndarray]:
+  """What `full_ranking` takes the means of: two models can be paired by query.
+
+  Args:
+    query_embeddings: see `rank_all`, as for the other arguments.
+    candidate_embeddings: see there.
+    relevant: see there.
+    seen: see there.
+    ks: see there.
+    query_chunk_size: see there.
+
+  Returns:
+    The same metrics but coverage, each [num_queries] float64; NaN for queries
+    that have nothing relevant.
+
+  Raises:
+    ValueError: as there.
+  """
+  return rank_all(
+    query_embeddings,
+    candidate_embeddings,
+    relevant=relevant,
+    seen=seen,
+    ks=ks,
+    query_chunk_size=query_chunk_size,
+  ).by_query()
+
+
+def rank_all(
+  query_embeddings: tf.Tensor | np.ndarray,
+  candidate_embeddings: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  seen: tf.RaggedTensor | None = None,
+  indexed: np.ndarray | None = None,
+  ks: Sequence[int] = (10, 20, 50),
+  query_chunk_size: int | None = None,
+) -> Ranking:
   """Ranks every candidate for every query by inner product.
 
   On a GPU, TensorFlow rounds the embeddings to TensorFloat-32 first, unless
@@ -48,114 +174,19 @@ def full_ranking(
       not be recommended, such as the query's training interactions. A
       candidate that is both seen and relevant cannot be found: it counts as a
       miss and stays in the number of relevant ones.
+    indexed: [num_candidates] bool, which candidates can be found at all; None:
+      all of them. The others count as misses where they are relevant.
     ks: the cut-offs. One beyond the size of the catalogue is allowed.
     query_chunk_size: queries scored at a time; memory grows with
       `query_chunk_size * num_candidates`. None chooses it from the sizes.
 
   Returns:
-    Every metric of `METRICS` at every cut-off, such as `recall@10`: the mean
-    over the queries that have something relevant. And `coverage@k`: the share
-    of the catalogue that stands in the top k of at least one query, with or
-    without something relevant. Among equal
-    scores relevant candidates come last, then the lower id comes first.
+    What means and metrics by query are taken from.
 
   Raises:
     ValueError: if an argument is malformed, ids are out of range or repeated,
       embeddings hold NaN or infinity, or no query has anything relevant.
   """
-  hits, covered, num_relevant = _ranked(
-    query_embeddings,
-    candidate_embeddings,
-    relevant,
-    seen,
-    ks,
-    query_chunk_size,
-  )
-  return summary(hits, covered, num_relevant, ks)
-
-
-def full_ranking_by_query(
-  query_embeddings: tf.Tensor | np.ndarray,
-  candidate_embeddings: tf.Tensor | np.ndarray,
-  *,
-  relevant: tf.RaggedTensor,
-  seen: tf.RaggedTensor | None = None,
-  ks: Sequence[int] = (10, 20, 50),
-  query_chunk_size: int | None = None,
-) -> dict[str, np.ndarray]:
-  """What `full_ranking` takes the means of: two models can be paired by query.
-
-  Args:
-    query_embeddings: see `full_ranking`, as for the other arguments.
-    candidate_embeddings: see there.
-    relevant: see there.
-    seen: see there.
-    ks: see there.
-    query_chunk_size: see there.
-
-  Returns:
-    The same metrics but coverage, each [num_queries] float64; NaN for queries
-    that have nothing relevant.
-
-  Raises:
-    ValueError: as there.
-  """
-  hits, _, num_relevant = _ranked(
-    query_embeddings,
-    candidate_embeddings,
-    relevant,
-    seen,
-    ks,
-    query_chunk_size,
-  )
-  evaluated = num_relevant > 0
-  results = {}
-  for name, values in _by_query(hits[evaluated], num_relevant[evaluated], ks):
-    results[name] = np.full(len(hits), np.nan)
-    results[name][evaluated] = values
-  return results
-
-
-def summary(
-  hits: np.ndarray,
-  covered: np.ndarray,
-  num_relevant: np.ndarray,
-  ks: Sequence[int],
-) -> dict[str, float]:
-  """Every metric at every cut-off, as `full_ranking` returns them.
-
-  Args:
-    hits: [num_queries, max_k] bool, as `at_k` takes it.
-    covered: [number of ks, num_candidates] bool, whether a candidate stands in
-      a list of that length.
-    num_relevant: [num_queries] relevant candidates of each query; those with
-      none are left out of the means.
-    ks: the cut-offs; a list of `max_k` ends there.
-  """
-  evaluated = num_relevant > 0
-  hits, num_relevant = hits[evaluated], num_relevant[evaluated]
-  results = {
-    name: float(values.mean())
-    for name, values in _by_query(hits, num_relevant, ks)
-  }
-  for row, k in zip(covered, ks, strict=True):
-    results[f"coverage@{k}"] = float(row.mean())
-  return results
-
-
-def _by_query(
-  hits: np.ndarray, num_relevant: np.ndarray, ks: Sequence[int]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Every metric at every cut-off, of each query."""
-  for name, function in at_k.METRICS.items():
-    for k in ks:
-      yield f"{name}@{k}", function(hits, num_relevant, min(k, hits.shape[1]))
-
-
-def _ranked(
-  query_embeddings, candidate_embeddings, relevant, seen, ks, query_chunk_size
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Checks what was given, and ranks: the first arguments of `summary`."""
   ks = inputs.check_ks(ks)
   queries, candidates = inputs.check_embeddings(
     query_embeddings, candidate_embeddings
@@ -181,13 +212,24 @@ def _ranked(
       "`query_chunk_size` must be positive. Received: `query_chunk_size` = "
       f"{query_chunk_size}."
     )
+  found = inputs.check_indexed(indexed, num_candidates)
 
-  # A list longer than the catalogue ends with it.
-  cuts = [min(k, num_candidates) for k in ks]
+  rankable = candidates[found]
+  # A list longer than what can be found ends with it.
   hits, covered = _rank(
-    queries, candidates, relevant, seen, cuts, query_chunk_size
+    queries,
+    rankable,
+    relevant.renumbered(found, num_candidates),
+    seen.renumbered(found, num_candidates),
+    [min(k, len(rankable)) for k in ks],
+    query_chunk_size,
   )
-  return hits, covered, relevant.lengths
+  covered_of_all = np.zeros([len(ks), num_candidates], dtype=bool)
+  covered_of_all[:, found] = covered
+  # Metrics go by the size of the catalogue.
+  missing = min(max(ks), num_candidates) - hits.shape[1]
+  hits = np.pad(hits, [(0, 0), (0, missing)])
+  return Ranking(hits, relevant.lengths, covered_of_all, ks)
 
 
 def _rank(

@@ -28,6 +28,16 @@ class Ragged:
     rows = np.repeat(np.arange(stop - start), np.diff(splits))
     return rows, self.values[splits[0] : splits[-1]]
 
+  def renumbered(self, kept: np.ndarray | slice, num_ids: int) -> "Ragged":
+    """The rows without ids other than those `kept`, by their place there."""
+    if isinstance(kept, slice):
+      return self
+    places = np.full(num_ids, -1)
+    places[kept] = np.arange(len(kept))
+    values = places[self.values]
+    before = np.concatenate([[0], np.cumsum(values >= 0)])
+    return Ragged(values[values >= 0], before[self.row_splits])
+
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
   """Returns the cut-offs as given, as Python integers."""
@@ -122,6 +132,25 @@ def check_ids(
       f"{values[wrong[0]]} in row {row} ({len(wrong)} such ids)."
     )
   return ragged
+
+
+def check_indexed(
+  indexed: np.ndarray | None, num_candidates: int
+) -> np.ndarray | slice:
+  """Returns the dense ids of the candidates that can be found."""
+  if indexed is None:
+    return slice(None)
+  indexed = np.asarray(indexed)
+  if indexed.dtype != bool or indexed.shape != (num_candidates,):
+    raise ValueError(
+      f"`indexed` must be booleans, [{num_candidates}]. Received: dtype "
+      f"{indexed.dtype}, shape {list(indexed.shape)}."
+    )
+  if not indexed.any():
+    raise ValueError(
+      "`indexed` holds no candidate at all: there is nothing to find."
+    )
+  return slice(None) if indexed.all() else np.flatnonzero(indexed)
 
 
 def check_unique(name: str, ragged: Ragged, num_candidates: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.metrics import inputs
-from xir_tfrs.metrics.full_ranking import summary
+from xir_tfrs.metrics.full_ranking import Ranking
 
 
 def list_ranking(
@@ -23,6 +23,29 @@ def list_ranking(
   num_candidates: int,
   ks: Sequence[int] = (10, 20, 50),
 ) -> dict[str, float]:
+  """The means of `rank_lists`, which see for arguments and errors.
+
+  Returns:
+    What `full_ranking` returns, with its rule for ties: among equal scores
+    relevant candidates come last, then the lower id comes first.
+  """
+  return rank_lists(
+    candidate_ids,
+    scores,
+    relevant=relevant,
+    num_candidates=num_candidates,
+    ks=ks,
+  ).means()
+
+
+def rank_lists(
+  candidate_ids: tf.Tensor | np.ndarray,
+  scores: tf.Tensor | np.ndarray,
+  *,
+  relevant: tf.RaggedTensor,
+  num_candidates: int,
+  ks: Sequence[int] = (10, 20, 50),
+) -> Ranking:
   """Ranks the candidates of each list by score.
 
   Args:
@@ -33,10 +56,6 @@ def list_ranking(
       each query should find, none of them twice.
     num_candidates: size of the catalogue.
     ks: the cut-offs. Beyond `depth` there is nothing more to find.
-
-  Returns:
-    What `full_ranking` returns, with its rule for ties: among equal scores
-    relevant candidates come last, then the lower id comes first.
 
   Raises:
     ValueError: if an argument is malformed, ids are out of range or repeated,
@@ -66,7 +85,7 @@ def list_ranking(
   for row, cut in zip(covered, cuts, strict=True):
     shown = ids[:, :cut]
     row[shown[shown >= 0]] = True
-  return summary(hits, covered, relevant.lengths, ks)
+  return Ranking(hits, relevant.lengths, covered, ks)
 
 
 def _check_lists(
