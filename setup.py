@@ -71,6 +71,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.10,<3.13",
   packages=find_packages(include=["xir_tfrs", "xir_tfrs.*"]),
+  package_data={"xir_tfrs": ["py.typed"]},
   install_requires=INSTALL,
   extras_require=EXTRAS,
   classifiers=[

@@ -1,8 +1,8 @@
 """Reads the imports of the project, and imports it under every Keras setting.
 
-The rules are section 2 of the architecture: the library is layered, programs
-use only its public names and never each other, flags stand beside a `main`,
-and ScaNN in one file.
+The library is layered; what works without TensorFlow imports without it;
+programs use only public names of the library, and never code of the other
+folder of programs; only two files load ScaNN.
 """
 
 import ast
@@ -17,7 +17,7 @@ import pytest
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDERS = ("xir_tfrs", "pipelines", "export", "benchmarks")
 
-# A module may import those of a lower layer and of its own package.
+# A module imports only lower layers and its own package.
 _LAYER = {
   "types": 0,
   "ops": 0,
@@ -72,6 +72,10 @@ def _first(name):
   return name.split(".")[0]
 
 
+def _is_private(name):
+  return name.startswith("_") and not name.startswith("__")
+
+
 def test_there_is_something_to_read():
   # An empty list of files would pass every test below.
   found = {name for path in _modules("xir_tfrs") for name in _imports(path)}
@@ -86,6 +90,8 @@ def test_library_imports_go_one_way(path):
   assert package in _LAYER, f"{path}: give {package} its layer in this test"
   for name in _imports(path):
     if _first(name) != "xir_tfrs":
+      continue
+    if name == "xir_tfrs.__version__":
       continue
     parts = name.split(".")
     assert len(parts) > 1 and parts[1] in _LAYER, f"{path} imports {name}"
@@ -111,9 +117,30 @@ def test_programs_share_directories_not_code(path):
   other = {"pipelines": "export", "export": "pipelines"}[path.parts[0]]
   for name in _imports(path):
     assert _first(name) not in {other, "tests"}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", _modules("pipelines", "export"), ids=str)
+def test_programs_use_public_names_of_the_library(path):
+  modules = set()
+  for name in _imports(path):
     if _first(name) == "xir_tfrs":
-      private = [part for part in name.split(".") if part.startswith("_")]
-      assert private in ([], ["__version__"]), f"{path} imports {name}"
+      assert not any(map(_is_private, name.split("."))), f"{path}: {name}"
+  tree = _tree(path)
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+      module = getattr(node, "module", None) or ""
+      modules |= {
+        alias.asname or alias.name.split(".")[0]
+        for alias in node.names
+        if _first(f"{module}.{alias.name}".lstrip(".")) == "xir_tfrs"
+      }
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and _is_private(node.attr):
+      start = node.value
+      while isinstance(start, ast.Attribute):
+        start = start.value
+      own = not isinstance(start, ast.Name) or start.id not in modules
+      assert own, f"{path}:{node.lineno} uses {ast.unparse(node)}"
 
 
 @pytest.mark.parametrize("path", _modules(*_FOLDERS), ids=str)
@@ -126,18 +153,64 @@ def test_flags_stand_beside_a_main(path):
   assert not flags or _has_main(path), f"{path} reads flags without a main"
 
 
+def _loads_scann(tree):
+  """Whether code imports ScaNN, or finds its files or ops by name."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      if any(alias.name.startswith("scann") for alias in node.names):
+        return True
+    elif isinstance(node, ast.ImportFrom):
+      if (node.module or "").startswith("scann") and not node.level:
+        return True
+    elif isinstance(node, ast.Call) and node.args:
+      called = ast.unparse(node.func).split(".")[-1]
+      given = node.args[0]
+      if called in {"import_module", "__import__", "find_spec", "distribution"}:
+        if isinstance(given, ast.Constant) and "scann" in str(given.value):
+          return True
+  return False
+
+
+@pytest.mark.parametrize(
+  "code",
+  [
+    "import scann.scann_ops",
+    "from scann import scann_ops",
+    "def f():\n  import scann_pybind",
+    "import importlib\nimportlib.import_module('scann')",
+    "(p,) = importlib.util.find_spec('scann').submodule_search_locations",
+  ],
+)
+def test_ways_to_load_scann_are_seen(code):
+  assert _loads_scann(ast.parse(code))
+
+
+def test_scann_is_loaded_in_two_files():
+  """The index, and the folder that works without TensorFlow."""
+  loading = {str(p) for p in _modules(*_FOLDERS) if _loads_scann(_tree(p))}
+  assert loading == {
+    "xir_tfrs/indexes/scann.py",
+    "xir_tfrs/serving/scann_folder.py",
+  }
+
+
 @pytest.mark.parametrize("path", _modules(*_FOLDERS), ids=str)
-def test_scann_stands_in_one_file(path):
-  if path != pathlib.Path("xir_tfrs/indexes/scann.py"):
-    names = [name for name in _imports(path) if _first(name) == "scann"]
-    assert not names, f"{path} imports scann"
+def test_the_import_path_is_left_alone(path):
+  """A module found by `sys.path` hides from the other tests here."""
+  changes = [
+    node
+    for node in ast.walk(_tree(path))
+    if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
+  ]
+  if path != pathlib.Path("xir_tfrs/serving/scann_folder.py"):
+    assert not changes, f"{path}:{changes[0].lineno}"
 
 
 def test_the_wheel_holds_only_the_library(tmp_path):
   """Built from a copy: setuptools writes beside its sources."""
   source = tmp_path / "source"
   files = [pathlib.Path(n) for n in ("setup.py", "pyproject.toml", "README.md")]
-  files += _modules(*_FOLDERS, "tests")
+  files += [*_modules(*_FOLDERS, "tests"), pathlib.Path("xir_tfrs/py.typed")]
   for path in files:
     (source / path).parent.mkdir(parents=True, exist_ok=True)
     (source / path).write_bytes((_ROOT / path).read_bytes())
@@ -153,6 +226,83 @@ def test_the_wheel_holds_only_the_library(tmp_path):
   assert tops == {"xir_tfrs"}
   packed = {name for name in names if name.endswith(".py")}
   assert packed == {str(path) for path in _modules("xir_tfrs")}
+  # Or type checkers ignore every annotation of an installed xir_tfrs.
+  assert "xir_tfrs/py.typed" in names
+
+
+# TensorFlow ------------------------------------------------------------------
+
+# They import without TensorFlow: a program's --help, and clients that have
+# none, need no more than these.
+_LIGHT = (
+  "xir_tfrs",
+  "xir_tfrs.data.errors",
+  "xir_tfrs.data.id_lists",
+  "xir_tfrs.programs.main",
+  "xir_tfrs.programs.progress",
+  "xir_tfrs.serving.scann_folder",
+)
+_HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_recommenders", "scann"}
+
+
+def test_light_modules_import_no_tensorflow():
+  script = f"""
+import importlib, sys
+for name in {_LIGHT}:
+  importlib.import_module(name)
+  print(name, *sorted({_HEAVY} & sys.modules.keys()))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split("\n")[:-1] == list(_LIGHT)
+
+
+def test_parts_load_when_they_are_used():
+  script = """
+import sys
+import xir_tfrs as xir
+assert "tensorflow" not in sys.modules
+parts = [name for name in xir.__all__ if getattr(xir, name).__name__]
+assert parts == xir.__all__ and {*parts} <= {*dir(xir)}
+assert "tensorflow" in sys.modules
+try:
+  xir.no_such_part
+except AttributeError as error:
+  print(error)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == "module 'xir_tfrs' has no attribute 'no_such_part'\n"
+
+
+def test_every_part_is_listed():
+  """In `__all__`, and where type checkers look for it."""
+  tree = _tree(pathlib.Path("xir_tfrs/__init__.py"))
+  (listed,) = (
+    node.value
+    for node in tree.body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__"
+  )
+  # `keras` is a check and `programs` is for the programs of the checkout.
+  parts = {path.parts[1].removesuffix(".py") for path in _modules("xir_tfrs")}
+  parts -= {"__init__", "keras", "programs"}
+  assert set(ast.literal_eval(listed)) == parts
+  imported = {
+    name.removeprefix("xir_tfrs.")
+    for name in _imports(pathlib.Path("xir_tfrs/__init__.py"))
+    if name.startswith("xir_tfrs.")
+  }
+  assert imported == parts
 
 
 # Keras -----------------------------------------------------------------------

@@ -17,8 +17,7 @@ from importlib import metadata
 import numpy as np
 import tensorflow as tf
 
-import xir_tfrs
-from xir_tfrs import indexes
+from xir_tfrs import __version__, indexes
 from xir_tfrs.data import errors
 
 FILE_NAME = "manifest.json"
@@ -235,7 +234,7 @@ def tower_hash(directory: str | os.PathLike[str]) -> str:
 def versions() -> dict[str, str | None]:
   """Versions of all that a bundle depends on; None for what is missing."""
   return {
-    "xir_tfrs": xir_tfrs.__version__,
+    "xir_tfrs": __version__,
     "tensorflow": tf.__version__,
     "tf_keras": metadata.version("tf-keras"),
     "tensorflow_recommenders": metadata.version("tensorflow-recommenders"),
