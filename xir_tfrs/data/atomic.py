@@ -1,28 +1,427 @@
 """Files and directories that appear complete or not at all, and their locks.
 
+A new file or directory is written beside its place, under a hidden name that
+ends in the host and a random number, and then takes its place in one step:
+
+    .NAME.partial-HOST-RANDOM     being written
+    .NAME.old-HOST-RANDOM         what was at NAME, for a moment
+    .NAME.lock, DIRECTORY/.lock   who writes here
+
+A lock is a file that is locked (flock) and names its holder. The operating
+system gives it up when its holder ends, however that ends. A holder on another
+host may be out of sight of flock, so that a holder also touches its file every
+`_BEAT` seconds, and another host takes over after `_LAPSE` seconds of silence.
+Process ids are only shown: in containers all programs have the same.
+
 Nothing here needs TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import datetime
+import errno
+import fcntl
+import glob
 import os
 import pathlib
+import re
 import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from xir_tfrs.data import errors
+
+_BEAT = 20.0
+_LAPSE = 120.0
+# A file is written within moments; a partial one of this age is left over.
+_STALE_FILE = 3600.0
+# Of the system call renameat2: the working directory, and RENAME_EXCHANGE.
+_HERE, _EXCHANGE = -100, 2
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a utf-8 file in one step: it appears complete or not at all."""
+  """Writes a utf-8 file that appears complete or not at all."""
+  with new_file(path) as partial:
+    partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Gives a path to write to; the file then takes the place of `path`.
+
+  On an exception `path` stays as it was, and the new file is removed.
+  """
   path = pathlib.Path(path)
-  partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+  for leftover in _leftovers(path, "partial"):
+    _remove_if_stale(leftover)
+  partial = _hidden(path, "partial")
   try:
-    with open(partial, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
+    yield partial
+    _sync(partial)
     os.replace(partial, path)
+    _sync(path.parent)
   finally:
     partial.unlink(missing_ok=True)
-  _sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_directory(
+  output: str | os.PathLike[str],
+  *,
+  what: str,
+  foreign: Callable[[pathlib.Path], str | None],
+  overwrite: bool = False,
+) -> Iterator[pathlib.Path]:
+  """Gives a new directory that takes the place of `output` at the end.
+
+  On an exception, Ctrl-C included, the new directory is removed and `output`
+  is as it was. A program that is killed leaves a hidden directory behind,
+  which the next program that writes to `output` on this host removes.
+
+  Args:
+    output: Where the directory is to be. If this is a link, the link stays
+      and what it points to is replaced.
+    what: What the directory is, for messages: "bundle".
+    foreign: Gives the name of a file in a directory that is not part of a
+      `what`, or None. Only a directory without such files is replaced.
+    overwrite: Whether a `what` at `output` may be replaced.
+
+  Yields:
+    The empty directory to write into.
+
+  Raises:
+    DataError: Another program writes to `output`, or something is there that
+      must not be replaced; also if it has appeared since the start.
+  """
+  output = pathlib.Path(output).resolve()
+
+  def check() -> None:
+    check_output(output, what=what, foreign=foreign, overwrite=overwrite)
+
+  check()
+  output.parent.mkdir(parents=True, exist_ok=True)
+  with _claim(output.with_name(f".{output.name}.lock"), output) as claim:
+    _tidy(output)
+    check()
+    partial = _hidden(output, "partial")
+    try:
+      partial.mkdir()
+      yield partial
+      _sync_all(partial)
+      claim.confirm()
+      _take_place(partial, output, check)
+      _sync(output.parent)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(
+  output: str | os.PathLike[str],
+  *,
+  what: str,
+  foreign: Callable[[pathlib.Path], str | None],
+  overwrite: bool = False,
+) -> None:
+  """Raises a `DataError` unless `new_directory` may write to `output`."""
+  output = pathlib.Path(output)
+  if not output.is_dir():
+    if output.exists() or output.is_symlink():
+      raise errors.DataError(
+        "is not a directory; choose another --output", path=output
+      )
+    return
+  if not any(output.iterdir()):
+    return
+  name = foreign(output)
+  if name is not None:
+    raise errors.DataError(
+      f"holds {name!r}, which is not part of a {what}; choose a new or empty"
+      " --output",
+      path=output,
+    )
+  if not overwrite:
+    raise errors.DataError(
+      f"holds a {what} already; replace it with --overwrite, or choose"
+      " another --output",
+      path=output,
+    )
+
+
+@contextlib.contextmanager
+def locked(
+  directory: str | os.PathLike[str], flag: str = "--output"
+) -> Iterator[None]:
+  """Keeps other programs from writing to `directory` meanwhile.
+
+  Args:
+    directory: Is made if it does not exist.
+    flag: The option that names it, for messages.
+
+  Raises:
+    DataError: Another program holds the lock, or this is not a directory.
+  """
+  directory = pathlib.Path(directory)
+  if directory.exists() and not directory.is_dir():
+    raise errors.DataError(
+      f"is not a directory; choose another {flag}", path=directory
+    )
+  directory.mkdir(parents=True, exist_ok=True)
+  with _claim(directory / ".lock", directory, flag):
+    yield
+
+
+class _Holder(msgspec.Struct, frozen=True):
+  """Who holds a lock.
+
+  Attributes:
+    host, process, program, since: What a message names.
+    kernel: The boot id; programs that share it see each other's locks.
+    token: Unlike that of any other holder.
+  """
+
+  host: str
+  process: int
+  program: str
+  since: str
+  kernel: str
+  token: str
+
+  def __str__(self) -> str:
+    return (
+      f"{self.program} (process {self.process} on host {self.host}, since"
+      f" {self.since})"
+    )
+
+
+def _this_program() -> _Holder:
+  spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+  return _Holder(
+    host=socket.gethostname(),
+    process=os.getpid(),
+    program=spec.name if spec else os.path.basename(sys.argv[0]) or "python",
+    since=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+    kernel=_kernel(),
+    token=secrets.token_hex(8),
+  )
+
+
+def _kernel() -> str:
+  try:
+    text = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+  except OSError:
+    return socket.gethostname()
+  return text.strip()
+
+
+class _Claim:
+  """A lock file that is held."""
+
+  def __init__(self, path: pathlib.Path, owner: _Holder, descriptor: int):
+    self._path, self._owner, self._descriptor = path, owner, descriptor
+    self._over = threading.Event()
+    content = msgspec.json.encode(owner)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
+    self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+    self._beat.start()
+
+  def confirm(self) -> None:
+    """Raises a `DataError` if another program has taken over."""
+    found = _holder(self._descriptor)
+    ours = found is not None and found.token == self._owner.token
+    if not (ours and _is_at(self._descriptor, self._path)):
+      raise errors.DataError(
+        "this program was silent for so long that another one could take its"
+        " lock; nothing was written, run it again",
+        path=self._path,
+      )
+
+  def release(self) -> None:
+    self._over.set()
+    self._beat.join()
+    with contextlib.suppress(errors.DataError, OSError):
+      self.confirm()
+      self._path.unlink()
+    os.close(self._descriptor)
+
+  def _keep_alive(self) -> None:
+    while not self._over.wait(_BEAT):
+      with contextlib.suppress(OSError):
+        os.utime(self._descriptor)
+
+
+@contextlib.contextmanager
+def _claim(
+  path: pathlib.Path, subject: pathlib.Path, flag: str = "--output"
+) -> Iterator[_Claim]:
+  """Holds the lock file `path` of `subject`.
+
+  Raises:
+    DataError: Another program holds it.
+  """
+  owner = _this_program()
+  while True:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      _take_lock(descriptor, path, owner, subject, flag)
+      # Whoever held it may have removed the file after we opened it.
+      if _is_at(descriptor, path):
+        claim = _Claim(path, owner, descriptor)
+        break
+    except BaseException:
+      os.close(descriptor)
+      raise
+    os.close(descriptor)
+  try:
+    yield claim
+  finally:
+    claim.release()
+
+
+def _take_lock(
+  descriptor: int,
+  path: pathlib.Path,
+  owner: _Holder,
+  subject: pathlib.Path,
+  flag: str,
+) -> None:
+  """Takes the flock; raises a `DataError` if another program is alive."""
+  held, reliable = False, True
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    # Any other error: some network file systems have no locks.
+    held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    reliable = held
+  holder = _holder(descriptor)
+  hint = ""
+  if not held:
+    if holder is None or (reliable and holder.kernel == owner.kernel):
+      return  # Nobody's, or left by a program that was killed.
+    silent = _now(path.parent) - os.fstat(descriptor).st_mtime
+    if silent >= _LAPSE:
+      return
+    hint = f" (if it was killed, try again in {_LAPSE - silent:.0f} seconds)"
+  raise errors.DataError(
+    f"{holder or 'another program'} is writing here{hint}: wait for it, stop"
+    f" it, or choose another {flag}",
+    path=subject,
+  )
+
+
+def _holder(descriptor: int) -> _Holder | None:
+  """Who a lock file names; None if nobody, or if it cannot be read."""
+  try:
+    return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=_Holder)
+  except (OSError, ValueError, msgspec.DecodeError):
+    return None
+
+
+def _is_at(descriptor: int, path: pathlib.Path) -> bool:
+  """Whether the open file is the one at `path`."""
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _now(directory: pathlib.Path) -> float:
+  """The time by the clock that gives the files of `directory` theirs."""
+  with tempfile.TemporaryFile(dir=directory) as file:
+    return os.fstat(file.fileno()).st_mtime
+
+
+def _host() -> str:
+  """The host, as a part of a file name."""
+  return re.sub(r"[^\w.-]", "_", socket.gethostname())
+
+
+def _hidden(path: pathlib.Path, role: str) -> pathlib.Path:
+  """A new name beside `path`."""
+  return path.with_name(f".{path.name}.{role}-{_host()}-{secrets.token_hex(4)}")
+
+
+def _leftovers(
+  path: pathlib.Path, role: str, host: str | None = None
+) -> list[pathlib.Path]:
+  """Hidden siblings of `path` that this host made, or those of `host`."""
+  prefix = glob.escape(f".{path.name}.{role}-")
+  host = glob.escape(_host()) if host is None else host
+  return list(path.parent.glob(f"{prefix}{host}-????????"))
+
+
+def _remove_if_stale(leftover: pathlib.Path) -> None:
+  with contextlib.suppress(FileNotFoundError):
+    age = _now(leftover.parent) - leftover.stat().st_mtime
+    if age > _STALE_FILE:
+      leftover.unlink()
+
+
+def _tidy(output: pathlib.Path) -> None:
+  """Mends what killed programs left of `output`, whose lock is held."""
+  old = max(
+    _leftovers(output, "old", host="*"),
+    key=lambda path: path.stat().st_ctime,
+    default=None,
+  )
+  if old is not None and not output.exists():
+    os.rename(old, output)  # Killed between the two renames of `_take_place`.
+  for role in ("partial", "old"):
+    for leftover in _leftovers(output, role):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _take_place(
+  new: pathlib.Path, output: pathlib.Path, check: Callable[[], None]
+) -> None:
+  """Moves `new` to `output`; what was there is at `new` then, or gone."""
+  try:
+    os.rename(new, output)  # Nothing is there, or an empty directory.
+    return
+  except OSError:
+    check()  # What is there may have appeared since the start.
+    if not output.exists():
+      raise
+  if _exchange(new, output):
+    return
+  # A file system that cannot exchange: for a moment nothing is at `output`.
+  # `_tidy` of the next program mends a kill between the two.
+  old = _hidden(output, "old")
+  os.rename(output, old)
+  try:
+    os.rename(new, output)
+  except OSError:
+    os.rename(old, output)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+  """Swaps two directories in one step; False where the system cannot."""
+  try:
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+  except (AttributeError, OSError):
+    return False
+  paths = [os.fsencode(path) for path in (one, other)]
+  return rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
+
+
+def _sync_all(directory: pathlib.Path) -> None:
+  """Writes all files below `directory` through to the disk."""
+  for folder, _, names in os.walk(directory):
+    for name in names:
+      path = pathlib.Path(folder, name)
+      if path.is_file() and not path.is_symlink():
+        _sync(path)
+    _sync(pathlib.Path(folder))
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -30,7 +429,9 @@ def _sync(path: pathlib.Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
-  except OSError:
-    pass  # Some file systems cannot do this for directories.
+  except OSError as error:
+    # Some file systems cannot do this for directories.
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+      raise
   finally:
     os.close(descriptor)

@@ -1,0 +1,363 @@
+"""Files and directories that appear at once, and locks that name their holder."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xir_tfrs.data import atomic, errors
+
+MARK = "mark"
+
+
+def foreign(directory: pathlib.Path) -> str | None:
+  names = {path.name for path in directory.iterdir()}
+  return min(names - {MARK} if MARK in names else names, default=None)
+
+
+def new(output, overwrite=False):
+  return atomic.new_directory(
+    output, what="box", foreign=foreign, overwrite=overwrite
+  )
+
+
+def write(output, text="new", overwrite=False):
+  with new(output, overwrite) as directory:
+    assert list(directory.iterdir()) == []
+    (directory / MARK).write_text(text)
+
+
+def names(directory) -> set[str]:
+  return {path.name for path in directory.iterdir()}
+
+
+@pytest.fixture
+def no_exchange(monkeypatch):
+  monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
+
+
+@pytest.fixture
+def another_host(monkeypatch):
+  """From now on this process seems to run on another host."""
+
+  def become(name):
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(atomic, "_kernel", lambda: f"kernel of {name}")
+
+  return become
+
+
+def kill_while_writing(output):
+  """A program that is killed in the middle of its new directory."""
+  code = f"""
+import os, signal
+from xir_tfrs.data import atomic
+pid = os.getpid()
+os.getpid = lambda: 1  # As in a container.
+with atomic.new_directory({str(output)!r}, what="box",
+                          foreign=lambda directory: None) as directory:
+  (directory / "half").write_text("half")
+  os.kill(pid, signal.SIGKILL)
+"""
+  done = subprocess.run([sys.executable, "-c", code])
+  assert done.returncode == -signal.SIGKILL
+
+
+def test_a_directory_appears_complete_or_not_at_all(tmp_path):
+  output = tmp_path / "a" / "out"
+  with new(output) as directory:
+    (directory / MARK).write_text("x")
+    assert not output.exists()
+  assert names(output) == {MARK} and names(output.parent) == {"out"}
+  with pytest.raises(RuntimeError), new(output, overwrite=True) as directory:
+    (directory / MARK).write_text("y")
+    raise RuntimeError
+  assert (output / MARK).read_text() == "x"
+  assert names(output.parent) == {"out"}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_overwriting_replaces_all_of_it(tmp_path, monkeypatch, exchange):
+  output = tmp_path / "out[1]"
+  write(output, "old")
+  if exchange:  # One step: a rename of what is there would be two.
+    monkeypatch.setattr(atomic, "_hidden", unlike(atomic._hidden, "old"))
+  else:
+    monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
+  write(output, "new", overwrite=True)
+  assert (output / MARK).read_text() == "new"
+  assert names(tmp_path) == {"out[1]"}
+
+
+def unlike(hidden, forbidden):
+  def checked(path, role):
+    assert role != forbidden
+    return hidden(path, role)
+
+  return checked
+
+
+def test_what_must_not_be_replaced_is_refused_at_the_start(tmp_path):
+  output = tmp_path / "out"
+  output.mkdir()
+  write(output)  # An empty directory may be replaced.
+  with pytest.raises(errors.DataError, match="out: holds a box already; rep"):
+    write(output)
+  (output / "notes").write_text("mine")
+  with pytest.raises(errors.DataError, match="holds 'notes', which is not pa"):
+    write(output, overwrite=True)
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(errors.DataError, match="file: is not a directory"):
+    write(tmp_path / "file", overwrite=True)
+  assert names(output) == {MARK, "notes"}
+  assert names(tmp_path) == {"out", "file"}
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+  write(tmp_path / "target", "old")
+  (tmp_path / "link").symlink_to("target")
+  write(tmp_path / "link", "new", overwrite=True)
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "target" / MARK).read_text() == "new"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_has_appeared_meanwhile_stays(tmp_path, overwrite):
+  output = tmp_path / "out"
+  with pytest.raises(errors.DataError, match="holds "):
+    with new(output, overwrite) as directory:
+      (directory / MARK).write_text("ours")
+      output.mkdir()
+      (output / ("notes" if overwrite else MARK)).write_text("theirs")
+  assert [path.read_text() for path in output.iterdir()] == ["theirs"]
+  assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_writer_is_refused_by_name(tmp_path, overwrite):
+  output = tmp_path / "out"
+  with new(output) as directory:
+    with pytest.raises(errors.DataError) as caught:
+      write(output, overwrite=overwrite)
+    (directory / MARK).write_text("first")
+  text = str(caught.value)
+  assert text.startswith(f"{output}: ") and "is writing here: wait for" in text
+  for part in (f"process {os.getpid()}", socket.gethostname(), "since 2"):
+    assert part in text
+  assert (output / MARK).read_text() == "first"
+  assert names(tmp_path) == {"out"}
+
+
+def test_a_killed_writer_blocks_nobody_and_leaves_nothing(tmp_path):
+  output = tmp_path / "out"
+  kill_while_writing(output)
+  kill_while_writing(output)
+  left = names(tmp_path)
+  # Of the first one nothing stayed when the second was killed.
+  assert len(left) == 2 and ".out.lock" in left and "out" not in left
+  write(output)
+  assert names(tmp_path) == {"out"}
+
+
+def test_a_writer_on_another_host_is_refused_until_it_is_silent(
+  tmp_path, another_host, monkeypatch
+):
+  output = tmp_path / "out"
+  another_host("a")
+  with contextlib.ExitStack() as stack:
+    directory = stack.enter_context(new(output))
+    (directory / MARK).write_text("of a")
+    # A shared volume on which flock reaches this host alone.
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: None)
+    another_host("b")
+    with pytest.raises(errors.DataError, match="on host a, .*again in 1[12]"):
+      write(output)
+    long_ago = time.time() - 1000
+    os.utime(tmp_path / ".out.lock", (long_ago, long_ago))
+    write(output, "of b")
+    # What the other host has begun is not ours to delete.
+    assert (directory / MARK).read_text() == "of a"
+    with pytest.raises(errors.DataError, match="holds a box already"):
+      write(output)
+    another_host("a")
+    # The first one wakes up: it must not publish after it was overtaken.
+    with pytest.raises(errors.DataError, match="silent for so long"):
+      stack.close()
+  assert (output / MARK).read_text() == "of b"
+
+
+def test_a_host_that_comes_back_removes_its_own(tmp_path, another_host):
+  output = tmp_path / "out"
+  for host in ("a", "a-b"):
+    (tmp_path / f".out.partial-{host}-01234567").mkdir()
+    (tmp_path / f".out.old-{host}-01234567").mkdir()
+  (tmp_path / ".out.partial-12").mkdir()
+  another_host("a")
+  output.mkdir()
+  write(output)
+  assert names(tmp_path) == {
+    "out",
+    ".out.partial-12",
+    ".out.partial-a-b-01234567",
+    ".out.old-a-b-01234567",
+  }
+
+
+def test_a_volume_without_locks(tmp_path, monkeypatch):
+  output = tmp_path / "out"
+
+  def no_locks(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", no_locks)
+  with new(output) as directory:
+    with pytest.raises(errors.DataError, match="if it was killed, try again"):
+      write(output)
+    (directory / MARK).write_text("first")
+  write(output, "second", overwrite=True)
+  assert (output / MARK).read_text() == "second"
+
+
+def test_a_holder_shows_that_it_is_alive(tmp_path, monkeypatch):
+  monkeypatch.setattr(atomic, "_BEAT", 0.01)
+  lock = tmp_path / ".lock"
+  with atomic.locked(tmp_path):
+    os.utime(lock, (1, 1))
+    deadline = time.monotonic() + 60
+    while lock.stat().st_mtime < 2 and time.monotonic() < deadline:
+      time.sleep(0.01)
+    assert lock.stat().st_mtime > 2
+
+
+def test_a_failed_switch_without_exchange_is_undone(
+  tmp_path, monkeypatch, no_exchange
+):
+  output = tmp_path / "out"
+  write(output, "old")
+  rename, calls = os.rename, []
+
+  def last_fails(source, target):
+    calls.append(target)
+    if len(calls) == 3:
+      raise OSError("injected")
+    rename(source, target)
+
+  monkeypatch.setattr(os, "rename", last_fails)
+  with pytest.raises(OSError, match="injected"):
+    write(output, "new", overwrite=True)
+  assert (output / MARK).read_text() == "old" and names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+def test_a_kill_between_two_renames_is_mended(
+  tmp_path, another_host, no_exchange, host
+):
+  output = tmp_path / "out"
+  write(output, "old")
+  another_host("a")
+  os.rename(output, atomic._hidden(output, "old"))
+  another_host(host)
+  with pytest.raises(errors.DataError, match="holds a box already"):
+    write(output)
+  assert (output / MARK).read_text() == "old" and names(tmp_path) == {"out"}
+
+
+def test_content_is_on_disk_before_it_is_switched(tmp_path, monkeypatch):
+  events = []
+  fsync, rename, replace = os.fsync, os.rename, os.replace
+  monkeypatch.setattr(
+    os,
+    "fsync",
+    lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)),
+  )
+  for name, function in (("rename", rename), ("replace", replace)):
+    monkeypatch.setattr(
+      os, name, lambda a, b, f=function: (events.append("switch"), f(a, b))
+    )
+  with new(tmp_path / "out") as directory:
+    (directory / "sub").mkdir()
+    (directory / "sub" / "file").write_text("x")
+    staged = str(directory)
+  assert set(events[:3]) == {staged, f"{staged}/sub", f"{staged}/sub/file"}
+  assert events[3:] == ["switch", str(tmp_path)]
+  events.clear()
+  atomic.write_text(tmp_path / "file", "x")
+  assert ".file.partial-" in events[0]
+  assert events[1:] == ["switch", str(tmp_path)]
+
+
+def test_a_lock_on_a_directory(tmp_path):
+  run = tmp_path / "run"
+  with pytest.raises(RuntimeError):
+    with atomic.locked(run, "--model_dir"):
+      with pytest.raises(errors.DataError, match="or choose another --model_d"):
+        with atomic.locked(run, "--model_dir"):
+          pass
+      raise RuntimeError
+  assert names(run) == set()
+  with atomic.locked(run):
+    pass
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.DataError, match="is not a directory"):
+    with atomic.locked(tmp_path / "file"):
+      pass
+
+
+def test_a_damaged_lock_file_blocks_nobody(tmp_path):
+  for content in (b"", b"{", b'{"host": 1}', b"\xff"):
+    (tmp_path / ".lock").write_bytes(content)
+    with atomic.locked(tmp_path):
+      pass
+
+
+def test_a_lock_whose_file_was_just_removed_is_taken_again(
+  tmp_path, monkeypatch
+):
+  """The holder before us removes the file between our open and our flock."""
+  lock = tmp_path / ".lock"
+  flock, calls = fcntl.flock, []
+
+  def after_the_holder_is_done(descriptor, operation):
+    calls.append(descriptor)
+    if len(calls) == 1:
+      lock.unlink()
+    flock(descriptor, operation)
+
+  monkeypatch.setattr(fcntl, "flock", after_the_holder_is_done)
+  with atomic.locked(tmp_path):
+    assert lock.exists() and len(calls) == 2
+    with pytest.raises(errors.DataError, match="is writing here"):
+      with atomic.locked(tmp_path):
+        pass
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host):
+  path = tmp_path / "a[1].json"
+  atomic.write_text(path, "é")
+  with pytest.raises(RuntimeError), atomic.new_file(path) as partial:
+    partial.write_text("half")
+    raise RuntimeError
+  assert path.read_text(encoding="utf-8") == "é"
+  assert names(tmp_path) == {"a[1].json"}
+  # Left over by killed programs: of us, of us but perhaps still at work, and
+  # of another host.
+  another_host("a")
+  leftovers = [atomic._hidden(path, "partial") for _ in range(2)]
+  another_host("b")
+  leftovers.append(atomic._hidden(path, "partial"))
+  for leftover in leftovers:
+    leftover.write_text("half")
+  for leftover in (leftovers[0], leftovers[2]):
+    os.utime(leftover, (1, 1))
+  another_host("a")
+  atomic.write_text(path, "new")
+  assert path.read_text() == "new"
+  assert names(tmp_path) == {path.name, *(x.name for x in leftovers[1:])}
