@@ -420,7 +420,7 @@ def main(argv: list[str]) -> int:
       for field in dataclasses.fields(BatchOptions)
     }
   )
-  return main_lib.run(lambda: batch_recommend(options))
+  return main_lib.run_plain(lambda: batch_recommend(options))
 
 
 def _define_flags() -> None:

@@ -260,7 +260,7 @@ def main(argv: list[str]) -> int:
     scann={name: value for name, value in scann.items() if value is not None},
   )
   logging.set_verbosity(logging.WARNING)  # Or each SavedModel says a page.
-  return main_lib.run(lambda: export_retriever(options))
+  return main_lib.run_plain(lambda: export_retriever(options))
 
 
 if __name__ == "__main__":

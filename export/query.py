@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   values = flags.FLAGS
-  return main_lib.run(
+  return main_lib.run_plain(
     lambda: print(
       answer(
         values.bundle,

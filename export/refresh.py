@@ -456,7 +456,7 @@ def main(argv: list[str]) -> int:
     }
   )
   logging.set_verbosity(logging.WARNING)  # Or each SavedModel says a page.
-  return main_lib.run(lambda: refresh(options))
+  return main_lib.run_plain(lambda: refresh(options))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.INFO)
-  return main_lib.run(_serve)
+  return main_lib.run_plain(_serve)
 
 
 def _serve() -> None:

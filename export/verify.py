@@ -287,7 +287,7 @@ def main(argv: list[str]) -> int:
     if values.json:
       print(json.dumps([vars(x) for x in results]))
 
-  return main_lib.run(run) or int(not all(check.ok for check in results))
+  return main_lib.run_plain(run) or int(not all(check.ok for check in results))
 
 
 def _define_flags() -> None:

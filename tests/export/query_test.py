@@ -3,11 +3,8 @@
 import json
 
 import numpy as np
-import pytest
 
 from export import query
-from xir_tfrs.data import errors
-from xir_tfrs.programs import main as main_lib
 
 
 def test_table(world, exported):
@@ -38,18 +35,3 @@ def test_fewer_candidates_than_asked_for(world, exported):
   assert len(json.loads(found)["candidate_ids"]) == 300
   text = query.answer(exported, ["nobody"], 302, index="brute_force")
   assert text.splitlines()[-1] == "only 300 of 302 candidates remain"
-
-
-@pytest.mark.parametrize(
-  "error, status, line",
-  [
-    (errors.DataError("a\n  b"), 1, "Error: a b\n"),
-    (KeyboardInterrupt(), 130, "Interrupted.\n"),
-  ],
-)
-def test_run_prints_one_line(error, status, line, capsys):
-  def fail():
-    raise error
-
-  assert main_lib.run(fail) == status
-  assert capsys.readouterr().err == line

@@ -1,23 +1,132 @@
-"""Runs a program: its exit status, and what it says of an error."""
+"""Runs a program: from flags to a config, from errors to an exit status."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import pathlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
 
 from xir_tfrs.data import errors
+from xir_tfrs.programs import settings
 
 
-def run(main: Callable[[], None]) -> int:
-  """Runs `main`; an `errors.DataError` becomes one line on stderr.
+class ProgramError(RuntimeError):
+  """Work that failed for a reason which one line tells its user."""
+
+
+def run(
+  config_class: type,
+  function: Callable[..., int | None],
+  *,
+  make: Callable[[Mapping[str, Any]], Any] | None = None,
+  keep_unknown: bool = False,
+  argv: Sequence[str] | None = None,
+) -> int:
+  """Runs a program.
+
+  What the user can put right is one line on stderr: `settings.SettingsError`,
+  with status 2; `errors.DataError`, `ProgramError` and `OSError`, with
+  status 1. --debug adds the traceback. All else is a bug, and is raised.
+  SIGTERM unwinds the stack as Ctrl-C does.
+
+  Args:
+    config_class: A frozen dataclass of settings, see `settings`.
+    function: What the program does, defined in its file: it takes the config,
+      and with `keep_unknown` the list of the other arguments. What it returns
+      is the exit status; None: 0.
+    make: From the settings that were given, by name, to the config; None:
+      `settings.build`.
+    keep_unknown: Whether other flags are handed on instead of refused.
+    argv: The command line; None: that of the process.
 
   Returns:
-    The exit status, 0 or 1.
+    The exit status.
   """
+  argv = sys.argv if argv is None else argv
+  name, text = _program(function)
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  # Ours are in a `FlagValues` of their own; absl waits for its own to log.
+  flags.FLAGS.mark_as_parsed()
+  debug = False
+  in_main_thread = threading.current_thread() is threading.main_thread()
+  if in_main_thread:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  try:
+    parsed = settings.parse(config_class, argv, keep_unknown=keep_unknown)
+    debug = parsed.debug
+    if parsed.help:
+      print(f"{text}\n\nFlags:\n{settings.help_text(config_class)}")
+      sys.stdout.flush()
+      return 0
+    if parsed.rest and not keep_unknown:
+      raise settings.SettingsError(f"Not a flag: {parsed.rest[0]}; see --help.")
+    config = _config(config_class, make, parsed.given)
+    rest = (parsed.rest,) if keep_unknown else ()
+    status = function(config, *rest) or 0
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Who reads our output has enough, as `head` does. At its end Python would
+    # write what is left once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+  except (errors.DataError, ProgramError, settings.SettingsError, OSError) as e:
+    if debug:
+      traceback.print_exc()
+    print(f"{name}: Error: {_line(e)}", file=sys.stderr, flush=True)
+    return 2 if isinstance(e, settings.SettingsError) else 1
+  except KeyboardInterrupt:
+    print(f"{name}: Interrupted.", file=sys.stderr)
+    return 128 + signal.SIGINT
+  finally:
+    if in_main_thread:
+      signal.signal(signal.SIGTERM, before)
+  return status
+
+
+def _config(
+  config_class: type,
+  make: Callable[[Mapping[str, Any]], Any] | None,
+  given: Mapping[str, Any],
+) -> Any:
+  try:
+    return make(given) if make else settings.build(config_class, given)
+  except errors.DataError:
+    raise
+  except ValueError as error:
+    # Making a config does nothing but check.
+    raise settings.SettingsError(str(error)) from error
+
+
+def _program(function: Callable[..., Any]) -> tuple[str, str]:
+  """Name and docstring of the file that defines a function."""
+  module = inspect.getmodule(function)
+  spec = getattr(module, "__spec__", None)
+  name = spec.name if spec else pathlib.Path(sys.argv[0]).stem
+  return name.rpartition(".")[2], (module.__doc__ or "").strip()
+
+
+def _line(error: BaseException) -> str:
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return f"{error.filename}: {error.strerror}"
+  text = str(error) or type(error).__name__
+  return " ".join(line.strip() for line in text.splitlines())
+
+
+def run_plain(main: Callable[[], None]) -> int:
+  """Runs a program that does not use `run` yet."""
   try:
     main()
   except errors.DataError as error:
-    print("Error:", " ".join(str(error).split()), file=sys.stderr)
+    print("Error:", _line(error), file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print("Interrupted.", file=sys.stderr)

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
+
+import tqdm
 
 _SECONDS_PER_LINE = 10.0
+# tqdm puts a comma before the postfix.
+_BAR = "{desc}{postfix} |{bar}| {percentage:3.0f}% {remaining}"
+_LINE = "{desc} {percentage:.0f}%{postfix}, {remaining} left"
+
+
+class _Lines(tqdm.tqdm):
+  """A line for each report, where a bar cannot be drawn over."""
+
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    # At the end tqdm shows "", to erase its bar.
+    if msg is None:
+      print(self, file=self.fp, flush=True)
+
+  @classmethod
+  def write(cls, s: str, file: Any = None, **unused: Any) -> None:
+    print(s, file=file, flush=True)
 
 
 class Progress:
@@ -35,34 +52,28 @@ class Progress:
       show: whether to say anything.
       stream: where to; None: stderr.
     """
-    self._title, self._total, self._start = title, max(total, 1), start
-    self._show = show
-    self._stream = sys.stderr if stream is None else stream
-    self._began = self._last_line = time.monotonic()
+    stream = sys.stderr if stream is None else stream
+    on_terminal = stream.isatty()
+    self._stream = stream
+    self._began = time.monotonic()
     self.rows = 0
-    self._bar = None
-    if show and self._stream.isatty():
-      import tqdm
-
-      self._bar = tqdm.tqdm(
-        total=self._total,
-        initial=start,
-        desc=title,
-        file=self._stream,
-        leave=False,
-        bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix}{remaining}",
-      )
+    self._bar: tqdm.tqdm = (tqdm.tqdm if on_terminal else _Lines)(
+      total=max(total, 1),
+      initial=start,
+      desc=title,
+      file=stream,
+      leave=False,
+      disable=not show,
+      miniters=1,
+      mininterval=0.1 if on_terminal else _SECONDS_PER_LINE,
+      delay=0 if on_terminal else _SECONDS_PER_LINE,
+      bar_format=_BAR if on_terminal else _LINE,
+    )
 
   def update(self, done: int, text: str) -> None:
     """Reports that `done` of the total are done, and how it goes."""
-    now = time.monotonic()
-    if self._bar is not None:
-      self._bar.set_postfix_str(text, refresh=False)
-      self._bar.update(done - self._bar.n)
-    elif self._show and now - self._last_line >= _SECONDS_PER_LINE:
-      self._last_line = now
-      share = 100 * done // self._total
-      self.write(f"{self._title} {share}%: {text}, {self._left(done, now)}")
+    self._bar.set_postfix_str(text, refresh=False)
+    self._bar.update(done - self._bar.n)
 
   def update_rows(self, done: int, rows: int) -> None:
     """`update` for work on rows: `rows` more of them."""
@@ -72,21 +83,11 @@ class Progress:
 
   def write(self, line: str) -> None:
     """Prints a line of its own above the bar."""
-    if self._bar is not None:
+    if not self._bar.disable:
       self._bar.write(line, file=self._stream)
-    elif self._show:
-      print(line, file=self._stream, flush=True)
-
-  def _left(self, done: int, now: float) -> str:
-    share = (done - self._start) / max(self._total - self._start, 1)
-    if share <= 0:
-      return "time left unknown"
-    seconds = (now - self._began) * (1 - share) / share
-    return f"{datetime.timedelta(seconds=round(seconds))} left"
 
   def __enter__(self) -> Progress:
     return self
 
   def __exit__(self, *unused_exception) -> None:
-    if self._bar is not None:
-      self._bar.close()
+    self._bar.close()
