@@ -30,7 +30,7 @@ from absl import app, flags, logging
 
 from export import verify
 from export.bundle import indexing as build
-from export.bundle import items, write
+from export.bundle import new_items, write
 from export.bundle import signatures as saved_models
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
@@ -52,7 +52,7 @@ class RefreshOptions:
     remove: file of ids to remove, or None.
     output: where the new bundle goes; None: in place of the old one.
     overwrite: whether another bundle at `output` may be replaced.
-    id_column: column of ids in `items`; None: see `items.read_items`.
+    id_column: column of ids in `items`; None: see `new_items.read_items`.
     separator: between the values of a sequence in text.
     target_recall: recall@10 that ScaNN is tuned to; None: that of the bundle.
     min_recall: recall@10 below which there is an error; None: the target.
@@ -176,7 +176,7 @@ def _encode_items(
   """Ids of --items, their vectors `[n, dim]`, and what was found in it."""
   if not options.items:
     return [], np.empty([0, old.manifest["dim"]], np.float32), {}
-  found = items.read_items(
+  found = new_items.read_items(
     options.items,
     old.manifest["candidate_features"],
     options.id_column,
@@ -201,9 +201,9 @@ def _encode_items(
 def encode(
   tower: saved_models.Encoder,
   ids: Sequence[str] | Sequence[int],
-  columns: Mapping[str, items.Column],
+  columns: Mapping[str, new_items.Column],
 ) -> np.ndarray:
-  """Vectors `[n, dim]` of candidates with features as `items.Items` has them.
+  """Vectors `[n, dim]` of candidates and their features, as in `Items`.
 
   Args:
     tower: the candidate tower.
@@ -226,7 +226,7 @@ def encode(
 
 def count_unknown(
   inputs: Sequence[features.FeatureInput],
-  columns: Mapping[str, items.Column],
+  columns: Mapping[str, new_items.Column],
 ) -> dict[str, dict[str, int]]:
   """Feature -> its tokens that are out of the vocabulary, and all of them."""
   counts = {}
@@ -250,7 +250,9 @@ def _read_removals(
 ) -> set:
   if not options.remove:
     return set()
-  gone = set(items.read_ids(options.remove, manifest["id_types"]["candidate"]))
+  gone = set(
+    new_items.read_ids(options.remove, manifest["id_types"]["candidate"])
+  )
   both = sorted(gone & set(new_ids))
   if both:
     raise errors.DataError(

@@ -16,7 +16,7 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from export import refresh
-from export.bundle import items, trained, write
+from export.bundle import new_items, trained, write
 from export.bundle import signatures as saved_models
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
@@ -244,7 +244,7 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
   tower = saved_models.LoadedEncoder(
     exported / "candidate_tower", "candidate", loaded.candidate_features
   )
-  found = items.read_items(_items_of(tmp_path), described)
+  found = new_items.read_items(_items_of(tmp_path), described)
   expected = np.concatenate([encoded, [world.unknown_candidate]])
   for name, write_items in (
     ("a.item", _write_atomic),
@@ -253,7 +253,7 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
   ):
     path = tmp_path / name
     write_items(path, found)
-    again = items.read_items(path, described)
+    again = new_items.read_items(path, described)
     assert again.ids == found.ids
     for read in (found, again):
       vectors = refresh.encode(tower, read.ids, read.columns)
@@ -312,7 +312,7 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
     check(plain)
 
   monkeypatch.setattr(refresh, "_verify", lambda directory: None)
-  monkeypatch.setattr(bundle, "write_bundle", replace_meanwhile)
+  monkeypatch.setattr(write, "write_bundle", replace_meanwhile)
   with pytest.raises(errors.DataError, match="replaced while this ran"):
     refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
 

@@ -31,7 +31,7 @@ _ARROW_TYPES = {
   "float": pa.float64(),
   "float?": pa.float64(),
 }
-_MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
+MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,9 @@ class DelimitedFile:
     self, chunk: text.Chunk, names: list[str], kinds: dict[str, str]
   ) -> Iterator[Rows]:
     """Yields the rows of a chunk, unless all its lines are blank."""
-    columns = self._parse(chunk.data, names, kinds)
+    # pyarrow lets a quote that nothing closes run to the end of the chunk.
+    open_quote = self._quoted and chunk.data.count(b'"') % 2 == 1
+    columns = None if open_quote else self._parse(chunk.data, names, kinds)
     lines: int | np.ndarray = chunk.first_line
     if columns is None:
       data, lines = self._scan(chunk, names, kinds)
@@ -147,7 +149,7 @@ class DelimitedFile:
         convert_options=arrow_csv.ConvertOptions(
           column_types={n: self._types[k] for n, k in kinds.items()},
           include_columns=list(kinds),
-          null_values=list(_MISSING),
+          null_values=list(MISSING),
           strings_can_be_null=False,
         ),
       )
@@ -240,17 +242,23 @@ def _checked(
   return values
 
 
+def parse_number(value: str) -> float | None:
+  """The number that a field holds, or None."""
+  try:
+    # Python takes 1_000 for a number; no other program does.
+    return None if "_" in value else float(value)
+  except ValueError:
+    return None
+
+
 def _problem(value: str, kind: str) -> str | None:
   """What is wrong with the value of a field, or None."""
   if kind == "id":
     return None if value else "empty id"
-  if kind == "string" or (kind == "float?" and value in _MISSING):
+  if kind == "string" or (kind == "float?" and value in MISSING):
     return None
-  try:
-    number = float(value)
-  except ValueError:
-    number = None
-  if number is None or "_" in value:
+  number = parse_number(value)
+  if number is None:
     return f"{value!r} is not a number"
   if kind == "int":
     try:

@@ -41,9 +41,23 @@ def typed(
       name, kind = field, None
     if name in kinds:
       raise errors.DataError(
-        "stands twice in the header", path=path, line=1, column=name
+        "stands twice in the header; rename one", path=path, line=1, column=name
       )
     kinds[name] = kind
+  return kinds
+
+
+def untyped(names: Sequence[str], path: str) -> dict[str, str | None]:
+  """As `typed`, for files whose columns are names alone."""
+  kinds: dict[str, str | None] = {}
+  for name in names:
+    if name in kinds:
+      raise errors.DataError(
+        "the file has two columns of this name; rename one",
+        path=path,
+        column=name,
+      )
+    kinds[name] = None
   return kinds
 
 

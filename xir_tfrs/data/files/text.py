@@ -142,6 +142,26 @@ class TextFile:
     return count
 
 
+def read_lines(path: pathlib.Path) -> list[str]:
+  """The lines of a file without their ends, which are \\n or \\r\\n alone.
+
+  An id may hold any other of Unicode's line separators.
+  """
+  try:
+    lines = path.read_bytes().removeprefix(_BOM).split(b"\n")
+  except OSError as error:
+    raise errors.DataError(
+      f"cannot be read ({error.strerror})", path=path
+    ) from None
+  if not lines[-1]:
+    lines.pop()
+  file = TextFile(path)
+  return [
+    file.decode(line.removesuffix(b"\r"), number)
+    for number, line in enumerate(lines, start=1)
+  ]
+
+
 def fingerprint(path: pathlib.Path) -> dict[str, str | int]:
   """Name, size and hash of a file."""
   digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Items from files: four formats say the same, and each fault is named."""
 
-import builtins
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from pyarrow import parquet
 
-from export.bundle import items
+from export.bundle import new_items
 from xir_tfrs.data import errors
+from xir_tfrs.data.files import side_tables
 
 FEATURES = (
   {"name": "tag", "kind": "token"},
@@ -111,7 +112,7 @@ def test_formats_agree(tmp_path, name):
   path = tmp_path / name
   WRITERS[name](path)
   separator = "|" if path.suffix in (".csv", ".tsv") else " "
-  found = items.read_items(path, FEATURES, separator=separator)
+  found = new_items.read_items(path, FEATURES, separator=separator)
   ids = [row[0] for row in ROWS]
   if path.suffix == ".tsv":
     ids[0] = "Äpfel\t 1"
@@ -125,16 +126,64 @@ def test_formats_agree(tmp_path, name):
   np.testing.assert_array_equal(place, [[1, -2.5], [np.nan] * 2, [0, 4]])
 
 
+def _side_rows(text, suffix, tmp_path):
+  """What `pipelines.prepare` reads of the same file."""
+  path = tmp_path / f"a{suffix}"
+  path.write_text(text)
+  wanted = [f"{x['name']}:{x['kind']}" for x in FEATURES]
+  return side_tables.read(path, "id", tuple(wanted), "--item_features", " ")
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    "a,x,y z,inf,1 2",
+    "a,x,y z,1e39,1 2",
+    "a,x,y z,1,1 -inf",
+    "a,x,y z,1,1 1e400",
+    "a,x,y z,1,1 two",
+    'a,"x\nx",y z,1,1 2',
+    'a,x,y z,1,"1 2',
+  ],
+)
+def test_preparing_refuses_the_same_values_in_the_same_words(tmp_path, row):
+  text = f"id,tag,words,price,place\n{row}\n"
+  with pytest.raises(errors.DataError, match="line 2.*: .*(inf|num|quot)") as a:
+    _side_rows(text, ".csv", tmp_path)
+  with pytest.raises(errors.DataError) as b:
+    new_items.read_items(tmp_path / "a.csv", FEATURES)
+  assert str(a.value) == str(b.value)
+
+
+def test_preparing_reads_missing_markers_alike(tmp_path):
+  markers = ("", "nan", "NaN", "NA", "null", "NULL", "None")
+  rows = [f"{i},{x},{x},{x},1 {x or 'NA'}" for i, x in enumerate(markers)]
+  text = "\n".join(["id,tag,words,price,place", *rows])
+  prepared = _side_rows(text, ".csv", tmp_path)
+  found = new_items.read_items(tmp_path / "a.csv", FEATURES)
+  assert np.isnan(found.columns["price"]).all()
+  np.testing.assert_array_equal(
+    found.columns["place"], [[1, np.nan]] * len(markers)
+  )
+  # Tokens have no markers but the empty one.
+  assert found.columns["tag"].tolist() == list(markers)
+  assert found.columns["words"] == [[x] if x else [] for x in markers]
+  for name in ("price", "place"):
+    np.testing.assert_array_equal(prepared.columns[name], found.columns[name])
+  for name in ("tag", "words"):
+    assert prepared.columns[name].to_pylist() == list(found.columns[name])
+
+
 def test_features_that_the_file_lacks_are_not_given(tmp_path):
   path = tmp_path / "ids.csv"
   path.write_text("id,tag\n5,x\n-9,y\n")
-  found = items.read_items(path, FEATURES, id_type="int64")
+  found = new_items.read_items(path, FEATURES, id_type="int64")
   assert found.ids == [5, -9]
   assert found.missing == ("words", "price", "place")
   assert found.columns["words"] == [[], []]
   assert np.isnan(found.columns["price"]).tolist() == [True, True]
   assert np.isnan(found.columns["place"]).shape == (2, 2)
-  named = items.read_items(path, FEATURES, id_column="tag")
+  named = new_items.read_items(path, FEATURES, id_column="tag")
   assert (named.ids, named.ignored) == (["x", "y"], ("id",))
   assert named.columns["tag"].tolist() == ["x", "y"]
 
@@ -143,43 +192,43 @@ def test_integers_of_parquet_are_tokens_and_ids(tmp_path):
   path = tmp_path / "numbers.parquet"
   table = {"item_id": [7, 8], "tag": [3, None], "words": [[1, 2], [3]]}
   parquet.write_table(pa.table(table), path)
-  found = items.read_items(path, FEATURES)
+  found = new_items.read_items(path, FEATURES)
   assert found.ids == ["7", "8"]
   assert found.columns["tag"].tolist() == ["3", ""]
   assert found.columns["words"] == [["1", "2"], ["3"]]
-  assert items.read_items(path, FEATURES, id_type="int64").ids == [7, 8]
+  assert new_items.read_items(path, FEATURES, id_type="int64").ids == [7, 8]
 
 
 @pytest.mark.parametrize(
   ("name", "text", "expected"),
   [
     ("a.csv", "id,price\na,1\nb,cheap\n", "line 3, column 'price': 'cheap' is"),
-    ("a.csv", "id,price\na,inf\n", "line 2, column 'price': 'inf' is too"),
-    ("a.csv", "id,price\na,1e39\n", "line 2, column 'price'"),
+    ("a.csv", "id,price\na,inf\n", "line 2, column 'price': inf is infinite"),
+    ("a.csv", "id,price\na,1e39\n", "line 2, column 'price': 1e+39 is in"),
     ("a.csv", "id,place\na,1 2\nb,1 2 3\n", "line 3, column 'place': 3 num"),
     ("a.csv", "id,place\na,1 z\n", "line 2, column 'place': 'z' is not"),
     ("a.csv", "id,tag\na,x\n\n,y\n", "line 4, column 'id': empty id"),
     ("a.csv", "id,tag\na,x\nb,y\na,z\n", "line 4, column 'id': 'a' stands twi"),
     ("a.csv", "name,tag\na,x\n", "the file has 'name', 'tag'; name it with"),
     ("a.csv", "id,item_id\na,x\n", "name it with --id_column"),
-    ("a.csv", "id,tag,tag\na,x,y\n", "the column 'tag' twice"),
-    ("a.csv", "id,tag\na\n", "line 2: has 1 fields, the header 2"),
+    ("a.csv", "id,tag,tag\na,x,y\n", "line 1, column 'tag': stands twice"),
+    ("a.csv", "id,tag\na\n", "line 2, column 'tag': 1 fields where"),
     ("a.csv", 'id,tag\na,"x\n', "line 2: broken quoting"),
-    ("a.csv", "", "is empty"),
-    ("a.csv", "id,tag\n", "has no items"),
-    ("a.item", "item_id\tprice:float\n", "column 'item_id': must be NAME:KIND"),
+    ("a.csv", "", "empty; expected"),
+    ("a.csv", "id,tag\n", "no rows below the header"),
+    ("a.item", "item_id\tprice:float\n", "column 'item_id': no kind"),
     ("a.item", "price:float\n1\n", "name it with --id_column"),
-    ("a.json", "{}", "the name must say the format"),
-    ("a.parquet", "", "empty, truncated or not Parquet"),
-    ("a.tfrecord", "", "is empty"),
-    ("a.tfrecord", "no record at all", "record 1 or behind it: truncated"),
+    ("a.json", "{}", "its name must end in .user"),
+    ("a.parquet", "", "empty, truncated or not a Parquet"),
+    ("a.tfrecord", "", "empty; expected"),
+    ("a.tfrecord", "no record at all", "record 1 or a later one is truncated"),
   ],
 )
-def test_broken_text_is_named(tmp_path, name, text, expected):
+def test_broken_file_is_named(tmp_path, name, text, expected):
   path = tmp_path / name
   path.write_text(text)
   with pytest.raises(errors.DataError) as caught:
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
   assert str(caught.value).startswith(f"{path}")
   assert expected in str(caught.value)
 
@@ -190,7 +239,7 @@ def test_truncated_file_is_named(tmp_path, name):
   WRITERS[name](path)
   path.write_bytes(path.read_bytes()[:-7])
   with pytest.raises(errors.DataError, match=f"{name}.*truncated"):
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
 
 
 def test_broken_values_of_binary_files_are_named(tmp_path):
@@ -200,19 +249,19 @@ def test_broken_values_of_binary_files_are_named(tmp_path):
     path,
   )
   with pytest.raises(errors.DataError, match="column 'tag'.* token"):
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
   with pytest.raises(errors.DataError, match="row 2, column 'price': 'x'"):
-    items.read_items(path, FEATURES[2:])
+    new_items.read_items(path, FEATURES[2:])
   path = tmp_path / "a.tfrecord"
   _write_records(path, {"id": ["a"]}, {"id": ["b", "c"], "price": [1.0]})
   with pytest.raises(errors.DataError, match="row 2, column 'price'.* 2 ids"):
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
   _write_records(path, {"id": ["a", "b"], "words": ["x", "y"]})
   with pytest.raises(errors.DataError, match="row 1, column 'words'"):
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
   _write_records(path, {"id": ["a"], "tag": [b"\xff"]})
   with pytest.raises(errors.DataError, match="row 1, column 'tag'.*UTF-8"):
-    items.read_items(path, FEATURES)
+    new_items.read_items(path, FEATURES)
 
 
 @pytest.mark.parametrize("value", ["x", "1.5", "9223372036854775808", "-1"])
@@ -220,39 +269,47 @@ def test_integer_ids_are_checked(tmp_path, value):
   path = tmp_path / "a.csv"
   path.write_text(f"id\n4\n{value}\n")
   with pytest.raises(errors.DataError, match="line 3, column 'id'"):
-    items.read_items(path, (), id_type="int64")
+    new_items.read_items(path, (), id_type="int64")
 
 
-def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_missing_file_encoding_column_and_library_are_named(
+  tmp_path, monkeypatch
+):
   with pytest.raises(errors.DataError, match="none.csv: cannot be read"):
-    items.read_items(tmp_path / "none.csv", FEATURES)
+    new_items.read_items(tmp_path / "none.csv", FEATURES)
   path = tmp_path / "latin.csv"
   path.write_bytes(b"id,tag\na,b\nc,\xfc\n")
-  with pytest.raises(errors.DataError, match="line 3: is not UTF-8"):
-    items.read_items(path, FEATURES)
+  with pytest.raises(errors.DataError, match="line 3, column 'tag': not UTF-8"):
+    new_items.read_items(path, FEATURES)
   path.write_text("id,tag\na,b\n")
   with pytest.raises(errors.DataError, match="no column 'x' for --id_column"):
-    items.read_items(path, FEATURES, id_column="x")
+    new_items.read_items(path, FEATURES, id_column="x")
 
-  import_module = builtins.__import__
-
-  def without_pyarrow(name, *args, **kwargs):
-    if name == "pyarrow":
-      raise ImportError
-    return import_module(name, *args, **kwargs)
-
-  _write_parquet(tmp_path / "a.parquet")
-  monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+  module = "xir_tfrs.data.files.side_tables"
+  monkeypatch.setitem(sys.modules, module, None)
+  monkeypatch.delattr(module)
   with pytest.raises(errors.DataError, match=r"xir-tfrs\[data\]"):
-    items.read_items(tmp_path / "a.parquet", FEATURES)
+    new_items.read_items(path, FEATURES)
 
 
 def test_ids_of_a_text_file(tmp_path):
   path = tmp_path / "ids.txt"
   path.write_bytes("a b\r\n\nü\na b\n7".encode())
-  assert items.read_ids(path) == ["a b", "ü", "7"]
+  assert new_items.read_ids(path) == ["a b", "ü", "7"]
   path.write_text("7\n\n8\n7\n")
-  assert items.read_ids(path, "int64") == [7, 8]
+  assert new_items.read_ids(path, "int64") == [7, 8]
   path.write_text("7\n\nx\n")
-  with pytest.raises(errors.DataError, match="line 3, column 'id': 'x'"):
-    items.read_ids(path, "int64")
+  with pytest.raises(errors.DataError, match="line 3: 'x'"):
+    new_items.read_ids(path, "int64")
+
+
+@pytest.mark.parametrize("value", [np.inf, -1e39])
+def test_parquet_numbers_must_fit_float32(tmp_path, value):
+  path = tmp_path / "a.parquet"
+  parquet.write_table(pa.table({"id": ["a", "b"], "price": [1, value]}), path)
+  with pytest.raises(errors.DataError, match="row 2, column 'price': .* inf"):
+    new_items.read_items(path, FEATURES)
+  table = pa.table({"id": ["a", "b"], "place": [[1, 2], [3, value]]})
+  parquet.write_table(table, path)
+  with pytest.raises(errors.DataError, match="row 2, column 'place': .* inf"):
+    new_items.read_items(path, FEATURES)

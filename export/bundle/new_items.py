@@ -1,0 +1,171 @@
+"""Reads new or changed items: ids, and the features a candidate tower knows.
+
+The files are those of `xir_tfrs.data.files.side_tables`. Tokens are strings as
+they stood in the training data, not codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import text
+
+if TYPE_CHECKING:
+  import pyarrow as pa
+
+_ID_COLUMNS = ("candidate_id", "item_id", "id")
+
+Column = np.ndarray | list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+  """The n rows of a file.
+
+  Attributes:
+    ids: unique original ids, str or int.
+    columns: every feature -> token: `[n]` object array of str, "" where not
+      given; token_seq: n lists of str; float: `[n]` float32, NaN where not
+      given; float_seq: `[n, length]` float32 likewise.
+    missing: features that the file does not have.
+    ignored: columns of the file that are no feature.
+  """
+
+  ids: list[str] | list[int]
+  columns: dict[str, Column]
+  missing: tuple[str, ...]
+  ignored: tuple[str, ...]
+
+
+def read_items(
+  path: str | os.PathLike[str],
+  features: Sequence[dict],
+  id_column: str | None = None,
+  id_type: str = "string",
+  separator: str = " ",
+) -> Items:
+  """Reads a file of items; its name says the format.
+
+  Args:
+    path: the file.
+    features: `name`, `kind` and `length` of each feature of the tower, as in
+      the manifest of a bundle.
+    id_column: the column of ids. Default: the first `:token` column, else that
+      of `candidate_id`, `item_id` and `id` which is there.
+    id_type: "string" or "int64".
+    separator: between the values of a sequence in text.
+
+  Raises:
+    DataError: the file is missing, broken or empty, or a value in it is not
+      what its column must hold.
+  """
+  try:
+    from xir_tfrs.data.files import side_tables
+  except ImportError as error:
+    raise errors.DataError(
+      f"reading items needs pyarrow ({error}); pip install 'xir-tfrs[data]'",
+      path=path,
+    ) from None
+  path = pathlib.Path(path)
+  file = side_tables.open_file(path)
+  id_column = _choose_id(path, file.header, id_column)
+  kinds = {x["name"]: x["kind"] for x in features}
+  table = file.read(
+    id_column,
+    {name: kind for name, kind in kinds.items() if name in file.header},
+    separator,
+    {x["name"]: x["length"] for x in features if x["kind"] == "float_seq"},
+  )
+  ids: list = table.ids
+  if id_type == "int64":
+    ids = _integers(
+      table.ids,
+      lambda row, message: table.places.error(row, id_column, message),
+    )
+  return Items(
+    ids=ids,
+    columns={
+      x["name"]: _column(table.columns.get(x["name"]), x, len(ids))
+      for x in features
+    },
+    missing=tuple(name for name in kinds if name not in file.header),
+    ignored=tuple(x for x in file.header if x not in kinds and x != id_column),
+  )
+
+
+def read_ids(
+  path: str | os.PathLike[str], id_type: str = "string"
+) -> list[str] | list[int]:
+  """Ids of a text file, one per line; blank lines and repeats are dropped."""
+  lines = text.read_lines(pathlib.Path(path))
+  numbers = [number for number, line in enumerate(lines, start=1) if line]
+  ids = [lines[number - 1] for number in numbers]
+  if id_type == "int64":
+    ids = _integers(
+      ids,
+      lambda row, message: errors.DataError(
+        message, path=path, line=numbers[row]
+      ),
+    )
+  return list(dict.fromkeys(ids))
+
+
+def _choose_id(
+  path: pathlib.Path, header: dict[str, str | None], id_column: str | None
+) -> str:
+  found = f"the file has {', '.join(map(repr, header)) or 'no columns'}"
+  if id_column is not None:
+    if id_column not in header:
+      raise errors.DataError(
+        f"has no column {id_column!r} for --id_column; {found}", path=path
+      )
+    return id_column
+  tokens = [name for name, kind in header.items() if kind == "token"]
+  there = tokens[:1] or [name for name in _ID_COLUMNS if name in header]
+  if len(there) != 1:
+    raise errors.DataError(
+      f"which column holds the ids? {found}; name it with --id_column",
+      path=path,
+    )
+  return there[0]
+
+
+def _integers(
+  ids: Sequence[str], error: Callable[[int, str], errors.DataError]
+) -> list[int]:
+  """The ids as int64; `error` makes an exception of a row and a message."""
+  integers: list[int] = []
+  for row, value in enumerate(ids):
+    digits = value.removeprefix("-")
+    fits = digits.isdecimal() and len(digits) < 20
+    if not fits or not -(2**63) <= int(value) < 2**63:
+      raise error(
+        row, f"{value!r} is not an id; those of this bundle are int64"
+      )
+    if int(value) == -1:
+      raise error(row, "-1 is not an id; it stands for padding")
+    integers.append(int(value))
+  return integers
+
+
+def _column(
+  values: pa.Array | np.ndarray | None, feature: dict, n: int
+) -> Column:
+  """The column of a feature, as `Items` has it; None: not in the file."""
+  kind = feature["kind"]
+  if kind == "token_seq":
+    return [[] for _ in range(n)] if values is None else values.to_pylist()
+  if kind == "token":
+    if values is None:
+      return np.full(n, "", object)
+    return values.to_numpy(zero_copy_only=False)
+  if values is not None:
+    return values
+  return np.full([n, feature["length"]] if kind == "float_seq" else n, np.nan)
