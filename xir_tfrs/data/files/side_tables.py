@@ -433,8 +433,8 @@ def _vectors(
     raise places.error(
       int(wrong[0]),
       name,
-      f"{lengths[wrong[0]]} numbers where {expected} {length}; a float_seq has the"
-      " same length in every row",
+      f"{lengths[wrong[0]]} numbers where {expected} {length}; a"
+      " float_seq has the same length in every row",
     )
   out = np.full([len(lists), length], np.nan, np.float32)
   rows = np.repeat(np.arange(len(lists)), lengths)
