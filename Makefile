@@ -1,7 +1,9 @@
 # make quickstart   the main job, end to end, on generated data
+# make check        a file of tests for each package, in under two minutes
 # make test         every test
+# make wheel-check  installs the wheel into an empty environment and uses it
 # make bench        every benchmark, against peers
-# make lint         formatting and static checks
+# make lint         formatting, static checks, types
 #
 # Each target makes its own virtual environment in .venv on first use.
 # PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
@@ -10,14 +12,14 @@
 BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
   memory full_ranking estimator_bias serving
 
-.PHONY: quickstart test bench lint format clean
+.PHONY: quickstart check test wheel-check bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS := 2
-SOURCES := xir_tfrs pipelines export benchmarks tests setup.py
+SOURCES := xir_tfrs pipelines export benchmarks tests tools setup.py
 
 quickstart: $(READY)
 	$(BIN)/python -m pipelines.quickstart $(ARGS)
@@ -28,9 +30,13 @@ bench: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+wheel-check: $(READY)
+	$(BIN)/python tools/check_wheel.py
+
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
