@@ -22,13 +22,17 @@ class _Config(settings.Settings):
   dim: int = settings.setting("Size.", 64, above=0)
   rate: float = settings.setting("Rate.", 0.5, minimum=0, maximum=1)
   weight: float | None = settings.setting("Weight.", None, minimum=-2)
-  kind: str = settings.setting("Kind.", "a", choices=("a", "b"))
+  kind: str = settings.setting("Kind.", "a", choices=("a", "b", "c"))
   hidden: tuple[int, ...] = settings.setting("Layers.", ())
   names: tuple[str, ...] = settings.setting("Names.", (), choices=("x", "y"))
   files: tuple[str, ...] = settings.setting("Files.", (), multi=True)
   fast: bool = settings.setting("Fast.", False)
   extra: dict[str, Any] | None = settings.setting("Extra.", None)
   cells: _Cells = _Cells()
+  cut: int = settings.setting("Cut.", 3, only={"kind": "b"})
+  top: int | None = settings.setting(
+    "Top.", None, only=({"kind": ("b", "c"), "dim": 2}, {"fast": True})
+  )
 
 
 def given(*argv):
@@ -76,7 +80,7 @@ WRONG = [
   ("rate", "1.01", "must be at most 1"),
   ("weight", "inf", "must be a finite number"),
   ("weight", "-3", "must be at least -2"),
-  ("kind", "c", "must be one of a, b"),
+  ("kind", "d", "must be one of a, b, c"),
   ("hidden", "3,x", "must be whole numbers"),
   ("names", "x,z", "must be one of x, y"),
   ("extra", "x", "must be name=value"),
@@ -193,7 +197,7 @@ def test_help_says_what_may_be_given():
   text = settings.help_text(_Config)
   assert "--data: Directory. Needed." in text
   assert "--dim: Size. Default: 64." in text
-  assert "--kind: Kind. Default: a. One of a, b." in text
+  assert "--kind: Kind. Default: a. One of a, b, c." in text
   assert "--[no]fast: Fast. Default: false." in text
   assert "--files: Files. May be repeated." in text
   assert "--cell_size" in text and "--config" in text and "--debug" in text
@@ -206,3 +210,34 @@ def test_a_field_that_is_no_setting_is_a_bug():
 
   with pytest.raises(TypeError, match="Odd.x is not made by"):
     settings.settings_of(Odd)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    # Even where it is the default.
+    (["--cut=3"], "--cut belongs to --kind b. Received: --kind a."),
+    (
+      ["--top=1", "--kind=c"],
+      "--top belongs to --kind b or c and --dim 2, or --fast. "
+      "Received: --kind c --dim 64 --nofast.",
+    ),
+  ],
+)
+def test_a_setting_that_changes_nothing_is_refused(arguments, message):
+  with pytest.raises(settings.SettingsError) as caught:
+    settings.build(_Config, given("--data=d", *arguments))
+  assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [["--cut=4", "--kind=b"], ["--top=1", "--kind=c", "--dim=2"], ["--fast"]],
+)
+def test_a_setting_that_is_used_is_kept(arguments):
+  settings.build(_Config, given("--data=d", *arguments))
+
+
+def test_a_written_config_has_the_settings_that_are_used():
+  assert "cut" not in settings.as_dict(_Config(data="d"))
+  assert settings.as_dict(_Config(data="d", kind="b"))["cut"] == 3

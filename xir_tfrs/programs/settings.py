@@ -19,7 +19,14 @@ import pathlib
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Hashable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any, TypeVar
 
 import msgspec
@@ -53,6 +60,7 @@ def setting(
   maximum: float | None = None,
   above: float | None = None,
   multi: bool = False,
+  only: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
 ) -> Any:
   """A field of a config.
 
@@ -66,10 +74,22 @@ def setting(
     above: The number must be larger.
     multi: Whether a tuple is given by a flag for each element, instead of
       one flag with commas.
+    only: Values of other settings, by name, with which this one is used; a
+      tuple lists several. Of several such mappings one is enough. Otherwise
+      the setting is refused where it is given.
   """
   if isinstance(default, list | dict):
     raise TypeError(f"A default must be immutable. Received: {default!r}.")
-  about = _About(text, flag, tuple(choices), minimum, maximum, above, multi)
+  about = _About(
+    text,
+    flag,
+    tuple(choices),
+    minimum,
+    maximum,
+    above,
+    multi,
+    tuple([only] if isinstance(only, Mapping) else only),
+  )
   return dataclasses.field(default=default, metadata={"setting": about})
 
 
@@ -84,6 +104,7 @@ class _About:
   maximum: float | None = None
   above: float | None = None
   multi: bool = False
+  only: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +159,25 @@ class Setting:
     for part in converted if isinstance(converted, tuple) else (converted,):
       self._check(part, name)
     return converted
+
+  def is_used(self, values: Mapping[str, Any]) -> bool:
+    """Whether it changes anything where the settings have these values."""
+    return not self.about.only or any(
+      all(values[name] in _several(wanted) for name, wanted in one.items())
+      for one in self.about.only
+    )
+
+  @property
+  def belongs_to(self) -> str:
+    """The flags with which it is used; empty: with all."""
+    return ", or ".join(
+      " and ".join(
+        " or ".join([_as_flag(name, wanted[0]), *map(_shown, wanted[1:])])
+        for name, values in one.items()
+        for wanted in [_several(values)]
+      )
+      for one in self.about.only
+    )
 
   def _check(self, value: Any, name: str) -> None:
     about = self.about
@@ -208,7 +248,7 @@ def build(config_class: type[_Config], given: Mapping[str, Any]) -> _Config:
   """A config of given values, by name of the setting; the rest by default.
 
   Raises:
-    SettingsError: One is needed and not given.
+    SettingsError: One is needed and not given, or given and not used.
   """
   tree: dict[str, Any] = {}
   for one in settings_of(config_class):
@@ -219,7 +259,9 @@ def build(config_class: type[_Config], given: Mapping[str, Any]) -> _Config:
       place[one.path[-1]] = given[one.name]
     elif one.default is dataclasses.MISSING:
       raise SettingsError(f"--{one.name} is needed: {one.about.help}")
-  return _built(config_class, tree)
+  config = _built(config_class, tree)
+  refuse_unused(config, given)
+  return config
 
 
 def _built(config_class: type[_Config], tree: dict[str, Any]) -> _Config:
@@ -235,15 +277,46 @@ def _built(config_class: type[_Config], tree: dict[str, Any]) -> _Config:
   return config_class(**values)
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-  """The settings by name, as JSON has them: `read_file` reads them again."""
+def values_of(config: Any) -> dict[str, Any]:
+  """The values of all settings, by name."""
   values = {}
   for one in settings_of(type(config)):
     value = config
     for name in one.path:
       value = getattr(value, name)
-    values[one.name] = list(value) if isinstance(value, tuple) else value
+    values[one.name] = value
   return values
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+  """The settings that are used, as JSON has them: `read_file` reads them."""
+  values = values_of(config)
+  return {
+    one.name: list(value) if isinstance(value, tuple) else value
+    for one in settings_of(type(config))
+    if one.is_used(values)
+    for value in [values[one.name]]
+  }
+
+
+def refuse_unused(config: Any, given: Iterable[str]) -> None:
+  """Raises SettingsError if a setting was given that changes nothing.
+
+  Args:
+    config: A config.
+    given: Names of the settings that were given. None as a value is not
+      given.
+  """
+  values, given = values_of(config), set(given)
+  for one in settings_of(type(config)):
+    if one.name not in given or values[one.name] is None:
+      continue
+    if not one.is_used(values):
+      names = dict.fromkeys(name for only in one.about.only for name in only)
+      received = " ".join(_as_flag(name, values[name]) for name in names)
+      raise SettingsError(
+        f"--{one.name} belongs to {one.belongs_to}. Received: {received}."
+      )
 
 
 def read_file(
@@ -395,6 +468,8 @@ def help_text(config_class: type) -> str:
       text += f" One of {', '.join(map(str, one.about.choices))}."
     if one.about.multi:
       text += " May be repeated."
+    if one.about.only:
+      text += f" With {one.belongs_to}."
     lines += _paragraph(one.name, one.type is bool, text)
   for name, text in _GENERAL.items():
     lines += _paragraph(name, False, text)
@@ -412,6 +487,16 @@ def _shown(default: Any) -> str:
   if isinstance(default, bool):
     return str(default).lower()
   return str(default)
+
+
+def _as_flag(name: str, value: Any) -> str:
+  if isinstance(value, bool):
+    return f"--{name}" if value else f"--no{name}"
+  return f"--{name} {_shown(value)}"
+
+
+def _several(wanted: Any) -> tuple[Any, ...]:
+  return wanted if isinstance(wanted, tuple) else (wanted,)
 
 
 def _element(kind: Any) -> Any:
