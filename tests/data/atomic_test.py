@@ -1,4 +1,4 @@
-"""Files and directories that appear at once, and locks that name their holder."""
+"""Files and directories that appear at once, and locks with named holders."""
 
 import contextlib
 import errno
