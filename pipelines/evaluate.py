@@ -30,7 +30,6 @@ EvaluationData = evaluation_data.EvaluationData
 load_evaluation_data = evaluation_data.load_evaluation_data
 
 METRICS_FILE = "metrics.json"
-ORACLE_FILE = "oracle.npz"
 FORMAT = 1
 CHECKPOINTS = ("best", "latest")
 # Candidates by their training interactions: (name, fewest, most).
@@ -168,7 +167,7 @@ def _oracle(
   data_dir: str | os.PathLike[str], data: EvaluationData
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """The generator's embeddings, or None if the data was not generated."""
-  path = pathlib.Path(data_dir) / ORACLE_FILE
+  path = pathlib.Path(data_dir) / schema_lib.ORACLE_FILE
   if not path.exists():
     return None
   with np.load(path) as arrays:

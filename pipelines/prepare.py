@@ -22,9 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
-from pipelines.preparation import features, passes, spill, staging, vocabulary
+from pipelines.preparation import features, passes, spill, vocabulary
 from pipelines.readers import base, sources
 from pipelines.readers import synthetic as synthetic_lib
+from xir_tfrs.data import directory as directories
 from xir_tfrs.data import errors, records
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data.files import side_tables
@@ -112,14 +113,14 @@ def make(config: PrepareConfig, convert: Convert) -> schema_lib.Schema:
       directory it is given.
   """
   output = pathlib.Path(config.output)
-  staging.check_output(output, config.overwrite)
+  directories.check_output(output, config.overwrite)
   source = sources.open_source(config.input)
   if config.split == "temporal" and not source.has_times:
     raise errors.DataError(
       "--split temporal needs times; name the column with --time_column",
       path=source.name,
     )
-  with staging.staged(output, config.overwrite) as directory:
+  with directories.new_directory(output, config.overwrite) as directory:
     schema = convert(config, source, directory)
     schema.save(directory)
   return schema

@@ -23,10 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.readers import base
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, schema
 from xir_tfrs.data.files import side_tables
 
-ORACLE_FILE = "oracle.npz"
 # Part of what a seed means: changing it changes the data.
 _USERS_PER_CHUNK = 256
 _FIRST_TIME = 1_600_000_000
@@ -191,7 +190,7 @@ class SyntheticSource(base.OnePiece):
     user_rows = np.array([int(u[1:]) for u in users])
     item_rows = np.array([int(i[1:]) for i in items])
     np.savez(
-      directory / ORACLE_FILE,
+      directory / schema.ORACLE_FILE,
       query_embeddings=np.concatenate(
         [
           self.config.strength * self._users[user_rows],

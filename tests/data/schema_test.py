@@ -1,5 +1,6 @@
 """schema.json: round trip, and what is refused."""
 
+import hashlib
 import json
 
 import pytest
@@ -90,15 +91,39 @@ def test_minimal_json_of_a_users_own(tmp_path):
   ]
 
 
+START = (
+  '{"format": 1, "name": "a", "num_queries": 1, "num_candidates": 1,'
+  ' "rows": {}, '
+)
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
     (None, "not found, so this is not a finished data directory"),
     ("{", "not valid JSON"),
-    ('{"format": 2}', "`format` must be 1. Received: 2"),
-    ('{"format": 1}', "not a schema of this version"),
-    ('{"format": 1, "shards": {}, "rows": {}, "x": 1}', "'x'"),
-    ("[]", "not a schema of this version"),
+    ('{"format": 2}', "field format: this version reads format 1, the file"),
+    ('{"format": 1}', "missing required field `name`"),
+    ('{"format": 1, "shards": {}, "rows": {}, "x": 1}', "unknown field `x`"),
+    ("[]", "Expected `object`, got `array`"),
+    (
+      START + '"shards": {"train": [{"file": "a", "rows": "1"}]}}',
+      "field shards.train[0].rows: Expected `int`, got `str`",
+    ),
+    (
+      START + '"shards": {"train": [{"file": "a", "rows": -1}]}}',
+      "field shards.train[0].rows: Expected `int` >= 0",
+    ),
+    (
+      START + '"shards": {}, "query_features": '
+      '[{"name": "brand", "kind": "token", "vocabulary": ["a"]}]}',
+      "field query_features[0]: feature 'brand': `vocabulary` must begin with",
+    ),
+    (
+      START + '"shards": {}, "query_features": '
+      '[{"name": "brand", "kind": "text"}]}',
+      "field query_features[0].kind: Invalid enum value 'text'",
+    ),
   ],
 )
 def test_what_is_refused(tmp_path, text, message):
@@ -106,7 +131,15 @@ def test_what_is_refused(tmp_path, text, message):
     (tmp_path / "schema.json").write_text(text)
   with pytest.raises(errors.DataError, match="schema.json") as caught:
     schema.Schema.load(tmp_path)
-  assert message in str(caught.value)
+  assert message in str(caught.value) and "prepare" in str(caught.value)
+
+
+def test_the_hash_is_that_of_the_file(tmp_path):
+  _schema().save(tmp_path)
+  content = (tmp_path / "schema.json").read_bytes()
+  loaded, sha256 = schema.Schema.load_hashed(tmp_path)
+  assert loaded == _schema()
+  assert sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_a_vocabulary_begins_with_unknown():

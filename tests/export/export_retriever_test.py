@@ -99,7 +99,7 @@ def test_small_corpus_is_exact_and_overwrite(world, options):
   )
   assert manifest["indexes"]["scann"]["kind"] == "exact"
   assert manifest["indexes"]["scann"]["recall"] == {"10": 1.0, "100": 1.0}
-  _fails(options, "exists; replace it with --overwrite")
+  _fails(options, "already; replace it with --overwrite")
   again = dataclasses.replace(options, overwrite=True)
   export_retriever.export_retriever(again)
   assert not (pathlib.Path(options.output) / "scann").exists()

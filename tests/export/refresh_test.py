@@ -270,14 +270,13 @@ def test_killed_before_the_switch_leaves_the_old_bundle(plain, tmp_path):
     stderr=subprocess.DEVNULL,
     start_new_session=True,  # Its verification is a process too.
   )
-  partial = tmp_path / f".bundle.partial-{process.pid}"
   deadline = time.monotonic() + 120
-  while not (partial / manifests.FILE_NAME).exists():
+  while not list(tmp_path.glob(f".bundle.partial-*/{manifests.FILE_NAME}")):
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.05)
   os.killpg(process.pid, signal.SIGKILL)
   process.wait()
-  assert partial.exists()
+  assert list(tmp_path.glob(".bundle.partial-*"))
   assert (plain / manifests.FILE_NAME).read_bytes() == before
   manifests.check_files(plain, manifests.load(plain))
 

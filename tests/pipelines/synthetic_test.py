@@ -5,7 +5,7 @@ import pytest
 
 from pipelines import prepare
 from pipelines.readers import sources, synthetic
-from xir_tfrs.data import records
+from xir_tfrs.data import records, schema
 
 _SMALL = synthetic.SyntheticConfig(
   num_users=700, num_items=300, num_interactions=14_000
@@ -69,7 +69,7 @@ def test_oracle_ranks_better_than_popularity(tmp_path):
     )
   )
   assert made.warnings["users_without_training_rows"] == 0
-  oracle = np.load(tmp_path / "out" / synthetic.ORACLE_FILE)
+  oracle = np.load(tmp_path / "out" / schema.ORACLE_FILE)
   queries, candidates = (
     oracle[f"{name}_embeddings"] for name in ("query", "candidate")
   )

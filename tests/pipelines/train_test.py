@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -207,7 +208,7 @@ def test_without_validation_the_newest_checkpoint_is_the_result(
     if file.is_file():
       (bare / file.name).write_bytes(file.read_bytes())
   schema = schema_lib.Schema.load(data)
-  dataclasses.replace(
+  msgspec.structs.replace(
     schema,
     rows=rows | {"validation": 0},
     shards=schema.shards | {"validation": ()},
@@ -260,7 +261,7 @@ def test_data_that_changed_is_refused(data, tmp_path):
       (moved / file.name).write_bytes(file.read_bytes())
   run(config(moved, tmp_path / "m", epochs=1))
   schema = schema_lib.Schema.load(moved)
-  dataclasses.replace(schema, name="another").save(moved)
+  msgspec.structs.replace(schema, name="another").save(moved)
   with pytest.raises(model_dir.ModelDirError, match="schema.json differs"):
     run(config(moved, tmp_path / "m", epochs=2), resume=True)
 

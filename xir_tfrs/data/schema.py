@@ -6,24 +6,36 @@ complete. The JSON mirrors `Schema` field by field.
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import hashlib
 import os
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from xir_tfrs import types
-from xir_tfrs.data import errors
+from xir_tfrs.data import json_files
 
 FILE_NAME = "schema.json"
+# The true vectors of generated data.
+ORACLE_FILE = "oracle.npz"
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
 TABLES = ("queries", "candidates")
 KINDS = types.FEATURE_KINDS
+REMEDY = "prepare the data again with --overwrite"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureSchema:
+class _Struct(
+  msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
+  """A part of the schema; what has its default is not written."""
+
+
+class FeatureSchema(_Struct):
   """A side feature of queries or candidates, with its vocabulary.
 
   Attributes:
@@ -36,15 +48,15 @@ class FeatureSchema:
   """
 
   name: str
-  kind: str
+  kind: Literal[KINDS]
   vocabulary: tuple[str, ...] = ()
-  length: int | None = None
+  length: Annotated[int, msgspec.Meta(ge=1)] | None = None
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in ("vocabulary", "mean", "std"):
-      object.__setattr__(self, field, tuple(getattr(self, field)))
+      msgspec.structs.force_setattr(self, field, tuple(getattr(self, field)))
     if self.kind not in KINDS:
       raise ValueError(
         f"feature {self.name!r}: `kind` must be one of {', '.join(KINDS)}."
@@ -72,24 +84,21 @@ class FeatureSchema:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class InteractionFeature:
+class InteractionFeature(_Struct):
   """A column of the interaction records."""
 
   name: str
-  dtype: str
+  dtype: Literal["int64", "float32"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(_Struct):
   """One TFRecord file and how many rows (not records) it holds."""
 
   file: str
-  rows: int
+  rows: Count
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
+class Split(_Struct):
   """How the rows were divided; see docs/own_data.md for each kind."""
 
   kind: str = "none"
@@ -98,17 +107,15 @@ class Split:
   seed: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(_Struct):
   """What the directory was made from."""
 
   kind: str = "unknown"
   files: tuple[dict[str, Any], ...] = ()
-  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  options: dict[str, Any] = {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Schema:
+class Schema(_Struct, omit_defaults=False):
   """The contents of a data directory.
 
   Attributes:
@@ -125,9 +132,9 @@ class Schema:
   """
 
   name: str
-  num_queries: int
-  num_candidates: int
-  rows: dict[str, int]
+  num_queries: Count
+  num_candidates: Count
+  rows: dict[str, Count]
   shards: dict[str, tuple[Shard, ...]]
   interaction_features: tuple[InteractionFeature, ...] = (
     InteractionFeature("query_id", "int64"),
@@ -137,75 +144,46 @@ class Schema:
   candidate_features: tuple[FeatureSchema, ...] = ()
   source: Source = Source()
   split: Split = Split()
-  leakage: dict[str, int] = dataclasses.field(default_factory=dict)
-  warnings: dict[str, int] = dataclasses.field(default_factory=dict)
+  leakage: dict[str, int] = {}
+  warnings: dict[str, int] = {}
   format: int = FORMAT
+
+  def __post_init__(self) -> None:
+    rows = {split: self.rows.get(split, 0) for split in SPLITS}
+    msgspec.structs.force_setattr(self, "rows", rows)
+
+  def num_rows(self, table: str) -> int:
+    """Rows of a table: `num_queries` or `num_candidates`."""
+    return self.num_queries if table == "queries" else self.num_candidates
+
+  def features(self, table: str) -> Sequence[FeatureSchema]:
+    """Side features of a table."""
+    return (
+      self.query_features if table == "queries" else self.candidate_features
+    )
 
   def save(self, data_dir: str | os.PathLike[str]) -> None:
     """Writes schema.json; the file appears complete or not at all."""
-    path = pathlib.Path(data_dir) / FILE_NAME
-    partial = path.with_suffix(".json.partial")
-    text = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-  def to_json(self) -> dict[str, Any]:
-    fields = dataclasses.asdict(self)
-    for table in ("query_features", "candidate_features"):
-      fields[table] = [
-        {k: v for k, v in feature.items() if v not in (None, ())}
-        for feature in fields[table]
-      ]
-    return {"format": fields.pop("format"), **fields}
+    json_files.write(pathlib.Path(data_dir) / FILE_NAME, self)
 
   @classmethod
   def load(cls, data_dir: str | os.PathLike[str]) -> Schema:
     """Reads schema.json; a `DataError` says what is missing or wrong."""
-    path = pathlib.Path(data_dir) / FILE_NAME
-    try:
-      fields = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-      raise errors.DataError(
-        "not found, so this is not a finished data directory; make one with"
-        " python -m pipelines.prepare --input FILE --output"
-        f" {os.fspath(data_dir)}",
-        path=path,
-      ) from None
-    except ValueError as e:
-      raise errors.DataError(
-        f"not valid JSON ({e}); prepare the data again with --overwrite",
-        path=path,
-      ) from None
-    try:
-      return cls.from_json(fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-      raise errors.DataError(
-        f"not a schema of this version ({type(e).__name__}: {e}); prepare"
-        " the data again with --overwrite",
-        path=path,
-      ) from None
+    return cls.load_hashed(data_dir)[0]
 
   @classmethod
-  def from_json(cls, fields: dict[str, Any]) -> Schema:
-    if fields.get("format") != FORMAT:
-      raise ValueError(
-        f"`format` must be {FORMAT}. Received: {fields.get('format')!r}"
-      )
-    fields = dict(fields)
-    for name in ("query_features", "candidate_features"):
-      fields[name] = tuple(FeatureSchema(**f) for f in fields.get(name, ()))
-    if "interaction_features" in fields:
-      fields["interaction_features"] = tuple(
-        InteractionFeature(**f) for f in fields["interaction_features"]
-      )
-    fields["shards"] = {
-      part: tuple(Shard(**s) for s in shards)
-      for part, shards in fields["shards"].items()
-    }
-    fields["rows"] = {s: fields["rows"].get(s, 0) for s in SPLITS}
-    source = fields.get("source", {})
-    fields["source"] = Source(
-      **{**source, "files": tuple(source.get("files", ()))}
+  def load_hashed(cls, data_dir: str | os.PathLike[str]) -> tuple[Schema, str]:
+    """Reads schema.json; also gives the sha256 of its bytes."""
+    path = pathlib.Path(data_dir) / FILE_NAME
+    content = json_files.read_bytes(
+      path,
+      remedy=REMEDY,
+      missing=(
+        ", so this is not a finished data directory; make one with python -m"
+        f" pipelines.prepare --input FILE --output {os.fspath(data_dir)}"
+      ),
     )
-    fields["split"] = Split(**fields.get("split", {}))
-    return cls(**fields)
+    schema = json_files.decode(
+      content, cls, path=path, remedy=REMEDY, format=FORMAT
+    )
+    return schema, hashlib.sha256(content).hexdigest()

@@ -1,117 +1,50 @@
-"""manifest.json, and the directory that appears complete or not at all."""
+"""manifest.json of a bundle, and the directory that is a bundle."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import glob
 import hashlib
 import json
 import os
 import pathlib
 import platform
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 
 import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import __version__, indexes
-from xir_tfrs.data import errors
+from xir_tfrs.data import atomic, errors
 
 FILE_NAME = "manifest.json"
 FORMAT = 2
-# Of the system call renameat2: the working directory, and RENAME_EXCHANGE.
-_HERE, _EXCHANGE = -100, 2
 
 
-@contextlib.contextmanager
 def new_bundle(
   output: str | os.PathLike[str], overwrite: bool
-) -> Iterator[pathlib.Path]:
-  """A temporary sibling of `output` that takes its place on success.
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+  """A new directory that becomes the bundle `output` at the end.
 
-  On an exception it is removed, and what was at `output` is untouched.
-
-  Args:
-    output: where the bundle is to be.
-    overwrite: whether a bundle there may be replaced.
-
-  Yields:
-    The empty directory to write into.
-
-  Raises:
-    DataError: there is something that must not be replaced.
+  See `atomic.new_directory`.
   """
-  # A link stays: what it points to is replaced.
-  output = pathlib.Path(output).resolve()
-  check_output(output, overwrite)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  _remove_leftovers(output)
-  partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-  partial.mkdir()
-  try:
-    yield partial
-    _replace(partial, output)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(new: pathlib.Path, output: pathlib.Path) -> None:
-  """Moves `new` to `output`; what was there is at `new` then, or gone."""
-  try:
-    os.rename(new, output)  # Nothing there, or an empty directory.
-    return
-  except OSError:
-    if not output.exists():
-      raise
-  if _exchange(new, output):
-    return
-  # Between these two there is nothing at `output`: a file system that cannot
-  # exchange leaves no other way.
-  old = output.with_name(f".{output.name}.old-{os.getpid()}")
-  os.rename(output, old)
-  try:
-    os.rename(new, output)
-  except OSError:
-    os.rename(old, output)
-    raise
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-  """Swaps two directories in one step; False where the system cannot."""
-  try:
-    rename = ctypes.CDLL(None, use_errno=True).renameat2
-  except (AttributeError, OSError):
-    return False
-  paths = [os.fsencode(path) for path in (one, other)]
-  return rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
-
-
-def _remove_leftovers(output: pathlib.Path) -> None:
-  """Removes what processes that were killed while writing left behind."""
-  for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
-    pid = path.name.rpartition("-")[2]
-    if pid.isdigit() and not pathlib.Path(f"/proc/{pid}").exists():
-      shutil.rmtree(path, ignore_errors=True)
+  return atomic.new_directory(
+    output, what="bundle", foreign=_foreign, overwrite=overwrite
+  )
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
   """Raises `DataError` if a bundle may not be written to `output`."""
-  output = pathlib.Path(output)
-  if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-    return
-  if not (output / FILE_NAME).is_file():
-    raise errors.DataError(
-      f"{output}: exists and is not a bundle; choose another --output"
-    )
-  if not overwrite:
-    raise errors.DataError(
-      f"{output}: exists; replace it with --overwrite, or choose another "
-      "--output"
-    )
+  atomic.check_output(
+    output, what="bundle", foreign=_foreign, overwrite=overwrite
+  )
+
+
+def _foreign(directory: pathlib.Path) -> str | None:
+  """A file of a directory that is not a bundle, or None if it is one."""
+  if (directory / FILE_NAME).is_file():
+    return None
+  return min(path.name for path in directory.iterdir())
 
 
 def save(directory: pathlib.Path, manifest: dict) -> dict:
