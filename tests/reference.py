@@ -6,6 +6,8 @@ import it. Inefficient on purpose: one loop per sum of the equation.
 Axes: `batch` rows (queries), `pool` columns (candidates that may be drawn).
 """
 
+import math
+
 import numpy as np
 
 
@@ -750,3 +752,30 @@ def known_positives(known_ids, positive_ids, pool_ids):
     ],
     bool,
   ).reshape(len(known), len(pool_ids))
+
+
+# Histories ------------------------------------------------------------------
+
+
+def newest(history, length, num_ids) -> tuple[list, int]:
+  """The window of one history, and how many events it holds."""
+  known = [event for event in history if 0 <= event < num_ids][-length:]
+  return known + [-1] * (length - len(known)), len(known)
+
+
+def aged_mean(vectors, log_weights, column) -> np.ndarray:
+  """Mean of columns 0 ... column, weighted by exp(log weight of their age)."""
+  weights = [math.exp(log_weights[column - j]) for j in range(column + 1)]
+  total = sum(w * np.asarray(v) for w, v in zip(weights, vectors, strict=False))
+  return total / sum(weights)
+
+
+def attention(query, keys, values) -> np.ndarray:
+  """Scaled dot-product attention of one query to some columns."""
+  scores = [float(np.dot(query, key)) / len(query) ** 0.5 for key in keys]
+  exponentials = [math.exp(score - max(scores)) for score in scores]
+  total = sum(exponentials)
+  return sum(
+    e / total * np.asarray(value)
+    for e, value in zip(exponentials, values, strict=True)
+  )

@@ -5,14 +5,24 @@ from xir_tfrs.layers.candidate_cache import CandidateCache
 from xir_tfrs.layers.candidate_table import CandidateTable
 from xir_tfrs.layers.embedding_history import EmbeddingHistory
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
+from xir_tfrs.layers.history import (
+  AttentionHistory,
+  GRUHistory,
+  HistoryEncoder,
+  MeanHistory,
+)
 from xir_tfrs.layers.inverted_multi_index import InvertedMultiIndex
 from xir_tfrs.layers.memory_bank import MemoryBank
 
 __all__ = [
+  "AttentionHistory",
   "CandidateCache",
   "CandidateTable",
   "EmbeddingHistory",
   "FrequencyEstimator",
+  "GRUHistory",
+  "HistoryEncoder",
   "InvertedMultiIndex",
+  "MeanHistory",
   "MemoryBank",
 ]

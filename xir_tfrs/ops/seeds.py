@@ -14,7 +14,8 @@ import tensorflow as tf
   INITIAL_CACHE,
   UNIFORM_CANDIDATES,
   RANKER_DRAWS,
-) = range(6)
+  HISTORY_DROPOUT,
+) = range(7)
 
 _PHILOX = 1
 _PHILOX_BLOCK = 4  # float32 numbers made by one step of Philox's counter
@@ -38,9 +39,13 @@ def step_seed(
     [2] int64 seed for `tf.random.stateless_*`.
   """
   base = tf.stack([tf.cast(seed, tf.int64), tf.cast(stream, tf.int64)])
-  fold_in = tf.random.experimental.stateless_fold_in
-  return fold_in(
-    fold_in(base, tf.cast(step, tf.int64)), tf.cast(replica, tf.int64)
+  return fold_in(fold_in(base, step), replica)
+
+
+def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+  """[2] int64 seed from a [2] seed and a number: one of many streams of it."""
+  return tf.random.experimental.stateless_fold_in(
+    seed, tf.cast(number, tf.int64)
   )
 
 

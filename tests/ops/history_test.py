@@ -1,0 +1,149 @@
+"""Tests of xir_tfrs.ops.history."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests import reference
+from xir_tfrs.ops import history
+
+
+class NewestTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(
+    length=(1, 3, 8), width=(0, 1, 5), ragged=(False, True), jit=(False, True)
+  )
+  def test_reference(self, length, width, ragged, jit):
+    rng = np.random.default_rng(length + 10 * width)
+    # Padding stands anywhere, and some ids are unknown.
+    ids = rng.integers(-1, 12, [7, width])
+    given = tf.constant(ids, tf.int64)
+    if ragged:
+      given = tf.RaggedTensor.from_tensor(given)
+    function = history.newest
+    if jit and not ragged:
+      function = tf.function(function, jit_compile=True)
+    window, lengths = function(given, length, 10)
+    expected = [reference.newest(row, length, 10) for row in ids.tolist()]
+    self.assertAllEqual(window, [row for row, _ in expected])
+    self.assertAllEqual(lengths, [n for _, n in expected])
+    self.assertEqual(window.dtype, tf.int64)
+    self.assertEqual(lengths.dtype, tf.int32)
+
+  def test_rows_of_different_lengths(self):
+    window, lengths = history.newest(
+      tf.ragged.constant([[4, 5, 6], [], [7]], dtype=tf.int32), 2, 10
+    )
+    self.assertAllEqual(window, [[5, 6], [-1, -1], [7, -1]])
+    self.assertAllEqual(lengths, [2, 0, 1])
+
+  def test_large_ids_are_exact(self):
+    big = 2**40
+    window, _ = history.newest(tf.constant([[big, big + 1]]), 2, big + 1)
+    self.assertAllEqual(window, [[big, -1]])
+
+
+class LastTest(tf.test.TestCase):
+  def test_is_the_column_of_the_newest_event(self):
+    states = tf.reshape(tf.range(12.0), [2, 3, 2])
+    self.assertAllEqual(
+      history.last(states, tf.constant([3, 1])), [[4, 5], [6, 7]]
+    )
+
+  def test_an_empty_history_has_its_first_column(self):
+    states = tf.ones([1, 3, 2])
+    self.assertAllEqual(history.last(states, tf.constant([0])), [[1, 1]])
+
+
+class AgedMeansTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(1, 4)
+  def test_reference(self, length):
+    rng = np.random.default_rng(length)
+    vectors = rng.normal(size=[3, length, 2])
+    log_weights = rng.normal(size=length)
+    expected = [
+      [reference.aged_mean(row, log_weights, t) for t in range(length)]
+      for row in vectors
+    ]
+    means = history.aged_means(tf.constant(vectors), tf.constant(log_weights))
+    self.assertAllClose(means, expected)
+
+  def test_extreme_weights_are_finite(self):
+    with tf.GradientTape() as tape:
+      log_weights = tf.constant([-1e4, 1e4, 0.0])
+      tape.watch(log_weights)
+      means = history.aged_means(tf.ones([1, 3, 2]), log_weights)
+    self.assertAllClose(means, tf.ones([1, 3, 2]))
+    gradient = tape.gradient(means, log_weights)
+    self.assertTrue(np.isfinite(tf.convert_to_tensor(gradient)).all())
+
+  def test_gradient(self):
+    rng = np.random.default_rng(0)
+    given = [
+      tf.constant(rng.normal(size=[2, 3, 2])),
+      tf.constant(rng.normal(size=3)),
+    ]
+    analytic, numeric = tf.test.compute_gradient(history.aged_means, given)
+    self.assertAllClose(analytic, numeric, atol=1e-6)
+
+
+class CausalAttentionTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.product(heads=(1, 2), jit=(False, True))
+  def test_reference(self, heads, jit):
+    rng = np.random.default_rng(heads)
+    queries, keys, values = rng.normal(size=[3, 2, heads, 4, 3])
+    function = history.causal_attention
+    if jit:
+      function = tf.function(function, jit_compile=True)
+    found = function(
+      *map(tf.constant, (queries, keys, values)), tf.constant([[0, 1, 2, 3]])
+    )
+    for row in range(2):
+      for head in range(heads):
+        for t in range(4):
+          own = (row, head)
+          self.assertAllClose(
+            found[own][t],
+            reference.attention(
+              queries[own][t], keys[own][: t + 1], values[own][: t + 1]
+            ),
+          )
+
+  def test_some_columns_alone(self):
+    rng = np.random.default_rng(0)
+    q, k, v = (tf.constant(x) for x in rng.normal(size=[3, 2, 1, 4, 3]))
+    every = history.causal_attention(q, k, v, tf.range(4)[tf.newaxis])
+    columns = tf.constant([[2], [0]])
+    own = tf.gather(q, columns, axis=2, batch_dims=0)
+    own = tf.stack([own[0, :, 0], own[1, :, 1]])
+    found = history.causal_attention(own, k, v, columns)
+    self.assertAllClose(found[0, 0, 0], every[0, 0, 2])
+    self.assertAllClose(found[1, 0, 0], every[1, 0, 0])
+
+  def test_large_logits_are_finite(self):
+    big = tf.fill([1, 1, 2, 2], 1e4)
+    found = history.causal_attention(big, big, big, tf.constant([[0, 1]]))
+    self.assertAllClose(found, big)
+
+
+class DropoutTest(tf.test.TestCase, parameterized.TestCase):
+  def test_share_and_scale(self):
+    x = tf.ones([500, 4, 10])
+    found = history.dropout(x, 0.25, seed=tf.constant([3, 4])).numpy()
+    self.assertAllClose(
+      found[found != 0], np.full((found != 0).sum(), 1 / 0.75)
+    )
+    # 20,000 draws: 5 standard deviations are .0153.
+    self.assertAllClose((found == 0).mean(), 0.25, atol=0.0153)
+
+  def test_rows_are_those_of_the_global_batch(self):
+    x, seed = tf.ones([6, 3]), tf.constant([1, 2])
+    whole = history.dropout(x, 0.5, seed=seed)
+    parts = [
+      history.dropout(x[low:high], 0.5, seed=seed, first_row=low)
+      for low, high in ((0, 2), (2, 6))
+    ]
+    self.assertAllEqual(whole, tf.concat(parts, 0))
+
+  def test_rate_0_changes_nothing(self):
+    x = tf.ones([2, 3])
+    self.assertIs(history.dropout(x, 0.0, seed=tf.constant([1, 2])), x)

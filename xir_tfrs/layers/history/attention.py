@@ -1,0 +1,150 @@
+"""Causal self-attention over the events."""
+
+import tensorflow as tf
+
+from xir_tfrs.layers.history import encoder
+from xir_tfrs.ops import history
+
+
+class AttentionHistory(encoder.HistoryEncoder):
+  """Pre-norm Transformer blocks, causal, with positions from the end.
+
+      x = sqrt(dim) v + P[events after it]
+      x = x + Attention(LayerNorm(x));  x = x + W2 relu(W1 LayerNorm(x))
+      state = LayerNorm(x)
+
+  "Self-Attentive Sequential Recommendation" (SASRec), Kang and McAuley, ICDM
+  2018, with the residual connections of a pre-norm Transformer. The vectors
+  are scaled by sqrt(dim): otherwise the blocks and positions drown them in
+  the first epochs.
+  """
+
+  def __init__(
+    self,
+    *,
+    num_blocks: int = 2,
+    num_heads: int = 1,
+    hidden_multiple: int = 4,
+    **shared,
+  ) -> None:
+    """Builds the layer.
+
+    Args:
+      num_blocks: Blocks, one after another.
+      num_heads: Heads of the attention; they divide `dim`.
+      hidden_multiple: Width of the blocks' hidden layer, in multiples of
+        `dim`.
+      **shared: See `HistoryEncoder`.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(**shared)
+    for name, value in (
+      ("num_blocks", num_blocks),
+      ("num_heads", num_heads),
+      ("hidden_multiple", hidden_multiple),
+    ):
+      if value < 1:
+        raise ValueError(
+          f"`{name}` must be positive. Received: `{name}` = {value}."
+        )
+    if self.dim % num_heads:
+      raise ValueError(
+        "`num_heads` must divide `dim`. Received: `num_heads` = "
+        f"{num_heads}, `dim` = {self.dim}."
+      )
+    self._num_blocks = num_blocks
+    self._num_heads = num_heads
+    self._hidden_multiple = hidden_multiple
+    self._positions = self.add_weight(
+      name="positions",
+      shape=(self.length, self.dim),
+      initializer=tf.keras.initializers.RandomNormal(
+        stddev=0.02, seed=self._seed + 50
+      ),
+    )
+    self._blocks = [
+      _Block(self, 10 * number) for number in range(1, num_blocks + 1)
+    ]
+    self._norm = _norm("norm")
+
+  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+    x = dropout(self._inputs(vectors, lengths))
+    columns = tf.range(self.length)[tf.newaxis]
+    for block in self._blocks:
+      x = block(x, x, columns, dropout)
+    return self._norm(x)
+
+  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """[n, dim] states after the last events; see `HistoryEncoder.last`.
+
+    The last block computes these columns alone.
+    """
+    x = self._inputs(vectors, lengths)
+    columns = tf.range(self.length)[tf.newaxis]
+    for block in self._blocks[:-1]:
+      x = block(x, x, columns, _no_dropout)
+    newest = tf.maximum(lengths - 1, 0)[:, tf.newaxis]
+    own = tf.gather(x, newest, batch_dims=1)
+    return self._norm(self._blocks[-1](own, x, newest, _no_dropout))[:, 0]
+
+  def get_config(self) -> dict:
+    return super().get_config() | {
+      "num_blocks": self._num_blocks,
+      "num_heads": self._num_heads,
+      "hidden_multiple": self._hidden_multiple,
+    }
+
+  def _inputs(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """[n, length, dim] scaled vectors with their positions."""
+    columns = tf.range(self.length)[tf.newaxis]
+    # Of padding, the position is that of the newest event: any will do.
+    after = tf.maximum(lengths[:, tf.newaxis] - 1 - columns, 0)
+    return vectors * self.dim**0.5 + tf.gather(self._positions, after)
+
+
+class _Block(tf.keras.layers.Layer):
+  """Attention and a hidden layer, each added to what goes in."""
+
+  def __init__(self, of: AttentionHistory, number: int) -> None:
+    super().__init__(name=f"block_{number // 10}", autocast=False)
+    self._num_heads = of._num_heads
+    self._query, self._key, self._value, self._output = (
+      of._dense(number + i, of.dim) for i in range(4)
+    )
+    self._hidden = of._dense(number + 4, of._hidden_multiple * of.dim, "relu")
+    self._hidden_output = of._dense(number + 5, of.dim)
+    self._norms = _norm("attention_norm"), _norm("hidden_norm")
+
+  def call(self, own, everyone, columns, dropout) -> tf.Tensor:
+    """The columns `own`, [n, m, dim], after a look at all, [n, length, dim]."""
+    normed = self._norms[0](everyone)
+    own_normed = normed if own is everyone else self._norms[0](own)
+    attended = history.causal_attention(
+      self._heads(self._query(own_normed)),
+      self._heads(self._key(normed)),
+      self._heads(self._value(normed)),
+      columns,
+    )
+    attended = tf.transpose(attended, [0, 2, 1, 3])
+    attended = tf.reshape(attended, tf.shape(own))
+    own += dropout(self._output(attended))
+    hidden = dropout(self._hidden(self._norms[1](own)))
+    return own + dropout(self._hidden_output(hidden))
+
+  def _heads(self, x: tf.Tensor) -> tf.Tensor:
+    """[n, m, dim] -> [n, heads, m, dim / heads]."""
+    shape = tf.shape(x)
+    x = tf.reshape(
+      x, [shape[0], shape[1], self._num_heads, x.shape[2] // self._num_heads]
+    )
+    return tf.transpose(x, [0, 2, 1, 3])
+
+
+def _norm(name: str) -> tf.keras.layers.LayerNormalization:
+  return tf.keras.layers.LayerNormalization(epsilon=1e-6, name=name)
+
+
+def _no_dropout(x: tf.Tensor) -> tf.Tensor:
+  return x

@@ -1,0 +1,132 @@
+"""What encoders of a history have in common."""
+
+import tensorflow as tf
+
+from xir_tfrs.ops import history, seeds
+
+
+class HistoryEncoder(tf.keras.layers.Layer):
+  """Vectors of a window of events to a state after each of its events.
+
+  Subclasses define `states`. The state of column t depends on the columns up
+  to t alone, and rows do not see each other, so one call serves both as the
+  encoding of a history, its last state, and as the encodings of all the
+  histories that it begins with.
+
+  Axes: n = histories, length = columns, dim = size of the vectors.
+  """
+
+  def __init__(
+    self,
+    *,
+    dim: int,
+    length: int,
+    dropout: float = 0.0,
+    seed: int = 0,
+    name: str | None = None,
+  ) -> None:
+    """Takes what all encoders need.
+
+    Args:
+      dim: Size of the vectors and of the states.
+      length: Columns of a window.
+      dropout: Share of the entries that training sets to 0, in [0, 1).
+      seed: Seed of the initial values and of the dropout.
+      name: Name of the layer.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(name=name, autocast=False)
+    for argument, value in (("dim", dim), ("length", length)):
+      if value < 1:
+        raise ValueError(
+          f"`{argument}` must be positive. Received: `{argument}` = {value}."
+        )
+    if not 0.0 <= dropout < 1.0:
+      raise ValueError(
+        f"`dropout` must lie in [0, 1). Received: `dropout` = {dropout}."
+      )
+    self.dim = dim
+    self.length = length
+    self._dropout = dropout
+    self._seed = seed
+
+  def call(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    *,
+    seed: tf.Tensor | None = None,
+    first_row: int | tf.Tensor = 0,
+  ) -> tf.Tensor:
+    """States after each event.
+
+    Args:
+      vectors: [n, length, dim] float32 vectors of the events, oldest first,
+        in the first `lengths` columns of each row.
+      lengths: [n] int32 events of each history.
+      seed: [2] integer seed of the dropout; None: no dropout.
+      first_row: Number of row 0 in the global batch.
+
+    Returns:
+      [n, length, dim] states. Those of padding mean nothing.
+    """
+    return self.states(
+      vectors, lengths, _Dropout(self._dropout, seed, first_row)
+    )
+
+  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """[n, dim] states after the last events, without dropout."""
+    return history.last(self(vectors, lengths), lengths)
+
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: "_Dropout"
+  ) -> tf.Tensor:
+    """What `call` returns; `dropout(x)` drops entries of x if training."""
+    raise NotImplementedError
+
+  def get_config(self) -> dict:
+    return {
+      "dim": self.dim,
+      "length": self.length,
+      "dropout": self._dropout,
+      "seed": self._seed,
+      "name": self.name,
+    }
+
+  def _dense(
+    self, number: int, units: int, activation: str | None = None
+  ) -> tf.keras.layers.Dense:
+    """A dense layer, the `number`-th of this encoder, with seeded values."""
+    return tf.keras.layers.Dense(
+      units,
+      activation=activation,
+      kernel_initializer=tf.keras.initializers.GlorotUniform(
+        seed=self._seed + number
+      ),
+      name=f"dense_{number}",
+    )
+
+
+class _Dropout:
+  """Dropout with another stream of random numbers at each call."""
+
+  def __init__(
+    self, rate: float, seed: tf.Tensor | None, first_row: int | tf.Tensor
+  ) -> None:
+    self._rate = rate
+    self._seed = seed
+    self._first_row = first_row
+    self._calls = 0
+
+  def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    if self._seed is None or not self._rate:
+      return x
+    self._calls += 1
+    return history.dropout(
+      x,
+      self._rate,
+      seed=seeds.fold_in(self._seed, self._calls),
+      first_row=self._first_row,
+    )

@@ -1,0 +1,41 @@
+"""A gated recurrent unit over the events."""
+
+import tensorflow as tf
+
+from xir_tfrs.layers.history import encoder
+
+
+class GRUHistory(encoder.HistoryEncoder):
+  """GRU over the events, then a linear layer.
+
+  "Session-based Recommendations with Recurrent Neural Networks", Hidasi et
+  al., ICLR 2016.
+  """
+
+  def __init__(self, *, units: int | None = None, **shared) -> None:
+    """Builds the layer.
+
+    Args:
+      units: Size of the recurrent state; None: `dim`.
+      **shared: See `HistoryEncoder`.
+    """
+    super().__init__(**shared)
+    self._units = units
+    self._gru = tf.keras.layers.GRU(
+      units or self.dim,
+      return_sequences=True,
+      kernel_initializer=tf.keras.initializers.GlorotUniform(self._seed + 100),
+      recurrent_initializer=tf.keras.initializers.Orthogonal(
+        seed=self._seed + 101
+      ),
+    )
+    self._output = self._dense(0, self.dim)
+
+  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+    # No mask: padding stands behind all events, where it changes no state of
+    # theirs, and cuDNN's kernel takes no other mask.
+    del lengths
+    return self._output(dropout(self._gru(dropout(vectors))))
+
+  def get_config(self) -> dict:
+    return super().get_config() | {"units": self._units}

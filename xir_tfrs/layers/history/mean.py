@@ -1,0 +1,42 @@
+"""A weighted mean of the newest events."""
+
+import tensorflow as tf
+
+from xir_tfrs.layers.history import encoder
+from xir_tfrs.ops import history
+
+
+class MeanHistory(encoder.HistoryEncoder):
+  """Mean of the events with a learned weight for each age, then dense layers.
+
+  YouTubeDNN's bag of watches ("Deep Neural Networks for YouTube
+  Recommendations", Covington et al., RecSys 2016), with weights by age.
+  """
+
+  def __init__(self, *, hidden_units: tuple[int, ...] = (), **shared) -> None:
+    """Builds the layer.
+
+    Args:
+      hidden_units: Sizes of ReLU layers before the last, linear one.
+      **shared: See `HistoryEncoder`.
+    """
+    super().__init__(**shared)
+    self._hidden_units = tuple(hidden_units)
+    self._log_weights = self.add_weight(
+      name="log_weights", shape=(self.length,), initializer="zeros"
+    )
+    self._layers = [
+      self._dense(number, units, "relu")
+      for number, units in enumerate(self._hidden_units)
+    ]
+    self._layers.append(self._dense(len(self._layers), self.dim))
+
+  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+    del lengths
+    states = history.aged_means(dropout(vectors), self._log_weights)
+    for layer in self._layers[:-1]:
+      states = dropout(layer(states))
+    return self._layers[-1](states)
+
+  def get_config(self) -> dict:
+    return super().get_config() | {"hidden_units": list(self._hidden_units)}

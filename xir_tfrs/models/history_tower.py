@@ -1,0 +1,210 @@
+"""A query tower that encodes what a query did lately."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from xir_tfrs import distribute
+from xir_tfrs.layers import history as encoders
+from xir_tfrs.layers import state
+from xir_tfrs.models import towers
+from xir_tfrs.ops import history, seeds
+
+
+class HistoryTower(tf.keras.Model):
+  """Encodes queries from the candidates that they chose before.
+
+      q = encoder(v_1, ..., v_n)  [+ query_tower(id)]
+
+  where v_j is the vector of the j-th chosen candidate, as the candidate tower
+  has it, side features included. Without a query tower, a query that training
+  did not know differs in nothing from one that it knew. An empty history has
+  a learned vector of its own.
+
+  Example:
+
+    tower = HistoryTower(candidate_tower, encoder="attention")
+    tower(query_ids, tf.ragged.constant([[3, 7], [5]]))  # [2, dim]
+
+  Attributes:
+    candidate_tower: Encodes the events; it is the one of the candidates.
+    encoder: The `layers.HistoryEncoder`.
+    query_tower: Encodes the ids of the queries, or None.
+  """
+
+  def __init__(
+    self,
+    candidate_tower: tf.keras.Model,
+    encoder: str = "attention",
+    history_length: int = 50,
+    query_tower: tf.keras.Model | None = None,
+    *,
+    encoder_arguments: Mapping[str, Any] | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    name: str | None = None,
+  ) -> None:
+    """Builds the tower and its variables.
+
+    Args:
+      candidate_tower: [n] dense candidate ids -> [n, dim]; a `Tower`.
+      encoder: One of `layers.history.ENCODERS`.
+      history_length: Newest events that are encoded; older ones are dropped.
+      query_tower: [n] dense query ids -> [n, dim]; its output is added. None:
+        the history alone makes the vector.
+      encoder_arguments: Further arguments of the encoder, by name.
+      dropout: Share of the encoder's entries that training sets to 0.
+      seed: Seed of the initial values and of the dropout.
+      name: Name of the model.
+
+    Raises:
+      ValueError: Unknown encoder, or an argument out of its range.
+    """
+    super().__init__(name=name)
+    if encoder not in encoders.ENCODERS:
+      raise ValueError(
+        f"`encoder` must be one of {', '.join(encoders.ENCODERS)}. Received: "
+        f"`encoder` = {encoder!r}."
+      )
+    self.candidate_tower = candidate_tower
+    self.query_tower = query_tower
+    dim = candidate_tower(tf.zeros([1], tf.int64)).shape[-1]
+    self._encoder_name = encoder
+    self._encoder_arguments = dict(encoder_arguments or {})
+    self._dropout = dropout
+    self._seed = seed
+    self.encoder = encoders.ENCODERS[encoder](
+      dim=dim,
+      length=history_length,
+      dropout=dropout,
+      seed=seed,
+      **self._encoder_arguments,
+    )
+    self._start = self.add_weight(
+      name="start",
+      shape=(dim,),
+      initializer=tf.keras.initializers.RandomNormal(stddev=0.02, seed=seed),
+    )
+    self._step = state.add_state(self.encoder, "step", (), tf.int64)
+    # Variables exist from here on: under a strategy, and for a checkpoint,
+    # the first call is too late.
+    self(tf.zeros([1], tf.int64), tf.zeros([1, 1], tf.int64))
+
+  @property
+  def history_length(self) -> int:
+    """Newest events that are encoded."""
+    return self.encoder.length
+
+  def call(
+    self,
+    query_ids: tf.Tensor,
+    history_ids: tf.Tensor | tf.RaggedTensor,
+    training: bool = False,
+  ) -> tf.Tensor:
+    """Encodes queries after their whole histories.
+
+    Args:
+      query_ids: [n] dense query ids; read by the query tower alone.
+      history_ids: [n, None] dense candidate ids, oldest first: ragged, or
+        padded with -1 anywhere. Unknown ids are dropped.
+      training: Whether entries are dropped; a Python bool.
+
+    Returns:
+      [n, dim] vectors.
+    """
+    vectors, lengths = self._events(history_ids)
+    if training:
+      states = self.encoder(vectors, lengths, **self._randomness(lengths))
+      states = history.last(states, lengths)
+    else:
+      states = self.encoder.last(vectors, lengths)
+    states = tf.where(lengths[:, tf.newaxis] > 0, states, self._start)
+    return states + self._of_ids(query_ids, training)
+
+  def encode_positions(
+    self,
+    query_ids: tf.Tensor,
+    history_ids: tf.Tensor | tf.RaggedTensor,
+    training: bool = False,
+  ) -> tf.Tensor:
+    """Encodes queries after each event of their histories.
+
+    One call gives the vectors of all the histories that a window begins with,
+    for about the cost of one of them.
+
+    Args:
+      query_ids: [n] dense query ids.
+      history_ids: [n, None] dense candidate ids, as in `call`.
+      training: Whether entries are dropped; a Python bool.
+
+    Returns:
+      [n, history_length + 1, dim]: column t is the vector after t events.
+      Those after the last event mean nothing.
+    """
+    vectors, lengths = self._events(history_ids)
+    randomness = self._randomness(lengths) if training else {}
+    states = self.encoder(vectors, lengths, **randomness)
+    start = tf.broadcast_to(self._start, tf.shape(states[:, :1]))
+    states = tf.concat([start, states], axis=1)
+    return states + self._of_ids(query_ids, training)[..., tf.newaxis, :]
+
+  def get_config(self) -> dict:
+    """JSON-ready; the candidate tower is left out, as it has another owner."""
+    return {
+      "encoder": self._encoder_name,
+      "history_length": self.history_length,
+      "query_tower": (
+        None if self.query_tower is None else self.query_tower.get_config()
+      ),
+      "encoder_arguments": dict(self._encoder_arguments),
+      "dropout": self._dropout,
+      "seed": self._seed,
+      "name": self.name,
+    }
+
+  @classmethod
+  def from_config(
+    cls,
+    config: dict,
+    custom_objects=None,
+    candidate_tower: tf.keras.Model | None = None,
+  ) -> "HistoryTower":
+    """A tower like the one that gave the config, over a candidate tower."""
+    del custom_objects
+    if candidate_tower is None:
+      raise ValueError(
+        "A HistoryTower shares the candidate tower of its model: give "
+        "`candidate_tower`."
+      )
+    config = dict(config)
+    query_tower = config.pop("query_tower")
+    if query_tower is not None:
+      query_tower = towers.Tower.from_config(query_tower)
+    return cls(candidate_tower, query_tower=query_tower, **config)
+
+  def _events(self, history_ids) -> tuple[tf.Tensor, tf.Tensor]:
+    """[n, length, dim] vectors of the newest events, [n] their numbers."""
+    window, lengths = history.newest(
+      history_ids, self.history_length, self.candidate_tower.vocabulary_size
+    )
+    vectors = self.candidate_tower(tf.reshape(window, [-1]))
+    vectors = tf.cast(vectors, tf.float32)
+    shape = [-1, self.history_length, vectors.shape[1]]
+    return tf.reshape(vectors, shape), lengths
+
+  def _of_ids(self, query_ids: tf.Tensor, training: bool) -> tf.Tensor:
+    """What the query tower adds: [n, dim], or a 0."""
+    if self.query_tower is None:
+      return tf.zeros([1])
+    vectors = self.query_tower(query_ids, training=training)
+    return tf.cast(vectors, tf.float32)
+
+  def _randomness(self, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Arguments of the encoder in training; each step has its own."""
+    if not self._dropout:
+      return {}
+    seed = seeds.step_seed(self._seed, self._step, seeds.HISTORY_DROPOUT)
+    first_row, _ = distribute.global_rows(tf.size(lengths))
+    self._step.assign_add(1)
+    return {"seed": seed, "first_row": first_row}
