@@ -434,7 +434,7 @@ def _run_steps(strategy, trained, step, batches, num_steps):
   """Losses [num_steps] of as many steps, in one call of a graph."""
   losses = tf.TensorArray(tf.float32, size=num_steps)
   for i in tf.range(num_steps):
-    metrics = strategy.run(trained.train_step, args=(next(batches),))
+    metrics = strategy.run(trained.gradient_step, args=(next(batches),))
     # Each replica has its share of the global mean.
     loss = strategy.reduce(
       tf.distribute.ReduceOp.SUM, metrics["loss"], axis=None

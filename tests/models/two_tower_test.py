@@ -38,6 +38,74 @@ class TwoTowerTest(tf.test.TestCase):
       model.compute_loss(heavy), 2 * model.compute_loss(BATCH)
     )
 
+  def test_fit_and_evaluate_report_means_over_rows(self):
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    rows = tf.data.Dataset.from_tensor_slices(BATCH).batch(2)
+    losses = [model.compute_loss(batch) for batch in rows]
+    self.assertNotAllClose(*losses)
+    mean = (2 * losses[0] + losses[1]) / 3
+    # Another epoch, and another evaluation, start anew.
+    history = model.fit(rows, epochs=2, validation_data=rows, verbose=0).history
+    for name in ("loss", "val_loss", "total_loss"):
+      self.assertAllClose(history[name], [mean, mean], rtol=1e-5)
+    evaluated = model.evaluate(rows, verbose=0, return_dict=True)
+    self.assertAllClose(evaluated["loss"], mean, rtol=1e-5)
+
+  def test_means_are_not_in_checkpoints(self):
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    path = tf.train.Checkpoint(model=model).save(self.get_temp_dir())
+    names = [name for name, _ in tf.train.list_variables(path)]
+    self.assertTrue(any("query_tower" in name for name in names))
+    self.assertFalse(any("means" in name or "total" in name for name in names))
+
+  def test_a_step_of_ones_own_reports_its_batch(self):
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    for _ in range(2):
+      expected = model.compute_loss(BATCH)
+      self.assertAllClose(model.gradient_step(BATCH)["loss"], expected)
+      self.assertLess(model.compute_loss(BATCH), expected)
+
+  def test_sample_weight_of_fit_weighs_rows(self):
+    column = tf.constant([1.0, 0.0, 3.0])
+    argument = tf.constant([2.0, 5.0, 1.0])
+    expected = two_tower().compute_loss(
+      BATCH | {"sample_weight": column * argument}
+    )
+    rows = {
+      name: value.numpy()
+      for name, value in (BATCH | {"sample_weight": column}).items()
+    }
+    weight = argument.numpy()
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    sizes = {"batch_size": 3, "verbose": 0}
+    found = [
+      model.fit(rows, sample_weight=weight, **sizes).history["loss"][0],
+      model.evaluate(rows, sample_weight=weight, **sizes)[0],
+      model.train_on_batch(rows, sample_weight=weight, reset_metrics=True)[0],
+      model.test_on_batch(rows, sample_weight=weight, reset_metrics=True)[0],
+    ]
+    self.assertAllClose(found, [expected] * 4)
+    pairs = tf.data.Dataset.from_tensors((BATCH, None, column * argument))
+    self.assertAllClose(model.evaluate(pairs, verbose=0)[0], expected)
+
+  def test_what_fit_cannot_use_is_refused_by_name(self):
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    rows = {name: value.numpy() for name, value in BATCH.items()}
+    with self.assertRaisesRegex(ValueError, "`class_weight`.*`sample_weight`"):
+      model.fit(rows, class_weight={0: 1.0, 1: 5.0}, verbose=0)
+    for arguments in (
+      {"x": rows, "y": np.ones(3)},
+      {"x": tf.data.Dataset.from_tensors((BATCH, tf.ones(3)))},
+      {"x": tf.data.Dataset.from_tensors(tf.ones(3))},
+    ):
+      with self.assertRaisesRegex(ValueError, "`query_id`.*no `y`"):
+        model.fit(**arguments, verbose=0)
+
   def test_encodings_are_unit_vectors_where_scores_are_cosines(self):
     for normalize in (False, True):
       model = two_tower(normalize=normalize)

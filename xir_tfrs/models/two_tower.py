@@ -1,6 +1,8 @@
 """Two towers and a task."""
 
+import types
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -9,6 +11,12 @@ from xir_tfrs import distribute
 from xir_tfrs.models import towers
 from xir_tfrs.models.ranker import Ranker
 
+# What Keras reports of an epoch, means over its rows.
+_LOSSES = ("loss", "regularization_loss", "total_loss")
+_NO_LABELS = (
+  "Batches must be dicts with `query_id` and `candidate_id`. The candidates "
+  "are the labels, so there is no `y`."
+)
 # In a ranker's config: its table of side features is that of the tower.
 _SHARED = "tower"
 
@@ -18,7 +26,9 @@ class TwoTower(tfrs.Model):
 
   Batches are dicts with `query_id` and `candidate_id`, [batch] dense integer
   ids, and optionally `sample_weight` [batch] and `known_candidate_ids` [batch,
-  None], ids that are no negatives of their row.
+  None], ids that are no negatives of their row. `fit` and `evaluate` also take
+  `sample_weight` as an argument of their own, and report the mean losses over
+  the rows of the epoch so far.
 
   Attributes:
     query_tower, candidate_tower: Encoders of ids, e.g. `Tower`.
@@ -76,6 +86,56 @@ class TwoTower(tfrs.Model):
       sample_weight=inputs.get("sample_weight"),
       training=training,
     )
+
+  def compile(self, *args: Any, **kwargs: Any) -> None:
+    """As Keras has it."""
+    super().compile(*args, **kwargs)
+    # In a namespace, which Keras does not track: checkpoints do not hold it.
+    with self.distribute_strategy.scope():
+      self._means = types.SimpleNamespace(
+        of={name: tf.keras.metrics.Mean(name) for name in _LOSSES}
+      )
+
+  def fit(self, x: Any = None, y: None = None, **kwargs: Any) -> Any:
+    """As Keras has it, for batches of the form that the class describes."""
+    return super().fit(**_for_keras(x, y, kwargs))
+
+  def evaluate(self, x: Any = None, y: None = None, **kwargs: Any) -> Any:
+    """As Keras has it, for the same batches."""
+    return super().evaluate(**_for_keras(x, y, kwargs))
+
+  def train_on_batch(self, x: Any, y: None = None, **kwargs: Any) -> Any:
+    """As Keras has it, for such a batch."""
+    return super().train_on_batch(**_for_keras(x, y, kwargs))
+
+  def test_on_batch(self, x: Any, y: None = None, **kwargs: Any) -> Any:
+    """As Keras has it, for such a batch."""
+    return super().test_on_batch(**_for_keras(x, y, kwargs))
+
+  def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """A step of `fit`: `gradient_step`, with means over the epoch so far."""
+    batch = _batch(data)
+    return self._with_means(batch, self.gradient_step(batch))
+
+  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """A step of `evaluate`, with means so far."""
+    batch = _batch(data)
+    return self._with_means(batch, super().test_step(batch))
+
+  def gradient_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Trains on a batch; for loops of one's own, on each replica.
+
+    Returns:
+      `loss`, `regularization_loss` and `total_loss` of the batch, scalars: this
+      replica's shares, of which the global loss is the sum.
+    """
+    return super().train_step(batch)
+
+  def reset_metrics(self) -> None:
+    """Begins an epoch; Keras calls it."""
+    super().reset_metrics()
+    for mean in self._means.of.values():
+      mean.reset_state()
 
   def encode_queries(
     self,
@@ -148,6 +208,19 @@ class TwoTower(tfrs.Model):
       ranker=ranker,
     )
 
+  def _with_means(self, batch, losses) -> dict[str, tf.Tensor]:
+    _, rows = distribute.global_rows(tf.shape(batch["candidate_id"])[0])
+    rows = tf.cast(rows, tf.float32)
+    replicas = tf.cast(distribute.num_replicas(), tf.float32)
+    reported = dict(losses)
+    for name, mean in self._means.of.items():
+      # Shares add up over the replicas, and so do the weights. At the end of a
+      # dataset there may be a step without rows, whose loss is not defined.
+      share = tf.where(rows > 0, tf.cast(losses[name], tf.float32), 0.0)
+      mean.update_state(share * replicas, sample_weight=rows / replicas)
+      reported[name] = mean.result()
+    return reported
+
   def _ranker_config(self) -> dict | None:
     if not isinstance(self.ranker, Ranker):
       return None
@@ -170,3 +243,35 @@ class TwoTower(tfrs.Model):
     if self.normalize:
       return tf.math.l2_normalize(embeddings, axis=1)
     return embeddings
+
+
+def _for_keras(x: Any, y: None, arguments: dict[str, Any]) -> dict[str, Any]:
+  """Arguments of Keras' methods; what these would drop is refused or moved."""
+  if y is not None:
+    raise ValueError(_NO_LABELS)
+  if arguments.pop("class_weight", None) is not None:
+    raise ValueError(
+      "`class_weight` does not apply: a retrieval model has no classes. Weigh "
+      "rows by `sample_weight`."
+    )
+  weight = arguments.get("sample_weight")
+  if weight is not None and isinstance(x, Mapping):
+    # Without labels Keras drops the weights.
+    x = _weighed(x, arguments.pop("sample_weight"))
+  return {"x": x, **arguments}
+
+
+def _batch(data: Any) -> Mapping[str, tf.Tensor]:
+  """What Keras hands to a step, with `sample_weight` among the columns."""
+  batch, labels, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
+  if labels is not None or not isinstance(batch, Mapping):
+    raise ValueError(_NO_LABELS)
+  return batch if weight is None else _weighed(batch, weight)
+
+
+def _weighed(batch: Mapping[str, Any], weight: Any) -> dict[str, Any]:
+  """The columns, with weights on top of their own."""
+  weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
+  if "sample_weight" in batch:
+    weight *= tf.cast(batch["sample_weight"], tf.float32)
+  return {**batch, "sample_weight": weight}
