@@ -32,7 +32,7 @@ from absl import app, flags
 import xir_tfrs as xir
 from benchmarks import harness
 from pipelines import prepare
-from pipelines.readers import sources
+from pipelines.readers import inputs
 from pipelines.training import build as model
 from pipelines.training import config as configs
 from xir_tfrs.data import datasets, records, schema
@@ -269,7 +269,7 @@ def generate(directory: str) -> None:
   """Prepares generated data, long-tailed, in an empty directory."""
   prepare.prepare(
     prepare.PrepareConfig(
-      input=sources.Input(format="synthetic"), output=directory, overwrite=True
+      input=inputs.Input(format="synthetic"), output=directory, overwrite=True
     )
   )
 

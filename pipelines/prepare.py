@@ -23,8 +23,8 @@ import numpy as np
 from absl import app, flags
 
 from pipelines.preparation import features, passes, spill, vocabulary
-from pipelines.readers import base, sources
-from pipelines.readers import synthetic as synthetic_lib
+from pipelines.readers import inputs, sources
+from pipelines.readers import source as source_lib
 from xir_tfrs.data import directory as directories
 from xir_tfrs.data import errors, records
 from xir_tfrs.data import schema as schema_lib
@@ -53,7 +53,7 @@ class PrepareConfig:
     num_buckets: buckets of the second pass; None goes by the input size.
   """
 
-  input: sources.Input
+  input: inputs.Input
   output: str | os.PathLike[str]
   name: str | None = None
   split: str = "random"
@@ -100,7 +100,7 @@ def prepare(config: PrepareConfig) -> schema_lib.Schema:
 
 
 Convert = Callable[
-  [PrepareConfig, base.Source, pathlib.Path], schema_lib.Schema
+  [PrepareConfig, source_lib.Source, pathlib.Path], schema_lib.Schema
 ]
 
 
@@ -127,7 +127,7 @@ def make(config: PrepareConfig, convert: Convert) -> schema_lib.Schema:
 
 
 def _convert(
-  config: PrepareConfig, source: base.Source, directory: pathlib.Path
+  config: PrepareConfig, source: source_lib.Source, directory: pathlib.Path
 ) -> schema_lib.Schema:
   """Reads the rows, block after block, and writes them."""
   columns = config.input.columns
@@ -167,7 +167,7 @@ def _convert(
 
 def finish(
   config: PrepareConfig,
-  source: base.Source,
+  source: source_lib.Source,
   directory: pathlib.Path,
   users: Table,
   items: Table,
@@ -232,11 +232,11 @@ def finish(
   )
 
 
-def bucket_count(config: PrepareConfig, source: base.Source) -> int:
+def bucket_count(config: PrepareConfig, source: source_lib.Source) -> int:
   return config.num_buckets or spill.bucket_count(source.size)
 
 
-def row_dtype(config: PrepareConfig, source: base.Source) -> np.dtype:
+def row_dtype(config: PrepareConfig, source: source_lib.Source) -> np.dtype:
   has_weights = config.input.columns.weight is not None
   return spill.row_dtype(source.has_times, has_weights)
 
@@ -321,7 +321,9 @@ def _interaction_features(
   return tuple(schema_lib.InteractionFeature(*f) for f in dtypes.items())
 
 
-def _options(config: PrepareConfig, source: base.Source) -> dict[str, object]:
+def _options(
+  config: PrepareConfig, source: source_lib.Source
+) -> dict[str, object]:
   """What was asked for other than files and the split."""
   if config.input.format == "synthetic":
     options = dataclasses.asdict(config.input.synthetic)
@@ -390,7 +392,7 @@ def define_flags() -> Callable[[], PrepareConfig]:
   Not at import: `pipelines.quickstart` imports this module and has flags of
   the same names.
   """
-  default = synthetic_lib.SyntheticConfig()
+  default = inputs.SyntheticConfig()
   holders = [
     flags.DEFINE_multi_string(
       "input",
@@ -404,7 +406,7 @@ def define_flags() -> Callable[[], PrepareConfig]:
     flags.DEFINE_enum(
       "format",
       "auto",
-      sources.FORMATS,
+      inputs.FORMATS,
       "kind of input; auto goes by the ending of the file name",
     ),
     flags.DEFINE_string(
@@ -473,10 +475,10 @@ def define_flags() -> Callable[[], PrepareConfig]:
   def config() -> PrepareConfig:
     value = {holder.name: holder.value for holder in holders}
     return PrepareConfig(
-      input=sources.Input(
+      input=inputs.Input(
         paths=tuple(value["input"]),
         format=value["format"],
-        columns=base.Columns(
+        columns=inputs.Columns(
           user=value["user_column"],
           item=value["item_column"],
           time=value["time_column"],
@@ -491,7 +493,7 @@ def define_flags() -> Callable[[], PrepareConfig]:
         item_file=value["item_file"],
         data_dir=value["data_dir"],
         tfds_split=value["tfds_split"],
-        synthetic=synthetic_lib.SyntheticConfig(
+        synthetic=inputs.SyntheticConfig(
           num_users=value["synthetic_users"],
           num_items=value["synthetic_items"],
           num_interactions=value["synthetic_interactions"],

@@ -28,7 +28,8 @@ from absl import app, flags
 
 from pipelines import prepare
 from pipelines.preparation import spill, vocabulary
-from pipelines.readers import base
+from pipelines.readers import blocks
+from pipelines.readers import source as source_lib
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data.files import side_tables
@@ -65,7 +66,7 @@ def pipeline_options_of(
 def _convert(
   options: pipeline_options.PipelineOptions,
   config: prepare.PrepareConfig,
-  source: base.Source,
+  source: source_lib.Source,
   directory: pathlib.Path,
 ) -> schema_lib.Schema:
   """`prepare.Convert`: both passes, and between them the tables."""
@@ -112,10 +113,10 @@ def _convert(
 
 def _table(
   config: prepare.PrepareConfig,
-  source: base.Source,
+  source: source_lib.Source,
   side: side_tables.SideTable | None,
   kind: str,
-  largest: tuple[int, base.Piece] | None,
+  largest: tuple[int, blocks.Piece] | None,
   vocab: vocabulary.Vocabulary,
 ) -> prepare.Table:
   """`prepare.table`, whose error names the line of the largest dense id."""

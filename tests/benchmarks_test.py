@@ -26,7 +26,7 @@ from benchmarks import (
   train_step,
 )
 from pipelines import prepare
-from pipelines.readers import sources, synthetic
+from pipelines.readers import inputs
 from tests import synthetic_data
 
 _measure = harness.measure
@@ -214,9 +214,9 @@ def test_estimator_bias(tmp_path, capsys):
   data = str(tmp_path / "data")
   prepare.prepare(
     prepare.PrepareConfig(
-      input=sources.Input(
+      input=inputs.Input(
         format="synthetic",
-        synthetic=synthetic.SyntheticConfig(
+        synthetic=inputs.SyntheticConfig(
           num_users=60, num_items=40, num_interactions=900, seed=3
         ),
       ),

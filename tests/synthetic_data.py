@@ -1,17 +1,17 @@
 """Small prepared data sets for the tests of the programs."""
 
 from pipelines import prepare
-from pipelines.readers import sources, synthetic
+from pipelines.readers import inputs
 
 
 def prepare_synthetic(output, *, validation_fraction=0.0, **sizes):
   """Prepares generated data; `sizes` are those of `SyntheticConfig`."""
   prepare.prepare(
     prepare.PrepareConfig(
-      input=sources.Input(
+      input=inputs.Input(
         paths=(),
         format="synthetic",
-        synthetic=synthetic.SyntheticConfig(**sizes),
+        synthetic=inputs.SyntheticConfig(**sizes),
       ),
       output=output,
       validation_fraction=validation_fraction,

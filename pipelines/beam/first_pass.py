@@ -29,7 +29,8 @@ from pyarrow import feather
 from pipelines import prepare
 from pipelines.beam import handover
 from pipelines.preparation import passes, spill, vocabulary
-from pipelines.readers import base
+from pipelines.readers import blocks
+from pipelines.readers import source as source_lib
 from xir_tfrs.data import errors
 
 _SEEN, _IDS, _ROWS = "seen", "ids", "rows"
@@ -72,12 +73,12 @@ class Seen:
   files: dict[int, dict[str, str | int]] = dataclasses.field(
     default_factory=dict
   )
-  largest: dict[str, tuple[int, base.Piece]] = dataclasses.field(
+  largest: dict[str, tuple[int, blocks.Piece]] = dataclasses.field(
     default_factory=dict
   )
-  error: tuple[base.Piece, errors.DataError] | None = None
+  error: tuple[blocks.Piece, errors.DataError] | None = None
 
-  def first_error(self, source: base.Source) -> errors.DataError | None:
+  def first_error(self, source: source_lib.Source) -> errors.DataError | None:
     """What reading the files one after another would have raised."""
     broken = self.error[0].file if self.error else source.num_files
     for file in range(min(broken, source.num_files)):
@@ -89,7 +90,7 @@ class Seen:
 def joined(seen: Iterable[Seen]) -> Seen:
   """What is known of all pieces together."""
   seen = list(seen)
-  largest: dict[str, tuple[int, base.Piece]] = {}
+  largest: dict[str, tuple[int, blocks.Piece]] = {}
   for kind, found in itertools.chain(*(s.largest.items() for s in seen)):
     known = largest.setdefault(kind, found)
     if (-found[0], found[1].position) < (-known[0], known[1].position):
@@ -109,7 +110,7 @@ def joined(seen: Iterable[Seen]) -> Seen:
 
 def run(
   config: prepare.PrepareConfig,
-  source: base.Source,
+  source: source_lib.Source,
   work: pathlib.Path,
   buckets: spill.Buckets,
   options: pipeline_options.PipelineOptions,
@@ -175,7 +176,7 @@ class _Read(beam.DoFn):
 
   def __init__(
     self,
-    source: base.Source,
+    source: source_lib.Source,
     config: prepare.PrepareConfig,
     buckets: spill.Buckets,
   ):
@@ -184,7 +185,7 @@ class _Read(beam.DoFn):
     self._dense_ids = config.dense_ids
     self._shares, self._dtype = buckets.count, buckets.dtype
 
-  def process(self, piece: base.Piece) -> Iterator[Any]:
+  def process(self, piece: blocks.Piece) -> Iterator[Any]:
     # An error is an output like any other. Raised, it would come back wrapped
     # by the runner, after retries, and not be the first of the input.
     try:
@@ -195,7 +196,7 @@ class _Read(beam.DoFn):
       except errors.DataError as e:
         yield beam.pvalue.TaggedOutput(_SEEN, Seen(error=(piece, e)))
 
-  def _read(self, piece: base.Piece, count_lines: bool) -> Iterator[Any]:
+  def _read(self, piece: blocks.Piece, count_lines: bool) -> Iterator[Any]:
     dense = {
       "users": vocabulary.DenseIds(self._columns.user),
       "items": vocabulary.DenseIds(self._columns.item),
@@ -248,7 +249,7 @@ def _mentions(
 class _Fingerprint(beam.DoFn):
   """Number of a file -> its name, size and hash."""
 
-  def __init__(self, source: base.Source):
+  def __init__(self, source: source_lib.Source):
     self._source = source
 
   def process(self, file: int) -> Iterator[Seen]:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from pipelines.preparation import spill, splits, vocabulary
-from pipelines.readers import base
+from pipelines.readers import blocks
+from pipelines.readers import source as source_lib
 from xir_tfrs.data import records
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import progress
@@ -60,7 +61,7 @@ class Written:
 
 
 def spill_rows(
-  source: base.Source,
+  source: source_lib.Source,
   buckets: spill.Buckets,
   ids: Ids,
   min_rating: float | None,
@@ -88,7 +89,7 @@ def spill_rows(
 
 
 def encoded(
-  block: base.Block,
+  block: blocks.Block,
   users: np.ndarray,
   items: np.ndarray,
   position: int,
@@ -107,7 +108,7 @@ def encoded(
 
 def well_rated(
   rows: np.ndarray,
-  block: base.Block,
+  block: blocks.Block,
   min_rating: float | None,
   warnings: collections.Counter[str],
 ) -> np.ndarray:

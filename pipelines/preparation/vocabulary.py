@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.readers import base
+from pipelines.readers import blocks
 from xir_tfrs.data import errors
 
 
@@ -54,7 +54,7 @@ class DenseIds:
     self.largest = -1
     self._largest_error: errors.DataError | None = None
 
-  def check(self, block: base.Block, ids: pa.Array) -> None:
+  def check(self, block: blocks.Block, ids: pa.Array) -> None:
     """Raises if an id of the block is not a plain whole number."""
     plain = pc.match_substring_regex(ids, "^(0|[1-9][0-9]{0,8})$")
     wrong = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))

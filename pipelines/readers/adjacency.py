@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.readers import base
+from pipelines.readers import blocks, inputs, source
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import text
+from xir_tfrs.data.files import places, text
 
 
-class AdjacencySource(base.FileSource):
+class AdjacencySource(source.TextSource):
   """One or more adjacency files; the order of a line is the order in time.
 
   A user with no items is skipped and counted; a user on two lines is the same
@@ -22,20 +22,16 @@ class AdjacencySource(base.FileSource):
   """
 
   has_times = False
-  ignored = ()
 
   def __init__(
     self,
     paths: Sequence[pathlib.Path],
-    roles: base.Columns,
-    side_files: base.SideFiles,
+    roles: inputs.Columns,
+    side_files: source.SideFiles,
     chunk_bytes: int = text.CHUNK_BYTES,
   ):
-    super().__init__("adjacency", paths[0].stem, roles, side_files)
-    self._files = [text.TextFile(path) for path in paths]
-    self._chunk_bytes = chunk_bytes
-    self._bytes = [f.bytes for f in self._files]
-    self.num_files, self.size = len(self._files), sum(self._bytes)
+    files = [text.TextFile(path) for path in paths]
+    super().__init__("adjacency", files, roles, side_files, chunk_bytes)
     for name in (roles.time, roles.weight, roles.rating):
       if name is not None:
         raise errors.DataError(
@@ -45,48 +41,30 @@ class AdjacencySource(base.FileSource):
           column=name,
         )
 
-  def blocks(self) -> Iterator[base.Block]:
-    self.warnings.clear()
-    done = 0
-    for number, file in enumerate(self._files):
-      rows = 0
-      for chunk in file.chunks(self._chunk_bytes, skip_lines=0):
-        block = self._block(file, chunk, done)
-        rows += len(block.users)
-        yield block
-      if not rows:
-        raise self.no_rows(number)
-      done += self._bytes[number]
-      self.warnings["last_line_without_newline"] += not file.ends_in_newline
-
-  def pieces(self) -> list[base.Piece]:
-    return base.byte_pieces(self._bytes, self._chunk_bytes)
-
-  def read(
-    self, piece: base.Piece, count_lines: bool = False
-  ) -> Iterator[tuple[int, base.Block]]:
-    self.warnings.clear()
-    file = self._files[piece.file]
-    for chunk in file.piece(
-      piece.start, piece.stop, count_lines=count_lines, skip_lines=0
-    ):
-      # A line can reach far behind the piece and be many rows: these count
-      # from the byte where the chunk begins, not from the piece.
-      begin = chunk.end - len(chunk.data)
-      position = piece.position - piece.start + begin
-      yield position, self._block(file, chunk, 0)
-    self.warnings["last_line_without_newline"] += not file.ends_in_newline
-
   def no_rows(self, file: int) -> errors.DataError:
     return errors.DataError(
       "no interactions; expected lines of 'user item item ...'",
-      path=self._files[file].path,
+      path=self._texts[file].path,
       line=1,
     )
 
+  def _read(
+    self, piece: blocks.Piece, count_lines: bool
+  ) -> Iterator[tuple[int, blocks.Block]]:
+    file, before = self._texts[piece.file], self._before(piece.file)
+    for chunk in file.chunks(
+      self._chunk_bytes,
+      skip_lines=0,
+      start=piece.start,
+      stop=piece.stop,
+      count_lines=count_lines,
+    ):
+      yield before + chunk.begin, self._block(file, chunk, before)
+    self.warnings["last_line_without_newline"] += not file.ends_in_newline
+
   def _block(
-    self, file: text.TextFile, chunk: text.Chunk, done: int
-  ) -> base.Block:
+    self, file: text.TextFile, chunk: text.Chunk, before: int
+  ) -> blocks.Block:
     lists = _tokens(file, chunk)
     lengths = np.diff(lists.offsets.to_numpy())
     self.warnings["blank_lines"] += int((lengths == 0).sum())
@@ -97,16 +75,12 @@ class AdjacencySource(base.FileSource):
     is_item[first] = False
     items_per_user = lengths[lengths > 0] - 1
     lines = chunk.first_line + np.flatnonzero(lengths > 0)
-    return base.Block(
-      path=file.path,
-      lines=np.repeat(lines, items_per_user),
+    return blocks.Block(
+      places=places.Places(file.path, np.repeat(lines, items_per_user)),
       users=tokens.take(pa.array(np.repeat(first, items_per_user))),
       items=tokens.filter(pa.array(is_item)),
-      progress=done + chunk.end,
+      progress=before + chunk.end,
     )
-
-  def fingerprint(self, file: int) -> dict[str, str | int]:
-    return self._files[file].fingerprint()
 
 
 def _tokens(file: text.TextFile, chunk: text.Chunk) -> pa.ListArray:

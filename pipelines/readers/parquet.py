@@ -5,92 +5,92 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import pyarrow as pa
-from pyarrow import parquet as pq
-
-from pipelines.readers import base
+from pipelines.readers import blocks, inputs, source
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import text
+from xir_tfrs.data.files import parquet, places, text
 
 _ROWS_PER_BLOCK = 1 << 19
 
 
-class ParquetSource(base.FileSource):
+class ParquetSource(source.FileSource):
   """One or more Parquet files with the same columns."""
 
   def __init__(
     self,
     paths: Sequence[pathlib.Path],
-    roles: base.Columns,
-    side_files: base.SideFiles,
+    roles: inputs.Columns,
+    side_files: source.SideFiles,
     rows_per_block: int = _ROWS_PER_BLOCK,
   ):
     super().__init__("parquet", paths[0].stem, roles, side_files)
     self._paths, self._rows_per_block = tuple(paths), rows_per_block
-    self._rows = [_open(p).metadata.num_rows for p in paths]
-    self.num_files, self.size = len(self._paths), sum(self._rows)
-    names = _open(paths[0]).schema_arrow.names
-    used = roles.interaction_kinds(names, str(paths[0]), line=None)
+    files = [parquet.open_file(path) for path in paths]
+    # [files][row groups]
+    self._rows = [
+      [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+      for file, _ in files
+    ]
+    self.num_files = len(files)
+    self.size = sum(map(sum, self._rows)) * blocks.ROW_BYTES
+    kinds = [
+      roles.interaction_kinds(names, str(path), line=None)
+      for path, (_, names) in zip(paths, files, strict=True)
+    ]
+    for path, used in zip(paths, kinds, strict=True):
+      if used != kinds[0]:
+        raise errors.DataError(f"has other columns than {paths[0]}", path=path)
+    self._used = list(kinds[0])
+    names = files[0][1]
     self.has_times = roles.time_column(names) is not None
-    self.ignored = tuple(n for n in names if n not in used)
+    self.ignored = tuple(n for n in names if n not in self._used)
 
-  def blocks(self) -> Iterator[base.Block]:
-    before = 0
-    for number, rows in enumerate(self._rows):
-      if not rows:
-        raise self.no_rows(number)
-      yield from self._blocks(number, None, 0, before)
-      before += rows
-
-  def pieces(self) -> list[base.Piece]:
+  def pieces(self) -> list[blocks.Piece]:
     """Row groups, as many together as a block holds."""
-    pieces, before = [], 0
-    for number, path in enumerate(self._paths):
-      metadata = _open(path).metadata
+    pieces = []
+    for number, groups in enumerate(self._rows):
       start = rows = 0
-      for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        if rows >= self._rows_per_block or group + 1 == metadata.num_row_groups:
-          pieces.append(base.Piece(number, start, group + 1, before))
-          before, start, rows = before + rows, group + 1, 0
+      position = self._before(number)
+      for group, of_group in enumerate(groups, 1):
+        rows += of_group
+        if rows >= self._rows_per_block or group == len(groups):
+          pieces.append(blocks.Piece(number, start, group, position))
+          position, start, rows = position + rows, group, 0
     return pieces
-
-  def read(
-    self, piece: base.Piece, count_lines: bool = False
-  ) -> Iterator[tuple[int, base.Block]]:
-    del count_lines  # The file itself tells how many rows are before.
-    before = sum(self._rows[: piece.file])
-    groups = list(range(piece.start, piece.stop))
-    row = piece.position - before
-    for block in self._blocks(piece.file, groups, row, before):
-      yield before + row, block
-      row += len(block.users)
-
-  def _blocks(
-    self, number: int, groups: list[int] | None, row: int, before: int
-  ) -> Iterator[base.Block]:
-    """Blocks of some row groups, or of all, from the 0-based `row` on."""
-    file, path = _open(self._paths[number]), str(self._paths[number])
-    names = file.schema_arrow.names
-    used = self.roles.interaction_kinds(names, path, line=None)
-    for batch in file.iter_batches(
-      self._rows_per_block, row_groups=groups, columns=list(used)
-    ):
-      end = row + len(batch)
-      yield base.arrow_block(batch, self.roles, path, row, before + end)
-      row = end
 
   def no_rows(self, file: int) -> errors.DataError:
     return errors.DataError("no rows", path=self._paths[file])
 
-  def fingerprint(self, file: int) -> dict[str, str | int]:
+  def fingerprint(self, file: int) -> source.Fingerprint:
     return text.fingerprint(self._paths[file])
 
+  def _before(self, file: int) -> int:
+    """Rows of the files before it."""
+    return sum(map(sum, self._rows[:file]))
 
-def _open(path: pathlib.Path) -> pq.ParquetFile:
-  try:
-    return pq.ParquetFile(path)
-  except pa.ArrowInvalid as e:
-    raise errors.DataError(
-      f"empty, truncated or not a Parquet file ({e})", path=path
-    ) from None
+  def _whole(self, file: int) -> blocks.Piece:
+    return blocks.Piece(file, 0, len(self._rows[file]), self._before(file))
+
+  def _read(
+    self, piece: blocks.Piece, count_lines: bool
+  ) -> Iterator[tuple[int, blocks.Block]]:
+    del count_lines  # The file itself tells how many rows are before.
+    path, before = str(self._paths[piece.file]), self._before(piece.file)
+    file, _ = parquet.open_file(path)
+    position = piece.position
+    batches = file.iter_batches(
+      self._rows_per_block,
+      row_groups=list(range(piece.start, piece.stop)),
+      columns=self._used,
+    )
+    while True:
+      with parquet.reading(path):
+        batch = next(batches, None)
+      if batch is None:
+        return
+      where = places.Places(path, position - before + 1, "row")
+      end = position + len(batch)
+      yield (
+        position,
+        blocks.from_arrow(batch, self.roles, where, end * blocks.ROW_BYTES),
+      )
+      position = end

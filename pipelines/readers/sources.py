@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import os
 import pathlib
 from collections.abc import Sequence
 
-from pipelines.readers import adjacency, base, parquet, tabular
+from pipelines.readers import adjacency, inputs, parquet, source, tabular
 from pipelines.readers import synthetic as synthetic_lib
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import text
 
-FORMATS = (
-  "auto",
-  "atomic",
-  "csv",
-  "tsv",
-  "parquet",
-  "adjacency",
-  "tfds",
-  "synthetic",
-)
 _SUFFIXES = {
   ".inter": "atomic",
   ".csv": "csv",
@@ -34,50 +22,7 @@ _SUFFIXES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-  """What to read.
-
-  Attributes:
-    paths: files, patterns or one folder; a data set name for "tfds"; nothing
-      for "synthetic".
-    format: one of `FORMATS`; "auto" goes by the ending of the file name.
-    columns: which columns mean what.
-    user_file, item_file: side features; None takes the .user and .item files
-      beside an .inter file.
-    data_dir: where TFDS keeps its data sets; None for its default.
-    tfds_split: names of TFDS splits, joined by "+", or "all".
-    synthetic: what to generate.
-    chunk_bytes: how much text is parsed at a time.
-  """
-
-  paths: tuple[str, ...] = ()
-  format: str = "auto"
-  columns: base.Columns = base.Columns()
-  user_file: str | None = None
-  item_file: str | None = None
-  data_dir: str | None = None
-  tfds_split: str = "all"
-  synthetic: synthetic_lib.SyntheticConfig = synthetic_lib.SyntheticConfig()
-  chunk_bytes: int = text.CHUNK_BYTES
-
-  def __post_init__(self):
-    if self.format not in FORMATS:
-      raise ValueError(
-        f"`format` must be one of {', '.join(FORMATS)}. Received:"
-        f" {self.format!r}."
-      )
-    if not self.paths and self.format != "synthetic":
-      raise ValueError(
-        "--input names the file to read; --format synthetic needs none."
-      )
-    if self.paths and self.format == "synthetic":
-      raise ValueError(
-        f"--format synthetic reads no --input. Received: {self.paths}."
-      )
-
-
-def open_source(config: Input) -> base.Source:
+def open_source(config: inputs.Input) -> source.Source:
   """The reader for `config`; headers are checked, rows are not yet read."""
   if config.format == "synthetic":
     return synthetic_lib.SyntheticSource(config.synthetic)
@@ -118,10 +63,10 @@ def open_source(config: Input) -> base.Source:
   )
 
 
-def _existing(inputs: Sequence[str]) -> list[pathlib.Path]:
-  """The files that the inputs name: themselves, patterns, or a folder's."""
+def _existing(names: Sequence[str]) -> list[pathlib.Path]:
+  """The files that are named: themselves, patterns, or a folder's."""
   paths = []
-  for name in inputs:
+  for name in names:
     path = pathlib.Path(name)
     if path.is_dir():
       paths.extend(_in_folder(path))
@@ -134,6 +79,11 @@ def _existing(inputs: Sequence[str]) -> list[pathlib.Path]:
         "no such file; for a TFDS data set say --format tfds", path=name
       )
   for path in paths:
+    if path.is_fifo() or path.is_char_device():
+      raise errors.DataError(
+        "is a pipe, which cannot be read twice; save it to a file first",
+        path=path,
+      )
     if not os.access(path, os.R_OK) or path.is_dir():
       raise errors.DataError("cannot be read as a file", path=path)
   return paths
@@ -141,9 +91,9 @@ def _existing(inputs: Sequence[str]) -> list[pathlib.Path]:
 
 def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   """The one interaction file of a folder, or all its Parquet files."""
-  files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+  files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
   for suffixes in ((".inter",), (".parquet", ".pq"), (".csv", ".tsv", ".txt")):
-    found = [p for p in files if p.suffix in suffixes]
+    found = [p for p in files if p.suffix.lower() in suffixes]
     if len(found) == 1 or (found and ".parquet" in suffixes):
       return found
     if found:
@@ -158,11 +108,11 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _kind(paths: Sequence[pathlib.Path]) -> str:
-  kinds = {_SUFFIXES.get(path.suffix) for path in paths}
+  kinds = {_SUFFIXES.get(path.suffix.lower()) for path in paths}
   if len(kinds) != 1 or None in kinds:
     raise errors.DataError(
       "its ending does not tell the format; say which with --format"
-      f" {', '.join(FORMATS[1:-2])}"
+      f" {', '.join(inputs.FORMATS[1:-2])}"
       if None in kinds
       else "and the other inputs have different formats",
       path=paths[0],
@@ -170,7 +120,9 @@ def _kind(paths: Sequence[pathlib.Path]) -> str:
   return kinds.pop()
 
 
-def _side_files(config: Input, beside: pathlib.Path | None) -> base.SideFiles:
+def _side_files(
+  config: inputs.Input, beside: pathlib.Path | None
+) -> source.SideFiles:
   """The side files that are named, or stand beside an .inter file."""
   found = {}
   for side in ("user", "item"):
@@ -184,4 +136,4 @@ def _side_files(config: Input, beside: pathlib.Path | None) -> base.SideFiles:
         f"--{side}_features was given, but there is no --{side}_file to take"
         " them from"
       )
-  return base.SideFiles(**found)
+  return source.SideFiles(**found)

@@ -13,8 +13,6 @@ reach is known; `oracle.npz` holds its vectors.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import pathlib
 from collections.abc import Iterator
 
@@ -22,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.readers import base
+from pipelines.readers import blocks, inputs, source
 from xir_tfrs.data import errors, schema
-from xir_tfrs.data.files import side_tables
+from xir_tfrs.data.files import places, side_tables
 
 # Part of what a seed means: changing it changes the data.
 _USERS_PER_CHUNK = 256
@@ -32,49 +30,15 @@ _FIRST_TIME = 1_600_000_000
 _YEAR = 365 * 86_400
 
 
-@dataclasses.dataclass(frozen=True)
-class SyntheticConfig:
-  """Size and shape of the generated data.
+class SyntheticSource(source.Source):
+  """Generated interactions, which are in no file."""
 
-  Attributes:
-    num_users, num_items: sizes of the tables.
-    num_interactions: about how many distinct pairs to draw.
-    num_topics, dim: how many topics there are, in how many dimensions.
-    strength: how much taste counts against popularity.
-    zipf_exponent: how steeply popularity falls.
-    seed: the data is a function of this configuration.
-  """
-
-  num_users: int = 6000
-  num_items: int = 4000
-  num_interactions: int = 240_000
-  num_topics: int = 24
-  dim: int = 12
-  strength: float = 8.0
-  zipf_exponent: float = 1.3
-  seed: int = 0
-
-  def __post_init__(self):
-    for name in ("num_users", "num_items", "num_interactions"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"`{name}` must be positive. Received: `{name}` ="
-          f" {getattr(self, name)}."
-        )
-
-
-class SyntheticSource(base.OnePiece):
-  """Generated interactions; a `base.Source`."""
-
-  kind = "synthetic"
-  name = "synthetic"
   num_files = 0
   has_times = True
-  ignored = ()
 
-  def __init__(self, config: SyntheticConfig):
+  def __init__(self, config: inputs.SyntheticConfig):
+    super().__init__("synthetic", "synthetic")
     self.config = config
-    self.warnings: collections.Counter[str] = collections.Counter()
     rng = np.random.default_rng([config.seed, 0])
     topics = _unit(rng.normal(size=[config.num_topics, config.dim]))
     self._item_topic = rng.integers(config.num_topics, size=config.num_items)
@@ -93,9 +57,23 @@ class SyntheticSource(base.OnePiece):
     rank = 1 + rng.permutation(config.num_items)
     self._log_popularity = -config.zipf_exponent * np.log(rank)
     self._row_counts = _row_counts(config, rng)
-    self.size = int(self._row_counts.sum())
+    self.size = int(self._row_counts.sum()) * blocks.ROW_BYTES
 
-  def blocks(self) -> Iterator[base.Block]:
+  def blocks(self) -> Iterator[blocks.Block]:
+    for piece in self.pieces():
+      for _, block in self.read(piece):
+        yield block
+
+  def pieces(self) -> list[blocks.Piece]:
+    return [self._whole(0)]
+
+  def _whole(self, file: int) -> blocks.Piece:
+    return blocks.Piece(file, 0, self.size, 0)
+
+  def _read(
+    self, piece: blocks.Piece, count_lines: bool
+  ) -> Iterator[tuple[int, blocks.Block]]:
+    del piece, count_lines  # All of it; blocks always know their rows.
     done = 0
     for start in range(0, self.config.num_users, _USERS_PER_CHUNK):
       users = np.arange(
@@ -103,17 +81,18 @@ class SyntheticSource(base.OnePiece):
       )
       items, times = self._draw(users)
       counts = self._row_counts[users]
-      rows = int(counts.sum())
-      yield base.Block(
-        path="synthetic",
-        lines=done + 1,
-        unit="row",
-        users=_names("u", np.repeat(users, counts)),
-        items=_names("i", items),
-        progress=done + rows,
-        times=times,
+      end = done + int(counts.sum())
+      yield (
+        done,
+        blocks.Block(
+          places=places.Places("synthetic", done + 1, "row"),
+          users=_names("u", np.repeat(users, counts)),
+          items=_names("i", items),
+          progress=end * blocks.ROW_BYTES,
+          times=times,
+        ),
       )
-      done += rows
+      done = end
 
   def _draw(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Items and ascending times, user after user."""
@@ -137,16 +116,10 @@ class SyntheticSource(base.OnePiece):
     return items[by_time], times[by_time]
 
   def no_rows(self, file: int) -> errors.DataError:
-    raise NotImplementedError  # A generator has no files.
+    raise NotImplementedError  # There is always a row.
 
-  def fingerprint(self, file: int) -> dict[str, str | int]:
+  def fingerprint(self, file: int) -> source.Fingerprint:
     raise NotImplementedError
-
-  def side_fingerprints(self) -> tuple[dict[str, str | int], ...]:
-    return ()
-
-  def files(self) -> tuple[dict[str, str | int], ...]:
-    return ()
 
   def side_tables(self) -> tuple[side_tables.SideTable, side_tables.SideTable]:
     """Features that tell something about the vectors, but not all."""
@@ -210,7 +183,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _row_counts(
-  config: SyntheticConfig, rng: np.random.Generator
+  config: inputs.SyntheticConfig, rng: np.random.Generator
 ) -> np.ndarray:
   """How many items each user takes: at least 5, long-tailed."""
   weights = rng.lognormal(sigma=0.6, size=config.num_users)

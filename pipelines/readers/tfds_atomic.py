@@ -1,7 +1,7 @@
 """A TFDS builder for local RecBole atomic files.
 
     import tensorflow_datasets as tfds
-    from pipelines import tfds_atomic  # registers the builder
+    from pipelines.readers import tfds_atomic  # registers the builder
 
     dataset = tfds.load(
         "atomic_interactions",
@@ -29,9 +29,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from pipelines.preparation import spill, vocabulary
-from pipelines.readers import base
+from pipelines.readers import inputs
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import delimited, headers, text
+from xir_tfrs.data.files import delimited, headers
 
 SPLIT = "interactions"
 
@@ -56,10 +56,10 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     self,
     *,
     path: str | os.PathLike[str],
-    roles: base.Columns | None = None,
+    roles: inputs.Columns | None = None,
     **kwargs: Any,
   ):
-    self._roles = base.Columns() if roles is None else roles
+    self._roles = inputs.Columns() if roles is None else roles
     self._path = pathlib.Path(path)
     if not self._path.is_file():
       raise errors.DataError("no such file", path=path)
@@ -114,7 +114,7 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     }
     codes, columns = [], {n: [] for n in self._read_as}
     del columns[self._roles.user]
-    for rows in self._open().rows(names, self._read_as, text.CHUNK_BYTES):
+    for rows in self._open().rows(names, self._read_as):
       codes.append(users.encode(rows.columns[self._roles.user]))
       for name, parts in columns.items():
         values = rows.columns[name]
@@ -144,4 +144,4 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
       start = end
 
   def _open(self) -> delimited.DelimitedFile:
-    return delimited.DelimitedFile(self._path, *delimited.DIALECTS["atomic"])
+    return delimited.DelimitedFile(self._path, "atomic")

@@ -1,9 +1,9 @@
 """Interactions from a TFDS data set by name.
 
 Takes data sets with one interaction per example, and those with one user per
-example and sequences of items, which is how `pipelines.tfds_atomic` stores
-them. The serialized examples are parsed in batches: decoding them one by one,
-as `tfds.load` does, is about twenty times slower.
+example and sequences of items, which is how `tfds_atomic` stores them. The
+serialized examples are parsed in batches: decoding them one by one, as
+`tfds.load` does, is about twenty times slower.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from pipelines.readers import base
+from pipelines.readers import blocks, inputs, source
 from xir_tfrs.data import errors
+from xir_tfrs.data.files import places
 
 _EXAMPLES_PER_BATCH = 1 << 13
 
 
-class TfdsSource(base.OnePiece, base.FileSource):
+class TfdsSource(source.FileSource):
   """One or more splits of a prepared or downloadable TFDS data set."""
-
-  num_files = 1
 
   def __init__(
     self,
     name: str,
     split: str,
     data_dir: pathlib.Path | None,
-    roles: base.Columns,
-    side_files: base.SideFiles,
+    roles: inputs.Columns,
+    side_files: source.SideFiles,
   ):
     super().__init__(
       "tfds", name.split(":")[0].replace("/", "-"), roles, side_files
@@ -54,7 +53,11 @@ class TfdsSource(base.OnePiece, base.FileSource):
       )
     self.ignored = tuple(n for n in names if n not in self._used)
     chosen = _splits(builder, split, self._path)
-    self.size = sum(s.num_examples for s in chosen)
+    self._num_examples = sum(s.num_examples for s in chosen)
+    # An example may be a user with many rows, which only its bytes tell.
+    self.size = max(
+      sum(s.num_bytes for s in chosen), self._num_examples * blocks.ROW_BYTES
+    )
     self._shards = [str(path) for s in chosen for path in s.filepaths]
     if builder.info.file_format.value != "tfrecord":
       raise errors.DataError(
@@ -63,7 +66,13 @@ class TfdsSource(base.OnePiece, base.FileSource):
         path=self._path,
       )
 
-  def blocks(self) -> Iterator[base.Block]:
+  def _whole(self, file: int) -> blocks.Piece:
+    return blocks.Piece(file, 0, self._num_examples, 0)
+
+  def _read(
+    self, piece: blocks.Piece, count_lines: bool
+  ) -> Iterator[tuple[int, blocks.Block]]:
+    del piece, count_lines  # All of it; blocks always know their rows.
     dataset = (
       tf.data.TFRecordDataset(self._shards)
       .batch(_EXAMPLES_PER_BATCH)
@@ -74,10 +83,10 @@ class TfdsSource(base.OnePiece, base.FileSource):
     for values, lengths in dataset.as_numpy_iterator():
       batch = self._batch(values, lengths, examples)
       examples += len(lengths[self.roles.user])
-      yield base.arrow_block(batch, self.roles, self._path, rows, examples)
+      where = places.Places(self._path, rows + 1, "row")
+      progress = self.size * examples // self._num_examples
+      yield rows, blocks.from_arrow(batch, self.roles, where, progress)
       rows += len(batch)
-    if not rows:
-      raise self.no_rows(0)
 
   def no_rows(self, file: int) -> errors.DataError:
     del file  # There is one.
@@ -141,9 +150,9 @@ class TfdsSource(base.OnePiece, base.FileSource):
         arrays[name] = pa.array(column)
     return pa.RecordBatch.from_pydict(arrays)
 
-  def fingerprint(self, file: int) -> dict[str, str | int]:
+  def fingerprint(self, file: int) -> source.Fingerprint:
     del file
-    return {"path": f"tfds:{self._full_name}", "examples": self.size}
+    return {"path": f"tfds:{self._full_name}", "examples": self._num_examples}
 
 
 # TFDS stores every integer and bool as int64 and every float as float32.

@@ -13,9 +13,8 @@ from pyarrow import parquet as pq
 from pipelines import prepare, prepare_beam
 from pipelines.beam import second_pass
 from pipelines.preparation import passes
-from pipelines.readers import base, parquet, sources, synthetic
+from pipelines.readers import inputs, parquet, sources
 from xir_tfrs.data import errors, schema
-from xir_tfrs.data.files import text
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,7 +68,7 @@ def _atomic(folder):
     [(f"ü{u}", str(rng.normal())) for u in range(40, 90)],
     "\t",
   )
-  return sources.Input(paths=(path,), chunk_bytes=700)
+  return inputs.Input(paths=(path,), chunk_bytes=700)
 
 
 def _csv(folder):
@@ -89,11 +88,11 @@ def _csv(folder):
       ",",
       end="" if part == 2 else "\n",
     )
-  columns = base.Columns(
+  columns = inputs.Columns(
     time="seen", weight="w", rating="stars", min_rating=2.0
   )
   pattern = str(folder / "c*.csv")
-  return sources.Input(paths=(pattern,), columns=columns, chunk_bytes=999)
+  return inputs.Input(paths=(pattern,), columns=columns, chunk_bytes=999)
 
 
 def _parquet(folder):
@@ -108,7 +107,7 @@ def _parquet(folder):
       }
     )
     pq.write_table(table, folder / f"p{part}.parquet", row_group_size=70)
-  return sources.Input(paths=(str(folder),), columns=base.Columns(weight="w"))
+  return inputs.Input(paths=(str(folder),), columns=inputs.Columns(weight="w"))
 
 
 def _adjacency(folder):
@@ -118,15 +117,15 @@ def _adjacency(folder):
   lines[5:5] = [[], [0, *range(70)], [88]]
   text = "\n".join(" ".join(map(str, line)) for line in lines)
   (folder / "g.txt").write_text(text)
-  return sources.Input(paths=(str(folder / "g.txt"),), chunk_bytes=64)
+  return inputs.Input(paths=(str(folder / "g.txt"),), chunk_bytes=64)
 
 
 def _synthetic(folder):
   """What only one worker can read."""
   del folder
-  return sources.Input(
+  return inputs.Input(
     format="synthetic",
-    synthetic=synthetic.SyntheticConfig(
+    synthetic=inputs.SyntheticConfig(
       num_users=600, num_items=90, num_interactions=4000
     ),
   )
@@ -194,32 +193,13 @@ def test_pieces_are_the_input(tmp_path, monkeypatch, write):
   assert counted == warnings
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
-def test_text_can_be_cut_at_any_byte(tmp_path, end):
-  content = f"\ufeffhead\n\na\nbc\nä long line\n\nx{end}".encode()
-  (tmp_path / "t").write_bytes(content)
-  file = text.TextFile(tmp_path / "t")
-  for size in range(1, len(content) + 2):
-    chunks, cut_off = [], 0
-    for start in range(0, len(content), size):
-      chunks += file.piece(start, start + size, count_lines=True, skip_lines=1)
-      cut_off += not file.ends_in_newline
-    data = b"".join(chunk.data for chunk in chunks)
-    assert data == content.partition(b"\n")[2], size
-    assert cut_off == (end == "")
-    for chunk in chunks:
-      before = content[: chunk.end - len(chunk.data)]
-      assert chunk.first_line == 1 + before.count(b"\n")
-
-
 def _described(block):
   """Per row: its line, its ids and its numbers."""
-  lines = block.lines
-  if isinstance(lines, int):
-    lines = range(lines, lines + len(block.users))
+  lines = block.places.all(len(block.users)).tolist()
   columns = [lines, block.users.to_pylist(), block.items.to_pylist()]
   columns += [c for c in (block.times, block.weights) if c is not None]
-  return list(zip([block.path] * len(block.users), *columns, strict=True))
+  paths = [block.places.path] * len(block.users)
+  return list(zip(paths, *columns, strict=True))
 
 
 def _bad_line(folder):
@@ -235,7 +215,7 @@ def _bad_weight(folder):
   rows = _rows(0)
   rows[260] = (*rows[260][:3], "-1", "1")
   _write_text(folder / "b.csv", "user_id,item_id,timestamp,w,s", rows, ",")
-  columns = base.Columns(weight="w")
+  columns = inputs.Columns(weight="w")
   return ("b.csv", "line 262", "'w'", "not a weight"), {"columns": columns}
 
 
@@ -272,7 +252,7 @@ def _gap(folder):
 
 def _nothing_left(folder):
   _write_text(folder / "b.csv", "user_id,item_id,timestamp,w,s", _rows(0), ",")
-  columns = base.Columns(rating="s", min_rating=9.0)
+  columns = inputs.Columns(rating="s", min_rating=9.0)
   return ("none of the 0 rows",), {"columns": columns, "split": "temporal"}
 
 
@@ -294,9 +274,9 @@ def test_bad_input_is_named_as_prepare_names_it(tmp_path, monkeypatch, write):
   raw.mkdir()
   parts, options = write(raw)
   files = tuple(str(path) for path in sorted(raw.iterdir()))
-  columns = options.pop("columns", base.Columns())
+  columns = options.pop("columns", inputs.Columns())
   config = prepare.PrepareConfig(
-    input=sources.Input(paths=files, columns=columns, chunk_bytes=400),
+    input=inputs.Input(paths=files, columns=columns, chunk_bytes=400),
     output=tmp_path / "deep" / "out",
     num_buckets=3,
     **options,

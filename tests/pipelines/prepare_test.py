@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import prepare
 from pipelines.preparation import passes
-from pipelines.readers import base, sources
+from pipelines.readers import inputs
 from xir_tfrs.data import errors, records, schema
 from xir_tfrs.data.files import text
 
@@ -39,9 +39,9 @@ def _write(path, rows):
 
 
 def _config(path, output, *, chunk_bytes=text.CHUNK_BYTES, **kwargs):
-  columns = kwargs.pop("columns", base.Columns(weight="w"))
+  columns = kwargs.pop("columns", inputs.Columns(weight="w"))
   return prepare.PrepareConfig(
-    input=sources.Input(
+    input=inputs.Input(
       paths=(str(path),), columns=columns, chunk_bytes=chunk_bytes
     ),
     output=output,
@@ -194,7 +194,7 @@ def test_side_features(tmp_path):
     _config(
       tmp_path / "r.inter",
       tmp_path / "out",
-      columns=base.Columns(),
+      columns=inputs.Columns(),
       min_token_count=2,
       test_fraction=0,
     )
@@ -233,7 +233,7 @@ def test_dense_ids_are_kept(tmp_path):
       _config(
         tmp_path / "r.txt",
         tmp_path / "out",
-        columns=base.Columns(),
+        columns=inputs.Columns(),
         dense_ids=True,
         test_fraction=0,
         num_buckets=buckets,
@@ -261,7 +261,7 @@ def test_low_ratings_are_counted(tmp_path):
     _config(
       tmp_path / "r.csv",
       tmp_path / "out",
-      columns=base.Columns(rating="stars", min_rating=4),
+      columns=inputs.Columns(rating="stars", min_rating=4),
       test_fraction=0,
     )
   )
@@ -279,7 +279,7 @@ def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
     _config(
       tmp_path / "r.csv",
       tmp_path / "out",
-      columns=base.Columns(),
+      columns=inputs.Columns(),
       test_fraction=0.5,
     )
   )

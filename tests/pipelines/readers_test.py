@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from pipelines.readers import base, sources
+from pipelines.readers import inputs, sources
 from xir_tfrs.data import errors
 from xir_tfrs.data.files import text
 
@@ -16,7 +16,7 @@ _ROWS = [("u1", "é", 5), ("u2", "i 1", 3), ("u1", "7", 2**40), ("3", "7", 0)]
 
 def _read(path, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   source = sources.open_source(
-    sources.Input(paths=(str(path),), chunk_bytes=chunk_bytes, **kwargs)
+    inputs.Input(paths=(str(path),), chunk_bytes=chunk_bytes, **kwargs)
   )
   return source, list(source.blocks())
 
@@ -110,7 +110,7 @@ def test_columns_by_name_weights_and_ratings(tmp_path):
   path.write_text("w,who,what,when,stars\n.5,a,x,7,3\n2,b,y,8,4.5\n")
   _, (block,) = _read(
     path,
-    columns=base.Columns(
+    columns=inputs.Columns(
       user="who",
       item="what",
       time="when",
@@ -151,7 +151,7 @@ def test_several_files_folders_and_patterns(tmp_path):
   for name, user in (("b", "2"), ("a", "1")):
     (tmp_path / f"{name}.csv").write_text(f"user_id,item_id\n{user},x\n")
   both = (str(tmp_path / "b.csv"), str(tmp_path / "a.csv"))
-  source = sources.open_source(sources.Input(paths=both))
+  source = sources.open_source(inputs.Input(paths=both))
   blocks = list(source.blocks())
   assert [r[0] for r in _rows(blocks)] == ["2", "1"]
   assert blocks[-1].progress == source.size
@@ -207,7 +207,7 @@ def test_side_features_by_flag(tmp_path, kind):
   source, _ = _read(
     tmp_path / "r.csv",
     item_file=str(side),
-    columns=base.Columns(
+    columns=inputs.Columns(
       item_features=(
         "price:float",
         "tags:token_seq",

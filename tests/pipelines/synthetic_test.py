@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pipelines import prepare
-from pipelines.readers import sources, synthetic
+from pipelines.readers import inputs, synthetic
 from xir_tfrs.data import records, schema
 
-_SMALL = synthetic.SyntheticConfig(
+_SMALL = inputs.SyntheticConfig(
   num_users=700, num_items=300, num_interactions=14_000
 )
 
@@ -29,15 +29,16 @@ def test_rows_are_distinct_deterministic_and_of_the_right_number():
   assert min(np.unique(users, return_counts=True)[1]) >= 5
   again = synthetic.SyntheticSource(_SMALL)
   assert _pairs(again) == (users, items, times) == _pairs(again)
-  assert again.size == len(users)
-  other = synthetic.SyntheticConfig(
+  # As text a row would take about so many bytes.
+  assert again.size == 32 * len(users)
+  other = inputs.SyntheticConfig(
     num_users=700, num_items=300, num_interactions=14_000, seed=1
   )
   assert _pairs(synthetic.SyntheticSource(other))[1] != items
 
 
 def test_popularity_has_a_long_tail():
-  _, items, _ = _pairs(synthetic.SyntheticSource(synthetic.SyntheticConfig()))
+  _, items, _ = _pairs(synthetic.SyntheticSource(inputs.SyntheticConfig()))
   counts = np.zeros(4000, int)
   found = np.unique(items, return_counts=True)[1]
   counts[: len(found)] = np.sort(found)[::-1]
@@ -47,7 +48,7 @@ def test_popularity_has_a_long_tail():
 
 def test_draws_follow_the_affinity():
   """Over many users of one taste, first picks follow exp(affinity)."""
-  config = synthetic.SyntheticConfig(
+  config = inputs.SyntheticConfig(
     num_users=5120, num_items=6, num_interactions=1, strength=1.0
   )
   source = synthetic.SyntheticSource(config)
@@ -64,7 +65,7 @@ def test_draws_follow_the_affinity():
 def test_oracle_ranks_better_than_popularity(tmp_path):
   made = prepare.prepare(
     prepare.PrepareConfig(
-      input=sources.Input(format="synthetic", synthetic=_SMALL),
+      input=inputs.Input(format="synthetic", synthetic=_SMALL),
       output=tmp_path / "out",
     )
   )
@@ -112,4 +113,4 @@ def test_features_tell_about_the_latent_structure():
 
 def test_sizes_are_checked():
   with pytest.raises(ValueError, match="Received: `num_users` = 0"):
-    synthetic.SyntheticConfig(num_users=0)
+    inputs.SyntheticConfig(num_users=0)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from pipelines import prepare
-from pipelines.readers import base, sources
+from pipelines.readers import inputs, sources
 from xir_tfrs.data import errors, records
 
 tfds = pytest.importorskip("tensorflow_datasets")
-tfds_atomic = pytest.importorskip("pipelines.tfds_atomic")
+tfds_atomic = pytest.importorskip("pipelines.readers.tfds_atomic")
 
 
 def _write(path):
@@ -33,7 +33,7 @@ def _load(path, data_dir):
 
 def _config(output, **kwargs):
   return prepare.PrepareConfig(
-    input=sources.Input(**kwargs), output=output, split="leave_last"
+    input=inputs.Input(**kwargs), output=output, split="leave_last"
   )
 
 
@@ -127,11 +127,11 @@ class RowPerExample(tfds.core.GeneratorBasedBuilder):
 
 def test_row_per_example_and_what_is_refused(tmp_path):
   RowPerExample(data_dir=str(tmp_path)).download_and_prepare()
-  columns = base.Columns(item="movie", time="when")
+  columns = inputs.Columns(item="movie", time="when")
 
   def read(split="all", name="row_per_example", columns=columns):
     source = sources.open_source(
-      sources.Input(
+      inputs.Input(
         paths=(name,),
         format="tfds",
         data_dir=str(tmp_path),
@@ -157,11 +157,11 @@ def test_row_per_example_and_what_is_refused(tmp_path):
     ({"split": "dev"}, "no split 'dev'; the data set has"),
     ({"name": "no_such_set"}, "no such TFDS data set"),
     (
-      {"columns": base.Columns(item="movie", time="rounded")},
+      {"columns": inputs.Columns(item="movie", time="rounded")},
       "'rounded': times are stored as float32",
     ),
-    ({"columns": base.Columns(item="genres", time="when")}, "is nested"),
-    ({"columns": base.Columns(item="film")}, "'film': no such column"),
+    ({"columns": inputs.Columns(item="genres", time="when")}, "is nested"),
+    ({"columns": inputs.Columns(item="film")}, "'film': no such column"),
   ):
     with pytest.raises(errors.DataError, match=message):
       read(**kwargs)

@@ -1,21 +1,27 @@
-"""Typed arrow columns (Parquet, TFDS) as ids, times and numbers, checked.
+"""Columns of a file as ids, tokens, times and numbers; bad values are named.
 
-Positions are rows: `first_row` is the 0-based row of the column's first value.
+All functions take a `column`, its `name`, and the `places` of its rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xir_tfrs.data import errors
+from xir_tfrs.data.files import places as places_lib
 
 ArrowColumn = pa.Array | pa.ChunkedArray
+# Values of a number that mean that there is none.
+MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def combined(column: ArrowColumn) -> pa.Array:
-  """One plain array, dictionaries decoded, long offsets made short."""
+def plain(column: ArrowColumn) -> pa.Array:
+  """One array without chunks, dictionaries or string views."""
   if isinstance(column, pa.ChunkedArray):
     column = column.combine_chunks()
   if isinstance(column, pa.ChunkedArray):  # Some versions: zero chunks.
@@ -25,123 +31,204 @@ def combined(column: ArrowColumn) -> pa.Array:
   return column
 
 
+def is_list(column: pa.Array | np.ndarray) -> bool:
+  return not isinstance(column, np.ndarray) and (
+    pa.types.is_list(column.type)
+    or pa.types.is_large_list(column.type)
+    or pa.types.is_fixed_size_list(column.type)
+  )
+
+
 def id_strings(
-  column: ArrowColumn, path: str, name: str, first_row: int
+  column: ArrowColumn, name: str, places: places_lib.Places
 ) -> pa.Array:
   """Ids as strings; strings, bytes and integers are ids."""
-  column = combined(column)
-  _require_no_null(column, path, name, first_row, "empty id")
-  kind = column.type
-  if not (
-    pa.types.is_integer(kind)
-    or pa.types.is_string(kind)
-    or pa.types.is_large_string(kind)
-    or pa.types.is_binary(kind)
-    or pa.types.is_large_binary(kind)
-  ):
-    raise errors.DataError(
-      f"ids of type {kind}; expected strings or integers",
-      path=path,
-      column=name,
+  column = plain(column)
+  _require_no_null(column, name, places, "empty id")
+  if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+    raise places.error(
+      None, name, f"ids of type {column.type}; expected strings or integers"
     )
-  try:
-    ids = column.cast(pa.string())
-  except pa.ArrowInvalid:
-    raise _not_utf8(column, path, name, first_row) from None
+  ids = strings(column, name, places)
   empty = np.flatnonzero(pc.binary_length(ids).to_numpy() == 0)
   if empty.size:
-    raise errors.DataError(
-      "empty id", path=path, row=first_row + int(empty[0]) + 1, column=name
-    )
+    raise places.error(int(empty[0]), name, "empty id")
   return ids
 
 
+def strings(
+  column: ArrowColumn, name: str, places: places_lib.Places
+) -> pa.Array:
+  """Values of any simple type as strings; null becomes ""."""
+  column = plain(column)
+  try:
+    column = column.cast(pa.string())
+  except pa.ArrowException:
+    if _is_text(column.type):
+      raise _first_error(column, name, places, _utf8) from None
+    raise places.error(
+      None, name, f"type {column.type}, expected ids or tokens"
+    ) from None
+  return pc.fill_null(column, "")
+
+
 def times(
-  column: ArrowColumn, path: str, name: str, first_row: int
+  column: ArrowColumn, name: str, places: places_lib.Places
 ) -> np.ndarray:
   """Times as int64; dates and timestamps become Unix seconds."""
-  column = combined(column)
-  _require_no_null(column, path, name, first_row, "no time")
-  if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-    column = pc.floor_temporal(column.cast(pa.timestamp("us")), unit="second")
-    return column.cast(pa.int64()).to_numpy() // 1_000_000
-  _require_number(column, path, name, "times")
-  values = checked_times(column.to_numpy(zero_copy_only=False))
-  if values is None:
-    raise errors.DataError(
-      "a time is not a whole number; store times as integers or timestamps",
-      path=path,
-      column=name,
+  column = plain(column)
+  _require_no_null(column, name, places, "no time")
+  if pa.types.is_date(column.type):
+    column = column.cast(pa.timestamp("s"))
+  if pa.types.is_timestamp(column.type):
+    return column.cast(pa.int64()).to_numpy() // _PER_SECOND[column.type.unit]
+  _require_number(column, name, places, "times")
+  values = column.to_numpy(zero_copy_only=False)
+  whole = whole_numbers(values)
+  if whole is None:
+    raise places.error(
+      None,
+      name,
+      "a time is not a whole number of 64 bits; store times as int64 or"
+      " timestamps",
     )
-  return values
+  return whole
 
 
-def floats(column: ArrowColumn, path: str, name: str) -> np.ndarray:
-  """float64 values; null becomes NaN."""
-  column = combined(column)
+def whole_numbers(values: np.ndarray) -> np.ndarray | None:
+  """int64 values, or None if one is no whole number that is held exactly."""
+  if values.dtype.kind == "u" and values.max(initial=0) >= 2**63:
+    return None
+  if values.dtype.kind in "iu":
+    return values.astype(np.int64, copy=False)
+  # At 2^53 a float64 no longer tells neighbouring integers apart.
+  if not np.all((values == np.trunc(values)) & (np.abs(values) < 2**53)):
+    return None
+  return values.astype(np.int64)
+
+
+def numbers(
+  column: ArrowColumn, name: str, places: places_lib.Places
+) -> np.ndarray:
+  """float64 values of numbers or of text; null and `MISSING` become NaN."""
+  column = plain(column)
   if pa.types.is_boolean(column.type):
     column = column.cast(pa.int8())
-  _require_number(column, path, name, "numbers")
-  return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+  if _is_text(column.type):
+    column = strings(column, name, places)
+    missing = pc.is_in(column, value_set=pa.array(MISSING))
+    column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
+    try:
+      column = column.cast(pa.float64())
+    except pa.ArrowInvalid:
+      raise _first_error(column, name, places, _number) from None
+  elif not (pa.types.is_null(column.type) or pa.types.is_decimal(column.type)):
+    _require_number(column, name, places, "numbers")
+  return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def required_floats(
-  column: ArrowColumn, path: str, name: str, first_row: int
+def finite(
+  column: ArrowColumn, name: str, places: places_lib.Places
 ) -> np.ndarray:
-  """float64 values, all finite."""
-  values = floats(column, path, name)
+  """float64 values, all there and finite."""
+  values = numbers(column, name, places)
   wrong = np.flatnonzero(~np.isfinite(values))
   if wrong.size:
-    raise errors.DataError(
-      "missing or not a finite number",
-      path=path,
-      row=first_row + int(wrong[0]) + 1,
-      column=name,
-    )
+    raise places.error(int(wrong[0]), name, "missing or not a finite number")
   return values
 
 
-def _require_number(column: pa.Array, path: str, name: str, what: str) -> None:
+def float32(
+  values: np.ndarray, name: str, places: places_lib.Places
+) -> np.ndarray:
+  """Numbers as float32; NaN stays, what is infinite there is an error."""
+  wrong = np.flatnonzero(np.abs(values) > _FLOAT32_MAX)
+  if wrong.size:
+    raise places.error(
+      int(wrong[0]),
+      name,
+      f"{values[wrong[0]]:g} is infinite or too large; a number is at most"
+      f" {_FLOAT32_MAX:.2e}, leave the field empty if there is none",
+    )
+  return values.astype(np.float32)
+
+
+def weights(
+  values: np.ndarray, name: str, places: places_lib.Places
+) -> np.ndarray:
+  """Weights of rows as float32: finite there, and not negative."""
+  wrong = np.flatnonzero(~((values >= 0) & (values <= _FLOAT32_MAX)))
+  if wrong.size:
+    raise places.error(
+      int(wrong[0]),
+      name,
+      f"{values[wrong[0]]} is not a weight; a weight lies between 0 and"
+      f" {_FLOAT32_MAX:.2e}",
+    )
+  return values.astype(np.float32)
+
+
+def parse_number(value: str) -> float | None:
+  """The number that is written, or None."""
+  try:
+    # Python takes 1_000 for a number; no other program does.
+    return None if "_" in value else float(value)
+  except ValueError:
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  return (
+    pa.types.is_string(kind)
+    or pa.types.is_large_string(kind)
+    or pa.types.is_string_view(kind)
+    or pa.types.is_binary(kind)
+    or pa.types.is_large_binary(kind)
+  )
+
+
+def _require_number(
+  column: pa.Array, name: str, places: places_lib.Places, what: str
+) -> None:
   if not (
     pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
   ):
-    raise errors.DataError(
-      f"type {column.type}, expected {what}", path=path, column=name
-    )
+    raise places.error(None, name, f"type {column.type}, expected {what}")
 
 
 def _require_no_null(
-  column: pa.Array, path: str, name: str, first_row: int, message: str
+  column: pa.Array, name: str, places: places_lib.Places, message: str
 ) -> None:
   if column.null_count:
     row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-    raise errors.DataError(
-      message, path=path, row=first_row + row + 1, column=name
-    )
+    raise places.error(row, name, message)
 
 
-def _not_utf8(
-  column: pa.Array, path: str, name: str, first_row: int
-) -> errors.DataError:
-  for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
+def _utf8(value: bytes) -> None:
+  try:
+    value.decode("utf-8")
+  except UnicodeDecodeError:
+    raise ValueError(f"{value!r} is not UTF-8") from None
+
+
+def _number(value: str) -> None:
+  if parse_number(value) is None:
+    raise ValueError(f"{value!r} is not a number")
+
+
+def _first_error(
+  column: pa.Array,
+  name: str,
+  places: places_lib.Places,
+  check: Callable[[object], None],
+) -> Exception:
+  """The error of the first value that `check` refuses."""
+  if check is _utf8:
+    column = column.cast(pa.large_binary())
+  for row, value in enumerate(column.to_pylist()):
     try:
-      value.decode("utf-8")
-    except UnicodeDecodeError:
-      return errors.DataError(
-        f"{value!r} is not UTF-8",
-        path=path,
-        row=first_row + row + 1,
-        column=name,
-      )
-  return errors.DataError("not UTF-8", path=path, column=name)
-
-
-def checked_times(values: np.ndarray) -> np.ndarray | None:
-  """int64 times, or None if a value is not a whole number held exactly."""
-  if values.dtype.kind in "iu":
-    return values.astype(np.int64, copy=False)
-  whole = values == np.trunc(values)
-  # Above 2^53 a float64 no longer tells neighbouring integers apart.
-  if not np.all(whole & (np.abs(values) <= 2**53)):
-    return None
-  return values.astype(np.int64)
+      if value is not None:
+        check(value)
+    except ValueError as e:
+      return places.error(row, name, str(e))
+  return places.error(None, name, f"a value of type {column.type} is wrong")

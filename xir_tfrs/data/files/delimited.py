@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import decimal
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +20,22 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import columns, text
+from xir_tfrs.data.files import columns as columns_lib
+from xir_tfrs.data.files import places, text
 
 # Format -> delimiter, and whether fields may be quoted.
-DIALECTS = {"atomic": ("\t", False), "csv": (",", True), "tsv": ("\t", True)}
+_DIALECTS = {"atomic": ("\t", False), "csv": (",", True), "tsv": ("\t", True)}
 # What a value must be. "id": not empty; "string": anything; "int": a whole
 # number; "float": a finite number; "float?": a number or nothing.
 _ARROW_TYPES = {
   "id": pa.string(),
   "string": pa.string(),
-  "int": pa.int64(),
   "float": pa.float64(),
   "float?": pa.float64(),
 }
-MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
+# Read as the first that holds all values of a file so far: "12.0" is no int64,
+# and a float64 does not hold all that int64 does.
+_INT_TYPES = (pa.int64(), pa.float64(), pa.string())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +44,14 @@ class Rows:
 
   Attributes:
     columns: name -> pa string array, int64 array or float64 array.
-    lines: as in `base.Block`.
-    end: position in the file behind these rows.
+    places: the lines of the rows.
+    begin, end: positions in the file of these rows and behind them.
   """
 
   columns: dict[str, pa.Array | np.ndarray]
-  lines: int | np.ndarray
+  places: places.Places
+  begin: int
   end: int
-
-  def line(self, row: int) -> int:
-    if isinstance(self.lines, int):
-      return self.lines + row
-    return int(self.lines[row])
 
 
 class DelimitedFile:
@@ -63,13 +63,13 @@ class DelimitedFile:
     blank_lines: how many lines were skipped because they were blank.
   """
 
-  def __init__(self, path: pathlib.Path, delimiter: str, quoted: bool):
+  def __init__(self, path: pathlib.Path, kind: str):
+    """Reads the header of a file of a kind: "atomic", "csv" or "tsv"."""
     self.file = text.TextFile(path)
     self.path = self.file.path
     self.blank_lines = 0
-    self._delimiter, self._quoted = delimiter, quoted
-    # Integers are tried first; "12.0" for an integer turns the file to floats.
-    self._types = dict(_ARROW_TYPES)
+    self._delimiter, self._quoted = _DIALECTS[kind]
+    self._int_type = 0
     self.header = self.split(self.file.header_line(), 1)
 
   def split(self, line: str, number: int) -> list[str]:
@@ -87,36 +87,31 @@ class DelimitedFile:
       ) from None
 
   def rows(
-    self, names: list[str], kinds: dict[str, str], chunk_bytes: int
-  ) -> Iterator[Rows]:
-    """Yields the columns in `kinds`; `names` are the names of all columns."""
-    for chunk in self.file.chunks(chunk_bytes, skip_lines=1):
-      yield from self._chunk_rows(chunk, names, kinds)
-
-  def piece(
     self,
     names: list[str],
     kinds: dict[str, str],
-    start: int,
-    stop: int,
-    count_lines: bool,
+    chunk_bytes: int = text.CHUNK_BYTES,
+    **part: Any,
   ) -> Iterator[Rows]:
-    """The same for the lines that begin in [start, stop); no state is kept."""
-    self.blank_lines = 0
-    self._types = dict(_ARROW_TYPES)
-    for chunk in self.file.piece(
-      start, stop, count_lines=count_lines, skip_lines=1
-    ):
+    """Yields the columns in `kinds`.
+
+    Args:
+      names: the names of all columns.
+      kinds: name -> what its values must be, of the columns to read.
+      chunk_bytes: how much is parsed at a time.
+      **part: which lines, as for `text.TextFile.chunks`; else all.
+    """
+    self.blank_lines, self._int_type = 0, 0
+    for chunk in self.file.chunks(chunk_bytes, skip_lines=1, **part):
       yield from self._chunk_rows(chunk, names, kinds)
 
   def _chunk_rows(
     self, chunk: text.Chunk, names: list[str], kinds: dict[str, str]
   ) -> Iterator[Rows]:
     """Yields the rows of a chunk, unless all its lines are blank."""
-    # pyarrow lets a quote that nothing closes run to the end of the chunk.
-    open_quote = self._quoted and chunk.data.count(b'"') % 2 == 1
-    columns = None if open_quote else self._parse(chunk.data, names, kinds)
-    lines: int | np.ndarray = chunk.first_line
+    columns, lines = None, chunk.first_line
+    if not self._quoted or _quotes_are_regular(chunk.data, self._delimiter):
+      columns = self._parse(chunk.data, names, kinds)
     if columns is None:
       data, lines = self._scan(chunk, names, kinds)
       if not data:
@@ -128,12 +123,32 @@ class DelimitedFile:
         path=self.path,
         line=int(lines[0]),
       )
-    yield Rows(columns, lines, chunk.end)
+    where = places.Places(self.path, lines)
+    yield Rows(columns, where, chunk.begin, chunk.end)
 
   def _parse(
     self, data: bytes, names: list[str], kinds: dict[str, str]
   ) -> dict[str, pa.Array | np.ndarray] | None:
     """The columns, or None if any line has anything wrong with it."""
+    has_ints = "int" in kinds.values()
+    while True:
+      int_type = _INT_TYPES[self._int_type]
+      columns = self._parse_as(data, names, kinds, int_type)
+      if columns is not None or not has_ints:
+        return columns
+      if self._int_type + 1 == len(_INT_TYPES):
+        self._int_type = 0
+        return None
+      self._int_type += 1
+
+  def _parse_as(
+    self,
+    data: bytes,
+    names: list[str],
+    kinds: dict[str, str],
+    int_type: pa.DataType,
+  ) -> dict[str, pa.Array | np.ndarray] | None:
+    types = {**_ARROW_TYPES, "int": int_type}
     try:
       table = arrow_csv.read_csv(
         pa.BufferReader(data),
@@ -147,19 +162,13 @@ class DelimitedFile:
           ignore_empty_lines=False,
         ),
         convert_options=arrow_csv.ConvertOptions(
-          column_types={n: self._types[k] for n, k in kinds.items()},
+          column_types={n: types[k] for n, k in kinds.items()},
           include_columns=list(kinds),
-          null_values=list(MISSING),
+          null_values=list(columns_lib.MISSING),
           strings_can_be_null=False,
         ),
       )
     except pa.ArrowInvalid:
-      if "int" in kinds.values() and self._types["int"] == pa.int64():
-        self._types["int"] = pa.float64()
-        columns = self._parse(data, names, kinds)
-        if columns is None:
-          self._types["int"] = pa.int64()
-        return columns
       return None
     # A newline inside quotes joins lines, which would shift line numbers and
     # fail wherever a chunk happens to end.
@@ -219,13 +228,35 @@ class DelimitedFile:
         )
 
 
+def _quotes_are_regular(data: bytes, delimiter: str) -> bool:
+  """Whether quotes open and close whole fields; pyarrow takes any others.
+
+  Args:
+    data: whole lines.
+    delimiter: between fields.
+  """
+  chars = np.frombuffer(b"\n" + data + b"\n", np.uint8)
+  quotes = np.flatnonzero(chars == ord('"'))
+  if not quotes.size:
+    return True
+  # Quotes side by side are a run. Of an even number, inside, all are escaped.
+  first = np.flatnonzero(np.diff(quotes, prepend=-1) > 1)
+  lengths = np.diff(first, append=len(quotes))
+  before = chars[quotes[first] - 1]
+  after = chars[quotes[first] + lengths]
+  opens = np.isin(before, [ord(delimiter), ord("\n")])
+  closes = np.isin(after, [ord(delimiter), ord("\n"), ord("\r")])
+  inside = (np.cumsum(lengths) - lengths) % 2 == 1
+  odd = lengths % 2 == 1
+  regular = np.where(inside, ~odd | closes, opens & (odd | closes))
+  return bool(regular.all()) and len(quotes) % 2 == 0
+
+
 def _checked(
   column: pa.ChunkedArray, kind: str
 ) -> pa.Array | np.ndarray | None:
   """The column as an array, or None if a value is not of the kind."""
-  array = column.combine_chunks()
-  if isinstance(array, pa.ChunkedArray):  # pyarrow < 18, zero chunks
-    array = pa.concat_arrays(array.chunks)
+  array = columns_lib.plain(column)
   if (
     kind == "id" and len(array) and not pc.min(pc.binary_length(array)).as_py()
   ):
@@ -234,42 +265,41 @@ def _checked(
     return array
   if array.null_count and kind != "float?":
     return None
+  if kind == "int" and pa.types.is_string(array.type):
+    whole = [_whole_number(value) for value in array.to_pylist()]
+    return None if None in whole else np.array(whole, np.int64)
   values = array.to_numpy(zero_copy_only=False)
   if kind == "int":
-    return columns.checked_times(values)
+    return columns_lib.whole_numbers(values)
   if kind == "float" and not np.isfinite(values).all():
     return None
   return values
 
 
-def parse_number(value: str) -> float | None:
-  """The number that a field holds, or None."""
+def _whole_number(value: str) -> int | None:
+  """The integer of 64 bits that is written, exactly; None if there is none."""
   try:
-    # Python takes 1_000 for a number; no other program does.
-    return None if "_" in value else float(value)
-  except ValueError:
+    number = decimal.Decimal(value)
+  except decimal.InvalidOperation:
     return None
+  fits = number.is_finite() and number.copy_abs() < 2**63 and "_" not in value
+  return int(number) if fits and not number % 1 else None
 
 
 def _problem(value: str, kind: str) -> str | None:
   """What is wrong with the value of a field, or None."""
   if kind == "id":
     return None if value else "empty id"
-  if kind == "string" or (kind == "float?" and value in MISSING):
+  if kind == "string" or (kind == "float?" and value in columns_lib.MISSING):
     return None
-  number = parse_number(value)
+  number = columns_lib.parse_number(value)
   if number is None:
     return f"{value!r} is not a number"
-  if kind == "int":
-    try:
-      fits = abs(int(value)) < 2**63
-    except ValueError:
-      fits = abs(number) <= 2**53 and number % 1 == 0
-    if not fits:
-      return (
-        f"{value!r} is not a whole number of 64 bits; write times as"
-        " integers, e.g. Unix seconds or milliseconds"
-      )
+  if kind == "int" and _whole_number(value) is None:
+    return (
+      f"{value!r} is not a whole number of 64 bits; write times as integers,"
+      " e.g. Unix seconds or milliseconds"
+    )
   if kind == "float" and not np.isfinite(number):
     return f"{value!r} is not a finite number"
   return None

@@ -26,7 +26,7 @@ def typed(
   Returns:
     name -> kind, in file order.
   """
-  kinds: dict[str, str | None] = {}
+  pairs: list[tuple[str, str | None]] = []
   for field in fields:
     name, colon, kind = field.rpartition(":")
     if kind not in schema_lib.KINDS or not name:
@@ -39,26 +39,23 @@ def typed(
           column=field,
         )
       name, kind = field, None
-    if name in kinds:
-      raise errors.DataError(
-        "stands twice in the header; rename one", path=path, line=1, column=name
-      )
-    kinds[name] = kind
-  return kinds
+    pairs.append((name, kind))
+  require_distinct([name for name, _ in pairs], path, line=1)
+  return dict(pairs)
 
 
-def untyped(names: Sequence[str], path: str) -> dict[str, str | None]:
-  """As `typed`, for files whose columns are names alone."""
-  kinds: dict[str, str | None] = {}
+def require_distinct(names: Sequence[str], path: str, line: int | None) -> None:
+  """Raises if a name occurs twice, which leaves open what it means."""
+  seen = set()
   for name in names:
-    if name in kinds:
+    if name in seen:
       raise errors.DataError(
-        "the file has two columns of this name; rename one",
+        "stands twice in the header; rename one of the columns",
         path=path,
+        line=line,
         column=name,
       )
-    kinds[name] = None
-  return kinds
+    seen.add(name)
 
 
 def side_kinds(
@@ -67,6 +64,7 @@ def side_kinds(
   wanted: Sequence[str],
   path: str,
   flag: str,
+  line: int | None = 1,
 ) -> dict[str, str]:
   """The features to read from a side table: name -> kind.
 
@@ -76,6 +74,7 @@ def side_kinds(
     wanted: NAME or NAME:KIND for each; empty takes all columns with a kind.
     path: the file, for errors.
     flag: the flag that `wanted` came from, for errors.
+    line: the line of the header, or None if the file has no lines.
   """
   chosen = (
     typed(wanted, path, required=False)
@@ -88,7 +87,7 @@ def side_kinds(
     raise errors.DataError(
       f"no column has a kind; name the features with {flag} {_EXPECTED}",
       path=path,
-      line=1,
+      line=line,
     )
   kinds = {}
   for name, kind in chosen.items():
@@ -97,7 +96,7 @@ def side_kinds(
         f"no such feature; the file has {', '.join(map(repr, header))}"
         f" (see {flag})",
         path=path,
-        line=1,
+        line=line,
         column=name,
       )
     kinds[name] = kind or header[name]
@@ -105,7 +104,7 @@ def side_kinds(
       raise errors.DataError(
         f"has no kind; write {flag} {_EXPECTED}",
         path=path,
-        line=1,
+        line=line,
         column=name,
       )
     if name in _RESERVED or "/" in name:
@@ -113,7 +112,7 @@ def side_kinds(
         f"cannot be the name of a feature ({', '.join(_RESERVED)} are taken,"
         " and so is '/'); rename the column",
         path=path,
-        line=1,
+        line=line,
         column=name,
       )
   return kinds

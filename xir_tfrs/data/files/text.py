@@ -20,22 +20,22 @@ class Chunk:
   Attributes:
     data: the lines; only the last line of the file may lack its newline.
     first_line: 1-based number of the first line.
-    end: position in the file behind the chunk.
+    begin, end: positions in the file of the chunk and behind it.
   """
 
   data: bytes
   first_line: int
+  begin: int
   end: int
 
 
 class TextFile:
-  """Reads a file once, front to back, and takes its fingerprint on the way.
-
-  `piece` reads any part of it instead, for `pipelines.prepare_beam`.
+  """Reads lines of a file, and takes its fingerprint on the way.
 
   Attributes:
     path: the file, as errors name it.
-    ends_in_newline: False if the last line may have been cut off.
+    ends_in_newline: False if the last line that was read has no end and so
+      may have been cut off.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -48,7 +48,7 @@ class TextFile:
     return pathlib.Path(self.path).stat().st_size
 
   def fingerprint(self) -> dict[str, str | int]:
-    """Name, size and hash; reads the file if `chunks` has not done so."""
+    """Name, size and hash; reads the file unless `chunks` has."""
     if self._sha256 is None:
       return fingerprint(pathlib.Path(self.path))
     return {
@@ -83,55 +83,52 @@ class TextFile:
         column=column,
       ) from None
 
-  def chunks(self, chunk_bytes: int, skip_lines: int) -> Iterator[Chunk]:
-    """Yields chunks of about `chunk_bytes`, leaving out the first lines."""
+  def chunks(
+    self,
+    chunk_bytes: int,
+    *,
+    skip_lines: int,
+    start: int = 0,
+    stop: int | None = None,
+    count_lines: bool = False,
+  ) -> Iterator[Chunk]:
+    """Yields the lines that begin in [start, stop), about so many bytes each.
+
+    Args:
+      chunk_bytes: how much is read at a time.
+      skip_lines: lines to leave out at the start of the file.
+      start, stop: positions in the file; None is its end.
+      count_lines: read what is before `start`, too, for the true numbers of
+        the lines; else they count from there.
+    """
+    stop = self.bytes if stop is None else stop
     digest = hashlib.sha256()
-    first_line, end, rest = 1, 0, b""
+    whole = start == 0 and stop >= self.bytes
     with open(self.path, "rb") as f:
-      while block := f.read(chunk_bytes):
+      if start:
+        f.seek(start - 1)
+        f.readline()  # The line that began before `start`, or its newline.
+      begin = place = f.tell()
+      skip_lines = 0 if begin else skip_lines
+      first_line = 1 + (self._newlines_before(begin) if count_lines else 0)
+      rest = b""
+      while place < stop and (block := f.read(min(chunk_bytes, stop - place))):
+        place += len(block)
+        if place >= stop and not block.endswith(b"\n"):
+          block += f.readline()
         digest.update(block)
-        if end == 0:
-          block = block.removeprefix(_BOM)
-        end = f.tell()
         head, newline, tail = block.rpartition(b"\n")
         if not newline:
           rest += block
           continue
         data, rest = rest + head + newline, tail
-        yield from _skipped(Chunk(data, first_line, end), skip_lines)
+        yield from _chunk(data, first_line, begin, skip_lines)
         first_line += data.count(b"\n")
-    self._sha256 = digest.hexdigest()
+        begin += len(data)
+    if whole:
+      self._sha256 = digest.hexdigest()
     self.ends_in_newline = not rest
-    if rest:
-      yield from _skipped(Chunk(rest, first_line, end), skip_lines)
-
-  def piece(
-    self, start: int, stop: int, *, count_lines: bool, skip_lines: int
-  ) -> Iterator[Chunk]:
-    """Yields the lines that begin in [start, stop) as one chunk, if any.
-
-    Args:
-      start, stop: positions in the file.
-      count_lines: read what is before, too, for the true `first_line`; else
-        it is 1.
-      skip_lines: lines to leave out at the start of the file.
-    """
-    with open(self.path, "rb") as f:
-      if start:
-        f.seek(start - 1)
-        f.readline()  # The line that began before `start`, or its newline.
-      begin = f.tell()
-      data = f.read(max(stop - begin, 0))
-      if data and not data.endswith(b"\n"):
-        data += f.readline()
-    self.ends_in_newline = not data or data.endswith(b"\n")
-    first_line = 1 + (self._newlines_before(begin) if count_lines else 0)
-    end = begin + len(data)
-    if begin == 0:
-      data = data.removeprefix(_BOM)
-    yield from _skipped(
-      Chunk(data, first_line, end), 0 if begin else skip_lines
-    )
+    yield from _chunk(rest, first_line, begin, skip_lines)
 
   def _newlines_before(self, position: int) -> int:
     count = 0
@@ -175,9 +172,15 @@ def fingerprint(path: pathlib.Path) -> dict[str, str | int]:
   }
 
 
-def _skipped(chunk: Chunk, skip_lines: int) -> Iterator[Chunk]:
-  while chunk.data and chunk.first_line <= skip_lines:
-    data = chunk.data.partition(b"\n")[2]
-    chunk = Chunk(data, chunk.first_line + 1, chunk.end)
-  if chunk.data:
-    yield chunk
+def _chunk(
+  data: bytes, first_line: int, begin: int, skip_lines: int
+) -> Iterator[Chunk]:
+  """Yields lines as a chunk unless none are left without those to skip."""
+  end = begin + len(data)
+  if begin == 0:
+    data = data.removeprefix(_BOM)
+  while data and first_line <= skip_lines:
+    data = data.partition(b"\n")[2]
+    first_line += 1
+  if data:
+    yield Chunk(data, first_line, begin, end)

@@ -1,0 +1,48 @@
+"""Where the rows of a file stand, for the errors that name them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from xir_tfrs.data import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """The places of some rows of a file.
+
+  Attributes:
+    path: the file.
+    numbers: the 1-based number of the first row if every line is a row, else
+      an int array with the number of each row.
+    unit: what `numbers` counts: "line", or "row" where a file has no lines.
+  """
+
+  path: str
+  numbers: int | np.ndarray
+  unit: str = "line"
+
+  def number(self, row: int) -> int:
+    if isinstance(self.numbers, int):
+      return self.numbers + row
+    return int(self.numbers[row])
+
+  def all(self, rows: int) -> np.ndarray:
+    """[rows] the number of each row."""
+    if isinstance(self.numbers, int):
+      return np.arange(self.numbers, self.numbers + rows)
+    return self.numbers
+
+  def of_values(self, lengths: np.ndarray) -> Places:
+    """The places of values of which each row holds so many."""
+    numbers = np.repeat(self.all(len(lengths)), lengths)
+    return Places(self.path, numbers, self.unit)
+
+  def error(
+    self, row: int | None, column: str, message: str
+  ) -> errors.DataError:
+    """An error about `column`: in a 0-based row, or in general."""
+    where = {} if row is None else {self.unit: self.number(row)}
+    return errors.DataError(message, path=self.path, column=column, **where)
