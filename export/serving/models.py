@@ -83,6 +83,8 @@ class Holder:
     self._index = index
     self._metrics = metrics
     self._identity: tuple | None = None
+    # Of what could not be used: hashing and loading it again would fail again.
+    self._unusable: tuple | None = None
     self._lock = asyncio.Lock()
     # Not asyncio's own, whose end would be waited for.
     self._loader = futures.ThreadPoolExecutor(1, "loader")
@@ -96,12 +98,14 @@ class Holder:
     loop = asyncio.get_running_loop()
     async with self._lock:
       version = self.model.version + 1 if self.model else 1
+      found = await loop.run_in_executor(self._loader, self._files)
       try:
         model, identity = await loop.run_in_executor(
           self._loader, self._load, version
         )
       except Exception as error:
         # Whatever TensorFlow makes of a broken file: the old one goes on.
+        self._unusable = found
         raise self._failed(error) from None
       if self.model:
         self._metrics.switches.inc()
@@ -113,13 +117,30 @@ class Holder:
     return model
 
   async def watch(self, seconds: float) -> None:
-    """Looks for a new bundle again and again, until cancelled."""
+    """Looks for a new bundle again and again, until cancelled.
+
+    One that could not be used is tried again when any of its files changes.
+    """
+    loop = asyncio.get_running_loop()
     while True:
       await asyncio.sleep(seconds)
       if _identity(self._directory) == self._identity:
         continue
+      found = await loop.run_in_executor(self._loader, self._files)
+      if found == self._unusable:
+        continue
       with contextlib.suppress(errors.DataError):  # It is logged.
         await self.reload()
+
+  def _files(self) -> tuple:
+    """What differs if anything in the bundle's directory has changed."""
+    found = [_identity(self._directory)]
+    for folder, _, names in os.walk(self._directory.resolve()):
+      for path in (pathlib.Path(folder, name) for name in names):
+        with contextlib.suppress(OSError):
+          status = path.stat()
+          found.append((path, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
   def _failed(self, error: Exception) -> errors.DataError:
     if not isinstance(error, errors.DataError):

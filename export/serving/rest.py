@@ -6,7 +6,14 @@ import json
 from collections.abc import Awaitable, Callable
 
 from google.protobuf import json_format
-from starlette import applications, exceptions, requests, responses, routing
+from starlette import (
+  applications,
+  convertors,
+  exceptions,
+  requests,
+  responses,
+  routing,
+)
 
 from export.serving import protos, service, tensors
 from xir_tfrs.data import errors
@@ -15,9 +22,22 @@ MAX_BODY_BYTES = 64 << 20
 _STATUS = {
   "INVALID_ARGUMENT": 400,
   "NOT_FOUND": 404,
+  "CANCELLED": 499,  # The client has gone; nobody reads this.
   "INTERNAL": 500,
   "UNAVAILABLE": 503,
 }
+
+
+class _ModelName(convertors.StringConvertor):
+  """A name without the colon that begins a verb.
+
+  Otherwise GET of `NAME:predict` would be the status of a model of that name.
+  """
+
+  regex = "[^/:]+"
+
+
+convertors.register_url_convertor("model", _ModelName())
 
 
 def application(serve: service.Service) -> applications.Starlette:
@@ -25,15 +45,20 @@ def application(serve: service.Service) -> applications.Starlette:
 
   async def predict(request: requests.Request) -> responses.Response:
     with serve.metrics.request("rest") as call:
-      content = tensors.parse_json(await _body(request))
+      body = await _body(request)
+      content = await serve.convert(len(body), lambda: tensors.parse_json(body))
       _, outputs = await serve.predict(
         call,
         request.path_params["name"],
         request.path_params.get("version"),
         content.get("signature_name", ""),
+        len(body),
         lambda spec: tensors.from_json(content, spec),
       )
-      answer = tensors.to_json(outputs, rows="instances" in content)
+      answer = await serve.convert(
+        sum(x.nbytes for x in outputs.values()),
+        lambda: tensors.to_json(outputs, rows="instances" in content),
+      )
     return responses.Response(answer, media_type="application/json")
 
   async def status(request: requests.Request) -> responses.Response:
@@ -94,7 +119,7 @@ def _for_versions(
   endpoint: Callable[[requests.Request], Awaitable[responses.Response]],
   method: str,
 ) -> list[routing.Route]:
-  path = "/v1/models/{name}"
+  path = "/v1/models/{name:model}"
   return [
     routing.Route(start + ending, endpoint, methods=[method])
     for start in (path, path + "/versions/{version:int}")
@@ -103,10 +128,15 @@ def _for_versions(
 
 async def _body(request: requests.Request) -> bytes:
   body = bytearray()
-  async for chunk in request.stream():
-    body += chunk
-    if len(body) > MAX_BODY_BYTES:
-      raise tensors.invalid(f"the body has more than {MAX_BODY_BYTES} bytes")
+  try:
+    async for chunk in request.stream():
+      body += chunk
+      if len(body) > MAX_BODY_BYTES:
+        raise tensors.invalid(f"the body has more than {MAX_BODY_BYTES} bytes")
+  except requests.ClientDisconnect:
+    raise tensors.RequestError(
+      "CANCELLED", "the client broke off the request"
+    ) from None
   return bytes(body)
 
 

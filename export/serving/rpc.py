@@ -57,14 +57,18 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
           spec.name,
           _version(spec),
           spec.signature_name,
+          request.ByteSize(),
           lambda wanted: tensors.from_protos(request.inputs, wanted),
         )
         outputs = _filter(outputs, request.output_filter)
-        return predict_pb2.PredictResponse(
-          model_spec=protos.model_spec(spec.name, model, call.signature),
-          outputs={
-            name: tf.make_tensor_proto(array) for name, array in outputs.items()
-          },
+        return await self._serve.convert(
+          sum(x.nbytes for x in outputs.values()),
+          lambda: predict_pb2.PredictResponse(
+            model_spec=protos.model_spec(spec.name, model, call.signature),
+            outputs={
+              name: tf.make_tensor_proto(x) for name, x in outputs.items()
+            },
+          ),
         )
     except tensors.RequestError as error:
       await _refuse(context, error)

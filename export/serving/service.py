@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent import futures
+from typing import TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -11,6 +14,11 @@ from export.serving import batching, models, tensors
 from export.serving import metrics as metrics_lib
 
 DEFAULT_SIGNATURE = "serving_default"
+# Smaller bodies are read and written in the event loop: they take less time
+# there than a change of threads.
+_SMALL_BYTES = 1 << 14
+
+_T = TypeVar("_T")
 
 
 class Service:
@@ -43,6 +51,20 @@ class Service:
     self.metrics = metrics
     self.stopping = False
     self._batcher = make_batcher(self._run)
+    # Apart from the one that calls TensorFlow, which has work that is waited
+    # for; one thread, as Python runs no more of this at a time.
+    self._pool = futures.ThreadPoolExecutor(1, "codec")
+
+  async def convert(self, size: int, work: Callable[[], _T]) -> _T:
+    """What `work` returns, which reads or writes a body.
+
+    Args:
+      size: of the body, in bytes; the event loop goes on during a large one.
+      work: the function.
+    """
+    if size <= _SMALL_BYTES:
+      return work()
+    return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
   @property
   def ready(self) -> bool:
@@ -75,6 +97,7 @@ class Service:
     name: str,
     version: int | None,
     signature: str,
+    size: int,
     read: Callable[[tensors.Spec], tensors.Inputs],
   ) -> tuple[models.Model, tensors.Inputs]:
     """Answers one call.
@@ -84,6 +107,7 @@ class Service:
       name: of the model.
       version: of the model, None for the one there is.
       signature: its name, "" for the default one.
+      size: of the request, in bytes.
       read: makes arrays from the request.
 
     Returns:
@@ -102,7 +126,7 @@ class Service:
       )
     call.signature = signature
     spec = model.signatures[signature]["inputs"]
-    inputs = read(spec)
+    inputs = await self.convert(size, lambda: read(spec))
     tensors.check(inputs, spec, model.max_k)
     scalars = tuple(x.item() for x in inputs.values() if not x.ndim)
     try:

@@ -22,8 +22,13 @@ from tensorflow.core.framework import tensor_pb2
 
 # What one request may ask for; more belongs into export.batch_recommend.
 MAX_ROWS = 1024
-# TensorProto repeats its last value, so that few bytes can stand for any size.
-MAX_ELEMENTS = 1 << 24
+MAX_ANSWERS = 1 << 20  # Rows times k.
+# Of a list in each row. Calls are joined by making all lists as long as the
+# longest one.
+MAX_WIDTH = 1 << 16
+# Of an input. TensorProto repeats its last value, so that few bytes can stand
+# for any size.
+MAX_ELEMENTS = 1 << 20
 
 Inputs = dict[str, np.ndarray]
 Spec = Mapping[str, Mapping]
@@ -126,6 +131,11 @@ def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
       raise _wrong(name, wanted, _type(wanted["dtype"], shape))
     if shape:
       rows[name] = shape[0]
+    if inputs[name].size > MAX_ELEMENTS or any(x > MAX_WIDTH for x in shape):
+      raise invalid(
+        f"`{name}` must have at most {MAX_WIDTH} values in a row and "
+        f"{MAX_ELEMENTS} in all. Received: {_type(wanted['dtype'], shape)}"
+      )
   first = next(iter(rows))
   for name, count in rows.items():
     if count != rows[first]:
@@ -137,8 +147,15 @@ def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
     raise invalid(
       f"`{first}` must have 1 to {MAX_ROWS} rows. Received: {rows[first]}"
     )
-  if "k" in spec and not 1 <= inputs["k"] <= max_k:
+  if "k" not in spec:
+    return
+  if not 1 <= inputs["k"] <= max_k:
     raise invalid(f"`k` must be from 1 to {max_k}. Received: {inputs['k']}")
+  if rows[first] * int(inputs["k"]) > MAX_ANSWERS:
+    raise invalid(
+      f"rows times `k` must be at most {MAX_ANSWERS}. Received: "
+      f"{rows[first]} rows, `k` = {inputs['k']}; ask in several calls"
+    )
 
 
 def _check_names(given: Collection[str], spec: Spec) -> None:

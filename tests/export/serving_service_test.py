@@ -1,7 +1,8 @@
-"""Holder and service in this process: integer ids, and faults of the model."""
+"""Holder, service and web application in this process."""
 
 import asyncio
 import json
+import threading
 import weakref
 from concurrent import futures
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.serving import batching, metrics, models, service, tensors
+from export.serving import batching, metrics, models, rest, service, tensors
 from xir_tfrs import indexes
+from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 
 
@@ -32,6 +34,7 @@ async def _predict(serve, inputs, signature=""):
     "retriever",
     None,
     signature,
+    0,
     lambda spec: tensors.from_json(request, spec),
   )
   return model.version, outputs
@@ -120,7 +123,9 @@ class _Faulty:
     ),
   ],
 )
-def test_faults_of_the_model(tmp_path, caplog, error, code, message):
+def test_errors_of_the_model_become_status_codes(
+  tmp_path, caplog, error, code, message
+):
   async def main():
     with futures.ThreadPoolExecutor(1) as pool:
       serve = _service(tmp_path, pool)
@@ -143,3 +148,102 @@ def test_nothing_is_answered_before_a_bundle_is_loaded(tmp_path):
   with pytest.raises(tensors.RequestError) as caught:
     asyncio.run(main())
   assert caught.value.code == "UNAVAILABLE"
+
+
+async def _http(serve, method, path, body=b""):
+  """Status of the answer of the web application, which is asked directly."""
+  sent = []
+
+  async def receive():
+    return {"type": "http.request", "body": body, "more_body": False}
+
+  async def send(message):
+    sent.append(message)
+
+  scope = {
+    "type": "http",
+    "method": method,
+    "path": path,
+    "query_string": b"",
+    "headers": [],
+  }
+  await rest.application(serve)(scope, receive, send)
+  return sent[0]["status"]
+
+
+@pytest.mark.parametrize("work", ["parse_json", "from_json", "to_json"])
+def test_health_is_answered_while_a_large_body_is_worked_on(
+  tmp_path, monkeypatch, work
+):
+  """The work on the body ends after the answer to the health check."""
+  began, answered = threading.Event(), threading.Event()
+  original = getattr(tensors, work)
+
+  def wait(*args, **kwargs):
+    began.set()
+    assert answered.wait(20)
+    return original(*args, **kwargs)
+
+  class Echo(_Faulty):
+    def run(self, signature, inputs):
+      return inputs
+
+  monkeypatch.setattr(tensors, work, wait)
+
+  async def main():
+    with futures.ThreadPoolExecutor(1) as pool:
+      serve = _service(tmp_path, pool)
+      serve.holder.model = Echo(None)
+      content = {"signature_name": "rank", "inputs": [7] * 1000}
+      body = json.dumps(content, indent=20).encode()
+      path = "/v1/models/retriever:predict"
+      monkeypatch.setattr(service, "_SMALL_BYTES", 1000)
+      large = asyncio.create_task(_http(serve, "POST", path, body))
+      while not began.is_set():
+        await asyncio.sleep(0.001)
+      assert await _http(serve, "GET", "/healthz") == 200
+      answered.set()
+      assert await large == 200
+
+  asyncio.run(main())
+
+
+def test_a_bundle_that_failed_is_loaded_again_only_when_a_file_changes(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "manifest.json").write_text("{}")
+  holder = models.Holder(tmp_path, None, metrics.Metrics())
+  loads, looks = [], []
+
+  def load(version):
+    loads.append(version)
+    raise errors.DataError("broken")
+
+  files = holder._files
+
+  def look():
+    looks.append(1)
+    return files()
+
+  monkeypatch.setattr(holder, "_load", load)
+  monkeypatch.setattr(holder, "_files", look)
+
+  async def until(number_of_loads):
+    while len(loads) < number_of_loads:
+      await asyncio.sleep(0.001)
+    seen = len(looks)
+    while len(looks) < seen + 5:
+      await asyncio.sleep(0.001)
+    assert len(loads) == number_of_loads
+
+  async def main():
+    watching = asyncio.create_task(holder.watch(0.001))
+    await until(1)
+    (tmp_path / "variables").write_text("copied later")
+    await until(2)
+    with pytest.raises(errors.DataError):
+      await holder.reload()  # Whoever asks for it gets another try.
+    assert len(loads) == 3
+    watching.cancel()
+
+  asyncio.run(main())

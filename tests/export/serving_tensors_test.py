@@ -183,7 +183,31 @@ def test_wrong_rows_are_named(rows, message):
   assert message in str(caught.value)
 
 
-def test_too_many_rows():
+def test_too_many_answers_or_values_are_refused():
+  spec = {name: SPEC[name] for name in ("query_id", "k", "exclude_ids")}
+
+  def check(rows, k, width):
+    inputs = {
+      "query_id": np.full([rows], b"a", object),
+      "k": np.array(k, np.int32),
+      "exclude_ids": np.zeros([rows, width], np.int64),
+    }
+    tensors.check(inputs, spec, 10_000)
+
+  check(104, 10_000, 0)
+  with pytest.raises(
+    tensors.RequestError, match="1048576.* 105 rows, `k` = 10"
+  ):
+    check(105, 10_000, 0)
+  check(16, 1, 1 << 16)
+  for rows, width in ((1, (1 << 16) + 1), (17, 1 << 16)):
+    with pytest.raises(
+      tensors.RequestError, match="`exclude_ids` must .*65536"
+    ):
+      check(rows, 1, width)
+
+
+def test_more_than_1024_rows_are_refused():
   spec = {"query_id": SPEC["query_id"]}
   assert len(_read({"inputs": ["a"] * 1024}, spec)["query_id"]) == 1024
   for count in (0, 1025):
