@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from xir_tfrs import layers, models, types
+from xir_tfrs import layers, models, tasks, types
+from xir_tfrs.data import histories
 from xir_tfrs.layers import history as encoders
 
 LENGTH = 5
@@ -178,6 +179,107 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       tower("mean", dropout=1.0)
     with self.assertRaisesRegex(ValueError, "`length` must be positive"):
       models.HistoryTower(candidate_tower(), "mean", 0)
+
+
+class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
+  def model(self, **arguments):
+    candidates = candidate_tower()
+    queries = models.HistoryTower(candidates, "gru", LENGTH, **arguments)
+    return models.TwoTower(
+      queries,
+      candidates,
+      tasks.SampledSoftmaxRetrieval(temperature=0.2, normalize=True),
+    )
+
+  def batches(self):
+    """The same rows, each with its history, and as positions of windows."""
+    rng = np.random.default_rng(0)
+    rows = histories.Histories.of_rows(
+      {
+        "query_id": np.repeat(np.arange(4), 6),
+        "candidate_id": rng.integers(0, 12, 24),
+      }
+    )
+    windows = histories.Windows.of_histories(rows, LENGTH)
+    batches = histories.PositionBatches(
+      rows, windows, global_batch_size=24, seed=0
+    )
+    positions = batches.share(0, 0, 24)
+    single = {
+      "query_id": positions["query_id"],
+      "candidate_id": positions["candidate_id"],
+      "history_ids": np.stack(
+        [
+          np.where(
+            np.arange(LENGTH) < position, positions["history_ids"][row], -1
+          )
+          for row, position in zip(
+            positions["history_row"],
+            positions["history_position"],
+            strict=True,
+          )
+        ]
+      ),
+    }
+    return single, positions
+
+  def test_rows_and_positions_have_the_same_loss(self):
+    model = self.model()
+    single, positions = (
+      {name: tf.constant(x) for name, x in batch.items()}
+      for batch in self.batches()
+    )
+    self.assertLess(
+      positions["history_ids"].shape[0], single["history_ids"].shape[0]
+    )
+    self.assertAllClose(
+      model.compute_loss(single), model.compute_loss(positions), rtol=1e-5
+    )
+
+  def test_fit_learns_what_follows(self):
+    # Each candidate follows the one before it: histories tell all.
+    start = np.random.default_rng(0).integers(0, 12, 512)
+    rows = {
+      "query_id": np.zeros(512, np.int64),
+      "candidate_id": (start + 3) % 12,
+      "history_ids": np.stack([start, start + 1, start + 2], 1) % 12,
+    }
+    model = self.model()
+    model.compile(tf.keras.optimizers.Adam(0.02))
+    dataset = tf.data.Dataset.from_tensor_slices(rows).batch(64)
+    model.fit(dataset, epochs=12, verbose=0)
+    queries = model.encode_queries(
+      rows["query_id"], history_ids=tf.constant(rows["history_ids"])
+    )
+    scores = queries @ tf.transpose(model.encode_candidates(tf.range(12)))
+    found = np.argmax(scores, axis=1) == rows["candidate_id"]
+    self.assertGreater(found.mean(), 0.95)
+
+  def test_restored_from_config_and_checkpoint(self):
+    model = self.model(query_tower=models.Tower(vocabulary_size=4, dim=4))
+    path = tf.train.Checkpoint(model=model).save(f"{self.get_temp_dir()}/model")
+    config = json.loads(json.dumps(model.get_config()))
+    again = models.TwoTower.from_config(config)
+    status = tf.train.Checkpoint(model=again).restore(path)
+    status.assert_existing_objects_matched().expect_partial()
+    self.assertIs(again.query_tower.candidate_tower, again.candidate_tower)
+    given = {"history_ids": ragged(HISTORIES)}
+    self.assertAllClose(
+      again.encode_queries(tf.range(3), **given),
+      model.encode_queries(tf.range(3), **given),
+    )
+
+  def test_histories_are_needed_and_not_dropped(self):
+    model = self.model()
+    with self.assertRaisesRegex(ValueError, "needs `history_ids`"):
+      model.compute_loss({"query_id": tf.range(2), "candidate_id": tf.range(2)})
+    with self.assertRaisesRegex(ValueError, "`history_ids` must be given"):
+      model.encode_queries(tf.range(2))
+    of_ids = models.TwoTower(
+      models.Tower(vocabulary_size=4, dim=4), candidate_tower()
+    )
+    with self.assertRaisesRegex(ValueError, "and to no other"):
+      of_ids.encode_queries(tf.range(2), history_ids=tf.zeros([2, 1]))
 
 
 class EncodersTest(tf.test.TestCase):

@@ -100,6 +100,7 @@ class HistoryTower(tf.keras.Model):
     self,
     query_ids: tf.Tensor,
     history_ids: tf.Tensor | tf.RaggedTensor,
+    features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
     training: bool = False,
   ) -> tf.Tensor:
     """Encodes queries after their whole histories.
@@ -108,6 +109,8 @@ class HistoryTower(tf.keras.Model):
       query_ids: [n] dense query ids; read by the query tower alone.
       history_ids: [n, None] dense candidate ids, oldest first: ragged, or
         padded with -1 anywhere. Unknown ids are dropped.
+      features: Side features of the queries, as `layers.CandidateTable`
+        returns them; None for those of the query tower's own table.
       training: Whether entries are dropped; a Python bool.
 
     Returns:
@@ -120,7 +123,7 @@ class HistoryTower(tf.keras.Model):
     else:
       states = self.encoder.last(vectors, lengths)
     states = tf.where(lengths[:, tf.newaxis] > 0, states, self._start)
-    return states + self._of_ids(query_ids, training)
+    return states + self._of_ids(query_ids, features, training)
 
   def encode_positions(
     self,
@@ -147,7 +150,8 @@ class HistoryTower(tf.keras.Model):
     states = self.encoder(vectors, lengths, **randomness)
     start = tf.broadcast_to(self._start, tf.shape(states[:, :1]))
     states = tf.concat([start, states], axis=1)
-    return states + self._of_ids(query_ids, training)[..., tf.newaxis, :]
+    of_ids = self._of_ids(query_ids, None, training)
+    return states + of_ids[..., tf.newaxis, :]
 
   def get_config(self) -> dict:
     """JSON-ready; the candidate tower is left out, as it has another owner."""
@@ -193,11 +197,14 @@ class HistoryTower(tf.keras.Model):
     shape = [-1, self.history_length, vectors.shape[1]]
     return tf.reshape(vectors, shape), lengths
 
-  def _of_ids(self, query_ids: tf.Tensor, training: bool) -> tf.Tensor:
+  def _of_ids(self, query_ids, features, training: bool) -> tf.Tensor:
     """What the query tower adds: [n, dim], or a 0."""
     if self.query_tower is None:
       return tf.zeros([1])
-    vectors = self.query_tower(query_ids, training=training)
+    if features:
+      vectors = self.query_tower.encode(query_ids, features)
+    else:
+      vectors = self.query_tower(query_ids, training=training)
     return tf.cast(vectors, tf.float32)
 
   def _randomness(self, lengths: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from xir_tfrs import distribute
-from xir_tfrs.models import towers
+from xir_tfrs.models import history_tower, towers
 from xir_tfrs.models.ranker import Ranker
 
 # What Keras reports of an epoch, means over its rows.
@@ -26,12 +26,19 @@ class TwoTower(tfrs.Model):
 
   Batches are dicts with `query_id` and `candidate_id`, [batch] dense integer
   ids, and optionally `sample_weight` [batch] and `known_candidate_ids` [batch,
-  None], ids that are no negatives of their row. `fit` and `evaluate` also take
-  `sample_weight` as an argument of their own, and report the mean losses over
-  the rows of the epoch so far.
+  None], ids that are no negatives of their row. With a `HistoryTower` they also
+  have `history_ids`: [batch, None], the history of each row; or, where rows
+  share histories, [windows, None], with the `history_query_ids` [windows], and
+  for each row its window, `history_row` [batch], and how many events of the
+  window come before the row, `history_position` [batch].
+
+  `fit` and `evaluate` also take `sample_weight` as an argument of their own,
+  and report the mean losses over the rows of the epoch so far.
 
   Attributes:
-    query_tower, candidate_tower: Encoders of ids, e.g. `Tower`.
+    query_tower: Encoder of query ids, e.g. `Tower`, or of their histories, a
+      `HistoryTower`.
+    candidate_tower: Encoder of candidate ids, e.g. `Tower`.
     task: The loss, one of `xir_tfrs.tasks`; None in a model for inference.
     normalize: Whether scores are cosines.
     ranker: Scores pairs of ids for a second stage, e.g. `Ranker`; or None.
@@ -49,7 +56,7 @@ class TwoTower(tfrs.Model):
     """Takes the parts.
 
     Args:
-      query_tower: [n] query ids -> [n, dim].
+      query_tower: [n] query ids -> [n, dim]; or a `HistoryTower`.
       candidate_tower: [n] candidate ids -> [n, dim].
       task: The loss; it also says whether scores are cosines.
       normalize: Without a task: whether scores are cosines.
@@ -78,7 +85,7 @@ class TwoTower(tfrs.Model):
     distribute.require_scope(self.trainable_variables, self.name)
     candidate_ids = inputs["candidate_id"]
     return self.task(
-      self.query_tower(inputs["query_id"], training=training),
+      self._query_embeddings(inputs, training),
       self.candidate_tower(candidate_ids, training=training),
       candidate_ids=candidate_ids,
       query_ids=inputs["query_id"],
@@ -137,10 +144,16 @@ class TwoTower(tfrs.Model):
     for mean in self._means.of.values():
       mean.reset_state()
 
+  @property
+  def takes_histories(self) -> bool:
+    """Whether queries are encoded from their histories."""
+    return isinstance(self.query_tower, history_tower.HistoryTower)
+
   def encode_queries(
     self,
     ids: tf.Tensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
+    history_ids: tf.Tensor | tf.RaggedTensor | None = None,
   ) -> tf.Tensor:
     """[n] query ids -> [n, dim]; inner products are the model's scores.
 
@@ -148,8 +161,21 @@ class TwoTower(tfrs.Model):
       ids: [n] dense ids; those the tower does not know have no embedding.
       features: Side features, as `layers.CandidateTable` returns them; None
         for those of the tower's own table.
+      history_ids: [n, None] dense candidate ids, oldest first, for a tower
+        that `takes_histories`; see `HistoryTower`.
+
+    Raises:
+      ValueError: The tower needs histories and has none, or takes none.
     """
-    return self._encoded(self.query_tower, ids, features)
+    if self.takes_histories != (history_ids is not None):
+      raise ValueError(
+        "`history_ids` must be given to a model with a HistoryTower, and to no "
+        f"other. Received: {type(self.query_tower).__name__}, `history_ids` = "
+        f"{history_ids!r}."
+      )
+    if history_ids is None:
+      return self._encoded(self.query_tower, ids, features)
+    return self._normalized(self.query_tower(ids, history_ids, features))
 
   def encode_candidates(
     self,
@@ -187,10 +213,8 @@ class TwoTower(tfrs.Model):
   def from_config(cls, config: dict, custom_objects=None) -> "TwoTower":
     """A model for inference; its weights come from a checkpoint."""
     del custom_objects
-    query_tower, candidate_tower = (
-      towers.Tower.from_config(config[name])
-      for name in ("query_tower", "candidate_tower")
-    )
+    candidate_tower = towers.Tower.from_config(config["candidate_tower"])
+    query_tower = _query_tower(config["query_tower"], candidate_tower)
     ranker = config.get("ranker")  # Configs had none at first.
     if ranker is not None:
       ranker = dict(ranker)
@@ -239,10 +263,44 @@ class TwoTower(tfrs.Model):
       embeddings = tower.encode(ids, features)
     else:
       embeddings = tower(ids, training=False)
+    return self._normalized(embeddings)
+
+  def _normalized(self, embeddings: tf.Tensor) -> tf.Tensor:
     embeddings = tf.cast(embeddings, tf.float32)
     if self.normalize:
       return tf.math.l2_normalize(embeddings, axis=1)
     return embeddings
+
+  def _query_embeddings(
+    self, inputs: Mapping[str, tf.Tensor], training: bool
+  ) -> tf.Tensor:
+    """[batch, dim] embeddings of the rows' queries."""
+    if not self.takes_histories:
+      return self.query_tower(inputs["query_id"], training=training)
+    if "history_ids" not in inputs:
+      raise ValueError(
+        "A model with a HistoryTower needs `history_ids` in its batches. "
+        f"Received: {', '.join(inputs)}."
+      )
+    if "history_row" not in inputs:
+      return self.query_tower(
+        inputs["query_id"], inputs["history_ids"], training=training
+      )
+    states = self.query_tower.encode_positions(
+      inputs["history_query_ids"], inputs["history_ids"], training=training
+    )
+    places = tf.stack([inputs["history_row"], inputs["history_position"]], 1)
+    return tf.gather_nd(states, places)
+
+
+def _query_tower(
+  config: dict[str, Any], candidate_tower: towers.Tower
+) -> towers.Tower | history_tower.HistoryTower:
+  if "history_length" in config:
+    return history_tower.HistoryTower.from_config(
+      config, candidate_tower=candidate_tower
+    )
+  return towers.Tower.from_config(config)
 
 
 def _for_keras(x: Any, y: None, arguments: dict[str, Any]) -> dict[str, Any]:
