@@ -35,7 +35,7 @@ from pipelines import prepare
 from pipelines.readers import inputs
 from pipelines.training import build as model
 from pipelines.training import config as configs
-from xir_tfrs.data import datasets, records, schema
+from xir_tfrs.data import datasets, directory, records, schema
 
 _SIZES = {
   "epochs": (3, "Epochs of SSL-Pop that the model is trained for."),
@@ -163,11 +163,8 @@ class _Builder:
 
   def __init__(self, config: configs.TrainConfig) -> None:
     self.config = config
-    self._parts = (
-      schema.Schema.load(config.data),
-      records.read_table(config.data, "queries"),
-      records.read_table(config.data, "candidates"),
-    )
+    data = directory.DataDir(config.data)
+    self._parts = data.schema, data.queries, data.candidates
 
   def __call__(
     self, task: str, settings: Mapping[str, Any]

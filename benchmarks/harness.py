@@ -6,7 +6,6 @@ each is reported.
 """
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -18,6 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 from absl import app, flags
+
+from xir_tfrs.data import json_files
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = (
@@ -140,9 +141,7 @@ def write_json(
     "machine": machine(),
     "versions": versions(),
   }
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  json_files.write(path, content)
   return path
 
 

@@ -9,8 +9,6 @@ split too. A model with a ranker has a second column: its --rerank_depth best
 candidates of each query, re-ranked.
 """
 
-import hashlib
-import json
 import os
 import pathlib
 import sys
@@ -23,7 +21,7 @@ from absl import app, flags
 
 import xir_tfrs as xir
 from pipelines.evaluation import split as evaluation_data
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import directory, json_files, runs
 from xir_tfrs.data import schema as schema_lib
 
 EvaluationData = evaluation_data.EvaluationData
@@ -31,14 +29,12 @@ load_evaluation_data = evaluation_data.load_evaluation_data
 
 METRICS_FILE = "metrics.json"
 FORMAT = 1
-CHECKPOINTS = ("best", "latest")
 # Candidates by their training interactions: (name, fewest, most).
 BANDS = (
   ("at most 5", 0, 5),
   ("6 to 20", 6, 20),
   ("more than 20", 21, np.iinfo(np.int64).max),
 )
-_IDS_PER_BATCH = 1 << 14
 # Queries whose lists are re-ranked at a time.
 _LISTS_PER_BATCH = 256
 
@@ -55,17 +51,8 @@ def encode(
     [num_queries, dim] and [num_candidates, dim] float32 arrays.
   """
   return (
-    _in_batches(model.encode_queries, query_ids),
-    _in_batches(model.encode_candidates, np.arange(num_candidates)),
-  )
-
-
-def _in_batches(encoder, ids: np.ndarray) -> np.ndarray:
-  return np.concatenate(
-    [
-      encoder(tf.constant(ids[start : start + _IDS_PER_BATCH])).numpy()
-      for start in range(0, len(ids), _IDS_PER_BATCH)
-    ]
+    runs.encode_in_batches(model.encode_queries, query_ids),
+    runs.encode_in_batches(model.encode_candidates, np.arange(num_candidates)),
   )
 
 
@@ -177,52 +164,6 @@ def _oracle(
     )
 
 
-def load_model(
-  path: str | os.PathLike[str], checkpoint: str = "best"
-) -> tuple[xir.models.TwoTower, dict[str, Any], str]:
-  """Restores a trained model for inference.
-
-  Args:
-    path: Directory made by `pipelines.train`.
-    checkpoint: `"best"` (the latest, if the run had no validation) or
-      `"latest"`.
-
-  Returns:
-    The model, the config of its run, and the checkpoint's path.
-
-  Raises:
-    ModelDirError: There is no such run, or its checkpoint does not fit.
-  """
-  if checkpoint not in CHECKPOINTS:
-    raise ValueError(
-      f"`checkpoint` must be one of {', '.join(CHECKPOINTS)}. Received: "
-      f"{checkpoint!r}."
-    )
-  directory = model_dir.ModelDir(path)
-  config = directory.read_config()
-  names = [model_dir.CHECKPOINTS]
-  if checkpoint == "best":
-    names.insert(0, model_dir.BEST)
-  found = [tf.train.latest_checkpoint(directory.path / name) for name in names]
-  found = next(filter(None, found), None)
-  if found is None:
-    raise model_dir.ModelDirError(
-      f"{directory.path} holds no checkpoint: go on with the training by "
-      f"python -m pipelines.train --model_dir {directory.path} --resume"
-    )
-  try:
-    model = xir.models.TwoTower.from_config(config["model"])
-    status = tf.train.Checkpoint(model=model).restore(found)
-    status.assert_existing_objects_matched().expect_partial()
-  except (AssertionError, ValueError, KeyError, tf.errors.OpError) as error:
-    raise model_dir.ModelDirError(
-      f"{found} cannot be restored as {model_dir.CONFIG} describes the model "
-      f"({str(error).splitlines()[0]}): one of them is damaged, or another "
-      "version of xir_tfrs wrote them. Train again."
-    ) from None
-  return model, config, found
-
-
 def evaluate(
   data_dir: str | os.PathLike[str] | None,
   path: str | os.PathLike[str],
@@ -259,10 +200,10 @@ def evaluate(
     raise ValueError(
       f"--rerank_depth must be positive. Received: {rerank_depth}."
     )
-  model, config, restored = load_model(path, checkpoint)
-  data_dir = config["data"] if data_dir is None else data_dir
-  data = load_evaluation_data(data_dir, split)
-  _require_same_data(config, data_dir, path)
+  model, config, restored = runs.load_model(path, checkpoint)
+  opened = directory.DataDir(config.data if data_dir is None else data_dir)
+  runs.check_fit(config, opened, path)
+  data = load_evaluation_data(opened, split)
   embeddings = encode(model, data.query_ids, len(data.counts))
   rankings = {"model": _by_embeddings(*embeddings, ks)}
   second_stage = {}
@@ -271,7 +212,7 @@ def evaluate(
     rankings["reranked"] = _by_lists(*lists, ks)
     second_stage["rerank_depth"] = rerank_depth
   rankings["popularity"] = _by_embeddings(*_popularity(data), ks)
-  oracle = _oracle(data_dir, data)
+  oracle = _oracle(opened.path, data)
   if oracle is not None:
     rankings["oracle"] = _by_embeddings(*oracle, ks)
   metrics = {
@@ -308,15 +249,6 @@ def _band(rankings, data, low, high) -> dict[str, Any]:
     "queries": len(rows),
     "metrics": metrics,
   }
-
-
-def _require_same_data(config, data_dir, path) -> None:
-  schema = pathlib.Path(data_dir) / schema_lib.FILE_NAME
-  if config["schema_sha256"] != hashlib.sha256(schema.read_bytes()).hexdigest():
-    raise model_dir.ModelDirError(
-      f"{path} was trained on other data than {data_dir} (or before that was "
-      f"prepared again), so dense ids differ. Its own data is {config['data']}."
-    )
 
 
 def _warnings(data, embeddings, metrics, k) -> list[str]:
@@ -382,12 +314,6 @@ def _cells(metrics: dict[str, dict[str, float]], name: str) -> list[str]:
   return [f"{values[name]:.4f}" for values in metrics.values()]
 
 
-def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
-  """Writes a file that appears complete or not at all."""
-  text = json.dumps(value, indent=1) + "\n"
-  model_dir.write_atomically(pathlib.Path(path), text)
-
-
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
@@ -404,7 +330,7 @@ def main(argv: list[str]) -> int:
       rerank_depth=given.rerank_depth,
     )
     _report(results)
-    write_json(output, results)
+    json_files.write(output, results)
   except (ValueError, OSError) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
@@ -439,7 +365,7 @@ def _define_flags() -> None:
   flags.DEFINE_enum(
     "split", "test", list(evaluation_data.SEEN), "What to rank."
   )
-  flags.DEFINE_enum("checkpoint", "best", CHECKPOINTS, "Which to restore.")
+  flags.DEFINE_enum("checkpoint", "best", runs.WHICH, "Which to restore.")
   flags.DEFINE_list("ks", ["10", "20", "50"], "Cut-offs.")
   flags.DEFINE_integer(
     "rerank_depth",

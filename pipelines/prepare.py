@@ -26,8 +26,9 @@ from pipelines.preparation import features, passes, spill, vocabulary
 from pipelines.readers import inputs, sources
 from pipelines.readers import source as source_lib
 from xir_tfrs.data import directory as directories
-from xir_tfrs.data import errors, records
+from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import tables as tables_lib
 from xir_tfrs.data.files import side_tables
 
 SPLIT_KINDS = ("random", "temporal", "leave_last")
@@ -199,10 +200,10 @@ def finish(
   }
   counts = {"queries": written.user_counts, "candidates": written.item_counts}
   shards = {
-    name: records.write_table(
+    name: tables_lib.write_table(
       directory,
       name,
-      records.Table(of_side.ids, counts[name], encoded.columns),
+      tables_lib.Table(of_side.ids, counts[name], encoded.columns),
       encoded.features,
     )
     for (name, encoded), of_side in zip(

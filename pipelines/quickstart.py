@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from pipelines import evaluate, prepare
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import records
+from xir_tfrs.data import json_files, tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
@@ -94,7 +94,7 @@ def quickstart(
     f"pipelines.evaluate --data {data} --model_dir {output / tasks[-1]}",
   )
   print(format_table(table))
-  evaluate.write_json(output / RESULTS, table)
+  json_files.write(output / RESULTS, table)
 
   exported = output / tasks[-1]
   _run(
@@ -133,7 +133,7 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 
 def _some_queries(data: pathlib.Path, count: int) -> list[str]:
   """Original ids of queries of different activity."""
-  queries = records.read_table(data, "queries")
+  queries = tables.read_table(data, "queries")
   by_activity = queries.counts.argsort(kind="stable")[::-1]
   by_activity = by_activity[queries.counts[by_activity] > 0]
   picked = [

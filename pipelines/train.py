@@ -20,18 +20,18 @@ from pipelines.training import build as model
 from pipelines.training import checkpoints, strategies
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import runs
 
 
 def _config_from_flags() -> configs.TrainConfig:
   given = _given_flags()
   if not given.get("model_dir"):
     raise ValueError("--model_dir is needed: where should the run be kept?")
-  run = model_dir.ModelDir(given["model_dir"])
+  run = runs.RunDir(given["model_dir"])
   if flags.FLAGS.resume and run.exists():
     old = run.read_config()
-    train = configs.of_run(old["train"])
-    return configs.TrainConfig(**(train | {"data": old["data"]} | given))
+    train = configs.of_run(old.train)
+    return configs.TrainConfig(**(train | {"data": old.data} | given))
   if not given.get("data"):
     raise ValueError(
       "--data is needed: a directory made by python -m pipelines.prepare"

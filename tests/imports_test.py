@@ -30,9 +30,9 @@ _LAYER = {
   "indexes": 3,
   "models": 4,
   "diagnostics": 4,
-  "data": 4,
-  "serving": 5,
-  "programs": 5,
+  "data": 5,
+  "serving": 6,
+  "programs": 6,
 }
 
 

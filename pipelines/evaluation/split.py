@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors, records
+from xir_tfrs.data import datasets, directory, errors
 from xir_tfrs.data import schema as schema_lib
 
 # What is masked when a split is ranked.
@@ -58,12 +56,12 @@ class EvaluationData:
 
 
 def load_evaluation_data(
-  data_dir: str | os.PathLike[str], split: str
+  data: directory.DataDir | str | os.PathLike[str], split: str
 ) -> EvaluationData:
   """Reads a split and what is masked with it.
 
   Args:
-    data_dir: Directory made by `pipelines.prepare`.
+    data: Directory made by `pipelines.prepare`, opened or its path.
     split: `"validation"` or `"test"`.
 
   Raises:
@@ -73,19 +71,19 @@ def load_evaluation_data(
     raise ValueError(
       f"`split` must be one of {', '.join(SEEN)}. Received: {split!r}."
     )
-  schema = schema_lib.Schema.load(data_dir)
+  if not isinstance(data, directory.DataDir):
+    data = directory.DataDir(data)
+  schema = data.schema
   if not schema.rows[split]:
     raise errors.DataError(
       f"the {split} split has no rows; prepare the data again with a "
       f"--{split}_fraction",
-      path=pathlib.Path(data_dir) / schema_lib.FILE_NAME,
+      path=data.path / schema_lib.FILE_NAME,
     )
-  rows = {
-    name: records.read_interactions(data_dir, name)
-    for name in (*SEEN[split], split)
-  }
-  wanted = _pairs([rows[split]], schema.num_candidates)
-  seen = _pairs([rows[name] for name in SEEN[split]], schema.num_candidates)
+  wanted = datasets.distinct_pairs([data.rows(split)], schema.num_candidates)
+  seen = datasets.distinct_pairs(
+    [data.rows(name) for name in SEEN[split]], schema.num_candidates
+  )
   queries, candidates = np.divmod(wanted, schema.num_candidates)
   query_ids, lengths = np.unique(queries, return_counts=True)
   seen_queries, seen_candidates = np.divmod(seen, schema.num_candidates)
@@ -98,19 +96,6 @@ def load_evaluation_data(
       seen_candidates[asked],
       np.bincount(seen_queries, minlength=schema.num_queries)[query_ids],
     ),
-    counts=np.bincount(
-      rows["train"]["candidate_id"], minlength=schema.num_candidates
-    ),
+    counts=data.candidates.counts,
     num_repeated=int(np.isin(wanted, seen).sum()),
   )
-
-
-def _pairs(
-  parts: Sequence[dict[str, np.ndarray]], num_candidates: int
-) -> np.ndarray:
-  """query * num_candidates + candidate of all rows, ascending, each once."""
-  keys = [
-    part["query_id"].astype(np.int64) * num_candidates + part["candidate_id"]
-    for part in parts
-  ]
-  return np.unique(np.concatenate(keys))

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xir_tfrs.data import records
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import tables
 from xir_tfrs.data.files import side_tables
 
 # Below this share of the mean (and of 1) a spread is rounding, not a signal.
@@ -22,13 +22,13 @@ class Encoded:
 
   Attributes:
     features: what the schema says about each.
-    columns: as in `records.Table`.
+    columns: as in `tables.Table`.
     missing_rows: rows of the table without a row in the side file.
     rare_tokens: distinct tokens folded into the unknown code 0.
   """
 
   features: tuple[schema_lib.FeatureSchema, ...] = ()
-  columns: dict[str, records.Column] = dataclasses.field(default_factory=dict)
+  columns: dict[str, tables.Column] = dataclasses.field(default_factory=dict)
   missing_rows: int = 0
   rare_tokens: int = 0
 

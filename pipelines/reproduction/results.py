@@ -5,7 +5,6 @@ again without the runs.
 """
 
 import collections
-import json
 import math
 import pathlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.reproduction import experiments, runs
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import json_files
 from xir_tfrs.data import schema as schema_lib
 
 FORMAT = 2
@@ -90,7 +89,7 @@ def collect(
     "comparisons": _comparisons(plan, found, epoch),
   }
   path = pathlib.Path(output) / f"{experiment}_{pathlib.Path(data).name}.json"
-  model_dir.write_atomically(path, json.dumps(result, indent=1) + "\n")
+  json_files.write(path, result)
   return path
 
 

@@ -22,8 +22,8 @@ from pipelines import evaluate
 from pipelines.reproduction import experiments
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import records
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import json_files, tables
+from xir_tfrs.data import runs as run_dirs
 from xir_tfrs.data import schema as schema_lib
 
 RUN_FILE = "run.json"
@@ -132,7 +132,7 @@ def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
     )
     if result.outcome == "interrupted":
       raise Interrupted(run.folder)
-    model, _, checkpoint = evaluate.load_model(run.folder, "latest")
+    model, _, checkpoint = run_dirs.load_model(run.folder, "latest")
     metrics = evaluate.rank_by_query(model, data, KS)
     point = {"epoch": epoch} | {n: float(v.mean()) for n, v in metrics.items()}
     stage = {
@@ -170,9 +170,7 @@ def _write(
     path / BY_QUERY / f"{state['curve'][-1]['epoch']}.npz",
     **{name: metrics[name].astype(np.float32) for name in PAIRED},
   )
-  model_dir.write_atomically(
-    path / RUN_FILE, json.dumps(state, indent=1) + "\n"
-  )
+  json_files.write(path / RUN_FILE, state)
 
 
 def _description(run: Run, checkpoint: str) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def _description(run: Run, checkpoint: str) -> dict[str, Any]:
     draws = saved.get_tensor(_CACHE.format("occurrence_counts"))
     ids = saved.get_tensor(_CACHE.format("ids"))
     found["occurrence"] = _occurrence(
-      records.read_table(run.data, "candidates").counts,
+      tables.read_table(run.data, "candidates").counts,
       draws,
       np.bincount(ids, minlength=len(draws)),
     )

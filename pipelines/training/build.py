@@ -11,8 +11,8 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines.training import config as configs
-from xir_tfrs.data import records
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ def shape_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
 def build(
   config: configs.TrainConfig,
   schema: schema_lib.Schema,
-  queries: records.Table,
-  candidates: records.Table,
+  queries: tables.Table,
+  candidates: tables.Table,
 ) -> xir.models.TwoTower:
   """The model of a run, with its initial values.
 
@@ -119,9 +119,9 @@ def build(
       "candidate_counts": lambda: _popularity_counts(config, candidates),
       "candidate_encoder": lambda: candidate_tower,
       "frequency_estimator": lambda: _frequency_estimator(
-        config, len(candidates.ids)
+        config, len(candidates)
       ),
-      "num_buckets": lambda: _num_buckets(config, len(candidates.ids)),
+      "num_buckets": lambda: _num_buckets(config, len(candidates)),
       "ranker": lambda: _ranker(config, query_tower, candidate_tower),
       "temperature": lambda: _temperature(config),
     },
@@ -132,7 +132,7 @@ def build(
 def _tower(config, name, table, features, hidden, seed) -> xir.models.Tower:
   used = [f.feature() for f in features] if config.use_features else []
   return xir.models.Tower(
-    vocabulary_size=len(table.ids),
+    vocabulary_size=len(table),
     dim=config.dim,
     features=used,
     columns=table.columns,
@@ -231,7 +231,7 @@ def _proposal(config, method, wanted) -> dict[str, Callable[[], Any]]:
 
 
 def _popularity_counts(
-  config: configs.TrainConfig, candidates: records.Table
+  config: configs.TrainConfig, candidates: tables.Table
 ) -> np.ndarray:
   """[num_candidates] int64 in proportion to the popularity."""
   if config.popularity == "rows":

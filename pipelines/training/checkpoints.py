@@ -10,7 +10,7 @@ import tempfile
 import tensorflow as tf
 
 import xir_tfrs as xir
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import atomic, errors, paths, runs
 
 _PREFIX = "ckpt"
 
@@ -27,7 +27,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: model_dir.ModelDir,
+    directory: runs.RunDir,
     checkpoint: tf.train.Checkpoint,
     keep: int,
     average: xir.optimizers.WeightAverage | None = None,
@@ -46,8 +46,8 @@ class Checkpoints:
     """
     self._checkpoint = checkpoint
     self._average = average
-    self._path = directory.path / model_dir.CHECKPOINTS
-    self._best_path = directory.path / model_dir.BEST
+    self._path = directory.path / runs.CHECKPOINTS
+    self._best_path = directory.path / runs.BEST
     self._keep = keep
     self._discarded = None
     if not directory.writable:
@@ -73,12 +73,12 @@ class Checkpoints:
       Its step; None if none was ever written.
 
     Raises:
-      ModelDirError: There are checkpoints, but none is whole, or they are of
+      DataError: There are checkpoints, but none is whole, or they are of
         another model.
     """
     found = self._on_disk()
     broken = []
-    state = tf.train.get_checkpoint_state(str(self._path))
+    state = tf.train.get_checkpoint_state(paths.literal(self._path))
     if state is not None:
       newest = pathlib.Path(state.model_checkpoint_path).name
       if newest not in [pathlib.Path(prefix).name for _, prefix in found]:
@@ -94,7 +94,7 @@ class Checkpoints:
         print(f"{text}: falling back to {prefix}", file=sys.stderr)
       return step
     if broken:
-      raise model_dir.ModelDirError(
+      raise errors.DataError(
         f"No checkpoint of {self._path} can be read: {'; '.join(broken)}. "
         "Begin anew with --overwrite, or in another --model_dir."
       )
@@ -104,13 +104,13 @@ class Checkpoints:
     """Restores what `restore` of the chief has restored.
 
     Raises:
-      ModelDirError: It is not there.
+      DataError: It is not there.
     """
     prefix = str(self._path / f"{_PREFIX}-{step}")
     try:
       self._restore(prefix)
     except _UNREADABLE as error:
-      raise model_dir.ModelDirError(
+      raise errors.DataError(
         f"The chief has restored {prefix}, but this worker cannot read it "
         f"({_first_line(error)}): --model_dir must be one directory that all "
         "workers see."
@@ -139,6 +139,8 @@ class Checkpoints:
   def _manager(self, path: pathlib.Path, keep: int):
     if self._discarded is not None:
       path, keep = pathlib.Path(self._discarded.name) / path.name, 1
+    path.mkdir(parents=True, exist_ok=True)
+    path = paths.literal(path)
     return tf.train.CheckpointManager(
       self._checkpoint, str(path), max_to_keep=keep, checkpoint_name=_PREFIX
     )
@@ -160,9 +162,11 @@ class Checkpoints:
 
   def _restore(self, prefix: str) -> None:
     try:
-      self._checkpoint.restore(prefix).assert_consumed()
+      folder, name = os.path.split(prefix)
+      literal = paths.literal(folder) / name
+      self._checkpoint.restore(str(literal)).assert_consumed()
     except (AssertionError, ValueError) as error:
-      raise model_dir.ModelDirError(
+      raise errors.DataError(
         f"{prefix} is not of this model, or of another version of it "
         f"({_first_line(error)})."
       ) from None
@@ -188,7 +192,7 @@ class Checkpoints:
     # By names alone, as TensorFlow does: the directory may be moved.
     names = [pathlib.Path(prefix).name for _, prefix in reversed(good)]
     lines = [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
-    model_dir.write_atomically(
+    atomic.write_text(
       self._path / "checkpoint",
       f'model_checkpoint_path: "{names[-1]}"\n' + "".join(lines),
     )

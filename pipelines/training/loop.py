@@ -7,9 +7,7 @@ goes on exactly as if it had not been.
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
-import pathlib
 import platform
 import resource
 import signal
@@ -27,8 +25,8 @@ from pipelines import evaluate
 from pipelines.training import build as model
 from pipelines.training import checkpoints, schedule, strategies
 from pipelines.training import config as configs
-from xir_tfrs.data import datasets, errors, records
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import datasets, errors, runs
+from xir_tfrs.data import directory as directories
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import progress as progress_lib
 
@@ -94,7 +92,7 @@ def train(
 
   Raises:
     DataError: The data directory cannot be read, or is not the run's.
-    ModelDirError: The model directory cannot be used as asked.
+    DataError: The model directory cannot be used as asked.
     TrainingDiverged: The loss became NaN or infinite.
     CheckpointNotSaved: The disk is full, or cannot be written to.
     WorkerLost: Another worker has gone.
@@ -130,24 +128,22 @@ class _Run:
     self._config = config
     self._strategy = strategy
     self._workers = strategies.Workers(strategy)
-    self._dir = model_dir.ModelDir(config.model_dir, self._workers.is_chief)
+    self._dir = runs.RunDir(config.model_dir, self._workers.is_chief)
     self._shares = datasets.shares(
       config.global_batch_size, strategy.num_replicas_in_sync
     )
-    schema = schema_lib.Schema.load(config.data)
+    self._data = directories.DataDir(config.data)
+    schema = self._data.schema
     if not schema.rows["train"]:
       raise errors.DataError("there are no training rows", path=config.data)
     self._schedule = schedule.Schedule(schema.rows["train"], config)
     self._num_queries = schema.num_queries
-    self._validation = _validation_data(config, schema)
+    self._validation = _validation_data(config, self._data)
 
     tf.keras.utils.set_random_seed(config.seed)
     with strategy.scope():
       self._model = model.build(
-        config,
-        schema,
-        records.read_table(config.data, "queries"),
-        records.read_table(config.data, "candidates"),
+        config, schema, self._data.queries, self._data.candidates
       )
       optimizer = model.optimizer(
         config, schema.rows["train"] / config.global_batch_size
@@ -169,7 +165,9 @@ class _Run:
       self._average,
     )
     held.enter_context(self._dir.locked())
-    self._begin(_description(config, self._model), resume, overwrite)
+    self._begin(
+      _description(config, self._data, self._model), resume, overwrite
+    )
     self._validations = [
       row for row in self._dir.read_metrics() if row["kind"] == "validation"
     ]
@@ -183,8 +181,7 @@ class _Run:
     stop_after: int | None,
   ) -> TrainResult:
     pause = self._schedule.end_of_epoch(stop_after or self._config.epochs)
-    columns = records.read_interactions(self._config.data, "train")
-    columns.pop("timestamp", None)  # No tower reads it; half of the memory.
+    columns = self._data.rows("train")
     batches = self._batches(columns)
     probe = self._probe(columns)
     seconds, first_step, block_times = 0.0, self._now, []
@@ -426,7 +423,7 @@ class _Run:
       f"temperature ({config.temperature}; inner products may need more, or "
       f"--normalize), --init_stddev ({config.init_stddev}), infinite numbers "
       f"among the side features, and the losses before it in "
-      f"{self._dir.path / model_dir.METRICS}."
+      f"{self._dir.path / runs.METRICS}."
     )
 
 
@@ -444,7 +441,7 @@ def _run_steps(strategy, trained, step, batches, num_steps):
   return losses.stack()
 
 
-def _validation_data(config, schema):
+def _validation_data(config, data):
   name, _, k = config.metric.partition("@")
   known = ("recall", "ndcg", "mrr", "map", "hit", "coverage")
   if name not in known or not k.isdigit() or int(k) < 1:
@@ -452,8 +449,8 @@ def _validation_data(config, schema):
       f"--metric must be one of {', '.join(known)}, with @k: ndcg@20. "
       f"Received: {config.metric!r}."
     )
-  if schema.rows["validation"]:
-    return evaluate.load_evaluation_data(config.data, "validation")
+  if data.schema.rows["validation"]:
+    return evaluate.load_evaluation_data(data, "validation")
   print(
     "There is no validation split (pipelines.prepare --validation_fraction): "
     "no validation metrics, no best checkpoint, no early stopping.",
@@ -462,36 +459,34 @@ def _validation_data(config, schema):
   return None
 
 
-def _description(config, trained) -> dict[str, Any]:
+def _description(config, data, trained) -> runs.RunConfig:
   """What config.json says of a run."""
-  data = pathlib.Path(config.data).resolve()
-  schema = (data / schema_lib.FILE_NAME).read_bytes()
-  return {
-    "data": str(data),
-    "schema_sha256": hashlib.sha256(schema).hexdigest(),
-    "model": trained.get_config(),
-    "train": dataclasses.asdict(config),
-    "versions": {"python": platform.python_version()}
+  return runs.RunConfig(
+    data=str(data.path.resolve()),
+    schema_sha256=data.schema_sha256,
+    model=trained.get_config(),
+    train=dataclasses.asdict(config),
+    versions={"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
+  )
 
 
-def _require_same_run(old: dict[str, Any], new: dict[str, Any]) -> None:
-  """Raises ModelDirError unless `new` goes on with the run of `old`."""
-  if old["schema_sha256"] != new["schema_sha256"]:
-    raise model_dir.ModelDirError(
-      f"The data in {new['data']} is not what this run was trained on (its "
+def _require_same_run(old: runs.RunConfig, new: runs.RunConfig) -> None:
+  """Raises DataError unless `new` goes on with the run of `old`."""
+  if old.schema_sha256 != new.schema_sha256:
+    raise errors.DataError(
+      f"The data in {new.data} is not what this run was trained on (its "
       f"{schema_lib.FILE_NAME} differs): resume with the old data, or start a "
       "new run in another --model_dir."
     )
-  known = configs.of_run(old["train"])
+  known = configs.of_run(old.train)
   changeable = configs.changeable(known["learning_rate_schedule"])
-  for name, value in new["train"].items():
+  for name, value in new.train.items():
     value = list(value) if isinstance(value, tuple) else value
     before = known[name]
     before = list(before) if isinstance(before, tuple) else before
     if name not in changeable and value != before:
-      raise model_dir.ModelDirError(
+      raise errors.DataError(
         f"A resumed run cannot change --{name} (it was {before!r}, now "
         f"{value!r}): start a new run in another --model_dir."
       )

@@ -1,10 +1,12 @@
 """Block and row-per-record TFRecords: round trips, and damage reported."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from xir_tfrs.data import errors, records, schema
+from xir_tfrs.data import errors, records, schema, tables
 
 
 def _interactions(rows, seed=0):
@@ -121,8 +123,8 @@ def test_missing_shard_truncation_and_wrong_counts(tmp_path):
   columns = _interactions(20)
   _write_rows(tmp_path / "a", columns)
 
-  def message(shards):
-    _save(tmp_path, shards, 20)
+  def message(shards, rows=None):
+    _save(tmp_path, shards, sum(n for _, n in shards) if rows is None else rows)
     with pytest.raises(errors.DataError) as caught:
       records.read_interactions(tmp_path, "train")
     assert "--overwrite" in str(caught.value)
@@ -138,6 +140,9 @@ def test_missing_shard_truncation_and_wrong_counts(tmp_path):
   assert "flip: truncated or damaged" in message([("flip", 20)])
   (tmp_path / "empty").write_bytes(b"")
   assert "holds 0 rows" in message([("empty", 20)])
+  assert "train shards hold 20 rows, but there should be 9" in message(
+    [("a", 20)], rows=9
+  )
 
 
 def test_missing_and_mistyped_columns(tmp_path):
@@ -169,7 +174,7 @@ def _table():
   lengths = np.array([2, 0, 3, 0, 1])
   image = rng.random([5, 2]).astype(np.float32)
   image[3] = np.nan
-  return records.Table(
+  return tables.Table(
     ids=np.array(["a", "é", "c d", "", "5"], object),
     counts=np.array([3, 0, 2**40, 1, 1]),
     columns={
@@ -198,7 +203,7 @@ def _assert_tables_equal(one, two):
 @pytest.mark.parametrize("rows_per_shard", [3, 100])
 def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
   monkeypatch.setattr(records, "BLOCK_ROWS", block_rows)
-  shards = records.write_table(
+  shards = tables.write_table(
     tmp_path, "candidates", _table(), _FEATURES, rows_per_shard
   )
   assert len(shards) == (2 if rows_per_shard == 3 else 1)
@@ -210,13 +215,51 @@ def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
     shards={"candidates": shards},
     candidate_features=_FEATURES,
   ).save(tmp_path)
-  _assert_tables_equal(records.read_table(tmp_path, "candidates"), _table())
+  _assert_tables_equal(tables.read_table(tmp_path, "candidates"), _table())
+
+
+def test_table_without_ids(tmp_path):
+  shards = tables.write_table(tmp_path, "candidates", _table(), _FEATURES)
+  made = schema.Schema(
+    name="t",
+    num_queries=0,
+    num_candidates=5,
+    rows={},
+    shards={"candidates": shards},
+    candidate_features=_FEATURES,
+  )
+  # The schema at hand is used: there is none on disk.
+  table = tables.read_table(tmp_path, "candidates", schema=made, with_ids=False)
+  assert table.ids is None and len(table) == 5
+  _assert_tables_equal(dataclasses.replace(table, ids=_table().ids), _table())
+  ids = tables.read_ids(tmp_path, "candidates", schema=made)
+  assert ids.tolist() == [i.encode() for i in _table().ids]
+
+
+def test_ids_that_are_not_utf8_are_named(tmp_path):
+  block = {
+    "query_id": np.array([b"a", b"\xff"], object),
+    "count": np.array([1, 1]),
+  }
+  with tf.io.TFRecordWriter(str(tmp_path / "q")) as writer:
+    writer.write(records.encode(block))
+  made = schema.Schema(
+    name="t",
+    num_queries=2,
+    num_candidates=0,
+    rows={},
+    shards={"queries": (schema.Shard("q", 2),)},
+  )
+  with pytest.raises(
+    errors.DataError, match="row 2, column 'query_id'"
+  ):
+    tables.read_table(tmp_path, "queries", schema=made)
 
 
 def test_table_checks(tmp_path):
   table = _table()
   table.columns["brand"][4] = 3
-  shards = records.write_table(tmp_path, "candidates", table, _FEATURES)
+  shards = tables.write_table(tmp_path, "candidates", table, _FEATURES)
   made = schema.Schema(
     name="t",
     num_queries=1,
@@ -227,6 +270,6 @@ def test_table_checks(tmp_path):
   )
   made.save(tmp_path)
   with pytest.raises(errors.DataError, match="row 5, column 'brand': 3 is"):
-    records.read_table(tmp_path, "candidates")
+    tables.read_table(tmp_path, "candidates")
   with pytest.raises(errors.DataError, match="hold 0 rows.*should be 1"):
-    records.read_table(tmp_path, "queries")
+    tables.read_table(tmp_path, "queries")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipelines.training import config as configs
 from pipelines.training import loop as training
 from tests import synthetic_data
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import runs
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SETTINGS = {
@@ -86,7 +86,7 @@ def test_train(trained):
   assert written["model"]["ranker"]["kind"] == "dcn"
   # The towers' features: they are held once.
   assert written["model"]["ranker"]["candidate_table"] == "tower"
-  rows = model_dir.ModelDir(trained).read_metrics()
+  rows = runs.RunDir(trained).read_metrics()
   steps = [row for row in rows if row["kind"] == "train"]
   assert {"ranker_loss", "retriever_loss", "kl"} <= steps[-1].keys()
   assert steps[-1]["loss"] < steps[0]["loss"]

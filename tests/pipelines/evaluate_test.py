@@ -15,8 +15,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines import evaluate
-from xir_tfrs.data import errors, records
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,10 +44,12 @@ def _write_data(directory, rows=None):
         }
       )
     shards[split] = (schema_lib.Shard(name, len(pairs)),)
-  for table, size in (("queries", 5), ("candidates", 40)):
+  for side, (table, size) in enumerate((("queries", 5), ("candidates", 40))):
     ids = np.array([f"{table}{i}" for i in range(size)], object)
-    content = records.Table(ids, np.zeros(size, np.int64), {})
-    shards[table] = records.write_table(directory, table, content, ())
+    trained = [pair[side] for pair in rows.get("train", ())]
+    counts = np.bincount(np.array(trained, np.int64), minlength=size)
+    content = tables.Table(ids, counts, {})
+    shards[table] = tables.write_table(directory, table, content, ())
   schema_lib.Schema(
     name="tiny",
     num_queries=_NUM_QUERIES,
@@ -71,14 +72,15 @@ def _model(seed=0):
 
 def _write_model(directory, model, data, checkpoints=("checkpoints",)):
   schema = (data / schema_lib.FILE_NAME).read_bytes()
-  run = model_dir.ModelDir(directory)
-  description = {
-    "data": str(data),
-    "model": model.get_config(),
-    "schema_sha256": hashlib.sha256(schema).hexdigest(),
-  }
+  run = runs.RunDir(directory)
+  config = runs.RunConfig(
+    data=str(data),
+    model=model.get_config(),
+    schema_sha256=hashlib.sha256(schema).hexdigest(),
+    train={},
+  )
   with run.locked():
-    run.create(description, overwrite=False)
+    run.create(config, overwrite=False)
   for number, name in enumerate(checkpoints):
     checkpoint = tf.train.Checkpoint(model=model, step=tf.Variable(number))
     tf.train.CheckpointManager(
@@ -156,7 +158,7 @@ def test_rank_encodes_in_batches(data, monkeypatch):
   loaded = evaluate.load_evaluation_data(data, "test")
   model = _model()
   whole = evaluate.rank(model, loaded, (2, 10))
-  monkeypatch.setattr(evaluate, "_IDS_PER_BATCH", 3)
+  monkeypatch.setattr(runs, "_IDS_PER_BATCH", 3)
   assert evaluate.rank(model, loaded, (2, 10)) == whole
   queries, candidates = evaluate.encode(model, loaded.query_ids, 40)
   assert (queries.shape, candidates.shape) == ((4, 4), (40, 4))
@@ -313,11 +315,11 @@ def test_without_a_ranker_there_is_no_second_stage(data, trained):
 def test_checkpoint_to_restore(data, tmp_path):
   directory = _write_model(tmp_path / "model", _model(1), data)
   # No validation, hence no best one.
-  assert evaluate.load_model(directory)[2].endswith("checkpoints/ckpt-0")
+  assert runs.load_model(directory)[2].endswith("checkpoints/ckpt-0")
   best = tf.train.Checkpoint(model=_model(2), step=tf.Variable(7))
   tf.train.CheckpointManager(best, str(directory / "best"), 1).save(7)
   for name, seed in (("best", 2), ("latest", 1)):
-    restored = evaluate.load_model(directory, name)[0]
+    restored = runs.load_model(directory, name)[0]
     np.testing.assert_array_equal(
       restored.encode_queries(tf.range(5)),
       _model(seed).encode_queries(tf.range(5)),
@@ -326,8 +328,8 @@ def test_checkpoint_to_restore(data, tmp_path):
 
 def test_no_checkpoint(data, tmp_path):
   directory = _write_model(tmp_path / "model", _model(), data, ())
-  with pytest.raises(model_dir.ModelDirError, match="no checkpoint.*--resume"):
-    evaluate.load_model(directory)
+  with pytest.raises(errors.DataError, match="no checkpoint.*--resume"):
+    runs.load_model(directory)
   assert sorted(os.listdir(directory)) == ["config.json"]
 
 
@@ -336,13 +338,13 @@ def test_checkpoint_of_another_model(data, tmp_path):
   config = json.loads((directory / "config.json").read_text())
   config["model"]["query_tower"]["dim"] = 8
   (directory / "config.json").write_text(json.dumps(config))
-  with pytest.raises(model_dir.ModelDirError, match="cannot be restored"):
-    evaluate.load_model(directory)
+  with pytest.raises(errors.DataError, match="cannot be restored"):
+    runs.load_model(directory)
 
 
 def test_other_data(data, trained, tmp_path):
   other = _write_data(tmp_path / "data", _ROWS | {"validation": [(0, 1)]})
-  with pytest.raises(model_dir.ModelDirError, match="trained on other data"):
+  with pytest.raises(errors.DataError, match="is not the data that"):
     evaluate.evaluate(other, trained)
 
 

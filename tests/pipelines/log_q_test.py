@@ -9,14 +9,14 @@ import tensorflow as tf
 import xir_tfrs as xir
 from pipelines.training import build as model
 from pipelines.training import config as configs
-from xir_tfrs.data import records
+from xir_tfrs.data import tables
 
 _COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 4])
 
 
 def build(task, **settings):
   """The task of a run over ten candidates without side features."""
-  table = records.Table(
+  table = tables.Table(
     ids=np.array([str(i) for i in range(len(_COUNTS))], object),
     counts=_COUNTS,
     columns={},

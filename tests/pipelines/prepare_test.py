@@ -11,7 +11,7 @@ import pytest
 from pipelines import prepare
 from pipelines.preparation import passes
 from pipelines.readers import inputs
-from xir_tfrs.data import errors, records, schema
+from xir_tfrs.data import errors, records, schema, tables
 from xir_tfrs.data.files import text
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_equals_its_slow_twin(tmp_path, kind):
     assert sorted(_read_split(tmp_path / "out", name)) == sorted(part)
   assert made.warnings["duplicate_pairs"] == len(rows) - sum(made.rows.values())
   for table, ids, column in (("queries", users, 0), ("candidates", items, 1)):
-    read = records.read_table(tmp_path / "out", table)
+    read = tables.read_table(tmp_path / "out", table)
     assert read.ids.tolist() == list(ids)
     counts = collections.Counter(row[column] for row in split["train"])
     assert read.counts.tolist() == [counts[i] for i in range(len(ids))]
@@ -199,7 +199,7 @@ def test_side_features(tmp_path):
       test_fraction=0,
     )
   )
-  table = records.read_table(tmp_path / "out", "candidates")
+  table = tables.read_table(tmp_path / "out", "candidates")
   assert table.ids.tolist() == ["b", "a", "d", "c"]
   assert table.counts.tolist() == [2, 1, 1, 0]
   brand, tags, price, image = made.candidate_features
@@ -212,7 +212,7 @@ def test_side_features(tmp_path):
   # The first value is constant: its spread is 0, which cannot divide.
   assert (image.mean, image.std) == ((1.0, 4.0), (1.0, 1.0))
   np.testing.assert_array_equal(table.columns["img"][1], [1, 3])
-  users = records.read_table(tmp_path / "out", "queries")
+  users = tables.read_table(tmp_path / "out", "queries")
   assert users.ids.tolist() == ["1", "2", "9"]
   np.testing.assert_array_equal(users.columns["age"], [np.nan, 7, 7])
   for name, count in {
@@ -242,7 +242,7 @@ def test_dense_ids_are_kept(tmp_path):
     )
     assert made.num_candidates == 4
     for table, size in (("queries", 3), ("candidates", 4)):
-      ids = records.read_table(tmp_path / "out", table).ids
+      ids = tables.read_table(tmp_path / "out", table).ids
       assert ids.tolist() == [str(i) for i in range(size)]
     assert sorted(_read_split(tmp_path / "out", "train")) == [
       (0, 3),
@@ -294,7 +294,7 @@ def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
     "passes.spill_rows",
     "passes.keep_distinct",
     "passes.write_splits",
-    "records.write_table",
+    "tables_lib.write_table",
     "schema_lib.Schema.save",
     "directories.atomic._take_place",
   ],

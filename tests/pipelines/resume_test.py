@@ -16,7 +16,7 @@ from pipelines.training import config as configs
 from pipelines.training import loop as training
 from tests import synthetic_data
 from tests.distributed import cluster
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import errors, runs
 from xir_tfrs.data import schema as schema_lib
 
 # 40 steps: 1,824 or so training rows, in batches of 128.
@@ -98,7 +98,7 @@ def assert_same_state(a, b):
 
 
 def steps_logged(path):
-  rows = model_dir.ModelDir(path).read_metrics()
+  rows = runs.RunDir(path).read_metrics()
   return [row["step"] for row in rows if row["kind"] == "train"]
 
 
@@ -121,11 +121,11 @@ def test_a_checkpoint_serves_the_average_of_the_weights(data, tmp_path):
       np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-6)
     expected = served
   assert np.abs(served - last).max() > 1e-3
-  trained, _, _ = evaluate.load_model(tmp_path, "latest")
+  trained, _, _ = runs.load_model(tmp_path, "latest")
   np.testing.assert_array_equal(
     trained.query_tower.trainable_weights[0], served
   )
-  rows = model_dir.ModelDir(tmp_path).read_metrics()
+  rows = runs.RunDir(tmp_path).read_metrics()
   (validated,) = [
     row for row in rows if row["kind"] == "validation" and row["step"] == step
   ]
@@ -183,7 +183,7 @@ def test_killed_worker_stops_the_others_and_all_go_on_bit_for_bit(
   one = tmp_path / "one"
   run(data, one, epochs=1)
   losses = [
-    [r["loss"] for r in model_dir.ModelDir(p).read_metrics() if "loss" in r]
+    [r["loss"] for r in runs.RunDir(p).read_metrics() if "loss" in r]
     for p in (one, path)
   ]
   np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
@@ -210,7 +210,7 @@ class TestOtherDevices:
           value, got[name], rtol=1e-3, atol=1e-4, err_msg=name
         )
     losses = [
-      [r["loss"] for r in model_dir.ModelDir(p).read_metrics() if "loss" in r]
+      [r["loss"] for r in runs.RunDir(p).read_metrics() if "loss" in r]
       for p in (tmp_path / "one", path)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -313,17 +313,17 @@ def test_no_readable_checkpoint_is_an_error_not_a_new_start(
   shutil.copytree(stopped, tmp_path / "m")
   for file in (tmp_path / "m/checkpoints").glob("*.index"):
     file.write_bytes(b"nothing")
-  with pytest.raises(model_dir.ModelDirError, match="(?s)damaged.*--overwrite"):
+  with pytest.raises(errors.DataError, match="(?s)damaged.*--overwrite"):
     run(data, tmp_path / "m", resume=True)
 
 
 def test_checkpoint_of_another_model_is_no_damage(data, tmp_path):
-  directory = model_dir.ModelDir(tmp_path)
+  directory = runs.RunDir(tmp_path)
   saved = tf.train.Checkpoint(x=tf.Variable(1.0))
   checkpoints.Checkpoints(directory, saved, 2).save(3)
   for wrong in ({"x": tf.Variable([1.0, 2.0])}, {"y": tf.Variable(1.0)}):
     other = tf.train.Checkpoint(**wrong)
-    with pytest.raises(model_dir.ModelDirError, match="not of this model"):
+    with pytest.raises(errors.DataError, match="not of this model"):
       checkpoints.Checkpoints(directory, other, 2).restore()
   assert (tmp_path / "checkpoints/ckpt-3.index").exists()
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines import prepare
 from pipelines.readers import inputs, synthetic
-from xir_tfrs.data import records, schema
+from xir_tfrs.data import records, schema, tables
 
 _SMALL = inputs.SyntheticConfig(
   num_users=700, num_items=300, num_interactions=14_000
@@ -77,7 +77,7 @@ def test_oracle_ranks_better_than_popularity(tmp_path):
   assert queries.dtype == candidates.dtype == np.float32
   assert len(queries) == made.num_queries == 700
   assert len(candidates) == made.num_candidates == 300
-  table = records.read_table(tmp_path / "out", "candidates")
+  table = tables.read_table(tmp_path / "out", "candidates")
   train = records.read_interactions(tmp_path / "out", "train")
   test = records.read_interactions(tmp_path / "out", "test")
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines import prepare
 from pipelines.readers import inputs, sources
-from xir_tfrs.data import errors, records
+from xir_tfrs.data import errors, records, tables
 
 tfds = pytest.importorskip("tensorflow_datasets")
 tfds_atomic = pytest.importorskip("pipelines.readers.tfds_atomic")
@@ -69,7 +69,7 @@ def test_load_and_read_back_the_same_rows(tmp_path):
 
   def rows_of(directory, split):
     ids = [
-      records.read_table(directory, t).ids for t in ("queries", "candidates")
+      tables.read_table(directory, t).ids for t in ("queries", "candidates")
     ]
     read = records.read_interactions(directory, split)
     return sorted(

@@ -15,8 +15,7 @@ import tensorflow as tf
 from pipelines.training import build as model
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import datasets, errors, records
-from xir_tfrs.data import runs as model_dir
+from xir_tfrs.data import datasets, errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 
 
@@ -73,7 +72,7 @@ def test_every_task_trains_and_leaves_its_files(data, tmp_path, task, preset):
   written = json.loads((tmp_path / "m/config.json").read_text())
   assert written["train"]["task"] == task
   assert written["data"] == str(data.resolve())
-  rows = model_dir.ModelDir(tmp_path / "m").read_metrics()
+  rows = runs.RunDir(tmp_path / "m").read_metrics()
   losses = [row["loss"] for row in rows if row["kind"] == "train"]
   validations = [row for row in rows if row["kind"] == "validation"]
   assert losses[-1] < losses[0]
@@ -96,7 +95,7 @@ def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
     assert expected.keys() == got.keys()
     for name, value in expected.items():
       np.testing.assert_array_equal(value, got[name], err_msg=name)
-    a, b = (model_dir.ModelDir(p).read_metrics() for p in (whole, parts))
+    a, b = (runs.RunDir(p).read_metrics() for p in (whole, parts))
     assert [r for r in a if r["kind"] == "validation"] == [
       r for r in b if r["kind"] == "validation"
     ]
@@ -109,7 +108,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(data, tmp_path):
   run(config(data, path, **settings | {"epochs": 2}))
   # As if killed in the middle of a block: rows of steps that never reached a
   # checkpoint, and a line cut short.
-  log = model_dir.ModelDir(path)
+  log = runs.RunDir(path)
   log.append_metrics({"kind": "train", "step": 999, "loss": 7.0})
   with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
     file.write('{"kind": "train", "st')
@@ -129,7 +128,7 @@ def test_early_stop_keeps_the_best(data, tmp_path):
     )
   )
   assert result.outcome == "stopped early"
-  rows = model_dir.ModelDir(tmp_path / "m").read_metrics()
+  rows = runs.RunDir(tmp_path / "m").read_metrics()
   validations = [row for row in rows if row["kind"] == "validation"]
   assert validations.index(result.validation) == len(validations) - 3
   # It stays stopped.
@@ -222,9 +221,9 @@ def test_without_validation_the_newest_checkpoint_is_the_result(
 def test_wrong_use_is_refused(data, tmp_path):
   path = tmp_path / "m"
   run(config(data, path, epochs=1))
-  with pytest.raises(model_dir.ModelDirError, match="--resume.*--overwrite"):
+  with pytest.raises(errors.DataError, match="--resume.*--overwrite"):
     run(config(data, path, epochs=1))
-  with pytest.raises(model_dir.ModelDirError, match="cannot change --dim"):
+  with pytest.raises(errors.DataError, match="cannot change --dim"):
     run(config(data, path, dim=4), resume=True)
   with pytest.raises(errors.DataError, match="schema.json"):
     run(config(tmp_path / "nothing", tmp_path / "n"))
@@ -237,9 +236,9 @@ def test_wrong_use_is_refused(data, tmp_path):
 
 def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
   first = config(data, tmp_path / "m", epochs=1)
-  with model_dir.ModelDir(first.model_dir).locked():
+  with runs.RunDir(first.model_dir).locked():
     for choice in ({}, {"resume": True}, {"overwrite": True}):
-      with pytest.raises(model_dir.ModelDirError, match="Another process"):
+      with pytest.raises(errors.DataError, match="is writing here"):
         run(first, **choice)
   assert not list((tmp_path / "m").iterdir())
   run(first)
@@ -248,7 +247,7 @@ def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
 
 def test_a_model_dir_that_is_a_file(data, tmp_path):
   (tmp_path / "m").write_text("mine")
-  with pytest.raises(model_dir.ModelDirError, match="is not a directory"):
+  with pytest.raises(errors.DataError, match="is not a directory"):
     run(config(data, tmp_path / "m"))
   assert (tmp_path / "m").read_text() == "mine"
 
@@ -262,7 +261,7 @@ def test_data_that_changed_is_refused(data, tmp_path):
   run(config(moved, tmp_path / "m", epochs=1))
   schema = schema_lib.Schema.load(moved)
   msgspec.structs.replace(schema, name="another").save(moved)
-  with pytest.raises(model_dir.ModelDirError, match="schema.json differs"):
+  with pytest.raises(errors.DataError, match="schema.json differs"):
     run(config(moved, tmp_path / "m", epochs=2), resume=True)
 
 
@@ -312,7 +311,7 @@ def test_known_positives_reach_the_task(data, tmp_path):
   losses = {}
   for name, settings in (("plain", plain), ("masked", masked)):
     run(settings)
-    rows = model_dir.ModelDir(settings.model_dir).read_metrics()
+    rows = runs.RunDir(settings.model_dir).read_metrics()
     losses[name] = next(r["loss"] for r in rows if r["kind"] == "train")
   # Fewer negatives, and those that are left out score high.
   assert losses["masked"] < losses["plain"]
@@ -353,7 +352,7 @@ def test_popularity_weights_reach_the_task(data, tmp_path):
   for power in (0.0, 2.0):
     model_dir_ = tmp_path / str(power)
     run(config(data, model_dir_, popularity_weight=power, **settings))
-    losses[power] = model_dir.ModelDir(model_dir_).read_metrics()[0]["loss"]
+    losses[power] = runs.RunDir(model_dir_).read_metrics()[0]["loss"]
   columns = records.read_interactions(data, "train")
   batch = next(
     iter(datasets.training_dataset(columns, global_batch_size=256, seed=5))
@@ -363,8 +362,8 @@ def test_popularity_weights_reach_the_task(data, tmp_path):
   trained = model.build(
     config(data, tmp_path, **settings),
     schema_lib.Schema.load(data),
-    records.read_table(data, "queries"),
-    records.read_table(data, "candidates"),
+    tables.read_table(data, "queries"),
+    tables.read_table(data, "candidates"),
   )
   weights = [by_candidate[i] for i in batch["candidate_id"].numpy()]
   for power, weight in ((0.0, np.ones(256)), (2.0, np.array(weights))):
@@ -399,7 +398,7 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
   rows = [
     [
       (row["step"], row["loss"], row["learning_rate"])
-      for row in model_dir.ModelDir(c.model_dir).read_metrics()
+      for row in runs.RunDir(c.model_dir).read_metrics()
       if row["kind"] == "train"
     ]
     for c in (whole, paused)
@@ -416,7 +415,7 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
 def test_cosine_cannot_be_prolonged(data, tmp_path):
   first = config(data, tmp_path / "m", learning_rate_schedule="cosine")
   run(first, stop_after=1)
-  with pytest.raises(model_dir.ModelDirError, match="--epochs"):
+  with pytest.raises(errors.DataError, match="--epochs"):
     run(dataclasses.replace(first, epochs=5), resume=True)
 
 
@@ -429,13 +428,13 @@ def test_runs_that_name_no_shape_had_none(data, tmp_path):
   """A run made before there were shapes goes on as it was."""
   first = config(data, tmp_path / "m", task="ssl_pop", preset="plain", epochs=1)
   run(first)
-  path = tmp_path / "m" / model_dir.CONFIG
+  path = tmp_path / "m" / runs.CONFIG
   old = json.loads(path.read_text("utf-8"))
   for name in configs.CROSS_ENTROPY:
     del old["train"][name]
   path.write_text(json.dumps(old), encoding="utf-8")
   run(dataclasses.replace(first, epochs=2), resume=True)
-  with pytest.raises(model_dir.ModelDirError, match="mask_known_positives"):
+  with pytest.raises(errors.DataError, match="mask_known_positives"):
     run(
       dataclasses.replace(first, epochs=3, mask_known_positives=True),
       resume=True,
@@ -451,8 +450,8 @@ def test_every_task_can_be_built_with_the_default_shape(data, tmp_path, task):
   built = model.build(
     settings,
     schema_lib.Schema.load(data),
-    records.read_table(data, "queries"),
-    records.read_table(data, "candidates"),
+    tables.read_table(data, "queries"),
+    tables.read_table(data, "candidates"),
   ).task.get_config()
   assert built["positive_in_partition"] == plain
   assert built["robustness"] == shape["robustness"]

@@ -104,17 +104,28 @@ def _rows_of(ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.RaggedTensor:
   )
 
 
+def distinct_pairs(
+  parts: Sequence[Mapping[str, np.ndarray]], num_candidates: int
+) -> np.ndarray:
+  """query_id * num_candidates + candidate_id of all rows, ascending, once."""
+  keys = [
+    part["query_id"].astype(np.int64) * num_candidates + part["candidate_id"]
+    for part in parts
+  ]
+  return np.unique(np.concatenate(keys))
+
+
 def candidates_by_query(
   columns: Mapping[str, np.ndarray], num_queries: int
 ) -> tf.RaggedTensor:
-  """[num_queries, None] candidates of each query's rows, each once."""
-  queries, candidates = columns["query_id"], columns["candidate_id"]
-  order = np.lexsort((candidates, queries))
-  queries, candidates = queries[order], candidates[order]
-  first = np.ones(len(order), bool)
-  first[1:] = (np.diff(queries) != 0) | (np.diff(candidates) != 0)
+  """[num_queries, None] candidates of each query's rows, ascending, once."""
+  candidates = columns["candidate_id"]
+  num_candidates = int(candidates.max(initial=0)) + 1
+  queries, found = np.divmod(
+    distinct_pairs([columns], num_candidates), num_candidates
+  )
   return tf.RaggedTensor.from_row_lengths(
-    candidates[first], np.bincount(queries[first], minlength=num_queries)
+    found.astype(candidates.dtype), np.bincount(queries, minlength=num_queries)
   )
 
 

@@ -5,14 +5,9 @@ of rows, which reads about ten times faster than a row per record. A file with
 one row per record is the same thing with blocks of one row, so files written
 by other programs are read by the same code.
 
-    interactions   query_id, candidate_id: dense ids; optional timestamp
-                   (int64) and sample_weight (float)
-    candidates     candidate_id: original ids (bytes), count: training
-                   interactions, and per side feature NAME
-                     token                 NAME: codes
-                     token_seq             NAME/values, NAME/lengths
-                     float, float_seq      NAME: values, NaN where missing
-    queries        the same with query_id
+The columns of interactions are `query_id` and `candidate_id`, dense ids, and
+optionally `timestamp` (int64) and `sample_weight` (float); those of a table
+are in `tables`.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,26 +25,6 @@ from xir_tfrs.data import schema as schema_lib
 
 BLOCK_ROWS = 4096
 _BATCH_BYTES = 8 << 20
-_REMEDY = "prepare the data again with --overwrite"
-
-Column = np.ndarray | tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Queries or candidates by dense id.
-
-  Attributes:
-    ids: [rows] object array of str, the original ids.
-    counts: [rows] int64, training interactions.
-    columns: name -> side feature, as `layers.CandidateTable` takes it: token
-      int32 [rows]; token_seq (values int32 [n], row_splits int64 [rows + 1]);
-      float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
-  """
-
-  ids: np.ndarray
-  counts: np.ndarray
-  columns: dict[str, Column]
 
 
 class BlockWriter:
@@ -124,35 +99,16 @@ def encode(columns: Mapping[str, np.ndarray]) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def write_table(
-  data_dir: str | os.PathLike[str],
-  table: str,
-  rows: Table,
-  features: Sequence[schema_lib.FeatureSchema],
-  rows_per_shard: int = 1 << 20,
-) -> tuple[schema_lib.Shard, ...]:
-  """Writes the shards of `table` ("queries" or "candidates")."""
-  num_rows = len(rows.ids)
-  num_shards = -(-num_rows // rows_per_shard)
-  shards = []
-  for shard in range(num_shards):
-    start = shard * rows_per_shard
-    stop = min(start + rows_per_shard, num_rows)
-    name = shard_name(table, shard, num_shards)
-    with tf.io.TFRecordWriter(str(pathlib.Path(data_dir) / name)) as writer:
-      for low in range(start, stop, BLOCK_ROWS):
-        high = min(low + BLOCK_ROWS, stop)
-        writer.write(encode(_table_block(table, rows, features, low, high)))
-    shards.append(schema_lib.Shard(name, stop - start))
-  return tuple(shards)
-
-
 def shard_name(part: str, shard: int, num_shards: int) -> str:
   return f"{part}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
 def read_interactions(
-  data_dir: str | os.PathLike[str], split: str
+  data_dir: str | os.PathLike[str],
+  split: str,
+  *,
+  schema: schema_lib.Schema | None = None,
+  columns: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
   """The rows of a split in file order.
 
@@ -160,18 +116,23 @@ def read_interactions(
     data_dir: a directory written by `pipelines.prepare`, or one of a user's
       own with a schema.json and row-per-record files.
     split: "train", "validation" or "test".
+    schema: of `data_dir`, if it is at hand.
+    columns: those wanted, as far as the schema names them; None for all.
 
   Returns:
     name -> [rows] array: `query_id` and `candidate_id` int32, `timestamp`
     int64, `sample_weight` float32, as far as the schema names them. Empty
     arrays when the split has no rows.
+
+  Raises:
+    DataError: a file is missing, damaged or does not fit the schema.
   """
   if split not in schema_lib.SPLITS:
     raise ValueError(
       f"`split` must be one of {', '.join(schema_lib.SPLITS)}. Received:"
       f" {split!r}."
     )
-  schema = schema_lib.Schema.load(data_dir)
+  schema = schema or schema_lib.Schema.load(data_dir)
   limits = {
     "query_id": schema.num_queries,
     "candidate_id": schema.num_candidates,
@@ -179,19 +140,20 @@ def read_interactions(
   spec = {
     f.name: tf.int64 if f.dtype == "int64" else tf.float32
     for f in schema.interaction_features
+    if columns is None or f.name in columns or f.name == "query_id"
   }
   shards = schema.shards.get(split, ())
+  num_rows = check_rows(data_dir, split, shards, schema.rows[split])
   rows = {
     name: np.empty(
-      sum(s.rows for s in shards),
-      np.int32 if name in limits else dtype.as_numpy_dtype,
+      num_rows, np.int32 if name in limits else dtype.as_numpy_dtype
     )
     for name, dtype in spec.items()
   }
-  for batch in _read_shards(data_dir, shards, spec):
-    num_rows = batch.lengths["query_id"]
+  for batch in read_shards(data_dir, shards, spec, rows_of="query_id"):
     for name, values in batch.values.items():
-      batch.require_lengths(name, num_rows, "one value per query_id")
+      if name != "query_id":
+        batch.require_lengths(name, batch.lengths["query_id"], "one per row")
       if name in limits:
         batch.require_ids(name, limits[name])
       start = batch.total_rows
@@ -199,127 +161,25 @@ def read_interactions(
   return rows
 
 
-def read_table(data_dir: str | os.PathLike[str], table: str) -> Table:
-  """All rows of a table ("queries" or "candidates") by dense id."""
-  if table not in schema_lib.TABLES:
-    raise ValueError(
-      f"`table` must be one of {', '.join(schema_lib.TABLES)}. Received:"
-      f" {table!r}."
-    )
-  schema = schema_lib.Schema.load(data_dir)
-  features, num_rows = (
-    (schema.query_features, schema.num_queries)
-    if table == "queries"
-    else (schema.candidate_features, schema.num_candidates)
-  )
-  shards = schema.shards.get(table, ())
-  if sum(s.rows for s in shards) != num_rows:
+def check_rows(
+  data_dir: str | os.PathLike[str],
+  part: str,
+  shards: Sequence[schema_lib.Shard],
+  expected: int,
+) -> int:
+  """The rows of `shards` by the schema; a `DataError` unless `expected`."""
+  found = sum(shard.rows for shard in shards)
+  if found != expected:
     raise errors.DataError(
-      f"the {table} shards hold {sum(s.rows for s in shards)} rows, but"
-      f" there should be {num_rows}; {_REMEDY}",
+      f"the {part} shards hold {found} rows, but there should be {expected};"
+      f" {schema_lib.REMEDY}",
       path=pathlib.Path(data_dir) / schema_lib.FILE_NAME,
     )
-  id_name = _id_name(table)
-  spec = {id_name: tf.string, "count": tf.int64}
-  for feature in features:
-    spec.update(_feature_spec(feature))
-  parts: dict[str, list[np.ndarray]] = {name: [] for name in spec}
-  for batch in _read_shards(data_dir, shards, spec, rows_of=id_name):
-    batch.require_lengths("count", batch.lengths[id_name], "one per id")
-    for feature in features:
-      _check_feature(batch, feature, batch.lengths[id_name])
-    for name, values in batch.values.items():
-      parts[name].append(values)
-  joined = {
-    name: np.concatenate(values)
-    if values
-    else np.empty(0, spec[name].as_numpy_dtype)
-    for name, values in parts.items()
-  }
-  ids = np.array([value.decode("utf-8") for value in joined[id_name]], object)
-  return Table(
-    ids, joined["count"], {f.name: _column(f, joined) for f in features}
-  )
-
-
-def _id_name(table: str) -> str:
-  return "query_id" if table == "queries" else "candidate_id"
-
-
-def _table_block(
-  table: str,
-  rows: Table,
-  features: Sequence[schema_lib.FeatureSchema],
-  low: int,
-  high: int,
-) -> dict[str, np.ndarray]:
-  block = {
-    _id_name(table): np.array(
-      [i.encode("utf-8") for i in rows.ids[low:high]], object
-    ),
-    "count": rows.counts[low:high],
-  }
-  for feature in features:
-    column = rows.columns[feature.name]
-    if feature.kind == "token_seq":
-      values, splits = column
-      block[f"{feature.name}/values"] = values[splits[low] : splits[high]]
-      block[f"{feature.name}/lengths"] = np.diff(splits[low : high + 1])
-    else:
-      block[feature.name] = column[low:high].reshape(-1)
-  return block
-
-
-def _feature_spec(
-  feature: schema_lib.FeatureSchema,
-) -> dict[str, tf.dtypes.DType]:
-  if feature.kind == "token_seq":
-    return {
-      f"{feature.name}/values": tf.int64,
-      f"{feature.name}/lengths": tf.int64,
-    }
-  return {feature.name: tf.int64 if feature.is_token else tf.float32}
-
-
-def _check_feature(
-  batch: _Batch, feature: schema_lib.FeatureSchema, num_rows: np.ndarray
-) -> None:
-  name = feature.name
-  if feature.kind == "token_seq":
-    batch.require_lengths(f"{name}/lengths", num_rows, "one per id")
-    row_lengths = batch.values[f"{name}/lengths"]
-    records = np.repeat(np.arange(len(num_rows)), num_rows)
-    totals = np.bincount(records, row_lengths, len(num_rows)).astype(np.int64)
-    batch.require_lengths(f"{name}/values", totals, f"what {name}/lengths says")
-    batch.require_ids(f"{name}/values", len(feature.vocabulary), "codes")
-  elif feature.kind == "token":
-    batch.require_lengths(name, num_rows, "one per id")
-    batch.require_ids(name, len(feature.vocabulary), "codes")
-  elif feature.kind == "float":
-    batch.require_lengths(name, num_rows, "one per id")
-  else:
-    batch.require_lengths(
-      name, num_rows * feature.length, f"{feature.length} per id"
-    )
-
-
-def _column(
-  feature: schema_lib.FeatureSchema, joined: Mapping[str, np.ndarray]
-) -> Column:
-  if feature.kind == "token_seq":
-    lengths = joined[f"{feature.name}/lengths"]
-    splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return joined[f"{feature.name}/values"].astype(np.int32), splits
-  values = joined[feature.name]
-  if feature.kind == "token":
-    return values.astype(np.int32)
-  if feature.kind == "float":
-    return values
-  return values.reshape(-1, feature.length)
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
+class Batch:
   """Some records of one shard, flattened, with what an error must name.
 
   Attributes:
@@ -340,6 +200,7 @@ class _Batch:
   def require_lengths(
     self, name: str, expected: np.ndarray, meaning: str
   ) -> None:
+    """Raises unless each record has `expected` [records] values."""
     wrong = np.flatnonzero(self.lengths[name] != expected)
     if wrong.size:
       record = wrong[0]
@@ -355,6 +216,7 @@ class _Batch:
       )
 
   def require_ids(self, name: str, limit: int, what: str = "dense ids") -> None:
+    """Raises unless all values lie in [0, limit)."""
     values = self.values[name]
     # As unsigned, negative values are too large as well.
     wrong = np.flatnonzero(values.view(np.uint64) >= np.uint64(limit))
@@ -368,25 +230,29 @@ class _Batch:
       )
 
 
-def _read_shards(
+def read_shards(
   data_dir: str | os.PathLike[str],
   shards: Sequence[schema_lib.Shard],
   spec: Mapping[str, tf.dtypes.DType],
-  rows_of: str = "query_id",
-) -> Iterator[_Batch]:
-  """Yields the records of the shards in order, and checks the row counts."""
-  # RaggedFeature reads a column that a record lacks as no values, which the
-  # length checks then report with the file.
-  features = {
-    name: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
-    for name, dtype in spec.items()
-  }
+  rows_of: str,
+) -> Iterator[Batch]:
+  """Reads the records of shards in order, and checks their row counts.
+
+  Args:
+    data_dir: the data directory.
+    shards: its files.
+    spec: the columns wanted, with their types.
+    rows_of: the column that has one value per row.
+
+  Raises:
+    DataError: a file is missing, damaged or has another number of rows.
+  """
   total = 0
   for shard in shards:
     path = pathlib.Path(data_dir) / shard.file
     rows = 0
-    for values, lengths in _parse(path, features):
-      batch = _Batch(values, lengths, path, rows, total, rows_of)
+    for values, lengths in read_file(path, spec, schema_lib.REMEDY):
+      batch = Batch(values, lengths, path, rows, total, rows_of)
       rows += int(lengths[rows_of].sum())
       if rows > shard.rows:
         break
@@ -396,53 +262,69 @@ def _read_shards(
       at_least = "at least " if rows > shard.rows else ""
       raise errors.DataError(
         f"holds {at_least}{rows} rows, but {schema_lib.FILE_NAME} says"
-        f" {shard.rows}; {_REMEDY}",
+        f" {shard.rows}; {schema_lib.REMEDY}",
         path=path,
       )
 
 
-def _parse(
-  path: pathlib.Path, features: Mapping[str, tf.io.RaggedFeature]
+def read_file(
+  path: str | os.PathLike[str],
+  spec: Mapping[str, tf.dtypes.DType],
+  remedy: str,
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-  try:
-    dataset = (
-      tf.data.TFRecordDataset(str(path))
-      .batch(_records_per_batch(path))
-      .map(_flattener(features))
-      .prefetch(1)
-    )
-    yield from dataset.as_numpy_iterator()
-  except (tf.errors.NotFoundError, FileNotFoundError):
-    raise errors.DataError(f"file not found; {_REMEDY}", path=path) from None
-  except tf.errors.DataLossError as e:
-    raise errors.DataError(
-      f"truncated or damaged ({_first_line(e)}); {_REMEDY}", path=path
-    ) from None
-  except (tf.errors.InvalidArgumentError, tf.errors.InternalError) as e:
-    raise errors.DataError(
-      f"its records do not match {schema_lib.FILE_NAME}"
-      f" ({_first_line(e)}); {_REMEDY}",
-      path=path,
-    ) from None
+  """Reads the records of one file, many at a time.
 
+  Args:
+    path: a TFRecord file of `tf.train.Example`s.
+    spec: the columns wanted, with their types.
+    remedy: what to do about a file that cannot be used, for messages.
 
-def _records_per_batch(path: pathlib.Path) -> int:
-  """Many small records or a few blocks: about `_BATCH_BYTES` either way."""
-  with open(path, "rb") as f:
-    # A TFRecord file begins with the length of its first record.
-    record_bytes = int.from_bytes(f.read(8), "little")
-  return min(max(_BATCH_BYTES // max(record_bytes, 1), 16), 1 << 14)
+  Yields:
+    values, name -> values of all these records one after another, and lengths,
+    name -> [records] how many values each has. A column that a record lacks
+    has no values there.
 
+  Raises:
+    DataError: the file is missing, damaged, or a column has another type.
+  """
+  features = {
+    name: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
+    for name, dtype in spec.items()
+  }
 
-def _flattener(
-  features: Mapping[str, tf.io.RaggedFeature],
-) -> Callable[[tf.Tensor], tuple[dict, dict]]:
   def flatten(serialized):
     ragged = tf.io.parse_example(serialized, features)
     values = {name: value.flat_values for name, value in ragged.items()}
     return values, {name: v.row_lengths() for name, v in ragged.items()}
 
-  return flatten
+  try:
+    dataset = (
+      tf.data.TFRecordDataset(os.fspath(path))
+      .batch(_records_per_batch(path))
+      .map(flatten)
+      .prefetch(1)
+    )
+    yield from dataset.as_numpy_iterator()
+  except (tf.errors.NotFoundError, FileNotFoundError):
+    raise errors.DataError(f"file not found; {remedy}", path=path) from None
+  except tf.errors.DataLossError as e:
+    raise errors.DataError(
+      f"truncated or damaged ({_first_line(e)}); {remedy}", path=path
+    ) from None
+  except (tf.errors.InvalidArgumentError, tf.errors.InternalError) as e:
+    raise errors.DataError(
+      f"its records do not match {schema_lib.FILE_NAME}"
+      f" ({_first_line(e)}); {remedy}",
+      path=path,
+    ) from None
+
+
+def _records_per_batch(path: str | os.PathLike[str]) -> int:
+  """Many small records or a few blocks: about `_BATCH_BYTES` either way."""
+  with open(path, "rb") as f:
+    # A TFRecord file begins with the length of its first record.
+    record_bytes = int.from_bytes(f.read(8), "little")
+  return min(max(_BATCH_BYTES // max(record_bytes, 1), 16), 1 << 14)
 
 
 def _first_line(error: tf.errors.OpError) -> str:

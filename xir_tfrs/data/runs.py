@@ -1,16 +1,28 @@
-"""The directory of a training run: config, metrics, checkpoints."""
+"""The directory of a training run: config, metrics, checkpoints.
+
+config.json       `RunConfig`
+metrics.jsonl     a JSON object per line, with `kind` and `step`
+checkpoints/      the newest checkpoints, whole training state
+best/             the best checkpoint, by validation
+events/           what TensorBoard shows
+"""
+
+from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+import numpy as np
 import tensorflow as tf
+
+from xir_tfrs import models
+from xir_tfrs.data import atomic, directory, errors, json_files, paths
+from xir_tfrs.data import schema as schema_lib
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -18,13 +30,36 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 EVENTS = "events"
+# What `load_model` restores.
+WHICH = ("best", "latest")
+
+Metrics = dict[str, str | int | float | None]
+
+_IDS_PER_BATCH = 1 << 13
 
 
-class ModelDirError(ValueError):
-  """A model directory that cannot be used as asked."""
+class RunConfig(
+  msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+  """config.json.
+
+  Attributes:
+    data: the data directory.
+    schema_sha256: of its schema.json.
+    model: what `TwoTower.from_config` takes.
+    train: the settings of the run, by name.
+    versions: package -> version that trained.
+  """
+
+  format: int = FORMAT
+  data: str
+  schema_sha256: str
+  model: dict[str, Any]
+  train: dict[str, Any]
+  versions: dict[str, str | None] = {}
 
 
-class ModelDir:
+class RunDir:
   """Reads and writes what a run leaves behind.
 
   Attributes:
@@ -42,84 +77,56 @@ class ModelDir:
     """Whether a run was started here."""
     return (self.path / CONFIG).exists()
 
-  @contextlib.contextmanager
-  def locked(self) -> Iterator[None]:
-    """Keeps other processes from writing here meanwhile.
+  def locked(self) -> contextlib.AbstractContextManager[None]:
+    """Keeps other programs from writing here meanwhile.
 
-    The lock is on the directory itself and ends with the process, however that
-    ends.
-
-    Raises:
-      ModelDirError: Another process writes here, or this is no directory.
+    Entering raises a `DataError` if another program writes here, or if this is
+    not a directory.
     """
     if not self.writable:
-      yield
-      return
-    if self.path.exists() and not self.path.is_dir():
-      raise ModelDirError(f"--model_dir {self.path} is not a directory.")
-    self.path.mkdir(parents=True, exist_ok=True)
-    directory = os.open(self.path, os.O_RDONLY)
-    try:
-      try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as error:
-        # Some network file systems know no locks.
-        if error.errno == errno.EWOULDBLOCK:
-          raise ModelDirError(
-            f"Another process is training in {self.path}: wait for it, stop "
-            "it, or choose another --model_dir."
-          ) from None
-      yield
-    finally:
-      os.close(directory)
+      return contextlib.nullcontext()
+    return atomic.locked(self.path, "--model_dir")
 
-  def create(self, config: dict[str, Any], overwrite: bool) -> None:
+  def create(self, config: RunConfig, overwrite: bool) -> None:
     """Begins a new run, in a directory that is locked.
 
     Raises:
-      ModelDirError: The directory holds a run already.
+      DataError: The directory holds a run already.
     """
     if not self.writable:
       return
     if self.exists() and not overwrite:
-      raise ModelDirError(
-        f"{self.path} holds a training run already: go on with it by "
-        "--resume, begin anew by --overwrite, or choose another --model_dir."
+      raise errors.DataError(
+        "holds a training run already: go on with it by --resume, begin anew"
+        " by --overwrite, or choose another --model_dir",
+        path=self.path,
       )
     for name in (CHECKPOINTS, BEST, EVENTS):
       shutil.rmtree(self.path / name, ignore_errors=True)
     (self.path / METRICS).unlink(missing_ok=True)
     self.write_config(config)
 
-  def write_config(self, config: dict[str, Any]) -> None:
-    if not self.writable:
-      return
-    write_atomically(
-      self.path / CONFIG, json.dumps({"format": FORMAT} | config, indent=1)
-    )
+  def write_config(self, config: RunConfig) -> None:
+    """Writes config.json."""
+    if self.writable:
+      json_files.write(self.path / CONFIG, config)
 
-  def read_config(self) -> dict[str, Any]:
+  def read_config(self) -> RunConfig:
     """What `write_config` wrote.
 
     Raises:
-      ModelDirError: No run was started here, or its config is damaged.
+      DataError: No run was started here, or its config cannot be read.
     """
-    path = self.path / CONFIG
-    try:
-      config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-      raise ModelDirError(
-        f"{self.path} holds no training run ({CONFIG} is missing): make one "
-        f"by python -m pipelines.train --data DATA --model_dir {self.path}"
-      ) from None
-    except ValueError as error:
-      raise ModelDirError(f"{path} is damaged: {error}.") from None
-    if config.get("format") != FORMAT:
-      raise ModelDirError(
-        f"{path} has format {config.get('format')!r}; this version reads "
-        f"{FORMAT}. Train again."
-      )
-    return config
+    return json_files.read(
+      self.path / CONFIG,
+      RunConfig,
+      remedy="train again with --overwrite",
+      missing=(
+        ", so this directory holds no training run; make one with python -m"
+        f" pipelines.train --data DATA --model_dir {self.path}"
+      ),
+      format=FORMAT,
+    )
 
   def event_writer(self) -> tf.summary.SummaryWriter:
     """Writer of the events that TensorBoard shows."""
@@ -127,40 +134,178 @@ class ModelDir:
       return tf.summary.create_noop_writer()
     return tf.summary.create_file_writer(str(self.path / EVENTS))
 
-  def append_metrics(self, row: dict[str, Any]) -> None:
+  def append_metrics(self, row: Mapping[str, Any]) -> None:
+    """Adds a row to metrics.jsonl; it has at least `kind` and `step`."""
     if not self.writable:
       return
     with open(self.path / METRICS, "a", encoding="utf-8") as file:
-      file.write(json.dumps(row) + "\n")
+      file.write(json_files.encode_line(row))
 
-  def read_metrics(self) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line cut short by a crash is left out."""
+  def read_metrics(self) -> list[Metrics]:
+    """The rows of metrics.jsonl; a last line that was cut short is left out.
+
+    Raises:
+      DataError: Another line is damaged.
+    """
+    path = self.path / METRICS
     try:
-      text = (self.path / METRICS).read_text(encoding="utf-8")
+      *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:
       return []
-    rows = []
-    for line in text.splitlines():
-      try:
-        rows.append(json.loads(line))
-      except ValueError:
-        break
-    return rows
+    return [_metrics(path, *line) for line in enumerate(lines, start=1)]
 
   def forget_metrics_after(self, step: int) -> None:
     """Drops the rows of steps that are to be run again."""
     if not self.writable:
       return
     rows = [row for row in self.read_metrics() if row["step"] <= step]
-    write_atomically(self.path / METRICS, _lines(rows))
+    atomic.write_text(
+      self.path / METRICS, "".join(map(json_files.encode_line, rows))
+    )
+
+  def checkpoint(self, which: str = "best") -> str:
+    """The path of a checkpoint.
+
+    Args:
+      which: `"best"` (the newest, if the run had no validation) or `"latest"`.
+
+    Raises:
+      DataError: There is none.
+    """
+    if which not in WHICH:
+      raise ValueError(
+        f"`checkpoint` must be one of {', '.join(WHICH)}. Received: {which!r}."
+      )
+    for name in (BEST, CHECKPOINTS)[WHICH.index(which) :]:
+      found = tf.train.latest_checkpoint(paths.literal(self.path / name))
+      if found is not None:
+        return str(self.path / name / os.path.basename(found))
+    raise errors.DataError(
+      "holds no checkpoint: go on with the training by python -m"
+      f" pipelines.train --model_dir {self.path} --resume",
+      path=self.path,
+    )
 
 
-def _lines(rows: Iterable[dict[str, Any]]) -> str:
-  return "".join(json.dumps(row) + "\n" for row in rows)
+def _metrics(path: pathlib.Path, number: int, line: bytes) -> Metrics:
+  remedy = "remove the line, or begin anew with --overwrite"
+  row = json_files.decode(line, Metrics, path=path, remedy=remedy, line=number)
+  if not (isinstance(row.get("step"), int) and "kind" in row):
+    raise errors.DataError(
+      f"has no `kind` or no `step`; {remedy}", path=path, line=number
+    )
+  return row
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that appears complete or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)
+def load_model(
+  run_dir: str | os.PathLike[str], checkpoint: str = "best"
+) -> tuple[models.TwoTower, RunConfig, str]:
+  """Restores a trained model for inference.
+
+  Args:
+    run_dir: Directory made by `pipelines.train`.
+    checkpoint: `"best"` (the newest, if the run had no validation) or
+      `"latest"`.
+
+  Returns:
+    The model, the config of its run, and the checkpoint's path.
+
+  Raises:
+    DataError: There is no such run, its checkpoint is damaged or not of its
+      model, or a weight is not finite.
+  """
+  run = RunDir(run_dir)
+  config = run.read_config()
+  found = run.checkpoint(checkpoint)
+  try:
+    model = models.TwoTower.from_config(config.model)
+  except (TypeError, ValueError, KeyError, AttributeError) as error:
+    raise errors.DataError(
+      "this version of xir_tfrs cannot build the model it describes"
+      f" ({type(error).__name__}: {_first_line(error)}); train again with"
+      " --overwrite",
+      path=run.path / CONFIG,
+      field="model",
+    ) from error
+  try:
+    folder, name = os.path.split(found)
+    status = tf.train.Checkpoint(model=model).restore(
+      str(paths.literal(folder) / name)
+    )
+    status.assert_existing_objects_matched().expect_partial()
+  except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+    raise errors.DataError(
+      f"cannot be restored as {CONFIG} describes the model"
+      f" ({_first_line(error)}): one of them was changed, is damaged or only"
+      " partly copied. Copy the directory again, or go back to an earlier"
+      f" checkpoint with python -m pipelines.train --model_dir {run.path}"
+      " --resume",
+      path=found,
+    ) from error
+  _require_finite(model, found)
+  return model, config, found
+
+
+def _require_finite(model: models.TwoTower, checkpoint: str) -> None:
+  # What follows may hide it: the fused kernel of a dense layer and its ReLU
+  # makes 0 of NaN on some processors.
+  for weight in model.trainable_variables:
+    if not bool(tf.reduce_all(tf.math.is_finite(weight))):
+      place = np.argwhere(~np.isfinite(weight.numpy()))[0].tolist()
+      raise errors.DataError(
+        f"the weight {weight.name} is not finite at {place}; train again, with"
+        " a lower --learning_rate",
+        path=checkpoint,
+      )
+
+
+def check_fit(
+  config: RunConfig,
+  data: directory.DataDir,
+  run_dir: str | os.PathLike[str],
+) -> None:
+  """Raises a `DataError` unless the run was trained on `data`."""
+  if config.schema_sha256 != data.schema_sha256:
+    raise errors.DataError(
+      f"is not the data that {os.fspath(run_dir)} was trained on, or was"
+      " prepared again since, so dense ids may mean other candidates; its own"
+      f" data is {config.data}. Prepare with the same options as then, or"
+      " train again",
+      path=data.path / schema_lib.FILE_NAME,
+    )
+
+
+def encode_in_batches(
+  encode: Callable[[tf.Tensor], tf.Tensor],
+  ids: np.ndarray,
+  report: Callable[[int], None] | None = None,
+) -> np.ndarray:
+  """Vectors of dense ids.
+
+  Args:
+    encode: [n] ids -> [n, dim] vectors, such as `TwoTower.encode_queries`.
+    ids: [num_ids] dense ids.
+    report: Is called with the number of ids encoded so far.
+
+  Returns:
+    [num_ids, dim] float32 array.
+  """
+  encode = tf.function(
+    encode,
+    input_signature=[tf.TensorSpec([None], tf.int64)],
+    autograph=False,
+  )
+  vectors = None
+  # At least once, since the dimension is that of the answer.
+  for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
+    part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
+    if vectors is None:
+      vectors = np.empty([len(ids), part.shape[1]], np.float32)
+    vectors[low : low + len(part)] = part
+    if report is not None:
+      report(low + len(part))
+  return vectors
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip() or repr(error)).splitlines()[0][:300]

@@ -1,0 +1,240 @@
+"""The tables of queries and candidates: ids, counts, side features.
+
+Their records hold columns of a block of rows each:
+
+    candidate_id or query_id    original ids (bytes)
+    count                       training interactions
+    NAME                        token: codes; float, float_seq: values, NaN
+                                where missing
+    NAME/values, NAME/lengths   token_seq: codes, and how many a row has
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.data import errors, records
+from xir_tfrs.data import schema as schema_lib
+
+Column = np.ndarray | tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Queries or candidates by dense id.
+
+  Attributes:
+    ids: [rows] object array of str, the original ids; None if not read.
+    counts: [rows] int64, training interactions.
+    columns: name -> side feature, as `layers.CandidateTable` takes it: token
+      int32 [rows]; token_seq (values int32 [n], row_splits int64 [rows + 1]);
+      float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
+  """
+
+  ids: np.ndarray | None
+  counts: np.ndarray
+  columns: dict[str, Column]
+
+  def __len__(self) -> int:
+    return len(self.counts)
+
+
+def write_table(
+  data_dir: str | os.PathLike[str],
+  table: str,
+  rows: Table,
+  features: Sequence[schema_lib.FeatureSchema],
+  rows_per_shard: int = 1 << 20,
+) -> tuple[schema_lib.Shard, ...]:
+  """Writes the shards of `table` ("queries" or "candidates")."""
+  num_shards = -(-len(rows) // rows_per_shard)
+  shards = []
+  for shard in range(num_shards):
+    start = shard * rows_per_shard
+    stop = min(start + rows_per_shard, len(rows))
+    name = records.shard_name(table, shard, num_shards)
+    with tf.io.TFRecordWriter(str(pathlib.Path(data_dir) / name)) as writer:
+      for low in range(start, stop, records.BLOCK_ROWS):
+        high = min(low + records.BLOCK_ROWS, stop)
+        block = _block(table, rows, features, low, high)
+        writer.write(records.encode(block))
+    shards.append(schema_lib.Shard(name, stop - start))
+  return tuple(shards)
+
+
+def read_table(
+  data_dir: str | os.PathLike[str],
+  table: str,
+  *,
+  schema: schema_lib.Schema | None = None,
+  with_ids: bool = True,
+) -> Table:
+  """All rows of a table by dense id.
+
+  Args:
+    data_dir: the data directory.
+    table: "queries" or "candidates".
+    schema: of `data_dir`, if it is at hand.
+    with_ids: whether to read the original ids, which take most of the time
+      and memory.
+
+  Raises:
+    DataError: a file is missing, damaged or does not fit the schema.
+  """
+  schema = schema or schema_lib.Schema.load(data_dir)
+  features = schema.features(table)
+  spec: dict[str, tf.dtypes.DType] = {"count": tf.int64}
+  for feature in features:
+    spec.update(_feature_spec(feature))
+  if with_ids:
+    spec[_id_name(table)] = tf.string
+  parts: dict[str, list[np.ndarray]] = {
+    name: [np.empty(0, dtype.as_numpy_dtype)] for name, dtype in spec.items()
+  }
+  ids = [np.empty(0, object)]
+  for batch in _read(data_dir, table, schema, spec):
+    num_rows = batch.lengths["count"]
+    for feature in features:
+      _check_feature(batch, feature, num_rows)
+    if with_ids:
+      batch.require_lengths(_id_name(table), num_rows, "one per count")
+      ids.append(_decoded(batch, _id_name(table)))
+      del batch.values[_id_name(table)]
+    for name, values in batch.values.items():
+      parts[name].append(values)
+  joined = {name: np.concatenate(values) for name, values in parts.items()}
+  return Table(
+    np.concatenate(ids) if with_ids else None,
+    joined["count"],
+    {f.name: _column(f, joined) for f in features},
+  )
+
+
+def read_ids(
+  data_dir: str | os.PathLike[str],
+  table: str,
+  *,
+  schema: schema_lib.Schema | None = None,
+) -> np.ndarray:
+  """[rows] object array of utf-8 bytes: the original ids by dense id."""
+  schema = schema or schema_lib.Schema.load(data_dir)
+  name = _id_name(table)
+  spec = {name: tf.string, "count": tf.int64}
+  ids = [np.empty(0, object)]
+  for batch in _read(data_dir, table, schema, spec):
+    batch.require_lengths(name, batch.lengths["count"], "one per count")
+    ids.append(batch.values[name])
+  return np.concatenate(ids)
+
+
+def _read(
+  data_dir: str | os.PathLike[str],
+  table: str,
+  schema: schema_lib.Schema,
+  spec: Mapping[str, tf.dtypes.DType],
+) -> Iterator[records.Batch]:
+  if table not in schema_lib.TABLES:
+    raise ValueError(
+      f"`table` must be one of {', '.join(schema_lib.TABLES)}. Received:"
+      f" {table!r}."
+    )
+  shards = schema.shards.get(table, ())
+  records.check_rows(data_dir, table, shards, schema.num_rows(table))
+  return records.read_shards(data_dir, shards, spec, rows_of="count")
+
+
+def _id_name(table: str) -> str:
+  return "query_id" if table == "queries" else "candidate_id"
+
+
+def _decoded(batch: records.Batch, name: str) -> np.ndarray:
+  ids = np.empty(len(batch.values[name]), object)
+  for row, value in enumerate(batch.values[name]):
+    try:
+      ids[row] = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise errors.DataError(
+        f"{value!r} is not utf-8 ({error.reason}); write ids as utf-8",
+        path=batch.path,
+        row=batch.shard_rows + row + 1,
+        column=name,
+      ) from None
+  return ids
+
+
+def _block(
+  table: str,
+  rows: Table,
+  features: Sequence[schema_lib.FeatureSchema],
+  low: int,
+  high: int,
+) -> dict[str, np.ndarray]:
+  block = {
+    _id_name(table): np.array(
+      [i.encode("utf-8") for i in rows.ids[low:high]], object
+    ),
+    "count": rows.counts[low:high],
+  }
+  for feature in features:
+    column = rows.columns[feature.name]
+    if feature.kind == "token_seq":
+      values, splits = column
+      block[f"{feature.name}/values"] = values[splits[low] : splits[high]]
+      block[f"{feature.name}/lengths"] = np.diff(splits[low : high + 1])
+    else:
+      block[feature.name] = column[low:high].reshape(-1)
+  return block
+
+
+def _feature_spec(
+  feature: schema_lib.FeatureSchema,
+) -> dict[str, tf.dtypes.DType]:
+  if feature.kind == "token_seq":
+    return {
+      f"{feature.name}/values": tf.int64,
+      f"{feature.name}/lengths": tf.int64,
+    }
+  return {feature.name: tf.int64 if feature.is_token else tf.float32}
+
+
+def _check_feature(
+  batch: records.Batch, feature: schema_lib.FeatureSchema, num_rows: np.ndarray
+) -> None:
+  name = feature.name
+  if feature.kind == "token_seq":
+    batch.require_lengths(f"{name}/lengths", num_rows, "one per id")
+    row_lengths = batch.values[f"{name}/lengths"]
+    records = np.repeat(np.arange(len(num_rows)), num_rows)
+    totals = np.bincount(records, row_lengths, len(num_rows)).astype(np.int64)
+    batch.require_lengths(f"{name}/values", totals, f"what {name}/lengths says")
+    batch.require_ids(f"{name}/values", len(feature.vocabulary), "codes")
+  elif feature.kind == "token":
+    batch.require_lengths(name, num_rows, "one per id")
+    batch.require_ids(name, len(feature.vocabulary), "codes")
+  elif feature.kind == "float":
+    batch.require_lengths(name, num_rows, "one per id")
+  else:
+    batch.require_lengths(
+      name, num_rows * feature.length, f"{feature.length} per id"
+    )
+
+
+def _column(
+  feature: schema_lib.FeatureSchema, joined: Mapping[str, np.ndarray]
+) -> Column:
+  if feature.kind == "token_seq":
+    lengths = joined[f"{feature.name}/lengths"]
+    splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return joined[f"{feature.name}/values"].astype(np.int32), splits
+  values = joined[feature.name]
+  if feature.kind == "token":
+    return values.astype(np.int32)
+  if feature.kind == "float":
+    return values
+  return values.reshape(-1, feature.length)
