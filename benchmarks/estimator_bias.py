@@ -266,7 +266,10 @@ def generate(directory: str) -> None:
   """Prepares generated data, long-tailed, in an empty directory."""
   prepare.prepare(
     prepare.PrepareConfig(
-      input=inputs.Input(format="synthetic"), output=directory, overwrite=True
+      input=inputs.Input(format="synthetic"),
+      output=directory,
+      overwrite=True,
+      validation_fraction=0,
     )
   )
 

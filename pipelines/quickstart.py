@@ -17,14 +17,18 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-
-from absl import app, flags, logging
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines import evaluate, prepare
+from pipelines.preparation import config as prepare_config
+from pipelines.preparation import summary
 from pipelines.training import config as configs
 from pipelines.training import loop as training
 from xir_tfrs.data import json_files, tables
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.programs import settings
+from xir_tfrs.programs.settings import setting
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
@@ -34,8 +38,30 @@ RESULTS = "results.json"
 _PRESET = "plain"
 
 
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig(prepare_config.PrepareConfig):
+  """What to prepare, and what to make of it; the flags."""
+
+  output: str = setting(
+    "directory for everything that is made.", "runs/quickstart"
+  )
+  tasks: tuple[str, ...] = setting("methods; the last is exported.", TASKS)
+  epochs: int = setting("most epochs to train each.", 10, minimum=1)
+  dim: int = setting("size of the embeddings.", 32, minimum=1)
+
+  @property
+  def preparation(self) -> prepare_config.PrepareConfig:
+    """What to prepare, into a folder of the output."""
+    fields = dataclasses.fields(prepare_config.PrepareConfig)
+    given = {field.name: getattr(self, field.name) for field in fields}
+    output = os.path.join(self.output, "data")
+    return prepare_config.PrepareConfig(
+      **given | {"output": output, "overwrite": True}
+    )
+
+
 def quickstart(
-  data_config: prepare.PrepareConfig,
+  data_config: prepare_config.PrepareConfig,
   output: pathlib.Path,
   *,
   tasks: tuple[str, ...] = TASKS,
@@ -64,7 +90,7 @@ def quickstart(
   _announce("Prepare", f"pipelines.prepare --output {data} ...")
   began = time.monotonic()
   schema = prepare.prepare(data_config)
-  print(prepare.summary(schema, data, time.monotonic() - began))
+  print(summary.text(schema, data, time.monotonic() - began))
 
   table: dict[str, dict[str, float]] = {}
   for task in tasks:
@@ -180,43 +206,25 @@ def _what_next(output: pathlib.Path, task: str, query: str) -> str:
   )
 
 
-def main(
-  argv: list[str], make_config: Callable[[], prepare.PrepareConfig]
-) -> int:
-  """Runs `quickstart`; returns the exit status."""
-  if len(argv) > 1:
-    print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
-    return 2
-  logging.set_verbosity(logging.WARNING)
-  if flags.FLAGS.format == "auto" and not flags.FLAGS.input:
-    flags.FLAGS.format = "synthetic"
-  output = pathlib.Path(flags.FLAGS.output)
+def main(config: QuickstartConfig) -> None:
   try:
     quickstart(
-      dataclasses.replace(
-        make_config(), output=output / "data", overwrite=True
-      ),
-      output,
-      tasks=tuple(flags.FLAGS.tasks),
-      epochs=flags.FLAGS.epochs,
-      dim=flags.FLAGS.dim,
+      config.preparation,
+      pathlib.Path(config.output),
+      tasks=config.tasks,
+      epochs=config.epochs,
+      dim=config.dim,
     )
-  except (ValueError, OSError, training.TrainingDiverged) as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  return 0
+  except training.TrainingDiverged as error:
+    raise main_lib.ProgramError(str(error)) from error
 
 
-def _define_flags() -> Callable[[], prepare.PrepareConfig]:
-  make_config = prepare.define_flags()
-  flags.FLAGS.set_default("output", "runs/quickstart")
-  flags.FLAGS.set_default("validation_fraction", 0.1)
-  flags.DEFINE_list("tasks", list(TASKS), "Methods; the last is exported.")
-  flags.DEFINE_integer("epochs", 10, "Most epochs to train each.")
-  flags.DEFINE_integer("dim", 32, "Size of the embeddings.")
-  return make_config
+def _config(given: Mapping[str, Any]) -> QuickstartConfig:
+  """Generates data where no input is named."""
+  if "input" not in given:
+    given = {"format": "synthetic", **given}
+  return settings.build(QuickstartConfig, given)
 
 
 if __name__ == "__main__":
-  flags_to_config = _define_flags()
-  app.run(lambda argv: main(argv, flags_to_config))
+  sys.exit(main_lib.run(QuickstartConfig, main, make=_config))

@@ -237,14 +237,25 @@ def test_the_wheel_holds_only_the_library(tmp_path):
 # They import without TensorFlow: a program's --help, and clients that have
 # none, need no more than these.
 _LIGHT = (
+  "pipelines.prepare",
+  "pipelines.prepare_beam",
   "xir_tfrs",
   "xir_tfrs.data.errors",
   "xir_tfrs.data.id_lists",
+  "xir_tfrs.data.schema",
   "xir_tfrs.programs.main",
   "xir_tfrs.programs.progress",
   "xir_tfrs.serving.scann_folder",
 )
-_HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_recommenders", "scann"}
+_HEAVY = {
+  "apache_beam",
+  "keras",
+  "pyarrow",
+  "scann",
+  "tensorflow",
+  "tensorflow_recommenders",
+  "tf_keras",
+}
 
 
 def test_light_modules_import_no_tensorflow():

@@ -9,9 +9,7 @@ def prepare_synthetic(output, *, validation_fraction=0.0, **sizes):
   prepare.prepare(
     prepare.PrepareConfig(
       input=inputs.Input(
-        paths=(),
-        format="synthetic",
-        synthetic=inputs.SyntheticConfig(**sizes),
+        format="synthetic", synthetic=inputs.SyntheticConfig(**sizes)
       ),
       output=output,
       validation_fraction=validation_fraction,

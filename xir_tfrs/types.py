@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 # [n] dense candidate ids -> [n, dim] embeddings.
-CandidateEncoder = Callable[[tf.Tensor], tf.Tensor]
+CandidateEncoder = Callable[["tf.Tensor"], "tf.Tensor"]
 
 FEATURE_KINDS = ("token", "token_seq", "float", "float_seq")
 

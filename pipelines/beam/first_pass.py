@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 from apache_beam.options import pipeline_options
 from pyarrow import feather
 
-from pipelines import prepare
 from pipelines.beam import handover
 from pipelines.preparation import passes, spill, vocabulary
+from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import blocks
 from pipelines.readers import source as source_lib
 from xir_tfrs.data import errors
@@ -109,7 +109,7 @@ def joined(seen: Iterable[Seen]) -> Seen:
 
 
 def run(
-  config: prepare.PrepareConfig,
+  config: PrepareConfig,
   source: source_lib.Source,
   work: pathlib.Path,
   buckets: spill.Buckets,
@@ -177,7 +177,7 @@ class _Read(beam.DoFn):
   def __init__(
     self,
     source: source_lib.Source,
-    config: prepare.PrepareConfig,
+    config: PrepareConfig,
     buckets: spill.Buckets,
   ):
     self._source = source

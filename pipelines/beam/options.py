@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
+from xir_tfrs.programs import settings
+
 # Runners that ask a service what its flags are: Beam itself cannot know them.
 _WITH_OTHER_FLAGS = ("portable", "flink", "spark", "kafka")
 # The part of the direct runner that runs in this process; all of it would
@@ -19,7 +21,7 @@ _DEFAULT_RUNNER = "FnApiRunner"
 def parse(
   beam_flags: Sequence[str], own_flags: Iterable[str] = ()
 ) -> pipeline_options.PipelineOptions:
-  """The options of the pipelines; ValueError for a flag that no one takes.
+  """The options of the pipelines; SettingsError for a flag that no one takes.
 
   Args:
     beam_flags: all that are not ours.
@@ -36,7 +38,10 @@ def parse(
       _check_unknown(word, [*own_flags, *vars(known)], strict)
 
   options.get_all_options(add_extra_args_fn=check, retain_unknown_options=True)
-  beam.Pipeline(options=options)  # Checks the values; nothing runs.
+  try:
+    beam.Pipeline(options=options)  # Checks the values; nothing runs.
+  except ValueError as e:
+    raise settings.SettingsError(str(e)) from None
   return options
 
 
@@ -45,11 +50,13 @@ def _check_unknown(word: str, known: Sequence[str], strict: bool) -> None:
   if name == word:
     # The value of an unknown flag, unless there can be none.
     if strict:
-      raise ValueError(
+      raise settings.SettingsError(
         f"{word!r} belongs to no flag; repeat --input for more files."
       )
     return
   close = difflib.get_close_matches(name, known, 1, 0.8)
   if close or strict:
     meant = f"; did you mean --{close[0]}?" if close else "."
-    raise ValueError(f"--{name} is no flag of ours or of Beam{meant}")
+    raise settings.SettingsError(
+      f"--{name} is no flag of ours or of Beam{meant}"
+    )

@@ -17,9 +17,9 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options import pipeline_options
 
-from pipelines import prepare
 from pipelines.beam import handover
-from pipelines.preparation import passes, spill, splits
+from pipelines.preparation import convert, passes, spill, splits
+from pipelines.preparation.config import PrepareConfig
 from xir_tfrs.data import records
 from xir_tfrs.data import schema as schema_lib
 
@@ -48,12 +48,12 @@ def joined(kept: Iterable[Kept]) -> Kept:
 
 
 def run(
-  config: prepare.PrepareConfig,
+  config: PrepareConfig,
   directory: pathlib.Path,
   work: pathlib.Path,
   buckets: spill.Buckets,
-  users: prepare.Table,
-  items: prepare.Table,
+  users: convert.Table,
+  items: convert.Table,
   options: pipeline_options.PipelineOptions,
 ) -> tuple[passes.Written, int]:
   """Writes the splits; returns what was written and how many were repeated."""
@@ -62,7 +62,7 @@ def run(
   keep_distinct = _KeepDistinct(buckets, distinct, len(items.ids))
   if users.permutation is not None:
     keep_distinct.save_permutations(work, users.permutation, items.permutation)
-  split = prepare.split_of(config)
+  split = config.row_split
   with beam.Pipeline(options=options) as pipeline:
     kept = (
       pipeline
@@ -79,7 +79,7 @@ def run(
     else:
       cuts = pipeline | "NoCuts" >> beam.Create([None])
     divided = sorted_buckets | "Divide" >> beam.ParDo(
-      _Divide(distinct, len(items.ids), split),
+      _Divide(distinct, len(items.ids), split, config.seed),
       beam.pvalue.AsSingleton(total),
       beam.pvalue.AsSingleton(cuts),
     ).with_outputs(_FOUND, _COUNTS, _SHARES)
@@ -216,17 +216,21 @@ class _Divide(beam.DoFn):
   """Bucket -> leaked rows, counts by range of ids, rows by shard."""
 
   def __init__(
-    self, distinct: spill.Buckets, num_items: int, split: schema_lib.Split
+    self,
+    distinct: spill.Buckets,
+    num_items: int,
+    split: schema_lib.Split,
+    seed: int,
   ):
     self._distinct, self._num_items = distinct, num_items
-    self._split = split
+    self._split, self._seed = split, seed
 
   def process(
     self, bucket: int, total: Kept, cuts: tuple[int, int] | None
   ) -> Iterator[Any]:
     rows = self._distinct.read(bucket)
     parts, leaked = passes.divide(
-      bucket, rows, self._num_items, self._split, cuts
+      bucket, rows, self._num_items, self._split, cuts, self._seed
     )
     yield beam.pvalue.TaggedOutput(_FOUND, leaked)
     for name, ids in (

@@ -163,8 +163,17 @@ def write_splits(
   num_users: int,
   num_items: int,
   split: schema_lib.Split,
+  seed: int,
 ) -> Written:
-  """Second pass: labels, counts, checks and writes the rows of each bucket."""
+  """Second pass: labels, counts, checks and writes the rows of each bucket.
+
+  Args:
+    directory: the data directory.
+    buckets: distinct rows, as `keep_distinct` leaves them; they are removed.
+    num_rows, num_users, num_items: how many there are.
+    split: how rows are divided.
+    seed: of the order of training rows.
+  """
   cuts = None
   if split.kind == "temporal":
     cuts = splits.temporal_cuts(
@@ -184,7 +193,7 @@ def write_splits(
     }
     report = stack.enter_context(progress.Progress("writing", num_rows))
     for bucket, rows in _read_and_remove(buckets):
-      parts, found = divide(bucket, rows, num_items, split, cuts)
+      parts, found = divide(bucket, rows, num_items, split, cuts, seed)
       leakage.update(found)
       train = parts["train"]
       user_counts += np.bincount(train["user"], minlength=num_users)
@@ -203,8 +212,9 @@ def divide(
   num_items: int,
   split: schema_lib.Split,
   cuts: tuple[int, int] | None,
+  seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Divides the distinct rows of a bucket.
+  """Divides the distinct rows of a bucket, and shuffles those that train.
 
   Returns:
     split -> its rows in the order to be written, and leakage check ->
@@ -213,7 +223,7 @@ def divide(
   labels = _labels(rows, split, cuts)
   parts = {name: rows[labels == _LABELS[name]] for name in schema_lib.SPLITS}
   # Rows come sorted by user; a batch of training rows must not.
-  rng = np.random.default_rng([split.seed or 0, bucket])
+  rng = np.random.default_rng([seed % 2**64, bucket])
   order = rng.permutation(len(parts["train"]))
   parts["train"] = np.take(parts["train"], order)
   return parts, _leakage(rows, labels, num_items, split.kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from xir_tfrs.data import errors
+from xir_tfrs.programs import settings
+from xir_tfrs.programs.settings import setting
 
 FORMATS = (
   "auto",
@@ -18,41 +20,49 @@ FORMATS = (
 )
 # Of the time column it is enough that it is there; others must be named.
 _DEFAULT_TIME = "timestamp"
+_TFDS = {"format": "tfds"}
+_GENERATED = {"format": "synthetic"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-  """Which columns of the input mean what.
+class Columns(settings.Settings):
+  """Which columns of the input mean what."""
 
-  Attributes:
-    user, item: id columns, in the interactions and in the side tables.
-    time: integer time column; None takes `timestamp` if there is one.
-    weight: column kept as `sample_weight`, or None.
-    rating: column that `min_rating` is compared with, or None.
-    min_rating: rows rated below it are left out.
-    user_features, item_features: columns of the side tables to keep, as NAME
-      or NAME:KIND; empty takes every column that has a kind.
-    separator: between the values of a sequence in a text file.
-  """
-
-  user: str = "user_id"
-  item: str = "item_id"
-  time: str | None = None
-  weight: str | None = None
-  rating: str | None = None
-  min_rating: float | None = None
-  user_features: tuple[str, ...] = ()
-  item_features: tuple[str, ...] = ()
-  separator: str = " "
+  user: str = setting("column of user ids.", "user_id", flag="user_column")
+  item: str = setting("column of item ids.", "item_id", flag="item_column")
+  time: str | None = setting(
+    "column of integer times. Default: 'timestamp' where there is one.",
+    None,
+    flag="time_column",
+  )
+  weight: str | None = setting(
+    "column kept as sample_weight.", None, flag="weight_column"
+  )
+  rating: str | None = setting(
+    "column compared with --min_rating.",
+    None,
+    flag="rating_column",
+  )
+  min_rating: float | None = setting("leave out rows rated below it.", None)
+  user_features: tuple[str, ...] = setting(
+    "columns of the user file to keep, as NAME or NAME:KIND. Default: all that"
+    " have a kind.",
+    (),
+  )
+  item_features: tuple[str, ...] = setting("the same of the item file.", ())
+  separator: str = setting(
+    "between the values of a sequence in a text file.", " "
+  )
 
   def __post_init__(self):
+    super().__post_init__()
     if (self.rating is None) != (self.min_rating is None):
       raise ValueError(
-        "`rating_column` and `min_rating` go together: ratings only choose"
+        "--rating_column and --min_rating go together: ratings only choose"
         f" rows. Received: {self.rating!r} and {self.min_rating}."
       )
     if not self.separator:
-      raise ValueError("`separator` must not be empty.")
+      raise ValueError("--separator must not be empty.")
 
   def interaction_kinds(
     self, available: list[str], path: str, line: int | None = 1
@@ -82,74 +92,117 @@ class Columns:
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticConfig:
-  """Size and shape of generated data; see `pipelines.readers.synthetic`.
+class SyntheticConfig(settings.Settings):
+  """Size and shape of generated data; see `pipelines.readers.synthetic`."""
 
-  Attributes:
-    num_users, num_items: sizes of the tables.
-    num_interactions: about how many distinct pairs to draw.
-    num_topics, dim: how many topics there are, in how many dimensions.
-    strength: how much taste counts against popularity.
-    zipf_exponent: how steeply popularity falls.
-    seed: the data is a function of this configuration.
-  """
-
-  num_users: int = 6000
-  num_items: int = 4000
-  num_interactions: int = 240_000
-  num_topics: int = 24
-  dim: int = 12
-  strength: float = 8.0
-  zipf_exponent: float = 1.3
-  seed: int = 0
-
-  def __post_init__(self):
-    for name in ("num_users", "num_items", "num_interactions"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"`{name}` must be positive. Received: `{name}` ="
-          f" {getattr(self, name)}."
-        )
+  num_users: int = setting(
+    "users to generate.",
+    6000,
+    flag="synthetic_users",
+    minimum=1,
+    only=_GENERATED,
+  )
+  num_items: int = setting(
+    "items to generate.",
+    4000,
+    flag="synthetic_items",
+    minimum=1,
+    only=_GENERATED,
+  )
+  num_interactions: int = setting(
+    "about how many distinct pairs to generate.",
+    240_000,
+    flag="synthetic_interactions",
+    minimum=1,
+    only=_GENERATED,
+  )
+  num_topics: int = setting(
+    "topics of the generated tastes.",
+    24,
+    flag="synthetic_topics",
+    minimum=1,
+    only=_GENERATED,
+  )
+  dim: int = setting(
+    "dimensions of the generated tastes.",
+    12,
+    flag="synthetic_dim",
+    minimum=1,
+    only=_GENERATED,
+  )
+  strength: float = setting(
+    "how much taste counts against popularity.",
+    8.0,
+    flag="synthetic_strength",
+    minimum=0,
+    only=_GENERATED,
+  )
+  zipf_exponent: float = setting(
+    "how steeply popularity falls.",
+    1.3,
+    flag="synthetic_zipf",
+    minimum=0,
+    only=_GENERATED,
+  )
+  seed: int = setting(
+    "of the generated data.",
+    0,
+    flag="synthetic_seed",
+    minimum=0,
+    only=_GENERATED,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class Input:
-  """What to read.
+class Input(settings.Settings):
+  """What to read."""
 
-  Attributes:
-    paths: files, patterns or one folder; a data set name for "tfds"; nothing
-      for "synthetic".
-    format: one of `FORMATS`; "auto" goes by the ending of the file name.
-    columns: which columns mean what.
-    user_file, item_file: side features; None takes the .user and .item files
-      beside an .inter file.
-    data_dir: where TFDS keeps its data sets; None for its default.
-    tfds_split: names of TFDS splits, joined by "+", or "all".
-    synthetic: what to generate.
-    chunk_bytes: how much text is parsed at a time.
-  """
-
-  paths: tuple[str, ...] = ()
-  format: str = "auto"
+  paths: tuple[str, ...] = setting(
+    "file, pattern or folder; the name of the data set with --format tfds.",
+    (),
+    flag="input",
+    multi=True,
+  )
+  format: str = setting(
+    "kind of input; auto goes by the ending of the file name.",
+    "auto",
+    choices=FORMATS,
+  )
   columns: Columns = Columns()
-  user_file: str | None = None
-  item_file: str | None = None
-  data_dir: str | None = None
-  tfds_split: str = "all"
+  user_file: str | None = setting(
+    "side features of users. Default: the .user file beside an .inter file.",
+    None,
+  )
+  item_file: str | None = setting(
+    "side features of items. Default: the .item file beside an .inter file.",
+    None,
+  )
+  data_dir: str | None = setting(
+    "folder of TFDS data sets. Default: that of TFDS.", None, only=_TFDS
+  )
+  tfds_split: str = setting(
+    "TFDS splits to read, joined by +.", "all", only=_TFDS
+  )
   synthetic: SyntheticConfig = SyntheticConfig()
-  chunk_bytes: int = 16 << 20
+  chunk_bytes: int = setting(
+    "bytes of text that are parsed at a time.", 16 << 20, minimum=1
+  )
 
   def __post_init__(self):
-    if self.format not in FORMATS:
-      raise ValueError(
-        f"`format` must be one of {', '.join(FORMATS)}. Received:"
-        f" {self.format!r}."
-      )
+    super().__post_init__()
     if not self.paths and self.format != "synthetic":
       raise ValueError(
         "--input names the file to read; --format synthetic needs none."
       )
-    if self.paths and self.format == "synthetic":
-      raise ValueError(
-        f"--format synthetic reads no --input. Received: {self.paths}."
-      )
+    if self.format == "synthetic":
+      self._require_nothing_to_read()
+
+  def _require_nothing_to_read(self) -> None:
+    values = settings.values_of(self)
+    for one in settings.settings_of(type(self)):
+      is_used = one.name == "format" or one.about.only == (_GENERATED,)
+      if not is_used and values[one.name] != one.default:
+        raise ValueError(
+          f"--format synthetic reads nothing and has no --{one.name}."
+          f" Received: {values[one.name]!r}."
+        )

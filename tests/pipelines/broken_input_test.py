@@ -8,6 +8,7 @@ from pipelines import prepare
 from pipelines.readers import inputs
 from xir_tfrs.data import errors
 from xir_tfrs.data.files import text
+from xir_tfrs.programs import main as main_lib
 
 _INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 _CSV = "user_id,item_id,timestamp\n"
@@ -283,16 +284,32 @@ def test_inputs_that_are_not_there(tmp_path):
 
 def test_one_line_and_a_status_from_main(tmp_path, capsys):
   (tmp_path / "a.csv").write_text("user_id,item_id\n1\n")
-  config = prepare.PrepareConfig(
-    input=inputs.Input(paths=(str(tmp_path / "a.csv"),)),
-    output=tmp_path / "out",
-  )
-  assert prepare.main(["prepare"], lambda: config) == 1
-  err = capsys.readouterr().err
-  assert err.startswith("prepare: ") and err.count("\n") == 1
+  command = [
+    "prepare",
+    f"--input={tmp_path / 'a.csv'}",
+    f"--output={tmp_path / 'out'}",
+  ]
+
+  def run(*more):
+    status = main_lib.run(
+      prepare.PrepareConfig, prepare.main, argv=[*command, *more]
+    )
+    return status, capsys.readouterr().err
+
+  status, err = run()
+  assert status == 1 and err.startswith("prepare: ") and err.count("\n") == 1
   assert "line 2" in err
-  assert prepare.main(["prepare", "x"], lambda: config) == 2
-  assert "'x' belongs to no flag" in capsys.readouterr().err
+  for more, expected in (
+    (["x"], "Not a flag: x"),
+    (["--split=leave_last", "--test_fraction=.1"], "--test_fraction belongs"),
+    (["--split=leave_last", "--validation_fraction=0"], "--validation_fractio"),
+    (["--tfds_split=train"], "--tfds_split belongs to --format tfds"),
+    (["--synthetic_users=9"], "--synthetic_users belongs to --format synth"),
+    (["--num_buckets=0"], "--num_buckets must be at least 1"),
+  ):
+    status, err = run(*more)
+    assert status == 2 and expected in err and err.count("\n") == 1
+  assert not (tmp_path / "out").exists()
 
 
 def test_config_is_checked():
@@ -311,7 +328,13 @@ def test_config_is_checked():
   with pytest.raises(ValueError, match="Received: 'excel'"):
     inputs.Input(paths=("a",), format="excel")
   with pytest.raises(ValueError, match="go together"):
-    prepare.PrepareConfig(
-      input=inputs.Input(paths=("a",), columns=inputs.Columns(rating="r")),
-      output="x",
-    )
+    inputs.Columns(rating="r")
+  with pytest.raises(ValueError, match="--separator must not be empty"):
+    inputs.Columns(separator="")
+  for kwargs, flag in (
+    ({"columns": inputs.Columns(user="u")}, "--user_column"),
+    ({"item_file": "items.csv"}, "--item_file"),
+    ({"paths": ("a.csv",)}, "--input"),
+  ):
+    with pytest.raises(ValueError, match=f"has no {flag}"):
+      inputs.Input(format="synthetic", **kwargs)

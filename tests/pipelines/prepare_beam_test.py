@@ -15,6 +15,7 @@ from pipelines.beam import second_pass
 from pipelines.preparation import passes
 from pipelines.readers import inputs, parquet, sources
 from xir_tfrs.data import errors, schema
+from xir_tfrs.programs import main as main_lib
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -338,9 +339,14 @@ def test_without_beam_it_names_the_extra(tmp_path, monkeypatch, capsys):
   for name in [n for n in sys.modules if n.startswith("pipelines.beam")]:
     monkeypatch.delitem(sys.modules, name)
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  monkeypatch.setattr("signal.signal", lambda *_: None)
-  config = prepare.PrepareConfig(input=_csv(tmp_path), output=tmp_path / "o")
-  assert prepare_beam.main(["prepare_beam"], lambda: config) != 0
+  _atomic(tmp_path)
+  status = main_lib.run(
+    prepare.PrepareConfig,
+    prepare_beam.main,
+    keep_unknown=True,
+    argv=["", f"--input={tmp_path / 'a.inter'}", f"--output={tmp_path / 'o'}"],
+  )
+  assert status == 1
   assert "pip install -e '.[beam]'" in capsys.readouterr().err
   assert not (tmp_path / "o").exists()
 

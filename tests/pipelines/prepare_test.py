@@ -1,15 +1,18 @@
 """`pipelines.prepare` end to end against a slow twin, and its atomicity."""
 
 import collections
+import dataclasses
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from pipelines import prepare
-from pipelines.preparation import passes
+from pipelines.preparation import passes, spill, summary
 from pipelines.readers import inputs
 from xir_tfrs.data import errors, records, schema, tables
 from xir_tfrs.data.files import text
@@ -123,7 +126,9 @@ def test_equals_its_slow_twin(tmp_path, kind):
 def test_random_split_sizes_per_user(tmp_path):
   rows = _raw(rows=900)
   _write(tmp_path / "r.inter", rows)
-  made = prepare.prepare(_config(tmp_path / "r.inter", tmp_path / "out"))
+  made = prepare.prepare(
+    _config(tmp_path / "r.inter", tmp_path / "out", validation_fraction=0)
+  )
   users, items, _ = _slow_prepare(rows, "leave_last")
   distinct = {(users[u], items[i]) for u, i, _, _ in rows}
   size = collections.Counter(u for u, _ in distinct)
@@ -134,6 +139,113 @@ def test_random_split_sizes_per_user(tmp_path):
   assert per_user == {u: round(0.8 * n) for u, n in size.items()}
   assert made.rows["validation"] == 0
   assert not list((tmp_path / "out").glob("validation*"))
+
+
+def test_a_random_split_validates_by_default(tmp_path):
+  _write(tmp_path / "r.inter", _raw(rows=900))
+
+  def made(name, **kwargs):
+    config = _config(tmp_path / "r.inter", tmp_path / name, **kwargs)
+    return prepare.prepare(config)
+
+  default, given = made("a"), made("b", validation_fraction=0.1)
+  assert default.rows == given.rows and default.split == given.split
+  assert default.split.validation_fraction == 0.1
+  assert default.rows["validation"] > 0.05 * default.rows["train"]
+  text = summary.text(default, "a", 1.0)
+  assert "a share of 0.1 of the rows that are not test" in text
+  assert "--validation_fraction 0 for none" in text
+  none = made("c", validation_fraction=0)
+  assert none.rows["validation"] == 0 and none.split.validation_fraction == 0
+  assert "validation_fraction" not in summary.text(none, "c", 1.0)
+  temporal = made("d", split="temporal")
+  assert temporal.rows["validation"] == 0
+  assert temporal.split.validation_fraction == 0
+
+
+def test_a_toy_file_is_prepared_with_a_sentence_on_what_it_lacks(tmp_path):
+  rows = [f"u{n // 3},i{n % 5}" for n in range(12)]
+  (tmp_path / "r.csv").write_text("\n".join(["user_id,item_id", *rows]))
+  config = _config(
+    tmp_path / "r.csv", tmp_path / "out", columns=inputs.Columns()
+  )
+  made = prepare.prepare(config)
+  assert made.rows == {"train": 8, "validation": 0, "test": 4}
+  text = summary.text(made, "out", 1.0)
+  assert "warning: no validation rows, as no user has enough rows" in text
+  assert "no test rows" not in text
+  (tmp_path / "r.csv").write_text("user_id,item_id\nu,a\nv,b\n")
+  for split in ("random", "leave_last"):
+    again = dataclasses.replace(config, split=split, overwrite=True)
+    made = prepare.prepare(again)
+    assert made.rows == {"train": 2, "validation": 0, "test": 0}
+    assert "warning: no test rows" in summary.text(made, "out", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["random", "temporal", "leave_last"])
+def test_the_seed_orders_training_rows_of_every_split(tmp_path, kind):
+  _write(tmp_path / "r.inter", _raw())
+  rows = []
+  for seed in (1, 1, 2):
+    config = _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      split=kind,
+      seed=seed,
+      overwrite=True,
+    )
+    made = prepare.prepare(config)
+    assert made.source.options["seed_of_row_order"] == seed
+    rows.append(_read_split(tmp_path / "out", "train"))
+  assert rows[0] == rows[1] != rows[2]
+  if kind != "random":
+    assert sorted(rows[0]) == sorted(rows[2])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "synthetic"])
+def test_the_size_of_the_input_chooses_the_buckets(tmp_path, monkeypatch, form):
+  """Rows per bucket are bounded, whatever the format stores them as."""
+  rows = 3000
+  config = {"format": "synthetic"}
+  if form != "synthetic":
+    path = tmp_path / f"r.{form}"
+    config = {"paths": (str(path),)}
+    users = [f"user-{n % 700}" for n in range(rows)]
+    items = [f"item-{n % 31}" for n in range(rows)]
+    if form == "csv":
+      lines = [f"{u},{i}" for u, i in zip(users, items, strict=True)]
+      path.write_text("\n".join(["user_id,item_id", *lines]))
+    else:
+      pq.write_table(pa.table({"user_id": users, "item_id": items}), path)
+      assert path.stat().st_size < 10 * rows  # Far fewer bytes than as text.
+  else:
+    config["synthetic"] = inputs.SyntheticConfig(
+      num_users=300, num_items=90, num_interactions=rows
+    )
+  monkeypatch.setattr(spill, "_BYTES_PER_BUCKET", 8000)
+  sizes = []
+  sorted_distinct = spill.sorted_distinct
+
+  def measured(bucket, num_items):
+    sizes.append(len(bucket))
+    return sorted_distinct(bucket, num_items)
+
+  monkeypatch.setattr(spill, "sorted_distinct", measured)
+  for num_buckets, expected in ((None, None), (3, 3)):
+    sizes.clear()
+    prepare.prepare(
+      prepare.PrepareConfig(
+        input=inputs.Input(**config),
+        output=tmp_path / "out",
+        num_buckets=num_buckets,
+        overwrite=True,
+      )
+    )
+    assert abs(sum(sizes) - rows) < 0.1 * rows
+    if expected:
+      assert len(sizes) == expected
+    else:
+      assert 6 < len(sizes) < 20 and max(sizes) < 3 * rows / len(sizes)
 
 
 @pytest.mark.parametrize("kind", ["random", "temporal", "leave_last"])
@@ -168,7 +280,12 @@ def test_training_rows_are_scattered_over_shards(tmp_path, monkeypatch):
   rows = [(f"u{u}", f"i{i}", 0, 1.0) for u in range(20) for i in range(25)]
   _write(tmp_path / "r.inter", rows)
   made = prepare.prepare(
-    _config(tmp_path / "r.inter", tmp_path / "out", num_buckets=2)
+    _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      num_buckets=2,
+      validation_fraction=0,
+    )
   )
   assert [s.file for s in made.shards["train"]] == [
     f"train-{s:05d}-of-00005.tfrecord" for s in range(5)
@@ -268,7 +385,7 @@ def test_low_ratings_are_counted(tmp_path):
   assert made.rows["train"] == 2 and made.num_queries == 3
   assert made.warnings["rows_below_min_rating"] == 2
   assert made.warnings["users_in_no_split"] == 1
-  assert "users_in_no_split 1" in prepare.summary(made, "out", 1.0)
+  assert "1 of 3 users have no rows" in summary.text(made, "out", 1.0)
 
 
 def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
@@ -284,7 +401,7 @@ def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
     )
   )
   assert made.leakage["pairs_in_train_and_test"] == 1
-  assert "LEAKAGE: pairs_in_train_and_test 1" in prepare.summary(made, "o", 1)
+  assert "LEAKAGE: pairs_in_train_and_test 1" in summary.text(made, "o", 1)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -312,7 +429,7 @@ def test_a_crash_leaves_nothing_half_written(
       real(*args, **kwargs)
     raise failure("injected")
 
-  target = f"pipelines.prepare.{where}"
+  target = f"pipelines.preparation.convert.{where}"
   real = passes.write_splits
   for output in (out, tmp_path / "deep" / "new"):
     with monkeypatch.context() as patch:

@@ -112,5 +112,5 @@ def test_features_tell_about_the_latent_structure():
 
 
 def test_sizes_are_checked():
-  with pytest.raises(ValueError, match="Received: `num_users` = 0"):
+  with pytest.raises(ValueError, match="--synthetic_users must be at least 1"):
     inputs.SyntheticConfig(num_users=0)

@@ -147,6 +147,8 @@ class Setting:
           value = flags.ListParser().parse(value)
         elif isinstance(value, os.PathLike):
           value = os.fspath(value)
+        elif self.type is float and isinstance(value, str):
+          value = float(value)  # msgspec knows no ".5".
         element = _element(self.type)
         if element is not bool and _has_bool(value):
           raise ValueError
@@ -486,7 +488,8 @@ def _shown(default: Any) -> str:
     return ",".join(map(str, default))
   if isinstance(default, bool):
     return str(default).lower()
-  return str(default)
+  text = str(default)
+  return text if text.strip() else repr(text)
 
 
 def _as_flag(name: str, value: Any) -> str:

@@ -1,0 +1,95 @@
+"""Both passes on Beam, and the tables between them."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import shutil
+
+from apache_beam.options import pipeline_options
+
+from pipelines.beam import first_pass, second_pass
+from pipelines.preparation import convert, spill, vocabulary
+from pipelines.preparation.config import PrepareConfig
+from pipelines.readers import blocks
+from pipelines.readers import source as source_lib
+from xir_tfrs.data import errors, schema
+from xir_tfrs.data.files import side_tables
+
+
+def make(
+  config: PrepareConfig, options: pipeline_options.PipelineOptions
+) -> schema.Schema:
+  """Makes the data directory `config.output`."""
+  return convert.make(config, functools.partial(_convert, options))
+
+
+def _convert(
+  options: pipeline_options.PipelineOptions,
+  config: PrepareConfig,
+  source: source_lib.Source,
+  directory: pathlib.Path,
+) -> schema.Schema:
+  """`convert.Convert`: both passes, and between them the tables."""
+  work = directory / "work"
+  work.mkdir()
+  tables = source.side_tables()
+  buckets = spill.Buckets(
+    work / "spill",
+    convert.bucket_count(config, source),
+    convert.row_dtype(config, source),
+  )
+  seen = first_pass.run(config, source, work, buckets, options)
+  if error := seen.first_error(source):
+    raise error
+  users, items = (
+    _table(
+      config,
+      source,
+      side,
+      kind,
+      seen.largest.get(kind),
+      first_pass.read_ids(work, kind),
+    )
+    for kind, side in zip(first_pass.KINDS, tables, strict=True)
+  )
+  written, repeated = second_pass.run(
+    config, directory, work, buckets, users, items, options
+  )
+  shutil.rmtree(work)
+  files = [seen.files[file] for file in range(source.num_files)]
+  return convert.finish(
+    config,
+    source,
+    directory,
+    users,
+    items,
+    written,
+    {**seen.warnings, "duplicate_pairs": repeated},
+    (*files, *source.side_fingerprints()),
+  )
+
+
+def _table(
+  config: PrepareConfig,
+  source: source_lib.Source,
+  side: side_tables.SideTable | None,
+  kind: str,
+  largest: tuple[int, blocks.Piece] | None,
+  vocab: vocabulary.Vocabulary,
+) -> convert.Table:
+  """`convert.table`, whose error names the line of the largest dense id."""
+  columns = config.input.columns
+  dense = None
+  if config.dense_ids:
+    dense = vocabulary.DenseIds(
+      columns.user if kind == "users" else columns.item
+    )
+  try:
+    return convert.table(vocab, dense, side, source.name)
+  except errors.DataError:
+    if largest is None:
+      raise
+  for _, block in source.read(largest[1], count_lines=True):
+    dense.check(block, getattr(block, kind))
+  return convert.table(vocab, dense, side, source.name)

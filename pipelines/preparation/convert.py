@@ -1,0 +1,250 @@
+"""Raw interactions to a data directory: both passes and the tables."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from pipelines.preparation import features, passes, spill, vocabulary
+from pipelines.preparation.config import PrepareConfig
+from pipelines.readers import source as source_lib
+from pipelines.readers import sources
+from xir_tfrs.data import directory as directories
+from xir_tfrs.data import errors
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import tables as tables_lib
+from xir_tfrs.data.files import side_tables
+
+Convert = Callable[
+  [PrepareConfig, source_lib.Source, pathlib.Path], schema_lib.Schema
+]
+
+
+def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
+  """Makes `config.output` of the shards that `write` writes.
+
+  Args:
+    config: what to make.
+    write: reads the source and writes everything but schema.json into the
+      directory it is given.
+  """
+  output = pathlib.Path(config.output)
+  directories.check_output(output, config.overwrite)
+  source = sources.open_source(config.input)
+  if config.split == "temporal" and not source.has_times:
+    raise errors.DataError(
+      "--split temporal needs times; name the column with --time_column",
+      path=source.name,
+    )
+  with directories.new_directory(output, config.overwrite) as directory:
+    schema = write(config, source, directory)
+    schema.save(directory)
+  return schema
+
+
+def convert(
+  config: PrepareConfig, source: source_lib.Source, directory: pathlib.Path
+) -> schema_lib.Schema:
+  """Reads the rows, block after block, and writes them."""
+  columns = config.input.columns
+  warnings: collections.Counter[str] = collections.Counter()
+  ids = passes.Ids(
+    vocabulary.Vocabulary(),
+    vocabulary.Vocabulary(),
+    vocabulary.DenseIds(columns.user) if config.dense_ids else None,
+    vocabulary.DenseIds(columns.item) if config.dense_ids else None,
+  )
+  buckets = spill.Buckets(
+    directory / "spill",
+    bucket_count(config, source),
+    row_dtype(config, source),
+  )
+  # Before the rows: a broken table is to be known early.
+  user_side, item_side = source.side_tables()
+  passes.spill_rows(source, buckets, ids, columns.min_rating, warnings)
+  warnings.update(source.warnings)
+  users = table(ids.users, ids.dense_users, user_side, source.name)
+  items = table(ids.items, ids.dense_items, item_side, source.name)
+  num_rows, warnings["duplicate_pairs"] = passes.keep_distinct(
+    buckets, len(items.ids), users.permutation, items.permutation
+  )
+  written = passes.write_splits(
+    directory,
+    buckets,
+    num_rows,
+    len(users.ids),
+    len(items.ids),
+    config.row_split,
+    config.seed,
+  )
+  (directory / "spill").rmdir()
+  return finish(
+    config, source, directory, users, items, written, warnings, source.files()
+  )
+
+
+def finish(
+  config: PrepareConfig,
+  source: source_lib.Source,
+  directory: pathlib.Path,
+  users: Table,
+  items: Table,
+  written: passes.Written,
+  warnings: Mapping[str, int],
+  files: Sequence[dict[str, str | int]],
+) -> schema_lib.Schema:
+  """Writes the tables, once the splits are written; the schema of all.
+
+  Args:
+    config: what was asked for.
+    source: what was read.
+    directory: where the splits are.
+    users, items: the tables.
+    written: the splits.
+    warnings: what reading and sorting skipped -> how often.
+    files: fingerprints of what was read.
+  """
+  if not written.item_counts.any():
+    num_rows = int(written.user_rows.sum())
+    raise errors.DataError(
+      f"none of the {num_rows} rows became a training row; use another"
+      " --split, --test_fraction or --min_rating",
+      path=source.name,
+    )
+  tables = {
+    "queries": _encode(users, config.min_token_count),
+    "candidates": _encode(items, config.min_token_count),
+  }
+  counts = {"queries": written.user_counts, "candidates": written.item_counts}
+  shards = {
+    name: tables_lib.write_table(
+      directory,
+      name,
+      tables_lib.Table(of_side.ids, counts[name], encoded.columns),
+      encoded.features,
+    )
+    for (name, encoded), of_side in zip(
+      tables.items(), (users, items), strict=True
+    )
+  }
+  source.write_extras(directory, users.ids, items.ids)
+  warnings = {**warnings, **_table_warnings(written, **tables)}
+  return schema_lib.Schema(
+    name=config.name or source.name,
+    num_queries=len(users.ids),
+    num_candidates=len(items.ids),
+    rows={
+      name: sum(s.rows for s in of_split)
+      for name, of_split in written.shards.items()
+    },
+    shards={**written.shards, **shards},
+    interaction_features=_interaction_features(row_dtype(config, source)),
+    query_features=tables["queries"].features,
+    candidate_features=tables["candidates"].features,
+    source=schema_lib.Source(
+      source.kind, tuple(files), _options(config, source)
+    ),
+    split=config.row_split,
+    leakage=written.leakage,
+    warnings=dict(sorted(warnings.items())),
+  )
+
+
+def bucket_count(config: PrepareConfig, source: source_lib.Source) -> int:
+  return config.num_buckets or spill.bucket_count(source.size)
+
+
+def row_dtype(config: PrepareConfig, source: source_lib.Source) -> np.dtype:
+  has_weights = config.input.columns.weight is not None
+  return spill.row_dtype(source.has_times, has_weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Original ids by dense id, and the side table that goes with them.
+
+  Attributes:
+    ids: original ids by dense id.
+    permutation: first-appearance code -> dense id; None if they are the same.
+    side: side features, or None.
+    side_ids: dense id of each row of `side`.
+  """
+
+  ids: list[str]
+  permutation: np.ndarray | None
+  side: side_tables.SideTable | None
+  side_ids: np.ndarray
+
+
+def table(
+  vocab: vocabulary.Vocabulary,
+  dense: vocabulary.DenseIds | None,
+  side: side_tables.SideTable | None,
+  path: str,
+) -> Table:
+  """Appends the ids that occur only in the side table."""
+  side_ids = vocab.add(side.ids if side else ())
+  ids = vocab.ids()
+  if dense is None:
+    return Table(ids, None, side, side_ids)
+  permutation = dense.permutation(ids, path)
+  ordered = np.empty(len(ids), object)
+  ordered[permutation] = ids
+  return Table(ordered.tolist(), permutation, side, permutation[side_ids])
+
+
+def _encode(rows: Table, min_token_count: int) -> features.Encoded:
+  return features.encode(
+    rows.side, rows.side_ids, len(rows.ids), min_token_count
+  )
+
+
+def _table_warnings(
+  written: passes.Written,
+  queries: features.Encoded,
+  candidates: features.Encoded,
+) -> dict[str, int]:
+  trained = written.user_counts > 0
+  in_a_split = written.user_rows > 0
+  return {
+    "users_in_no_split": int((~in_a_split).sum()),
+    "users_without_training_rows": int((in_a_split & ~trained).sum()),
+    "items_without_training_rows": int((written.item_counts == 0).sum()),
+    "users_without_features": queries.missing_rows,
+    "items_without_features": candidates.missing_rows,
+    "rare_tokens": queries.rare_tokens + candidates.rare_tokens,
+  }
+
+
+def _interaction_features(
+  row_dtype: np.dtype,
+) -> tuple[schema_lib.InteractionFeature, ...]:
+  dtypes = {"query_id": "int64", "candidate_id": "int64"}
+  if "time" in row_dtype.names:
+    dtypes["timestamp"] = "int64"
+  if "weight" in row_dtype.names:
+    dtypes["sample_weight"] = "float32"
+  return tuple(schema_lib.InteractionFeature(*f) for f in dtypes.items())
+
+
+def _options(
+  config: PrepareConfig, source: source_lib.Source
+) -> dict[str, object]:
+  """What was asked for other than files and the split."""
+  if config.input.format == "synthetic":
+    options = dataclasses.asdict(config.input.synthetic)
+  else:
+    options = dataclasses.asdict(config.input.columns)
+    for side in ("user_features", "item_features"):
+      options[side] = list(options[side])  # As JSON gives it back.
+  return {
+    **options,
+    "dense_ids": config.dense_ids,
+    "min_token_count": config.min_token_count,
+    "seed_of_row_order": config.seed,
+    "ignored_columns": list(source.ignored),
+  }

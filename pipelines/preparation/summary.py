@@ -1,0 +1,110 @@
+"""What a data directory holds, in sentences."""
+
+from __future__ import annotations
+
+import os
+
+from xir_tfrs.data import schema as schema_lib
+
+# What is skipped or missing, and what follows from it; see `Schema.warnings`.
+_WARNINGS = {
+  "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair the"
+  " earliest row is kept",
+  "blank_lines": "{n} lines are blank and were skipped",
+  "users_without_items": "{n} lines name a user without items and were skipped",
+  "last_line_without_newline": "{n} files do not end with a newline; check that"
+  " their last line was not cut off",
+  "rows_below_min_rating": "{n} rows are rated below --min_rating and were left"
+  " out",
+  "users_in_no_split": "{n} of {users} users have no rows: only the user file"
+  " names them, or all their rows were left out",
+  "users_without_training_rows": "{n} of {users} users have rows to validate or"
+  " test but none to train: a model cannot know them",
+  "items_without_training_rows": "{n} of {items} items have no training row: a"
+  " model knows at most their side features",
+  "users_without_features": "{n} of {users} users are not in the user file:"
+  " their features are missing",
+  "items_without_features": "{n} of {items} items are not in the item file:"
+  " their features are missing",
+  "rare_tokens": "{n} tokens are in fewer rows than --min_token_count and"
+  " became unknown",
+}
+
+
+def text(
+  schema: schema_lib.Schema, output: str | os.PathLike[str], seconds: float
+) -> str:
+  """What was made, what to know about it, and what to run next."""
+  rows = sum(schema.rows.values())
+  read = rows + sum(
+    schema.warnings.get(name, 0)
+    for name in ("duplicate_pairs", "rows_below_min_rating")
+  )
+  leaks = {name: n for name, n in schema.leakage.items() if n}
+  lines = [
+    f"{schema.name}: {schema.num_queries:,} users,"
+    f" {schema.num_candidates:,} items, {rows:,} interactions",
+    *_split(schema),
+    f"leakage: none in {len(schema.leakage)} checks"
+    if not leaks
+    else "LEAKAGE: " + ", ".join(f"{k} {v:,}" for k, v in leaks.items()),
+  ]
+  for table, found in (
+    ("user", schema.query_features),
+    ("item", schema.candidate_features),
+  ):
+    if found:
+      described = ", ".join(_describe(feature) for feature in found)
+      lines.append(f"{table} features: {described}")
+  if ignored := schema.source.options.get("ignored_columns"):
+    lines.append(f"ignored columns: {', '.join(ignored)}")
+  lines += [
+    f"warning: {_warning(schema, name, n)}"
+    for name, n in schema.warnings.items()
+    if n
+  ]
+  lines += [
+    f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s",
+    f"next: python -m pipelines.train --data {output} --model_dir MODEL_DIR",
+  ]
+  return "\n".join(lines)
+
+
+def _split(schema: schema_lib.Schema) -> list[str]:
+  split, rows = schema.split, schema.rows
+  lines = [
+    f"split {split.kind}: "
+    + ", ".join(f"{name} {n:,}" for name, n in rows.items())
+  ]
+  if split.validation_fraction:
+    lines[0] += (
+      f" (a share of {split.validation_fraction:g} of the rows that are not"
+      " test; --validation_fraction 0 for none)"
+      if rows["validation"]
+      else ""
+    )
+  asks = split.kind == "leave_last"
+  for name, share, without in (
+    ("validation", split.validation_fraction, "training cannot stop early"),
+    ("test", split.test_fraction, "there is nothing to evaluate on"),
+  ):
+    if (asks or share) and not rows[name]:
+      lines.append(
+        f"warning: no {name} rows, as no user has enough rows for one:"
+        f" {without}"
+      )
+  return lines
+
+
+def _warning(schema: schema_lib.Schema, name: str, n: int) -> str:
+  return _WARNINGS.get(name, name + " {n}").format(
+    n=f"{n:,}",
+    users=f"{schema.num_queries:,}",
+    items=f"{schema.num_candidates:,}",
+  )
+
+
+def _describe(feature: schema_lib.FeatureSchema) -> str:
+  if feature.is_token:
+    return f"{feature.name} ({feature.kind}, {len(feature.vocabulary)} tokens)"
+  return f"{feature.name} ({feature.kind})"
