@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -35,10 +36,9 @@ from absl import app, flags, logging
 
 import xir_tfrs as xir
 from benchmarks import harness
-from export.bundle import indexing as build
-from export.bundle import signatures as saved_models
-from export.bundle import write
+from export.bundle import encoders, indexing, options, write
 from xir_tfrs.serving import bundle, scann_folder
+from xir_tfrs.serving import manifest as manifests
 
 _SIZES = {
   "size": (1_000_000, "Generated candidates."),
@@ -106,32 +106,33 @@ def generate(path: str, sizes: Mapping[str, int]) -> None:
   candidate_ids = [f"candidate {i}".encode() for i in range(len(vectors))]
   query_ids = [f"query {i}".encode() for i in range(len(queries))]
   table = xir.indexes.IdTable(candidate_ids)
-  built, about = build.build_indexes(
-    build.IndexOptions(min_recall=0.0, scann={"exact_below": 0}),
+  built, about = indexing.build_indexes(
+    options.IndexOptions(min_recall=0.0, exact_below=0),
     table,
     vectors,
     sample(1000),  # Not those that are asked.
   )
-  write.write_bundle(
-    path,
-    write.Contents(
-      query_ids=query_ids,
-      candidate_counts=np.zeros(len(vectors), np.int64),
-      seen=(np.zeros(len(queries) + 1, np.int64), np.zeros(0, np.int32)),
-      query_tower=_look_up(xir.indexes.IdTable(query_ids), queries),
-      candidate_tower=_look_up(table, vectors),
-      indexes=built,
-    ),
-    about={"indexes": about},
+  contents = write.Contents(
+    query_ids=query_ids,
+    candidate_counts=np.zeros(len(vectors), np.int64),
+    seen=(np.zeros(len(queries) + 1, np.int64), np.zeros(0, np.int32)),
+    query_tower=_look_up(xir.indexes.IdTable(query_ids), queries),
+    candidate_tower=_look_up(table, vectors),
+    indexes=built,
+    about_indexes=about,
   )
+  with manifests.new_bundle(path, overwrite=False) as directory:
+    write.write_bundle(directory, contents, about={})
 
 
 def _look_up(
   ids: xir.indexes.IdTable, vectors: np.ndarray
-) -> saved_models.TrainedEncoder:
+) -> encoders.TrainedEncoder:
   table = tf.Variable(vectors, trainable=False)
-  return saved_models.TrainedEncoder(
-    ids, lambda rows, _: tf.gather(table, tf.maximum(rows, 0))
+  return encoders.TrainedEncoder(
+    ids,
+    np.ones(len(vectors), np.int64),
+    lambda rows, _: tf.gather(table, tf.maximum(rows, 0)),
   )
 
 
@@ -158,13 +159,13 @@ def measure(directory: str, sizes: Mapping[str, int]) -> dict[str, Any]:
   }
   manifest = exact.manifest
   parts: dict[str, float] = {}
-  for name, file in manifest["files"].items():
+  for name, file in manifest.files.items():
     part = name.partition("/")[0]
-    parts[part] = round(parts.get(part, 0) + file["bytes"] / 1e6, 3)
+    parts[part] = round(parts.get(part, 0) + file.bytes / 1e6, 3)
   return {
-    "candidates": manifest["num_candidates"],
-    "dim": manifest["dim"],
-    "scann": manifest["indexes"]["scann"],
+    "candidates": manifest.num_candidates,
+    "dim": manifest.dim,
+    "scann": msgspec.to_builtins(manifest.indexes["scann"]),
     "cases": _figures(cases, queries, sizes),
     "ready": _ready(directory, queries[0], sizes),
     "megabytes": parts,
@@ -172,7 +173,7 @@ def measure(directory: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _of_bundle(loaded: bundle.Bundle, k: int) -> Search:
-  none = tf.zeros([0], loaded.manifest["id_types"]["candidate"])
+  none = tf.zeros([0], loaded.manifest.id_types.candidate)
 
   def search(queries):
     lists = tf.reshape(none, [len(queries), 0])
@@ -198,7 +199,7 @@ def _of_tfrs(exact: bundle.Bundle, k: int) -> dict[str, Search]:
   for name in ("BruteForce", "ScaNN"):
     layer = getattr(tfrs.layers.factorized_top_k, name)(k=k)
     layer.index(exact.vectors, ids)
-    matrix = tf.TensorSpec([None, exact.manifest["dim"]], tf.float32)
+    matrix = tf.TensorSpec([None, exact.manifest.dim], tf.float32)
     function = tf.function(layer, input_signature=[matrix])
     cases[f"TFRS {name}"] = lambda queries, function=function: _python(
       function(tf.constant(queries))[1]
@@ -288,6 +289,7 @@ import json, sys, time
 what, directory, query, k = sys.argv[1:]
 query, k = json.loads(query), int(k)
 start = time.perf_counter()
+import msgspec
 import numpy as np
 if what == "folder":
   sys.modules["tensorflow"] = None
@@ -302,7 +304,7 @@ if what == "folder":
 else:
   name, _, unchecked = what.partition(", ")
   loaded = bundle.Bundle.load(directory, name, check_hashes=not unchecked)
-  none = tf.zeros([1, 0], loaded.manifest["id_types"]["candidate"])
+  none = tf.zeros([1, 0], loaded.manifest.id_types.candidate)
   loaded.signatures["search"](query_embeddings=tf.constant([query]),
     k=tf.constant(k), exclude_ids=none, allow_ids=none)["scores"].numpy()
 ready = time.perf_counter()

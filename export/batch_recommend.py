@@ -99,9 +99,9 @@ def batch_recommend(options: BatchOptions) -> dict:
     DataError: for anything that the user can put right.
   """
   loaded = _load(options.bundle)
-  if not 1 <= options.k <= loaded.manifest["max_k"]:
+  if not 1 <= options.k <= loaded.manifest.max_k:
     raise errors.DataError(
-      f"{options.bundle}: --k must be from 1 to {loaded.manifest['max_k']}. "
+      f"{options.bundle}: --k must be from 1 to {loaded.manifest.max_k}. "
       f"Received: {options.k}"
     )
   query_ids, digest = _queries(options.queries, loaded)
@@ -162,7 +162,7 @@ def batch_recommend(options: BatchOptions) -> dict:
 def _load(directory: str) -> bundle.Bundle:
   manifest = manifests.load(directory)
   # Only its vectors and its query tower are used: without ScaNN if possible.
-  exact = "brute_force" in manifest["indexes"]
+  exact = "brute_force" in manifest.indexes
   return bundle.Bundle.load(directory, "brute_force" if exact else None)
 
 
@@ -185,7 +185,7 @@ def _queries(
     where = f"line {ids.index('') + 1} is empty" if ids else "is empty"
     raise errors.DataError(f"{path}: {where}; write one query id per line")
   digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-  if loaded.manifest["id_types"]["query"] == "int64":
+  if loaded.manifest.id_types.query == "int64":
     ids = [_integer(path, number, x) for number, x in enumerate(ids, start=1)]
   return ids, digest
 
@@ -246,34 +246,29 @@ def _recommender(
   loaded: bundle.Bundle, k: int, exclude_seen: bool
 ) -> Callable[[Sequence[bundle.Id]], Answers]:
   """A function of query ids, for a few thousand at a time."""
-  size = len(loaded.candidate_ids)
   # Over rows: ids are looked up when they are written.
-  index = indexes.BruteForceIndex().index(np.arange(size), loaded.vectors)
+  vectors = tf.constant(loaded.vectors)
   search = tf.function(
-    lambda queries, exclude: index.search(queries, k, exclude),
+    lambda queries, seen: indexes.top_rows(
+      vectors, queries, tf.constant(k), seen
+    ),
     input_signature=[
-      tf.TensorSpec([None, index.dim], tf.float32),
+      tf.TensorSpec([None, vectors.shape[1]], tf.float32),
       tf.TensorSpec([None, None], tf.int64),
     ],
     autograph=False,
   )
-  rows_by_id = {x: row for row, x in enumerate(loaded.query_ids)}
-  popular = None
-  if loaded.manifest["unknown_query"] == "popularity":
-    popular = np.argsort(-loaded.counts, kind="stable")[:k]
+  popular = np.argsort(-loaded.counts, kind="stable")[:k]
 
   def recommend(query_ids: Sequence[bundle.Id]) -> Answers:
-    queries = np.array([rows_by_id.get(x, -1) for x in query_ids])
-    none = np.zeros([len(queries), 0], np.int64)
-    seen = _seen(loaded, queries) if exclude_seen else none
-    rows, scores = (
-      x.numpy() for x in search(loaded.encode_queries(query_ids), seen)
-    )
-    if popular is not None:
-      unknown = np.flatnonzero(queries < 0)
-      rows[unknown], scores[unknown] = -1, -np.inf
-      rows[unknown, : len(popular)] = popular
-      scores[unknown, : len(popular)] = loaded.counts[popular]
+    queries = loaded.read_queries(query_ids)
+    none = np.zeros([len(query_ids), 0], np.int64)
+    seen = _seen(loaded, queries.rows) if exclude_seen else none
+    rows, scores = (x.numpy() for x in search(queries.vectors, seen))
+    unknown = np.flatnonzero(queries.popular)
+    rows[unknown], scores[unknown] = -1, -np.inf
+    rows[unknown, : len(popular)] = popular
+    scores[unknown, : len(popular)] = loaded.counts[popular]
     found = rows >= 0
     return Answers(query_ids, found.sum(axis=1), rows[found], scores[found])
 
@@ -306,7 +301,7 @@ def _parquet(loaded: bundle.Bundle) -> OpenWriter:
       "'xir-tfrs[data]', or use --format tfrecord"
     ) from error
   query_type, candidate_type = (
-    pa.type_for_alias(loaded.manifest["id_types"][side])
+    pa.type_for_alias(getattr(loaded.manifest.id_types, side))
     for side in ("query", "candidate")
   )
   candidate_ids = pa.array(loaded.candidate_ids, candidate_type)

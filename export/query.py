@@ -8,17 +8,69 @@ Prints one table per query on stdout, or with --json one JSON object per line.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-
-from absl import app, flags
+import os
+import sys
+from typing import TYPE_CHECKING
 
 from xir_tfrs.data import errors
-from xir_tfrs.programs import main as main_lib
-from xir_tfrs.serving import bundle
+from xir_tfrs.programs import main, settings
+from xir_tfrs.serving import manifest
+
+if TYPE_CHECKING:
+  from xir_tfrs import serving
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryOptions(settings.Settings):
+  """What to ask."""
+
+  bundle: str = settings.setting("Made by export.export_retriever.")
+  query_id: tuple[str, ...] = settings.setting("Original id.", multi=True)
+  k: int = settings.setting("Number of answers.", 10, minimum=1)
+  exclude_seen: bool = settings.setting(
+    "Leave out the candidates seen in training.", False
+  )
+  index: str | None = settings.setting(
+    "Which index to ask. Default: scann if the bundle has it.",
+    None,
+    choices=manifest.INDEXES,
+  )
+  rerank: bool = settings.setting(
+    "Let the model's ranker choose among what is retrieved.", False
+  )
+  rerank_depth: int = settings.setting(
+    "How many are retrieved for --rerank.",
+    100,
+    minimum=1,
+    only={"rerank": True},
+  )
+  json: bool = settings.setting("Print one JSON object per line.", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+  """What was found for one query.
+
+  Attributes:
+    query_id: the query.
+    known: whether it has training rows.
+    source: "popularity", or the index.
+    reranked: whether the ranker chose.
+    ids, scores: the candidates, best first.
+  """
+
+  query_id: str
+  known: bool
+  source: str
+  reranked: bool
+  ids: list[str] | list[int]
+  scores: list[float]
 
 
 def answer(
-  directory: str,
+  directory: str | os.PathLike[str],
   query_ids: list[str],
   k: int,
   *,
@@ -26,134 +78,100 @@ def answer(
   index: str | None = None,
   as_json: bool = False,
   rerank: bool = False,
-  rerank_depth: int = bundle.RERANK_DEPTH,
+  rerank_depth: int = 100,
 ) -> str:
-  """What the program prints, see the flags."""
+  """What the program prints, see `QueryOptions`."""
+  from xir_tfrs.serving import bundle  # Imports TensorFlow.
+
   loaded = bundle.Bundle.load(directory, index)
   try:
     found = loaded.recommend(
       query_ids,
-      k,
+      k=k,
       exclude_seen=exclude_seen,
       rerank=rerank,
       rerank_depth=rerank_depth,
     )
   except ValueError as error:
-    raise errors.DataError(f"{directory}: {error}") from error
-  fallback = loaded.manifest["unknown_query"]
-  show = _as_json if as_json else _as_table
-  lines = []
-  for row, query_id in enumerate(query_ids):
-    known = bool(found.known[row])
-    source = loaded.index if known or fallback == "tower" else fallback
-    real = slice(found.num_found[row])
-    lines.append(
-      show(
-        query_id,
-        found.ids[row][real].tolist(),
-        found.scores[row][real].tolist(),
-        known=known,
-        source=source,
-        reranked=known and rerank,
-        k=k,
-      )
-    )
-  return "\n".join(lines)
+    raise errors.DataError(str(error), path=directory) from error
+  answers = [
+    _answer(loaded, found, query_id, row, rerank)
+    for row, query_id in enumerate(query_ids)
+  ]
+  if as_json:
+    return "\n".join(map(_as_json, answers))
+  return "\n".join(_as_table(x, k) for x in answers)
 
 
-def _as_json(
+def _answer(
+  loaded: serving.Bundle,
+  found: serving.Recommendations,
   query_id: str,
-  ids: list[bundle.Id],
-  scores: list[float],
-  *,
-  known: bool,
-  source: str,
-  reranked: bool,
-  k: int,
-) -> str:
-  del k
+  row: int,
+  rerank: bool,
+) -> _Answer:
+  real = slice(found.num_found[row])
+  known = bool(found.known[row])
+  return _Answer(
+    query_id=query_id,
+    known=known,
+    source="popularity" if found.popular[row] else loaded.index,
+    reranked=known and rerank,
+    ids=found.ids[row][real].tolist(),
+    scores=found.scores[row][real].tolist(),
+  )
+
+
+def _as_json(found: _Answer) -> str:
   return json.dumps(
     {
-      "query_id": query_id,
-      "known": known,
-      "index": source,
-      "reranked": reranked,
-      "candidate_ids": ids,
-      "scores": [round(x, 6) for x in scores],
+      "query_id": found.query_id,
+      "known": found.known,
+      "index": found.source,
+      "reranked": found.reranked,
+      "candidate_ids": found.ids,
+      "scores": [round(x, 6) for x in found.scores],
     },
     ensure_ascii=False,
   )
 
 
-def _as_table(
-  query_id: str,
-  ids: list[bundle.Id],
-  scores: list[float],
-  *,
-  known: bool,
-  source: str,
-  reranked: bool,
-  k: int,
-) -> str:
-  names = [str(x) for x in ids]
+def _as_table(found: _Answer, k: int) -> str:
+  names = [str(x) for x in found.ids]
   width = max([len("id"), *map(len, names)])
   kind, shape = "score", "10.4f"
-  heading = f"query {query_id} ({source}{', re-ranked' if reranked else ''})"
-  if source == "popularity":
-    heading = f"query {query_id}: unknown, so the most popular candidates"
+  heading = f"query {found.query_id} ({found.source})"
+  if found.reranked:
+    heading = f"query {found.query_id} ({found.source}, re-ranked)"
+  elif found.source == "popularity":
+    heading = f"query {found.query_id}: unknown, so the most popular candidates"
     kind, shape = "count", "10.0f"
-  elif not known:
-    heading = f"query {query_id}: unknown ({source})"
+  elif not found.known:
+    heading = f"query {found.query_id}: unknown ({found.source})"
   lines = [heading, f"{'rank':>4}  {'id':<{width}}  {kind:>10}"]
   for rank, (name, score) in enumerate(
-    zip(names, scores, strict=True), start=1
+    zip(names, found.scores, strict=True), start=1
   ):
     lines.append(f"{rank:>4}  {name:<{width}}  {score:{shape}}")
-  if len(ids) < k:
-    lines.append(f"only {len(ids)} of {k} candidates remain")
+  if len(names) < k:
+    lines.append(f"only {len(names)} of {k} candidates remain")
   return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str]) -> int:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  values = flags.FLAGS
-  return main_lib.run_plain(
-    lambda: print(
-      answer(
-        values.bundle,
-        values.query_id,
-        values.k,
-        exclude_seen=values.exclude_seen,
-        index=values.index,
-        as_json=values.json,
-        rerank=values.rerank,
-        rerank_depth=values.rerank_depth,
-      )
+def query(options: QueryOptions) -> None:
+  print(
+    answer(
+      options.bundle,
+      list(options.query_id),
+      options.k,
+      exclude_seen=options.exclude_seen,
+      index=options.index,
+      as_json=options.json,
+      rerank=options.rerank,
+      rerank_depth=options.rerank_depth,
     )
   )
 
 
-def _define_flags() -> None:
-  flags.DEFINE_string("bundle", None, "Made by export.export_retriever.")
-  flags.DEFINE_multi_string("query_id", None, "Original id; may be repeated.")
-  flags.DEFINE_integer("k", 10, "Number of answers.", 1)
-  flags.DEFINE_boolean(
-    "exclude_seen", False, "Leave out the candidates seen in training."
-  )
-  flags.DEFINE_enum(
-    "index", None, bundle.INDEXES, "Default: scann if the bundle has it."
-  )
-  flags.DEFINE_boolean(
-    "rerank", False, "Let the model's ranker choose among what is retrieved."
-  )
-  flags.DEFINE_integer(
-    "rerank_depth", bundle.RERANK_DEPTH, "How many are retrieved for it.", 1
-  )
-  flags.DEFINE_boolean("json", False, "One JSON object per line.")
-  flags.mark_flags_as_required(["bundle", "query_id"])
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  sys.exit(main.run(QueryOptions, query))

@@ -29,9 +29,8 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from export import verify
-from export.bundle import indexing as build
-from export.bundle import new_items, write
-from export.bundle import signatures as saved_models
+from export.bundle import encoders, indexing, new_items, write
+from export.bundle import options as export_options
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.programs import main as main_lib
@@ -99,8 +98,21 @@ def refresh(options: RefreshOptions) -> dict:
   old, written = _load(options)
   output = options.output or old.directory
   in_place = pathlib.Path(output).resolve() == old.directory
-  manifests.check_output(output, options.overwrite or in_place)
-  tower = saved_models.LoadedEncoder(
+  with manifests.new_bundle(output, options.overwrite or in_place) as directory:
+    about = _write(options, directory, old, written)
+  _report(f"wrote {output}: verified, in {time.monotonic() - start:.1f} s")
+  return about
+
+
+def _write(
+  options: RefreshOptions,
+  directory: pathlib.Path,
+  old: bundle.Bundle,
+  written: bytes,
+) -> dict:
+  """Writes and verifies the new bundle; what was changed."""
+  start = time.monotonic()
+  tower = encoders.LoadedEncoder(
     old.directory / "candidate_tower", "candidate", old.candidate_features
   )
   corpus = _old_corpus(old)
@@ -110,34 +122,25 @@ def refresh(options: RefreshOptions) -> dict:
   about = {**changes, **about}
   _report_changes(about)
   built, described = _build(options, old, corpus)
-  about["recall"] = described.get("scann", {}).get("recall")
+  about["recall"] = described["scann"].recall if "scann" in described else None
   about["seconds"] = round(time.monotonic() - start, 3)
 
-  def check(directory: pathlib.Path) -> None:
-    _verify(directory)
-    # Or the changes of another refresh would be lost, or parts mixed.
-    if _manifest_bytes(old.directory) != written:
-      raise errors.DataError(
-        f"{old.directory}: was replaced while this ran; start again"
-      )
-
-  history = [*old.manifest.get("refreshes", ()), about]
-  kept = ("data", "checkpoint", "training", "encode_seconds")
+  history = [*old.manifest.refreshes, about]
+  kept = ("data", "checkpoint", "training", "encode_seconds", "num_left_out")
   write.write_bundle(
-    output,
-    _contents(old, corpus, tower, built),
+    directory,
+    _contents(old, corpus, tower, built, described),
     about={
-      **{name: old.manifest[name] for name in kept if name in old.manifest},
-      "indexes": described,
+      **{name: getattr(old.manifest, name) for name in kept},
       "refreshes": history,
     },
-    overwrite=options.overwrite or in_place,
-    check=check,
   )
-  build.report(
-    f"wrote {output}: {len(corpus.ids):,} candidates, verified, in "
-    f"{time.monotonic() - start:.1f} s"
-  )
+  _verify(directory)
+  # Or the changes of another refresh would be lost, or parts mixed.
+  if _manifest_bytes(old.directory) != written:
+    raise errors.DataError(
+      f"{old.directory}: was replaced while this ran; start again"
+    )
   return about
 
 
@@ -146,7 +149,7 @@ def _load(options: RefreshOptions) -> tuple[bundle.Bundle, bytes]:
   if not options.items and not options.remove:
     raise errors.DataError("nothing to change; give --items or --remove")
   directory = pathlib.Path(options.bundle).resolve()
-  names = manifests.load(directory)["indexes"]
+  names = manifests.load(directory).indexes
   # Before the rest is read: what is replaced from here on is noticed.
   written = _manifest_bytes(directory)
   # Plain TensorFlow will do, for its vectors and query tower.
@@ -171,16 +174,16 @@ def _old_corpus(old: bundle.Bundle) -> _Corpus:
 
 
 def _encode_items(
-  options: RefreshOptions, old: bundle.Bundle, tower: saved_models.Encoder
+  options: RefreshOptions, old: bundle.Bundle, tower: encoders.Encoder
 ) -> tuple[list, np.ndarray, dict]:
   """Ids of --items, their vectors `[n, dim]`, and what was found in it."""
   if not options.items:
-    return [], np.empty([0, old.manifest["dim"]], np.float32), {}
+    return [], np.empty([0, old.manifest.dim], np.float32), {}
   found = new_items.read_items(
     options.items,
-    old.manifest["candidate_features"],
+    old.manifest.candidate_features,
     options.id_column,
-    old.manifest["id_types"]["candidate"],
+    old.manifest.id_types.candidate,
     options.separator,
   )
   start = time.monotonic()
@@ -199,7 +202,7 @@ def _encode_items(
 
 
 def encode(
-  tower: saved_models.Encoder,
+  tower: encoders.Encoder,
   ids: Sequence[str] | Sequence[int],
   columns: Mapping[str, new_items.Column],
 ) -> np.ndarray:
@@ -219,7 +222,7 @@ def encode(
       tower(
         tf.constant(ids[part], tower.id_dtype),
         [raw[x.input] for x in tower.inputs],
-      )[0].numpy()
+      ).embedding.numpy()
     )
   return np.concatenate(parts)
 
@@ -246,13 +249,11 @@ def count_unknown(
 
 
 def _read_removals(
-  options: RefreshOptions, new_ids: Sequence, manifest: dict
+  options: RefreshOptions, new_ids: Sequence, manifest: manifests.Manifest
 ) -> set:
   if not options.remove:
     return set()
-  gone = set(
-    new_items.read_ids(options.remove, manifest["id_types"]["candidate"])
-  )
+  gone = set(new_items.read_ids(options.remove, manifest.id_types.candidate))
   both = sorted(gone & set(new_ids))
   if both:
     raise errors.DataError(
@@ -304,22 +305,24 @@ def _change(
 
 def _build(
   options: RefreshOptions, old: bundle.Bundle, corpus: _Corpus
-) -> tuple[dict[str, indexes.RetrievalIndex], dict[str, dict]]:
+) -> tuple[dict[str, indexes.RetrievalIndex], dict[str, manifests.Index]]:
   """The indexes that the old bundle has, over the new candidates."""
-  scann = old.manifest["indexes"].get("scann", {})
+  scann = old.manifest.indexes.get("scann")
   target = options.target_recall
+  if target is None and scann:
+    target = scann.target_recall
   if target is None:
-    target = scann.get("target_recall", build.IndexOptions.target_recall)
-  rows = build.sample_queries(np.diff(old.seen[0])).tolist()
+    target = export_options.IndexOptions.target_recall
+  rows = indexing.sample_queries(np.diff(old.seen[0])).tolist()
   sample = old.encode_queries([old.query_ids[row] for row in rows])
-  dtype = old.manifest["id_types"]["candidate"]
-  return build.build_indexes(
-    build.IndexOptions(
-      indexes=tuple(old.manifest["indexes"]),
+  dtype = old.manifest.id_types.candidate
+  return indexing.build_indexes(
+    export_options.IndexOptions(
+      indexes=tuple(old.manifest.indexes),
       target_recall=target,
       min_recall=options.min_recall,
       # Where there was a searcher, there is one again.
-      scann={"exact_below": 0} if scann.get("kind") == "scann" else {},
+      exact_below=0 if scann and scann.kind == "scann" else None,
     ),
     indexes.IdTable(tf.constant(corpus.ids, dtype)),
     corpus.vectors,
@@ -330,8 +333,9 @@ def _build(
 def _contents(
   old: bundle.Bundle,
   corpus: _Corpus,
-  candidate_tower: saved_models.Encoder,
+  candidate_tower: encoders.Encoder,
   built: dict[str, indexes.RetrievalIndex],
+  described: dict[str, manifests.Index],
 ) -> write.Contents:
   query_ids = old.query_ids
   if not isinstance(query_ids, np.ndarray):
@@ -341,19 +345,20 @@ def _contents(
     query_ids=query_ids,
     candidate_counts=corpus.counts,
     seen=corpus.seen,
-    query_tower=saved_models.LoadedEncoder(
+    query_tower=encoders.LoadedEncoder(
       old.directory / "query_tower", "query", old.query_features
     ),
     candidate_tower=candidate_tower,
     indexes=built,
+    about_indexes=described,
     copied={
       name: old.directory / name
       for name in parts
-      if name in old.manifest["signatures"]
+      if name in old.manifest.signatures
     },
     scann_folder=(old.directory / bundle.FOLDER).is_dir(),
-    popular_if_unknown=old.manifest["unknown_query"] == "popularity",
-    max_k=old.manifest["max_k"],
+    unknown_query=old.manifest.unknown_query,
+    max_k=old.manifest.max_k,
   )
 
 
@@ -384,28 +389,32 @@ def _verify(directory: pathlib.Path) -> None:
       "the new bundle failed its verification, so the old one stays: "
       + "; ".join(f"{x['name']}: {x['detail']}" for x in failed)
     )
-  build.report(
+  _report(
     f"verified: {len(results)} checks in {time.monotonic() - start:.1f} s"
   )
 
 
+def _report(line: str) -> None:
+  print(line, flush=True)
+
+
 def _report_changes(about: Mapping) -> None:
-  build.report(
+  _report(
     f"added {about['added']:,}, changed {about['changed']:,}, removed "
     f"{about['removed']:,} candidates"
   )
   if about["removed_unknown"]:
-    build.report(f"{about['removed_unknown']:,} ids to remove were not there")
+    _report(f"{about['removed_unknown']:,} ids to remove were not there")
   for name, tokens in about.get("unknown_tokens", {}).items():
     if tokens["unknown"]:
-      build.report(
+      _report(
         f"{name}: {tokens['unknown']:,} of {tokens['tokens']:,} tokens are "
         "not in the vocabulary"
       )
   if about.get("not_given"):
-    build.report(f"not given: {', '.join(about['not_given'])}")
+    _report(f"not given: {', '.join(about['not_given'])}")
   if about.get("ignored"):
-    build.report(f"no features, ignored: {', '.join(about['ignored'])}")
+    _report(f"no features, ignored: {', '.join(about['ignored'])}")
 
 
 def _define_flags() -> None:

@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from export.bundle import checks
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, json_files
 from xir_tfrs.data import id_lists as string_list
 from xir_tfrs.programs import main as main_lib
 from xir_tfrs.serving import bundle, features
@@ -85,16 +85,16 @@ def _checks(
   yield _attempt("lists", _lists, directory, manifest)
   if not whole.ok:
     return  # Damaged files can end the process that loads them.
-  for name in manifest["signatures"]:
+  for name in manifest.signatures:
     if name not in bundle.INDEXES:
       yield _attempt(name, _part, directory, manifest, name)
-  for name in [index] if index else manifest["indexes"]:
+  for name in [index] if index else manifest.indexes:
     yield from _index_checks(directory, manifest, name, ask)
 
 
 def _index_checks(
   directory: pathlib.Path,
-  manifest: dict,
+  manifest: manifests.Manifest,
   name: str,
   ask: Callable[[bundle.Bundle], checks.Probe],
 ) -> Iterator[Check]:
@@ -104,7 +104,7 @@ def _index_checks(
   def load() -> str:
     loaded = bundle.Bundle.load(directory, name, check_hashes=False)
     probes.append(ask(loaded))
-    return _compare(loaded.signatures, manifest["signatures"][name])
+    return _compare(loaded.signatures, manifest.signatures[name])
 
   yield _attempt(name, load)
   for probe in probes:
@@ -126,22 +126,22 @@ def _attempt(name: str, function: Callable[..., str], *args) -> Check:
 
 def _manifest(directory: pathlib.Path) -> str:
   manifest = manifests.load(directory)
-  return f"format {manifest['format']}, {', '.join(manifest['indexes'])}"
+  return f"format {manifest.format}, {', '.join(manifest.indexes)}"
 
 
-def _files(directory: pathlib.Path, manifest: dict) -> str:
+def _files(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   manifests.check_files(directory, manifest)
-  size = sum(file["bytes"] for file in manifest["files"].values())
-  return f"{len(manifest['files'])} files, {size / 1e6:.1f} MB"
+  size = sum(file.bytes for file in manifest.files.values())
+  return f"{len(manifest.files)} files, {size / 1e6:.1f} MB"
 
 
-def _nothing_else(directory: pathlib.Path, manifest: dict) -> str:
+def _nothing_else(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   found = {
     path.relative_to(directory).as_posix()
     for path in directory.rglob("*")
     if not path.is_dir() or path.is_symlink()
   }
-  extra = sorted(found - {manifests.FILE_NAME, *manifest["files"]})
+  extra = sorted(found - {manifests.FILE_NAME, *manifest.files})
   if extra:
     raise errors.DataError(
       f"{directory / extra[0]}: not in the manifest; remove it"
@@ -150,23 +150,23 @@ def _nothing_else(directory: pathlib.Path, manifest: dict) -> str:
   return "no file beside those of the manifest"
 
 
-def _versions(directory: pathlib.Path, manifest: dict) -> str:
-  needs_scann = any(x["kind"] == "scann" for x in manifest["indexes"].values())
+def _versions(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
+  needs_scann = manifest.needs_scann
   manifests.check_versions(directory, manifest, needs_scann)
-  wrote = manifest["versions"]
+  wrote = manifest.versions
   return f"TensorFlow {wrote['tensorflow']}" + (
     f", ScaNN {wrote['scann']}" if needs_scann else ""
   )
 
 
-def _towers(directory: pathlib.Path, manifest: dict) -> str:
+def _towers(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   check_towers(directory, manifest)
   return "those of the manifest"
 
 
-def check_towers(directory: pathlib.Path, manifest: dict) -> None:
+def check_towers(directory: pathlib.Path, manifest: manifests.Manifest) -> None:
   """Raises `DataError` if a tower is not the one the manifest names."""
-  for side, expected in manifest["tower_sha256"].items():
+  for side, expected in manifest.tower_sha256.items():
     path = directory / f"{side}_tower"
     found = manifests.tower_hash(path)
     if found != expected:
@@ -176,17 +176,19 @@ def check_towers(directory: pathlib.Path, manifest: dict) -> None:
       )
 
 
-def _lists(directory: pathlib.Path, manifest: dict) -> str:
+def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   """Ids, counts, seen candidates and features, each by itself."""
   lists = directory / "lists"
   sizes = {}
   for side, plural in (("query", "queries"), ("candidate", "candidates")):
-    ids = string_list.load_ids(lists / f"{side}_ids")
+    id_type = getattr(manifest.id_types, side)
+    ids = string_list.load_ids(lists / f"{side}_ids", id_type)
     ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     sizes[side] = len(ids)
     _require(
-      len(ids) == manifest[f"num_{plural}"],
-      f"{len(ids)} {side} ids, the manifest says {manifest[f'num_{plural}']}",
+      len(ids) == getattr(manifest, f"num_{plural}"),
+      f"{len(ids)} {side} ids, the manifest says "
+      f"{getattr(manifest, f'num_{plural}')}",
     )
     _require(len(set(ids)) == len(ids), f"a {side} id stands twice")
     _require(
@@ -207,16 +209,20 @@ def _lists(directory: pathlib.Path, manifest: dict) -> str:
     "row splits of the seen candidates do not fit the queries",
   )
   _require(
-    len(seen) == manifest["num_seen_pairs"]
+    len(seen) == manifest.num_seen_pairs
     and seen.min(initial=0) >= 0
     and seen.max(initial=0) < sizes["candidate"],
     "seen candidates are not rows of candidates",
   )
-  described = json.loads((lists / "features.json").read_text(encoding="utf-8"))
+  described = json_files.read(
+    lists / bundle.FEATURES,
+    features.FeatureLists,
+    remedy="export the bundle again",
+  )
   for side in sizes:
-    found = [x.about() for x in features.of_schema(described[side])]
+    found = tuple(x.about() for x in getattr(described, side))
     _require(
-      found == manifest[f"{side}_features"],
+      found == getattr(manifest, f"{side}_features"),
       f"features.json has other {side} features than the manifest",
     )
   return (
@@ -230,9 +236,11 @@ def _require(fine: bool, problem: str) -> None:
     raise errors.DataError(f"lists/: {problem}; export the bundle again")
 
 
-def _part(directory: pathlib.Path, manifest: dict, name: str) -> str:
+def _part(
+  directory: pathlib.Path, manifest: manifests.Manifest, name: str
+) -> str:
   loaded = tf.saved_model.load(os.fspath(directory / name))
-  return _compare(loaded.signatures, manifest["signatures"][name])
+  return _compare(loaded.signatures, manifest.signatures[name])
 
 
 def _compare(signatures: Mapping, expected: dict) -> str:

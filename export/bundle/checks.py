@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from export.bundle import indexing as build
+from export.bundle import indexing
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle as bundle_lib
 
@@ -49,7 +49,7 @@ class Probe:
     self.bundle = bundle
     self.k = k
     self.min_recall = min_recall
-    self.rows = build.sample_queries(np.diff(bundle.seen[0]), num_queries)
+    self.rows = indexing.sample_queries(np.diff(bundle.seen[0]), num_queries)
     self.query_ids = [bundle.query_ids[row] for row in self.rows.tolist()]
     self.queries = bundle.encode_queries(self.query_ids)
     self.vectors = bundle.vectors
@@ -158,7 +158,7 @@ class Probe:
 
   @property
   def _dtype(self) -> tf.DType:
-    return tf.as_dtype(self.bundle.manifest["id_types"]["candidate"])
+    return tf.as_dtype(self.bundle.manifest.id_types.candidate)
 
   def _tensor(self, lists: Sequence[Sequence], n: int) -> tf.Tensor:
     lists = [list(x) for x in lists] or [[]] * n
@@ -171,7 +171,7 @@ class Probe:
 def vectors(probe: Probe) -> str:
   """Finite, and as many as there are candidates."""
   manifest = probe.bundle.manifest
-  expected = (manifest["num_candidates"], manifest["dim"])
+  expected = (manifest.num_candidates, manifest.dim)
   for name, found in (("vectors", probe.vectors), ("queries", probe.queries)):
     wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if wrong.size:
@@ -191,7 +191,7 @@ def ids(probe: Probe) -> str:
   """The index has every listed id, each with the vector of its row."""
   if not len(probe.queries):
     return "no queries to ask with"
-  step = min(_ROWS_PER_CALL, probe.bundle.manifest["max_k"])
+  step = min(_ROWS_PER_CALL, probe.bundle.manifest.max_k)
   for low in range(0, len(probe.ids), step):
     part = probe.ids[low : low + step]
     rows, _ = probe.search(probe.queries[:1], len(part), allow=[part])
@@ -221,10 +221,10 @@ def recall(probe: Probe, rows: np.ndarray, index: str) -> str:
   )
   # By score, as equal scores may stand in any order.
   found = float((exact >= best[:, -1:] - probe.tolerance).mean())
-  about = probe.bundle.manifest["indexes"][index]
+  about = probe.bundle.manifest.indexes[index]
   promised = 1.0
-  if about["kind"] == "scann":
-    promised = about["recall"].get(str(probe.k), 0.0)
+  if about.kind == "scann":
+    promised = about.recall.get(str(probe.k), 0.0)
     near = min(promised, 1 - 1 / len(best))  # A sample of 1.0 varies as well.
     promised -= _SLACK * math.sqrt(near * (1 - near) / len(best))
     if probe.min_recall is not None:
@@ -279,7 +279,7 @@ def allowed_only(probe: Probe) -> str:
 
 def seen_left_out(probe: Probe) -> str:
   """`exclude_seen` leaves out the training candidates."""
-  found = probe.bundle.recommend(probe.query_ids, probe.k, exclude_seen=True)
+  found = probe.bundle.recommend(probe.query_ids, k=probe.k, exclude_seen=True)
   answers = probe.rows_of(found.ids)
   probe.check(probe.queries, answers, found.scores, found.num_found)
   splits, candidates = probe.bundle.seen
@@ -324,11 +324,17 @@ def unknown_query(probe: Probe) -> str:
   """The most popular candidates, or the tower's answer."""
   bundle = probe.bundle
   unknown = probe.unknown(list(bundle.query_ids))
-  found = bundle.recommend([unknown], probe.k)
+  found = bundle.recommend([unknown], k=probe.k)
   if found.known.any():
     raise errors.DataError(f"{unknown!r} is taken for a known query")
   rows = probe.rows_of(found.ids)
-  if bundle.manifest["unknown_query"] == "tower":
+  by_tower = bundle.manifest.unknown_query == "tower"
+  if found.popular[0] == by_tower:
+    raise errors.DataError(
+      f"{unknown!r} is not answered as the manifest says, "
+      f"{bundle.manifest.unknown_query!r}"
+    )
+  if by_tower:
     queries = bundle.encode_queries([unknown])
     probe.check(queries, rows, found.scores, found.num_found)
     return "answered by the tower"
@@ -342,7 +348,9 @@ def unknown_query(probe: Probe) -> str:
     or not np.array_equal(counts[rows], highest)
   ):
     raise errors.DataError("does not get the candidates of highest counts")
-  without = bundle.recommend([unknown], 1, exclude=[found.ids[0, :1].tolist()])
+  without = bundle.recommend(
+    [unknown], k=1, exclude_ids=[found.ids[0, :1].tolist()]
+  )
   if without.ids[0, 0] == found.ids[0, 0]:
     raise errors.DataError("gets a popular candidate that was excluded")
   return "answered with the most popular"
@@ -350,7 +358,7 @@ def unknown_query(probe: Probe) -> str:
 
 def limits(probe: Probe) -> str:
   """More than there are is padded; more than `max_k` is an error."""
-  n, max_k = len(probe.ids), probe.bundle.manifest["max_k"]
+  n, max_k = len(probe.ids), probe.bundle.manifest.max_k
   if n < max_k:
     rows, _ = probe.search(probe.queries[:1], n + 1)
     if (rows[:, :n] < 0).any() or (rows[:, n:] >= 0).any():
@@ -367,7 +375,7 @@ def latency(probe: Probe) -> str:
   times = []
   for query_id in [*probe.query_ids[:1], *probe.query_ids]:
     start = time.perf_counter()
-    probe.bundle.recommend([query_id], probe.k)
+    probe.bundle.recommend([query_id], k=probe.k)
     times.append(1e3 * (time.perf_counter() - start))
   if len(times) < 2:
     return "no queries to ask with"

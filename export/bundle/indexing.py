@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 
 import numpy as np
 
 import xir_tfrs as xir
+from export.bundle.options import IndexOptions
 from xir_tfrs.data import errors
-from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest
 
-PLOT = "recall_latency.png"
 _SAMPLE = 1000
 _RECALL_KS = (10, 100)
 # What was chosen on some queries must hold on others: aim a little higher, and
@@ -20,29 +19,12 @@ _RECALL_KS = (10, 100)
 _MARGINS = (0.2, 0.6, 0.9)
 
 
-@dataclasses.dataclass(frozen=True)
-class IndexOptions:
-  """Which indexes to build, and how good ScaNN must be.
-
-  Attributes:
-    indexes: which of `bundle.INDEXES`.
-    target_recall: recall@10 of ScaNN that its settings are tuned to.
-    min_recall: recall@10 below which there is an error; None: the target.
-    scann: arguments of `ScannIndex`; these are not tuned.
-  """
-
-  indexes: tuple[str, ...] = bundle.INDEXES
-  target_recall: float = 0.99
-  min_recall: float | None = None
-  scann: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
 def build_indexes(
   options: IndexOptions,
   ids: xir.indexes.IdTable,
   vectors: np.ndarray,
   queries: np.ndarray,
-) -> tuple[dict[str, xir.indexes.RetrievalIndex], dict[str, dict]]:
+) -> tuple[dict[str, xir.indexes.RetrievalIndex], dict[str, manifest.Index]]:
   """The indexes, and what a manifest says of each.
 
   Args:
@@ -61,21 +43,26 @@ def build_indexes(
     exact = xir.indexes.BruteForceIndex().index(ids, vectors)
     if "brute_force" in options.indexes:
       built["brute_force"] = exact
-      about["brute_force"] = {"kind": "exact"}
+      about["brute_force"] = manifest.Index(kind="exact")
     if "scann" in options.indexes:
       start = time.monotonic()
-      scann = xir.indexes.ScannIndex(**options.scann).index(ids, vectors)
+      scann = _scann(options).index(ids, vectors)
       seconds = time.monotonic() - start
       built["scann"] = scann
-      about["scann"] = {
-        **_tune(scann, exact, queries, options),
-        "build_seconds": round(seconds, 3),
-      }
+      about["scann"] = _tune(scann, exact, queries, options, seconds)
   except ImportError as error:
     raise errors.DataError(f"{error} (--index brute_force)") from error
   except ValueError as error:
     raise errors.DataError(f"cannot be indexed: {error}") from error
   return built, about
+
+
+def _scann(options: IndexOptions) -> xir.indexes.ScannIndex:
+  names = ("num_leaves", "num_leaves_to_search", "num_reorder", "exact_below")
+  given = {name: getattr(options, name) for name in names}
+  return xir.indexes.ScannIndex(
+    **{name: value for name, value in given.items() if value is not None}
+  )
 
 
 def sample_queries(counts: np.ndarray, size: int = _SAMPLE) -> np.ndarray:
@@ -97,12 +84,16 @@ def _tune(
   exact: xir.indexes.BruteForceIndex,
   queries: np.ndarray,
   options: IndexOptions,
-) -> dict:
+  build_seconds: float,
+) -> manifest.Index:
   """Tunes and measures; raises if the recall is too low."""
+  build_seconds = round(build_seconds, 3)
   if index.settings is None:
-    report("scann: exact search, as the corpus is small")
+    print("scann: exact search, as the corpus is small", flush=True)
     recall = {str(k): 1.0 for k in _RECALL_KS}
-    return {"kind": "exact", "recall": recall}
+    return manifest.Index(
+      kind="exact", recall=recall, build_seconds=build_seconds
+    )
   held_out, given = queries[::2], queries[1::2]
   if not len(given):
     given = held_out
@@ -119,10 +110,11 @@ def _tune(
       break
   settings = index.settings
   shown = ", ".join(f"recall@{k} {value:.4f}" for k, value in recall.items())
-  report(
+  print(
     f"scann: {shown} against exact search, {len(held_out)} queries; "
     f"{settings.num_leaves_to_search} of {settings.num_leaves} leaves, "
-    f"{settings.num_reorder} scored again"
+    f"{settings.num_reorder} scored again",
+    flush=True,
   )
   least = target if options.min_recall is None else options.min_recall
   if recall["10"] < least:
@@ -133,57 +125,15 @@ def _tune(
       f"--num_reorder (now {settings.num_reorder}), accept it with "
       "--min_recall, or use --index brute_force"
     )
-  return {
-    "kind": "scann",
-    "settings": dataclasses.asdict(settings),
-    "recall": recall,
-    "recall_queries": len(held_out),
-    "target_recall": target,
-    "curve": sorted(
+  return manifest.Index(
+    kind="scann",
+    settings=dataclasses.asdict(settings),
+    recall=recall,
+    recall_queries=len(held_out),
+    target_recall=target,
+    curve=sorted(
       map(dataclasses.asdict, set(curve)), key=lambda x: x["milliseconds"]
     ),
-    "tune_seconds": round(time.monotonic() - start, 3),
-  }
-
-
-def plot_curve(about: dict, path: pathlib.Path) -> bool:
-  """Draws recall against latency; False if there is nothing to draw with.
-
-  Args:
-    about: what `build_indexes` said of "scann".
-    path: the PNG to write.
-  """
-  try:
-    from matplotlib import figure
-  except ImportError:
-    return False
-  chosen = about["settings"]
-  canvas = figure.Figure(figsize=(6, 4), layout="constrained")
-  axes = canvas.add_subplot()
-  for point in about["curve"]:
-    names = ("num_leaves_to_search", "num_reorder")
-    is_chosen = all(point[name] == chosen[name] for name in names)
-    axes.scatter(
-      point["milliseconds"],
-      point["recall"],
-      color="C1" if is_chosen else "C0",
-      zorder=2,
-    )
-    axes.annotate(
-      f"{point[names[0]]} / {point[names[1]]}",
-      (point["milliseconds"], point["recall"]),
-      textcoords="offset points",
-      xytext=(4, -9),
-      fontsize=7,
-    )
-  axes.axhline(about["target_recall"], color="0.6", linewidth=1, zorder=1)
-  axes.set_xlabel("ms per query (leaves searched / scored again)")
-  axes.set_ylabel("recall@10")
-  axes.set_title(f"ScaNN, {chosen['num_leaves']} leaves; chosen in orange")
-  canvas.savefig(path, dpi=120)
-  return True
-
-
-def report(line: str) -> None:
-  """A line of progress."""
-  print(line, flush=True)
+    tune_seconds=round(time.monotonic() - start, 3),
+    build_seconds=build_seconds,
+  )

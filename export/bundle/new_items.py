@@ -16,6 +16,7 @@ import numpy as np
 
 from xir_tfrs.data import errors
 from xir_tfrs.data.files import text
+from xir_tfrs.serving import manifest
 
 if TYPE_CHECKING:
   import pyarrow as pa
@@ -46,7 +47,7 @@ class Items:
 
 def read_items(
   path: str | os.PathLike[str],
-  features: Sequence[dict],
+  features: Sequence[manifest.Feature],
   id_column: str | None = None,
   id_type: str = "string",
   separator: str = " ",
@@ -55,8 +56,7 @@ def read_items(
 
   Args:
     path: the file.
-    features: `name`, `kind` and `length` of each feature of the tower, as in
-      the manifest of a bundle.
+    features: those of the tower, as in the manifest of a bundle.
     id_column: the column of ids. Default: the first `:token` column, else that
       of `candidate_id`, `item_id` and `id` which is there.
     id_type: "string" or "int64".
@@ -76,12 +76,12 @@ def read_items(
   path = pathlib.Path(path)
   file = side_tables.open_file(path)
   id_column = _choose_id(path, file.header, id_column)
-  kinds = {x["name"]: x["kind"] for x in features}
+  kinds = {x.name: x.kind for x in features}
   table = file.read(
     id_column,
     {name: kind for name, kind in kinds.items() if name in file.header},
     separator,
-    {x["name"]: x["length"] for x in features if x["kind"] == "float_seq"},
+    {x.name: x.length for x in features if x.kind == "float_seq"},
   )
   ids: list = table.ids
   if id_type == "int64":
@@ -92,8 +92,7 @@ def read_items(
   return Items(
     ids=ids,
     columns={
-      x["name"]: _column(table.columns.get(x["name"]), x, len(ids))
-      for x in features
+      x.name: _column(table.columns.get(x.name), x, len(ids)) for x in features
     },
     missing=tuple(name for name in kinds if name not in file.header),
     ignored=tuple(x for x in file.header if x not in kinds and x != id_column),
@@ -156,10 +155,10 @@ def _integers(
 
 
 def _column(
-  values: pa.Array | np.ndarray | None, feature: dict, n: int
+  values: pa.Array | np.ndarray | None, feature: manifest.Feature, n: int
 ) -> Column:
   """The column of a feature, as `Items` has it; None: not in the file."""
-  kind = feature["kind"]
+  kind = feature.kind
   if kind == "token_seq":
     return [[] for _ in range(n)] if values is None else values.to_pylist()
   if kind == "token":
@@ -168,4 +167,4 @@ def _column(
     return values.to_numpy(zero_copy_only=False)
   if values is not None:
     return values
-  return np.full([n, feature["length"]] if kind == "float_seq" else n, np.nan)
+  return np.full([n, feature.length] if kind == "float_seq" else n, np.nan)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import sys
 
-import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
-from export.bundle import signatures as saved_models
 from xir_tfrs.data import errors
-
-_BATCH = 8192
+from xir_tfrs.data import schema as schema_lib
 
 
 def load_model(
@@ -63,7 +59,8 @@ def load_model(
 
 def check_fit(
   config: dict,
-  schema: dict,
+  schema: schema_lib.Schema,
+  sha256: str,
   model_dir: str | os.PathLike[str],
   data_dir: str | os.PathLike[str],
 ) -> None:
@@ -74,14 +71,14 @@ def check_fit(
     ("candidates", "candidate_tower"),
   ):
     trained = model[tower]["vocabulary_size"]
-    found = schema[f"num_{table}"]
+    found = schema.num_rows(table)
     if trained != found:
       raise errors.DataError(
         f"{model_dir}: trained with {trained} {table}, but "
         f"{data_dir} has {found}; give the --data it was trained with "
         f"({config.get('data')})"
       )
-    features = {x["name"] for x in schema.get(f"{tower[:-6]}_features", ())}
+    features = {x.name for x in schema.features(table)}
     for feature in (model[tower]["table"] or {"features": ()})["features"]:
       if feature["name"] not in features:
         raise errors.DataError(
@@ -90,35 +87,9 @@ def check_fit(
           "--data it was trained with"
         )
   trained = config.get("schema_sha256")
-  if trained is not None and trained != schema["sha256"]:
+  if trained is not None and trained != sha256:
     raise errors.DataError(
       f"{data_dir}: its schema.json is not the one {model_dir} was "
       "trained with, so dense ids may mean other candidates; prepare with the "
       "same options as then, or train again"
     )
-
-
-def encode_all(
-  encode: saved_models.Encode, ids: np.ndarray, show: bool = True
-) -> np.ndarray:
-  """Vectors `[n, dim]` of dense ids `[n]`, in batches.
-
-  Args:
-    encode: dense ids to vectors, a method of the model.
-    ids: dense ids.
-    show: whether to show progress if there is a terminal.
-  """
-  encode = tf.function(
-    encode,
-    input_signature=[tf.TensorSpec([None], tf.int64)],
-    autograph=False,
-  )
-  parts = []
-  progress = show and sys.stderr.isatty()
-  for low in range(0, len(ids), _BATCH):
-    parts.append(encode(tf.constant(ids[low : low + _BATCH])).numpy())
-    if progress:
-      done = min(low + _BATCH, len(ids))
-      end = "\n" if done == len(ids) else ""
-      print(f"\rencoded {done:,} of {len(ids):,}", end=end, file=sys.stderr)
-  return np.concatenate(parts)

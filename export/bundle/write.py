@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from export.bundle import indexing as build
-from export.bundle import signatures as saved_models
+from export.bundle import encoders, plot, signatures
+from export.bundle.options import MAX_K
 from xir_tfrs import indexes
-from xir_tfrs.data import id_lists as string_list
-from xir_tfrs.serving import bundle
-from xir_tfrs.serving import manifest as manifests
-
-MAX_K = 10_000
+from xir_tfrs.data import id_lists, json_files
+from xir_tfrs.serving import bundle, features, manifest, scann_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,152 +32,177 @@ class Contents:
     query_tower: encodes original query ids.
     candidate_tower: encodes original candidate ids.
     indexes: the indexes by name, of `INDEXES`, over the original ids.
+    about_indexes: what the manifest says of each.
     ranker: scores pairs of original ids, if the model has a ranker.
     copied: parts to take from another bundle, as they are, by name: their
       directories. A tower here is not saved again.
     scann_folder: whether to write what processes without TensorFlow need.
-    popular_if_unknown: whether unknown queries get the most popular; None: if
-      the query tower has no side features.
+    unknown_query: what queries without training rows get, one of
+      `bundle.UNKNOWN_QUERY`; "features" is popularity if there are none.
     max_k: most answers that may be asked for.
   """
 
   query_ids: Sequence[bytes] | np.ndarray
   candidate_counts: np.ndarray
   seen: tuple[np.ndarray, np.ndarray]
-  query_tower: saved_models.Encoder
-  candidate_tower: saved_models.Encoder
+  query_tower: encoders.Encoder
+  candidate_tower: encoders.Encoder
   indexes: dict[str, indexes.RetrievalIndex]
-  ranker: saved_models.Ranker | None = None
+  about_indexes: dict[str, manifest.Index]
+  ranker: encoders.Ranker | None = None
   copied: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
   scann_folder: bool = True
-  popular_if_unknown: bool | None = None
+  unknown_query: str = "features"
   max_k: int = MAX_K
+
+  def __post_init__(self) -> None:
+    if self.unknown_query == "features" and not self.query_tower.inputs:
+      object.__setattr__(self, "unknown_query", "popularity")
+
+  @property
+  def candidate_ids(self) -> np.ndarray:
+    """Original ids by row of the indexes: utf-8 bytes, or int64."""
+    index = next(iter(self.indexes.values()))
+    return index.ids.ids(tf.range(index.size, dtype=tf.int64)).numpy()
 
 
 def write_bundle(
-  output: str | os.PathLike[str],
-  contents: Contents,
-  about: dict,
-  overwrite: bool = False,
-  check: Callable[[pathlib.Path], None] = lambda directory: None,
-) -> dict:
-  """Writes a bundle; it appears at `output` complete or not at all.
+  directory: pathlib.Path, contents: Contents, about: Mapping[str, Any]
+) -> manifest.Manifest:
+  """Writes a bundle into an empty directory, that of `manifest.new_bundle`.
 
   Args:
-    output: the directory to make.
+    directory: the directory.
     contents: what goes into it.
-    about: what the manifest says beside files, versions and sizes; `indexes`
-      maps each index to a dict with its `kind`, "exact" or "scann".
-    overwrite: whether a bundle at `output` may be replaced. Until the new one
-      is complete the old one stays, and then they change places in one step.
-    check: called with the complete bundle, before that; if it raises, there is
-      no new bundle.
+    about: the fields of the manifest that tell where the bundle comes from.
 
   Returns:
     The manifest.
   """
-  with manifests.new_bundle(output, overwrite) as directory:
-    index = next(iter(contents.indexes.values()))
-    signatures = _write_towers(directory, contents)
-    retriever = functools.partial(
-      saved_models.Retriever,
-      query_encoder=contents.query_tower,
-      candidate_encoder=contents.candidate_tower,
-      candidate_counts=contents.candidate_counts,
-      seen=contents.seen,
-      popular_if_unknown=_popular_if_unknown(contents),
-      max_k=contents.max_k,
+  signed = _write_towers(directory, contents)
+  signed |= _write_retrievers(directory, contents)
+  if contents.ranker is not None:
+    signed[bundle.RANKER] = signatures.save_ranker(
+      contents.ranker, directory / bundle.RANKER
     )
-    for name, built in contents.indexes.items():
-      signatures[name] = saved_models.save_retriever(
-        retriever(built), directory / name
-      )
-    if contents.ranker is not None:
-      signatures[bundle.RANKER] = saved_models.save_ranker(
-        contents.ranker, directory / bundle.RANKER
-      )
-    _write_lists(directory / bundle.LISTS, contents)
-    if contents.scann_folder and "scann" in contents.indexes:
-      _write_folder(directory / bundle.FOLDER, contents.indexes["scann"])
-    curve = about["indexes"].get("scann", {})
-    if "curve" in curve:
-      build.plot_curve(curve, directory / build.PLOT)
-    described = {
-      "num_queries": len(contents.query_ids),
-      "num_candidates": index.size,
-      "num_seen_pairs": len(contents.seen[1]),
-      "dim": index.dim,
-      "dtype": "float32",
-      "max_k": contents.max_k,
-      "id_types": {
-        "query": contents.query_tower.id_dtype.name,
-        "candidate": index.ids.dtype.name,
-      },
-      "unknown_query": bundle.UNKNOWN_QUERY[not _popular_if_unknown(contents)],
-      "query_features": [x.about() for x in contents.query_tower.inputs],
-      "candidate_features": [
-        x.about() for x in contents.candidate_tower.inputs
-      ],
-      "tower_sha256": {
-        side: manifests.tower_hash(directory / f"{side}_tower")
-        for side in ("query", "candidate")
-      },
-    }
-    manifest = manifests.save(
-      directory, {**described, **about, "signatures": signatures}
+  _write_lists(directory / bundle.LISTS, contents)
+  if contents.scann_folder and "scann" in contents.indexes:
+    write_folder(
+      directory / bundle.FOLDER,
+      contents.indexes["scann"],
+      contents.candidate_ids,
     )
-    check(directory)
-    return manifest
+  tuned = contents.about_indexes.get("scann")
+  if tuned and tuned.curve:
+    plot.draw(tuned, directory / plot.FILE_NAME)
+  return manifest.save(
+    directory, {**_describe(directory, contents), **about, "signatures": signed}
+  )
 
 
-def _write_towers(directory: pathlib.Path, contents: Contents) -> dict:
-  signatures = {}
+def write_folder(
+  folder: pathlib.Path,
+  index: indexes.ScannIndex,
+  ids: Sequence[bytes] | np.ndarray,
+) -> None:
+  """Writes what `xir_tfrs.serving.ScannFolder` reads.
+
+  Args:
+    folder: the directory to make.
+    index: over the ids.
+    ids: original ids by row: utf-8 bytes, or an int64 array.
+  """
+  folder.mkdir(parents=True)
+  index.save_searcher(folder)
+  id_lists.save_ids(folder / "candidate_ids", ids)
+  searcher = None
+  if index.settings is not None:
+    searcher = scann_folder.Searcher(
+      num_leaves_to_search=index.settings.num_leaves_to_search,
+      num_reorder=index.settings.num_reorder,
+      max_fetch=index.settings.max_fetch,
+    )
+  settings = scann_folder.Settings(
+    size=index.size,
+    dim=index.dim,
+    id_type="string" if index.ids.dtype == tf.string else "int64",
+    scann=indexes.scann_version(),
+    searcher=searcher,
+    files=manifest.list_files(folder),
+  )
+  json_files.write(folder / scann_folder.SETTINGS, manifest.seal(settings))
+
+
+def _write_towers(
+  directory: pathlib.Path, contents: Contents
+) -> dict[str, dict[str, manifest.Signature]]:
+  signed = {}
   for side, encoder in (
     ("query", contents.query_tower),
     ("candidate", contents.candidate_tower),
   ):
     name = f"{side}_tower"
     if name not in contents.copied:
-      signatures[name] = saved_models.save_encoder(
-        encoder, directory / name, side
-      )
+      signed[name] = signatures.save_encoder(encoder, directory / name, side)
   for name, source in contents.copied.items():
     shutil.copytree(source, directory / name)
-    signatures[name] = manifests.load(source.parent)["signatures"][name]
-  return signatures
+    signed[name] = manifest.load(source.parent).signatures[name]
+  return signed
 
 
-def _write_folder(folder: pathlib.Path, index: indexes.ScannIndex) -> None:
-  folder.mkdir()
-  index.save_folder(folder)
-  string_list.save_ids(folder / "candidate_ids", _original_ids(index))
+def _write_retrievers(
+  directory: pathlib.Path, contents: Contents
+) -> dict[str, dict[str, manifest.Signature]]:
+  retriever = functools.partial(
+    signatures.Retriever,
+    query_encoder=contents.query_tower,
+    candidate_encoder=contents.candidate_tower,
+    candidate_counts=contents.candidate_counts,
+    seen=contents.seen,
+    unknown_query=contents.unknown_query,
+    max_k=contents.max_k,
+  )
+  return {
+    name: signatures.save_retriever(retriever(index), directory / name)
+    for name, index in contents.indexes.items()
+  }
 
 
 def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   lists.mkdir()
-  index = next(iter(contents.indexes.values()))
-  string_list.save_ids(lists / "query_ids", contents.query_ids)
-  string_list.save_ids(lists / "candidate_ids", _original_ids(index))
+  id_lists.save_ids(lists / "query_ids", contents.query_ids)
+  id_lists.save_ids(lists / "candidate_ids", contents.candidate_ids)
   np.save(lists / "candidate_counts.npy", contents.candidate_counts)
   np.save(lists / "seen_row_splits.npy", contents.seen[0])
   np.save(lists / "seen_candidates.npy", contents.seen[1])
-  described = {
-    side: [dataclasses.asdict(x) for x in encoder.inputs]
-    for side, encoder in (
-      ("query", contents.query_tower),
-      ("candidate", contents.candidate_tower),
-    )
-  }
-  (lists / bundle.FEATURES).write_text(
-    json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8"
+  described = features.FeatureLists(
+    contents.query_tower.inputs, contents.candidate_tower.inputs
   )
+  json_files.write(lists / bundle.FEATURES, described)
 
 
-def _original_ids(index: indexes.RetrievalIndex) -> np.ndarray:
-  return index.ids.ids(tf.range(index.size, dtype=tf.int64)).numpy()
-
-
-def _popular_if_unknown(contents: Contents) -> bool:
-  if contents.popular_if_unknown is None:
-    return not contents.query_tower.inputs
-  return contents.popular_if_unknown
+def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
+  """The fields of the manifest that follow from what is in the bundle."""
+  index = next(iter(contents.indexes.values()))
+  towers = {
+    "query": contents.query_tower,
+    "candidate": contents.candidate_tower,
+  }
+  return {
+    "num_queries": len(contents.query_ids),
+    "num_candidates": index.size,
+    "num_seen_pairs": len(contents.seen[1]),
+    "dim": index.dim,
+    "dtype": "float32",
+    "max_k": contents.max_k,
+    "id_types": manifest.IdTypes(
+      contents.query_tower.id_dtype.name, index.ids.dtype.name
+    ),
+    "unknown_query": contents.unknown_query,
+    "query_features": tuple(x.about() for x in towers["query"].inputs),
+    "candidate_features": tuple(x.about() for x in towers["candidate"].inputs),
+    "tower_sha256": {
+      side: manifest.tower_hash(directory / f"{side}_tower") for side in towers
+    },
+    "indexes": contents.about_indexes,
+  }

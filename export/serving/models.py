@@ -39,11 +39,11 @@ class Model:
 
   @property
   def signatures(self) -> dict[str, dict]:
-    return self.bundle.manifest["signatures"][self.bundle.index]
+    return self.bundle.manifest.signatures[self.bundle.index]
 
   @property
   def max_k(self) -> int:
-    return self.bundle.manifest["max_k"]
+    return self.bundle.manifest.max_k
 
   def run(self, signature: str, inputs: tensors.Inputs) -> tensors.Inputs:
     """Calls the signature with inputs that fit it."""

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pyarrow import parquet
 from export import batch_recommend
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -113,7 +115,7 @@ def test_listed_queries_are_answered_as_by_the_bundle(
   rows = _read_parquet(options.output)
   assert [row["query_id"] for row in rows] == ids
   expected = load_once(options.bundle).recommend(
-    ids, 9, exclude_seen=exclude_seen
+    ids, k=9, exclude_seen=exclude_seen
   )
   assert expected.known.tolist() == [True, False, True, False, True]
   for i, row in enumerate(rows):
@@ -126,19 +128,21 @@ class _Loaded:
 
   def __init__(self, directory, unknown_query):
     self.directory = directory
-    self.manifest = {
-      "id_types": {"query": "int64", "candidate": "int64"},
-      "unknown_query": unknown_query,
-      "max_k": 3,
-    }
+    self.manifest = types.SimpleNamespace(
+      id_types=manifests.IdTypes("int64", "int64"), max_k=3
+    )
+    self.unknown_query = unknown_query
     self.query_ids = np.array([70, -5])
     self.candidate_ids = np.array([11, 12, 13, 14])
     self.counts = np.array([5, 9, 5, 0])
     self.seen = np.array([0, 1, 1]), np.array([2], np.int32)
     self.vectors = np.array([[1], [2], [3], [-4]], np.float32)
 
-  def encode_queries(self, ids):
-    return np.array([[{70: 1, -5: -1}.get(x, 2)] for x in ids], np.float32)
+  def read_queries(self, ids):
+    vectors = np.array([[{70: 1, -5: -1}.get(x, 2)] for x in ids], np.float32)
+    rows = np.array([{70: 0, -5: 1}.get(x, -1) for x in ids])
+    popular = (rows < 0) & (self.unknown_query == "popularity")
+    return bundle.Queries(vectors, rows, popular)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tfrecord"])

@@ -1,13 +1,13 @@
 """Answers of a bundle against NumPy, and bundles that cannot be used."""
 
 import json
-import os
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, json_files
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
 
@@ -18,9 +18,9 @@ def loaded(request, exported):
 
 
 def test_recommends_in_the_order_of_the_model(world, loaded):
-  queries = [3, 0, 39]
+  queries = [3, 0, 38]
   names = [world.query_ids[q] for q in queries]
-  found = loaded.recommend(names, 5)
+  found = loaded.recommend(names, k=5)
   assert found.ids.shape == found.scores.shape == (3, 5)
   assert found.known.all()
   for row, query in enumerate(queries):
@@ -36,11 +36,11 @@ def test_exclusions_and_seen(world, loaded):
   seen = {world.candidate_ids[c] for c in world.seen[query]}
   best = world.ranking(query)
   found = loaded.recommend(
-    [world.query_ids[query]], 10, exclude=[best[:2]], exclude_seen=True
+    [world.query_ids[query]], k=10, exclude_ids=[best[:2]], exclude_seen=True
   )
   expected = world.ranking(query, leave_out=seen | set(best[:2]))
   assert found.ids[0].tolist() == expected[:10]
-  found = loaded.recommend([world.query_ids[query]], 300, exclude_seen=True)
+  found = loaded.recommend([world.query_ids[query]], k=300, exclude_seen=True)
   answers = [x for x in found.ids[0] if x]
   assert set(answers) == set(world.candidate_ids) - seen
   assert np.isneginf(found.scores[0, len(answers) :]).all()
@@ -50,24 +50,24 @@ def test_unknown_query_gets_the_popular(world, loaded):
   order = np.argsort(-world.counts, kind="stable")
   popular = [world.candidate_ids[row] for row in order]
   found = loaded.recommend(
-    ["nobody", world.query_ids[2]], 4, exclude=[popular[1:2], []]
+    ["nobody", world.query_ids[2]], k=4, exclude_ids=[popular[1:2], []]
   )
   assert found.known.tolist() == [False, True]
   assert found.ids[0].tolist() == [popular[0], *popular[2:5]]
   assert found.scores[0].tolist() == world.counts[order[[0, 2, 3, 4]]].tolist()
   assert found.ids[1].tolist() == world.ranking(2)[:4]
-  found = loaded.recommend(["nobody"], 301, exclude_seen=True)
+  found = loaded.recommend(["nobody"], k=301, exclude_seen=True)
   assert found.ids[0, -1] == "" and found.scores[0, -1] == -np.inf
 
 
 def test_edge_sizes(world, loaded):
-  assert loaded.recommend([], 3).ids.shape == (0, 3)
-  found = loaded.recommend([world.query_ids[0]], 1, exclude=[[]])
+  assert loaded.recommend([], k=3).ids.shape == (0, 3)
+  found = loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[]])
   assert found.ids.tolist() == [world.ranking(0)[:1]]
   with pytest.raises(ValueError, match="`k` = 0"):
-    loaded.recommend([world.query_ids[0]], 0)
+    loaded.recommend([world.query_ids[0]], k=0)
   with pytest.raises(ValueError, match="2 lists for 1 queries"):
-    loaded.recommend([world.query_ids[0]], 1, exclude=[[], []])
+    loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[], []])
 
 
 def test_default_index_is_scann(exported):
@@ -77,14 +77,15 @@ def test_default_index_is_scann(exported):
 def test_without_a_ranker(world, loaded):
   assert not loaded.has_ranker
   with pytest.raises(errors.DataError, match="has no ranker.*--task corr"):
-    loaded.recommend([world.query_ids[0]], 3, rerank=True)
+    loaded.recommend([world.query_ids[0]], k=3, rerank=True)
 
 
 def _edit_manifest(directory, change):
   path = directory / "manifest.json"
-  manifest = json.loads(path.read_text())
-  change(manifest)
-  path.write_text(json.dumps(manifest))
+  content = json.loads(path.read_text())
+  change(content)
+  manifest = msgspec.convert(content, manifests.Manifest)
+  json_files.write(path, manifests.seal(manifest))
 
 
 @pytest.fixture
@@ -93,13 +94,17 @@ def copied(exported, tmp_path):
 
 
 def test_not_a_bundle(tmp_path):
-  with pytest.raises(errors.DataError, match="is not a bundle"):
+  with pytest.raises(errors.DataError, match="this is not a bundle"):
     bundle.Bundle.load(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
   "content, message",
-  [("{", "truncated or not JSON"), ('{"format": 99}', "must be 2.*99")],
+  [
+    ("{", "manifest.json: not valid JSON"),
+    ('{"format": 2}', "field format: .* format 3, the file has 2; .* again"),
+    ('{"format": 3}', "manifest.json: .*missing required field `versions`"),
+  ],
 )
 def test_broken_manifest(copied, content, message):
   (copied / "manifest.json").write_text(content)
@@ -120,6 +125,74 @@ def test_missing_truncated_and_changed_files(copied):
   path.unlink()
   with pytest.raises(errors.DataError, match="candidate_ids.*missing"):
     bundle.Bundle.load(copied)
+
+
+def test_a_changed_manifest_does_not_pass(copied):
+  path = copied / "manifest.json"
+  text = path.read_text()
+  path.write_text(
+    text.replace('"num_candidates": 300', '"num_candidates": 301')
+  )
+  with pytest.raises(errors.DataError, match="manifest.json: .* has changed"):
+    manifests.load(copied)
+  path.write_text(text.replace('"num_seen_pairs"', '"num_sean_pairs"'))
+  with pytest.raises(errors.DataError, match="num_sean_pairs"):
+    manifests.load(copied)
+  path.write_text(text.replace('"max_k": 10000', '"max_k": "10000"'))
+  with pytest.raises(errors.DataError, match="field max_k: Expected `int`"):
+    manifests.load(copied)
+
+
+def test_a_stray_list_does_not_replace_the_ids(world, copied):
+  np.save(copied / "lists" / "candidate_ids.npy", np.arange(300))
+  loaded = bundle.Bundle.load(copied, "brute_force")
+  assert list(loaded.candidate_ids) == world.candidate_ids
+
+
+_QUERY = "Grüße, 5"
+
+
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ({"query_ids": "u5"}, "query ids must be a list.*'u5'"),
+    ({"query_ids": None}, "`query_ids` must be given"),
+    ({"query_ids": [_QUERY], "history": [["a"]]}, "`history` is not supp"),
+    ({"query_ids": [_QUERY], "history": 3}, "`history` .* `k` by name"),
+    ({"exclude_ids": ["item 1"]}, "`exclude_ids` must hold one list.*'item 1'"),
+    ({"exclude_ids": "item 1"}, "`exclude_ids` must hold one list.*'item 1'"),
+    ({"exclude_ids": [None]}, "`exclude_ids` must hold one list.*None"),
+    ({"exclude_ids": [[None]]}, "candidate ids .* string. Received: None"),
+    ({"allow_ids": ["item 1"]}, "`allow_ids` must hold one list.*'item 1'"),
+    ({"allow_ids": [["item 1"], []]}, "2 lists for 1 queries"),
+  ],
+)
+def test_flat_lists_and_other_ids_are_refused(loaded, given, message):
+  with pytest.raises(ValueError, match=message):
+    loaded.recommend(**{"query_ids": [_QUERY], **given})
+
+
+def test_one_id_is_no_list(loaded):
+  with pytest.raises(ValueError, match="ids must be a list.*'item 1'"):
+    loaded.similar_items("item 1", 3)
+
+
+def test_a_query_without_training_rows_is_unknown(world, loaded):
+  """It stands in the table alone: nothing has trained its vector."""
+  assert not world.seen[39]
+  for exclude_seen in (False, True):
+    found = loaded.recommend(
+      [world.query_ids[39], "nobody", world.query_ids[3]],
+      k=4,
+      exclude_seen=exclude_seen,
+    )
+    assert found.known.tolist() == [False, False, True]
+    assert found.popular.tolist() == [True, True, False]
+    assert found.ids[0].tolist() == found.ids[1].tolist()
+    assert found.scores[0, 0] == world.counts.max()
+  np.testing.assert_allclose(
+    loaded.encode_queries([world.query_ids[39]])[0], world.unknown_query, 1e-6
+  )
 
 
 def test_index_the_bundle_lacks(copied):
@@ -147,58 +220,6 @@ def test_plain_ops_load_in_a_later_tensorflow_and_without_scann(copied):
   old = {"tensorflow": "2.18.1", "scann": None}
   _edit_manifest(copied, lambda manifest: manifest["versions"].update(old))
   bundle.Bundle.load(copied, "brute_force")
-
-
-def test_new_bundle_is_all_or_nothing(tmp_path):
-  output = tmp_path / "deep" / "bundle"
-  with pytest.raises(RuntimeError), manifests.new_bundle(output, False) as part:
-    (part / "half").write_text("x")
-    raise RuntimeError
-  assert list(output.parent.iterdir()) == []
-  with manifests.new_bundle(output, False) as part:
-    manifests.save(part, {"made": 1})
-  with pytest.raises(errors.DataError, match="--overwrite"):
-    manifests.check_output(output, overwrite=False)
-  with pytest.raises(RuntimeError), manifests.new_bundle(output, True) as part:
-    assert manifests.load(output)["made"] == 1
-    raise RuntimeError
-  assert manifests.load(output)["made"] == 1
-  with manifests.new_bundle(output, True) as part:
-    manifests.save(part, {"made": 2})
-  assert manifests.load(output)["made"] == 2
-  assert [x.name for x in output.parent.iterdir()] == ["bundle"]
-
-
-def _versions(output, versions):
-  for version in versions:
-    with manifests.new_bundle(output, True) as part:
-      manifests.save(part, {"made": version})
-
-
-def test_replacing_leaves_no_moment_without_a_bundle(tmp_path, monkeypatch):
-  output = tmp_path / "bundle"
-  _versions(output, [1])
-  renamed = []
-  rename = os.rename
-
-  def note(source, target):
-    renamed.append((source, target))
-    rename(source, target)
-
-  monkeypatch.setattr(manifests.os, "rename", note)
-  _versions(output, [2])
-  assert manifests.load(output)["made"] == 2
-  assert [target for _, target in renamed] == [output]  # Tried, in vain.
-  assert list(tmp_path.iterdir()) == [output]
-
-
-def test_a_link_to_a_bundle_stays_a_link(tmp_path):
-  _versions(tmp_path / "bundle", [1])
-  link = tmp_path / "current"
-  link.symlink_to("bundle")
-  _versions(link, [2])
-  assert link.is_symlink()
-  assert manifests.load(tmp_path / "bundle")["made"] == 2
 
 
 def test_what_is_not_a_bundle_is_never_replaced(tmp_path):

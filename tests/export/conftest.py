@@ -1,7 +1,4 @@
-"""A data directory and a model directory, written by hand and tiny.
-
-The records follow the written format, not the code of pipelines or export.
-"""
+"""A data directory and a model directory, tiny, of the library's own format."""
 
 import dataclasses
 import json
@@ -13,22 +10,20 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from export import export_retriever
+from xir_tfrs.data import records
+from xir_tfrs.data import schema as schema_lib
 
 NUM_QUERIES = 40
 NUM_CANDIDATES = 300
 DIM = 6
-CANDIDATE_FEATURES = [
-  {"name": "tag", "kind": "token", "vocabulary": ["", *"abcdefgh"]},
-  {"name": "words", "kind": "token_seq", "vocabulary": ["", *"wxyz"]},
-  {"name": "price", "kind": "float", "mean": [1.0], "std": [2.0]},
-  {
-    "name": "place",
-    "kind": "float_seq",
-    "length": 2,
-    "mean": [0.0, 1.0],
-    "std": [1.0, 1.0],
-  },
-]
+CANDIDATE_FEATURES = (
+  schema_lib.FeatureSchema("tag", "token", vocabulary=["", *"abcdefgh"]),
+  schema_lib.FeatureSchema("words", "token_seq", vocabulary=["", *"wxyz"]),
+  schema_lib.FeatureSchema("price", "float", mean=[1.0], std=[2.0]),
+  schema_lib.FeatureSchema(
+    "place", "float_seq", length=2, mean=[0.0, 1.0], std=[1.0, 1.0]
+  ),
+)
 
 
 @dataclasses.dataclass
@@ -46,6 +41,7 @@ class World:
   unknown_query: np.ndarray
   unknown_candidate: np.ndarray
   pairs: np.ndarray
+  columns: dict
   model: xir.models.TwoTower
 
   def ranking(self, query: int, leave_out=()) -> list[str]:
@@ -59,76 +55,43 @@ class World:
     ]
 
 
-def _record(**columns) -> bytes:
-  features = {}
-  for name, values in columns.items():
-    if isinstance(values[0], str):
-      values = [value.encode() for value in values]
-      feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-    else:
-      feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    features[name] = feature
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  return example.SerializeToString()
-
-
-def _write(path, records):
-  with tf.io.TFRecordWriter(str(path)) as writer:
-    for record in records:
-      writer.write(record)
-
-
-def write_data(directory, query_ids, candidate_ids, pairs):
-  """Blocks of uneven sizes, in two shards; candidates one row per record."""
-  query_counts = np.bincount(pairs[:, 0], minlength=len(query_ids))
-  counts = np.bincount(pairs[:, 1], minlength=len(candidate_ids))
+def write_data(directory, query_ids, candidate_ids, pairs, columns):
+  """Training rows in two shards, and both tables."""
   directory.mkdir()
-  cut = len(pairs) // 3
-  parts = (pairs[:cut], pairs[cut : cut + 1], pairs[cut + 1 :])
-  records = [
-    _record(query_id=part[:, 0].tolist(), candidate_id=part[:, 1].tolist())
-    for part in parts
-  ]
-  _write(directory / "train-00000-of-00002.tfrecord", records[:2])
-  _write(directory / "train-00001-of-00002.tfrecord", records[2:])
-  _write(
-    directory / "queries-00000-of-00001.tfrecord",
-    [_record(query_id=query_ids, count=query_counts.tolist())],
-  )
-  _write(
-    directory / "candidates-00000-of-00001.tfrecord",
-    [
-      _record(candidate_id=[name], count=[int(count)])
-      for name, count in zip(candidate_ids, counts, strict=True)
-    ],
-  )
-  schema = {
-    "format": 1,
-    "name": "tiny",
-    "num_queries": len(query_ids),
-    "num_candidates": len(candidate_ids),
-    "rows": {"train": len(pairs), "validation": 0, "test": 0},
-    "query_features": [],
-    "candidate_features": CANDIDATE_FEATURES,
-    "split": {"kind": "random", "seed": 10},
-    "shards": {
-      "train": [
-        {"file": "train-00000-of-00002.tfrecord", "rows": cut + 1},
-        {"file": "train-00001-of-00002.tfrecord", "rows": len(parts[2])},
-      ],
-      "queries": [
-        {"file": "queries-00000-of-00001.tfrecord", "rows": len(query_ids)}
-      ],
-      "candidates": [
-        {
-          "file": "candidates-00000-of-00001.tfrecord",
-          "rows": len(candidate_ids),
-        }
-      ],
-    },
-  }
-  (directory / "schema.json").write_text(json.dumps(schema))
-  return counts
+  counts, shards = [], {}
+  for side, name, ids, features, values in (
+    (0, "queries", query_ids, (), {}),
+    (1, "candidates", candidate_ids, CANDIDATE_FEATURES, columns),
+  ):
+    counts.append(np.bincount(pairs[:, side], minlength=len(ids)))
+    table = records.Table(np.array(ids, object), counts[-1], values)
+    shards[name] = records.write_table(directory, name, table, features)
+  train = []
+  for part in (pairs[:160], pairs[160:]):
+    file = f"train-{len(train):05d}-of-00002.tfrecord"
+    with tf.io.TFRecordWriter(str(directory / file)) as writer:
+      block = {"query_id": part[:, 0], "candidate_id": part[:, 1]}
+      writer.write(records.encode(block))
+    train.append(schema_lib.Shard(file, len(part)))
+  schema_lib.Schema(
+    name="tiny",
+    num_queries=len(query_ids),
+    num_candidates=len(candidate_ids),
+    rows={"train": len(pairs)},
+    shards={"train": tuple(train), **shards},
+    candidate_features=CANDIDATE_FEATURES,
+    split=schema_lib.Split("random", seed=10),
+  ).save(directory)
+  return counts[1]
+
+
+def served_vectors(model, counts):
+  """Candidate vectors: what has no training rows has its features alone."""
+  ids = np.arange(len(counts))
+  return model.encode_candidates(
+    tf.constant(np.where(counts > 0, ids, -1)),
+    model.candidate_tower.look_up(tf.constant(ids)),
+  ).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -145,8 +108,6 @@ def world(tmp_path_factory) -> World:
     axis=1,
   )
   pairs[1] = pairs[0]  # A repeated pair.
-  counts = write_data(root / "data", query_ids, candidate_ids, pairs)
-
   # One side feature of each kind, all in the exported tower.
   feature = xir.types.Feature
   features = (
@@ -158,14 +119,15 @@ def world(tmp_path_factory) -> World:
   price = rng.random(NUM_CANDIDATES)
   price[4] = np.nan
   columns = {
-    "tag": rng.integers(0, 9, NUM_CANDIDATES),
+    "tag": rng.integers(0, 9, NUM_CANDIDATES).astype(np.int32),
     "words": (
-      rng.integers(0, 5, 2 * NUM_CANDIDATES),
+      rng.integers(0, 5, 2 * NUM_CANDIDATES).astype(np.int32),
       np.append(0, 2 * np.arange(1, NUM_CANDIDATES + 1)),
     ),
     "price": price,
     "place": rng.random([NUM_CANDIDATES, 2]),
   }
+  counts = write_data(root / "data", query_ids, candidate_ids, pairs, columns)
   query_tower = xir.models.Tower(
     vocabulary_size=NUM_QUERIES, dim=DIM, seed=1, init_stddev=1.0
   )
@@ -202,10 +164,11 @@ def world(tmp_path_factory) -> World:
     counts=counts,
     seen=[set(pairs[pairs[:, 0] == q, 1]) for q in range(NUM_QUERIES)],
     query_vectors=model.encode_queries(tf.range(NUM_QUERIES)).numpy(),
-    candidate_vectors=model.encode_candidates(tf.range(NUM_CANDIDATES)).numpy(),
+    candidate_vectors=served_vectors(model, counts),
     unknown_query=model.encode_queries(tf.constant([-1]))[0].numpy(),
     unknown_candidate=model.encode_candidates(tf.constant([-1]))[0].numpy(),
     pairs=pairs,
+    columns=columns,
     model=model,
   )
 
@@ -219,7 +182,7 @@ def exported(world, tmp_path_factory) -> pathlib.Path:
       data=str(world.data),
       model_dir=str(world.model_dir),
       output=str(output),
-      scann={"exact_below": 0},
+      exact_below=0,
     )
   )
   return output
@@ -237,6 +200,7 @@ def numbered(world, tmp_path_factory) -> pathlib.Path:
     [str(10**12 + q) for q in range(NUM_QUERIES)],
     [str(5 * c) for c in range(NUM_CANDIDATES)],
     world.pairs,
+    world.columns,
   )
   export_retriever.export_retriever(
     export_retriever.ExportOptions(
@@ -247,7 +211,7 @@ def numbered(world, tmp_path_factory) -> pathlib.Path:
       candidate_id_type="int64",
       unknown_query="tower",
       max_k=400,
-      scann={"exact_below": 0},
+      exact_below=0,
     )
   )
   return root / "bundle"

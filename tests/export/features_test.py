@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from xir_tfrs.data import schema
 from xir_tfrs.serving import bundle, features
 
 
@@ -96,16 +97,16 @@ def test_wrong_features_are_named(loaded, given, message):
 
 def test_a_query_tower_without_features_says_so(world, loaded):
   with pytest.raises(ValueError, match="no feature 'age'; there are: none"):
-    loaded.recommend([world.query_ids[0]], 3, features={"age": [3.0]})
+    loaded.recommend([world.query_ids[0]], k=3, features={"age": [3.0]})
 
 
 def test_inputs_have_names_of_their_own():
   inputs = features.of_schema(
     [
-      {"name": "k", "kind": "float"},
-      {"name": "item price", "kind": "float"},
-      {"name": "item_price", "kind": "token", "vocabulary": [""]},
-      {"name": "2nd", "kind": "float_seq", "length": 3},
+      schema.FeatureSchema("k", "float", mean=[0], std=[1]),
+      schema.FeatureSchema("item price", "float", mean=[0], std=[1]),
+      schema.FeatureSchema("item_price", "token", vocabulary=[""]),
+      schema.FeatureSchema("2nd", "float_seq", length=3, mean=[0], std=[1]),
     ]
   )
   assert [x.input for x in inputs] == [

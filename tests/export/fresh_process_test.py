@@ -113,4 +113,4 @@ def test_error_is_one_line(tmp_path):
     assert stdout == ""
     assert "Traceback" not in stderr
     last = stderr.splitlines()[-1]
-    assert last.startswith("Error: ") and "python -m" in last
+    assert ": Error: " in last and "python -m" in last

@@ -11,12 +11,13 @@ from pyarrow import parquet
 from export.bundle import new_items
 from xir_tfrs.data import errors
 from xir_tfrs.data.files import side_tables
+from xir_tfrs.serving import manifest
 
 FEATURES = (
-  {"name": "tag", "kind": "token"},
-  {"name": "words", "kind": "token_seq"},
-  {"name": "price", "kind": "float"},
-  {"name": "place", "kind": "float_seq", "length": 2},
+  manifest.Feature("tag", "tag", "token"),
+  manifest.Feature("words", "words", "token_seq"),
+  manifest.Feature("price", "price", "float"),
+  manifest.Feature("place", "place", "float_seq", 2),
 )
 # id, colour (no feature), price, words, tag, place
 ROWS = (

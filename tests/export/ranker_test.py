@@ -99,9 +99,9 @@ def test_reranks_what_is_retrieved(world, ranked, depth):
   model, directory = ranked
   loaded = bundle.Bundle.load(directory)
   assert loaded.has_ranker
-  queries = [3, 0, 39]
+  queries = [3, 0, 38]
   found = loaded.recommend(
-    [world.query_ids[q] for q in queries], 5, rerank=True, rerank_depth=depth
+    [world.query_ids[q] for q in queries], k=5, rerank=True, rerank_depth=depth
   )
   for row, number in enumerate(queries):
     ids, scores = _reranked(world, model, number, depth)
@@ -113,15 +113,15 @@ def test_more_answers_than_the_depth(world, ranked):
   model, directory = ranked
   loaded = bundle.Bundle.load(directory)
   name = world.query_ids[2]
-  found = loaded.recommend([name], 12, rerank=True, rerank_depth=3)
+  found = loaded.recommend([name], k=12, rerank=True, rerank_depth=3)
   assert found.ids[0].tolist() == _reranked(world, model, 2, 12)[0]
   # More than there are: padding stays last.
-  found = loaded.recommend([name], 305, rerank=True)
+  found = loaded.recommend([name], k=305, rerank=True)
   assert found.ids[0, :300].tolist() == _reranked(world, model, 2, 300)[0]
   assert found.ids[0, 300:].tolist() == [""] * 5
   assert np.isneginf(found.scores[0, 300:]).all()
   with pytest.raises(ValueError, match="`rerank_depth` = 0"):
-    loaded.recommend([name], 3, rerank=True, rerank_depth=0)
+    loaded.recommend([name], k=3, rerank=True, rerank_depth=0)
 
 
 def test_exclusions_and_unknown_queries(world, ranked):
@@ -129,7 +129,7 @@ def test_exclusions_and_unknown_queries(world, ranked):
   loaded = bundle.Bundle.load(directory)
   seen = {world.candidate_ids[c] for c in world.seen[5]}
   found = loaded.recommend(
-    [world.query_ids[5], "nobody"], 10, exclude_seen=True, rerank=True
+    [world.query_ids[5], "nobody"], k=10, exclude_seen=True, rerank=True
   )
   assert found.ids[0].tolist() == _reranked(world, model, 5, 100, seen)[0][:10]
   assert found.known.tolist() == [True, False]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,8 +17,7 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from export import refresh
-from export.bundle import new_items, trained, write
-from export.bundle import signatures as saved_models
+from export.bundle import encoders, new_items, trained, write
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle, features
@@ -117,10 +117,9 @@ def plain(exported, tmp_path):
   parts = shutil.ignore_patterns("scann", "scann_folder", "*.png")
   shutil.copytree(exported, directory, ignore=parts)
   manifest = manifests.load(directory)
-  for name in ("indexes", "signatures"):
-    del manifest[name]["scann"]
+  del manifest.indexes["scann"], manifest.signatures["scann"]
   (directory / manifests.FILE_NAME).unlink()
-  manifests.save(directory, manifest)
+  manifests.save(directory, msgspec.structs.asdict(manifest))
   return directory
 
 
@@ -131,7 +130,7 @@ def test_answers_are_those_of_numpy(world, refreshed, answering, index):
   np.testing.assert_allclose(loaded.vectors, refreshed.vectors, atol=1e-5)
   exact = world.query_vectors @ refreshed.vectors.T
   order = np.argsort(-exact, axis=1, kind="stable")
-  found = loaded.recommend(world.query_ids, len(refreshed.ids) + 1)
+  found = loaded.recommend(world.query_ids, k=len(refreshed.ids) + 1)
   expected = np.array(refreshed.ids, object)[order]
   # Of equal or nearly equal scores either may come first.
   scores = np.take_along_axis(exact, order, axis=1)
@@ -149,19 +148,19 @@ def test_removed_candidates_never_come_back(world, refreshed, answering):
   for loaded in answering.values():
     n = len(refreshed.ids)
     answers = (
-      loaded.recommend(world.query_ids, n).ids,
-      loaded.recommend(["nobody"], n).ids,
+      loaded.recommend(world.query_ids, k=n).ids,
+      loaded.recommend(["nobody"], k=n).ids,
       loaded.similar_items(refreshed.ids, n).ids,
     )
     for ids in answers:
       assert not set(GONE) & set(ids.ravel())
     assert not loaded.similar_items(GONE, 5).num_found.any()
-    allowed = loaded.recommend(world.query_ids[:2], 5, allow=[GONE] * 2)
+    allowed = loaded.recommend(world.query_ids[:2], k=5, allow_ids=[GONE] * 2)
     assert not allowed.num_found.any()
 
 
 def test_popularity_has_old_counts_and_none_for_the_new(world, answering):
-  found = answering["brute_force"].recommend(["nobody"], 300)
+  found = answering["brute_force"].recommend(["nobody"], k=300)
   counts = dict(zip(world.candidate_ids, world.counts, strict=True))
   expected = [counts.get(name, 0) for name in found.ids[0]]
   assert found.scores[0].tolist() == expected == sorted(expected)[::-1]
@@ -170,12 +169,12 @@ def test_popularity_has_old_counts_and_none_for_the_new(world, answering):
 
 def test_exclusions_and_seen_are_exact(world, refreshed, answering):
   for loaded in answering.values():
-    first = loaded.recommend(world.query_ids, 8).ids
+    first = loaded.recommend(world.query_ids, k=8).ids
     exclude = [[*row, "item 0", "neu 1"] for row in first]
-    second = loaded.recommend(world.query_ids, 300, exclude=exclude)
+    second = loaded.recommend(world.query_ids, k=300, exclude_ids=exclude)
     for before, after in zip(exclude, second.ids, strict=True):
       assert {*after} - {""} == {*refreshed.ids} - {*before}
-    unseen = loaded.recommend(world.query_ids, 300, exclude_seen=True).ids
+    unseen = loaded.recommend(world.query_ids, k=300, exclude_seen=True).ids
     for row, seen in zip(unseen, world.seen, strict=True):
       names = {world.candidate_ids[i] for i in seen}
       assert {*row} - {""} == {*refreshed.ids} - names
@@ -188,12 +187,12 @@ def test_towers_stay_and_the_report_counts(exported, refreshed):
         copied = refreshed.directory / path.relative_to(exported)
         assert copied.read_bytes() == path.read_bytes()
   old, new = map(manifests.load, (exported, refreshed.directory))
-  assert new["tower_sha256"] == old["tower_sha256"]
+  assert new.tower_sha256 == old.tower_sha256
   for name in ("data", "checkpoint", "training", "max_k", "unknown_query"):
-    assert new[name] == old[name]
-  assert new["indexes"]["scann"]["kind"] == "scann"
-  assert new["num_candidates"] == 300
-  (about,) = new["refreshes"]
+    assert getattr(new, name) == getattr(old, name)
+  assert new.indexes["scann"].kind == "scann"
+  assert new.num_candidates == 300
+  (about,) = new.refreshes
   counts = ("added", "changed", "removed", "removed_unknown")
   assert [about[name] for name in counts] == [3, 1, 3, 1]
   assert about["unknown_tokens"] == {
@@ -239,9 +238,9 @@ def _write_tfrecord(path, found):
 
 
 def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
-  described = manifests.load(exported)["candidate_features"]
+  described = manifests.load(exported).candidate_features
   loaded = bundle.Bundle.load(exported, "brute_force")
-  tower = saved_models.LoadedEncoder(
+  tower = encoders.LoadedEncoder(
     exported / "candidate_tower", "candidate", loaded.candidate_features
   )
   found = new_items.read_items(_items_of(tmp_path), described)
@@ -306,9 +305,8 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
   assert (plain / manifests.FILE_NAME).read_bytes() == before
   assert sorted(x.name for x in tmp_path.iterdir()) == ["bundle", "items.csv"]
 
-  def replace_meanwhile(output, contents, about, overwrite, check):
+  def replace_meanwhile(directory, contents, about):
     (plain / manifests.FILE_NAME).write_bytes(before + b"\n")
-    check(plain)
 
   monkeypatch.setattr(refresh, "_verify", lambda directory: None)
   monkeypatch.setattr(write, "write_bundle", replace_meanwhile)
@@ -358,31 +356,28 @@ def numbered(tmp_path):
     return -tf.cast(candidate_rows + query_rows[:, None], tf.float32)
 
   output = tmp_path / "numbered"
-  write.write_bundle(
-    output,
-    write.Contents(
-      query_ids=query_ids,
-      candidate_counts=np.arange(30),
-      seen=(np.arange(13), np.arange(12, dtype=np.int32)),
-      query_tower=saved_models.TrainedEncoder(
-        tables[0],
-        encode_query,
-        lambda rows: {"age": tf.ones_like(rows, tf.float32)},
-        [features.FeatureInput("age", "age", "float")],
-      ),
-      candidate_tower=saved_models.TrainedEncoder(
-        tables[1], lambda rows, _: tf.gather(candidates, rows + 1)
-      ),
-      indexes={
-        "brute_force": indexes.BruteForceIndex().index(
-          tables[1], candidates[1:]
-        )
-      },
-      ranker=saved_models.Ranker(*tables, rank),
-      max_k=50,
+  index = indexes.BruteForceIndex().index(tables[1], candidates[1:])
+  contents = write.Contents(
+    query_ids=query_ids,
+    candidate_counts=np.arange(30),
+    seen=(np.arange(13), np.arange(12, dtype=np.int32)),
+    query_tower=encoders.TrainedEncoder(
+      tables[0],
+      np.ones(12),
+      encode_query,
+      lambda rows: {"age": tf.ones_like(rows, tf.float32)},
+      [features.FeatureInput("age", "age", "float")],
     ),
-    {"indexes": {"brute_force": {"kind": "exact"}}},
+    candidate_tower=encoders.TrainedEncoder(
+      tables[1], np.ones(30), lambda rows, _: tf.gather(candidates, rows + 1)
+    ),
+    indexes={"brute_force": index},
+    about_indexes={"brute_force": manifests.Index(kind="exact")},
+    ranker=encoders.Ranker(*tables, rank),
+    max_k=50,
   )
+  with manifests.new_bundle(output, overwrite=False) as directory:
+    write.write_bundle(directory, contents, about={})
   return output, queries.numpy(), candidates.numpy()
 
 
@@ -412,9 +407,9 @@ def test_two_in_a_row_of_integers_with_a_ranker(
     )
   )
   loaded = bundle.Bundle.load(tmp_path / "new")
-  assert len(loaded.manifest["refreshes"]) == 2
-  assert loaded.manifest["unknown_query"] == "tower"
-  assert loaded.manifest["max_k"] == 50
+  assert len(loaded.manifest.refreshes) == 2
+  assert loaded.manifest.unknown_query == "features"
+  assert loaded.manifest.max_k == 50
   kept = [1, *range(3, 29)]
   assert loaded.candidate_ids.tolist() == [*np.multiply(10, kept), -7, 290]
   assert loaded.counts.tolist() == [*kept, 0, 0]
@@ -425,11 +420,11 @@ def test_two_in_a_row_of_integers_with_a_ranker(
   # The tower still knows 290.
   vectors = candidates[[*np.add(1, kept), 0, 30]]
   np.testing.assert_allclose(loaded.vectors, vectors, atol=1e-6)
-  found = loaded.recommend([103, 9], 3, features={"age": [2.0, -1.0]})
+  found = loaded.recommend([103, 9], k=3, features={"age": [2.0, -1.0]})
   expected = [2 * queries[4] @ vectors.T, -queries[0] @ vectors.T]
   np.testing.assert_allclose(
     found.scores, -np.sort(-np.array(expected))[:, :3], atol=1e-5
   )
   # The ranker's scores fall with the row of training; what is new has -1.
-  ranked = loaded.recommend([103], 3, rerank=True, rerank_depth=50)
+  ranked = loaded.recommend([103], k=3, rerank=True, rerank_depth=50)
   assert ranked.ids.tolist() == [[-7, 10, 30]]

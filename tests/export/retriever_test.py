@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import xir_tfrs as xir
 from export import export_retriever
-from export.bundle import signatures as saved_models
+from export.bundle import encoders, signatures
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 
@@ -26,15 +27,15 @@ def test_allowed_seen_and_excluded_together(world, loaded):
   best = world.ranking(query)
   allow = [best[3], best[30], best[100], *seen, "no such item", ""]
   name = world.query_ids[query]
-  found = loaded.recommend([name], 40, allow=[allow])
+  found = loaded.recommend([name], k=40, allow_ids=[allow])
   expected = [x for x in best if x in allow]
   assert found.ids[0].tolist() == expected + [""] * (40 - len(expected))
   assert found.num_found.tolist() == [len(expected)]
   found = loaded.recommend(
     [name, name, "nobody"],
-    40,
-    allow=[allow, ["no such item"], allow],
-    exclude=[[best[30]], [], [best[3]]],
+    k=40,
+    allow_ids=[allow, ["no such item"], allow],
+    exclude_ids=[[best[30]], [], [best[3]]],
     exclude_seen=True,
   )
   left = {best[3], best[100]} - set(seen)
@@ -80,37 +81,37 @@ def test_integer_ids(world, integers):
   best = [5 * world.candidate_ids.index(x) for x in world.ranking(query)]
   seen = {5 * c for c in world.seen[query]}
   found = integers.recommend(
-    [10**12 + query], 300, exclude=[[best[0], 3]], exclude_seen=True
+    [10**12 + query], k=300, exclude_ids=[[best[0], 3]], exclude_seen=True
   )
   assert found.ids.dtype == np.int64
   left = [x for x in best[1:] if x not in seen]
   assert found.ids[0].tolist() == left + [-1] * (300 - len(left))
   assert found.num_found.tolist() == [len(left)]
-  found = integers.recommend([10**12 + query], 3, allow=[best[7:9]])
+  found = integers.recommend([10**12 + query], k=3, allow_ids=[best[7:9]])
   assert found.ids[0].tolist() == [*best[7:9], -1]
   assert integers.candidate_ids[7] == 35
   assert 45 not in integers.similar_items([45], 299).ids
   # On a command line every id is text.
-  again = integers.recommend([str(10**12 + query)], 3)
+  again = integers.recommend([str(10**12 + query)], k=3)
   assert again.ids[0].tolist() == best[:3]
   with pytest.raises(ValueError, match="query ids .* int64.*'nobody'"):
-    integers.recommend(["nobody"], 3)
+    integers.recommend(["nobody"], k=3)
   with pytest.raises(ValueError, match="candidate ids .* int64.*1.5"):
-    integers.recommend([10**12], 3, exclude=[[1.5]])
+    integers.recommend([10**12], k=3, exclude_ids=[[1.5]])
 
 
 def test_unknown_query_as_the_tower_has_it(world, integers):
-  found = integers.recommend([4], 3)
+  found = integers.recommend([4], k=3)
   assert found.known.tolist() == [False]
   scores = world.candidate_vectors @ world.unknown_query
   np.testing.assert_allclose(found.scores[0], np.sort(scores)[::-1][:3], 1e-5)
 
 
 def test_largest_k(numbered, integers):
-  assert integers.recommend([10**12], 400).num_found.tolist() == [300]
+  assert integers.recommend([10**12], k=400).num_found.tolist() == [300]
   for k in (0, 401):
     with pytest.raises(ValueError, match=f"from 1 to 400.*`k` = {k}"):
-      integers.recommend([10**12], k)
+      integers.recommend([10**12], k=k)
     with pytest.raises(ValueError, match="from 1 to 400"):
       integers.similar_items([5], k)
   none = tf.zeros([1, 0], tf.int64)
@@ -133,7 +134,7 @@ def test_closed_bundles_spare_the_others(world, exported):
   first.close()
   with pytest.raises(tf.errors.NotFoundError):
     tf.raw_ops.LookupTableSizeV2(table_handle=table)
-  found = second.recommend([world.query_ids[4]], 3)
+  found = second.recommend([world.query_ids[4]], k=3)
   assert found.ids[0].tolist() == world.ranking(4)[:3]
 
 
@@ -152,21 +153,21 @@ def test_ids_that_are_no_integers(world, tmp_path):
 def test_a_loaded_tower_can_be_saved_again(world, exported, tmp_path):
   """As a refresh does, without the Keras model."""
   b = bundle.Bundle.load(exported, "brute_force")
-  queries = saved_models.LoadedEncoder(exported / "query_tower", "query")
-  candidates = saved_models.LoadedEncoder(
+  queries = encoders.LoadedEncoder(exported / "query_tower", "query")
+  candidates = encoders.LoadedEncoder(
     exported / "candidate_tower", "candidate", b.candidate_features
   )
-  index = export_retriever.xir.indexes.BruteForceIndex().index(
+  index = xir.indexes.BruteForceIndex().index(
     ["x", "y"], world.candidate_vectors[[8, 2]]
   )
-  saved_models.save_retriever(
-    saved_models.Retriever(
+  signatures.save_retriever(
+    signatures.Retriever(
       index,
       queries,
       candidates,
       np.array([3, 4]),
       (np.zeros(41, np.int64), np.zeros(0, np.int32)),
-      popular_if_unknown=True,
+      unknown_query="popularity",
       max_k=9,
     ),
     tmp_path / "again",

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
 import xir_tfrs as xir
-from xir_tfrs.data import errors
-from xir_tfrs.data import id_lists as string_list
-from xir_tfrs.serving import scann_folder
+from export.bundle import write
+from xir_tfrs.data import errors, id_lists, json_files
+from xir_tfrs.serving import manifest, scann_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE, DIM = 2000, 8
@@ -35,12 +36,10 @@ INTEGERS = 10 * np.arange(SIZE, dtype=np.int64)
 
 def _write(path, ids, **settings):
   """The folder as an export writes it."""
-  path.mkdir(parents=True)
   index = xir.indexes.ScannIndex(**settings).index(ids, VECTORS)
-  index.save_folder(path)
   if not isinstance(ids, np.ndarray):
     ids = [x.encode() for x in ids]
-  string_list.save_ids(path / "candidate_ids", ids)
+  write.write_folder(path, index, ids)
   return path
 
 
@@ -166,7 +165,10 @@ def test_equal_scores_by_row():
     ((QUERIES, 0), "`k` must be a positive integer"),
     ((QUERIES, 2.5), "`k` must be a positive integer"),
     ((QUERIES, 3, [["a"]]), "1 lists for 6 queries"),
-    ((QUERIES, 3, ["a"] * 6), "must hold lists of ids"),
+    ((QUERIES, 3, ["a"] * 6), r"one list of ids per query.*'a' in the place"),
+    ((QUERIES[0], 3, "a"), r"one list of ids per query.*'a' in the place"),
+    ((QUERIES[0], 3, [["a"]]), r"candidate ids .* Received: \['a'\]"),
+    ((QUERIES[0], 3, [7]), "candidate ids .* string. Received: 7"),
   ],
 )
 def test_wrong_arguments(folders, arguments, message):
@@ -197,68 +199,97 @@ def test_every_file_is_named_below(folders):
   assert files == set(_names())
 
 
-@pytest.mark.parametrize("how", ["missing", "cut"])
+def _flip(path, place):
+  """Changes one bit."""
+  content = bytearray(path.read_bytes())
+  content[place] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
 @pytest.mark.parametrize("name", _names())
 def test_broken_files_are_named(folders, tmp_path, name, how):
   path = shutil.copytree(folders["all"], tmp_path / "copy")
+  size = (path / name).stat().st_size
   if how == "missing":
     (path / name).unlink()
+  elif how == "cut":
+    os.truncate(path / name, size * 2 // 3)
   else:
-    os.truncate(path / name, (path / name).stat().st_size * 2 // 3)
+    _flip(path / name, size // 2)
   before = sorted(path.rglob("*"))
   with pytest.raises(errors.DataError) as raised:
     scann_folder.ScannFolder.load(path)
-  # ScaNN's list may still be readable, but not say all there is.
-  expected = "searcher" if name.endswith("pbtxt") else os.path.basename(name)
-  assert expected in str(raised.value)
+  assert raised.value.path == str(path / name)
   assert "export" in str(raised.value)
   assert sorted(path.rglob("*")) == before
 
 
-def test_files_that_do_not_fit(folders, tmp_path):
+def test_every_bit_of_the_settings_counts(folders, tmp_path):
+  path = shutil.copytree(folders["exact"], tmp_path / "copy")
+  content = (path / "settings.json").read_bytes()
+  for place in range(len(content)):
+    changed = bytearray(content)
+    changed[place] ^= 1
+    if bytes(changed).split() == content.split():
+      continue  # White space.
+    (path / "settings.json").write_bytes(changed)
+    with pytest.raises(errors.DataError, match="settings.json"):
+      scann_folder.ScannFolder.load(path)
+
+
+def test_files_of_another_folder_are_refused(folders, tmp_path):
+  """They are whole, and of the same sizes."""
   path = shutil.copytree(folders["all"], tmp_path / "copy")
+  other = [x.encode() for x in reversed(STRINGS)]
+  id_lists.save(path / "candidate_ids", other)
+  with pytest.raises(errors.DataError, match="candidate_ids.data.npy: its con"):
+    scann_folder.ScannFolder.load(path)
+  # What was not looked at is not noticed, and that is what it says.
+  folder = scann_folder.ScannFolder.load(path, check_hashes=False)
+  assert folder.search(QUERIES[0], 1)[0] == STRINGS[-1 - _expected(0, 1)[0][0]]
 
-  def change(**settings):
-    file = path / "settings.json"
-    known = json.loads((folders["all"] / "settings.json").read_text())
-    known |= settings
-    file.write_text(
-      json.dumps({k: v for k, v in known.items() if v is not None})
-    )
 
-  def fails(message):
+def test_a_stray_list_does_not_replace_the_ids(folders, tmp_path):
+  path = shutil.copytree(folders["all"], tmp_path / "copy")
+  np.save(path / "candidate_ids.npy", INTEGERS)
+  folder = scann_folder.ScannFolder.load(path)
+  assert folder.search(QUERIES[0], 1)[0] == STRINGS[_expected(0, 1)[0][0]]
+
+
+def test_folders_that_cannot_be_read_here(folders, tmp_path):
+  path = shutil.copytree(folders["all"], tmp_path / "copy")
+  settings = msgspec.json.decode(
+    (path / "settings.json").read_bytes(), type=scann_folder.Settings
+  )
+
+  def fails(message, **changes):
+    changed = manifest.seal(msgspec.structs.replace(settings, **changes))
+    json_files.write(path / "settings.json", changed)
     with pytest.raises(errors.DataError, match=message):
       scann_folder.ScannFolder.load(path)
 
-  change(scann="1.0.0")
-  fails("written with ScaNN 1.0.0, found .*'scann==1.0.0'")
-  change(size=SIZE - 1)
-  fails(
-    rf"\({SIZE}, {DIM}\), settings.json says float32 of \({SIZE - 1}, {DIM}\)"
-  )
-  change(max_fetch=None)
-  fails("does not say max_fetch")
-  change()
-  string_list.save(path / "candidate_ids", [b"a", b"b"])
-  fails(f"not those of {SIZE} candidates")
-  np.save(path / "candidate_ids.npy", INTEGERS[1:])
-  fails(f"not those of {SIZE} candidates")
-  np.save(path / "candidate_ids.npy", INTEGERS)
-  assert scann_folder.ScannFolder.load(path).size == SIZE
+  fails("ScaNN 1.0.0, found .*'scann==1.0.0'", scann="1.0.0")
+  fails(rf"\({SIZE}, {DIM}\).* says \({SIZE - 1}, {DIM}\)", size=SIZE - 1)
+  # As earlier releases wrote it.
+  old = {"size": SIZE, "dim": DIM, "scann": "1.4.2", "exact": False}
+  (path / "settings.json").write_text(json.dumps(old))
+  with pytest.raises(errors.DataError, match="field format.*export the bundle"):
+    scann_folder.ScannFolder.load(path)
 
 
 WITHOUT_TENSORFLOW = """
 import json, sys
 sys.modules["tensorflow"] = None
 import numpy as np
-from export import scann_folder
+from xir_tfrs.serving import scann_folder
 folder = scann_folder.ScannFolder.load(sys.argv[1])
 queries = np.array(json.loads(sys.argv[2]), np.float32)
 ids, scores = folder.search(queries, 4)
 print(json.dumps({
   "ids": ids.tolist(),
   "modules": sorted(x for x in sys.modules if x.split(".")[0] in
-                    ("xir_tfrs", "absl", "scann", "tf_keras", "keras")),
+                    ("absl", "scann", "tf_keras", "keras")),
 }))
 """
 

@@ -216,12 +216,14 @@ def test_health_and_readiness(server):
 
 
 def test_rest_and_grpc_answer_as_the_bundle_does(server, loaded, world):
-  queries = [world.query_ids[3], "nobody", world.query_ids[39]]
+  queries = [world.query_ids[3], "nobody", world.query_ids[38]]
   exclude = [["item 1", world.ranking(3)[0]], ["item 0", ""], ["", ""]]
   allow = [["", ""], ["", ""], ["item 5", "item 8"]]
   inputs = _inputs(queries, 4, exclude, allow)
   allowed = [[x for x in row if x] for row in allow]
-  expected = _expected(loaded.recommend(queries, 4, exclude, allowed))
+  expected = _expected(
+    loaded.recommend(queries, k=4, exclude_ids=exclude, allow_ids=allowed)
+  )
   assert expected["known"] == [True, False, True]
   assert expected["num_found"] == [4, 4, 2]
   assert expected["scores"][2][2:] == [-np.inf] * 2
@@ -245,7 +247,7 @@ def test_rest_and_grpc_answer_as_the_bundle_does(server, loaded, world):
 
 def test_every_signature(server, loaded, world):
   queries = world.query_ids[:2]
-  unseen = loaded.recommend(queries, 5, exclude_seen=True)
+  unseen = loaded.recommend(queries, k=5, exclude_seen=True)
   assert _same(
     server.rest(_inputs(queries, 5), "recommend_unseen"), _expected(unseen)
   )
@@ -257,7 +259,7 @@ def test_every_signature(server, loaded, world):
   nothing = _inputs(queries, 5)
   del nothing["query_id"]
   search = server.rest({"query_embeddings": vectors, **nothing}, "search")
-  recommended = _expected(loaded.recommend(queries, 5))
+  recommended = _expected(loaded.recommend(queries, k=5))
   assert search["candidate_ids"] == recommended["candidate_ids"]
   features = {
     "tag": ["a", ""],
@@ -287,7 +289,7 @@ def test_row_format(server, loaded, world):
   assert status == 200
   rows = json.loads(text)["predictions"]
   columns = {name: [row[name] for row in rows] for name in rows[0]}
-  expected = loaded.recommend(queries, 2, [["item 1"]] * 3)
+  expected = loaded.recommend(queries, k=2, exclude_ids=[["item 1"]] * 3)
   assert _same(columns, _expected(expected))
 
 
@@ -463,7 +465,9 @@ def _cases(loaded, world):
     width = int(rng.integers(0, 6))
     exclude = rng.choice(world.candidate_ids, [n, width]).tolist()
     unseen = signature == "recommend_unseen"
-    found = loaded.recommend(queries, k, exclude, exclude_seen=unseen)
+    found = loaded.recommend(
+      queries, k=k, exclude_ids=exclude, exclude_seen=unseen
+    )
     yield signature, _inputs(queries, k, exclude), _expected(found)
 
 
@@ -500,7 +504,7 @@ def test_many_clients_at_once_get_right_answers(server, loaded, world):
 def test_clients_in_the_documentation_print_the_answers(server, loaded, world):
   text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
   query = world.query_ids[3]
-  expected = loaded.recommend([query], 10)
+  expected = loaded.recommend([query], k=10)
   lines = [
     f"{name}\t{round(float(score), 4)}"
     for name, score in zip(expected.ids[0], expected.scores[0], strict=True)
@@ -537,7 +541,7 @@ def test_unusable_bundle_or_port_is_named(
   )
   taken = {"port": server.port, "grpc_port": server.grpc_port}
   for changes, message in (
-    ({}, "manifest.json: cannot be read"),
+    ({}, "manifest.json: not found"),
     ({"port": taken["port"]}, f"--port {taken['port']} of 127.0.0.1: "),
     (
       {"grpc_port": taken["grpc_port"]},
@@ -606,7 +610,7 @@ def test_new_bundles_take_over_without_a_wrong_answer(
   queries = world.query_ids[:4]
   answers = {
     source: _expected(
-      bundle.Bundle.load(source, "brute_force", False).recommend(queries, 5)
+      bundle.Bundle.load(source, "brute_force", False).recommend(queries, k=5)
     )
     for source in (exported, other)
   }

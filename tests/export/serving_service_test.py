@@ -43,7 +43,7 @@ async def _predict(serve, inputs, signature=""):
 def test_integer_ids(numbered):
   loaded = bundle.Bundle.load(numbered, "brute_force", check_hashes=False)
   queries = [10**12 + 3, 7]  # The second is unknown.
-  expected = loaded.recommend(queries, 4, [[5, 10], [15]])
+  expected = loaded.recommend(queries, k=4, exclude_ids=[[5, 10], [15]])
 
   async def main():
     with futures.ThreadPoolExecutor(2) as pool:
@@ -92,11 +92,13 @@ def test_the_memory_of_an_old_bundle_is_freed(exported):
       searcher.search_batched(vector, 1)
     with pytest.raises(tf.errors.OpError):
       look_up(query_id=tf.constant([old.query_ids[0]]))
-    return new.bundle.recommend([new.bundle.query_ids[0]], 3), old.query_ids[0]
+    return new.bundle.recommend([new.bundle.query_ids[0]], k=3), old.query_ids[
+      0
+    ]
 
   found, query = asyncio.run(main())
   fresh = bundle.Bundle.load(exported, "scann", check_hashes=False)
-  np.testing.assert_array_equal(found.ids, fresh.recommend([query], 3).ids)
+  np.testing.assert_array_equal(found.ids, fresh.recommend([query], k=3).ids)
 
 
 class _Faulty:

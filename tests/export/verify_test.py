@@ -5,7 +5,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,9 +24,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def _sign(directory, **changes):
   """Makes the manifest fit the files, with `changes` in it."""
-  manifest = manifests.load(directory) | changes
+  about = msgspec.structs.asdict(manifests.load(directory)) | changes
   (directory / manifests.FILE_NAME).unlink()
-  return manifests.save(directory, manifest)
+  return manifests.save(directory, about)
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +36,8 @@ def plain(exported, tmp_path_factory):
   parts = shutil.ignore_patterns("scann", "scann_folder", "*.png")
   shutil.copytree(exported, directory, ignore=parts)
   manifest = manifests.load(directory)
-  for name in ("indexes", "signatures"):
-    del manifest[name]["scann"]
-  _sign(directory, **manifest)
+  del manifest.indexes["scann"], manifest.signatures["scann"]
+  _sign(directory, indexes=manifest.indexes, signatures=manifest.signatures)
   return directory
 
 
@@ -120,13 +121,13 @@ def _add_link(directory):
 
 
 def _other_tower(directory):
-  towers = manifests.load(directory)["tower_sha256"]
+  towers = manifests.load(directory).tower_sha256
   _sign(directory, tower_sha256=towers | {"candidate": towers["query"]})
   return {"towers": "candidate_tower: is not the tower"}
 
 
 def _newer_tensorflow(directory):
-  versions = manifests.load(directory)["versions"]
+  versions = manifests.load(directory).versions
   _sign(directory, versions=versions | {"tensorflow": "2.99.0"})
   return {"versions": "2.99.0"}
 
@@ -155,7 +156,7 @@ def test_damaged_files_are_found(copy, without_models, damage):
 def test_other_scann_version_is_found(exported, tmp_path, without_models):
   directory = tmp_path / "bundle"
   shutil.copytree(exported, directory)
-  versions = manifests.load(directory)["versions"]
+  versions = manifests.load(directory).versions
   _sign(directory, versions=versions | {"scann": "1.0"})
   assert _failed(verify.verify(directory)).keys() == {"versions"}
 
@@ -204,7 +205,7 @@ def test_other_signatures_and_mixed_lists_are_found(copy):
   swapped = data.replace(first, b"\0" * 7, 1)
   swapped = swapped.replace(second, first, 1).replace(b"\0" * 7, second, 1)
   np.save(path, np.frombuffer(swapped, np.uint8))
-  signatures = manifests.load(copy)["signatures"]
+  signatures = manifests.load(copy).signatures
   del signatures["brute_force"]["search"]["inputs"]["allow_ids"]
   signatures["query_tower"]["encode_query"]["outputs"]["row"]["shape"] = []
   _sign(copy, signatures=signatures)
@@ -222,7 +223,7 @@ def test_vectors_that_are_not_finite_are_found(plain, tmp_path):
   vectors = corpus.vectors.copy()
   vectors[7, 2] = np.nan
   index.vectors.assign(vectors)
-  tower = refresh.saved_models.LoadedEncoder(
+  tower = refresh.encoders.LoadedEncoder(
     plain / "candidate_tower", "candidate", old.candidate_features
   )
   write.write_bundle(
@@ -256,35 +257,36 @@ class FakeBundle:
     seen = rng.integers(0, 60, [9, 3]).astype(np.int32)
     seen[:, 0] = np.argmax(self._queries[:9] @ self.vectors.T, axis=1)
     self.seen = (3 * np.arange(10), seen.ravel())
-    self.manifest = {
-      "num_candidates": 60,
-      "dim": 4,
-      "max_k": 100,
-      "id_types": {"candidate": "int64" if integers else "string"},
-      "unknown_query": unknown_query,
-      "indexes": {"scann": {"kind": "scann", "recall": {"5": 0.99}}},
-    }
+    self.manifest = types.SimpleNamespace(
+      num_candidates=60,
+      dim=4,
+      max_k=100,
+      id_types=manifests.IdTypes("string", "int64" if integers else "string"),
+      unknown_query=unknown_query,
+      indexes={"scann": manifests.Index(kind="scann", recall={"5": 0.99})},
+    )
     if fault == "a vector is not finite":
       self.vectors[7, 1] = np.inf
     if fault == "a query is not finite":
       self._queries[:] = np.nan
     if fault == "too few vectors":
-      self.manifest["num_candidates"] = 61
+      self.manifest.num_candidates = 61
     self.signatures = {"search": self._signature}
 
   def encode_queries(self, ids):
     known = list(self.query_ids)
     return self._queries[[known.index(x) if x in known else 9 for x in ids]]
 
-  def recommend(self, query_ids, k, exclude=None, exclude_seen=False):
+  def recommend(self, query_ids, k, exclude_ids=None, exclude_seen=False):
     known = np.array([x in list(self.query_ids) for x in query_ids])
-    lists = [list(map(str, x)) for x in exclude or [[]] * len(query_ids)]
+    lists = [list(map(str, x)) for x in exclude_ids or [[]] * len(query_ids)]
     if exclude_seen and self.fault != "seen comes back":
       for query, ids in zip(query_ids, lists, strict=True):
         row = list(self.query_ids).index(query)
         ids += [self._ids[i] for i in self.seen[1][3 * row : 3 * row + 3]]
     vectors, queries = self.vectors, self.encode_queries(query_ids)
-    if not known.all() and self.manifest["unknown_query"] == "popularity":
+    popular = ~known & (self.manifest.unknown_query == "popularity")
+    if popular.any():
       vectors, queries = self.counts[:, None], np.ones([len(known), 1])
       if self.fault == "unknown query gets others":
         queries = -queries
@@ -293,7 +295,7 @@ class FakeBundle:
     if self.fault == "unknown query is known":
       known[:] = True
     found = self._search(queries, k, lists, [[]] * len(known), vectors)
-    return bundle.Recommendations(found[0], found[1], known, found[2])
+    return bundle.Recommendations(found[0], found[1], known, found[2], popular)
 
   def similar_items(self, ids, k):
     rows = [self._ids.index(str(x)) if str(x) in self._ids else -1 for x in ids]
@@ -311,7 +313,7 @@ class FakeBundle:
     return bundle.SimilarItems(*found)
 
   def _signature(self, query_embeddings, k, exclude_ids, allow_ids):
-    if k > self.manifest["max_k"] and self.fault != "any k":
+    if k > self.manifest.max_k and self.fault != "any k":
       raise tf.errors.InvalidArgumentError(None, None, "too many")
     exclude, allow = (
       [[x for x in map(_text, row) if x not in ("", "-1")] for row in x.numpy()]
@@ -418,14 +420,14 @@ def test_faults_are_found_by_their_check(fault, check, expected):
 
 def test_recall_below_the_promise_is_found_unless_less_is_asked():
   fake = FakeBundle("low recall")  # Never the best: 1/2 of 2, 4/5 of 5.
-  fake.manifest["indexes"]["scann"]["recall"]["2"] = 0.99
+  fake.manifest.indexes["scann"].recall["2"] = 0.99
   with pytest.raises(errors.DataError, match="0.5000 of 9 .* least 0.67"):
     checks.answers(checks.Probe(fake, 9, 2))
   with pytest.raises(errors.DataError, match="must be at least 0.9500"):
     checks.answers(checks.Probe(fake, 9, 5, min_recall=0.95))
   assert checks.answers(checks.Probe(fake, 9, 5, min_recall=0.79))
-  fake.manifest["indexes"]["scann"]["recall"]["5"] = 0.7
+  fake.manifest.indexes["scann"].recall["5"] = 0.7
   assert checks.answers(checks.Probe(fake, 9, 5))
-  fake.manifest["indexes"]["scann"] = {"kind": "exact"}
+  fake.manifest.indexes["scann"] = manifests.Index(kind="exact")
   with pytest.raises(errors.DataError, match="must be at least 1.0000"):
     checks.answers(checks.Probe(fake, 9, 5))

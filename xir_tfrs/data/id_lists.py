@@ -63,8 +63,16 @@ def save_ids(
     save(path, ids)
 
 
-def load_ids(path: str | os.PathLike[str]) -> StringList | np.ndarray:
-  """Maps what `save_ids` wrote under the same `path`."""
-  if os.path.exists(f"{path}.npy"):
+def load_ids(
+  path: str | os.PathLike[str], id_type: str
+) -> StringList | np.ndarray:
+  """Maps what `save_ids` wrote under the same `path`.
+
+  Args:
+    path: as it was given to `save_ids`.
+    id_type: "string" or "int64". Not to be guessed from the files that are
+      there: a stray one would replace the ids.
+  """
+  if id_type == "int64":
     return np.load(f"{path}.npy", mmap_mode="r")
   return StringList.load(path)

@@ -181,11 +181,11 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """
     self._require_corpus()
     ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
-    return self.search(self.vectors_of(ids), k, exclude=ids[:, None])
-
-  def vectors_of(self, ids: tf.Tensor) -> tf.Tensor:
-    """`[batch, dim]` vectors of candidates; NaN, no query, of unknown ones."""
     rows = self.ids.rows(ids)
+    return self.search(self.vectors_of(rows), k, exclude_rows=rows[:, None])
+
+  def vectors_of(self, rows: tf.Tensor) -> tf.Tensor:
+    """`[batch, dim]` vectors of rows; of -1 NaN, which finds nothing."""
     vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
     return tf.where((rows >= 0)[:, None], vectors, np.nan)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -202,25 +201,21 @@ class ScannIndex(base.RetrievalIndex):
     )
     return points
 
-  def save_folder(self, folder: str | os.PathLike[str]) -> None:
+  def save_searcher(self, folder: str | os.PathLike[str]) -> None:
     """Writes what a process without TensorFlow needs to search.
 
     Args:
-      folder: an empty directory. It gets `settings.json`, and ScaNN's own
-        files in `searcher/`, or `dataset.npy` if search is exact. Ids are not
-        written: ScaNN would pickle them.
+      folder: an empty directory. It gets ScaNN's own files in `searcher/`, or
+        `dataset.npy` if search is exact. Ids are not written: ScaNN would
+        pickle them.
     """
     self._require_corpus()
     folder = pathlib.Path(folder)
-    about = {"size": self.size, "dim": self.dim, "scann": scann_version()}
     if self._settings is None:
       np.save(folder / "dataset.npy", self.vectors.numpy())
-      about["exact"] = True
-    else:
-      (folder / "searcher").mkdir()
-      self._searcher.serialize(os.fspath(folder / "searcher"), True)
-      about |= {"exact": False, **dataclasses.asdict(self._settings)}
-    (folder / "settings.json").write_text(json.dumps(about, indent=1) + "\n")
+      return
+    (folder / "searcher").mkdir()
+    self._searcher.serialize(os.fspath(folder / "searcher"), True)
 
   def _store(self, embeddings: np.ndarray) -> tf.Variable:
     self._settings = self._choose_settings(len(embeddings))

@@ -1,1 +1,35 @@
-"""Reading a bundle and asking it."""
+"""Reading a bundle and asking it: all that a service imports.
+
+    bundle = xir_tfrs.serving.Bundle.load("BUNDLE")
+    folder = xir_tfrs.serving.ScannFolder.load("BUNDLE/scann_folder")
+
+Names are imported when they are first used: `ScannFolder` works where there is
+no TensorFlow.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+  from xir_tfrs.serving.bundle import Bundle, Recommendations, SimilarItems
+  from xir_tfrs.serving.scann_folder import ScannFolder
+
+_MODULES = {
+  "Bundle": "bundle",
+  "Recommendations": "bundle",
+  "ScannFolder": "scann_folder",
+  "SimilarItems": "bundle",
+}
+
+__all__ = ["Bundle", "Recommendations", "ScannFolder", "SimilarItems"]
+
+
+def __getattr__(name: str):
+  if name in _MODULES:
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

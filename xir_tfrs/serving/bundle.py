@@ -3,7 +3,7 @@
     manifest.json      what is in here, how it was made, sha256 of every file
     query_tower/       SavedModel: encode_query(query_id, FEATURES)
     candidate_tower/   SavedModel: encode_candidate(candidate_id, FEATURES)
-                         -> embedding, row (-1 for an unknown id)
+                         -> embedding, row (-1 for an unknown id), answerable
     brute_force/       SavedModel of plain TensorFlow ops, and
     scann/             SavedModel with ScaNN's ops; both have encode_query,
                        encode_candidate, and
@@ -11,7 +11,7 @@
                                    allow_ids)
                          recommend_unseen, the same without what the query had
                          in training
-                         -> candidate_ids, scores, num_found, known
+                         -> candidate_ids, scores, num_found, known, popular
                          search(query_embeddings, k, exclude_ids, allow_ids)
                          similar_items(ids, k)
                          -> candidate_ids, scores, num_found
@@ -23,19 +23,20 @@
     recall_latency.png how ScaNN's settings were chosen
 
 Ids are the user's own, strings or int64. FEATURES are the side features of the
-tower, raw (`export.features`). Lists of ids are padded with "" or -1, and so
-are answers, with score -inf, where fewer than k remain. An `allow_ids` row of
-padding alone restricts nothing.
+tower, raw (`xir_tfrs.serving.features`). Lists of ids are padded with "" or -1,
+and so are answers, with score -inf, where fewer than k remain. An `allow_ids`
+row of padding alone restricts nothing.
 
-A query that training did not know, `known` False, gets the most popular
-candidates with their training counts as scores; if the query tower has side
-features, or the export was told so, what the tower says of it instead.
+A query without training rows is unknown, `known` False. If the query tower has
+side features and any of this query's are given, it is `answerable`: the tower
+answers from them. Otherwise it gets the most popular candidates, with their
+training counts as scores, and `popular` is True. The export can choose
+popularity, or the tower, for all unknown queries.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -45,19 +46,18 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import indexes
-from xir_tfrs.data import errors, id_lists
-from xir_tfrs.serving import features
+from xir_tfrs.data import errors, id_lists, json_files
+from xir_tfrs.serving import features as features_lib
+from xir_tfrs.serving import ids as ids_lib
 from xir_tfrs.serving import manifest as manifests
+from xir_tfrs.serving.ids import Id
+from xir_tfrs.serving.manifest import INDEXES
 
-INDEXES = ("scann", "brute_force")
 RERANK_DEPTH = 100
-UNKNOWN_QUERY = ("popularity", "tower")
 FOLDER = "scann_folder"
 LISTS = "lists"
 RANKER = "ranker"
 FEATURES = "features.json"
-
-Id = str | int
 
 
 class Recommendations(NamedTuple):
@@ -67,15 +67,18 @@ class Recommendations(NamedTuple):
     ids: `[n, k]`, best first: object array of str with "" for padding, or
       int64 with -1.
     scores: `[n, k]` float32, -inf for padding; the ranker's where it ranked
-      again. Where `known` is False: see the bundle.
-    known: `[n]` bool, whether the query id was in the training data.
+      again, training counts where `popular`.
+    known: `[n]` bool, whether the query id has training rows.
     num_found: `[n]` int32, how many answers are no padding.
+    popular: `[n]` bool, whether the answers are the most popular candidates,
+      and the scores their training counts.
   """
 
   ids: np.ndarray
   scores: np.ndarray
   known: np.ndarray
   num_found: np.ndarray
+  popular: np.ndarray
 
 
 class SimilarItems(NamedTuple):
@@ -86,8 +89,27 @@ class SimilarItems(NamedTuple):
   num_found: np.ndarray
 
 
+class Queries(NamedTuple):
+  """Queries as an index takes them.
+
+  Attributes:
+    vectors: `[n, dim]` float32.
+    rows: `[n]` int64 dense ids, as `Bundle.seen` has them; -1 without training
+      rows.
+    popular: `[n]` bool, whether the most popular candidates answer them.
+  """
+
+  vectors: np.ndarray
+  rows: np.ndarray
+  popular: np.ndarray
+
+
 class Bundle:
   """A bundle that has been read and checked.
+
+      bundle = xir.serving.Bundle.load("BUNDLE")
+      found = bundle.recommend(["u1", "u2"], k=10, exclude_seen=True)
+      print(found.ids[0], found.scores[0])
 
   Attributes:
     directory: where it is.
@@ -99,17 +121,25 @@ class Bundle:
     query_ids: original ids by dense id.
   """
 
-  def __init__(self, directory: pathlib.Path, manifest: dict, index: str):
+  def __init__(
+    self, directory: pathlib.Path, manifest: manifests.Manifest, index: str
+  ):
     """Use `Bundle.load`."""
     self.directory = directory
     self.manifest = manifest
     self.index = index
     lists = directory / LISTS
-    self.candidate_ids = id_lists.load_ids(lists / "candidate_ids")
-    self.query_ids = id_lists.load_ids(lists / "query_ids")
-    described = json.loads((lists / FEATURES).read_text(encoding="utf-8"))
-    self.query_features = features.of_schema(described["query"])
-    self.candidate_features = features.of_schema(described["candidate"])
+    self.candidate_ids, self.query_ids = (
+      id_lists.load_ids(lists / f"{side}_ids", getattr(manifest.id_types, side))
+      for side in ("candidate", "query")
+    )
+    described = json_files.read(
+      lists / FEATURES,
+      features_lib.FeatureLists,
+      remedy="copy or export the bundle again",
+    )
+    self.query_features = described.query
+    self.candidate_features = described.candidate
     # The signatures alone do not keep the tables and variables alive.
     self._model = tf.saved_model.load(os.fspath(directory / index))
     self.signatures = dict(self._model.signatures)
@@ -130,38 +160,40 @@ class Bundle:
         and not its size alone.
 
     Raises:
-      export.errors.ExportError: a file is missing or changed, the bundle has
+      DataError: a file is missing or changed, the bundle has
         no such index, or ScaNN or TensorFlow here are not those it needs.
     """
     directory = pathlib.Path(directory).resolve()
     manifest = manifests.load(directory)
-    available = [name for name in INDEXES if name in manifest["indexes"]]
+    available = [name for name in INDEXES if name in manifest.indexes]
     if index is None:
       index = available[0]
     if index not in available:
-      raise errors.ExportError(
+      raise errors.DataError(
         f"{directory}: has no index {index!r}, only {', '.join(available)}; "
         "choose one of these, or export again with --index both"
       )
     read = (index, LISTS, RANKER) if check_hashes else ()
     manifests.check_files(directory, manifest, read)
-    needs_scann = manifest["indexes"][index]["kind"] == "scann"
+    needs_scann = manifest.indexes[index].kind == "scann"
     manifests.check_versions(directory, manifest, needs_scann)
     if needs_scann:
       try:
         indexes.load_ops()
       except ImportError as error:
-        raise errors.ExportError(
+        raise errors.DataError(
           f"{directory}: {error}; --index brute_force does without"
         ) from error
     return cls(directory, manifest, index)
 
   def recommend(
     self,
-    query_ids: Sequence[Id],
-    k: int,
-    exclude: Sequence[Sequence[Id]] | None = None,
-    allow: Sequence[Sequence[Id]] | None = None,
+    query_ids: Sequence[Id] | None = None,
+    history: Sequence[Sequence[Id]] | None = None,
+    k: int = 10,
+    exclude_ids: Sequence[Sequence[Id]] | None = None,
+    allow_ids: Sequence[Sequence[Id]] | None = None,
+    *,
     features: Mapping[str, Sequence] | None = None,
     exclude_seen: bool = False,
     rerank: bool = False,
@@ -171,12 +203,13 @@ class Bundle:
 
     Args:
       query_ids: n original ids.
+      history: not supported yet.
       k: number of answers, from 1 to the bundle's `max_k`; may exceed the
         corpus.
-      exclude: n lists of candidate ids that must not come back.
-      allow: n lists of the only candidate ids that may; an empty one does not
-        restrict.
-      features: side features of the queries, by name, n values each; what is
+      exclude_ids: n lists of candidate ids that must not come back.
+      allow_ids: n lists of the only candidate ids that may come back; an empty
+        one does not restrict.
+      features: side features of the queries, by name, n values each. What is
         not given, or None, is as in training.
       exclude_seen: whether to leave out the candidates each query had in the
         training data as well.
@@ -187,34 +220,45 @@ class Bundle:
 
     Raises:
       ValueError: an argument has another size or type.
-      export.errors.ExportError: `rerank`, and the bundle has no ranker.
+      DataError: `rerank`, and the bundle has no ranker.
     """
-    depth = max(k, rerank_depth) if rerank else k
+    if history is not None:
+      raise ValueError(
+        "`history` is not supported: this bundle's query tower encodes query "
+        "ids. Give `query_ids`, and `k` by name."
+      )
+    if query_ids is None:
+      raise ValueError("`query_ids` must be given: a list of original ids.")
     self._check_k("k", k)
     if rerank:
       self._check_k("rerank_depth", rerank_depth)
     # Before the work: it may not be there.
     rank = self._rank if rerank else None
     queries = self._ids("query", query_ids)
-    n = len(query_ids)
+    n = len(queries)
     name = "recommend_unseen" if exclude_seen else "recommend"
     answers = self.signatures[name](
       query_id=queries,
-      **self._features(self.query_features, features, n),
-      k=tf.constant(depth, tf.int32),
-      exclude_ids=self._lists("exclude", exclude, n),
-      allow_ids=self._lists("allow", allow, n),
+      **features_lib.to_tensors(self.query_features, features, n),
+      k=tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
+      exclude_ids=self._lists("exclude_ids", exclude_ids, n),
+      allow_ids=self._lists("allow_ids", allow_ids, n),
     )
-    known, found = answers["known"].numpy(), answers["num_found"].numpy()
-    ids, scores = answers["candidate_ids"].numpy(), answers["scores"].numpy()
+    found = {name: value.numpy() for name, value in answers.items()}
+    ids, scores = found["candidate_ids"], found["scores"]
+    num_found = found["num_found"]
     if rank is not None:
       again = rank(query_id=queries, candidate_ids=answers["candidate_ids"])
-      ranked = np.where(known[:, None], again["scores"].numpy(), scores)
+      ranked = np.where(
+        found["known"][:, None], again["scores"].numpy(), scores
+      )
       ids, scores = _best_again(ids, scores, ranked, k)
-      found = np.minimum(found, k)
-    return Recommendations(_decode(ids), scores, known, found)
+      num_found = np.minimum(num_found, k)
+    return Recommendations(
+      _decode(ids), scores, found["known"], num_found, found["popular"]
+    )
 
-  def similar_items(self, ids: Sequence[Id], k: int) -> SimilarItems:
+  def similar_items(self, ids: Sequence[Id], k: int = 10) -> SimilarItems:
     """The nearest candidates of each candidate; none of an unknown one."""
     self._check_k("k", k)
     answers = self.signatures["similar_items"](
@@ -232,11 +276,23 @@ class Bundle:
     features: Mapping[str, Sequence] | None = None,
   ) -> np.ndarray:
     """`[n, dim]` vectors of query ids, and features as in `recommend`."""
-    found = self.signatures["encode_query"](
-      query_id=self._ids("query", ids),
-      **self._features(self.query_features, features, len(ids)),
+    return self.read_queries(ids, features).vectors
+
+  def read_queries(
+    self,
+    ids: Sequence[Id],
+    features: Mapping[str, Sequence] | None = None,
+  ) -> Queries:
+    """What `recommend` knows of queries, for those who search by themselves."""
+    found = self._encode("query", ids, self.query_features, features)
+    popular = {
+      "popularity": found["row"] < 0,
+      "features": ~found["answerable"],
+      "tower": np.zeros(len(found["row"]), bool),
+    }
+    return Queries(
+      found["embedding"], found["row"], popular[self.manifest.unknown_query]
     )
-    return found["embedding"].numpy()
 
   def encode_candidates(
     self,
@@ -247,11 +303,22 @@ class Bundle:
 
     Those of the index are `vectors`; after `export.refresh` they may differ.
     """
-    found = self.signatures["encode_candidate"](
-      candidate_id=self._ids("candidate", ids),
-      **self._features(self.candidate_features, features, len(ids)),
+    found = self._encode("candidate", ids, self.candidate_features, features)
+    return found["embedding"]
+
+  def _encode(
+    self,
+    side: str,
+    ids: Sequence[Id],
+    inputs: Sequence[features_lib.FeatureInput],
+    features: Mapping[str, Sequence] | None,
+  ) -> dict[str, np.ndarray]:
+    ids = self._ids(side, ids)
+    found = self.signatures[f"encode_{side}"](
+      **{f"{side}_id": ids},
+      **features_lib.to_tensors(inputs, features, len(ids)),
     )
-    return found["embedding"].numpy()
+    return {name: value.numpy() for name, value in found.items()}
 
   def close(self) -> None:
     """Frees its memory; nothing can be asked after this.
@@ -288,12 +355,12 @@ class Bundle:
   @property
   def has_ranker(self) -> bool:
     """Whether it can rank again."""
-    return RANKER in self.manifest["signatures"]
+    return RANKER in self.manifest.signatures
 
   @functools.cached_property
   def _rank(self) -> Callable[..., dict[str, tf.Tensor]]:
     if not self.has_ranker:
-      raise errors.ExportError(
+      raise errors.DataError(
         f"{self.directory}: has no ranker, so it cannot re-rank; ask without "
         "--rerank, or export a model that has one (python -m pipelines.train "
         "--task corr)"
@@ -305,7 +372,7 @@ class Bundle:
     return np.load(self.directory / LISTS / f"{name}.npy", mmap_mode="r")
 
   def _check_k(self, name: str, value: int) -> None:
-    largest = self.manifest["max_k"]
+    largest = self.manifest.max_k
     if not 1 <= value <= largest:
       raise ValueError(
         f"`{name}` must be from 1 to {largest}, the bundle's `max_k`. "
@@ -314,44 +381,22 @@ class Bundle:
 
   def _ids(self, side: str, ids: Sequence[Id]) -> tf.Tensor:
     """`[n]` of the type that the bundle has."""
-    kind = self.manifest["id_types"][side]
-    expected = (str, bytes) if kind == "string" else (str, int, np.integer)
-    for value in ids:
-      if not isinstance(value, expected):
-        raise ValueError(
-          f"{side} ids of this bundle are of type {kind}. Received: {value!r}."
-        )
-    if kind == "string":
-      return tf.constant(list(ids), tf.string, [len(ids)])
-    try:
-      return tf.constant([int(x) for x in ids], tf.int64, [len(ids)])
-    except (ValueError, OverflowError) as error:
-      raise ValueError(
-        f"{side} ids of this bundle are of type int64: {error}."
-      ) from None
+    id_type = getattr(self.manifest.id_types, side)
+    ids = ids_lib.check_ids(side, ids, id_type)
+    return tf.constant(ids, id_type, [len(ids)])
 
   def _lists(
     self, name: str, lists: Sequence[Sequence[Id]] | None, n: int
   ) -> tf.Tensor:
     """`[n, width]` padded candidate ids."""
-    lists = [[] for _ in range(n)] if lists is None else list(lists)
-    if len(lists) != n:
-      raise ValueError(
-        f"`{name}` must hold one list per query. Received: {len(lists)} lists "
-        f"for {n} queries."
-      )
+    id_type = self.manifest.id_types.candidate
+    lists = ids_lib.check_lists(
+      name, [[]] * n if lists is None else lists, n, id_type
+    )
     width = max(map(len, lists), default=0)
-    padding = "" if self.manifest["id_types"]["candidate"] == "string" else -1
-    flat = [x for row in lists for x in (*row, *[padding] * (width - len(row)))]
-    return tf.reshape(self._ids("candidate", flat), [n, width])
-
-  def _features(
-    self,
-    inputs: Sequence[features.FeatureInput],
-    values: Mapping[str, Sequence] | None,
-    n: int,
-  ) -> dict[str, tf.Tensor]:
-    return features.to_tensors(inputs, values, n)
+    padding = "" if id_type == "string" else -1
+    padded = [row + [padding] * (width - len(row)) for row in lists]
+    return tf.constant(padded, id_type, [n, width])
 
 
 def _best_again(

@@ -13,15 +13,16 @@ there. A token that is not in the vocabulary is unknown to the tower.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import indexes
+from xir_tfrs.serving import manifest
 
 RESERVED = (
   *("query_id", "candidate_id", "query_embeddings", "ids"),
@@ -29,22 +30,13 @@ RESERVED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureInput:
-  """One side feature of a query or a candidate.
+class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
+  """One side feature of a query or a candidate, with its vocabulary.
 
   Attributes:
-    name: of the feature, as in the data.
-    input: of the input of signatures; the name, unless that is taken.
-    kind: "token", "token_seq", "float" or "float_seq".
-    length: of a float_seq.
     vocabulary: of token kinds; code -> token, "" is code 0.
   """
 
-  name: str
-  input: str
-  kind: str
-  length: int | None = None
   vocabulary: tuple[str, ...] = ()
 
   @property
@@ -54,10 +46,9 @@ class FeatureInput:
     dtype = tf.string if self.kind.startswith("token") else tf.float32
     return tf.TensorSpec(shape.get(self.kind, [None]), dtype, self.input)
 
-  def about(self) -> dict:
+  def about(self) -> manifest.Feature:
     """What a manifest says of it."""
-    about = {"name": self.name, "input": self.input, "kind": self.kind}
-    return about | ({"length": self.length} if self.length else {})
+    return manifest.Feature(self.name, self.input, self.kind, self.length)
 
   def to_tensor(self, values: Sequence | None, n: int) -> tf.Tensor:
     """The input for n rows; `None`, as a whole or of a row: not given.
@@ -98,27 +89,37 @@ class FeatureInput:
     return np.array(values, np.float32).reshape(n, self.length)
 
 
-def of_schema(
-  features: Iterable[Mapping[str, Any]],
-) -> tuple[FeatureInput, ...]:
-  """The features of a schema, or of `lists/features.json`.
+class FeatureLists(msgspec.Struct, frozen=True):
+  """Content of `lists/features.json`."""
+
+  query: tuple[FeatureInput, ...]
+  candidate: tuple[FeatureInput, ...]
+
+
+class _Described(Protocol):
+  """What a schema says of a feature."""
+
+  name: str
+  kind: str
+  length: int | None
+  vocabulary: tuple[str, ...]
+
+
+def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
+  """The features of a schema, as inputs of signatures.
 
   An input that would have the name of another becomes `feature_NAME`.
   """
   taken = set(RESERVED)
   found = []
   for feature in features:
-    name = re.sub(r"\W", "_", feature["name"])
+    name = re.sub(r"\W", "_", feature.name)
     while name in taken or not name.isidentifier():
       name = f"feature_{name}"
     taken.add(name)
     found.append(
       FeatureInput(
-        name=feature["name"],
-        input=name,
-        kind=feature["kind"],
-        length=feature.get("length"),
-        vocabulary=tuple(feature.get("vocabulary") or ()),
+        feature.name, name, feature.kind, feature.length, feature.vocabulary
       )
     )
   return tuple(found)

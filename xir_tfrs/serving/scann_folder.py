@@ -6,8 +6,8 @@
 It needs NumPy and ScaNN, or NumPy alone where the corpus was too small for
 ScaNN. What it reads:
 
-    settings.json    size, dim, ScaNN's version and the settings of its searcher
-    candidate_ids.*  ids by row, as `export.string_list` writes them
+    settings.json    `Settings`, with the hash of every other file
+    candidate_ids.*  ids by row, as `xir_tfrs.data.id_lists` writes them
     searcher/        ScaNN's own files; or, where search is exact,
     dataset.npy      the vectors
 
@@ -17,22 +17,25 @@ Axes: n (queries), size (candidates), dim (of the vectors), k (answers).
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
-import json
 import os
 import pathlib
 import re
 import sys
 import types
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
-from xir_tfrs.data import errors
-from xir_tfrs.data import id_lists as string_list
+from xir_tfrs.data import errors, id_lists
+from xir_tfrs.serving import ids as ids_lib
+from xir_tfrs.serving import manifest
+from xir_tfrs.serving.ids import Id
 
+FORMAT = 1
+SETTINGS = "settings.json"
 # Inner products of larger numbers may overflow to infinity or NaN, which a
 # ScaNN searcher answers by ending the process.
 _LARGEST = 1e15
@@ -40,8 +43,41 @@ _LARGEST = 1e15
 _SCORES_PER_CHUNK = 2**22
 _REMEDY = "copy the folder again, or export the bundle again"
 
-Id = str | int
 Rows = tuple[np.ndarray, np.ndarray]
+
+
+class Searcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """How ScaNN searches; see `xir_tfrs.indexes.ScannSettings`."""
+
+  num_leaves_to_search: int
+  num_reorder: int
+  max_fetch: int
+
+
+class Settings(
+  msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+  """Content of settings.json.
+
+  Attributes:
+    format: of the folder.
+    size: number of candidates.
+    dim: dimension of the vectors.
+    id_type: of the candidate ids.
+    scann: version of ScaNN that wrote the searcher.
+    searcher: how it searches; None where search is exact.
+    files: what the other files must hold.
+    sha256: of all of the above.
+  """
+
+  format: int = FORMAT
+  size: int
+  dim: int
+  id_type: Literal["string", "int64"]
+  scann: str | None
+  searcher: Searcher | None
+  files: dict[str, manifest.File]
+  sha256: str = ""
 
 
 class ScannFolder:
@@ -62,7 +98,7 @@ class ScannFolder:
     ids: Sequence[str] | np.ndarray,
     vectors: np.ndarray,
     searcher: Any,
-    settings: dict[str, Any],
+    settings: Settings,
   ):
     """Use `ScannFolder.load`."""
     self.size, self.dim = vectors.shape
@@ -74,44 +110,50 @@ class ScannFolder:
     self._vectors = vectors
     self._searcher = searcher
     self._settings = settings
+    self._id_type = settings.id_type
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str]) -> ScannFolder:
-    """Reads the folder.
+  def load(
+    cls, path: str | os.PathLike[str], check_hashes: bool = True
+  ) -> ScannFolder:
+    """Reads the folder and checks it against its settings.json.
 
     Args:
       path: `scann_folder` of a bundle, or a copy of it.
+      check_hashes: whether to compare the content of the files, and not their
+        size alone. Without, a damaged file may answer other ids, or end the
+        process inside ScaNN.
 
     Raises:
-      DataError: a file is missing, cut short, or does not fit
-        the others, or ScaNN is missing or of another version.
+      DataError: a file is missing or changed, or ScaNN is missing or of
+        another version.
     """
     path = pathlib.Path(path)
-    settings = _read_settings(path / "settings.json")
-    exact = settings["exact"]
-    if exact:
-      vectors = _map_array(path / "dataset.npy")
-    else:
-      pybind = _load_pybind(path, settings["scann"])
-      searcher_path = path / "searcher"
-      assets = _read_assets(searcher_path)
-      vectors = _map_array(searcher_path / "dataset.npy")
-    expected = (settings["size"], settings["dim"])
-    if vectors.shape != expected or vectors.dtype != np.float32:
+    settings = manifest.read_sealed(
+      path / SETTINGS,
+      Settings,
+      remedy=_REMEDY,
+      missing=(
+        f", so {path} is not a ScaNN folder; python -m "
+        "export.export_retriever writes one as BUNDLE/scann_folder"
+      ),
+      format=FORMAT,
+    )
+    for name, expected in settings.files.items():
+      manifest.check_file(path / name, expected, check_hashes, _REMEDY)
+    exact = settings.searcher is None
+    vectors = np.load(
+      path / ("." if exact else "searcher") / "dataset.npy", mmap_mode="r"
+    )
+    ids = id_lists.load_ids(path / "candidate_ids", settings.id_type)
+    expected = (settings.size, settings.dim)
+    if vectors.shape != expected or len(ids) != settings.size:
       raise errors.DataError(
-        f"{path}: its dataset.npy holds {vectors.dtype} of shape "
-        f"{vectors.shape}, settings.json says float32 of {expected}; {_REMEDY}"
+        f"holds vectors of shape {vectors.shape} and {len(ids)} ids, "
+        f"{SETTINGS} says {expected}; {_REMEDY}",
+        path=path,
       )
-    ids = _read_ids(path, settings["size"])
-    searcher = None
-    if not exact:
-      # Not ScaNN's `load_searcher`: it runs what a pickle in the folder says.
-      try:
-        searcher = pybind.ScannNumpy(os.fspath(searcher_path), assets)
-      except RuntimeError as error:
-        raise errors.DataError(
-          f"{searcher_path}: ScaNN cannot load it: {error}; {_REMEDY}"
-        ) from error
+    searcher = None if exact else _load_searcher(path, settings.scann)
     return cls(ids, vectors, searcher, settings)
 
   def search(
@@ -127,8 +169,8 @@ class ScannFolder:
         infinite or larger entry than 1e15 gets only padding; the other queries
         are unaffected.
       k: number of answers, positive; may exceed the corpus.
-      exclude: n lists of candidate ids that must not come back, or one list
-        for one query. Padding, repeated and unknown ids do no harm.
+      exclude: n lists of candidate ids that must not come back; for one query
+        `[dim]`, its list. Padding, repeated and unknown ids do no harm.
 
     Returns:
       ids `[n, k]`, object array of str or int64, and scores `[n, k]` float32,
@@ -136,7 +178,7 @@ class ScannFolder:
       remain, the rest is "" or -1 with score -inf.
 
     Raises:
-      ValueError: if an argument has another shape.
+      ValueError: if an argument has another shape, or holds other ids.
     """
     queries = np.asarray(queries, np.float32)
     if queries.ndim == 1:
@@ -150,12 +192,10 @@ class ScannFolder:
       )
     if k != int(k) or k < 1:
       raise ValueError(f"`k` must be a positive integer. Received: `k` = {k}.")
-    if exclude is not None and len(exclude) != len(queries):
-      raise ValueError(
-        "`exclude` must hold one list per query. Received: "
-        f"{len(exclude)} lists for {len(queries)} queries."
-      )
-    lists = [()] * len(queries) if exclude is None else exclude
+    n = len(queries)
+    lists = ids_lib.check_lists(
+      "exclude", [[]] * n if exclude is None else exclude, n, self._id_type
+    )
     excluded = [self._rows_of(x) for x in lists]
     rows, scores = self._top_rows(queries, int(k), excluded)
     return self._ids[rows], scores
@@ -170,7 +210,7 @@ class ScannFolder:
     lengths = np.array([len(x) for x in excluded], int)
     complete = np.minimum(k, self.size - lengths)
     if self._searcher is not None:
-      fits = k + lengths <= self._settings["max_fetch"]
+      fits = k + lengths <= self._settings.searcher.max_fetch
       part = np.flatnonzero(usable & fits)
       if part.size:
         rows[part], scores[part] = self._approximate(
@@ -193,12 +233,13 @@ class ScannFolder:
   ) -> Rows:
     """What ScaNN finds, padded as `_top_rows`; n > 0, all queries finite."""
     extra = max(map(len, excluded))
-    reorder = max(self._settings["num_reorder"], 2 * k) + extra
+    searcher = self._settings.searcher
+    reorder = max(searcher.num_reorder, 2 * k) + extra
     rows, scores = self._searcher.search_batched(
       queries,
       k + extra,
       min(reorder, self.size),
-      self._settings["num_leaves_to_search"],
+      searcher.num_leaves_to_search,
       False,  # On one thread: the caller may have several.
       0,
     )
@@ -212,12 +253,8 @@ class ScannFolder:
     order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
     return tuple(np.take_along_axis(x, order, axis=1) for x in (rows, scores))
 
-  def _rows_of(self, ids: Iterable[Id]) -> np.ndarray:
+  def _rows_of(self, ids: Sequence[Id]) -> np.ndarray:
     """Sorted, each once; without those of no candidate."""
-    if isinstance(ids, str):
-      raise ValueError(
-        f"`exclude` must hold lists of ids. Received: {ids!r} as one of them."
-      )
     rows = {self._row_by_id[x] for x in ids if x in self._row_by_id}
     return np.array(sorted(rows), int)
 
@@ -234,16 +271,31 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
   return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
-def _load_pybind(path: pathlib.Path, version: str) -> types.ModuleType:
-  """ScaNN's compiled module; raises if it is not of `version`."""
+def _load_searcher(path: pathlib.Path, version: str | None) -> Any:
+  """ScaNN's own searcher of the folder."""
+  pybind = _load_pybind(path, version)
+  searcher = path / "searcher"
+  assets = (searcher / "scann_assets.pbtxt").read_text(encoding="utf-8")
+  for name in re.findall(r'asset_path: "(.+)"', assets):
+    if not (searcher / name).is_file():
+      raise errors.DataError(f"missing; {_REMEDY}", path=searcher / name)
+  # Not ScaNN's `load_searcher`: it runs what a pickle in the folder says.
   try:
-    found = importlib.metadata.version("scann")
-  except importlib.metadata.PackageNotFoundError:
-    found = "none"
-  if found != version:
+    return pybind.ScannNumpy(os.fspath(searcher), assets)
+  except RuntimeError as error:
     raise errors.DataError(
-      f"{path}: written with ScaNN {version}, found {found}; pip install "
-      f"'scann=={version}'"
+      f"ScaNN cannot load it: {error}; {_REMEDY}", path=searcher
+    ) from error
+
+
+def _load_pybind(path: pathlib.Path, version: str | None) -> types.ModuleType:
+  """ScaNN's compiled module; raises if it is not of `version`."""
+  found = manifest.version("scann")
+  if found is None or found != version:
+    raise errors.DataError(
+      f"written with ScaNN {version}, found {found or 'none'}; pip install "
+      f"'scann=={version}'",
+      path=path,
     )
   # Not `import scann`: that imports TensorFlow wherever it is installed. This
   # is how, and under which name, ScaNN imports the module itself.
@@ -254,64 +306,3 @@ def _load_pybind(path: pathlib.Path, version: str) -> types.ModuleType:
   import scann_pybind
 
   return scann_pybind
-
-
-def _read_settings(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    names = ["size", "dim", "exact", "scann"]
-    if not settings["exact"]:
-      names += ["num_leaves_to_search", "num_reorder", "max_fetch"]
-    missing = [name for name in names if name not in settings]
-  except OSError:
-    raise errors.DataError(
-      f"{path}: cannot be read, so {path.parent} is no ScaNN folder; "
-      "python -m export.export_retriever writes one as BUNDLE/scann_folder"
-    ) from None
-  except (ValueError, KeyError, TypeError):
-    raise errors.DataError(f"{path}: truncated; {_REMEDY}") from None
-  if missing:
-    raise errors.DataError(
-      f"{path}: does not say {', '.join(missing)}; {_REMEDY}"
-    )
-  return settings
-
-
-def _read_assets(searcher: pathlib.Path) -> str:
-  """ScaNN's list of its files, which are there and whole if they are arrays."""
-  path = searcher / "scann_assets.pbtxt"
-  try:
-    assets = path.read_text(encoding="utf-8")
-  except OSError:
-    raise errors.DataError(f"{path}: missing; {_REMEDY}") from None
-  for name in ("scann_config.pb", *re.findall(r'asset_path: "(.+)"', assets)):
-    if not (searcher / name).is_file():
-      raise errors.DataError(f"{searcher / name}: missing; {_REMEDY}")
-    if name.endswith(".npy"):
-      _map_array(searcher / name)
-  return assets
-
-
-def _read_ids(
-  path: pathlib.Path, size: int
-) -> string_list.StringList | np.ndarray:
-  names = ["candidate_ids.npy"]
-  if not (path / names[0]).exists():
-    names = ["candidate_ids.data.npy", "candidate_ids.offsets.npy"]
-  arrays = [_map_array(path / name) for name in names]
-  ids = string_list.load_ids(path / "candidate_ids")
-  cut = len(arrays) == 2 and arrays[1][-1] != len(arrays[0])
-  if len(ids) != size or cut:
-    raise errors.DataError(
-      f"{path}: its candidate_ids are not those of {size} candidates; {_REMEDY}"
-    )
-  return ids
-
-
-def _map_array(path: pathlib.Path) -> np.ndarray:
-  try:
-    return np.load(path, mmap_mode="r")
-  except FileNotFoundError:
-    raise errors.DataError(f"{path}: missing; {_REMEDY}") from None
-  except (OSError, ValueError, EOFError):
-    raise errors.DataError(f"{path}: truncated; {_REMEDY}") from None

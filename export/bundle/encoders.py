@@ -1,0 +1,212 @@
+"""Towers over original ids and raw features: the encoders of a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs import indexes
+from xir_tfrs.models import cold_start
+from xir_tfrs.programs import progress
+from xir_tfrs.serving import features
+
+_BATCH = 8192
+
+# Dense ids `[n]`, and features by name, to `[n, dim]`.
+Encode = Callable[[tf.Tensor, cold_start.Features], tf.Tensor]
+
+
+class Encoded(NamedTuple):
+  """Vectors of n ids, and what is known of them.
+
+  Attributes:
+    embedding: `[n, dim]` float32.
+    row: `[n]` int64 dense ids, -1 for ids that have no training rows.
+    answerable: `[n]` bool, whether an id has training rows or features.
+  """
+
+  embedding: tf.Tensor
+  row: tf.Tensor
+  answerable: tf.Tensor
+
+
+class Encoder(Protocol):
+  """A tower over original ids and raw features.
+
+  Attributes:
+    inputs: the side features.
+    id_dtype: type of the ids.
+  """
+
+  inputs: tuple[features.FeatureInput, ...]
+  id_dtype: tf.DType
+
+  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
+    """Encodes ids.
+
+    Args:
+      ids: `[n]` original ids.
+      raw: the side features, in the order of `inputs`.
+    """
+
+
+class TrainedEncoder(tf.Module):
+  """An `Encoder` made of a tower over dense ids, for `save_encoder`.
+
+  An id without training rows counts as unknown; see `models.cold_start`.
+  """
+
+  def __init__(
+    self,
+    ids: indexes.IdTable,
+    counts: np.ndarray,
+    encode: Encode,
+    look_up: Callable[[tf.Tensor], cold_start.Features] | None = None,
+    inputs: Sequence[features.FeatureInput] = (),
+    name: str | None = None,
+  ):
+    """Takes the parts.
+
+    Args:
+      ids: original ids; row i has the dense id i.
+      counts: `[number of ids]` training rows of each.
+      encode: the tower.
+      look_up: dense ids to their features in training; needed with `inputs`.
+      inputs: the side features of the tower.
+      name: name of the module.
+    """
+    super().__init__(name=name)
+    self.inputs = tuple(inputs)
+    self.id_dtype = ids.dtype
+    self._ids = ids
+    self._has_rows = tf.Variable(
+      np.asarray(counts) > 0, trainable=False, name="has_rows"
+    )
+    self._reader = features.Reader(self.inputs)
+
+    def encode_rows(rows, *raw):
+      given = self._reader(raw, look_up(rows)) if raw else {}
+      listed = tf.gather(self._has_rows, tf.maximum(rows, 0))
+      has_rows = listed & (rows >= 0)
+      return Encoded(
+        cold_start.encode(encode, rows, has_rows, given),
+        tf.where(has_rows, rows, indexes.NO_ROW),
+        tf.ensure_shape(cold_start.is_answerable(has_rows, given), [None]),
+      )
+
+    specs = [x.spec for x in self.inputs]
+    self._encode = tf.function(
+      encode_rows,
+      input_signature=[tf.TensorSpec([None], tf.int64), *specs],
+      autograph=False,
+    )
+    # A Keras model as an attribute would drag its training functions, and
+    # what they need, into the SavedModel: hold the variables alone.
+    self._used = self._encode.get_concrete_function().variables
+
+  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
+    return self._encode(self._ids.rows(ids), *raw)
+
+  def of_rows(self, rows: tf.Tensor) -> Encoded:
+    """Encodes dense ids, with the features they had in training."""
+    given = features.to_tensors(self.inputs, None, len(rows))
+    return self._encode(rows, *given.values())
+
+
+class LoadedEncoder(tf.Module):
+  """An `Encoder` made of the SavedModel that `save_encoder` wrote."""
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    side: str,
+    inputs: Sequence[features.FeatureInput] = (),
+    name: str | None = None,
+  ):
+    """Loads it.
+
+    Args:
+      path: directory of the SavedModel.
+      side: "query" or "candidate".
+      inputs: the side features of the tower.
+      name: name of the module.
+    """
+    super().__init__(name=name)
+    self.inputs = tuple(inputs)
+    # The signature alone does not keep tables and variables alive.
+    self._model = tf.saved_model.load(os.fspath(path))
+    self._signature = self._model.signatures[f"encode_{side}"]
+    self._id = f"{side}_id"
+    specs = self._signature.structured_input_signature[1]
+    self.id_dtype = specs[self._id].dtype
+
+  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
+    given = {x.input: value for x, value in zip(self.inputs, raw, strict=True)}
+    return Encoded(**self._signature(**{self._id: ids}, **given))
+
+
+def encode_rows(
+  encoder: TrainedEncoder, rows: np.ndarray, show: bool = False
+) -> Encoded:
+  """Encodes dense ids `[n]` in batches; arrays, not tensors.
+
+  Args:
+    encoder: the tower.
+    rows: dense ids.
+    show: whether to show progress.
+  """
+  parts = []
+  with progress.Progress("encode", len(rows), show=show) as bar:
+    for low in range(0, len(rows), _BATCH):
+      part = rows[low : low + _BATCH]
+      parts.append(encoder.of_rows(tf.constant(part, tf.int64)))
+      bar.update_rows(low + len(part), len(part))
+  return Encoded(
+    *(np.concatenate(column) for column in zip(*parts, strict=True))
+  )
+
+
+class Ranker(tf.Module):
+  """Original ids of pairs to scores: two tables, and a ranker."""
+
+  def __init__(
+    self,
+    query_ids: indexes.IdTable,
+    candidate_ids: indexes.IdTable,
+    rank: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    name: str | None = None,
+  ):
+    """Takes the parts.
+
+    Args:
+      query_ids: original ids; row i has the dense id i.
+      candidate_ids: the same of candidates.
+      rank: dense ids `[n]` of queries and `[n, m]` of candidates, int64, -1
+        for an unknown one, to scores `[n, m]`.
+      name: name of the module.
+    """
+    super().__init__(name=name)
+    self.query_ids = query_ids
+    self.candidate_ids = candidate_ids
+    self._rank = tf.function(
+      rank,
+      input_signature=[
+        tf.TensorSpec([None], tf.int64),
+        tf.TensorSpec([None, None], tf.int64),
+      ],
+      autograph=False,
+    )
+    # As in `TrainedEncoder`: the variables alone.
+    self._used = self._rank.get_concrete_function().variables
+
+  def __call__(
+    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor
+  ) -> tf.Tensor:
+    """Ids `[n]` and `[n, m]` to scores `[n, m]`."""
+    return self._rank(
+      self.query_ids.rows(query_ids), self.candidate_ids.rows(candidate_ids)
+    )

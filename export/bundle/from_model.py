@@ -1,0 +1,261 @@
+"""Makes a bundle of a trained model and the data it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+import xir_tfrs as xir
+from export.bundle import encoders, indexing, trained, write
+from export.bundle.options import ExportOptions
+from xir_tfrs.data import errors, records
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.serving import features, manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+  """The queries, or the candidates, by dense id.
+
+  Attributes:
+    ids: original ids: utf-8 bytes, or an int64 array.
+    counts: `[n]` int64 training rows.
+    table: of the ids.
+    tower: encodes them.
+  """
+
+  ids: Sequence[bytes] | np.ndarray
+  counts: np.ndarray
+  table: xir.indexes.IdTable
+  tower: encoders.TrainedEncoder
+
+
+def make_bundle(options: ExportOptions) -> manifest.Manifest:
+  """Writes the bundle.
+
+  Raises:
+    DataError: for anything that the user can put right.
+  """
+  start = time.monotonic()
+  with manifest.new_bundle(options.output, options.overwrite) as directory:
+    written, query_id = _write(options, directory)
+  size = sum(file.bytes for file in written.files.values())
+  _report(
+    f"wrote {options.output}: {size / 1e6:.1f} MB in "
+    f"{time.monotonic() - start:.1f} s"
+  )
+  _report(
+    f"Next: python -m export.query --bundle {options.output} --query_id "
+    f"{shlex.quote(query_id)} --k 10 --exclude_seen"
+  )
+  return written
+
+
+def _write(
+  options: ExportOptions, directory: pathlib.Path
+) -> tuple[manifest.Manifest, str]:
+  """Writes the bundle; its manifest, and a query id to try."""
+  schema, sha256 = schema_lib.Schema.load_hashed(options.data)
+  model, config, checkpoint = trained.load_model(options.model_dir)
+  trained.check_fit(config, schema, sha256, options.model_dir, options.data)
+  _report(f"restored {checkpoint}")
+  queries, candidates = (
+    _read_side(options, schema, model, side) for side in ("query", "candidate")
+  )
+  _report(
+    f"read {len(queries.ids):,} queries, {len(candidates.ids):,} candidates"
+  )
+  seconds = time.monotonic()
+  encoded = encoders.encode_rows(
+    candidates.tower, np.arange(len(candidates.ids)), sys.stderr.isatty()
+  )
+  seconds = time.monotonic() - seconds
+  kept = _kept(options, encoded.answerable)
+  sample = indexing.sample_queries(queries.counts)
+  built, about = indexing.build_indexes(
+    options,
+    candidates.table
+    if kept.all()
+    else _id_table(_take(candidates.ids, np.flatnonzero(kept))),
+    encoded.embedding[kept],
+    encoders.encode_rows(queries.tower, sample).embedding,
+  )
+  written = write.write_bundle(
+    directory,
+    write.Contents(
+      query_ids=queries.ids,
+      candidate_counts=candidates.counts[kept],
+      seen=_read_seen(options.data, schema, kept),
+      query_tower=queries.tower,
+      candidate_tower=candidates.tower,
+      indexes=built,
+      about_indexes=about,
+      ranker=None
+      if model.ranker is None
+      else encoders.Ranker(
+        queries.table, candidates.table, model.rerank_scores
+      ),
+      scann_folder=options.scann_folder,
+      unknown_query=options.unknown_query,
+      max_k=options.max_k,
+    ),
+    about={
+      "data": {
+        "name": schema.name,
+        "source": schema.source,
+        "split": schema.split,
+        "sha256": sha256,
+      },
+      "checkpoint": checkpoint,
+      "training": config,
+      "num_left_out": int((~kept).sum()),
+      "encode_seconds": round(seconds, 3),
+    },
+  )
+  query_id = queries.ids[sample[0]]
+  return written, (
+    query_id.decode() if isinstance(query_id, bytes) else str(query_id)
+  )
+
+
+def _read_side(
+  options: ExportOptions,
+  schema: schema_lib.Schema,
+  model: xir.models.TwoTower,
+  side: str,
+) -> _Side:
+  plural = {"query": "queries", "candidate": "candidates"}[side]
+  table = records.read_table(options.data, plural)
+  ids = _typed(table.ids, getattr(options, f"{side}_id_type"), side)
+  id_table = _id_table(ids)
+  tower = getattr(model, f"{side}_tower")
+  _check_finite(tower, table.ids, options.model_dir)
+  inputs = features.of_schema(schema.features(plural))
+  # A tower may have been trained without some, or all, of them.
+  used = [x.name for x in tower.features]
+  encoder = encoders.TrainedEncoder(
+    id_table,
+    table.counts,
+    getattr(model, f"encode_{plural}"),
+    tower.look_up,
+    [next(x for x in inputs if x.name == name) for name in used],
+  )
+  return _Side(ids, table.counts, id_table, encoder)
+
+
+def _check_finite(
+  tower: tf.keras.Model, ids: np.ndarray, model_dir: str
+) -> None:
+  """Raises `DataError` for weights that are not finite, naming the first.
+
+  The vectors alone do not tell: on a CPU, TensorFlow may fuse a dense layer
+  with its ReLU into an op that gives 0 for NaN.
+  """
+  for variable in tower.trainable_variables:
+    finite = tf.math.is_finite(variable)
+    if tf.reduce_all(finite):
+      continue
+    row = int(np.argwhere(~finite.numpy())[0][0])
+    of_id = f" (id {ids[row]!r})" if variable.shape[0] == len(ids) else ""
+    raise errors.DataError(
+      f"`{variable.name}` must be finite, but row {row}{of_id} is not: the "
+      "model has diverged; train it again with a lower learning rate",
+      path=model_dir,
+    )
+
+
+def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
+  """`[n]` bool, which candidates are in the indexes."""
+  unknown = int((~answerable).sum())
+  if not unknown:
+    return answerable
+  keep = options.unknown_candidates == "keep"
+  _report(
+    f"{unknown:,} of {len(answerable):,} candidates have neither training rows "
+    "nor side features: "
+    + (
+      "they are in the index all the same"
+      if keep
+      else "they are left out (--unknown_candidates keep would keep them)"
+    )
+  )
+  if unknown == len(answerable) and not keep:
+    raise errors.DataError(
+      "no candidate has training rows or side features, so there is nothing "
+      "to recommend; give the --data the model was trained with",
+      path=options.data,
+    )
+  return np.ones_like(answerable) if keep else answerable
+
+
+def _read_seen(
+  data_dir: str, schema: schema_lib.Schema, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Training candidates of each query, without repeats.
+
+  Args:
+    data_dir: the data directory.
+    schema: of it.
+    kept: `[num_candidates]` bool, which candidates are in the indexes.
+
+  Returns:
+    row_splits `[num_queries + 1]` int64 and rows of the indexes `[pairs]`
+    int32: those of query q are `rows[row_splits[q]:row_splits[q + 1]]`,
+    ascending.
+  """
+  train = records.read_interactions(data_dir, "train")
+  candidates = train["candidate_id"].astype(np.int64)
+  listed = kept[candidates]
+  row_of = np.cumsum(kept) - 1
+  queries, rows = train["query_id"][listed], row_of[candidates[listed]]
+  pairs = np.unique(queries.astype(np.int64) * len(kept) + rows)
+  counts = np.bincount(pairs // len(kept), minlength=schema.num_queries)
+  row_splits = np.append(0, np.cumsum(counts))
+  return row_splits.astype(np.int64), (pairs % len(kept)).astype(np.int32)
+
+
+def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
+  """The ids as utf-8 bytes, or as int64."""
+  if kind == "string":
+    return [text.encode() for text in ids]
+  numbers = np.zeros(len(ids), np.int64)
+  for row, text in enumerate(ids):
+    try:
+      numbers[row] = int(text)
+      if str(numbers[row]) == text:
+        continue
+    except (ValueError, OverflowError):
+      pass
+    raise errors.DataError(
+      f"--{side}_id_type int64: the {side} id {text!r} (row {row}) is no "
+      "integer of 64 bits in plain digits; export with string ids"
+    )
+  return numbers
+
+
+def _take(
+  ids: Sequence[bytes] | np.ndarray, rows: np.ndarray
+) -> list[bytes] | np.ndarray:
+  if isinstance(ids, np.ndarray):
+    return ids[rows]
+  return [ids[row] for row in rows.tolist()]
+
+
+def _id_table(ids: Sequence[bytes] | np.ndarray) -> xir.indexes.IdTable:
+  if not isinstance(ids, np.ndarray):
+    ids = tf.constant(ids, tf.string)
+  try:
+    return xir.indexes.IdTable(ids)
+  except ValueError as error:
+    raise errors.DataError(f"ids cannot be exported: {error}") from error
+
+
+def _report(line: str) -> None:
+  print(line, flush=True)

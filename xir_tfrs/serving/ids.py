@@ -1,0 +1,89 @@
+"""Ids and lists of ids as callers give them. Nothing here needs TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Id = str | int
+
+_INT64 = np.iinfo(np.int64)
+
+
+def check_ids(side: str, ids: Iterable[Id], id_type: str) -> list[Id]:
+  """The ids as a list of str, or of int.
+
+  Args:
+    side: "query" or "candidate", for messages.
+    ids: str or utf-8 bytes; where ids are integers, int or their digits.
+    id_type: "string" or "int64".
+
+  Raises:
+    ValueError: `ids` is not a list, or holds something else.
+  """
+  if not _is_list(ids):
+    raise ValueError(
+      f"{side} ids must be a list, as in [...]. Received: {ids!r}."
+    )
+  check = _check_string if id_type == "string" else _check_integer
+  try:
+    return [check(value) for value in ids]
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{side} ids of this bundle are of type {id_type}. Received: {error}."
+    ) from None
+
+
+def check_lists(
+  name: str, lists: Iterable[Iterable[Id]], n: int, id_type: str
+) -> list[list[Id]]:
+  """One list of candidate ids for each of n queries.
+
+  A flat list of ids is refused: it could only be taken for other lists, of the
+  letters of its ids.
+
+  Args:
+    name: of the argument, for messages.
+    lists: n lists.
+    n: number of queries.
+    id_type: as in `check_ids`.
+
+  Raises:
+    ValueError: they have another form, or hold other ids.
+  """
+  form = f"`{name}` must hold one list of ids per query, as in [[...], [...]]"
+  if not _is_list(lists):
+    raise ValueError(f"{form}. Received: {lists!r}.")
+  lists = list(lists)
+  for row in lists:
+    if not _is_list(row):
+      raise ValueError(f"{form}. Received: {row!r} in the place of a list.")
+  if len(lists) != n:
+    raise ValueError(f"{form}. Received: {len(lists)} lists for {n} queries.")
+  return [check_ids("candidate", row, id_type) for row in lists]
+
+
+def _is_list(value: Any) -> bool:
+  return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+
+
+def _check_string(value: Any) -> str:
+  if isinstance(value, bytes):
+    return value.decode()
+  if not isinstance(value, str):
+    raise TypeError(repr(value))
+  return str(value)
+
+
+def _check_integer(value: Any) -> int:
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer, str)):
+    raise TypeError(repr(value))
+  try:
+    number = int(value)
+  except ValueError:
+    raise TypeError(repr(value)) from None
+  if not _INT64.min <= number <= _INT64.max:
+    raise TypeError(repr(value))
+  return number
