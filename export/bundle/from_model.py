@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
-from export.bundle import encoders, indexing, trained, write
+from export.bundle import encoders, indexing, write
 from export.bundle.options import ExportOptions
-from xir_tfrs.data import errors, records
-from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import directory as data_lib
+from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import features, manifest
 
 
@@ -62,12 +64,13 @@ def _write(
   options: ExportOptions, directory: pathlib.Path
 ) -> tuple[manifest.Manifest, str]:
   """Writes the bundle; its manifest, and a query id to try."""
-  schema, sha256 = schema_lib.Schema.load_hashed(options.data)
-  model, config, checkpoint = trained.load_model(options.model_dir)
-  trained.check_fit(config, schema, sha256, options.model_dir, options.data)
+  data = data_lib.DataDir(options.data)
+  model, config, checkpoint = runs.load_model(options.model_dir)
+  runs.check_fit(config, data, options.model_dir)
+  checkpoint = os.path.relpath(checkpoint, options.model_dir)
   _report(f"restored {checkpoint}")
   queries, candidates = (
-    _read_side(options, schema, model, side) for side in ("query", "candidate")
+    _read_side(options, data, model, side) for side in ("query", "candidate")
   )
   _report(
     f"read {len(queries.ids):,} queries, {len(candidates.ids):,} candidates"
@@ -92,7 +95,7 @@ def _write(
     write.Contents(
       query_ids=queries.ids,
       candidate_counts=candidates.counts[kept],
-      seen=_read_seen(options.data, schema, kept),
+      seen=_seen(data, kept),
       query_tower=queries.tower,
       candidate_tower=candidates.tower,
       indexes=built,
@@ -108,13 +111,13 @@ def _write(
     ),
     about={
       "data": {
-        "name": schema.name,
-        "source": schema.source,
-        "split": schema.split,
-        "sha256": sha256,
+        "name": data.schema.name,
+        "source": data.schema.source,
+        "split": data.schema.split,
+        "sha256": data.schema_sha256,
       },
       "checkpoint": checkpoint,
-      "training": config,
+      "training": msgspec.to_builtins(config),
       "num_left_out": int((~kept).sum()),
       "encode_seconds": round(seconds, 3),
     },
@@ -127,48 +130,26 @@ def _write(
 
 def _read_side(
   options: ExportOptions,
-  schema: schema_lib.Schema,
+  data: data_lib.DataDir,
   model: xir.models.TwoTower,
   side: str,
 ) -> _Side:
   plural = {"query": "queries", "candidate": "candidates"}[side]
-  table = records.read_table(options.data, plural)
-  ids = _typed(table.ids, getattr(options, f"{side}_id_type"), side)
+  ids = _typed(data.ids(plural), getattr(options, f"{side}_id_type"), side)
+  counts = getattr(data, plural).counts
   id_table = _id_table(ids)
   tower = getattr(model, f"{side}_tower")
-  _check_finite(tower, table.ids, options.model_dir)
-  inputs = features.of_schema(schema.features(plural))
+  inputs = features.of_schema(data.schema.features(plural))
   # A tower may have been trained without some, or all, of them.
   used = [x.name for x in tower.features]
   encoder = encoders.TrainedEncoder(
     id_table,
-    table.counts,
+    counts,
     getattr(model, f"encode_{plural}"),
     tower.look_up,
     [next(x for x in inputs if x.name == name) for name in used],
   )
-  return _Side(ids, table.counts, id_table, encoder)
-
-
-def _check_finite(
-  tower: tf.keras.Model, ids: np.ndarray, model_dir: str
-) -> None:
-  """Raises `DataError` for weights that are not finite, naming the first.
-
-  The vectors alone do not tell: on a CPU, TensorFlow may fuse a dense layer
-  with its ReLU into an op that gives 0 for NaN.
-  """
-  for variable in tower.trainable_variables:
-    finite = tf.math.is_finite(variable)
-    if tf.reduce_all(finite):
-      continue
-    row = int(np.argwhere(~finite.numpy())[0][0])
-    of_id = f" (id {ids[row]!r})" if variable.shape[0] == len(ids) else ""
-    raise errors.DataError(
-      f"`{variable.name}` must be finite, but row {row}{of_id} is not: the "
-      "model has diverged; train it again with a lower learning rate",
-      path=model_dir,
-    )
+  return _Side(ids, counts, id_table, encoder)
 
 
 def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
@@ -195,14 +176,13 @@ def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
   return np.ones_like(answerable) if keep else answerable
 
 
-def _read_seen(
-  data_dir: str, schema: schema_lib.Schema, kept: np.ndarray
+def _seen(
+  data: data_lib.DataDir, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Training candidates of each query, without repeats.
 
   Args:
-    data_dir: the data directory.
-    schema: of it.
+    data: the data directory.
     kept: `[num_candidates]` bool, which candidates are in the indexes.
 
   Returns:
@@ -210,13 +190,13 @@ def _read_seen(
     int32: those of query q are `rows[row_splits[q]:row_splits[q + 1]]`,
     ascending.
   """
-  train = records.read_interactions(data_dir, "train")
+  train = data.rows("train")
   candidates = train["candidate_id"].astype(np.int64)
   listed = kept[candidates]
   row_of = np.cumsum(kept) - 1
   queries, rows = train["query_id"][listed], row_of[candidates[listed]]
   pairs = np.unique(queries.astype(np.int64) * len(kept) + rows)
-  counts = np.bincount(pairs // len(kept), minlength=schema.num_queries)
+  counts = np.bincount(pairs // len(kept), minlength=data.schema.num_queries)
   row_splits = np.append(0, np.cumsum(counts))
   return row_splits.astype(np.int64), (pairs % len(kept)).astype(np.int32)
 
@@ -224,18 +204,18 @@ def _read_seen(
 def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
   """The ids as utf-8 bytes, or as int64."""
   if kind == "string":
-    return [text.encode() for text in ids]
+    return ids.tolist()
   numbers = np.zeros(len(ids), np.int64)
   for row, text in enumerate(ids):
     try:
       numbers[row] = int(text)
-      if str(numbers[row]) == text:
+      if str(numbers[row]).encode() == text:
         continue
     except (ValueError, OverflowError):
       pass
     raise errors.DataError(
-      f"--{side}_id_type int64: the {side} id {text!r} (row {row}) is no "
-      "integer of 64 bits in plain digits; export with string ids"
+      f"--{side}_id_type int64: the {side} id {text.decode()!r} (row {row}) "
+      "is no integer of 64 bits in plain digits; export with string ids"
     )
   return numbers
 

@@ -1,8 +1,8 @@
 """A data directory and a model directory, tiny, of the library's own format."""
 
 import dataclasses
-import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from export import export_retriever
-from xir_tfrs.data import records
+from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 
 NUM_QUERIES = 40
@@ -64,8 +64,8 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     (1, "candidates", candidate_ids, CANDIDATE_FEATURES, columns),
   ):
     counts.append(np.bincount(pairs[:, side], minlength=len(ids)))
-    table = records.Table(np.array(ids, object), counts[-1], values)
-    shards[name] = records.write_table(directory, name, table, features)
+    table = tables.Table(np.array(ids, object), counts[-1], values)
+    shards[name] = tables.write_table(directory, name, table, features)
   train = []
   for part in (pairs[:160], pairs[160:]):
     file = f"train-{len(train):05d}-of-00002.tfrecord"
@@ -83,6 +83,16 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     split=schema_lib.Split("random", seed=10),
   ).save(directory)
   return counts[1]
+
+
+def write_config(model_dir, data, model):
+  config = runs.RunConfig(
+    data=str(data),
+    schema_sha256=schema_lib.Schema.load_hashed(data)[1],
+    model=model.get_config(),
+    train={"task": "xir"},
+  )
+  runs.RunDir(model_dir).write_config(config)
 
 
 def served_vectors(model, counts):
@@ -153,9 +163,7 @@ def world(tmp_path_factory) -> World:
     checkpoint, str(model_dir / "checkpoints"), 1
   ).save()
   model.set_weights(saved)
-  config = {"format": 1, "data": str(root / "data"), "train": {"task": "xir"}}
-  config["model"] = model.get_config()
-  (model_dir / "config.json").write_text(json.dumps(config))
+  write_config(model_dir, root / "data", model)
   return World(
     data=root / "data",
     model_dir=model_dir,
@@ -202,10 +210,12 @@ def numbered(world, tmp_path_factory) -> pathlib.Path:
     world.pairs,
     world.columns,
   )
+  shutil.copytree(world.model_dir, root / "model")
+  write_config(root / "model", root / "data", world.model)
   export_retriever.export_retriever(
     export_retriever.ExportOptions(
       data=str(root / "data"),
-      model_dir=str(world.model_dir),
+      model_dir=str(root / "model"),
       output=str(root / "bundle"),
       query_id_type="int64",
       candidate_id_type="int64",

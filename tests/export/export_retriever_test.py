@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from export import export_retriever
-from export.bundle import from_model, indexing, write
-from xir_tfrs.data import errors
+from export.bundle import indexing, write
+from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
 
@@ -126,34 +126,19 @@ def test_last_checkpoint_when_there_is_no_best(options):
   assert manifest.checkpoint == "checkpoints/ckpt-2"
   shutil.rmtree(model_dir / "checkpoints")
   options = dataclasses.replace(options, overwrite=True)
-  _fails(options, "no checkpoint in best/ or checkpoints/")
+  _fails(options, "model: holds no checkpoint")
 
 
 def test_model_dir_that_does_not_fit(options):
-  model_dir = pathlib.Path(options.model_dir)
-  path = model_dir / "config.json"
+  path = pathlib.Path(options.model_dir) / "config.json"
   config = json.loads(path.read_text())
-
-  def write(**changes):
-    path.write_text(json.dumps({**config, **changes}))
-
-  write(schema_sha256="0" * 64)
-  _fails(options, "not the one .* was trained with")
-  model = json.loads(json.dumps(config["model"]))
-  model["query_tower"]["vocabulary_size"] = 41
-  write(model=model)
-  _fails(options, "does not hold the model of .*config.json")
-  model["query_tower"]["vocabulary_size"] = 40
-  model["query_tower"]["hidden_units"] = [4]
-  write(model=model)
-  _fails(options, "does not hold the model of .*config.json")
-  model["query_tower"]["surprise"] = 1
-  write(model=model)
-  _fails(options, "not a config this release can rebuild.*surprise")
-  path.write_text("{}")
-  _fails(options, "not a config .*KeyError")
+  path.write_text(json.dumps({**config, "schema_sha256": "0" * 64}))
+  _fails(options, "schema.json: is not the data that .* was trained on")
+  config["model"]["query_tower"]["vocabulary_size"] = 41
+  path.write_text(json.dumps(config))
+  _fails(options, "cannot be restored as config.json describes the model")
   path.unlink()
-  _fails(options, "not a model directory")
+  _fails(options, "config.json")
   assert not pathlib.Path(options.output).exists()
 
 
@@ -165,11 +150,6 @@ def test_model_of_other_data(options):
   with tf.io.TFRecordWriter(str(path)) as writer:
     writer.write(record.SerializeToString())
   _fails(options, "holds 2 rows, but schema.json says 40")
-  schema_path = pathlib.Path(options.data) / "schema.json"
-  schema = json.loads(schema_path.read_text())
-  schema["shards"]["queries"][0]["rows"] = schema["num_queries"] = 2
-  schema_path.write_text(json.dumps(schema))
-  _fails(options, "trained with 40 queries, but .* has 2")
 
 
 @pytest.mark.parametrize(
@@ -206,15 +186,15 @@ def test_broken_schema(options, content, message):
 
 
 def test_weights_that_are_not_finite_name_the_candidate(options):
-  """The vector is finite, if TensorFlow's fused ReLU gives 0 for NaN."""
+  """Its vector may be finite: a fused ReLU gives 0 for NaN."""
   manager_dir = pathlib.Path(options.model_dir) / "best"
-  model, _, _ = from_model.trained.load_model(options.model_dir)
+  model, _, _ = runs.load_model(options.model_dir)
   table = model.candidate_tower.trainable_variables[0]
   table.scatter_nd_update([[17]], np.full([1, 6], np.nan, np.float32))
   tf.train.CheckpointManager(
     tf.train.Checkpoint(model=model), str(manager_dir), 1
   ).save()
-  _fails(options, "must be finite.*'item 17'")
+  _fails(options, r"tower.*id_embedding.* not finite at \[17, 0\]")
   assert not pathlib.Path(options.output).exists()
 
 

@@ -7,14 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
 from export import export_retriever, query
-from export.bundle import trained
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import bundle
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +36,7 @@ print(json.dumps(scores.numpy().tolist()))
 def ranked(world, tmp_path_factory):
   """(model, bundle) of the world's towers with a ranker beside them."""
   root = tmp_path_factory.mktemp("ranked")
-  model, config, _ = trained.load_model(world.model_dir)
+  model, config, _ = runs.load_model(world.model_dir)
   ranker = xir.models.Ranker(
     num_queries=len(world.query_ids),
     num_candidates=len(world.candidate_ids),
@@ -52,8 +52,9 @@ def ranked(world, tmp_path_factory):
   tf.train.CheckpointManager(
     tf.train.Checkpoint(model=model), str(root / "model/best"), 1
   ).save()
-  config["model"] = model.get_config()
-  (root / "model/config.json").write_text(json.dumps(config))
+  runs.RunDir(root / "model").write_config(
+    msgspec.structs.replace(config, model=model.get_config())
+  )
   export_retriever.export_retriever(
     export_retriever.ExportOptions(
       data=str(world.data),

@@ -17,9 +17,9 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from export import refresh
-from export.bundle import encoders, new_items, trained, write
+from export.bundle import encoders, new_items, write
 from xir_tfrs import indexes
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import bundle, features
 from xir_tfrs.serving import manifest as manifests
 
@@ -67,7 +67,7 @@ def _removals(directory, ids):
 @pytest.fixture(scope="module")
 def encoded(world):
   """Vectors of the first three rows of CSV, from the model that was trained."""
-  model = trained.load_model(world.model_dir)[0]
+  model = runs.load_model(world.model_dir)[0]
   given = {
     "tag": tf.constant(CODES["tag"]),
     "words": tf.ragged.constant(CODES["words"], dtype=tf.int32),
