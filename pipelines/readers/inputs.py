@@ -62,7 +62,7 @@ class Columns(settings.Settings):
         f" rows. Received: {self.rating!r} and {self.min_rating}."
       )
     if not self.separator:
-      raise ValueError("--separator must not be empty.")
+      raise ValueError("`separator` must not be empty; see --separator.")
 
   def interaction_kinds(
     self, available: list[str], path: str, line: int | None = 1

@@ -16,10 +16,10 @@ import pyarrow as pa
 import tensorflow as tf
 
 from pipelines.readers import blocks, inputs, source
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, records
 from xir_tfrs.data.files import places
 
-_EXAMPLES_PER_BATCH = 1 << 13
+_REMEDY = "remove the data set and prepare it with TFDS again"
 
 
 class TfdsSource(source.FileSource):
@@ -73,27 +73,24 @@ class TfdsSource(source.FileSource):
     self, piece: blocks.Piece, count_lines: bool
   ) -> Iterator[tuple[int, blocks.Block]]:
     del piece, count_lines  # All of it; blocks always know their rows.
-    dataset = (
-      tf.data.TFRecordDataset(self._shards)
-      .batch(_EXAMPLES_PER_BATCH)
-      .map(self._parser())
-      .prefetch(1)
-    )
+    spec = self._spec()
     examples = rows = 0
-    for values, lengths in dataset.as_numpy_iterator():
-      batch = self._batch(values, lengths, examples)
-      examples += len(lengths[self.roles.user])
-      where = places.Places(self._path, rows + 1, "row")
-      progress = self.size * examples // self._num_examples
-      yield rows, blocks.from_arrow(batch, self.roles, where, progress)
-      rows += len(batch)
+    for shard in self._shards:
+      for values, lengths in records.read_file(shard, spec, _REMEDY):
+        batch = self._batch(values, lengths, examples)
+        examples += len(lengths[self.roles.user])
+        where = places.Places(self._path, rows + 1, "row")
+        progress = self.size * examples // self._num_examples
+        yield rows, blocks.from_arrow(batch, self.roles, where, progress)
+        rows += len(batch)
 
   def no_rows(self, file: int) -> errors.DataError:
     del file  # There is one.
     return errors.DataError("no rows", path=self._path)
 
-  def _parser(self):
-    features = {}
+  def _spec(self) -> dict[str, tf.dtypes.DType]:
+    """The columns to read, and how they are stored."""
+    spec = {}
     for name in self._used:
       info = self._serialized[name]
       if isinstance(info, dict) or len(info.shape) > 1:
@@ -102,19 +99,8 @@ class TfdsSource(source.FileSource):
           path=self._path,
           column=name,
         )
-      features[name] = tf.io.RaggedFeature(
-        _STORED_AS.get(np.dtype(info.np_dtype).kind, tf.string),
-        row_splits_dtype=tf.int64,
-      )
-
-    def parse(serialized):
-      ragged = tf.io.parse_example(serialized, features)
-      return (
-        {name: value.flat_values for name, value in ragged.items()},
-        {name: value.row_lengths() for name, value in ragged.items()},
-      )
-
-    return parse
+      spec[name] = _STORED_AS.get(np.dtype(info.np_dtype).kind, tf.string)
+    return spec
 
   def _batch(
     self,

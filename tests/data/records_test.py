@@ -250,9 +250,7 @@ def test_ids_that_are_not_utf8_are_named(tmp_path):
     rows={},
     shards={"queries": (schema.Shard("q", 2),)},
   )
-  with pytest.raises(
-    errors.DataError, match="row 2, column 'query_id'"
-  ):
+  with pytest.raises(errors.DataError, match="row 2, column 'query_id'"):
     tables.read_table(tmp_path, "queries", schema=made)
 
 

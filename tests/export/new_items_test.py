@@ -1,11 +1,13 @@
-"""Items from files: four formats say the same, and each fault is named."""
+"""Items from files: ids, features, and what cannot be used.
+
+The formats have tests of their own: tests/data/files/side_tables_test.py.
+"""
 
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import tensorflow as tf
 from pyarrow import parquet
 
 from export.bundle import new_items
@@ -19,112 +21,22 @@ FEATURES = (
   manifest.Feature("price", "price", "float"),
   manifest.Feature("place", "place", "float_seq", 2),
 )
-# id, colour (no feature), price, words, tag, place
-ROWS = (
-  ("Äpfel, 1", "red", 1.5, ["a", "bc"], "t1", [1.0, -2.5]),
-  ('a "b"', "", None, [], "", []),
-  ("77", "blue", -2e3, ["ü"], "12", [0.0, 4.0]),
-)
-ATOMIC = """\
-colour:token_seq\titem_id:token\tprice:float\twords:token_seq\ttag:token\
-\tplace:float_seq
-red\tÄpfel, 1\t1.5\ta bc\tt1\t1 -2.5
-
-\ta "b"\t\t\t\t
-blue\t77\t-2e3\tü\t12\t0  4.0
-"""
-CSV = """\
-\ufeffid,colour,price,words,tag,place\r
-"Äpfel, 1",red,1.5,a|bc,t1,1|-2.5\r
-"a ""b""\",,NA,,,\r
-77,blue,-2e3,ü,12,0|4.0\r
-"""
 
 
-def _feature(values) -> tf.train.Feature:
-  values = [x.encode() if isinstance(x, str) else x for x in values]
-  if not values:
-    return tf.train.Feature()
-  kind, name = {
-    bytes: (tf.train.BytesList, "bytes_list"),
-    float: (tf.train.FloatList, "float_list"),
-    int: (tf.train.Int64List, "int64_list"),
-  }[type(values[0])]
-  return tf.train.Feature(**{name: kind(value=values)})
-
-
-def _write_records(path, *records):
-  with tf.io.TFRecordWriter(str(path)) as writer:
-    for columns in records:
-      features = {name: _feature(values) for name, values in columns.items()}
-      example = tf.train.Example(features=tf.train.Features(feature=features))
-      writer.write(example.SerializeToString())
-
-
-def _row_record(row) -> dict:
-  name, colour, price, words, tag, place = row
-  return {
-    "candidate_id": [name],
-    "colour": [colour],
-    "price": [] if price is None else [price],
-    "words": words,
-    "tag": [tag] if tag else [],
-    "place": place,
-  }
-
-
-def _write_packed(path):
-  first = {
-    "candidate_id": [row[0] for row in ROWS[:2]],
-    "colour": [row[1] for row in ROWS[:2]],
-    "price": [1.5, np.nan],
-    "words/values": ["a", "bc"],
-    "words/lengths": [2, 0],
-    "tag": ["t1", ""],
-    "place": [1.0, -2.5, np.nan, np.nan],
-  }
-  second = _row_record(ROWS[2])
-  del second["words"]
-  second |= {"words/values": ["ü"], "words/lengths": [1]}
-  _write_records(path, first, second)
-
-
-def _write_parquet(path):
-  names = ("candidate_id", "colour", "price", "words", "tag", "place")
-  columns = dict(zip(names, map(list, zip(*ROWS, strict=True)), strict=True))
-  columns["tag"] = pa.array(columns["tag"]).dictionary_encode()
-  columns["words"] = pa.array(columns["words"], pa.large_list(pa.string()))
-  columns["place"] = pa.array([[1.0, -2.5], None, [0.0, 4.0]])
-  parquet.write_table(pa.table(columns), path, row_group_size=2)
-
-
-WRITERS = {
-  "rows.item": lambda path: path.write_text(ATOMIC, encoding="utf-8"),
-  "rows.csv": lambda path: path.write_bytes(CSV.encode()),
-  "rows.tsv": lambda path: path.write_bytes(CSV.replace(",", "\t").encode()),
-  "rows.parquet": _write_parquet,
-  "rows.tfrecord": lambda path: _write_records(path, *map(_row_record, ROWS)),
-  "packed.tfrecord": _write_packed,
-}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_formats_agree(tmp_path, name):
-  path = tmp_path / name
-  WRITERS[name](path)
-  separator = "|" if path.suffix in (".csv", ".tsv") else " "
-  found = new_items.read_items(path, FEATURES, separator=separator)
-  ids = [row[0] for row in ROWS]
-  if path.suffix == ".tsv":
-    ids[0] = "Äpfel\t 1"
-  assert found.ids == ids
+def test_items_of_a_file(tmp_path):
+  path = tmp_path / "rows.csv"
+  path.write_text(
+    "id,colour,price,words,tag,place\nÄ,red,1.5,a|bc,t1,1|-2.5\n7,blue,NA,,,\n"
+  )
+  found = new_items.read_items(path, FEATURES, separator="|")
+  assert found.ids == ["Ä", "7"]
   assert (found.ignored, found.missing) == (("colour",), ())
-  assert found.columns["tag"].tolist() == ["t1", "", "12"]
-  assert found.columns["words"] == [["a", "bc"], [], ["ü"]]
+  assert found.columns["tag"].tolist() == ["t1", ""]
+  assert found.columns["words"] == [["a", "bc"], []]
   price, place = found.columns["price"], found.columns["place"]
   assert price.dtype == place.dtype == np.float32
-  np.testing.assert_array_equal(price, [1.5, np.nan, -2000])
-  np.testing.assert_array_equal(place, [[1, -2.5], [np.nan] * 2, [0, 4]])
+  np.testing.assert_array_equal(price, [1.5, np.nan])
+  np.testing.assert_array_equal(place, [[1, -2.5], [np.nan] * 2])
 
 
 def _side_rows(text, suffix, tmp_path):
@@ -234,37 +146,6 @@ def test_broken_file_is_named(tmp_path, name, text, expected):
   assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.tfrecord"])
-def test_truncated_file_is_named(tmp_path, name):
-  path = tmp_path / name
-  WRITERS[name](path)
-  path.write_bytes(path.read_bytes()[:-7])
-  with pytest.raises(errors.DataError, match=f"{name}.*truncated"):
-    new_items.read_items(path, FEATURES)
-
-
-def test_broken_values_of_binary_files_are_named(tmp_path):
-  path = tmp_path / "a.parquet"
-  parquet.write_table(
-    pa.table({"id": ["a", "b"], "price": ["1", "x"], "tag": [{"y": 1}] * 2}),
-    path,
-  )
-  with pytest.raises(errors.DataError, match="column 'tag'.* token"):
-    new_items.read_items(path, FEATURES)
-  with pytest.raises(errors.DataError, match="row 2, column 'price': 'x'"):
-    new_items.read_items(path, FEATURES[2:])
-  path = tmp_path / "a.tfrecord"
-  _write_records(path, {"id": ["a"]}, {"id": ["b", "c"], "price": [1.0]})
-  with pytest.raises(errors.DataError, match="row 2, column 'price'.* 2 ids"):
-    new_items.read_items(path, FEATURES)
-  _write_records(path, {"id": ["a", "b"], "words": ["x", "y"]})
-  with pytest.raises(errors.DataError, match="row 1, column 'words'"):
-    new_items.read_items(path, FEATURES)
-  _write_records(path, {"id": ["a"], "tag": [b"\xff"]})
-  with pytest.raises(errors.DataError, match="row 1, column 'tag'.*UTF-8"):
-    new_items.read_items(path, FEATURES)
-
-
 @pytest.mark.parametrize("value", ["x", "1.5", "9223372036854775808", "-1"])
 def test_integer_ids_are_checked(tmp_path, value):
   path = tmp_path / "a.csv"
@@ -302,15 +183,3 @@ def test_ids_of_a_text_file(tmp_path):
   path.write_text("7\n\nx\n")
   with pytest.raises(errors.DataError, match="line 3: 'x'"):
     new_items.read_ids(path, "int64")
-
-
-@pytest.mark.parametrize("value", [np.inf, -1e39])
-def test_parquet_numbers_must_fit_float32(tmp_path, value):
-  path = tmp_path / "a.parquet"
-  parquet.write_table(pa.table({"id": ["a", "b"], "price": [1, value]}), path)
-  with pytest.raises(errors.DataError, match="row 2, column 'price': .* inf"):
-    new_items.read_items(path, FEATURES)
-  table = pa.table({"id": ["a", "b"], "place": [[1, 2], [3, value]]})
-  parquet.write_table(table, path)
-  with pytest.raises(errors.DataError, match="row 2, column 'place': .* inf"):
-    new_items.read_items(path, FEATURES)

@@ -329,7 +329,7 @@ def test_config_is_checked():
     inputs.Input(paths=("a",), format="excel")
   with pytest.raises(ValueError, match="go together"):
     inputs.Columns(rating="r")
-  with pytest.raises(ValueError, match="--separator must not be empty"):
+  with pytest.raises(ValueError, match="`separator` must not be empty"):
     inputs.Columns(separator="")
   for kwargs, flag in (
     ({"columns": inputs.Columns(user="u")}, "--user_column"),

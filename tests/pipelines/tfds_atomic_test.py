@@ -173,3 +173,18 @@ def test_broken_atomic_file(tmp_path):
     _load(tmp_path / "r.inter", tmp_path / "tfds")
   with pytest.raises(errors.DataError, match="no such file"):
     _load(tmp_path / "gone.inter", tmp_path / "tfds")
+
+
+def test_a_damaged_data_set_names_its_file(tmp_path):
+  _write(tmp_path / "r.inter")
+  _load(tmp_path / "r.inter", tmp_path / "tfds")
+  (shard,) = (tmp_path / "tfds").rglob("*.tfrecord*")
+  shard.write_bytes(shard.read_bytes()[:-9])
+  config = _config(
+    tmp_path / "out",
+    paths=("atomic_interactions/r",),
+    format="tfds",
+    data_dir=str(tmp_path / "tfds"),
+  )
+  with pytest.raises(errors.DataError, match="tfrecord.*truncated or damaged"):
+    prepare.prepare(config)
