@@ -27,6 +27,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import harness
+from pipelines.evaluation import report
 from pipelines.training import build as model
 
 _SIZES = {
@@ -76,11 +77,11 @@ def run(
 
 def _train_and_rank(task, data, sizes, folder) -> dict[str, Any]:
   _train(task, data, sizes, folder)
-  report = pathlib.Path(folder) / "test.json"
+  output = pathlib.Path(folder) / "test.json"
   _program(
-    "pipelines.evaluate", [f"--model_dir={folder}", f"--output={report}"]
+    "pipelines.evaluate", [f"--model_dir={folder}", f"--output={output}"]
   )
-  found = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+  found = report.load(output).metrics
   result = {name: found["model"][name] for name in _METRICS}
   if "reranked" in found:
     result["reranked"] = {name: found["reranked"][name] for name in _METRICS}

@@ -110,8 +110,10 @@ def quickstart(
     trained = training.train(config, overwrite=True)
     if trained.outcome == "interrupted":
       raise ValueError("interrupted")
-    evaluated = evaluate.evaluate(str(data), config.model_dir)
-    for name, metrics in evaluated["metrics"].items():
+    evaluated = evaluate.evaluate(
+      evaluate.EvaluateConfig(model_dir=config.model_dir)
+    )
+    for name, metrics in evaluated.metrics.items():
       row = task if name == "model" else name
       table[row] = {metric: metrics[metric] for metric in METRICS}
     table[task]["ms/step"] = trained.step_milliseconds

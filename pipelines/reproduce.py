@@ -5,9 +5,8 @@ r"""Trains and ranks the grids behind the published tables and figures.
 
 leaves a folder per run in OUTPUT/runs, and OUTPUT/EXPERIMENT_DATA.json with
 settings, curves, metrics, times and paired tests of all finished runs of the
-experiment. What was interrupted, by Ctrl-C or by force, goes on where it
-stopped when the same command is given again; runs that experiments have in
-common are made once.
+experiment. The same command again goes on where it was interrupted, by Ctrl-C
+or by force. Runs that experiments have in common are made once.
 
     python -m pipelines.reproduce --report --output runs/reproduce
 
@@ -16,15 +15,59 @@ makes tables (Markdown) and figures (PNG) of every such file.
 
 import concurrent.futures
 import concurrent.futures.process
+import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import logging
 
 from pipelines.reproduction import experiments, report, results, runs
+from xir_tfrs.programs import main, settings
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig(settings.Settings):
+  """What to run."""
+
+  output: str = settings.setting("Where runs and results are kept.")
+  experiment: str | None = settings.setting(
+    "What to run.", None, choices=tuple(experiments.EXPERIMENTS)
+  )
+  data: str | None = settings.setting(
+    "Directory made by pipelines.prepare.", None
+  )
+  seeds: tuple[int, ...] = settings.setting(
+    "Seeds of the models.", (0,), minimum=0
+  )
+  epochs: int | None = settings.setting(
+    "Epochs of each run. Not given: as published.", None, minimum=1
+  )
+  cases: tuple[str, ...] = settings.setting(
+    "Only these cases of the experiment. Not given: all.", ()
+  )
+  jobs: int = settings.setting("Runs at a time.", 1, minimum=1)
+  threads: int = settings.setting(
+    "Threads of each run; 0: as many as there are cores.", 0, minimum=0
+  )
+  report: bool = settings.setting(
+    "Make tables and figures of the results in --output; runs nothing.", False
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    needed = {"--experiment": self.experiment, "--data": self.data}
+    for name, value in needed.items():
+      if self.report and value:
+        raise settings.SettingsError(
+          f"{name} belongs to runs; --report makes tables of all results in "
+          "--output."
+        )
+      if not self.report and not value:
+        raise settings.SettingsError(f"{name} is needed, or --report.")
 
 
 def planned(
@@ -47,19 +90,14 @@ def planned(
     cases: Names of the cases wanted; None: all.
 
   Raises:
-    ValueError: An unknown experiment or case.
+    SettingsError: An unknown case.
   """
-  if experiment not in experiments.EXPERIMENTS:
-    raise ValueError(
-      f"--experiment must be one of {', '.join(experiments.EXPERIMENTS)}. "
-      f"Received: {experiment!r}."
-    )
   plan = experiments.EXPERIMENTS[experiment]
   known = [case.name for case in plan.cases]
   for name in cases or ():
     if name not in known:
-      raise ValueError(
-        f"--cases must be of {', '.join(known)}. Received: {name!r}."
+      raise settings.SettingsError(
+        f"--cases must be among {', '.join(known)}. Received: {name!r}."
       )
   return [
     runs.Run(
@@ -77,15 +115,19 @@ def planned(
 
 
 def carry_out(
-  plan: list[runs.Run], *, jobs: int = 1, threads: int = 0, after_each=None
+  plan: list[runs.Run],
+  *,
+  jobs: int = 1,
+  threads: int = 0,
+  after_each: Callable[[], object] = lambda: None,
 ) -> None:
-  """Carries out what is not finished, each run in a process of its own.
+  """Carries out the runs that are not finished, each in its own process.
 
   Args:
     plan: The runs.
     jobs: Runs at a time.
-    threads: Of each; 0: as many as there are cores.
-    after_each: Called without arguments after each run.
+    threads: Threads of each run; 0: as many as there are cores.
+    after_each: Is called after each run.
   """
   left = [run for run in plan if not runs.is_finished(run)]
   print(f"{len(plan):,} runs, {len(plan) - len(left):,} of them finished")
@@ -100,14 +142,13 @@ def carry_out(
     waiting = {pool.submit(runs.carry_out, run, jobs == 1): run for run in left}
     try:
       for done in concurrent.futures.as_completed(waiting):
-        last = done.result()["curve"][-1]
+        last = done.result().curve[-1]
         print(
           f"{waiting[done].folder}: epoch {last['epoch']}, "
           f"recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}",
           flush=True,
         )
-        if after_each is not None:
-          after_each()
+        after_each()
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -126,75 +167,47 @@ def _start_worker(threads: int) -> None:
 def _stop_with_parent() -> None:
   """Stops the run of a worker whose parent was killed.
 
-  Or it would write to the folder that the next start goes on with.
+  Otherwise it would write to the folder in which the next start goes on.
   """
   multiprocessing.parent_process().join()
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(argv: list[str]) -> int:
-  if len(argv) > 1:
-    print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
-    return 2
-  given = flags.FLAGS
+def run(config: ReproduceConfig) -> int:
+  """Carries out an experiment, or reports on all of them."""
+  if config.report:
+    for path in report.write(config.output):
+      print(f"Written to {path}")
+    return 0
+  plan = planned(
+    config.experiment,
+    config.data,
+    config.output,
+    seeds=config.seeds,
+    epochs=config.epochs,
+    cases=config.cases,
+  )
+
+  def collect():
+    return results.collect(
+      config.experiment, config.data, config.output, config.epochs
+    )
+
   try:
-    if given.report:
-      for path in report.write(given.output):
-        print(f"Written to {path}")
-      return 0
-    if not given.data or not given.experiment:
-      raise ValueError("--experiment and --data are needed, or --report.")
-    plan = planned(
-      given.experiment,
-      given.data,
-      given.output,
-      seeds=tuple(int(seed) for seed in given.seeds),
-      epochs=given.epochs,
-      cases=tuple(given.cases),
-    )
     carry_out(
-      plan,
-      jobs=given.jobs,
-      threads=given.threads,
-      after_each=lambda: results.collect(
-        given.experiment, given.data, given.output, given.epochs
-      ),
-    )
-    path = results.collect(
-      given.experiment, given.data, given.output, given.epochs
+      plan, jobs=config.jobs, threads=config.threads, after_each=collect
     )
   except (runs.Interrupted, KeyboardInterrupt):
     print("Interrupted; the same command goes on.", file=sys.stderr)
-    return 130
-  except concurrent.futures.process.BrokenProcessPool:
-    print(
-      "Error: the process of a run was killed, perhaps for want of memory; the "
-      "same command goes on, with fewer --jobs if need be.",
-      file=sys.stderr,
-    )
-    return 1
-  except (ValueError, OSError) as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  print(f"Written to {path}")
+    return 128 + signal.SIGINT
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise main.ProgramError(
+      "the process of a run was killed, perhaps because memory ran out. The "
+      "same command goes on; try fewer --jobs."
+    ) from error
+  print(f"Written to {collect()}")
   return 0
 
 
-def _define_flags() -> None:
-  flags.DEFINE_enum(
-    "experiment", None, list(experiments.EXPERIMENTS), "What to run."
-  )
-  flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
-  flags.DEFINE_string("output", None, "Where runs and results are kept.")
-  flags.DEFINE_list("seeds", ["0"], "Seeds of the models.")
-  flags.DEFINE_integer("epochs", None, "Of each run; default: as published.")
-  flags.DEFINE_list("cases", [], "Only these of the experiment's cases.")
-  flags.DEFINE_integer("jobs", 1, "Runs at a time.")
-  flags.DEFINE_integer("threads", 0, "Threads of each run; 0: all cores.")
-  flags.DEFINE_bool("report", False, "Make tables and figures of what is there")
-  flags.mark_flag_as_required("output")
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  sys.exit(main.run(ReproduceConfig, run))

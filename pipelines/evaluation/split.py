@@ -1,4 +1,4 @@
-"""A split as a ranking sees it: what to find, and what is masked."""
+"""A split as a ranking sees it: what to find, what is masked, what is new."""
 
 import dataclasses
 import os
@@ -15,20 +15,22 @@ SEEN = {"validation": ("train",), "test": ("train", "validation")}
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-  """What a split asks of a ranking, for the queries it asks anything of.
+  """The queries of a split, and what each of them should find.
 
   Attributes:
     split: `"validation"` or `"test"`.
     query_ids: [num_queries] dense ids, ascending.
+    warm: [num_queries] bool, whether the query has training rows.
     relevant: [num_queries, None] dense candidate ids of the split.
     seen: [num_queries, None] dense candidate ids of the splits before it.
-    counts: [num_candidates] training interactions.
-    num_repeated: How many of the split's pairs are also seen: they are masked,
+    counts: [num_candidates] training rows.
+    num_repeated: How many of the split's pairs are also seen. They are masked,
       so no ranking can find them.
   """
 
   split: str
   query_ids: np.ndarray
+  warm: np.ndarray
   relevant: tf.RaggedTensor
   seen: tf.RaggedTensor
   counts: np.ndarray
@@ -38,21 +40,31 @@ class EvaluationData:
   def num_pairs(self) -> int:
     return len(self.relevant.values)
 
-  def restricted_to(self, wanted: np.ndarray) -> "EvaluationData":
-    """The same with only the candidates of a mask [num_candidates] relevant.
+  def restricted_to(
+    self, wanted: np.ndarray
+  ) -> tuple["EvaluationData", np.ndarray]:
+    """The same with only some of the candidates relevant.
 
     The catalogue that is ranked stays whole.
+
+    Args:
+      wanted: [num_candidates] bool.
+
+    Returns:
+      The queries that have something left to find, and their rows here.
     """
     relevant = tf.ragged.boolean_mask(
       self.relevant, tf.gather(wanted, self.relevant)
     )
     rows = np.flatnonzero(relevant.row_lengths().numpy())
-    return dataclasses.replace(
+    part = dataclasses.replace(
       self,
       query_ids=self.query_ids[rows],
+      warm=self.warm[rows],
       relevant=tf.gather(relevant, rows),
       seen=tf.gather(self.seen, rows),
     )
+    return part, rows
 
 
 def load_evaluation_data(
@@ -91,6 +103,7 @@ def load_evaluation_data(
   return EvaluationData(
     split=split,
     query_ids=query_ids,
+    warm=data.queries.counts[query_ids] > 0,
     relevant=tf.RaggedTensor.from_row_lengths(candidates, lengths),
     seen=tf.RaggedTensor.from_row_lengths(
       seen_candidates[asked],

@@ -1,12 +1,11 @@
 """Tables and figures from the files that `results.collect` writes."""
 
-import json
 import pathlib
-from typing import Any
 
 import numpy as np
 
-from pipelines.reproduction import experiments, results
+from pipelines.reproduction import experiments, files
+from xir_tfrs.data import errors
 
 FILE_NAME = "report.md"
 # The paper's Table 2 on Gowalla. Its NDCG is to be compared with
@@ -30,112 +29,98 @@ def write(output: str) -> list[pathlib.Path]:
     The files written.
 
   Raises:
-    ValueError: There are no results.
+    DataError: There are no results, or a file of them is damaged.
   """
   folder = pathlib.Path(output)
   found = load(folder)
   if not found:
-    raise ValueError(
-      f"{folder} holds no results; make some by --experiment NAME --data DATA "
-      f"--output {folder}"
+    raise errors.DataError(
+      "holds no results; make some with --experiment NAME --data DATA "
+      f"--output {folder}",
+      path=folder,
     )
   written, parts = [], ["# Results\n"]
   for name, result in found.items():
-    parts.append(f"## {result['title']} ({result['data']['name']})\n")
-    parts.append(f"After {result['epoch']} epochs.\n")
+    parts.append(f"## {result.title} ({result.data.name})\n")
+    parts.append(f"After {result.epoch} epochs.\n")
     parts.append(table(result))
-    if result["shows"] != "table" and result["cases"]:
+    if result.shows != "table" and result.cases:
       path = folder / f"{name}.png"
       draw(result, path)
       written.append(path)
-      parts.append(f"![{result['title']}]({path.name})\n")
+      parts.append(f"![{result.title}]({path.name})\n")
   path = folder / FILE_NAME
   path.write_text("\n".join(parts), encoding="utf-8")
   return [*written, path]
 
 
-def load(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def load(folder: pathlib.Path) -> dict[str, files.Result]:
   """Results by file name, in the order of `EXPERIMENTS`."""
-  found = {}
-  for path in sorted(folder.glob("*.json")):
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result.get("format") != results.FORMAT:
-      raise ValueError(
-        f"{path} has format {result.get('format')!r}; this version reads "
-        f"{results.FORMAT}. Make it again."
-      )
-    found[path.stem] = result
+  found = {path.stem: files.read_result(path) for path in folder.glob("*.json")}
   order = list(experiments.EXPERIMENTS)
   return dict(
-    sorted(found.items(), key=lambda item: order.index(item[1]["experiment"]))
+    sorted(
+      found.items(), key=lambda item: (order.index(item[1].experiment), item[0])
+    )
   )
 
 
-def table(result: dict[str, Any]) -> str:
-  """The table of an experiment, in Markdown; what is not there is left out."""
-  if not result["cases"]:
+def table(result: files.Result) -> str:
+  """The table of an experiment, in Markdown; missing cases are left out."""
+  if not result.cases:
     return ""
-  if result["shows"] == "occurrence":
+  if result.shows == "occurrence":
     return _occurrence_table(result)
-  compat = result["experiment"] in ("table2", "slow")
-  paper = PAPER if compat and "gowalla" in result["data"]["name"] else {}
-  tests = {c["case"]: c for c in result["comparisons"]}
+  compat = result.experiment in ("table2", "slow")
+  paper = PAPER if compat and "gowalla" in result.data.name else {}
+  tests = {c.case: c for c in result.comparisons}
   header = ["", *_SHOWN]
   if compat:
     header.append("compat NDCG@10")
   if paper:
     header += ["paper R@10", "paper N@10"]
-  header += [f"{_TESTED} against {result['baseline']}", "seeds"]
+  header += [f"{_TESTED} against {result.baseline}", "seeds"]
   header += ["s/epoch", "GiB"]
   rows = []
-  for case in result["cases"]:
+  for case in result.cases:
     points = _points(result, case)
-    row = [case["title"], *(_mean(points, name) for name in _SHOWN)]
+    row = [case.title, *(_mean(points, name) for name in _SHOWN)]
     if compat:
       row.append(_mean(points, "ndcg_xir_compat@10"))
     if paper:
-      row += [f"{value:.4f}" for value in paper[case["task"]].values()]
-    row.append(_test(tests.get(case["name"])))
-    row.append(", ".join(str(run["seed"]) for run in case["runs"]))
-    seconds = np.median([run["seconds_per_epoch"] for run in case["runs"]])
+      row += [f"{value:.4f}" for value in paper[case.task].values()]
+    row.append(_test(tests.get(case.name)))
+    row.append(", ".join(str(run.seed) for run in case.runs))
+    seconds = np.median([run.seconds_per_epoch for run in case.runs])
     row.append(f"{seconds:.1f}")
-    row.append(f"{max(run['peak_gib'] for run in case['runs']):.2f}")
+    row.append(f"{max(run.peak_gib for run in case.runs):.2f}")
     rows.append(row)
   return _markdown(header, rows)
 
 
-def _occurrence_table(result) -> str:
+def _occurrence_table(result: files.Result) -> str:
   tenths = [f"{number}" for number in range(1, 11)]
   header = ["tenth of the catalogue, by popularity", *tenths, "distinct"]
   rows = []
-  for case in result["cases"]:
-    for run in case["runs"]:
-      shares = run["occurrence"]
+  for case in result.cases:
+    for run in case.runs:
+      shares = run.occurrence
       if not rows:
-        rows.append(["interactions", *_percent(shares["interactions"]), ""])
-      title = f"{case['title']}, {run['epochs']} epochs, seed {run['seed']}"
-      rows.append([f"{title}: draws", *_percent(shares["draws"]), ""])
-      rows.append(
-        [
-          f"{title}: cache",
-          *_percent(shares["cache"]),
-          f"{shares['distinct']:.1%}",
-        ]
-      )
+        rows.append(["interactions", *_percent(shares.interactions), ""])
+      title = f"{case.title}, {run.epochs} epochs, seed {run.seed}"
+      rows.append([f"{title}: draws", *_percent(shares.draws), ""])
+      distinct = f"{shares.distinct:.1%}"
+      rows.append([f"{title}: cache", *_percent(shares.cache), distinct])
   return _markdown(header, rows)
 
 
-def _points(result, case) -> list[dict[str, float]]:
-  """Metrics of the runs of a case, after the epoch that all have reached."""
-  return [
-    point
-    for run in case["runs"]
-    for point in run["curve"]
-    if point["epoch"] == result["epoch"]
-  ]
+def _points(result: files.Result, case: files.CaseResult) -> list[files.Point]:
+  """Metrics of the runs of a case, after the epoch of the comparison."""
+  points = [run.after(result.epoch) for run in case.runs]
+  return [point for point in points if point is not None]
 
 
-def _mean(points: list[dict[str, float]], name: str) -> str:
+def _mean(points: list[files.Point], name: str) -> str:
   values = [point[name] for point in points]
   text = f"{np.mean(values):.4f}"
   if len(values) > 1:
@@ -143,15 +128,15 @@ def _mean(points: list[dict[str, float]], name: str) -> str:
   return text
 
 
-def _test(comparison: dict[str, Any] | None) -> str:
+def _test(comparison: files.Comparison | None) -> str:
   if comparison is None:
     return ""
-  test = comparison["metrics"][_TESTED]
-  p = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
-  return f"{test['difference']:+.4f} ({p})"
+  test = comparison.metrics[_TESTED]
+  p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+  return f"{test.difference:+.4f} ({p})"
 
 
-def _percent(shares: list[float]) -> list[str]:
+def _percent(shares: tuple[float, ...]) -> list[str]:
   return [f"{share:.1%}" for share in shares]
 
 
@@ -160,7 +145,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
   return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def draw(result: dict[str, Any], path: pathlib.Path) -> None:
+def draw(result: files.Result, path: pathlib.Path) -> None:
   """The figure of an experiment that has one."""
   import matplotlib  # Not needed to train.
 
@@ -168,10 +153,10 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
-  {"curves": _curves, "sweep": _sweep, "occurrence": _occurrence}[
-    result["shows"]
-  ](result, axes)
-  figure.suptitle(f"{result['title']} ({result['data']['name']})")
+  {"curves": _curves, "sweep": _sweep, "occurrence": _occurrence}[result.shows](
+    result, axes
+  )
+  figure.suptitle(f"{result.title} ({result.data.name})")
   figure.tight_layout()
   figure.savefig(path, dpi=100, metadata={"Software": None})
   pyplot.close(figure)
@@ -179,34 +164,34 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
 
 def _curves(result, axes) -> None:
   for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
-    for case in result["cases"]:
-      run = case["runs"][0]
+    for case in result.cases:
+      run = case.runs[0]
       axis.plot(
-        [point["epoch"] for point in run["curve"]],
-        [point[metric] for point in run["curve"]],
-        label=case["title"],
+        [point["epoch"] for point in run.curve],
+        [point[metric] for point in run.curve],
+        label=case.title,
       )
     axis.set(xlabel="epoch", ylabel=metric)
     axis.legend()
 
 
 def _sweep(result, axes) -> None:
-  """A line for each method along the axis; flat where it has no place on it."""
+  """A line per method along the axis; a flat one for cases without `x`."""
   for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
     lines = {}
-    for case in result["cases"]:
+    for case in result.cases:
       value = np.mean([point[metric] for point in _points(result, case)])
-      if case["x"] is None:
-        axis.axhline(value, color="grey", linestyle=":", label=case["title"])
+      if case.x is None:
+        axis.axhline(value, color="grey", linestyle=":", label=case.title)
       else:
-        lines.setdefault(case["task"], []).append((case["x"], value))
+        lines.setdefault(case.task, []).append((case.x, value))
     for task, points in lines.items():
       axis.plot(
         *zip(*sorted(points), strict=True),
         marker="o",
         label=experiments.METHODS[task],
       )
-    axis.set(xlabel=result["axis"], ylabel=metric)
+    axis.set(xlabel=result.axis, ylabel=metric)
     places = [x for points in lines.values() for x, _ in points]
     if places and min(places) > 0 and max(places) / min(places) > 10:
       axis.set_xscale("log", base=2)
@@ -215,17 +200,19 @@ def _sweep(result, axes) -> None:
 
 def _occurrence(result, axes) -> None:
   for axis, share in zip(axes, ("draws", "cache"), strict=True):
-    for number, case in enumerate(result["cases"]):
-      shares = case["runs"][0]["occurrence"]
+    for number, case in enumerate(result.cases):
+      shares = case.runs[0].occurrence
       if not number:
         axis.plot(
           range(1, 11),
-          shares["interactions"],
+          shares.interactions,
           color="grey",
           linestyle=":",
           label="interactions",
         )
-      axis.plot(range(1, 11), shares[share], marker="o", label=case["title"])
+      axis.plot(
+        range(1, 11), getattr(shares, share), marker="o", label=case.title
+      )
     axis.set(
       xlabel="tenth of the catalogue, by popularity", ylabel=f"share of {share}"
     )

@@ -1,22 +1,23 @@
-"""What the runs of an experiment came to: one JSON file, small enough to keep.
+"""Collects the runs of an experiment in one JSON file, small enough to keep.
 
-The file holds what tables and figures are drawn from, so that they can be drawn
-again without the runs.
+Tables and figures are made from the file, so they can be made again without
+the runs.
 """
 
 import collections
 import math
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from pipelines.reproduction import experiments, runs
+from pipelines.reproduction import experiments, files, runs
 from xir_tfrs.data import json_files
 from xir_tfrs.data import schema as schema_lib
 
-FORMAT = 2
+# A run of a case, and its folder.
+_Found = tuple[pathlib.Path, files.RunState]
+
 METRICS = (
   "recall@10",
   "recall@20",
@@ -42,8 +43,8 @@ def collect(
     experiment: Name in `EXPERIMENTS`.
     data: Directory made by `pipelines.prepare`.
     output: Where runs are kept.
-    epochs: Runs are compared after so many; None: what the experiment says.
-      Those that have not come so far are left out.
+    epochs: Runs are compared after this many; None: what the experiment says.
+      Those that were not ranked there are left out.
   """
   plan = experiments.EXPERIMENTS[experiment]
   schema = schema_lib.Schema.load(data)
@@ -52,96 +53,101 @@ def collect(
     case.name: [
       (path, state)
       for path, state in _runs_of(run_folder(output, data, case))
-      if epoch in {point["epoch"] for point in state["curve"]}
+      if any(point["epoch"] == epoch for point in state.curve)
     ]
     for case in plan.cases
   }
-  result = {
-    "format": FORMAT,
-    "experiment": experiment,
-    "title": plan.title,
-    "data": {
-      "name": pathlib.Path(data).name,
-      "split": schema.split.kind,
-      "split_seed": schema.split.seed,
-      "rows": schema.rows,
-      "queries": schema.num_queries,
-      "candidates": schema.num_candidates,
-    },
-    "ranked": plan.split,
-    "shows": plan.shows,
-    "axis": plan.axis,
-    "cases": [
-      {
-        "name": case.name,
-        "title": plan.title_of(case),
-        "task": case.task,
-        "preset": case.preset,
-        "settings": dict(case.settings),
-        "x": case.x,
-        "runs": [_summary(state) for _, state in found[case.name]],
-      }
+  name = pathlib.Path(data).name
+  result = files.Result(
+    experiment=experiment,
+    title=plan.title,
+    data=files.Data(
+      name=name,
+      split=schema.split.kind,
+      split_seed=schema.split.seed,
+      rows=schema.rows,
+      queries=schema.num_queries,
+      candidates=schema.num_candidates,
+    ),
+    ranked=plan.split,
+    shows=plan.shows,
+    axis=plan.axis,
+    cases=tuple(
+      _case(plan, case, found[case.name])
       for case in plan.cases
       if found[case.name]
-    ],
-    "epoch": epoch,
-    "baseline": plan.baseline_title,
-    "comparisons": _comparisons(plan, found, epoch),
-  }
-  path = pathlib.Path(output) / f"{experiment}_{pathlib.Path(data).name}.json"
+    ),
+    epoch=epoch,
+    baseline=plan.baseline_title,
+    comparisons=tuple(_comparisons(plan, found, epoch)),
+  )
+  path = pathlib.Path(output) / f"{experiment}_{name}.json"
   json_files.write(path, result)
   return path
 
 
-def paired_test(differences: np.ndarray) -> dict[str, float]:
-  """Whether the mean over queries is 0.
+def _case(
+  plan: experiments.Experiment, case: experiments.Case, found: list[_Found]
+) -> files.CaseResult:
+  return files.CaseResult(
+    name=case.name,
+    title=plan.title_of(case),
+    task=case.task,
+    preset=case.preset,
+    settings=dict(case.settings),
+    x=case.x,
+    runs=tuple(_summary(state) for _, state in found),
+  )
+
+
+def paired_test(differences: np.ndarray) -> files.PairedTest:
+  """Tests whether the mean over queries is 0.
 
   Args:
     differences: [num_queries] of a metric, one method's minus another's.
 
   Returns:
-    `difference`, its `standard_error`, and two-sided `p` by the normal
-    approximation of the paired t-test; queries come by the thousand.
+    The mean, its standard error, and the two-sided p by the normal
+    approximation of the paired t-test; there are thousands of queries.
   """
   difference = float(differences.mean())
   error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
   p = math.erfc(abs(difference) / error / math.sqrt(2.0)) if error else 1.0
-  return {"difference": difference, "standard_error": error, "p": p}
+  return files.PairedTest(difference, error, p)
 
 
-def _runs_of(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
-  """(folder, run.json) of each seed that was ranked at least once."""
-  found = [
-    (path, runs.read(str(path)))
-    for path in folder.parent.glob(folder.name + "-seed*")
-  ]
-  found = [(path, state) for path, state in found if state]
-  return sorted(found, key=lambda pair: pair[1]["seed"])
+def _runs_of(folder: pathlib.Path) -> list[_Found]:
+  """Folder and state of each seed that was ranked at least once."""
+  found = []
+  for path in folder.parent.glob(f"{folder.name}-seed*"):
+    state = files.read_run(path)
+    if state is not None:
+      found.append((path, state))
+  return sorted(found, key=lambda pair: pair[1].seed)
 
 
-def _summary(state: dict[str, Any]) -> dict[str, Any]:
-  stages = state["stages"]
+def _summary(state: files.RunState) -> files.RunSummary:
   # Of the stage that was disturbed least.
-  step_ms = min((s["step_ms"] for s in stages if s["step_ms"]), default=0.0)
-  peaks = [s["peak_gib"] for s in stages if s["peak_gib"]]
-  summary = {
-    "seed": state["seed"],
-    "epochs": state["curve"][-1]["epoch"],
-    "steps_per_epoch": state["steps_per_epoch"],
-    "seconds_per_epoch": round(step_ms * state["steps_per_epoch"] / 1e3, 2),
-    "peak_gib": max(peaks),
-    "curve": [
+  times = [s.step_ms for s in state.stages if s.step_ms]
+  seconds = min(times, default=0.0) * state.steps_per_epoch / 1e3
+  return files.RunSummary(
+    seed=state.seed,
+    epochs=state.last_epoch,
+    steps_per_epoch=state.steps_per_epoch,
+    seconds_per_epoch=round(seconds, 2),
+    peak_gib=max(s.peak_gib for s in state.stages if s.peak_gib),
+    curve=tuple(
       {"epoch": point["epoch"]} | {m: round(point[m], 6) for m in METRICS}
-      for point in state["curve"]
-    ],
-  }
-  if "occurrence" in state:
-    summary["occurrence"] = state["occurrence"]
-  return summary
+      for point in state.curve
+    ),
+    occurrence=state.occurrence,
+  )
 
 
-def _comparisons(plan, found, epoch: int) -> list[dict[str, Any]]:
-  """Each case against its baseline, over the seeds they have in common."""
+def _comparisons(
+  plan: experiments.Experiment, found: Mapping[str, list[_Found]], epoch: int
+) -> list[files.Comparison]:
+  """Each case against its baseline, over the seeds that both have."""
   comparisons = []
   for case in plan.cases:
     baseline = plan.baseline_of(case)
@@ -154,18 +160,21 @@ def _comparisons(plan, found, epoch: int) -> list[dict[str, Any]]:
       metric: paired_test(differences)
       for metric, differences in _differences(mine, base, seeds, epoch).items()
     }
-    comparisons.append({"case": case.name, "seeds": seeds, "metrics": tests})
+    comparisons.append(files.Comparison(case.name, tuple(seeds), tests))
   return comparisons
 
 
-def _by_seed(found) -> dict[int, pathlib.Path]:
-  return {state["seed"]: path for path, state in found}
+def _by_seed(found: list[_Found]) -> dict[int, pathlib.Path]:
+  return {state.seed: path for path, state in found}
 
 
 def _differences(
-  mine, base, seeds: Iterable[int], epoch: int
+  mine: Mapping[int, pathlib.Path],
+  base: Mapping[int, pathlib.Path],
+  seeds: Iterable[int],
+  epoch: int,
 ) -> dict[str, np.ndarray]:
-  """By metric, of each query, the mean over the seeds."""
+  """Metric -> [num_queries] differences, the mean over the seeds."""
   found = collections.defaultdict(list)
   for seed in seeds:
     ours = runs.by_query(str(mine[seed]), epoch)

@@ -4,29 +4,27 @@ A run is resumed where it stopped: training from its checkpoint, ranking after
 the last epoch that was ranked. Its folder holds what `pipelines.train` leaves,
 and
 
-- `run.json`: settings, curve, time and memory;
+- `run.json`: settings, curve, time and memory (`files.RunState`);
 - `by_query/EPOCH.npz`: metrics of each query after that epoch, by which two
   runs on the same data can be paired.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipelines import evaluate
-from pipelines.reproduction import experiments
+from pipelines.evaluation import rankings
+from pipelines.evaluation import split as evaluation_split
+from pipelines.reproduction import experiments, files
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import json_files, tables
+from xir_tfrs.data import directory, json_files
 from xir_tfrs.data import runs as run_dirs
 from xir_tfrs.data import schema as schema_lib
 
-RUN_FILE = "run.json"
 BY_QUERY = "by_query"
 # Those that are paired.
 PAIRED = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
@@ -90,12 +88,6 @@ class Run:
     )
 
 
-def read(folder: str) -> dict[str, Any] | None:
-  """What a run has left, finished or not; None: nothing yet."""
-  path = pathlib.Path(folder) / RUN_FILE
-  return json.loads(path.read_text("utf-8")) if path.exists() else None
-
-
 def by_query(folder: str, epoch: int) -> dict[str, np.ndarray]:
   """`PAIRED` metrics of each query, after an epoch that was ranked."""
   with np.load(pathlib.Path(folder) / BY_QUERY / f"{epoch}.npz") as arrays:
@@ -104,24 +96,23 @@ def by_query(folder: str, epoch: int) -> dict[str, np.ndarray]:
 
 def is_finished(run: Run) -> bool:
   """Whether there is nothing left to do."""
-  return _last_epoch(read(run.folder)) >= run.epochs
+  state = files.read_run(run.folder)
+  return state is not None and state.last_epoch >= run.epochs
 
 
-def _last_epoch(state: dict[str, Any] | None) -> int:
-  """The last epoch after which a run was ranked; 0: none yet."""
-  return state["curve"][-1]["epoch"] if state and state["curve"] else 0
+def carry_out(run: Run, progress: bool = True) -> files.RunState:
+  """Trains and ranks what is missing.
 
-
-def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
-  """Trains and ranks what is missing; what `run.json` holds.
+  Returns:
+    What `run.json` holds.
 
   Raises:
     Interrupted: By Ctrl-C.
-    ValueError: The folder holds another run, or data cannot be read.
+    DataError: The folder holds another run, or data cannot be read.
   """
-  state = read(run.folder) or {"curve": [], "stages": []}
-  done = _last_epoch(state)
-  data = evaluate.load_evaluation_data(run.data, run.split)
+  state = files.read_run(run.folder)
+  done = state.last_epoch if state else 0
+  data = evaluation_split.load_evaluation_data(run.data, run.split)
   stages = [e for e in _STAGES if e < run.epochs] + [run.epochs]
   fresh = True
   for epoch in stages:
@@ -133,24 +124,44 @@ def carry_out(run: Run, progress: bool = True) -> dict[str, Any]:
     if result.outcome == "interrupted":
       raise Interrupted(run.folder)
     model, _, checkpoint = run_dirs.load_model(run.folder, "latest")
-    metrics = evaluate.rank_by_query(model, data, KS)
-    point = {"epoch": epoch} | {n: float(v.mean()) for n, v in metrics.items()}
-    stage = {
-      "until_epoch": epoch,
-      "step_ms": _step_milliseconds(result, run),
+    metrics = rankings.rank(model, data, KS).by_query()
+    stage = files.Stage(
+      until_epoch=epoch,
+      step_ms=_step_milliseconds(result, run),
       # Later stages would show what ranking needed.
-      "peak_gib": round(result.peak_memory_bytes / 2**30, 3) if fresh else None,
-    }
+      peak_gib=round(result.peak_memory_bytes / 2**30, 3) if fresh else None,
+    )
     fresh = False
-    state = state | _description(run, checkpoint)
-    state["curve"] = [*state["curve"], point]
-    state["stages"] = [*state["stages"], stage]
+    point = {"epoch": epoch} | {n: float(v.mean()) for n, v in metrics.items()}
+    state = _state(run, state, stage, point, checkpoint)
     _write(run.folder, state, metrics)
   return state
 
 
+def _state(
+  run: Run,
+  before: files.RunState | None,
+  stage: files.Stage,
+  point: files.Point,
+  checkpoint: str,
+) -> files.RunState:
+  """The state of a run after another stage."""
+  return files.RunState(
+    name=run.case.name,
+    task=run.case.task,
+    preset=run.case.preset,
+    settings=dict(run.case.settings),
+    seed=run.seed,
+    split=run.split,
+    steps_per_epoch=run.steps_per_epoch,
+    curve=(*(before.curve if before else ()), point),
+    stages=(*(before.stages if before else ()), stage),
+    occurrence=_occurrence_in(checkpoint, run.data),
+  )
+
+
 def _step_milliseconds(result: training.TrainResult, run: Run) -> float | None:
-  """Of a stage; None if it had been trained before and only ranked now."""
+  """Of a stage; None if it was trained before and only ranked now."""
   if result.step_milliseconds:
     return round(result.step_milliseconds, 2)
   # A stage of a single block of steps has no median.
@@ -161,48 +172,40 @@ def _step_milliseconds(result: training.TrainResult, run: Run) -> float | None:
 
 
 def _write(
-  folder: str, state: dict[str, Any], metrics: dict[str, np.ndarray]
+  folder: str, state: files.RunState, metrics: dict[str, np.ndarray]
 ) -> None:
-  """The metrics first: `run.json` says what is there."""
+  """Writes metrics first: `run.json` says what is there."""
   path = pathlib.Path(folder)
   (path / BY_QUERY).mkdir(exist_ok=True)
   np.savez_compressed(
-    path / BY_QUERY / f"{state['curve'][-1]['epoch']}.npz",
+    path / BY_QUERY / f"{state.last_epoch}.npz",
     **{name: metrics[name].astype(np.float32) for name in PAIRED},
   )
-  json_files.write(path / RUN_FILE, state)
+  json_files.write(path / files.RUN_FILE, state)
 
 
-def _description(run: Run, checkpoint: str) -> dict[str, Any]:
-  found = {
-    "name": run.case.name,
-    "task": run.case.task,
-    "preset": run.case.preset,
-    "settings": dict(run.case.settings),
-    "seed": run.seed,
-    "split": run.split,
-    "steps_per_epoch": run.steps_per_epoch,
-  }
+def _occurrence_in(checkpoint: str, data: str) -> files.Occurrence | None:
+  """Who is drawn and cached; None if the method has no cache."""
   # The restored model is for inference: it has no task, and so no cache.
   saved = tf.train.load_checkpoint(checkpoint)
-  if saved.has_tensor(_CACHE.format("occurrence_counts")):
-    draws = saved.get_tensor(_CACHE.format("occurrence_counts"))
-    ids = saved.get_tensor(_CACHE.format("ids"))
-    found["occurrence"] = _occurrence(
-      tables.read_table(run.data, "candidates").counts,
-      draws,
-      np.bincount(ids, minlength=len(draws)),
-    )
-  return found
+  if not saved.has_tensor(_CACHE.format("occurrence_counts")):
+    return None
+  draws = saved.get_tensor(_CACHE.format("occurrence_counts"))
+  ids = saved.get_tensor(_CACHE.format("ids"))
+  return _occurrence(
+    directory.DataDir(data).candidates.counts,
+    draws,
+    np.bincount(ids, minlength=len(draws)),
+  )
 
 
 def _occurrence(
   counts: np.ndarray, draws: np.ndarray, cached: np.ndarray
-) -> dict[str, list[float]]:
+) -> files.Occurrence:
   """Shares of tenths of the catalogue, the most popular first.
 
   Args:
-    counts: [num_candidates] training interactions.
+    counts: [num_candidates] training rows.
     draws: [num_candidates] how often each was drawn so far.
     cached: [num_candidates] how often each is in the cache now.
   """
@@ -210,11 +213,11 @@ def _occurrence(
 
   def shares(values):
     total = max(float(values.sum()), 1.0)
-    return [round(float(values[tenth].sum()) / total, 5) for tenth in tenths]
+    return tuple(round(float(values[t].sum()) / total, 5) for t in tenths)
 
-  return {
-    "interactions": shares(counts),
-    "draws": shares(draws),
-    "cache": shares(cached),
-    "distinct": round(float((cached > 0).sum() / cached.sum()), 4),
-  }
+  return files.Occurrence(
+    interactions=shares(counts),
+    draws=shares(draws),
+    cache=shares(cached),
+    distinct=round(float((cached > 0).sum() / cached.sum()), 4),
+  )

@@ -21,7 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
-from pipelines import evaluate
+from pipelines.evaluation import rankings
+from pipelines.evaluation import split as evaluation_split
 from pipelines.training import build as model
 from pipelines.training import checkpoints, schedule, strategies
 from pipelines.training import config as configs
@@ -370,7 +371,7 @@ class _Run:
     before = self._best_validation()
     ks = sorted({*_KS, int(self._config.metric.partition("@")[2])})
     with self._checkpoints.as_saved():
-      metrics = evaluate.rank(self._model, self._validation, tuple(ks))
+      metrics = rankings.rank(self._model, self._validation, tuple(ks)).means()
     # Every worker has ranked, but on unlike machines a rounding may differ.
     values = self._workers.of_chief(*metrics.values())
     row = self._row("validation") | dict(zip(metrics, values, strict=True))
@@ -450,7 +451,7 @@ def _validation_data(config, data):
       f"Received: {config.metric!r}."
     )
   if data.schema.rows["validation"]:
-    return evaluate.load_evaluation_data(data, "validation")
+    return evaluation_split.load_evaluation_data(data, "validation")
   print(
     "There is no validation split (pipelines.prepare --validation_fraction): "
     "no validation metrics, no best checkpoint, no early stopping.",

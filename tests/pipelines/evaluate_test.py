@@ -15,36 +15,47 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines import evaluate
+from pipelines.evaluation import rankings, report, split
 from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import settings
+from xir_tfrs.types import Feature
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_NUM_QUERIES, _NUM_CANDIDATES = 5, 40
+_NUM_QUERIES, _NUM_CANDIDATES = 6, 40
 # Query 4 has no test pair; (3, 9) was trained on and comes again in the test.
+# Query 5 and candidate 38 have no training rows.
 _ROWS = {
-  "train": [(q, c) for q in range(4) for c in range(q, 10)] + [(4, 39)] * 30,
-  "validation": [(0, 20), (1, 20), (4, 20)],
-  "test": [(0, 30), (0, 31), (1, 32), (2, 39), (3, 9), (3, 9), (3, 33)],
+  "train": [(q, c) for q in range(4) for c in range(q, 10)]
+  + [(4, 39)] * 30
+  + [(4, c) for c in range(10, 38)],
+  "validation": [(0, 20), (1, 20), (4, 0)],
+  "test": [
+    *[(0, 30), (0, 31), (1, 32), (2, 39), (3, 9), (3, 9), (3, 33)],
+    *[(5, 38), (5, 39)],
+  ],
 }
+_COUNTS = [1, 2, 3] + [4] * 7 + [1] * 28 + [0, 30]
 
 
 def _write_data(directory, rows=None):
   rows = rows or _ROWS
   directory.mkdir()
   shards = {}
-  for split, pairs in rows.items():
+  for name, pairs in rows.items():
     if not pairs:
       continue
-    name = records.shard_name(split, 0, 1)
-    with records.BlockWriter(directory / name) as writer:
+    file = records.shard_name(name, 0, 1)
+    with records.BlockWriter(directory / file) as writer:
       writer.append(
         {
           "query_id": np.array([q for q, _ in pairs], np.int64),
           "candidate_id": np.array([c for _, c in pairs], np.int64),
         }
       )
-    shards[split] = (schema_lib.Shard(name, len(pairs)),)
-  for side, (table, size) in enumerate((("queries", 5), ("candidates", 40))):
+    shards[name] = (schema_lib.Shard(file, len(pairs)),)
+  sizes = {"queries": _NUM_QUERIES, "candidates": _NUM_CANDIDATES}
+  for side, (table, size) in enumerate(sizes.items()):
     ids = np.array([f"{table}{i}" for i in range(size)], object)
     trained = [pair[side] for pair in rows.get("train", ())]
     counts = np.bincount(np.array(trained, np.int64), minlength=size)
@@ -54,18 +65,22 @@ def _write_data(directory, rows=None):
     name="tiny",
     num_queries=_NUM_QUERIES,
     num_candidates=_NUM_CANDIDATES,
-    rows={split: len(pairs) for split, pairs in rows.items()},
+    rows={name: len(pairs) for name, pairs in rows.items()},
     shards=shards,
   ).save(directory)
   return directory
 
 
-def _model(seed=0):
+def _tower(side, size, seed=0, **features):
+  return xir.models.Tower(
+    vocabulary_size=size, dim=4, seed=seed + size, name=side, **features
+  )
+
+
+def _model(seed=0, query_tower=None):
   return xir.models.TwoTower(
-    *(
-      xir.models.Tower(vocabulary_size=size, dim=4, seed=seed + size, name=name)
-      for size, name in ((5, "query_tower"), (40, "candidate_tower"))
-    ),
+    query_tower or _tower("query_tower", _NUM_QUERIES, seed),
+    _tower("candidate_tower", _NUM_CANDIDATES, seed),
     normalize=True,
   )
 
@@ -89,9 +104,26 @@ def _write_model(directory, model, data, checkpoints=("checkpoints",)):
   return directory
 
 
+def _evaluate(data, model_dir, **given):
+  return evaluate.evaluate(
+    evaluate.EvaluateConfig(
+      data=data and str(data), model_dir=str(model_dir), **given
+    )
+  )
+
+
+def _rank(model, loaded, ks):
+  return rankings.rank(model, loaded, ks).means()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   return _write_data(tmp_path_factory.mktemp("evaluate") / "data")
+
+
+@pytest.fixture(scope="module")
+def loaded(data):
+  return split.load_evaluation_data(data, "test")
 
 
 @pytest.fixture(scope="module")
@@ -104,107 +136,181 @@ def _lists(ragged):
   return [sorted(row) for row in ragged.to_list()]
 
 
-def test_test_split_masks_training_and_validation(data):
-  loaded = evaluate.load_evaluation_data(data, "test")
-  assert loaded.query_ids.tolist() == [0, 1, 2, 3]
-  assert _lists(loaded.relevant) == [[30, 31], [32], [39], [9, 33]]
+def test_test_split_masks_training_and_validation(loaded):
+  assert loaded.query_ids.tolist() == [0, 1, 2, 3, 5]
+  assert loaded.warm.tolist() == [True, True, True, True, False]
+  assert _lists(loaded.relevant) == [[30, 31], [32], [39], [9, 33], [38, 39]]
   assert _lists(loaded.seen) == [
     [*range(10), 20],
     [*range(1, 10), 20],
     [*range(2, 10)],
     [*range(3, 10)],
+    [],
   ]
   assert loaded.num_repeated == 1
-  assert loaded.num_pairs == 6
-  assert loaded.counts.tolist() == [1, 2, 3] + [4] * 7 + [0] * 29 + [30]
+  assert loaded.num_pairs == 8
+  assert loaded.counts.tolist() == _COUNTS
 
 
 def test_validation_split_masks_training_only(data):
-  loaded = evaluate.load_evaluation_data(data, "validation")
-  assert loaded.query_ids.tolist() == [0, 1, 4]
-  assert _lists(loaded.relevant) == [[20]] * 3
-  assert _lists(loaded.seen) == [[*range(10)], [*range(1, 10)], [39]]
-  assert loaded.num_repeated == 0
+  found = split.load_evaluation_data(data, "validation")
+  assert found.query_ids.tolist() == [0, 1, 4]
+  assert _lists(found.relevant) == [[20], [20], [0]]
+  assert _lists(found.seen) == [
+    [*range(10)],
+    [*range(1, 10)],
+    [*range(10, 38), 39],
+  ]
+  assert found.num_repeated == 0
 
 
-def test_restriction_keeps_rows_together(data):
-  loaded = evaluate.load_evaluation_data(data, "test")
-  band = loaded.restricted_to(np.isin(np.arange(40), [31, 33]))
-  assert band.query_ids.tolist() == [0, 3]
-  assert _lists(band.relevant) == [[31], [33]]
-  assert _lists(band.seen) == [[*range(10), 20], [*range(3, 10)]]
+def test_restriction_keeps_rows_together(loaded):
+  band, rows = loaded.restricted_to(np.isin(np.arange(40), [31, 33, 38]))
+  assert rows.tolist() == [0, 3, 4]
+  assert band.query_ids.tolist() == [0, 3, 5]
+  assert band.warm.tolist() == [True, True, False]
+  assert _lists(band.relevant) == [[31], [33], [38]]
+  assert _lists(band.seen) == [[*range(10), 20], [*range(3, 10)], []]
   assert len(band.counts) == 40
 
 
-def test_popularity_ranks_by_training_counts(data):
-  loaded = evaluate.load_evaluation_data(data, "test")
-  results = evaluate.rank_by_popularity(loaded, (1, 3))
-  # Candidate 39 leads for every query, and only query 2 wants it. After it,
-  # unseen ones with any count are 0 (query 1), 0, 1 (2) and 0, 1, 2 (3).
-  assert results["recall@1"] == 1 / 4
-  assert results["hit@3"] == 1 / 4
+def test_popularity_ranks_by_training_counts(loaded):
+  results = rankings.of_popularity(loaded).rank(loaded, (1, 3)).means()
+  # Candidate 39 leads for every query; queries 2 and 5 want it. After it,
+  # candidates 0 to 9 come first where they are not seen.
+  assert results["recall@1"] == (1 + 1 / 2) / 5
+  assert results["hit@3"] == 2 / 5
 
 
-def test_popularity_with_counts_beyond_float32(data):
-  loaded = evaluate.load_evaluation_data(data, "test")
-  # As float32, 2^24 + 1 is 2^24. Query 2 wants 39, which leads by one.
+def test_popularity_with_counts_beyond_float32(loaded):
+  # As float32, 2^24 + 1 is 2^24. Candidate 39 leads by one.
   counts = np.full(40, 2**24)
   counts[39] += 1
   loaded = dataclasses.replace(loaded, counts=counts)
-  assert evaluate.rank_by_popularity(loaded, (1,))["recall@1"] == 1 / 4
+  results = rankings.of_popularity(loaded).rank(loaded, (1,)).means()
+  assert results["hit@1"] == 2 / 5
 
 
-def test_rank_encodes_in_batches(data, monkeypatch):
-  loaded = evaluate.load_evaluation_data(data, "test")
+def test_cold_queries_and_candidates_are_ranked_as_they_are_served(loaded):
+  """Untrained vectors decide nothing; nobody finds candidate 38."""
   model = _model()
-  whole = evaluate.rank(model, loaded, (2, 10))
-  monkeypatch.setattr(runs, "_IDS_PER_BATCH", 3)
-  assert evaluate.rank(model, loaded, (2, 10)) == whole
-  queries, candidates = evaluate.encode(model, loaded.query_ids, 40)
-  assert (queries.shape, candidates.shape) == ((4, 4), (40, 4))
-  np.testing.assert_allclose(np.linalg.norm(candidates, axis=1), 1, rtol=1e-6)
+  results = rankings.rank(model, loaded, (2, 10, 40))
+  for tower, row in ((model.query_tower, 5), (model.candidate_tower, 38)):
+    table = tower.weights[0]
+    table.assign(tf.tensor_scatter_nd_update(table, [[row]], [[9.0] * 4]))
+  again = rankings.rank(model, loaded, (2, 10, 40))
+  np.testing.assert_array_equal(again.hits, results.hits)
+  assert not results.covered[:, 38].any()
+  popularity = rankings.of_popularity(loaded, np.arange(40) != 38)
+  np.testing.assert_array_equal(
+    results.hits[4], popularity.rank(loaded, (2, 10, 40)).hits[4]
+  )
+  assert results.by_query()["recall@40"].tolist() == [1, 1, 1, 1 / 2, 1 / 2]
 
 
-def test_evaluate(data, trained):
-  results = evaluate.evaluate(data, trained, ks=(2, 40))
-  assert results["checkpoint"] == "best/ckpt-1"
-  assert list(results["metrics"]) == ["model", "popularity"]
-  loaded = evaluate.load_evaluation_data(data, "test")
-  expected = evaluate.rank(_model(), loaded, (2, 40))
-  assert results["metrics"]["model"] == expected
-  # All but the repeated pair are found in the whole catalogue.
-  assert expected["recall@40"] == (1 + 1 + 1 + 1 / 2) / 4
-  bands = results["by_training_count"]
-  assert [band["pairs"] for band in bands.values()] == [5, 0, 1]
-  assert [band["candidates"] for band in bands.values()] == [39, 0, 1]
-  assert [band["queries"] for band in bands.values()] == [3, 0, 1]
-  assert bands["6 to 20"]["metrics"] == {}
-  assert bands["more than 20"]["metrics"]["popularity"]["recall@2"] == 1.0
-  assert "1 of 6 test pairs were seen before" in results["warnings"][0]
-  assert json.loads(json.dumps(results)) == results
+def test_cold_query_with_side_features_is_ranked_by_them(loaded):
+  city = Feature("city", "token", vocabulary_size=3)
+  codes = np.array([1, 1, 2, 2, 1, 2])
+  tower = _tower(
+    "query_tower", _NUM_QUERIES, features=(city,), columns={"city": codes}
+  )
+  model = _model(query_tower=tower)
+  vectors = rankings.of_model(model, loaded)
+  assert vectors.by_model.all()
+  np.testing.assert_allclose(
+    vectors.queries[4],
+    model.encode_queries(tf.constant([-1]), {"city": tf.constant([2])})[0],
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    vectors.queries[:4], model.encode_queries(tf.range(4)), rtol=1e-6
+  )
+  # One whose city is not known either is answered by popularity.
+  codes[5] = 0
+  tower = _tower(
+    "query_tower", _NUM_QUERIES, features=(city,), columns={"city": codes}
+  )
+  vectors = rankings.of_model(_model(query_tower=tower), loaded)
+  assert vectors.by_model.tolist() == [True] * 4 + [False]
+
+
+def test_evaluate(data, loaded, trained):
+  results = _evaluate(data, trained, ks=(2, 40))
+  assert results.checkpoint == "best/ckpt-1"
+  assert list(results.metrics) == ["model", "popularity"]
+  expected = _rank(_model(), loaded, (2, 40))
+  assert results.metrics["model"] == pytest.approx(expected)
+  # All but the repeated pair and the candidate that is not in the index.
+  assert expected["recall@40"] == (1 + 1 + 1 + 1 / 2 + 1 / 2) / 5
+  assert (results.indexed, results.by_popularity) == (39, 1)
+  bands = results.by_training_count
+  assert [band.pairs for band in bands.values()] == [6, 0, 2]
+  assert [band.candidates for band in bands.values()] == [39, 0, 1]
+  assert [band.queries for band in bands.values()] == [4, 0, 2]
+  assert bands["6 to 20"].metrics == {}
+  assert bands["more than 20"].metrics["popularity"]["recall@2"] == 1.0
+  assert "1 of 8 test pairs were seen before" in results.warnings[0]
+
+
+def test_warm_and_cold_queries_stand_apart(data, trained):
+  results = _evaluate(data, trained, ks=(2, 40))
+  warm, cold = (results.by_query[name] for name in (report.WARM, report.COLD))
+  assert (warm.queries, warm.pairs) == (4, 6)
+  assert (cold.queries, cold.pairs) == (1, 2)
+  for ranking, whole in results.metrics.items():
+    parts = [part.metrics[ranking] for part in (warm, cold)]
+    assert parts[0].keys() == {n for n in whole if not n.startswith("cover")}
+    for name in parts[0]:
+      mean = (4 * parts[0][name] + parts[1][name]) / 5
+      assert mean == pytest.approx(whole[name])
+  assert cold.metrics["model"]["recall@2"] == 1 / 2
+  assert cold.metrics["model"] == cold.metrics["popularity"]
+  lines = report.table(results).splitlines()
+  place = lines.index("queries without training rows: 1, 2 pairs")
+  assert lines[place + 1].split() == ["recall@2", "0.5000", "0.5000"]
+  assert "1 queries have neither" in report.summary(results)
+  assert "1 candidates have neither" in report.summary(results)
+
+
+def test_means_with_parts(data, loaded):
+  ranking = rankings.rank(_model(), loaded, (2,))
+  means = rankings.means_with_parts(ranking, loaded.warm)
+  assert means["cold/recall@2"] == 1 / 2
+  mean = (4 * means["warm/recall@2"] + means["cold/recall@2"]) / 5
+  assert means["recall@2"] == pytest.approx(mean)
+  everyone = np.ones(5, bool)
+  assert rankings.means_with_parts(ranking, everyone) == ranking.means()
+
+
+def test_without_cold_queries_nothing_is_said_of_them(data, trained):
+  results = _evaluate(data, trained, split="validation", ks=(40,))
+  assert results.by_query[report.COLD] == report.Part(0, 0, {})
+  assert "without training rows" not in report.table(results)
+  assert "queries have neither" not in report.summary(results)
 
 
 def test_oracle_of_generated_data(data, trained, tmp_path):
   generated = shutil.copytree(data, tmp_path / "data")
-  candidates = np.zeros([40, 5], np.float32)
+  candidates = np.zeros([40, 6], np.float32)
   for query, candidate in _ROWS["test"]:
     candidates[candidate, query] = 1
   np.savez(
-    generated / "oracle.npz",
-    query_embeddings=np.eye(5, dtype=np.float32),
+    generated / schema_lib.ORACLE_FILE,
+    query_embeddings=np.eye(6, dtype=np.float32),
     candidate_embeddings=candidates,
   )
-  results = evaluate.evaluate(generated, trained, ks=(2,))
-  assert results["metrics"]["oracle"]["recall@2"] == (1 + 1 + 1 + 1 / 2) / 4
-  # Queries 0, 1 and 3, each by its own embedding.
-  band = results["by_training_count"]["at most 5"]
-  assert band["metrics"]["oracle"]["recall@2"] == (1 + 1 + 1 / 2) / 3
-  assert "oracle" in evaluate.format_table(results).splitlines()[0]
+  results = _evaluate(generated, trained, ks=(2,))
+  # The oracle knows what training does not.
+  assert results.metrics["oracle"]["recall@2"] == (1 + 1 + 1 + 1 / 2 + 1) / 5
+  # Queries 0, 1, 3 and 5, each by its own embedding.
+  band = results.by_training_count["at most 5"]
+  assert band.metrics["oracle"]["recall@2"] == (1 + 1 + 1 / 2 + 1) / 4
+  assert "oracle" in report.table(results).splitlines()[0]
 
 
 def test_table_is_aligned(data, trained):
-  results = evaluate.evaluate(data, trained, ks=(2, 10))
-  lines = evaluate.format_table(results).splitlines()
+  results = _evaluate(data, trained, ks=(2, 10))
+  lines = report.table(results).splitlines()
   assert lines[0].split() == ["model", "popularity"]
   assert len({len(line) for line in lines if "@" in line}) == 1
   assert any(line.startswith("  recall@10") for line in lines)
@@ -216,15 +322,15 @@ def test_collapsed_model_warns(data, tmp_path):
   for weight in model.candidate_tower.weights:
     weight.assign(tf.ones_like(weight) * 0.3)
   directory = _write_model(tmp_path / "model", model, data)
-  results = evaluate.evaluate(data, directory, ks=(2,))
-  assert results["metrics"]["model"]["recall@2"] == 0.0
-  assert any("collapsed" in warning for warning in results["warnings"])
-  assert any("below popularity" in warning for warning in results["warnings"])
+  results = _evaluate(data, directory, ks=(2,))
+  assert results.by_query[report.WARM].metrics["model"]["recall@2"] == 0.0
+  assert any("collapsed" in warning for warning in results.warnings)
+  assert any("below popularity" in warning for warning in results.warnings)
 
 
 def test_sound_model_does_not_warn(data, trained):
-  results = evaluate.evaluate(data, trained, split="validation", ks=(40,))
-  assert results["warnings"] == []
+  results = _evaluate(data, trained, split="validation", ks=(40,))
+  assert results.warnings == ()
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +338,11 @@ def ranked(data, tmp_path_factory):
   """A model with a ranker, and its directory."""
   model = _model()
   ranker = xir.models.Ranker(
-    num_queries=5, num_candidates=40, dim=3, hidden_units=(4,), init_stddev=1.0
+    num_queries=_NUM_QUERIES,
+    num_candidates=_NUM_CANDIDATES,
+    dim=3,
+    hidden_units=(4,),
+    init_stddev=1.0,
   )
   model = xir.models.TwoTower(
     model.query_tower, model.candidate_tower, normalize=True, ranker=ranker
@@ -243,33 +353,39 @@ def ranked(data, tmp_path_factory):
 
 def _reranked(model, loaded, depth):
   """[queries][depth] lists by sorting: the retriever's best, by the ranker."""
-  queries, candidates = evaluate.encode(model, loaded.query_ids, 40)
+  candidates = model.encode_candidates(tf.range(40)).numpy()
   lists = []
   for row, query_id in enumerate(loaded.query_ids):
-    scores = candidates @ queries[row]
+    scores = (
+      candidates @ model.encode_queries(tf.constant([query_id])).numpy()[0]
+    )
+    if query_id == 5:
+      scores = np.array(_COUNTS, float)
+    scores[38] = -np.inf
     scores[loaded.seen[row].numpy()] = -np.inf
-    best = np.argsort(-scores)[:depth]
+    best = np.argsort(-scores, kind="stable")[:depth]
     best = best[np.isfinite(scores[best])]
     again = model.rerank_scores(
       tf.constant([query_id]), tf.constant([best])
     ).numpy()[0]
-    lists.append(best[np.argsort(-again)].tolist())
+    if query_id != 5:
+      best = best[np.argsort(-again)]
+    lists.append(best.tolist())
   return lists
 
 
 @pytest.mark.parametrize("depth", [3, 30, 100])
-def test_second_stage(data, ranked, depth, monkeypatch):
-  monkeypatch.setattr(evaluate, "_LISTS_PER_BATCH", 3)
+def test_second_stage(data, loaded, ranked, depth, monkeypatch):
+  monkeypatch.setattr(rankings, "_LISTS_PER_BATCH", 3)
   model, directory = ranked
-  results = evaluate.evaluate(data, directory, ks=(10, 30), rerank_depth=depth)
-  assert list(results["metrics"]) == ["model", "reranked", "popularity"]
-  assert results["rerank_depth"] == depth
-  first, second = results["metrics"]["model"], results["metrics"]["reranked"]
+  results = _evaluate(data, directory, ks=(10, 30), rerank_depth=depth)
+  assert list(results.metrics) == ["model", "reranked", "popularity"]
+  assert results.rerank_depth == depth
+  first, second = results.metrics["model"], results.metrics["reranked"]
   assert first.keys() == second.keys()
-  loaded = evaluate.load_evaluation_data(data, "test")
   lists = _reranked(model, loaded, depth)
   relevant = _lists(loaded.relevant)
-  assert first == evaluate.rank(model, loaded, (10, 30))
+  assert first == pytest.approx(_rank(model, loaded, (10, 30)))
   for k in (10, 30):
     recall = [
       len(set(found[:k]) & set(wanted)) / len(wanted)
@@ -282,84 +398,77 @@ def test_second_stage(data, ranked, depth, monkeypatch):
     # The same thirty, in another order.
     assert second["recall@30"] == first["recall@30"] > 0
     assert second["mrr@30"] != first["mrr@30"]
-  # Query 2 wants only candidate 39, which is of another band.
-  band = results["by_training_count"]["more than 20"]["metrics"]["reranked"]
-  assert band["recall@30"] == float(39 in lists[2][:30])
-  band = results["by_training_count"]["at most 5"]["metrics"]["reranked"]
+  # Queries 2 and 5 want candidate 39, which is of another band.
+  band = results.by_training_count["more than 20"].metrics["reranked"]
+  found = [39 in lists[row][:30] for row in (2, 4)]
+  assert band["recall@30"] == pytest.approx(np.mean(found))
+  band = results.by_training_count["at most 5"].metrics["reranked"]
+  wanted = [[30, 31], [32], [9, 33], [38]]
   found = [
-    len(set(lists[row][:30]) & set(relevant[row])) / len(relevant[row])
-    for row in (0, 1, 3)
+    len(set(lists[row][:30]) & set(ids)) / len(ids)
+    for row, ids in zip((0, 1, 3, 4), wanted, strict=True)
   ]
   assert band["recall@30"] == pytest.approx(np.mean(found))
-  assert evaluate.format_table(results).split()[:2] == ["model", "reranked"]
+  assert report.table(results).split()[:2] == ["model", "reranked"]
 
 
 def test_bad_second_stage_warns(data, ranked):
   _, directory = ranked
-  results = evaluate.evaluate(data, directory, ks=(40,), rerank_depth=1)
-  warned = [w for w in results["warnings"] if "Re-ranking makes it worse" in w]
+  results = _evaluate(data, directory, ks=(40,), rerank_depth=1)
+  warned = [w for w in results.warnings if "Re-ranking makes it worse" in w]
   ours, second = (
-    results["metrics"][name]["ndcg@40"] for name in ("model", "reranked")
+    results.by_query[report.WARM].metrics[name]["ndcg@40"]
+    for name in ("model", "reranked")
   )
   assert second < ours and len(warned) == 1
-  with pytest.raises(ValueError, match="--rerank_depth must be positive.*0"):
-    evaluate.evaluate(data, directory, rerank_depth=0)
 
 
 def test_without_a_ranker_there_is_no_second_stage(data, trained):
-  results = evaluate.evaluate(data, trained, ks=(2,))
-  assert "rerank_depth" not in results
-  assert "reranked" not in results["metrics"]
+  results = _evaluate(data, trained, ks=(2,))
+  assert results.rerank_depth is None
+  assert "reranked" not in results.metrics
+  with pytest.raises(settings.SettingsError, match="--rerank_depth belongs"):
+    _evaluate(data, trained, rerank_depth=5)
 
 
-def test_checkpoint_to_restore(data, tmp_path):
+def test_checkpoint_that_is_evaluated(data, loaded, tmp_path):
   directory = _write_model(tmp_path / "model", _model(1), data)
-  # No validation, hence no best one.
-  assert runs.load_model(directory)[2].endswith("checkpoints/ckpt-0")
   best = tf.train.Checkpoint(model=_model(2), step=tf.Variable(7))
   tf.train.CheckpointManager(best, str(directory / "best"), 1).save(7)
   for name, seed in (("best", 2), ("latest", 1)):
-    restored = runs.load_model(directory, name)[0]
-    np.testing.assert_array_equal(
-      restored.encode_queries(tf.range(5)),
-      _model(seed).encode_queries(tf.range(5)),
-    )
-
-
-def test_no_checkpoint(data, tmp_path):
-  directory = _write_model(tmp_path / "model", _model(), data, ())
-  with pytest.raises(errors.DataError, match="no checkpoint.*--resume"):
-    runs.load_model(directory)
-  assert sorted(os.listdir(directory)) == ["config.json"]
-
-
-def test_checkpoint_of_another_model(data, tmp_path):
-  directory = _write_model(tmp_path / "model", _model(), data)
-  config = json.loads((directory / "config.json").read_text())
-  config["model"]["query_tower"]["dim"] = 8
-  (directory / "config.json").write_text(json.dumps(config))
-  with pytest.raises(errors.DataError, match="cannot be restored"):
-    runs.load_model(directory)
+    results = _evaluate(data, directory, checkpoint=name, ks=(10,))
+    expected = _rank(_model(seed), loaded, (10,))
+    assert results.metrics["model"] == pytest.approx(expected)
 
 
 def test_other_data(data, trained, tmp_path):
   other = _write_data(tmp_path / "data", _ROWS | {"validation": [(0, 1)]})
   with pytest.raises(errors.DataError, match="is not the data that"):
-    evaluate.evaluate(other, trained)
+    _evaluate(other, trained)
 
 
-def test_split_without_rows(trained, tmp_path):
+def test_split_without_rows(tmp_path):
   data = _write_data(tmp_path / "data", _ROWS | {"validation": []})
   with pytest.raises(errors.DataError, match="validation split has no rows"):
-    evaluate.load_evaluation_data(data, "validation")
+    split.load_evaluation_data(data, "validation")
   # Nor does it hinder the test split.
-  assert evaluate.load_evaluation_data(data, "test").num_pairs == 6
+  assert split.load_evaluation_data(data, "test").num_pairs == 8
 
 
-@pytest.mark.parametrize("name", ["split", "checkpoint"])
-def test_names(data, trained, name):
-  with pytest.raises(ValueError, match=f"`{name}` must be one of.*'train'"):
-    evaluate.evaluate(data, trained, **{name: "train"})
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"split": "train"}, "--split must be one of validation, test.*'train'"),
+    ({"checkpoint": "old"}, "--checkpoint must be one of best, latest.*'old'"),
+    ({"ks": (10, 10)}, "--ks must be different.*10,10"),
+    ({"ks": ()}, "--ks must be .* at least one"),
+    ({"ks": (0,)}, "--ks must be at least 1.*0"),
+    ({"rerank_depth": 0}, "--rerank_depth must be at least 1.*0"),
+  ],
+)
+def test_wrong_settings_are_refused_by_name(given, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    evaluate.EvaluateConfig(model_dir="m", **given)
 
 
 def _run(*arguments):
@@ -376,11 +485,12 @@ def test_program(data, trained, tmp_path):
   output = tmp_path / "metrics.json"
   done = _run("--model_dir", trained, "--ks", "2,10", "--output", output)
   assert done.returncode == 0, done.stderr
-  assert "best/ckpt-1 on the test split: 4 queries, 6 pairs" in done.stdout
+  assert "best/ckpt-1 on the test split: 5 queries, 8 pairs" in done.stdout
   assert "popularity" in done.stdout
-  assert "Warning: 1 of 6" in done.stderr
-  written = json.loads(output.read_text())
-  assert written == evaluate.evaluate(data, trained, ks=(2, 10))
+  assert "Warning: 1 of 8" in done.stderr
+  written = report.load(output)
+  assert written == _evaluate(data, trained, ks=(2, 10))
+  assert json.loads(output.read_text())["metrics"]["model"]["recall@10"] > 0
   assert os.listdir(tmp_path) == ["metrics.json"]
 
 

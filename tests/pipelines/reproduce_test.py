@@ -1,17 +1,19 @@
 """The grids of runs behind the published tables, and what is made of them."""
 
-import json
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
 from pipelines import evaluate, reproduce
-from pipelines.reproduction import experiments, report, results, runs
+from pipelines.reproduction import experiments, files, report, results, runs
+from xir_tfrs.data import errors
+from xir_tfrs.programs import settings
 
 PLANNED = (
   "table2",
@@ -49,7 +51,11 @@ def output(small_data, tmp_path_factory):
 
 
 def load(output):
-  return json.loads((output / "table2_small.json").read_text("utf-8"))
+  return files.read_result(output / "table2_small.json")
+
+
+def changed(result, **fields):
+  return msgspec.structs.replace(result, **fields)
 
 
 def folder_of(output, name, seed):
@@ -98,32 +104,43 @@ def test_experiments_share_runs(small_data, tmp_path):
   assert [run.folder for run in table] == [run.folder for run in curves]
 
 
+def test_unknown_case_is_explained(tmp_path):
+  with pytest.raises(settings.SettingsError, match="--cases.*paper-ssl_pop"):
+    reproduce.planned("table2", "data", str(tmp_path), cases=("nothing",))
+
+
 @pytest.mark.parametrize(
-  ("experiment", "cases", "message"),
-  [("table3", None, "table2"), ("table2", ("nothing",), "paper-ssl_pop")],
+  ("given", "message"),
+  [
+    ({"experiment": "table3"}, "--experiment must be one of table2"),
+    ({"experiment": "table2"}, "--data is needed"),
+    ({"data": "d"}, "--experiment is needed, or --report"),
+    ({"report": True, "data": "d"}, "--data belongs to runs"),
+  ],
 )
-def test_unknown_names_are_explained(experiment, cases, message, tmp_path):
-  with pytest.raises(ValueError, match=message):
-    reproduce.planned(experiment, "data", str(tmp_path), cases=cases)
+def test_wrong_settings_are_refused_by_name(given, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    reproduce.ReproduceConfig(output="o", **given)
 
 
 def test_metrics_are_those_of_evaluate(small_data, output):
-  (case,) = [c for c in load(output)["cases"] if c["task"] == "xir"]
-  assert [run["seed"] for run in case["runs"]] == [0, 3]
-  for run in case["runs"]:
-    folder = folder_of(output, case["name"], run["seed"])
-    metrics = evaluate.evaluate(None, folder)["metrics"]["model"]
-    assert [point["epoch"] for point in run["curve"]] == [1, 2]
+  (case,) = [c for c in load(output).cases if c.task == "xir"]
+  assert [run.seed for run in case.runs] == [0, 3]
+  for run in case.runs:
+    folder = folder_of(output, case.name, run.seed)
+    found = evaluate.evaluate(evaluate.EvaluateConfig(model_dir=str(folder)))
+    assert [point["epoch"] for point in run.curve] == [1, 2]
     for name in results.METRICS:
-      assert run["curve"][-1][name] == pytest.approx(metrics[name], abs=1e-6)
-    assert run["seconds_per_epoch"] > 0
-    assert run["peak_gib"] > 0.1
+      expected = found.metrics["model"][name]
+      assert run.curve[-1][name] == pytest.approx(expected, abs=1e-6)
+    assert run.seconds_per_epoch > 0
+    assert run.peak_gib > 0.1
 
 
 def test_comparison_is_a_paired_test_by_query(output):
-  (comparison,) = load(output)["comparisons"]
-  assert comparison["case"] == "paper-xir-resampler=systematic"
-  assert comparison["seeds"] == [0, 3]
+  (comparison,) = load(output).comparisons
+  assert comparison.case == "paper-xir-resampler=systematic"
+  assert comparison.seeds == (0, 3)
   for metric in runs.PAIRED:
     ours, base = (
       np.mean(
@@ -135,23 +152,23 @@ def test_comparison_is_a_paired_test_by_query(output):
         ],
         axis=0,
       )
-      for name in (comparison["case"], "paper-ssl_pop")
+      for name in (comparison.case, "paper-ssl_pop")
     )
-    test = comparison["metrics"][metric]
-    assert test["difference"] == pytest.approx(ours.mean() - base.mean())
+    test = comparison.metrics[metric]
+    assert test.difference == pytest.approx(ours.mean() - base.mean())
     error = np.sqrt(np.sum((ours - base - (ours - base).mean()) ** 2))
     error /= np.sqrt(len(ours) * (len(ours) - 1))
-    assert test["standard_error"] == pytest.approx(error)
+    assert test.standard_error == pytest.approx(error)
 
 
 def test_paired_test_against_its_distribution():
   """Of many tests of nothing, a share p has a p below p."""
   rng = np.random.default_rng(0)
-  found = [results.paired_test(rng.normal(size=400))["p"] for _ in range(2000)]
+  found = [results.paired_test(rng.normal(size=400)).p for _ in range(2000)]
   for p in (0.05, 0.5):
     assert np.mean(np.array(found) < p) == pytest.approx(p, abs=0.04)
-  assert results.paired_test(rng.normal(0.5, 1.0, 400))["p"] < 1e-6
-  assert results.paired_test(np.zeros(10))["p"] == 1.0
+  assert results.paired_test(rng.normal(0.5, 1.0, 400)).p < 1e-6
+  assert results.paired_test(np.zeros(10)).p == 1.0
 
 
 def test_finished_runs_are_not_made_again(small_data, output):
@@ -170,7 +187,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   one = (CASES.rpartition(",")[2], "--seeds=3", "--epochs=2")
   arguments = command(small_data, tmp_path, f"--cases={one[0]}", *one[1:])
   process = subprocess.Popen(arguments, start_new_session=True)
-  run = folder_of(tmp_path, one[0], 3) / runs.RUN_FILE
+  run = folder_of(tmp_path, one[0], 3) / files.RUN_FILE
   deadline = time.monotonic() + 120
   while not run.exists() and time.monotonic() < deadline:
     time.sleep(0.02)
@@ -179,10 +196,10 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   process.wait()
   assert process.returncode == -signal.SIGKILL
   subprocess.run(arguments, check=True)
-  expected = runs.read(str(folder_of(output, one[0], 3)))
-  got = runs.read(str(run.parent))
-  assert got["curve"] == expected["curve"]
-  assert got["occurrence"] == expected["occurrence"]
+  expected = files.read_run(folder_of(output, one[0], 3))
+  got = files.read_run(run.parent)
+  assert got.curve == expected.curve
+  assert got.occurrence == expected.occurrence is not None
 
 
 def test_report_of_what_is_there(output):
@@ -193,58 +210,56 @@ def test_report_of_what_is_there(output):
   )
   text = (output / report.FILE_NAME).read_text("utf-8")
   result = load(output)
-  for case in result["cases"]:
-    values = [run["curve"][-1]["ndcg@20"] for run in case["runs"]]
+  for case in result.cases:
+    values = [run.curve[-1]["ndcg@20"] for run in case.runs]
     cell = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
-    assert f"| {case['title']} |" in text
+    assert f"| {case.title} |" in text
     assert cell in text
 
 
 def test_report_needs_results(tmp_path):
-  with pytest.raises(ValueError, match="--experiment"):
+  with pytest.raises(errors.DataError, match="--experiment"):
     report.write(str(tmp_path))
   (tmp_path / "table2_x.json").write_text('{"format": 99}', encoding="utf-8")
-  with pytest.raises(ValueError, match="99"):
+  with pytest.raises(errors.DataError, match="table2_x.json.*99"):
     report.write(str(tmp_path))
 
 
-def test_runs_that_have_not_come_so_far_are_left_out(
-  small_data, output, tmp_path
-):
+def test_runs_that_were_not_ranked_there_are_left_out(small_data, output):
   before = load(output)
-  runs_ = output / "runs" / "small"
   for epochs in (1, 2, 100):
     path = results.collect("table2", str(small_data), str(output), epochs)
-    result = json.loads(path.read_text("utf-8"))
-    assert result["epoch"] == epochs
-    assert len(result["cases"]) == (2 if epochs <= 2 else 0)
+    result = files.read_result(path)
+    assert result.epoch == epochs
+    assert len(result.cases) == (2 if epochs <= 2 else 0)
     shown = report.table(result)
-    for case in result["cases"]:
+    for case in result.cases:
       values = []
-      for run in case["runs"]:
-        state = runs.read(str(runs_ / f"{case['name']}-seed{run['seed']}"))
-        (point,) = [p for p in state["curve"] if p["epoch"] == epochs]
+      for run in case.runs:
+        state = files.read_run(folder_of(output, case.name, run.seed))
+        (point,) = [p for p in state.curve if p["epoch"] == epochs]
         values.append(point["recall@20"])
       assert f"| {np.mean(values):.4f} ±" in shown
-  assert load(output)["comparisons"] == []
+  assert load(output).comparisons == ()
   results.collect("table2", str(small_data), str(output), 2)
   assert load(output) == before
 
 
 @pytest.mark.parametrize("shows", ["curves", "sweep", "occurrence"])
 def test_figures_are_drawn(output, tmp_path, shows):
-  result = load(output) | {"shows": shows, "axis": "epochs"}
-  result["cases"] = [c for c in result["cases"] if c["task"] == "xir"]
-  for place, case in enumerate(result["cases"]):
-    case["x"] = place + 1
+  result = load(output)
+  cases = [case for case in result.cases if case.task == "xir"]
+  cases = [changed(case, x=place) for place, case in enumerate(cases, 1)]
+  result = changed(result, shows=shows, axis="epochs", cases=cases)
   report.draw(result, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
   if shows == "occurrence":
     assert "distinct" in report.table(result)
 
 
-def test_a_sweep_of_which_nothing_but_the_flat_line_is_there(output, tmp_path):
-  result = load(output) | {"shows": "sweep", "axis": "num_resampled"}
-  result["cases"] = [c for c in result["cases"] if c["x"] is None]
+def test_a_sweep_with_nothing_but_the_flat_line(output, tmp_path):
+  result = load(output)
+  cases = [case for case in result.cases if case.x is None]
+  result = changed(result, shows="sweep", axis="num_resampled", cases=cases)
   report.draw(result, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import evaluate
+from pipelines.evaluation import rankings, split
 from pipelines.training import checkpoints, strategies
 from pipelines.training import config as configs
 from pipelines.training import loop as training
@@ -129,9 +129,8 @@ def test_a_checkpoint_serves_the_average_of_the_weights(data, tmp_path):
   (validated,) = [
     row for row in rows if row["kind"] == "validation" and row["step"] == step
   ]
-  metrics = evaluate.rank(
-    trained, evaluate.load_evaluation_data(data, "validation"), (20,)
-  )
+  validation = split.load_evaluation_data(data, "validation")
+  metrics = rankings.rank(trained, validation, (20,)).means()
   assert metrics["ndcg@20"] == pytest.approx(validated["ndcg@20"])
 
 

@@ -1,0 +1,267 @@
+"""Rankings of a split: the model as it is served, and what it has to beat.
+
+The model answers as an exported bundle does (`xir_tfrs.models.cold_start`): ids
+without training rows count as unknown. A query of which nothing is known gets
+the most popular candidates, and a candidate of which nothing is known is not in
+the index.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+import xir_tfrs as xir
+from pipelines.evaluation import split
+from xir_tfrs.data import runs
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.models import cold_start
+
+# Queries whose lists are re-ranked at a time.
+_LISTS_PER_BATCH = 256
+
+
+class Ranker(Protocol):
+  """Ranks candidates for the queries of a split."""
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """Ranks for all queries.
+
+    Args:
+      data: Some of the split's queries.
+      ks: Cut-offs.
+      rows: Their rows in the whole split; None: `data` is the whole split.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+  """Ranks by inner product.
+
+  Attributes:
+    queries: [num_queries, dim] float32.
+    candidates: [num_candidates, dim] float32.
+    by_model: [num_queries] bool, whether the model answers the query; the
+      others are answered by popularity.
+    indexed: [num_candidates] bool, which candidates can be found.
+  """
+
+  queries: np.ndarray
+  candidates: np.ndarray
+  by_model: np.ndarray
+  indexed: np.ndarray
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `Ranker`."""
+    return xir.metrics.rank_all(
+      self.queries if rows is None else self.queries[rows],
+      self.candidates,
+      relevant=data.relevant,
+      seen=data.seen,
+      indexed=self.indexed,
+      ks=ks,
+    )
+
+  def with_popularity(self, counts: np.ndarray) -> "Vectors":
+    """The same scores, but counts for the queries the model does not answer."""
+    if self.by_model.all():
+      return self
+    # A last entry that is 0 for all others adds nothing to their scores.
+    by_counts = ~self.by_model[:, np.newaxis]
+    queries = np.where(by_counts, np.float32(0), self.queries)
+    return dataclasses.replace(
+      self,
+      queries=np.hstack([queries, by_counts.astype(np.float32)]),
+      candidates=np.hstack([self.candidates, _popularity(counts)]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+  """Ranks a list of candidates for each query.
+
+  Attributes:
+    ids: [num_queries, depth] dense ids, best first by the retriever, -1 where
+      fewer are left.
+    scores: [num_queries, depth].
+  """
+
+  ids: np.ndarray
+  scores: np.ndarray
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `Ranker`."""
+    return xir.metrics.rank_lists(
+      self.ids if rows is None else self.ids[rows],
+      self.scores if rows is None else self.scores[rows],
+      relevant=data.relevant,
+      num_candidates=len(data.counts),
+      ks=ks,
+    )
+
+
+def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
+  """A model's embeddings, before popularity answers what it cannot."""
+  queries, by_model = _encode(
+    model.encode_queries, model.query_tower, data.query_ids, data.warm
+  )
+  candidates, indexed = _encode(
+    model.encode_candidates,
+    model.candidate_tower,
+    np.arange(len(data.counts)),
+    data.counts > 0,
+  )
+  return Vectors(queries, candidates, by_model, indexed)
+
+
+def _encode(
+  encoder: Callable[..., tf.Tensor],
+  tower: tf.keras.Model,
+  ids: np.ndarray,
+  has_rows: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """[n, dim] vectors as they are served, and [n] whether there is one."""
+  trained = np.zeros(ids.max() + 1, bool)
+  trained[ids] = has_rows
+  trained = tf.constant(trained)
+
+  def encode(ids):
+    known = tf.gather(trained, ids)
+    features = tower.look_up(ids)
+    vectors = cold_start.encode(encoder, ids, known, features)
+    answerable = cold_start.is_answerable(known, features)
+    return tf.concat(
+      [vectors, tf.cast(answerable, tf.float32)[:, None]], axis=1
+    )
+
+  found = runs.encode_in_batches(encode, ids)
+  return found[:, :-1], found[:, -1] > 0
+
+
+def of_popularity(
+  data: split.EvaluationData, indexed: np.ndarray | None = None
+) -> Vectors:
+  """Training counts, the same order for every query.
+
+  Args:
+    data: The split.
+    indexed: [num_candidates] bool, which candidates can be found; None: all.
+  """
+  num_queries, num_candidates = len(data.query_ids), len(data.counts)
+  return Vectors(
+    queries=np.ones([num_queries, 1], np.float32),
+    candidates=_popularity(data.counts),
+    by_model=np.zeros(num_queries, bool),
+    indexed=np.ones(num_candidates, bool) if indexed is None else indexed,
+  )
+
+
+def _popularity(counts: np.ndarray) -> np.ndarray:
+  """[num_candidates, 1] float32 in the order of the counts."""
+  # Not the counts: beyond 2^24 they are not exact in float32.
+  _, order = np.unique(counts, return_inverse=True)
+  return order.astype(np.float32)[:, np.newaxis]
+
+
+def of_oracle(
+  data_dir: str | os.PathLike[str], data: split.EvaluationData
+) -> Vectors | None:
+  """The generator's embeddings; None if the data was not generated."""
+  path = pathlib.Path(data_dir) / schema_lib.ORACLE_FILE
+  if not path.exists():
+    return None
+  with np.load(path) as arrays:
+    queries = arrays["query_embeddings"][data.query_ids]
+    candidates = arrays["candidate_embeddings"]
+  return Vectors(
+    queries,
+    candidates,
+    np.ones(len(queries), bool),
+    np.ones(len(candidates), bool),
+  )
+
+
+def second_stage(
+  model: xir.models.TwoTower,
+  first: Vectors,
+  data: split.EvaluationData,
+  depth: int,
+) -> Lists:
+  """The best candidates of the first stage, with the scores of the ranker.
+
+  Queries without training rows keep the scores of the first stage.
+
+  Args:
+    model: With a ranker.
+    first: The first stage, with popularity.
+    data: The whole split.
+    depth: Candidates per query.
+  """
+  indexed = np.flatnonzero(first.indexed)
+  index = xir.indexes.BruteForceIndex().index(
+    indexed, first.candidates[indexed]
+  )
+  rerank = tf.function(
+    model.rerank_scores,
+    input_signature=[
+      tf.TensorSpec([None], tf.int64),
+      tf.TensorSpec([None, None], tf.int64),
+    ],
+  )
+  ids, scores = [], []
+  for start in range(0, len(data.query_ids), _LISTS_PER_BATCH):
+    rows = slice(start, start + _LISTS_PER_BATCH)
+    found, retrieved = index.search(
+      first.queries[rows], depth, exclude=data.seen[rows]
+    )
+    ranked = rerank(tf.constant(data.query_ids[rows]), found)
+    ids.append(found.numpy())
+    scores.append(np.where(data.warm[rows, np.newaxis], ranked, retrieved))
+  return Lists(np.concatenate(ids), np.concatenate(scores))
+
+
+def rank(
+  model: xir.models.TwoTower, data: split.EvaluationData, ks: Sequence[int]
+) -> xir.metrics.Ranking:
+  """The ranking of a model as it is served."""
+  return of_model(model, data).with_popularity(data.counts).rank(data, ks)
+
+
+def means_with_parts(
+  ranking: xir.metrics.Ranking, warm: np.ndarray
+) -> dict[str, float]:
+  """Means over all queries, and over those with and without training rows.
+
+  Args:
+    ranking: Of all queries.
+    warm: [num_queries] bool, which queries have training rows.
+
+  Returns:
+    Metrics by name; where there are queries of both kinds, also as
+    `warm/NAME` and `cold/NAME`.
+  """
+  means = ranking.means()
+  if warm.any() and not warm.all():
+    for part, rows in (("warm", warm), ("cold", ~warm)):
+      for name, value in ranking.means_of(rows).items():
+        means[f"{part}/{name}"] = value
+  return means
