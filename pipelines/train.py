@@ -21,6 +21,7 @@ from pipelines.training import checkpoints, strategies
 from pipelines.training import config as configs
 from pipelines.training import loop as training
 from xir_tfrs.data import runs
+from xir_tfrs.ops import forms
 
 
 def _config_from_flags() -> configs.TrainConfig:
@@ -89,7 +90,11 @@ def main(argv: list[str]) -> int:
 
 def _define_flags() -> None:
   """A flag for each setting; not given, it is what the preset says."""
-  choices = {"task": tuple(model.TASKS), "preset": tuple(configs.PRESETS)}
+  choices = {
+    "task": tuple(model.TASKS),
+    "preset": tuple(configs.PRESETS),
+    "loss": tuple(forms.FORMS),
+  }
   definers = (
     ("bool", flags.DEFINE_bool),
     ("tuple", flags.DEFINE_list),

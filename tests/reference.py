@@ -122,6 +122,100 @@ def sampled_softmax(logits, positive_logits, keep=None) -> np.ndarray:
   )
 
 
+# Forms of the loss ----------------------------------------------------------
+#
+# (loss, weight) of a row: `columns` [(s_j, log a_j)] of the columns that
+# count; `positive` s_p; `correction` log q_p, where the positive has one, or
+# 0; `log_q` log q_p as such; `num_terms` n; `pool` [(s_j, 1 / (n q_j))] of the
+# columns that may count, drawn or not. A given `weight`, through which no
+# gradient flows, is used as it is.
+
+
+def _partition(row, with_positive) -> float:
+  total = sum(math.exp(s + a) for s, a in row["columns"])
+  if with_positive:
+    total += math.exp(row["positive"] - row["correction"])
+  return total
+
+
+def cross_entropy_form(row):
+  t_p = row["positive"] - row["correction"]
+  return math.log(_partition(row, True)) - t_p, None
+
+
+def decoupled_form(row):
+  t_p = row["positive"] - row["correction"]
+  return math.log(_partition(row, False)) - t_p, None
+
+
+def generalized_cross_entropy_form(row, power, positive_in_partition):
+  mean = _partition(row, positive_in_partition) / row["num_terms"]
+  p = math.exp(row["positive"]) / mean
+  return (1 - p**power) / power, None
+
+
+def logq_corrected_form(row, weight=None):
+  """Of `columns` with log a_j = -log Q_j."""
+  others = 1 - math.exp(row["log_q"])
+  total = others * _partition(row, False)
+  mean = total / len(row["columns"])
+  if weight is None:
+    weight = mean / (math.exp(row["positive"]) + mean)
+  return -weight * (row["positive"] - math.log(total)), weight
+
+
+def bsl_form(row, temperature_ratio, negative_weight, positive_in_partition):
+  log_z = math.log(_partition(row, positive_in_partition))
+  t_p = row["positive"] - row["correction"]
+  return negative_weight * log_z - temperature_ratio * t_p, None
+
+
+def psl_form(row, activation, tau_star, positive_in_partition):
+  sigma = {
+    "tanh": lambda d: math.tanh(d) + 1,
+    "atan": lambda d: max(math.atan(d) + 1, 0.0),
+    "relu": lambda d: max(d + 1, 0.0),
+  }[activation]
+  total = sum(
+    math.exp(a) * sigma(tau_star * (s - row["positive"])) ** (1 / tau_star)
+    for s, a in row["columns"]
+  )
+  if positive_in_partition:
+    total += math.exp(-row["correction"])
+  return math.log(total) + row["correction"], None
+
+
+def kth_best(pool, k) -> float:
+  """Of [(score, candidates it stands for)], best first, where K is reached."""
+  reached = 0.0
+  for score, number in sorted(pool, reverse=True):
+    reached += number
+    if reached >= k - 1e-4:
+      return score
+  return -math.inf
+
+
+def sl_at_k_form(
+  row, k, weight_temperature, positive_in_partition, weight=None
+):
+  log_z = math.log(_partition(row, positive_in_partition))
+  if weight is None:
+    beta = kth_best(row["pool"], k)
+    weight = 1 / (1 + math.exp((beta - row["positive"]) / weight_temperature))
+  return weight * (log_z - row["positive"] + row["correction"]), weight
+
+
+FORMS = {
+  "cross_entropy": cross_entropy_form,
+  "decoupled": decoupled_form,
+  "generalized_cross_entropy": generalized_cross_entropy_form,
+  "logq_corrected": logq_corrected_form,
+  "bsl": bsl_form,
+  "psl": psl_form,
+  "sl_at_k": sl_at_k_form,
+}
+
+
 # Tasks ----------------------------------------------------------------------
 
 
@@ -511,7 +605,7 @@ def pool_task(
   other_ids,
   log_q,
   *,
-  loss="sampled_softmax",
+  loss="cross_entropy",
   correct_positive=True,
   temperature=1.0,
   normalize=False,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -10,8 +10,7 @@ if TYPE_CHECKING:
 # [n] dense candidate ids -> [n, dim] embeddings.
 CandidateEncoder = Callable[["tf.Tensor"], "tf.Tensor"]
 
-FeatureKind = Literal["token", "token_seq", "float", "float_seq"]
-FEATURE_KINDS: tuple[str, ...] = get_args(FeatureKind)
+FEATURE_KINDS = ("token", "token_seq", "float", "float_seq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +73,4 @@ class Feature:
   @property
   def width(self) -> int:
     """Numbers per row of a float feature."""
-    if self.kind == "float" or self.length is None:
-      return 1
-    return self.length
+    return 1 if self.kind == "float" else int(self.length)

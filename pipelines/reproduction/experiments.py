@@ -156,8 +156,8 @@ _STRONGEST: dict[str, Any] = {
   "temperature": 0.1,
   "mask_known_positives": True,
   "popularity_weight": 0.2,
-  "positive_in_partition": False,
-  "robustness": 0.07,
+  "loss": "generalized_cross_entropy",
+  "loss_arguments": ("power=0.07", "positive_in_partition=false"),
   "global_batch_size": 1024,
   "learning_rate": 0.02,
   "learning_rate_schedule": "cosine",
@@ -169,6 +169,9 @@ _XIR: dict[str, Any] = {
   "cache_weight": 0.2,
   "occurrence_decay": 0.9,
 }
+
+
+_PLAIN_LOSS: dict[str, Any] = configs.CROSS_ENTROPY | {"loss_arguments": ()}
 
 
 def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
@@ -187,11 +190,14 @@ def _longer(case: Case, popularity_weight: float) -> Case:
 
 _ABLATION = (
   _variant("strongest"),
-  _variant("plain cross entropy", **configs.CROSS_ENTROPY),
+  _variant("plain cross entropy", **_PLAIN_LOSS),
   _variant("without mask of known positives", mask_known_positives=False),
   _variant("without popularity weights", popularity_weight=0.0),
-  _variant("positive in partition", positive_in_partition=True),
-  _variant("without robustness", robustness=0.0),
+  _variant(
+    "positive in partition",
+    loss_arguments=("power=0.07", "positive_in_partition=true"),
+  ),
+  _variant("without robustness", loss="decoupled", loss_arguments=()),
   _variant("BIR", "bir"),
   _variant("XIR", "xir", **_XIR),
   _variant("MNS", "mns", num_uniform=1024),
@@ -306,7 +312,7 @@ EXPERIMENTS: dict[str, Experiment] = {
       dataclasses.replace(case, settings=case.settings | {"epochs": 10})
       for case in (
         *_ABLATION,
-        _variant("BIR plain", "bir", **configs.CROSS_ENTROPY),
+        _variant("BIR plain", "bir", **_PLAIN_LOSS),
         _variant("CBNS", "cbns", bank_size=1024),
         _variant("XIR, temperature 0.1", "xir", **_XIR | {"temperature": 0.1}),
         _variant("XIR, weight 0.5", "xir", **_XIR | {"cache_weight": 0.5}),
@@ -344,8 +350,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         _variant("batch 2048", global_batch_size=2048),
         _variant("popularity weight 0.1", popularity_weight=0.1),
         _variant("popularity weight 0.3", popularity_weight=0.3),
-        _variant("robustness 0.03", robustness=0.03),
-        _variant("robustness 0.15", robustness=0.15),
+        _variant(
+          "robustness 0.03",
+          loss_arguments=("power=0.03", "positive_in_partition=false"),
+        ),
+        _variant(
+          "robustness 0.15",
+          loss_arguments=("power=0.15", "positive_in_partition=false"),
+        ),
         _variant(
           "steps of the learning rate",
           learning_rate_schedule="step",

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,14 @@ class Method:
     cosine_temperature: Temperature for cosine scores, where none is given.
     log_q: Where the proposal comes from, where `--log_q` is not given; None:
       it is part of the method.
-    has_shapes: Whether the loss takes other shapes than the cross entropy.
+    loss: Form of the loss, where `--loss` is not given.
     settings: Name of the setting, for arguments that are called otherwise.
   """
 
   task: type[xir.tasks.RetrievalTask]
   cosine_temperature: float = 0.1
   log_q: str | None = "popularity"
-  has_shapes: bool = True
+  loss: str = "generalized_cross_entropy"
   settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -49,35 +49,50 @@ TASKS: dict[str, Method] = {
   ),
   "mns": Method(xir.tasks.MixedNegativeRetrieval),
   "cbns": Method(xir.tasks.CrossBatchRetrieval),
-  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval, has_shapes=False),
+  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval, loss="cross_entropy"),
   # Draws that favour high scores sharpen the loss: twice the temperature.
   "bir": Method(xir.tasks.BIRRetrieval, cosine_temperature=0.2),
   "xir": Method(xir.tasks.XIRRetrieval, cosine_temperature=0.2),
   "corr": Method(
     xir.tasks.CoRRRetrieval,
     log_q=None,
-    has_shapes=False,
+    loss="cross_entropy",
     settings={"sampler": "negative_sampler"},
   ),
 }
 
 
 # Found on Gowalla (docs/results.md), where nothing else is said.
-_SHAPE = {
-  "mask_known_positives": True,
-  "popularity_weight": 0.15,
-  "positive_in_partition": False,
-  "robustness": 0.07,
-}
+_ROWS = {"mask_known_positives": True, "popularity_weight": 0.15}
 
 
-def shape_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
-  """The settings by which a loss differs from the cross entropy, all given."""
-  plain = not TASKS[config.task].has_shapes or config.loss == "logq_corrected"
-  given = {name: getattr(config, name) for name in _SHAPE}
-  return (configs.CROSS_ENTROPY if plain else _SHAPE) | {
-    name: value for name, value in given.items() if value is not None
+def rows_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
+  """What rows count and against what: the settings of `_ROWS`, all given."""
+  plain = (
+    TASKS[config.task].loss == "cross_entropy"
+    or config.loss == "logq_corrected"
+  )
+  default = configs.CROSS_ENTROPY if plain else _ROWS
+  given = {name: getattr(config, name) for name in _ROWS}
+  return {
+    name: default[name] if value is None else value
+    for name, value in given.items()
   }
+
+
+def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
+  """The form of a run's loss.
+
+  Raises:
+    ValueError: There is no such form, or no such setting of it.
+  """
+  name = config.loss or TASKS[config.task].loss
+  form = xir.ops.forms.FORMS.get(name)
+  wanted = [] if form is None else [f.name for f in dataclasses.fields(form)]
+  settings = _named(
+    config.loss_arguments, "--loss_arguments", f"--loss {name}", wanted
+  )
+  return xir.ops.forms.build({"name": name} | settings)
 
 
 def build(
@@ -181,30 +196,33 @@ def _task(
   method = TASKS[config.task]
   wanted = parameters(method.task)
   given = given | _proposal(config, method, wanted)
-  shape = shape_of_loss(config)
+  given["loss"] = lambda: form_of_loss(config)
   arguments = {}
   for name in wanted:
     if name in given:
       value = given[name]()
-    elif name in shape:
-      value = shape[name]
     else:
       value = getattr(config, method.settings.get(name, name), None)
     if value is not None:
       arguments[name] = value
   arguments.pop("name", None)
-  return method.task(**arguments | _task_arguments(config, wanted))
+  more = _named(
+    config.task_arguments, "--task_arguments", f"--task {config.task}", wanted
+  )
+  return method.task(**arguments | more)
 
 
-def _task_arguments(config, wanted) -> dict[str, Any]:
-  """What --task_arguments says."""
+def _named(
+  texts: Sequence[str], flag: str, whose: str, wanted: Iterable[str]
+) -> dict[str, Any]:
+  """Values by name, of texts `name=value`."""
   arguments = {}
-  for text in config.task_arguments:
+  for text in texts:
     name, equals, value = text.partition("=")
     if name not in wanted or not equals:
       raise ValueError(
-        f"--task_arguments takes name=value, with a name that --task "
-        f"{config.task} knows: {', '.join(sorted(wanted))}. Received: {text!r}."
+        f"{flag} takes name=value, with a name that {whose} knows: "
+        f"{', '.join(sorted(wanted)) or 'none'}. Received: {text!r}."
       )
     try:
       arguments[name] = json.loads(value)

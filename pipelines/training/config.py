@@ -42,21 +42,14 @@ class TrainConfig:
     "What scores are divided by. Not given: 0.1, or 0.2 for tasks that "
     "resample, whose draws sharpen the loss already; 1 for inner products.",
   )
-  loss: str = _setting(
-    "sampled_softmax",
-    "Form of the softmax tasks' loss.",
-    choices=("sampled_softmax", "logq_corrected"),
-  )
-  positive_in_partition: bool | None = _setting(
+  loss: str | None = _setting(
     None,
-    "Whether the positive is a term of the softmax's denominator. Not given: "
-    "no; always for full_softmax and corr.",
+    "Form of the loss, one of xir_tfrs.ops.forms.FORMS. Not given: "
+    "generalized_cross_entropy, without the positive in the denominator; "
+    "cross_entropy for full_softmax and corr.",
   )
-  robustness: float | None = _setting(
-    None,
-    "Rows count by this power of their positive's probability: positives that "
-    "the model finds unlikely count less. Not given: 0.07; always 0 for "
-    "full_softmax and corr.",
+  loss_arguments: tuple[str, ...] = _setting(
+    [], "Settings of the form of the loss: name=value, in JSON."
   )
   log_q: str | None = _setting(
     None,
@@ -241,7 +234,8 @@ class TrainConfig:
         f"--l2 is a setting of coupled_l2_adam. Received: --l2={self.l2} "
         f"with --optimizer={self.optimizer}."
       )
-    object.__setattr__(self, "task_arguments", tuple(self.task_arguments))
+    for name in ("task_arguments", "loss_arguments"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
     for name in ("query_hidden", "candidate_hidden", "ranker_hidden"):
       object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
 
@@ -250,8 +244,7 @@ class TrainConfig:
 CROSS_ENTROPY: dict[str, Any] = {
   "mask_known_positives": False,
   "popularity_weight": 0.0,
-  "positive_in_partition": True,
-  "robustness": 0.0,
+  "loss": "cross_entropy",
 }
 _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
   "global_batch_size": 2048,
@@ -320,9 +313,40 @@ def changeable(learning_rate_schedule: str) -> frozenset[str]:
 def of_run(train: dict[str, Any]) -> dict[str, Any]:
   """Settings of a run, as its config.json has them, complete.
 
-  Runs that do not name the shape of the loss were made before there was one.
+  Runs that do not name `mask_known_positives` and the like were made before
+  there were such settings.
   """
-  return dataclasses.asdict(TrainConfig()) | CROSS_ENTROPY | train
+  known = dataclasses.asdict(TrainConfig()) | CROSS_ENTROPY | train
+  if "loss_arguments" not in train:
+    known |= _loss_of_old_run(train)
+  for name in ("robustness", "positive_in_partition"):
+    known.pop(name, None)
+  return known
+
+
+def _loss_of_old_run(train: dict[str, Any]) -> dict[str, Any]:
+  """What a run called `loss`, `robustness` and `positive_in_partition`."""
+  if train.get("loss") == "logq_corrected":
+    return {"loss": "logq_corrected", "loss_arguments": ()}
+  power = train.get("robustness", 0.0)
+  with_positive = train.get("positive_in_partition", True)
+  if power is None and with_positive is None:
+    return {"loss": None, "loss_arguments": ()}
+  plain = train.get("task") in ("full_softmax", "corr")
+  if power is None:
+    power = 0.0 if plain else 0.07
+  if with_positive is None:
+    with_positive = plain
+  if not power:
+    name = "cross_entropy" if with_positive else "decoupled"
+    return {"loss": name, "loss_arguments": ()}
+  return {
+    "loss": "generalized_cross_entropy",
+    "loss_arguments": (
+      f"power={power}",
+      f"positive_in_partition={str(with_positive).lower()}",
+    ),
+  }
 
 
 def from_preset(**settings: Any) -> TrainConfig:

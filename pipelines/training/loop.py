@@ -266,7 +266,7 @@ class _Run:
   def _batches(self, columns) -> Iterator[dict[str, tf.Tensor]]:
     """The batches from here on, to each replica its share."""
     start_step = self._now
-    shape = model.shape_of_loss(self._config)
+    shape = model.rows_of_loss(self._config)
     if shape["popularity_weight"]:
       columns = columns | {
         "sample_weight": datasets.popularity_weights(

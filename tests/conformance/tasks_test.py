@@ -216,7 +216,12 @@ _NON_DEFAULT = {
   "cache_scope": "all",
   "occurrence_decay": 0.5,
   "cache_policy": "recency",
-  "loss": "logq_corrected",
+  "loss": {
+    "name": "generalized_cross_entropy",
+    "power": 0.2,
+    "positive_in_partition": True,
+  },
+  "positive_in_pool": True,
   "num_buckets": 50,
   "num_hashes": 3,
   "learning_rate": 0.25,
@@ -237,24 +242,16 @@ _NON_DEFAULT = {
   "temperature": 0.2,
   "normalize": True,
   "resampler": "multinomial",
-  "robustness": 0.2,
-  "positive_in_partition": False,
   "row_chunk_size": 3,
   "seed": 99,
   "name": "a_name",
 }
 # Arguments of which only one may be off its default.
-_EITHER_OR = (
-  ("candidate_counts", "frequency_estimator"),
-  ("loss", "positive_in_pool"),
-  ("loss", "robustness"),
-  ("loss", "positive_in_partition"),
-)
-# Arguments of a base class that a method gives itself, or refuses.
+_EITHER_OR = (("candidate_counts", "frequency_estimator"),)
+# Arguments of a base class that a method gives itself, or has one value for.
 _GIVEN_ITSELF = {
   tasks.StreamingFrequencyRetrieval: {"frequency_estimator"},
-  tasks.FullSoftmaxRetrieval: {"robustness", "positive_in_partition"},
-  tasks.CoRRRetrieval: {"robustness", "positive_in_partition"},
+  tasks.CoRRRetrieval: {"loss"},
 }
 # Objects among the arguments.
 _LIVE = {

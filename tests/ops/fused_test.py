@@ -5,7 +5,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests import reference
-from xir_tfrs.ops import fused, losses, masking, resampling
+from xir_tfrs.ops import forms, fused, losses, masking, resampling
 
 SEED = tf.constant([3, 5], tf.int64)
 
@@ -37,41 +37,25 @@ def dense(
   pool,
   positive_log_q=None,
   resampler=None,
-  logq_corrected=False,
   mask_own_column=False,
   mask_accidental_hits=False,
   known_ids=None,
-  robustness=0.0,
-  positive_in_partition=True,
 ):
-  """The same from the functions of `losses` and `resampling`."""
+  """The cross entropy from the functions of `losses` and `resampling`."""
   logits = tf.matmul(queries, pool.embeddings, transpose_b=True)
   positive = tf.reduce_sum(queries * positives, axis=1)
   keep = tf.ones(logits.shape, bool)
   if mask_own_column:
     keep &= ~masking.own_columns(*logits.shape)
-  if mask_accidental_hits or not positive_in_partition:
+  if mask_accidental_hits:
     keep &= ~masking.accidental_hits(positive_ids, pool.ids)
   if known_ids is not None:
     keep &= ~reference.known_positives(known_ids, positive_ids, pool.ids)
-  corrections = tf.zeros_like(positive)
-  num_terms = logits.shape[1]
-  if logq_corrected:
-    rows = losses.logq_corrected_softmax(
-      logits,
-      positive,
-      pool.log_q,
-      positive_log_q,
-      keep & ~masking.accidental_hits(positive_ids, pool.ids),
-    )
-    draws = tf.zeros(logits.shape[1:], tf.float64)
-  elif resampler is None:
+  draws = tf.zeros(logits.shape[1:], tf.float64)
+  if resampler is None:
     if positive_log_q is not None:
-      corrections = positive_log_q
-      positive -= corrections
-    terms = masking.mask_logits(logits - pool.log_q, keep)
-    rows = losses.sampled_softmax(terms, positive)
-    draws = tf.zeros(logits.shape[1:], tf.float64)
+      positive -= positive_log_q
+    rows = losses.sampled_softmax(logits - pool.log_q, positive, keep)
   else:
     counts = resampling.resample_counts(
       resampling.log_importance_weights(logits, pool.log_q, keep),
@@ -80,22 +64,7 @@ def dense(
       method=resampler.method,
     )
     rows = losses.resampled_softmax(logits, positive, counts)
-    num_terms = resampler.num_resampled
-    # Of no consequence where a count is 0, but for -inf.
-    log_counts = tf.math.log(tf.cast(counts, logits.dtype))
-    terms = tf.where(counts > 0, logits + log_counts, -1e300)
     draws = tf.reduce_sum(tf.cast(counts, tf.float64), axis=0)
-  if not positive_in_partition:
-    rows = tf.where(
-      tf.reduce_any(keep, axis=1),
-      tf.reduce_logsumexp(terms, axis=1) - positive,
-      tf.zeros_like(rows),
-    )
-  if robustness:
-    # p of the positive where the pool is all there is: n times its share of
-    # the corrected terms, times q.
-    probability = num_terms * tf.exp(corrections - rows)
-    rows = (1.0 - probability**robustness) / robustness
   return tf.reduce_sum(row_weights * rows), draws
 
 
@@ -147,7 +116,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
 
   @parameterized.product(
-    method=[None, "corrected", *resampling.METHODS],
+    method=[None, *resampling.METHODS],
     masks=[(False, False), (True, True)],
   )
   def test_known_positives_are_left_out_as_in_dense(self, method, masks):
@@ -169,9 +138,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     arguments["known_ids"] = tf.ragged.constant(known, tf.int64)
     arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
     own_log_q = arguments["pool"].log_q[:10]
-    if method == "corrected":
-      arguments |= {"positive_log_q": own_log_q, "logq_corrected": True}
-    elif method is None:
+    if method is None:
       arguments["positive_log_q"] = own_log_q
     else:
       arguments["resampler"] = fused.Resampler(9, method, SEED)
@@ -185,40 +152,6 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     tolerance = 1e-6 if method == "expected" else 1e-10
     for e, g in zip(expected, got, strict=True):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
-
-  @parameterized.product(
-    method=["uncorrected", "corrected", "systematic", "expected"],
-    masks=[(False, False), (True, True)],
-    shape=[(0.1, True), (1.0, True), (0.0, False), (0.1, False)],
-  )
-  def test_shapes_of_the_loss_equal_dense(self, method, masks, shape):
-    arguments = problem(10, 33, 8, tf.float64)
-    arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
-    if method in resampling.METHODS:
-      arguments["resampler"] = fused.Resampler(9, method, SEED)
-    elif method == "corrected":
-      arguments["positive_log_q"] = arguments["pool"].log_q[:10]
-    without = value_and_gradients(dense, arguments)
-    arguments["robustness"], arguments["positive_in_partition"] = shape
-    expected = whole_gradient(value_and_gradients(dense, arguments))
-    arguments["row_chunk_size"] = 4
-    got = whole_gradient(
-      tf.function(lambda: value_and_gradients(fused.pool_softmax, arguments))()
-    )
-    self.assertNotAllClose(expected[0], without[0], rtol=1e-6)
-    tolerance = 1e-6 if method == "expected" else 1e-10
-    for e, g in zip(expected, got, strict=True):
-      self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
-
-  def test_little_robustness_is_cross_entropy(self):
-    arguments = problem(10, 33, 8, tf.float64)
-    arguments["positive_log_q"] = arguments["pool"].log_q[:10]
-    *_, expected = value_and_gradients(fused.pool_softmax, arguments)
-    *_, got = value_and_gradients(
-      fused.pool_softmax, arguments | {"robustness": 1e-9}
-    )
-    for e, g in zip(expected, got, strict=True):
-      self.assertAllClose(e, g, rtol=1e-6, atol=1e-6)
 
   @parameterized.product(
     sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
@@ -239,36 +172,13 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     ):
       self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
 
-  @parameterized.product(
-    sizes=[(1, 1, 3), (6, 6, 1), (10, 33, 8)],
-    row_chunk_size=[None, 4],
-    own_offset=(True, False),
-  )
-  def test_logq_corrected_equals_dense(self, sizes, row_chunk_size, own_offset):
-    arguments = problem(*sizes, tf.float64)
-    pool = arguments["pool"]
-    arguments["logq_corrected"] = True
-    arguments["positive_log_q"] = pool.log_q[: sizes[0]]
-    if not own_offset:
-      arguments["pool"] = fused.Pool(pool.embeddings, pool.ids, pool.log_q)
-    expected = value_and_gradients(dense, arguments)
-    arguments["row_chunk_size"] = row_chunk_size
-    got = tf.function(
-      lambda: value_and_gradients(fused.pool_softmax, arguments)
-    )()
-    for e, g in zip(
-      tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
-    ):
-      self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
-
-  def test_logq_corrected_needs_a_proposal_and_no_resampler(self):
-    arguments = problem(3, 3, 2, tf.float32)
+  def test_corrected_logq_needs_a_proposal_and_no_resampler(self):
+    arguments = problem(3, 3, 2, tf.float32) | {"form": forms.LogQCorrected()}
     with self.assertRaisesRegex(ValueError, "positive_log_q"):
-      fused.pool_softmax(**arguments, logq_corrected=True)
-    with self.assertRaisesRegex(ValueError, "resampler"):
+      fused.pool_softmax(**arguments)
+    with self.assertRaisesRegex(ValueError, "resampler.*cross_entropy"):
       fused.pool_softmax(
         **arguments,
-        logq_corrected=True,
         positive_log_q=arguments["pool"].log_q,
         resampler=fused.Resampler(4, "systematic", SEED),
       )
@@ -314,10 +224,6 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     for option in (
       {},
       {"resampler": fused.Resampler(4, "systematic", SEED)},
-      {
-        "logq_corrected": True,
-        "positive_log_q": arguments["pool"].log_q,
-      },
     ):
       loss, _, gradients = value_and_gradients(
         fused.pool_softmax, arguments | option
@@ -348,7 +254,6 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     for option in (
       {},
       {"resampler": fused.Resampler(5, "multinomial", SEED)},
-      {"logq_corrected": True, "positive_log_q": pool.log_q},
     ):
       loss, draws, gradients = value_and_gradients(
         lambda **kw: fused.pool_softmax(mask_accidental_hits=True, **kw),

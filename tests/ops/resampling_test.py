@@ -316,10 +316,6 @@ class MemoryTest(tf.test.TestCase, parameterized.TestCase):
     self.assertLess(max(sizes.values()), batch * num_resampled * pool / 4)
 
 
-if __name__ == "__main__":
-  tf.test.main()
-
-
 class WideRowsTest(tf.test.TestCase, parameterized.TestCase):
   """Pools of whole blocks of 64, whose cumulative sums are taken in blocks."""
 
@@ -356,3 +352,7 @@ class WideRowsTest(tf.test.TestCase, parameterized.TestCase):
       for x in (log_weights, wider)
     )
     self.assertAllEqual(a, b[:, :64])
+
+
+if __name__ == "__main__":
+  tf.test.main()

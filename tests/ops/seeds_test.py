@@ -59,10 +59,6 @@ class StepSeedTest(tf.test.TestCase, parameterized.TestCase):
     self.assertNotAllEqual(low, high)
 
 
-if __name__ == "__main__":
-  tf.test.main()
-
-
 class UniformRowsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(width=(1, 3, 4, 5, 1025), in_graph=(False, True))
   def test_any_part_of_the_rows_is_that_part(self, width, in_graph):
@@ -97,3 +93,7 @@ class UniformRowsTest(tf.test.TestCase, parameterized.TestCase):
     a, b, c = (seeds.uniform_rows(s, 5, 5) for s in (3, 4, tf.constant([3, 0])))
     self.assertNotAllClose(a, b)
     self.assertAllEqual(a, c)
+
+
+if __name__ == "__main__":
+  tf.test.main()

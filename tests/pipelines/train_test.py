@@ -17,6 +17,7 @@ from pipelines.training import config as configs
 from pipelines.training import loop as training
 from xir_tfrs.data import datasets, errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.ops import forms
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +431,7 @@ def test_runs_that_name_no_shape_had_none(data, tmp_path):
   run(first)
   path = tmp_path / "m" / runs.CONFIG
   old = json.loads(path.read_text("utf-8"))
-  for name in configs.CROSS_ENTROPY:
+  for name in (*configs.CROSS_ENTROPY, "loss_arguments"):
     del old["train"][name]
   path.write_text(json.dumps(old), encoding="utf-8")
   run(dataclasses.replace(first, epochs=2), resume=True)
@@ -444,14 +445,78 @@ def test_runs_that_name_no_shape_had_none(data, tmp_path):
 @pytest.mark.parametrize("task", model.TASKS)
 def test_every_task_can_be_built_with_the_default_shape(data, tmp_path, task):
   settings = config(data, tmp_path, task=task)
-  shape = model.shape_of_loss(settings)
+  rows = model.rows_of_loss(settings)
   plain = task in ("full_softmax", "corr")
-  assert (shape == configs.CROSS_ENTROPY) == plain
+  assert (rows == {"mask_known_positives": False, "popularity_weight": 0}) == (
+    plain
+  )
   built = model.build(
     settings,
     schema_lib.Schema.load(data),
     tables.read_table(data, "queries"),
     tables.read_table(data, "candidates"),
   ).task.get_config()
-  assert built["positive_in_partition"] == plain
-  assert built["robustness"] == shape["robustness"]
+  expected = (
+    {"name": "cross_entropy"}
+    if plain
+    else {
+      "name": "generalized_cross_entropy",
+      "power": 0.07,
+      "positive_in_partition": False,
+    }
+  )
+  assert built["loss"] == expected
+  assert model.form_of_loss(settings).get_config() == expected
+
+
+@pytest.mark.parametrize("name", forms.FORMS)
+def test_every_form_reaches_the_task(data, tmp_path, name):
+  form = forms.FORMS[name]
+  arguments = [
+    f"{field.name}={json.dumps(field.default)}"
+    for field in dataclasses.fields(form)
+  ]
+  settings = config(data, tmp_path, loss=name, loss_arguments=arguments)
+  assert model.form_of_loss(settings) == form()
+  with pytest.raises(ValueError, match="--loss_arguments.*sharpness"):
+    model.form_of_loss(
+      config(data, tmp_path, loss=name, loss_arguments=["sharpness=1"])
+    )
+
+
+@pytest.mark.parametrize(
+  "old, expected",
+  [
+    ({}, {"name": "cross_entropy"}),
+    ({"loss": "logq_corrected"}, {"name": "logq_corrected"}),
+    (
+      {"robustness": None, "positive_in_partition": None},
+      {
+        "name": "generalized_cross_entropy",
+        "power": 0.07,
+        "positive_in_partition": False,
+      },
+    ),
+    ({"robustness": 0.0, "positive_in_partition": None}, {"name": "decoupled"}),
+    (
+      {"robustness": 0.2, "positive_in_partition": True},
+      {
+        "name": "generalized_cross_entropy",
+        "power": 0.2,
+        "positive_in_partition": True,
+      },
+    ),
+    (
+      {
+        "task": "corr",
+        "robustness": 0.0,
+        "positive_in_partition": None,
+      },
+      {"name": "cross_entropy"},
+    ),
+  ],
+)
+def test_runs_from_before_there_were_forms(old, expected):
+  train = {"task": "ssl_pop", "loss": "sampled_softmax"} | old
+  form = model.form_of_loss(configs.TrainConfig(**configs.of_run(train)))
+  assert form.get_config() == expected

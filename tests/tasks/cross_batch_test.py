@@ -72,7 +72,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(
     sizes=((3, 3, 3, 3), (7, 2, 5, 4), (1, 20, 3)),
-    loss=("sampled_softmax", "logq_corrected"),
+    loss=("cross_entropy", "logq_corrected"),
     scores=((0.7, False), (0.1, True)),
   )
   def test_reference(self, sizes, loss, scores):

@@ -121,7 +121,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   @parameterized.product(
-    loss=("sampled_softmax", "logq_corrected"), normalize=(False, True)
+    loss=("cross_entropy", "logq_corrected"), normalize=(False, True)
   )
   def test_gradient_reaches_batch_and_uniform_candidates(self, **options):
     options["temperature"] = 0.7

@@ -119,7 +119,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       atol=1e-5,
     )
 
-  @parameterized.parameters("sampled_softmax", "logq_corrected")
+  @parameterized.parameters("cross_entropy", "logq_corrected")
   def test_is_sampled_softmax_with_an_estimator(self, loss):
     options = {"num_hashes": 3, "learning_rate": 0.2, "seed": 4}
     task = _task(loss=loss, **options)
@@ -249,7 +249,7 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
       "count_appearances": True,
       "read_before_update": True,
       "candidate_counts": _COUNTS.tolist(),
-      "loss": "logq_corrected",
+      "loss": {"name": "logq_corrected"},
       "temperature": 0.3,
       "seed": 7,
       "name": "a_name",

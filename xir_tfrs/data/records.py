@@ -74,7 +74,7 @@ class BlockWriter:
   def __enter__(self) -> BlockWriter:
     return self
 
-  def __exit__(self, *unused_exception: object) -> None:
+  def __exit__(self, *unused_exception) -> None:
     self.close()
 
 

@@ -158,7 +158,13 @@ class EstimatorProbe:
     if not self._task.built:
       # What the task makes at its first call is state to put back, too.
       batch = self._batch(np.random.default_rng(self._seed), self._probe[:1])
-      self._loss(self._model.query_tower(batch[0]), *batch, training=False)
+      self._task(
+        self._model.query_tower(batch[0]),
+        self._model.candidate_tower(batch[1]),
+        candidate_ids=batch[1],
+        query_ids=batch[0],
+        training=False,
+      )
     state = [(v, tf.identity(v)) for v in self._task.non_trainable_variables]
     try:
       self._run(readout)
@@ -212,10 +218,9 @@ class EstimatorProbe:
       ]
     )
 
-  def _loss(
-    self, queries, query_ids, candidate_ids, training=True
-  ) -> tf.Tensor:
-    return self._task(
+  def _loss(self, queries, query_ids, candidate_ids, training=True):
+    """(loss, terms) of a batch."""
+    return self._task.loss_terms(
       queries,
       self._model.candidate_tower(candidate_ids),
       candidate_ids=candidate_ids,
@@ -238,28 +243,26 @@ class EstimatorProbe:
       [rows] effective sample sizes.
     """
     queries = tf.convert_to_tensor(self._model.query_tower(query_ids))
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape() as tape:
       tape.watch(queries)
-      with pool_weights.recorded_terms(self._task) as terms:
-        loss = self._loss(queries, query_ids, candidate_ids)
+      loss, terms = self._loss(queries, query_ids, candidate_ids)
     gradients = tf.convert_to_tensor(tape.gradient(loss, queries))
     # The loss is a mean over the batch.
     scale = tf.cast(tf.shape(query_ids)[0], gradients.dtype)
     seen = {"gradients": scale * gradients[:num_rows]}
     if terms:
-      shares = [tape.gradient(loss, term.loss) for term in terms]
       seen["weight_ids"], seen["weights"] = pool_weights.loss_weights(
-        self._task, terms, shares, num_rows
+        terms, num_rows
       )
-    terms = [term for term in terms if term.settings.get("resampler")]
+    terms = [term for term in terms if term.resampler is not None]
     if terms:
       seen["draw_ids"], seen["draws"] = pool_weights.draw_weights(
-        self._task, terms, num_rows
+        terms, num_rows
       )
     for term in terms:
       prefix = "cache_" if term.pool.own_offset is None else ""
       seen[f"{prefix}effective_sample_size"] = resampling.effective_sample_size(
-        pool_weights.log_importance_weights(self._task, term, num_rows)
+        term.first(num_rows).log_importance_weights()
       )
     return seen
 

@@ -31,7 +31,7 @@ def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 def hit(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
   """1 where the list holds any relevant candidate."""
   del num_relevant
-  return np.asarray(hits[:, :k].any(axis=1), np.float64)
+  return hits[:, :k].any(axis=1).astype(np.float64)
 
 
 def mrr(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Rankers: scores of (query, candidate) pairs from the features of both."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -174,7 +173,7 @@ class Ranker(tf.keras.Model):
     }
 
   @classmethod
-  def from_config(cls, config: dict, custom_objects: Any = None) -> "Ranker":
+  def from_config(cls, config: dict, custom_objects=None) -> "Ranker":
     """A ranker whose weights come from a checkpoint.
 
     Args:

@@ -3,6 +3,7 @@
 from xir_tfrs.ops import (
   cache,
   corr,
+  forms,
   frequency,
   full_softmax,
   fused,
@@ -12,6 +13,7 @@ from xir_tfrs.ops import (
   masking,
   midx,
   proposals,
+  ranks,
   resampling,
   seeds,
   top_k,
@@ -20,6 +22,7 @@ from xir_tfrs.ops import (
 __all__ = [
   "cache",
   "corr",
+  "forms",
   "frequency",
   "full_softmax",
   "fused",
@@ -29,6 +32,7 @@ __all__ = [
   "masking",
   "midx",
   "proposals",
+  "ranks",
   "resampling",
   "seeds",
   "top_k",

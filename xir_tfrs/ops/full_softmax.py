@@ -1,19 +1,23 @@
-"""The softmax over a whole catalogue, in chunks of candidates.
+"""A loss over a whole catalogue, in chunks of candidates.
 
-    log(sum_j e^{s_j}) - s_p,   j over all candidates
+    S = sum_j e^{s_j},   j over all candidates but the positive
 
-Candidates are encoded chunk by chunk, once for the partition and once more
+and what a form of the loss (`ops.forms`) makes of log S and the positive's
+score. Candidates are encoded chunk by chunk, once for the sum and once more
 for the gradient: neither [batch, num_candidates] logits nor the encoder's
 activations for all candidates are ever held.
 
 Axes: batch = rows, one per query; chunk = candidates; dim = embedding size.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from xir_tfrs.ops import masking
+from xir_tfrs.ops import forms, masking, ranks
+from xir_tfrs.ops.forms import base
 
 # Elements of a chunk's logits: 8 MiB of float32. Encoding again and again has
 # a cost per chunk, so chunks are larger than those of `fused`.
@@ -29,117 +33,228 @@ def full_softmax(
   encode: Callable[[tf.Tensor], tf.Tensor],
   num_candidates: int,
   *,
+  form: forms.Form | None = None,
   positive_in_pool: bool = False,
   candidate_chunk_size: int | None = None,
 ) -> tf.Tensor:
-  """Weighted sum over the rows of the cross entropy over all candidates.
+  """Weighted sum over the rows of a loss against all candidates.
 
   Args:
     queries: [batch, dim] float32 or float64; scores are inner products.
     positives: [batch, dim] embeddings of the rows' positives: they stand for
-      these candidates in the partition.
+      these candidates in the loss.
     positive_ids: [batch] int64, their ids in `[0, num_candidates)`.
     row_weights: [batch] weight of each row's loss; no gradient.
     encode: [n] int64 ids -> [n, dim] embeddings of the type of `queries`. It
       is called twice for each candidate, and must give the same both times.
       The variables it uses take their gradient, a dense one.
     num_candidates: Size of the catalogue.
-    positive_in_pool: Whether the positive is in the partition a second time,
+    form: Form of the loss; None: the cross entropy.
+    positive_in_pool: Whether the positive is also one of the candidates of S,
       as `encode` has it.
     candidate_chunk_size: Candidates whose logits are held at a time; None:
       chosen from the size of the batch.
 
   Returns:
     The scalar `sum_i row_weights_i loss_i`.
+
+  Raises:
+    ValueError: A form that the catalogue does not suit.
   """
-  dtype = queries.dtype
-  row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
+  form = forms.CrossEntropy() if form is None else form
+  if forms.CATALOGUE not in form.suits:
+    raise ValueError(
+      f"The loss {form.name!r} is for sampled pools. For the catalogue there "
+      f"are: {', '.join(forms.names_for(forms.CATALOGUE))}."
+    )
   chunk = _chunk_size(candidate_chunk_size, tf.shape(queries)[0])
-  num_chunks = tf.cast((num_candidates + chunk - 1) // chunk, tf.int32)
-
-  def chunk_ids(start: tf.Tensor) -> tf.Tensor:
-    return tf.range(start, tf.minimum(start + chunk, num_candidates))
-
-  def chunk_logits(queries, embeddings, ids) -> tf.Tensor:
-    logits = tf.matmul(queries, embeddings, transpose_b=True)
-    if positive_in_pool:
-      return logits
-    return masking.mask_logits(
-      logits, ~masking.accidental_hits(positive_ids, ids)
-    )
-
-  def log_partition(queries, positive) -> tf.Tensor:
-    """[batch], by a running sum relative to the highest logit so far."""
-
-    def body(start, highest, total):
-      ids = chunk_ids(start)
-      logits = chunk_logits(queries, encode(ids), ids)
-      higher = tf.maximum(highest, tf.reduce_max(logits, axis=1))
-      terms = tf.exp(logits - higher[:, tf.newaxis])
-      total = total * tf.exp(highest - higher) + tf.reduce_sum(terms, axis=1)
-      return start + chunk, higher, total
-
-    _, highest, total = _for_each_chunk(
-      num_candidates, body, (positive, tf.ones_like(positive))
-    )
-    return highest + tf.math.log(total)
+  catalogue = _Catalogue(
+    form, positive_ids, encode, num_candidates, chunk, positive_in_pool
+  )
+  row_weights = tf.stop_gradient(tf.cast(row_weights, queries.dtype))
 
   @tf.custom_gradient
   def run(queries, positives):
     positive = tf.reduce_sum(queries * positives, axis=1)
-    log_z = log_partition(queries, positive)
+    losses, log_sum, by_sum, by_positive = catalogue.losses(queries, positive)
 
     def grad(upstream, variables=None):
-      watched = variables or []
       weights = upstream * row_weights
-      # d loss / d s_p = p_p - 1, d loss / d s_j = p_j.
-      d_positive = (weights * (tf.exp(positive - log_z) - 1.0))[:, tf.newaxis]
-
-      def of_chunk(start):
-        """Gradients of the queries, and of each variable, by a chunk."""
-        ids = chunk_ids(start)
-        with tf.GradientTape() as tape:
-          embeddings = encode(ids)
-        logits = chunk_logits(queries, embeddings, ids)
-        p = weights[:, tf.newaxis] * tf.exp(logits - log_z[:, tf.newaxis])
-        return (
-          tf.matmul(p, embeddings),
-          tape.gradient(
-            embeddings, watched, tf.matmul(p, queries, transpose_a=True)
-          ),
-        )
-
-      # The first chunk shows which variables have gradients in rows.
-      d_queries, d_variables = of_chunk(tf.zeros([], tf.int64))
-      sums = [
-        _Sum(variable, gradient, num_chunks)
-        for variable, gradient in zip(watched, d_variables, strict=True)
-      ]
-
-      def body(start, d_queries, *totals):
-        by_chunk, d_variables = of_chunk(start)
-        totals = [
-          s.add(total, gradient, start // chunk)
-          for s, total, gradient in zip(sums, totals, d_variables, strict=True)
-        ]
-        return start + chunk, d_queries + by_chunk, *totals
-
-      _, d_queries, *totals = _for_each_chunk(
-        num_candidates,
-        body,
-        (d_positive * positives + d_queries, *(s.first for s in sums)),
-        start=chunk,
+      d_queries, d_score, d_variables = catalogue.gradients(
+        queries, positive, log_sum, weights * by_sum, variables or []
       )
-      d_inputs = (d_queries, d_positive * queries)
-      if variables is None:
-        return d_inputs
-      return d_inputs, [
-        s.result(total) for s, total in zip(sums, totals, strict=True)
-      ]
+      if not form.pairwise:
+        d_score = weights * by_positive
+      d_score = d_score[:, tf.newaxis]
+      d_inputs = (d_score * positives + d_queries, d_score * queries)
+      return d_inputs if variables is None else (d_inputs, d_variables)
 
-    return tf.reduce_sum(row_weights * (log_z - positive)), grad
+    return tf.reduce_sum(row_weights * losses), grad
 
   return run(queries, positives)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Catalogue:
+  """All candidates, seen a chunk at a time.
+
+  Attributes are the arguments of `full_softmax`.
+  """
+
+  form: forms.Form
+  positive_ids: tf.Tensor
+  encode: Callable[[tf.Tensor], tf.Tensor]
+  num_candidates: int
+  chunk: tf.Tensor
+  positive_in_pool: bool
+
+  def losses(
+    self, queries: tf.Tensor, positive: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(losses, log S, derivatives by log S and by s_p), each [batch]."""
+    log_sum, best = self._sums(queries, positive)
+    empty = ~tf.math.is_finite(log_sum)
+    log_sum = tf.where(empty, tf.zeros_like(log_sum), log_sum)
+    nothing = tf.zeros_like(positive)
+    losses, by_sum, by_positive = base.losses_and_derivatives(
+      self.form,
+      log_sum,
+      positive,
+      empty,
+      correction=nothing,
+      in_sum=False,
+      # Every candidate is a column once: q_j = 1 / n.
+      log_num_terms=tf.zeros([], positive.dtype),
+      log_q=None,
+      num_columns=lambda: nothing + float(self.num_candidates - 1),
+      kth_best=lambda: best[:, -1],
+    )
+    return losses, log_sum, by_sum, by_positive
+
+  def gradients(self, queries, positive, log_sum, by_sum, variables):
+    """Gradients by way of S.
+
+    Args:
+      queries: [batch, dim].
+      positive: [batch] s_p.
+      log_sum: [batch] log S.
+      by_sum: [batch] derivative of the weighted loss by log S.
+      variables: Those of the encoder.
+
+    Returns:
+      (d_queries [batch, dim], d_score [batch], d_variables): by the queries,
+      by s_p for forms that are pairwise, and by each variable.
+    """
+
+    def of_chunk(start):
+      ids = self._ids(start)
+      with tf.GradientTape() as tape:
+        embeddings = self.encode(ids)
+      _, values, slopes = self._values(queries, positive, embeddings, ids)
+      p = by_sum[:, tf.newaxis] * tf.exp(values - log_sum[:, tf.newaxis])
+      if slopes is not None:
+        p *= slopes
+      return (
+        tf.matmul(p, embeddings),
+        -tf.reduce_sum(p, axis=1),
+        tape.gradient(
+          embeddings, variables, tf.matmul(p, queries, transpose_a=True)
+        ),
+      )
+
+    # The first chunk shows which variables have gradients in rows.
+    d_queries, d_score, d_variables = of_chunk(tf.zeros([], tf.int64))
+    num_chunks = (self.num_candidates + self.chunk - 1) // self.chunk
+    sums = [
+      _Sum(variable, gradient, tf.cast(num_chunks, tf.int32))
+      for variable, gradient in zip(variables, d_variables, strict=True)
+    ]
+
+    def body(start, d_queries, d_score, *totals):
+      by_chunk, score_by_chunk, d_variables = of_chunk(start)
+      totals = [
+        s.add(total, gradient, start // self.chunk)
+        for s, total, gradient in zip(sums, totals, d_variables, strict=True)
+      ]
+      return (
+        start + self.chunk,
+        d_queries + by_chunk,
+        d_score + score_by_chunk,
+        *totals,
+      )
+
+    _, d_queries, d_score, *totals = self._for_each_chunk(
+      body, (d_queries, d_score, *(s.first for s in sums)), start=self.chunk
+    )
+    return (
+      d_queries,
+      d_score,
+      [s.result(total) for s, total in zip(sums, totals, strict=True)],
+    )
+
+  def _sums(
+    self, queries: tf.Tensor, positive: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """[batch] log S, by a running sum relative to the highest term so far,
+    and [batch, K] the best scores that are asked for."""
+    minus_infinity = tf.fill(
+      tf.shape(positive), tf.constant(-math.inf, positive.dtype)
+    )
+    num_best = self.form.num_best
+    best = tf.tile(minus_infinity[:, tf.newaxis], [1, num_best])
+
+    def body(start, highest, total, best):
+      ids = self._ids(start)
+      scores, values, _ = self._values(queries, positive, self.encode(ids), ids)
+      if num_best:
+        best = ranks.merge_best(best, scores)
+      higher = tf.maximum(highest, tf.reduce_max(values, axis=1))
+      # While there is no term yet, -inf - -inf would be NaN.
+      shift = tf.where(tf.math.is_finite(higher), higher, 0.0)
+      total *= tf.exp(highest - shift)
+      total += tf.reduce_sum(tf.exp(values - shift[:, tf.newaxis]), axis=1)
+      return start + self.chunk, higher, total, best
+
+    _, highest, total, best = self._for_each_chunk(
+      body, (minus_infinity, tf.zeros_like(positive), best)
+    )
+    return highest + tf.math.log(total), best
+
+  def _values(
+    self,
+    queries: tf.Tensor,
+    positive: tf.Tensor,
+    embeddings: tf.Tensor,
+    ids: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """[batch, chunk] scores, what counts for them, and its slope by them.
+
+    Scores and what counts are -inf where a candidate does not count.
+    """
+    scores = tf.matmul(queries, embeddings, transpose_b=True)
+    values, slopes = base.activated(self.form, scores, positive)
+    if self.positive_in_pool and self.form.positive_in_partition:
+      return scores, values, slopes
+    keep = ~masking.accidental_hits(self.positive_ids, ids)
+    return (
+      masking.mask_logits(scores, keep),
+      masking.mask_logits(values, keep),
+      slopes,
+    )
+
+  def _ids(self, start: tf.Tensor) -> tf.Tensor:
+    return tf.range(start, tf.minimum(start + self.chunk, self.num_candidates))
+
+  def _for_each_chunk(
+    self, body, initial: tuple, start: int | tf.Tensor = 0
+  ) -> tuple:
+    return tf.while_loop(
+      lambda start, *_: start < self.num_candidates,
+      body,
+      (tf.cast(start, tf.int64), *initial),
+      # Chunks in parallel would hold their logits at the same time.
+      parallel_iterations=1,
+    )
 
 
 class _Sum:
@@ -184,18 +299,6 @@ class _Sum:
     return tf.math.unsorted_segment_sum(
       values, indices, self._variable.shape[0]
     )
-
-
-def _for_each_chunk(
-  num_candidates: int, body, initial: tuple, start: int | tf.Tensor = 0
-) -> tuple:
-  return tf.while_loop(
-    lambda start, *_: start < num_candidates,
-    body,
-    (tf.cast(start, tf.int64), *initial),
-    # Chunks in parallel would hold their logits at the same time.
-    parallel_iterations=1,
-  )
 
 
 def _chunk_size(given: int | None, batch: tf.Tensor) -> tf.Tensor:

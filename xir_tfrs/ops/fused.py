@@ -1,25 +1,25 @@
-"""A softmax over a pool, loss and gradient in one pass over chunks of rows.
+"""A loss over a pool, with its gradient, in one pass over chunks of rows.
 
-The losses of the library are made of the partition of a pool,
+The losses of the library are made of the sum over a pool,
 
-    log(e^{s_p} + sum_j e^{t_j}) - s_p,   t_j = s_j + log a_j,
+    S = sum_j e^{t_j},   t_j = s_j + log a_j,
 
 with `a_j` = 1 / q_j (sampled softmax), or the count n_j of column j in a
-resample (BIR, XIR), or 0 where a column is masked; the corrected log-Q leaves
-e^{s_p} out and weighs the row. Their gradient needs only e^{t_j} and two
-numbers per row: so each chunk's logits are made, used for the loss and for
-the gradient, and forgotten. No [batch, pool] matrix is ever held. `losses` has
-the same in dense form; the tests hold the two equal.
+resample (BIR, XIR), or 0 where a column is masked. What a loss makes of log S
+and the positive's score is its form (`ops.forms`). The gradient needs only
+e^{t_j} and two numbers per row: so each chunk's logits are made, used for the
+loss and for the gradient, and forgotten. No [batch, pool] matrix is ever held.
+`Form.dense` has the same in dense form; the tests hold the two equal.
 
 Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
 """
 
 import dataclasses
-import functools
 
 import tensorflow as tf
 
-from xir_tfrs.ops import losses, masking, proposals, resampling
+from xir_tfrs.ops import forms, masking, ranks, resampling
+from xir_tfrs.ops.forms import base
 
 # Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
 # one core.
@@ -52,13 +52,13 @@ class Resampler:
   """How candidates are drawn from a pool.
 
   Attributes:
-    num_resampled: Draws per row.
+    num_resampled: Draws per row; an int or a scalar integer tensor.
     method: One of `resampling.METHODS`.
     seed: [2] integer seed.
     first_row: Number of row 0 in the global batch.
   """
 
-  num_resampled: int
+  num_resampled: int | tf.Tensor
   method: str
   seed: tf.Tensor
   first_row: int | tf.Tensor = 0
@@ -71,24 +71,21 @@ def pool_softmax(
   row_weights: tf.Tensor,
   pool: Pool,
   *,
+  form: forms.Form | None = None,
   positive_log_q: tf.Tensor | None = None,
   resampler: Resampler | None = None,
-  logq_corrected: bool = False,
-  robustness: float = 0.0,
-  positive_in_partition: bool = True,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
   known_ids: tf.RaggedTensor | None = None,
   count_draws: bool = True,
   row_chunk_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Weighted sum over the rows of a softmax loss against a pool.
+  """Weighted sum over the rows of a loss against a pool.
 
-  Without a resampler: the sampled softmax, where column j counts with
-  `s_j - log_q_j` and the positive with `s_p - positive_log_q`. With one: the
-  resampled softmax, where `log_q` serves the weights only, and both count
-  with their plain scores. With `logq_corrected`: the loss of that name in
-  `losses`, against all columns but those of the positive's candidate.
+  Without a resampler, column j counts with `s_j - log_q_j` and the positive
+  with `s_p - positive_log_q`. With one, `log_q` serves the weights only, and
+  both count with their plain scores. Rows without a column that counts have
+  loss 0 and no gradient.
 
   Args:
     queries: [batch, dim] float32 or float64; scores are inner products, so
@@ -97,23 +94,16 @@ def pool_softmax(
     positive_ids: [batch] their ids.
     row_weights: [batch] weight of each row's loss; no gradient.
     pool: What the rows are scored against.
+    form: Form of the loss; None: the cross entropy. One without the positive
+      in the partition masks own columns and accidental hits in any case.
     positive_log_q: [batch] log proposal of the positives; None: they are not
       corrected.
     resampler: How to draw from the pool; None: every column counts once.
-    logq_corrected: The corrected log-Q; it needs `positive_log_q`, takes no
-      resampler, and masks own columns and accidental hits in any case.
-    robustness: Power of the generalized cross entropy, of the positive's
-      probability in the whole catalogue: with n columns, or n draws, that is
-      estimated by e^{s_p} over a mean of n terms, e^{s_p} / (partition / n).
-      0: the cross entropy.
-    positive_in_partition: Whether e^{s_p} is a term of the partition. If not,
-      own columns and accidental hits are masked in any case, and rows without
-      other columns have loss 0 and no gradient.
     mask_own_column: Leave out the column that is the row's own positive: for
       resampling, it is not drawn; otherwise the positive counts once. If
-      `positive_log_q` is given it must then be the own column's: that column
-      stands for the positive and takes its gradient, so `positives` must be
-      rows of `pool.embeddings`.
+      positives are corrected, `positive_log_q` must then be the own column's:
+      that column may stand for the positive and take its gradient, so
+      `positives` must be rows of `pool.embeddings`.
     mask_accidental_hits: Leave out every column with the positive's id.
     known_ids: [batch, None] ids of other positives of each row's query, whose
       columns are left out too; those of the row's positive are not touched.
@@ -126,153 +116,76 @@ def pool_softmax(
     resampler, or without `count_draws`.
 
   Raises:
-    ValueError: `logq_corrected` with a resampler or `robustness`, or without
-      `positive_log_q`.
+    ValueError: A form that needs to know the proposal of the positives, and
+      no `positive_log_q`; or one that resampled pools do not suit.
   """
-  if logq_corrected:
-    if resampler is not None or positive_log_q is None or robustness:
-      raise ValueError(
-        "`logq_corrected` takes the proposal of the positives, "
-        "`positive_log_q`, and no resampler and no `robustness`."
-      )
-  if logq_corrected or not positive_in_partition:
-    # The own column has the positive's id: one mask is both.
-    mask_own_column, mask_accidental_hits = False, True
+  form = forms.CrossEntropy() if form is None else form
+  _require_what_it_needs(form, positive_log_q, resampler)
   dtype = queries.dtype
   batch = tf.shape(queries)[0]
-  pool_size = tf.shape(pool.embeddings)[0]
-  chunk = _chunk_size(row_chunk_size, batch, pool_size)
+  chunk = _chunk_size(row_chunk_size, batch, tf.shape(pool.embeddings)[0])
   row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
-  log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
+  if positive_log_q is not None:
+    positive_log_q = tf.stop_gradient(tf.cast(positive_log_q, dtype))
+  corrected = (
+    positive_log_q is not None and resampler is None and form.corrects_positive
+  )
   # Where it is corrected alike, the own column can stand for the positive
   # itself, which costs nothing; leaving it out costs two passes over the
   # logits.
-  column_is_positive = (
-    resampler is None
-    and positive_log_q is not None
+  own_stands_in = (
+    form.own_column_stands_in
+    and corrected
     and mask_own_column
     and pool.own_offset is not None
   )
-  corrections = tf.zeros([batch], dtype)
-  if positive_log_q is not None and resampler is None:
-    corrections = tf.stop_gradient(tf.cast(positive_log_q, dtype))
-  log_num_terms = tf.math.log(
-    tf.cast(pool_size if resampler is None else resampler.num_resampled, dtype)
+  mask = column_mask(
+    form,
+    positive_ids,
+    pool,
+    mask_own_column=mask_own_column,
+    mask_accidental_hits=mask_accidental_hits,
+    known_ids=known_ids,
+    keep_own=own_stands_in,
   )
-  if logq_corrected:
-    log_others = proposals.log_complement(corrections)
-    corrections = tf.zeros([batch], dtype)
-
-  known = None
-  if known_ids is not None:
-    known = masking.known_columns(known_ids, positive_ids, pool.ids)
-
-  def known_positives(rows: slice) -> tf.Tensor:
-    splits = known.row_splits[rows.start : rows.stop + 1]
-    part = tf.RaggedTensor.from_row_splits(
-      known.values[splits[0] : splits[-1]], splits - splits[0], validate=False
-    )
-    return masking.columns_mask(part, pool_size)
-
-  def keep_columns(rows: slice) -> tf.Tensor | None:
-    left_out = []
-    if mask_accidental_hits:
-      left_out.append(masking.accidental_hits(positive_ids[rows], pool.ids))
-    if known is not None:
-      left_out.append(known_positives(rows))
-    own = None
-    if mask_own_column and pool.own_offset is not None:
-      if column_is_positive and not left_out:
-        return None
-      own = masking.own_columns(
-        rows.stop - rows.start,
-        pool_size,
-        tf.cast(rows.start, tf.int64) + tf.cast(pool.own_offset, tf.int64),
-      )
-      if not column_is_positive:
-        left_out.append(own)
-    if not left_out:
-      return None
-    keep = ~functools.reduce(tf.logical_or, left_out)
-    return keep | own if column_is_positive else keep
-
-  def column_terms(
-    logits: tf.Tensor, keep: tf.Tensor | None, rows: slice
-  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(terms [rows, pool], highest [rows], draws [pool]); terms are a_j
-    e^{s_j - highest}, and exp is taken once per logit."""
-    if resampler is None:
-      logits = logits - log_q
-    if keep is not None:
-      logits = masking.mask_logits(logits, keep)
-    highest = tf.reduce_max(logits, axis=1)
-    # A row with every column masked has terms 0, not NaN.
-    highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
-    terms = tf.exp(logits - highest[:, tf.newaxis])
-    if resampler is None:
-      return terms, highest, tf.zeros([pool_size], tf.float64)
-    counts = resampling.counts_from_weights(
-      # Relative to the rarest candidate: 1 / q alone would overflow for one
-      # in 10^38.
-      terms * tf.exp(tf.reduce_min(log_q) - log_q),
-      resampler.num_resampled,
-      seed=resampler.seed,
-      method=resampler.method,
-      first_row=tf.cast(resampler.first_row, tf.int64)
-      + tf.cast(rows.start, tf.int64),
-    )
-    counts = tf.cast(counts, dtype)
-    draws = tf.zeros([pool_size], tf.float64)
-    if count_draws:
-      draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
-    return counts * terms, highest, draws
+  columns = _Columns(
+    form=form,
+    log_q=tf.stop_gradient(tf.cast(pool.log_q, dtype)),
+    resampler=resampler,
+    count_draws=count_draws,
+    in_sum=own_stands_in,
+  )
 
   @tf.custom_gradient
   def run(queries, positives, pool_embeddings):
     def body(start, loss, draws, d_queries, d_positives, d_pool):
       rows = slice(start, tf.minimum(start + chunk, batch))
-      q, v, weight = queries[rows], positives[rows], row_weights[rows]
+      q, v = queries[rows], positives[rows]
       logits = tf.matmul(q, pool_embeddings, transpose_b=True)
-      if column_is_positive:
-        # The very number that the partition has: a rounding apart, a loss
-        # near 0 could be negative.
-        columns = tf.cast(tf.range(rows.start, rows.stop), tf.int64)
-        positive = tf.gather(logits, columns + pool.own_offset, batch_dims=1)
+      if own_stands_in:
+        # The very number that the sum has: a rounding apart, a loss near 0
+        # could be negative.
+        own = tf.cast(tf.range(rows.start, rows.stop), tf.int64)
+        positive = tf.gather(logits, own + pool.own_offset, batch_dims=1)
       else:
         positive = tf.reduce_sum(q * v, axis=1)
-      positive -= corrections[rows]
-      keep = keep_columns(rows)
-      terms, highest, chunk_draws = column_terms(logits, keep, rows)
-      total = tf.reduce_sum(terms, axis=1)
-      if logq_corrected:
-        row_loss, to_terms, to_positive = _logq_corrected(
-          total,
-          highest,
-          positive,
-          log_others[rows],
-          tf.math.count_nonzero(keep, axis=1, dtype=dtype),
-        )
-      else:
-        row_loss, to_terms, to_positive = (
-          _softmax(total, highest, positive, column_is_positive)
-          if positive_in_partition
-          else _decoupled(total, highest, positive)
-        )
-        if robustness:
-          log_probability = corrections[rows] + log_num_terms - row_loss
-          row_loss = losses.generalized_cross_entropy(
-            log_probability, robustness
-          )
-          certainty = tf.exp(robustness * log_probability)
-          to_terms, to_positive = certainty * to_terms, certainty * to_positive
-      loss += tf.reduce_sum(weight * row_loss)
+      log_q = None if positive_log_q is None else positive_log_q[rows]
+      row_losses, terms, to_terms, to_positive, chunk_draws = columns.losses(
+        logits,
+        positive,
+        mask.keep(rows),
+        log_q,
+        log_q if corrected else tf.zeros_like(positive),
+        rows.start,
+      )
+      weight = row_weights[rows]
       # The factors are multiplied into what is [rows, dim], not [rows, pool].
       to_terms = (weight * to_terms)[:, tf.newaxis]
       to_positive = (weight * to_positive)[:, tf.newaxis]
       d_q = to_terms * tf.matmul(terms, pool_embeddings) + to_positive * v
       return (
         rows.stop,
-        loss,
+        loss + tf.reduce_sum(weight * row_losses),
         draws + chunk_draws,
         tf.concat([d_queries, d_q], 0),
         tf.concat([d_positives, to_positive * q], 0),
@@ -287,7 +200,7 @@ def pool_softmax(
       (
         tf.zeros([], tf.int32),
         tf.zeros([], dtype),
-        tf.zeros([pool_size], tf.float64),
+        tf.zeros(tf.shape(pool_embeddings)[:1], tf.float64),
         no_rows,
         no_rows,
         tf.zeros_like(tf.transpose(pool_embeddings)),
@@ -317,73 +230,155 @@ def pool_softmax(
   return loss, tf.stop_gradient(draws)
 
 
-def _softmax(
-  total: tf.Tensor,
-  highest: tf.Tensor,
-  positive: tf.Tensor,
-  positive_in_total: bool,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """log(e^{s_p} + sum_j e^{t_j}) - s_p of each row, and its derivatives.
+def column_mask(
+  form: forms.Form,
+  positive_ids: tf.Tensor,
+  pool: Pool,
+  *,
+  mask_own_column: bool,
+  mask_accidental_hits: bool,
+  known_ids: tf.RaggedTensor | None,
+  keep_own: bool = False,
+) -> masking.ColumnMask:
+  """Which columns of a pool count, as `pool_softmax` has it.
 
   Args:
-    total: [rows] sum of the terms, relative to e^highest.
-    highest: [rows] highest t_j.
-    positive: [rows] s_p.
-    positive_in_total: Whether e^{s_p} is one of the terms already.
-
-  Returns:
-    (loss, to_terms, to_positive), each [rows]: d loss / d s_j is to_terms
-    times term j, and d loss / d s_p is to_positive.
+    form: Form of the loss.
+    positive_ids: [batch] ids of the positives.
+    pool: The pool.
+    mask_own_column, mask_accidental_hits, known_ids: As in `pool_softmax`.
+    keep_own: Whether the own column counts whatever the others say.
   """
-  # A row may have no terms: every column masked, or nothing drawn. Its
-  # highest logit then says nothing of the size of the partition.
-  empty = total < _NOTHING
-  shift = tf.where(empty, positive, tf.maximum(highest, positive))
-  scale = tf.where(empty, tf.zeros_like(total), tf.exp(highest - shift))
-  positive_term = tf.exp(positive - shift)
-  if positive_in_total:
-    positive_term = tf.zeros_like(positive)
-  partition = positive_term + scale * total
-  loss = shift + tf.math.log(partition) - positive
-  return loss, scale / partition, positive_term / partition - 1.0
+  without_positive = not form.positive_in_partition
+  own = "as others"
+  if keep_own:
+    own = "kept"
+  # The own column has the positive's id: one mask is both.
+  elif mask_own_column and not without_positive:
+    own = "left out"
+  return masking.ColumnMask(
+    positive_ids,
+    pool.ids,
+    own_offset=pool.own_offset,
+    own=own,
+    accidental_hits=mask_accidental_hits or without_positive,
+    known_ids=known_ids,
+  )
 
 
-def _decoupled(
-  total: tf.Tensor, highest: tf.Tensor, positive: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """log(sum_j e^{t_j}) - s_p of each row, and its derivatives."""
-  empty = total < _NOTHING
-  teaches = tf.cast(~empty, total.dtype)
-  total = tf.where(empty, tf.ones_like(total), total)
-  loss = highest + tf.math.log(total) - positive
-  return teaches * loss, teaches / total, -teaches
+@dataclasses.dataclass(frozen=True)
+class _Columns:
+  """What a chunk of rows makes of its logits."""
+
+  form: forms.Form
+  log_q: tf.Tensor
+  resampler: Resampler | None
+  count_draws: bool
+  in_sum: bool
+
+  def losses(self, logits, positive, keep, positive_log_q, correction, start):
+    """Losses of the rows, and their derivatives.
+
+    Args:
+      logits: [rows, pool] s_j.
+      positive: [rows] s_p.
+      keep: [rows, pool] bool, which columns count; None: all.
+      positive_log_q: [rows] log q_p, or None.
+      correction: [rows] what t_p is less than s_p by.
+      start: Number of the first row.
+
+    Returns:
+      (losses [rows], terms [rows, pool], to_terms [rows], to_positive [rows],
+      draws [pool]): d loss / d s_j is to_terms times term j, and d loss /
+      d s_p is to_positive.
+    """
+    values, slopes = base.activated(self.form, logits, positive)
+    terms, highest, draws = self._terms(logits, values, keep, start)
+    total = tf.reduce_sum(terms, axis=1)
+    empty = total < _NOTHING
+    total = tf.where(empty, tf.ones_like(total), total)
+    losses, by_sum, by_positive = base.losses_and_derivatives(
+      self.form,
+      highest + tf.math.log(total),
+      positive,
+      empty,
+      correction=correction,
+      in_sum=self.in_sum,
+      log_num_terms=tf.math.log(tf.cast(self._num_terms(), logits.dtype)),
+      log_q=positive_log_q,
+      num_columns=lambda: _num_columns(logits, keep),
+      kth_best=lambda: ranks.kth_best(
+        logits, keep, self.log_q, self.form.num_best
+      ),
+    )
+    to_terms = by_sum / total
+    if slopes is not None:
+      terms *= slopes
+      by_positive = -to_terms * tf.reduce_sum(terms, axis=1)
+    return losses, terms, to_terms, by_positive, draws
+
+  def _num_terms(self) -> int | tf.Tensor:
+    if self.resampler is None:
+      return tf.size(self.log_q)
+    return self.resampler.num_resampled
+
+  def _terms(self, logits, values, keep, start):
+    """(terms [rows, pool], highest [rows], draws [pool]): terms are a_j
+    e^{values_j - highest}, and exp is taken once per logit."""
+    draws = tf.zeros(tf.shape(self.log_q), tf.float64)
+    if self.resampler is None:
+      return *_exp(values - self.log_q, keep), draws
+    terms, highest = _exp(values, keep)
+    weights = terms
+    if self.form.pairwise:
+      # Draws go by the scores, whatever the loss makes of them.
+      weights, _ = _exp(logits, keep)
+    counts = resampling.counts_from_weights(
+      # Relative to the rarest candidate: 1 / q alone would overflow for one
+      # in 10^38.
+      weights * tf.exp(tf.reduce_min(self.log_q) - self.log_q),
+      self.resampler.num_resampled,
+      seed=self.resampler.seed,
+      method=self.resampler.method,
+      first_row=tf.cast(self.resampler.first_row, tf.int64)
+      + tf.cast(start, tf.int64),
+    )
+    counts = tf.cast(counts, logits.dtype)
+    if self.count_draws:
+      draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
+    return counts * terms, highest, draws
 
 
-def _logq_corrected(
-  total: tf.Tensor,
-  highest: tf.Tensor,
-  positive: tf.Tensor,
-  log_others: tf.Tensor,
-  num_columns: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """The same of `losses.logq_corrected_softmax`.
+def _exp(
+  logits: tf.Tensor, keep: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """([rows, pool] e^{logits - highest}, 0 where not kept; [rows] highest)."""
+  if keep is not None:
+    logits = masking.mask_logits(logits, keep)
+  highest = tf.reduce_max(logits, axis=1)
+  # A row with every column masked has terms 0, not NaN.
+  highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
+  return tf.exp(logits - highest[:, tf.newaxis]), highest
 
-  Args:
-    total: [rows] sum of the terms, relative to e^highest.
-    highest: [rows] highest t_j.
-    positive: [rows] s_p.
-    log_others: [rows] log(1 - Q(p)).
-    num_columns: [rows] columns that are kept.
-  """
-  # A row may have no negatives: it teaches nothing.
-  empty = total < _NOTHING
-  total = tf.where(empty, tf.ones_like(total), total)
-  log_sum = highest + tf.math.log(total) + log_others
-  log_mean = log_sum - tf.math.log(tf.maximum(num_columns, 1.0))
-  not_positive = tf.sigmoid(log_mean - positive)
-  not_positive = tf.where(empty, tf.zeros_like(total), not_positive)
-  loss = not_positive * (log_sum - positive)
-  return loss, not_positive / total, -not_positive
+
+def _num_columns(logits: tf.Tensor, keep: tf.Tensor | None) -> tf.Tensor:
+  """[rows] number of columns that count, as a float."""
+  if keep is None:
+    keep = tf.ones_like(logits, tf.bool)
+  return tf.math.count_nonzero(keep, axis=1, dtype=logits.dtype)
+
+
+def _require_what_it_needs(form, positive_log_q, resampler) -> None:
+  if resampler is not None and forms.RESAMPLED not in form.suits:
+    raise ValueError(
+      f"The loss {form.name!r} takes no `resampler`. Losses that do: "
+      f"{', '.join(forms.names_for(forms.RESAMPLED))}."
+    )
+  if positive_log_q is None and not form.corrects_positive:
+    raise ValueError(
+      f"The loss {form.name!r} needs the proposal of the positives, "
+      "`positive_log_q`."
+    )
 
 
 def _chunk_size(

@@ -3,10 +3,82 @@
 Axes: batch = rows, one per query; pool = candidates a row is scored against.
 """
 
+import functools
+from typing import Literal
+
 import tensorflow as tf
 
 # Cells of the filter of known ids; a power of 2, many times a pool.
 _FILTER_SIZE = 2**16
+
+
+class ColumnMask:
+  """Which columns of a pool count for each row."""
+
+  def __init__(
+    self,
+    positive_ids: tf.Tensor,
+    pool_ids: tf.Tensor,
+    *,
+    own_offset: tf.Tensor | None = None,
+    own: Literal["as others", "left out", "kept"] = "as others",
+    accidental_hits: bool = False,
+    known_ids: tf.RaggedTensor | None = None,
+  ) -> None:
+    """Says what is left out.
+
+    Args:
+      positive_ids: [batch] id of each row's positive.
+      pool_ids: [pool] ids, of the same type.
+      own_offset: Column of row 0's own positive; None: rows have none.
+      own: Whether a row's own column is left out, or kept whatever else
+        applies to it; otherwise it is a column as others are.
+      accidental_hits: Leave out every column with the positive's id.
+      known_ids: [batch, None] ids of other positives of each row's query,
+        whose columns are left out.
+    """
+    self._positive_ids = positive_ids
+    self._pool_ids = pool_ids
+    self._own_offset = own_offset
+    self._own = "as others" if own_offset is None else own
+    self._accidental_hits = accidental_hits
+    self._known = None
+    if known_ids is not None:
+      self._known = known_columns(known_ids, positive_ids, pool_ids)
+
+  def keep(self, rows: slice) -> tf.Tensor | None:
+    """[rows, pool] bool, which columns count; None: all of them.
+
+    Args:
+      rows: Rows of the batch, from `rows.start` up to `rows.stop`.
+    """
+    left_out = []
+    if self._accidental_hits:
+      left_out.append(accidental_hits(self._positive_ids[rows], self._pool_ids))
+    if self._known is not None:
+      left_out.append(self._known_columns(rows))
+    if self._own == "left out":
+      left_out.append(self._own_columns(rows))
+    if not left_out:
+      return None
+    keep = ~functools.reduce(tf.logical_or, left_out)
+    return keep | self._own_columns(rows) if self._own == "kept" else keep
+
+  def _own_columns(self, rows: slice) -> tf.Tensor:
+    return own_columns(
+      rows.stop - rows.start,
+      tf.size(self._pool_ids),
+      tf.cast(rows.start, tf.int64) + tf.cast(self._own_offset, tf.int64),
+    )
+
+  def _known_columns(self, rows: slice) -> tf.Tensor:
+    splits = self._known.row_splits[rows.start : rows.stop + 1]
+    part = tf.RaggedTensor.from_row_splits(
+      self._known.values[splits[0] : splits[-1]],
+      splits - splits[0],
+      validate=False,
+    )
+    return columns_mask(part, tf.size(self._pool_ids))
 
 
 def mask_logits(logits: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:

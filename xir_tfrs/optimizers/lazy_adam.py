@@ -1,8 +1,5 @@
 """Adam that touches only the rows a batch touched."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import tensorflow as tf
 
 
@@ -24,7 +21,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
   is touched at every step, it is Adam.
   """
 
-  def __init__(self, learning_rate: Any = 0.001, **kwargs: Any) -> None:
+  def __init__(self, learning_rate=0.001, **kwargs) -> None:
     """Builds the optimizer.
 
     Args:
@@ -42,7 +39,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
       learning_rate, name=kwargs.pop("name", "LazyAdam"), **kwargs
     )
 
-  def build(self, var_list: Sequence[tf.Variable]) -> None:
+  def build(self, var_list) -> None:
     """Adds to Adam's moments the step each row was last touched at."""
     super().build(var_list)
     if hasattr(self, "_last_touched"):
@@ -59,9 +56,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
       self._last_touched.append(last)
       self._variables.append(last)  # What the base class saves.
 
-  def update_step(
-    self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
-  ) -> None:
+  def update_step(self, gradient, variable) -> None:
     if not isinstance(gradient, tf.IndexedSlices):
       super().update_step(gradient, variable)
       return

@@ -1,12 +1,14 @@
 """BIR: in-batch importance resampling."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from xir_tfrs.layers import state
 from xir_tfrs.ops import seeds
-from xir_tfrs.tasks import importance_resampling, retrieval
+from xir_tfrs.tasks import batch as batches
+from xir_tfrs.tasks import importance_resampling
 
 
 class BIRRetrieval(importance_resampling.ResamplingTask):
@@ -30,8 +32,7 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
     candidate_counts: Sequence[int],
     num_resampled: int | None = None,
     resampler: str = "systematic",
-    positive_in_pool: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -41,9 +42,8 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
       num_resampled: Draws per query, |R_u|; None: the size of the pool, as in
         the paper.
       resampler: How to draw; one of `ops.resampling.METHODS`.
-      positive_in_pool: Whether the row's positive may be drawn, as in the
-        released code.
-      **shared: See `RetrievalTask`.
+      **shared: See `RetrievalTask`. With `positive_in_pool`, the default as in
+        the released code, the row's own positive may be drawn.
 
     Raises:
       ValueError: An argument out of its range.
@@ -52,19 +52,22 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
       candidate_counts=candidate_counts,
       num_resampled=num_resampled,
       resampler=resampler,
-      positive_in_pool=positive_in_pool,
       **shared,
     )
     self._step = state.add_state(self, "step", (), tf.int64)
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
-    loss, _ = self._resampled(
-      batch,
-      self._in_batch(batch),
-      self._num_resampled or tf.size(batch.pool_ids),
-      self._step,
-      seeds.BATCH_DRAWS,
-    )
-    if training:
-      self._step.assign_add(1)
-    return loss
+  def _terms(
+    self, batch: batches.Batch, training: bool
+  ) -> Sequence[batches.Term]:
+    return [
+      self._resampled(
+        batch,
+        self._in_batch(batch),
+        self._num_resampled or tf.size(batch.pool_ids),
+        self._step,
+        seeds.BATCH_DRAWS,
+      )
+    ]
+
+  def _advance(self, batch, terms, draws) -> None:
+    self._step.assign_add(1)

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_cache, inverted_multi_index, state
-from xir_tfrs.ops import corr, masking, midx, seeds
-from xir_tfrs.tasks import retrieval
+from xir_tfrs.ops import corr, forms, masking, midx, seeds
+from xir_tfrs.tasks import arguments, retrieval
+from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
 SAMPLERS = ("midx", "midx_pop", "uniform", "bir", "xir")
@@ -78,6 +80,8 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     cache: The `layers.CandidateCache`; None for other samplers than xir.
   """
 
+  pool_kind: ClassVar[str] = forms.RANKER
+
   def __init__(
     self,
     *,
@@ -92,8 +96,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     cache_scope: str = "step",
     occurrence_decay: float = 1.0,
     remove_accidental_hits: bool = False,
-    positive_in_pool: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -118,25 +121,18 @@ class CoRRRetrieval(retrieval.RetrievalTask):
         the full softmax as `num_sampled` grows. Without them the positive's
         own share is missing from the partition, and a query that the model is
         sure of is pushed on as if it were not.
-      positive_in_pool: bir, xir: whether the row's own column of the batch
-        may be drawn. For the samplers over the catalogue, which have no
-        columns, False is the same as `remove_accidental_hits`.
-      **shared: See `RetrievalTask`. `row_chunk_size` has no effect: logits
-        here are [batch, num_sampled].
+      **shared: See `RetrievalTask`. `positive_in_pool`, the default, is for
+        bir and xir whether the row's own column of the batch may be drawn; for
+        the samplers over the catalogue, which have no columns, False is the
+        same as `remove_accidental_hits`. `row_chunk_size` has no effect:
+        logits here are [batch, num_sampled].
 
     Raises:
       ValueError: An argument out of its range.
     """
-    super().__init__(
-      remove_accidental_hits=remove_accidental_hits,
-      positive_in_pool=positive_in_pool,
-      **shared,
-    )
-    retrieval.require_cross_entropy(
-      self._robustness, self._positive_in_partition, type(self).__name__
-    )
-    retrieval.require_positive("num_sampled", num_sampled)
-    retrieval.require_encoder(candidate_encoder)
+    super().__init__(remove_accidental_hits=remove_accidental_hits, **shared)
+    arguments.require_positive("num_sampled", num_sampled)
+    arguments.require_encoder(candidate_encoder)
     if not callable(ranker):
       raise ValueError(
         "`ranker` must map query ids [batch] and candidate ids [batch, n] to "
@@ -151,7 +147,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       raise ValueError(
         f"`kl_weight` must be >= 0. Received: `kl_weight` = {kl_weight}."
       )
-    self._candidate_counts = retrieval.as_counts(candidate_counts)
+    self._candidate_counts = arguments.as_counts(candidate_counts)
     self._candidate_encoder = candidate_encoder
     self.ranker = ranker
     self._num_sampled = num_sampled
@@ -216,8 +212,10 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       "occurrence_decay": self._occurrence_decay,
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
-    retrieval.refuse_known(batch, type(self).__name__)
+  def _loss(
+    self, batch: batches.Batch, training: bool
+  ) -> tuple[tf.Tensor, Sequence[batches.Term]]:
+    self._refuse_known(batch)
     if batch.query_ids is None:
       raise ValueError(
         f"{type(self).__name__} needs `query_ids`, the dense ids of the "
@@ -245,7 +243,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       of_all = distribute.all_reduce_sum(tf.stop_gradient(parts))
       self._loss_parts.assign(tf.cast(of_all, tf.float32))
       self._step.assign_add(1)
-    return parts[0] + parts[1] + self._kl_weight * parts[2]
+    return parts[0] + parts[1] + self._kl_weight * parts[2], ()
 
   def _retriever_scores(self, batch, sample, training):
     """M of the sampled [batch, n] and of the positives [batch]."""
@@ -270,12 +268,12 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     return scores[:, 1:], scores[:, 0]
 
   def _encode(self, ids: tf.Tensor, training: bool) -> tf.Tensor:
-    embeddings = retrieval.encode(self._candidate_encoder, ids, training)
+    embeddings = arguments.encode(self._candidate_encoder, ids, training)
     if embeddings.dtype != tf.float64:
       embeddings = tf.cast(embeddings, tf.float32)
     return self._scored(embeddings)
 
-  def _sample(self, batch: retrieval.Batch, training: bool) -> Sample:
+  def _sample(self, batch: batches.Batch, training: bool) -> Sample:
     seed = seeds.step_seed(self._seed, self._step, seeds.RANKER_DRAWS)
     if self._sampler in ("bir", "xir"):
       return self._sample_from_pool(batch, seed, training)

@@ -1,6 +1,7 @@
 """CBNS: candidates of earlier batches as further negatives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +10,8 @@ from xir_tfrs import distribute
 from xir_tfrs.layers import embedding_history, memory_bank, state
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
 from xir_tfrs.ops import fused
-from xir_tfrs.tasks import retrieval, sampled_softmax
+from xir_tfrs.tasks import arguments, sampled_softmax
+from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
 
@@ -49,7 +51,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     probe_size: int = 128,
     embedding_dim: int | None = None,
     remove_accidental_hits: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -83,7 +85,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       remove_accidental_hits=remove_accidental_hits,
       **shared,
     )
-    retrieval.require_positive("bank_size", bank_size)
+    arguments.require_positive("bank_size", bank_size)
     for name, value in (
       ("warmup_steps", warmup_steps),
       ("probe_size", probe_size),
@@ -93,7 +95,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
           f"`{name}` must not be negative. Received: `{name}` = {value}."
         )
     if warmup_drift is not None:
-      retrieval.require_positive("warmup_drift", warmup_drift)
+      arguments.require_positive("warmup_drift", warmup_drift)
       if candidate_encoder is None or not probe_size:
         raise ValueError(
           "`warmup_drift` needs a `candidate_encoder` whose drift it watches, "
@@ -112,9 +114,9 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self.history = None
     dim = embedding_dim
     if candidate_encoder is not None:
-      retrieval.require_encoder(candidate_encoder)
+      arguments.require_encoder(candidate_encoder)
       first = tf.zeros([1], tf.int64)
-      dim = retrieval.encode(candidate_encoder, first, False).shape[-1]
+      dim = arguments.encode(candidate_encoder, first, False).shape[-1]
       if probe_size:
         self._probe_ids = self._popular(probe_size)
         self.history = embedding_history.EmbeddingHistory(
@@ -179,7 +181,9 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       "embedding_dim": self._embedding_dim,
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+  def _terms(
+    self, batch: batches.Batch, training: bool
+  ) -> Sequence[batches.Term]:
     log_q = self._log_proposal(batch, training)
     # No slot but those in use, and none while it is cold.
     num_slots = tf.where(self._is_warm(), self.bank.filled, 0)
@@ -197,17 +201,17 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       tf.concat([log_q, tf.cast(bank_log_q, log_q.dtype)], axis=0),
       batch.own_offset,
     )
-    loss = self._softmax(batch, pool, self._own(batch, log_q))
-    if training:
-      self._enqueue(batch, log_q)
-      self._watch_drift()
-      self._step.assign_add(1)
-    return loss
+    return [self._term(batch, pool, positive_log_q=batch.own(log_q))]
+
+  def _advance(self, batch, terms, draws) -> None:
+    self._enqueue(batch, terms[0].pool.log_q[: tf.size(batch.pool_ids)])
+    self._watch_drift()
+    self._step.assign_add(1)
 
   def _is_warm(self) -> tf.Tensor:
     return (self._step >= self._warmup_steps) | (self._settled > 0)
 
-  def _enqueue(self, batch: retrieval.Batch, log_q: tf.Tensor) -> None:
+  def _enqueue(self, batch: batches.Batch, log_q: tf.Tensor) -> None:
     rows = (tf.stop_gradient(batch.pool_embeddings), batch.pool_ids, log_q)
     if not self._cross_replica:
       # One bank for all, or replicas would drift apart.
@@ -244,7 +248,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   def _popular(self, num_ids: int) -> np.ndarray:
     """[num_ids] int64 distinct candidates, drawn by popularity."""
     if self._candidate_counts is None:
-      size = retrieval.size_of_catalogue(self._candidate_encoder)
+      size = arguments.size_of_catalogue(self._candidate_encoder)
       if size is None:
         raise ValueError(
           "Drift is watched on some of the candidates, and neither are there "

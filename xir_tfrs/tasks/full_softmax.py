@@ -1,14 +1,18 @@
 """The exact softmax over all candidates."""
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import tensorflow as tf
 
-from xir_tfrs.ops import full_softmax
-from xir_tfrs.tasks import retrieval
+from xir_tfrs.ops import forms, full_softmax
+from xir_tfrs.tasks import arguments, retrieval
+from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
 
 class FullSoftmaxRetrieval(retrieval.RetrievalTask):
-  """Cross entropy of the positive against the whole catalogue.
+  """A loss of the positive against the whole catalogue.
 
       -log( e^{s_p} / sum_{j in all candidates} e^{s_j} )
 
@@ -24,15 +28,17 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
   `row_chunk_size` and `seed` change nothing.
   """
 
+  pool_kind: ClassVar[str] = forms.CATALOGUE
+  _positive_in_pool_by_default: ClassVar[bool] = False
+
   def __init__(
     self,
     *,
     candidate_encoder: CandidateEncoder,
     num_candidates: int | None = None,
     candidate_chunk_size: int | None = None,
-    positive_in_pool: bool = False,
     cross_replica: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -43,27 +49,22 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
       candidate_chunk_size: Candidates whose logits are held at a time; None
         chooses it from the size of the batch. Changes memory and speed, not
         the result.
-      positive_in_pool: Whether the positive counts twice, which is no longer
-        the exact softmax; not with `remove_accidental_hits`.
       cross_replica: Changes nothing.
-      **shared: See `RetrievalTask`.
+      **shared: See `RetrievalTask`. `positive_in_pool`, not the default here,
+        counts the positive twice, which is no longer the exact softmax; not
+        with `remove_accidental_hits`.
 
     Raises:
       ValueError: An argument out of its range, or a size of the catalogue
         that cannot be told.
     """
     # Nothing is to be gathered.
-    super().__init__(
-      positive_in_pool=positive_in_pool, cross_replica=False, **shared
-    )
-    retrieval.require_cross_entropy(
-      self._robustness, self._positive_in_partition, type(self).__name__
-    )
-    retrieval.require_encoder(candidate_encoder)
+    super().__init__(cross_replica=False, **shared)
+    arguments.require_encoder(candidate_encoder)
     if candidate_chunk_size is not None:
-      retrieval.require_positive("candidate_chunk_size", candidate_chunk_size)
+      arguments.require_positive("candidate_chunk_size", candidate_chunk_size)
     self._candidate_encoder = candidate_encoder
-    self._num_candidates = retrieval.require_num_candidates(
+    self._num_candidates = arguments.require_num_candidates(
       num_candidates, candidate_encoder
     )
     self._candidate_chunk_size = candidate_chunk_size
@@ -78,23 +79,23 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
       "cross_replica": self._given_cross_replica,
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
-    retrieval.refuse_known(batch, type(self).__name__)
-
-    def encode(ids: tf.Tensor) -> tf.Tensor:
-      return self._encoded(
-        self._candidate_encoder, ids, batch.queries.dtype, training
-      )
-
-    return full_softmax.full_softmax(
+  def _loss(
+    self, batch: batches.Batch, training: bool
+  ) -> tuple[tf.Tensor, Sequence[batches.Term]]:
+    self._refuse_known(batch)
+    loss = full_softmax.full_softmax(
       batch.queries,
       batch.positives,
       batch.ids,
       batch.row_weights,
-      encode,
+      lambda ids: self._encoded(
+        self._candidate_encoder, ids, batch.queries.dtype, training
+      ),
       self._num_candidates,
+      form=self.form,
       positive_in_pool=(
         self._positive_in_pool and not self._remove_accidental_hits
       ),
       candidate_chunk_size=self._candidate_chunk_size,
     )
+    return loss, ()

@@ -1,15 +1,19 @@
 """What BIR and XIR share: drawing anew from a pool, for each query."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from xir_tfrs.ops import fused, resampling, seeds
-from xir_tfrs.tasks import retrieval
+from xir_tfrs.ops import forms, fused, resampling, seeds
+from xir_tfrs.tasks import arguments, retrieval
+from xir_tfrs.tasks import batch as batches
 
 
 class ResamplingTask(retrieval.RetrievalTask):
   """Base of the tasks that draw by w_j = softmax_j(s_j - log pop_j)."""
+
+  pool_kind: ClassVar[str] = forms.RESAMPLED
 
   def __init__(
     self,
@@ -17,7 +21,7 @@ class ResamplingTask(retrieval.RetrievalTask):
     candidate_counts: Sequence[int],
     num_resampled: int | None,
     resampler: str,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Takes the arguments of all draws; see `BIRRetrieval`.
 
@@ -27,8 +31,8 @@ class ResamplingTask(retrieval.RetrievalTask):
     super().__init__(**shared)
     resampling.validate_method(resampler, "resampler")
     if num_resampled is not None:
-      retrieval.require_positive("num_resampled", num_resampled)
-    self._candidate_counts = retrieval.as_counts(candidate_counts)
+      arguments.require_positive("num_resampled", num_resampled)
+    self._candidate_counts = arguments.as_counts(candidate_counts)
     self._num_resampled = num_resampled
     self._resampler = resampler
     self._log_popularity = self._log_popularity_table(self._candidate_counts)
@@ -40,7 +44,7 @@ class ResamplingTask(retrieval.RetrievalTask):
       "resampler": self._resampler,
     }
 
-  def _in_batch(self, batch: retrieval.Batch) -> fused.Pool:
+  def _in_batch(self, batch: batches.Batch) -> fused.Pool:
     """The candidates of the batch, which arrive by popularity."""
     return fused.Pool(
       batch.pool_embeddings,
@@ -51,22 +55,22 @@ class ResamplingTask(retrieval.RetrievalTask):
 
   def _resampled(
     self,
-    batch: retrieval.Batch,
+    batch: batches.Batch,
     pool: fused.Pool,
     num_resampled: int | tf.Tensor,
     step: tf.Variable,
     stream: int,
-    count_draws: bool = False,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loss against a resample of the pool, and how often each was drawn.
+    **settings: Any,
+  ) -> batches.Term:
+    """The term of a resample of a pool.
 
     Args:
       batch: The rows.
-      pool: Whom to draw from.
+      pool: What to draw from.
       num_resampled: Draws per row.
-      step: Of the task: each has draws of its own.
+      step: Of the task: each step has draws of its own.
       stream: One of `ops.seeds`: so has each pool.
-      count_draws: Whether to count the draws.
+      **settings: Of `Term`.
     """
     resampler = fused.Resampler(
       num_resampled,
@@ -74,6 +78,4 @@ class ResamplingTask(retrieval.RetrievalTask):
       seeds.step_seed(self._seed, step, stream),
       batch.first_row,
     )
-    return self._pool_loss(
-      batch, pool, resampler=resampler, count_draws=count_draws
-    )
+    return self._term(batch, pool, resampler=resampler, **settings)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -9,7 +10,8 @@ from xir_tfrs import distribute
 from xir_tfrs.layers import state
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
 from xir_tfrs.ops import fused, proposals, seeds
-from xir_tfrs.tasks import retrieval, sampled_softmax
+from xir_tfrs.tasks import arguments, sampled_softmax
+from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
 LOGQ_POSITIVES = ("none", "mixture")
@@ -40,7 +42,7 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     logq_positive: str = "none",
     num_candidates: int | None = None,
     remove_accidental_hits: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -70,7 +72,7 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       remove_accidental_hits=remove_accidental_hits,
       **shared,
     )
-    retrieval.require_encoder(candidate_encoder)
+    arguments.require_encoder(candidate_encoder)
     if candidate_counts is None and frequency_estimator is None:
       raise ValueError(
         "MixedNegativeRetrieval needs to know how often candidates come: give "
@@ -101,7 +103,9 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       "num_candidates": self._num_candidates,
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+  def _terms(
+    self, batch: batches.Batch, training: bool
+  ) -> Sequence[batches.Term]:
     uniform_ids = tf.random.stateless_uniform(
       [self._num_uniform],
       seed=seeds.step_seed(self._seed, self._step, seeds.UNIFORM_CANDIDATES),
@@ -133,18 +137,19 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       log_q,
       batch.own_offset,
     )
-    if training:
-      self._step.assign_add(1)
-    corrected = self._logq_positive == "mixture"
-    if self._loss_name == "logq_corrected":
-      # There the positive's Q says what the negatives were drawn without.
-      corrected = True
-    return self._softmax(
-      batch, pool, self._own(batch, log_q) if corrected else None
-    )
+    # A form that does not correct the positive may still need to know its Q*.
+    known = self._logq_positive == "mixture" or not self.form.corrects_positive
+    return [
+      self._term(
+        batch, pool, positive_log_q=batch.own(log_q) if known else None
+      )
+    ]
+
+  def _advance(self, batch, terms, draws) -> None:
+    self._step.assign_add(1)
 
   def _log_popularity_of(
-    self, ids: tf.Tensor, batch: retrieval.Batch
+    self, ids: tf.Tensor, batch: batches.Batch
   ) -> tf.Tensor:
     """[n] log pop of candidates that are not the batch's."""
     if self.frequency_estimator is None:
@@ -156,7 +161,7 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
 
   def _size_of_catalogue(self, given: int | None) -> int:
     if self._candidate_counts is None:
-      return retrieval.require_num_candidates(given, self._candidate_encoder)
+      return arguments.require_num_candidates(given, self._candidate_encoder)
     counted = len(self._candidate_counts)
     if given not in (None, counted):
       raise ValueError(

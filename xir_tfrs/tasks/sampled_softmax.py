@@ -1,14 +1,14 @@
 """In-batch sampled softmax, with and without popularity correction."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
 from xir_tfrs.ops import fused
-from xir_tfrs.tasks import retrieval
-
-LOSSES = ("sampled_softmax", "logq_corrected")
+from xir_tfrs.tasks import arguments, retrieval
+from xir_tfrs.tasks import batch as batches
 
 
 class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
@@ -25,23 +25,18 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
   The positive counts once in the denominator. `positive_in_pool=True` counts
   it twice, as the code released with XIR does.
 
-  `loss="logq_corrected"` is the corrected log-Q of Khrylchenko et al. 2025:
-  the positive is no sample, so it takes no correction and no place in the
-  denominator, negatives are drawn from q given that they are not the
-  positive, and each row counts by how unsure the model is of it. Columns with
-  the id of the row's positive are left out in any case, and the value of the
-  loss, which may be negative, is no measure of progress. See
-  `ops.losses.logq_corrected_softmax`.
+  `loss="logq_corrected"` is the corrected log-Q of Khrylchenko et al. 2025, in
+  which the positive is no sample; see `ops.forms.LogQCorrected`.
   """
+
+  _positive_in_pool_by_default: ClassVar[bool] = False
 
   def __init__(
     self,
     *,
     candidate_counts: Sequence[int] | None = None,
     frequency_estimator: FrequencyEstimator | None = None,
-    loss: str = "sampled_softmax",
-    positive_in_pool: bool = False,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -49,44 +44,28 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
       candidate_counts: [num_candidates] training interactions of each
         candidate; None: no correction.
       frequency_estimator: Learns the proposal from the batches instead.
-      loss: One of `LOSSES`.
-      positive_in_pool: Whether the positive counts twice.
       **shared: See `RetrievalTask`.
 
     Raises:
-      ValueError: An argument out of its range, both sources of q, or
-        `"logq_corrected"` with none, or with the positive in the pool.
+      ValueError: An argument out of its range, both sources of q, or none for
+        a `loss` that needs to know q.
     """
-    super().__init__(positive_in_pool=positive_in_pool, **shared)
-    if loss not in LOSSES:
-      raise ValueError(
-        f"`loss` must be one of {LOSSES}. Received: `loss` = {loss!r}."
-      )
+    super().__init__(**shared)
     if candidate_counts is not None and frequency_estimator is not None:
       raise ValueError(
         "`candidate_counts` and `frequency_estimator` both say how often "
         "candidates come: give one of them."
       )
-    if loss == "logq_corrected":
-      if candidate_counts is None and frequency_estimator is None:
-        raise ValueError(
-          "`loss` = 'logq_corrected' needs to know how often candidates come: "
-          "give `candidate_counts` or a `frequency_estimator`."
-        )
-      if positive_in_pool:
-        raise ValueError(
-          "`loss` = 'logq_corrected' has no place for the positive among its "
-          "negatives. Received: `positive_in_pool` = True."
-        )
-    if loss == "logq_corrected":
-      retrieval.require_cross_entropy(
-        self._robustness, self._positive_in_partition, "'logq_corrected'"
+    unknown = candidate_counts is None and frequency_estimator is None
+    if unknown and self.form.needs_log_q:
+      raise ValueError(
+        f"`loss` = {self.form.name!r} needs to know how often candidates come: "
+        "give `candidate_counts` or a `frequency_estimator`."
       )
-    self._loss_name = loss
     self._candidate_counts = None
     self._log_popularity = None
     if candidate_counts is not None:
-      self._candidate_counts = retrieval.as_counts(candidate_counts)
+      self._candidate_counts = arguments.as_counts(candidate_counts)
       self._log_popularity = self._log_popularity_table(self._candidate_counts)
     self.frequency_estimator = frequency_estimator
 
@@ -100,17 +79,18 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
     return super().get_config() | {
       "candidate_counts": None if counts is None else counts.tolist(),
       "frequency_estimator": self.frequency_estimator,
-      "loss": self._loss_name,
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+  def _terms(
+    self, batch: batches.Batch, training: bool
+  ) -> Sequence[batches.Term]:
     log_q = self._log_proposal(batch, training)
     pool = fused.Pool(
       batch.pool_embeddings, batch.pool_ids, log_q, batch.own_offset
     )
-    return self._softmax(batch, pool, self._own(batch, log_q))
+    return [self._term(batch, pool, positive_log_q=batch.own(log_q))]
 
-  def _log_proposal(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+  def _log_proposal(self, batch: batches.Batch, training: bool) -> tf.Tensor:
     """[pool] log of the share of batch rows each candidate of the pool has.
 
     An estimator learns from the batch before it is read.
@@ -122,30 +102,3 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
     if self._log_popularity is None:
       return tf.zeros(tf.shape(batch.pool_ids), batch.queries.dtype)
     return tf.gather(self._log_popularity, batch.pool_ids)
-
-  def _own(self, batch: retrieval.Batch, of_pool: tf.Tensor) -> tf.Tensor:
-    """[batch] the entries of a [pool] tensor at the rows' own columns."""
-    rows = tf.range(tf.size(batch.ids), dtype=tf.int64)
-    return tf.gather(of_pool, rows + batch.own_offset)
-
-  def _softmax(
-    self,
-    batch: retrieval.Batch,
-    pool: fused.Pool,
-    positive_log_q: tf.Tensor | None,
-  ) -> tf.Tensor:
-    """Scalar loss of the rows against a pool, in the form of `loss`.
-
-    Args:
-      batch: The rows.
-      pool: The batch's candidates, and others behind them.
-      positive_log_q: [batch] log proposal of the positives, as in the pool;
-        None, in the plain form only: positives are not corrected.
-    """
-    loss, _ = self._pool_loss(
-      batch,
-      pool,
-      positive_log_q=positive_log_q,
-      logq_corrected=self._loss_name == "logq_corrected",
-    )
-    return loss

@@ -1,12 +1,13 @@
 """G-Tower: log-Q correction by streaming frequency estimation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
 from xir_tfrs.ops import frequency
-from xir_tfrs.tasks import retrieval, sampled_softmax
+from xir_tfrs.tasks import arguments, sampled_softmax
 
 
 class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
@@ -35,7 +36,7 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     count_appearances: bool = False,
     read_before_update: bool = False,
     candidate_counts: Sequence[int] | None = None,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task; see `FrequencyEstimator` for how it estimates.
 
@@ -73,7 +74,7 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     )
     super().__init__(**(shared | {"frequency_estimator": estimator}))
     if candidate_counts is not None:
-      self._candidate_counts = retrieval.as_counts(candidate_counts)
+      self._candidate_counts = arguments.as_counts(candidate_counts)
 
   def readout(self) -> dict[str, tf.Tensor]:
     """The estimator's, and its error against `candidate_counts`."""
@@ -93,7 +94,5 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     del estimator["name"], estimator["seed"]
     return config | estimator
 
-  def _batch(self, query_embeddings, candidate_embeddings, ids, *others):
-    return super()._batch(
-      query_embeddings, candidate_embeddings, frequency.as_keys(ids), *others
-    )
+  def _as_ids(self, candidate_ids: tf.Tensor) -> tf.Tensor:
+    return frequency.as_keys(candidate_ids)

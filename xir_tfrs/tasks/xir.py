@@ -1,13 +1,15 @@
 """XIR: cache-augmented in-batch importance resampling."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_cache
 from xir_tfrs.ops import fused, proposals, seeds
-from xir_tfrs.tasks import importance_resampling, retrieval
+from xir_tfrs.tasks import arguments, importance_resampling
+from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
 
@@ -50,8 +52,7 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     cache_policy: str = "occurrence",
     joint_partition: bool = False,
     resampler: str = "systematic",
-    positive_in_pool: bool = True,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the task.
 
@@ -73,9 +74,8 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       joint_partition: Whether batch and cache are one pool, with one loss.
         Needs `cache_scope="all"`, or a cache by recency.
       resampler: How to draw; one of `ops.resampling.METHODS`.
-      positive_in_pool: Whether the row's positive may be drawn from the
-        batch, as in the released code.
-      **shared: See `RetrievalTask`.
+      **shared: See `RetrievalTask`. With `positive_in_pool`, the default as in
+        the released code, the row's own positive may be drawn from the batch.
 
     Raises:
       ValueError: An argument out of its range.
@@ -84,10 +84,9 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       candidate_counts=candidate_counts,
       num_resampled=num_resampled,
       resampler=resampler,
-      positive_in_pool=positive_in_pool,
       **shared,
     )
-    retrieval.require_encoder(candidate_encoder)
+    arguments.require_encoder(candidate_encoder)
     if not 0.0 <= cache_weight <= 1.0:
       raise ValueError(
         "`cache_weight` must lie in [0, 1]. "
@@ -136,7 +135,9 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       f"cache_{name}": value for name, value in self.cache.readout().items()
     }
 
-  def _loss(self, batch: retrieval.Batch, training: bool) -> tf.Tensor:
+  def _terms(
+    self, batch: batches.Batch, training: bool
+  ) -> Sequence[batches.Term]:
     cache_ids = tf.identity(self.cache.ids)
     cache_embeddings = distribute.encode_together(
       lambda ids: self._encoded(
@@ -149,19 +150,13 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       cache_embeddings, cache_ids, tf.gather(self._log_popularity, cache_ids)
     )
     if self._joint_partition:
-      loss, draws = self._drawn(
-        batch, self._joined(in_batch, in_cache), seeds.BATCH_DRAWS
-      )
-      sizes = [tf.size(batch.pool_ids), tf.size(cache_ids)]
-      batch_draws, cache_draws = tf.split(draws, sizes)
-    else:
-      batch_loss, batch_draws = self._drawn(batch, in_batch, seeds.BATCH_DRAWS)
-      cache_loss, cache_draws = self._drawn(batch, in_cache, seeds.CACHE_DRAWS)
-      weight = self._cache_weight
-      loss = weight * cache_loss + (1.0 - weight) * batch_loss
-    if training:
-      self._update_cache(batch.pool_ids, batch_draws, cache_ids, cache_draws)
-    return loss
+      joined = self._joined(in_batch, in_cache)
+      return [self._drawn(batch, joined, seeds.BATCH_DRAWS, 1.0)]
+    weight = self._cache_weight
+    return [
+      self._drawn(batch, in_batch, seeds.BATCH_DRAWS, 1.0 - weight),
+      self._drawn(batch, in_cache, seeds.CACHE_DRAWS, weight),
+    ]
 
   def _joined(self, in_batch: fused.Pool, in_cache: fused.Pool) -> fused.Pool:
     """Both as one pool, with the proposal of their mixture."""
@@ -178,18 +173,27 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     embeddings = tf.concat([in_batch.embeddings, in_cache.embeddings], 0)
     return fused.Pool(embeddings, ids, log_q, in_batch.own_offset)
 
-  def _drawn(self, batch: retrieval.Batch, pool: fused.Pool, stream: int):
-    """(loss, draws) of a resample of the pool."""
+  def _drawn(
+    self, batch: batches.Batch, pool: fused.Pool, stream: int, share: float
+  ) -> batches.Term:
+    """The term of a resample of the pool."""
     return self._resampled(
       batch,
       pool,
       self._num_resampled or max(self._cache_size // 2, 1),
       self.cache.step,
       stream,
+      share=share,
       count_draws=True,
     )
 
-  def _update_cache(self, batch_ids, batch_draws, cache_ids, cache_draws):
+  def _advance(self, batch, terms, draws) -> None:
+    """Draws the next cache from the pools, batch first."""
+    ids = tf.concat([term.pool.ids for term in terms], 0)
+    draws = tf.concat(draws, 0)
+    in_batch = tf.size(batch.pool_ids)
+    batch_ids, cache_ids = batch.pool_ids, ids[in_batch:]
+    batch_draws, cache_draws = draws[:in_batch], draws[in_batch:]
     if self._cross_replica:
       batch_draws = distribute.all_reduce_sum(batch_draws)
     else:

@@ -28,7 +28,6 @@ def typed(
   """
   pairs: list[tuple[str, str | None]] = []
   for field in fields:
-    kind: str | None
     name, colon, kind = field.rpartition(":")
     if kind not in schema_lib.KINDS or not name:
       if required:
@@ -90,7 +89,7 @@ def side_kinds(
       path=path,
       line=line,
     )
-  kinds: dict[str, str] = {}
+  kinds = {}
   for name, kind in chosen.items():
     if name not in header or name == id_column:
       raise errors.DataError(
@@ -100,8 +99,8 @@ def side_kinds(
         line=line,
         column=name,
       )
-    kind = kind or header[name]
-    if kind is None:
+    kinds[name] = kind or header[name]
+    if kinds[name] is None:
       raise errors.DataError(
         f"has no kind; write {flag} {_EXPECTED}",
         path=path,
@@ -116,7 +115,6 @@ def side_kinds(
         line=line,
         column=name,
       )
-    kinds[name] = kind
   return kinds
 
 

@@ -16,7 +16,6 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import columns, delimited, examples, headers, parquet
 from xir_tfrs.data.files import places as places_lib
 
-Column: TypeAlias = pa.Array | np.ndarray
+Column = pa.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""The cross entropy, and the same without the positive in the denominator."""
+
+import dataclasses
+from typing import ClassVar
+
+import tensorflow as tf
+
+from xir_tfrs.ops.forms import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossEntropy(base.Form):
+  """log(e^{t_p} + S) - t_p.
+
+  The sampled softmax (Bengio and Senecal 2008,
+  https://doi.org/10.1109/TNN.2007.912312) with a_j = 1 / q_j; each part of
+  BIR and XIR with a_j the counts of a resample (Chen et al. 2022,
+  https://arxiv.org/abs/2205.14859, equations 3 and 4 as in the released
+  code). It is never negative.
+  """
+
+  name: ClassVar[str] = "cross_entropy"
+  suits: ClassVar[frozenset[str]] = base.Form.suits | {base.RANKER}
+  own_column_stands_in: ClassVar[bool] = True
+
+  def loss(self, rows: base.Rows) -> tf.Tensor:
+    return rows.log_partition(with_positive=True) - rows.positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoupled(base.Form):
+  """log S - t_p: the denominator has the other candidates only.
+
+  Decoupled contrastive learning (Yeh et al. 2022,
+  https://arxiv.org/abs/2110.06848), and equation 3 of Chen et al. 2022 as it
+  is printed. A positive that wins already is still pulled. The loss may be
+  negative.
+  """
+
+  name: ClassVar[str] = "decoupled"
+  positive_in_partition: ClassVar[bool] = False
+
+  def loss(self, rows: base.Rows) -> tf.Tensor:
+    return rows.log_partition(with_positive=False) - rows.positive

@@ -1,0 +1,87 @@
+"""Arguments that several tasks take, and what a candidate encoder can do."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.types import CandidateEncoder
+
+
+def require_positive(name: str, value: float) -> None:
+  """Raises ValueError unless `value` > 0."""
+  if not value > 0:
+    raise ValueError(
+      f"`{name}` must be positive. Received: `{name}` = {value}."
+    )
+
+
+def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:
+  """Training counts as [num_candidates] int64.
+
+  Raises:
+    ValueError: Not a vector, empty, or not whole numbers >= 0.
+  """
+  counts = np.asarray(candidate_counts)
+  if counts.ndim != 1 or not counts.size:
+    raise ValueError(
+      "`candidate_counts` must be a vector [num_candidates] of training "
+      f"counts. Received: shape {counts.shape}."
+    )
+  whole = counts.astype(np.int64)
+  if (whole != counts).any() or whole.min() < 0:
+    first = int(np.argmax((whole != counts) | (whole < 0)))
+    raise ValueError(
+      "`candidate_counts` must be whole numbers >= 0. "
+      f"Received: `candidate_counts[{first}]` = {counts[first]}."
+    )
+  return whole
+
+
+def require_encoder(candidate_encoder: CandidateEncoder) -> None:
+  """Raises ValueError unless it can be called."""
+  if not callable(candidate_encoder):
+    raise ValueError(
+      "`candidate_encoder` must map candidate ids to embeddings, as the "
+      f"candidate tower does. Received: {candidate_encoder!r}."
+    )
+
+
+def encode(
+  candidate_encoder: CandidateEncoder, ids: tf.Tensor, training: bool
+) -> tf.Tensor:
+  """[n, dim] embeddings of [n] ids, with `training` for Keras encoders."""
+  if isinstance(candidate_encoder, tf.keras.layers.Layer):
+    return candidate_encoder(ids, training=training)
+  return candidate_encoder(ids)
+
+
+def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:
+  """Number of candidates an encoder is for, where it says so.
+
+  A `models.Tower` has a `vocabulary_size`, a Keras `Embedding` an `input_dim`.
+  """
+  for name in ("vocabulary_size", "input_dim"):
+    size = getattr(candidate_encoder, name, None)
+    if size is not None:
+      return int(size)
+  return None
+
+
+def require_num_candidates(
+  num_candidates: int | None, candidate_encoder: CandidateEncoder
+) -> int:
+  """`num_candidates`, or else what the encoder says.
+
+  Raises:
+    ValueError: Not given, and the encoder does not say; or not positive.
+  """
+  if num_candidates is None:
+    num_candidates = size_of_catalogue(candidate_encoder)
+  if num_candidates is None:
+    raise ValueError(
+      "`num_candidates` must say how many candidates there are: "
+      f"{candidate_encoder!r} does not."
+    )
+  require_positive("num_candidates", num_candidates)
+  return num_candidates

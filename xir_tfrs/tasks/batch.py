@@ -1,0 +1,241 @@
+"""A batch, ready to be scored, and the terms that a loss is made of."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from xir_tfrs import distribute
+from xir_tfrs.ops import forms, fused, resampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What a task is called with; see `RetrievalTask.call`."""
+
+  query_embeddings: tf.Tensor
+  candidate_embeddings: tf.Tensor
+  candidate_ids: tf.Tensor | None = None
+  query_ids: tf.Tensor | None = None
+  known_candidate_ids: tf.RaggedTensor | None = None
+  sample_weight: tf.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """A batch, ready to be scored; batch = this replica's rows.
+
+  Attributes:
+    queries: [batch, dim] such that scores are inner products: normalised if
+      asked for, and divided by the temperature.
+    positives: [batch, dim] the rows' own candidates.
+    ids: [batch] int64, their ids.
+    row_weights: [batch] share of each row in the mean over the global batch.
+    first_row: Scalar int64, number of row 0 in the global batch.
+    pool_embeddings: [pool, dim] candidates of the batch; of the global batch
+      with `cross_replica`.
+    pool_ids: [pool] int64, their ids.
+    own_offset: Scalar int64, column of row 0's positive in the pool.
+    query_ids: [batch] int64 ids of the queries, where the caller gave them.
+    known_ids: [batch, None] int64 ids of candidates that are no negatives of
+      the row, where the caller gave them.
+  """
+
+  queries: tf.Tensor
+  positives: tf.Tensor
+  ids: tf.Tensor
+  row_weights: tf.Tensor
+  first_row: tf.Tensor
+  pool_embeddings: tf.Tensor
+  pool_ids: tf.Tensor
+  own_offset: tf.Tensor
+  query_ids: tf.Tensor | None = None
+  known_ids: tf.RaggedTensor | None = None
+
+  def own(self, of_pool: tf.Tensor) -> tf.Tensor:
+    """[batch] the entries of a [pool] tensor at the rows' own columns."""
+    rows = tf.range(tf.size(self.ids), dtype=tf.int64)
+    return tf.gather(of_pool, rows + self.own_offset)
+
+  def first(self, num_rows: int) -> "Batch":
+    """The first rows alone, each with weight 1; the pool stays."""
+    known = self.known_ids
+    return dataclasses.replace(
+      self,
+      queries=self.queries[:num_rows],
+      positives=self.positives[:num_rows],
+      ids=self.ids[:num_rows],
+      row_weights=tf.ones([num_rows], self.row_weights.dtype),
+      query_ids=None if self.query_ids is None else self.query_ids[:num_rows],
+      known_ids=None if known is None else known[:num_rows],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One pool's part of a loss, with all that it is computed from.
+
+  Attributes:
+    batch: The rows.
+    pool: What they are scored against.
+    form: Form of the loss.
+    share: What the term is multiplied by in the loss.
+    positive_log_q: [batch] log proposal of the positives; None: they are not
+      corrected.
+    resampler: How the pool is drawn from; None: every column counts once.
+    mask_own_column: Whether the row's own column is left out.
+    mask_accidental_hits: Whether all columns with the positive's id are.
+    count_draws: Whether to count the draws.
+    row_chunk_size: Rows whose logits are held at a time.
+  """
+
+  batch: Batch
+  pool: fused.Pool
+  form: forms.Form
+  share: float = 1.0
+  positive_log_q: tf.Tensor | None = None
+  resampler: fused.Resampler | None = None
+  mask_own_column: bool = False
+  mask_accidental_hits: bool = False
+  count_draws: bool = False
+  row_chunk_size: int | None = None
+
+  def loss(self) -> tuple[tf.Tensor, tf.Tensor]:
+    """(weighted sum of the rows' losses, [pool] draws) of the term alone."""
+    batch = self.batch
+    return fused.pool_softmax(
+      batch.queries,
+      batch.positives,
+      batch.ids,
+      batch.row_weights,
+      self.pool,
+      form=self.form,
+      positive_log_q=self.positive_log_q,
+      resampler=self.resampler,
+      mask_own_column=self.mask_own_column,
+      mask_accidental_hits=self.mask_accidental_hits,
+      known_ids=batch.known_ids,
+      count_draws=self.count_draws,
+      row_chunk_size=self.row_chunk_size,
+    )
+
+  def first(self, num_rows: int) -> "Term":
+    """The term of the first rows alone, each with weight 1."""
+    log_q = self.positive_log_q
+    return dataclasses.replace(
+      self,
+      batch=self.batch.first(num_rows),
+      positive_log_q=None if log_q is None else log_q[:num_rows],
+    )
+
+  def log_importance_weights(self) -> tf.Tensor:
+    """[batch, pool] log weights that the pool is resampled by; -inf: never."""
+    mask = fused.column_mask(
+      self.form,
+      self.batch.ids,
+      self.pool,
+      mask_own_column=self.mask_own_column,
+      mask_accidental_hits=self.mask_accidental_hits,
+      known_ids=self.batch.known_ids,
+    )
+    logits = tf.matmul(
+      self.batch.queries, self.pool.embeddings, transpose_b=True
+    )
+    return resampling.log_importance_weights(
+      logits, self.pool.log_q, mask.keep(slice(0, tf.shape(logits)[0]))
+    )
+
+
+def make(
+  inputs: Inputs,
+  ids: tf.Tensor,
+  scored: Callable[[tf.Tensor], tf.Tensor],
+  *,
+  temperature: float,
+  cross_replica: bool,
+) -> Batch:
+  """The batch of what a task is called with.
+
+  Args:
+    inputs: That.
+    ids: [batch] int64 ids of the candidates.
+    scored: [n, dim] embeddings -> those whose inner products are scores.
+    temperature: What scores are divided by.
+    cross_replica: Whether the pool is the global batch.
+
+  Raises:
+    ValueError: Shapes do not agree.
+  """
+  queries = _at_least_float32(inputs.query_embeddings)
+  positives = tf.cast(inputs.candidate_embeddings, queries.dtype)
+  _require_same_rows(queries, positives, ids)
+  first_row, global_batch_size = distribute.global_rows(tf.shape(ids)[0])
+  if distribute.num_replicas() > 1:
+    # Gathering zero rows from all replicas crashes TensorFlow.
+    some = tf.debugging.assert_positive(
+      global_batch_size,
+      "The batch has no row on any replica: leave such batches out.",
+    )
+    with tf.control_dependencies([some]):
+      positives, ids = tf.identity(positives), tf.identity(ids)
+  row_weights = tf.fill(
+    tf.shape(ids), 1.0 / tf.cast(global_batch_size, queries.dtype)
+  )
+  if inputs.sample_weight is not None:
+    row_weights *= tf.reshape(
+      tf.cast(inputs.sample_weight, queries.dtype), tf.shape(ids)
+    )
+  positives = scored(positives)
+  pool_embeddings, pool_ids = positives, ids
+  own_offset = tf.zeros_like(first_row)
+  if cross_replica:
+    pool_embeddings = distribute.all_gather(positives)
+    pool_ids = distribute.all_gather(ids)
+    own_offset = first_row
+  query_ids = inputs.query_ids
+  return Batch(
+    queries=scored(queries) / temperature,
+    positives=positives,
+    ids=ids,
+    row_weights=row_weights,
+    first_row=first_row,
+    pool_embeddings=pool_embeddings,
+    pool_ids=pool_ids,
+    own_offset=own_offset,
+    query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
+    known_ids=_as_known_ids(inputs.known_candidate_ids),
+  )
+
+
+def _require_same_rows(
+  queries: tf.Tensor, positives: tf.Tensor, ids: tf.Tensor
+) -> None:
+  if not queries.shape.is_compatible_with(positives.shape):
+    raise ValueError(
+      "`query_embeddings` and `candidate_embeddings` must both be "
+      f"[batch, dim]. Received: {queries.shape} and {positives.shape}."
+    )
+  if not queries.shape[:1].is_compatible_with(ids.shape):
+    raise ValueError(
+      "`candidate_ids` must be [batch], like the rows of the embeddings. "
+      f"Received: {ids.shape} for {queries.shape}."
+    )
+
+
+def _as_known_ids(known: tf.RaggedTensor | None) -> tf.RaggedTensor | None:
+  """`known_candidate_ids` as int64, checked."""
+  if known is None:
+    return None
+  if not isinstance(known, tf.RaggedTensor) or known.ragged_rank != 1:
+    raise ValueError(
+      "`known_candidate_ids` must be a tf.RaggedTensor [batch, None]. "
+      f"Received: {known!r}."
+    )
+  return tf.cast(known, tf.int64)
+
+
+def _at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:
+  embeddings = tf.convert_to_tensor(embeddings)
+  if embeddings.dtype == tf.float64:
+    return embeddings
+  return tf.cast(embeddings, tf.float32)
