@@ -1,18 +1,22 @@
 """The manifest, and exports that must fail and leave nothing behind."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import xir_tfrs as xir
 from export import export_retriever
 from export.bundle import indexing, write
-from xir_tfrs.data import errors, runs
+from xir_tfrs.data import directory, errors, runs, tables
+from xir_tfrs.programs import settings
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
 
@@ -196,6 +200,72 @@ def test_weights_that_are_not_finite_name_the_candidate(options):
   ).save()
   _fails(options, r"tower.*id_embedding.* not finite at \[17, 0\]")
   assert not pathlib.Path(options.output).exists()
+
+
+@pytest.fixture
+def ids_alone(world, options):
+  """Options of a model whose towers have no side features."""
+  tower = functools.partial(xir.models.Tower, dim=6, init_stddev=1.0)
+  model = xir.models.TwoTower(
+    tower(vocabulary_size=40, seed=1), tower(vocabulary_size=300, seed=2)
+  )
+  model_dir = pathlib.Path(options.model_dir)
+  shutil.rmtree(model_dir / "best")
+  tf.train.CheckpointManager(
+    tf.train.Checkpoint(model=model), str(model_dir / "best"), 1
+  ).save()
+  run = runs.RunDir(model_dir)
+  run.write_config(
+    msgspec.structs.replace(run.read_config(), model=model.get_config())
+  )
+  return model, options
+
+
+def test_candidates_of_which_nothing_is_known(world, ids_alone, capsys):
+  model, options = ids_alone
+  manifest = export_retriever.export_retriever(options)
+  trained = np.flatnonzero(world.counts)
+  left_out = 300 - len(trained)
+  assert left_out > 50
+  assert (manifest.num_candidates, manifest.num_left_out) == (
+    len(trained),
+    left_out,
+  )
+  assert f"{left_out} of 300 candidates have neither" in capsys.readouterr().out
+  loaded = bundle.Bundle.load(options.output)
+  assert list(loaded.candidate_ids) == [
+    world.candidate_ids[row] for row in trained
+  ]
+  vectors = model.encode_candidates(tf.constant(trained)).numpy()
+  np.testing.assert_allclose(loaded.vectors, vectors, rtol=1e-5)
+  assert loaded.counts.tolist() == world.counts[trained].tolist()
+  # What a query has seen is left out by the rows of the smaller index.
+  query = 5
+  found = loaded.recommend([world.query_ids[query]], k=300, exclude_seen=True)
+  scores = vectors @ model.encode_queries(tf.constant([query])).numpy()[0]
+  assert found.ids[0][: found.num_found[0]].tolist() == [
+    world.candidate_ids[trained[row]]
+    for row in np.argsort(-scores)
+    if trained[row] not in world.seen[query]
+  ]
+  options = dataclasses.replace(
+    options, unknown_candidates="keep", overwrite=True
+  )
+  manifest = export_retriever.export_retriever(options)
+  assert (manifest.num_candidates, manifest.num_left_out) == (300, 0)
+
+
+def test_no_candidate_is_known(ids_alone, monkeypatch):
+  _, options = ids_alone
+  monkeypatch.setattr(
+    directory.DataDir, "candidates", tables.Table(None, np.zeros(300), {})
+  )
+  _fails(options, "no candidate has training rows or side features")
+
+
+def test_settings_of_scann_need_its_index(options):
+  with pytest.raises(settings.SettingsError, match="--num_leaves is for ScaNN"):
+    dataclasses.replace(options, num_leaves=3)
 
 
 def test_failure_while_writing_keeps_the_old_bundle(options, monkeypatch):
