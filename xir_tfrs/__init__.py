@@ -10,6 +10,7 @@ when they are first used.
 
 import importlib
 import os
+import types as types_lib
 import typing
 
 # Read by TensorFlow at the first attribute access of `tf.keras`.
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> types_lib.ModuleType:
   if name in __all__:
     return importlib.import_module(f"{__name__}.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 # [n] dense candidate ids -> [n, dim] embeddings.
 CandidateEncoder = Callable[["tf.Tensor"], "tf.Tensor"]
 
-FEATURE_KINDS = ("token", "token_seq", "float", "float_seq")
+FeatureKind = Literal["token", "token_seq", "float", "float_seq"]
+FEATURE_KINDS: tuple[str, ...] = get_args(FeatureKind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,4 +74,6 @@ class Feature:
   @property
   def width(self) -> int:
     """Numbers per row of a float feature."""
-    return 1 if self.kind == "float" else int(self.length)
+    if self.kind == "float" or self.length is None:
+      return 1
+    return self.length

@@ -174,7 +174,7 @@ class TextSource(FileSource):
     name = pathlib.Path(files[0].path).stem
     super().__init__(kind, name, roles, side_files)
     self._texts, self._chunk_bytes = files, chunk_bytes
-    self._bytes = [file.bytes for file in files]
+    self._bytes = [file.num_bytes for file in files]
     self.num_files, self.size = len(files), sum(self._bytes)
 
   def pieces(self) -> list[blocks.Piece]:

@@ -91,7 +91,7 @@ def decode(
   Raises:
     DataError: It is not JSON, or not a `type`.
   """
-  where = {"path": path, "line": line}
+  where: dict[str, Any] = {"path": path, "line": line}
   try:
     if format is not None:
       _check_format(content, format)
@@ -186,6 +186,7 @@ def _with_keys(path: str, root: Any, type: type, message: str) -> str:
   """`path` with the key in place of each `[...]`."""
   field = ""
   node = root
+  key: Any
   for step in _STEP.finditer(path):
     if step["any"]:
       key = _failing_key(root, node, type, message)

@@ -35,7 +35,7 @@ class _Struct(
   """A part of the schema; what has its default is not written."""
 
 
-class FeatureSchema(_Struct):
+class FeatureSchema(_Struct, frozen=True):
   """A side feature of queries or candidates, with its vocabulary.
 
   Attributes:
@@ -48,7 +48,7 @@ class FeatureSchema(_Struct):
   """
 
   name: str
-  kind: Literal[KINDS]
+  kind: types.FeatureKind
   vocabulary: tuple[str, ...] = ()
   length: Annotated[int, msgspec.Meta(ge=1)] | None = None
   mean: tuple[float, ...] = ()
@@ -84,21 +84,21 @@ class FeatureSchema(_Struct):
     )
 
 
-class InteractionFeature(_Struct):
+class InteractionFeature(_Struct, frozen=True):
   """A column of the interaction records."""
 
   name: str
   dtype: Literal["int64", "float32"]
 
 
-class Shard(_Struct):
+class Shard(_Struct, frozen=True):
   """One TFRecord file and how many rows (not records) it holds."""
 
   file: str
   rows: Count
 
 
-class Split(_Struct):
+class Split(_Struct, frozen=True):
   """How the rows were divided; see docs/own_data.md for each kind."""
 
   kind: str = "none"
@@ -107,7 +107,7 @@ class Split(_Struct):
   seed: int | None = None
 
 
-class Source(_Struct):
+class Source(_Struct, frozen=True):
   """What the directory was made from."""
 
   kind: str = "unknown"
@@ -115,7 +115,7 @@ class Source(_Struct):
   options: dict[str, Any] = {}
 
 
-class Schema(_Struct, omit_defaults=False):
+class Schema(_Struct, frozen=True, omit_defaults=False):
   """The contents of a data directory.
 
   Attributes:

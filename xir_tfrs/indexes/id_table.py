@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-TensorLike = tf.Tensor | np.ndarray | Sequence
+TensorLike: TypeAlias = tf.Tensor | np.ndarray | Sequence
 
 # Typed: in a graph `tf.where` does not widen a Python -1 to int64.
 NO_ROW = np.int64(-1)
@@ -79,9 +81,8 @@ def _check(ids: tf.Tensor) -> None:
       f"{ids.dtype.name} and shape {ids.shape}."
     )
   ids = ids.numpy().tolist()
-  seen = set()
   if len(set(ids)) < len(ids):
-    repeated = next(i for i in ids if i in seen or seen.add(i))
+    repeated = next(i for i, n in collections.Counter(ids).items() if n > 1)
     raise ValueError(
       f"`ids` must be unique. Received: {show(repeated)} more than once."
     )

@@ -54,7 +54,7 @@ class CandidateTable(tf.keras.layers.Layer):
     self._columns = {}
     for feature in self._features:
       column = _checked(feature, columns[feature.name], self._num_rows)
-      if feature.kind == "token_seq":
+      if isinstance(column, tuple):
         codes, row_splits = column
         self._sizes[feature.name] = len(codes)
         self._columns[feature.name] = (
@@ -127,7 +127,9 @@ class CandidateTable(tf.keras.layers.Layer):
     )
 
 
-def _gather_ragged(codes, row_splits, rows) -> tf.RaggedTensor:
+def _gather_ragged(
+  codes: tf.Tensor, row_splits: tf.Tensor, rows: tf.Tensor
+) -> tf.RaggedTensor:
   starts = tf.gather(row_splits, rows)
   lengths = tf.gather(row_splits, rows + 1) - starts
   out_splits = tf.concat([[0], tf.cumsum(lengths)], 0)
@@ -139,10 +141,12 @@ def _gather_ragged(codes, row_splits, rows) -> tf.RaggedTensor:
   )
 
 
-def _blank_columns(features, num_rows, sizes) -> dict[str, Column]:
+def _blank_columns(
+  features: Sequence[Feature], num_rows: int | None, sizes: Mapping[str, int]
+) -> dict[str, Column]:
   if num_rows is None:
     raise ValueError("CandidateTable needs `columns`, or `num_rows`.")
-  columns = {}
+  columns: dict[str, Column] = {}
   for feature in features:
     if feature.kind == "token_seq":
       codes = np.zeros(sizes[feature.name], np.int32)
@@ -152,12 +156,14 @@ def _blank_columns(features, num_rows, sizes) -> dict[str, Column]:
     elif feature.kind == "token":
       columns[feature.name] = np.zeros(num_rows, np.int32)
     else:
-      shape = (num_rows, feature.length)[: 1 if feature.kind == "float" else 2]
+      shape = (num_rows, feature.width)[: 1 if feature.kind == "float" else 2]
       columns[feature.name] = np.zeros(shape, np.float32)
   return columns
 
 
-def _num_rows(features, columns) -> int:
+def _num_rows(
+  features: Sequence[Feature], columns: Mapping[str, Column]
+) -> int:
   missing = [f.name for f in features if f.name not in columns]
   if missing or not features:
     raise ValueError(
@@ -171,10 +177,13 @@ def _num_rows(features, columns) -> int:
 
 def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
   """The column in the type it is stored in."""
+  codes: np.ndarray | None = None
+  shape: tuple[int, ...]
+  expected: tuple[int, ...] = (num_rows,)
   if feature.kind == "token_seq":
     codes = np.asarray(column[0], np.int32)
     row_splits = np.asarray(column[1], np.int64)
-    shape, expected = (len(row_splits) - 1,), (num_rows,)
+    shape = (len(row_splits) - 1,)
     if row_splits[0] != 0 or row_splits[-1] != len(codes):
       raise ValueError(
         f"`row_splits` of {feature.name!r} must run from 0 to the number of "
@@ -183,17 +192,17 @@ def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
     column = (codes, row_splits)
   elif feature.kind == "token":
     codes = column = np.asarray(column, np.int32)
-    shape, expected = codes.shape, (num_rows,)
+    shape = codes.shape
   else:
-    codes = None
     column = np.asarray(column, np.float32)
     shape = column.shape
-    expected = (num_rows, feature.length)[: 1 if feature.kind == "float" else 2]
+    if feature.kind == "float_seq":
+      expected = (num_rows, feature.width)
   if shape != expected:
     raise ValueError(
       f"Column {feature.name!r} must have shape {expected}. Received: {shape}."
     )
-  if codes is not None and codes.size:
+  if codes is not None and codes.size and feature.vocabulary_size:
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= feature.vocabulary_size:
       raise ValueError(

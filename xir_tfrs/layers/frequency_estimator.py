@@ -157,7 +157,7 @@ class FrequencyEstimator(tf.keras.layers.Layer):
     self.last_seen.scatter_update(
       tf.IndexedSlices(tf.fill(tf.shape(cells), step), cells)
     )
-    if so_far is not None:
+    if self.appearances is not None:
       self.appearances.scatter_update(tf.IndexedSlices(so_far, cells))
     self.step.assign(step)
 

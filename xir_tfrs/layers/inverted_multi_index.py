@@ -68,13 +68,13 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
     self._seed = seed
     self._weights = None
     if weights is not None:
-      self._weights = _checked(weights, num_candidates)
+      self._weights = checked = _checked(weights, num_candidates)
       self._log_weights = state.add_state(
         self,
         "log_weights",
         (num_candidates,),
         tf.float32,
-        lambda: tf.constant(np.log(self._weights), tf.float32),
+        lambda: tf.constant(np.log(checked), tf.float32),
       )
     self.codebooks = state.add_state(
       self, "codebooks", (2, num_codewords, (dim + 1) // 2), tf.float32
@@ -199,7 +199,9 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
       )
     )
 
-  def _log_prob(self, scores, lists, ids) -> tf.Tensor:
+  def _log_prob(
+    self, scores: tf.Tensor, lists: midx.InvertedLists, ids: tf.Tensor
+  ) -> tf.Tensor:
     log_omega = midx.log_bucket_weights(lists, self._num_codewords)
     codes = tf.gather(self.codes, ids)
     log_weights = 0.0
@@ -236,8 +238,8 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
     return tf.stack([codewords for codewords, _ in parts]), codes, lists
 
 
-def _checked(weights: Sequence[float], num_candidates: int) -> np.ndarray:
-  weights = np.asarray(weights, np.float64)
+def _checked(given: Sequence[float], num_candidates: int) -> np.ndarray:
+  weights = np.asarray(given, np.float64)
   if weights.shape != (num_candidates,):
     raise ValueError(
       f"`weights` must be [num_candidates] = [{num_candidates}]. "

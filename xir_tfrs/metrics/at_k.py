@@ -20,7 +20,8 @@ def _discounts(k: int) -> np.ndarray:
 
 def _ideal_dcg(num_relevant: np.ndarray, k: int) -> np.ndarray:
   """The DCG of a list that begins with every relevant candidate."""
-  return np.cumsum(_discounts(k))[np.minimum(num_relevant, k) - 1]
+  last: np.ndarray = np.minimum(num_relevant, k) - 1
+  return np.cumsum(_discounts(k))[last]
 
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:

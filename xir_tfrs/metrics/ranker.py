@@ -36,14 +36,14 @@ def make_ranker(
     column = tf.constant(np.pad(column, (0, padding)))
   rank = compile_ranker(k, column is not None, table.dtype.name)
   table = tf.constant(table)
-  padding = np.arange(num_candidates, num_candidates + padding, dtype=np.int64)
+  outside = np.arange(num_candidates, num_candidates + padding, dtype=np.int64)
 
   def rank_chunk(queries, rows, ids, seen_rows, seen_ids):
     chunk = len(queries)
-    masked_rows = np.repeat(np.arange(chunk), len(padding))
+    masked_rows = np.repeat(np.arange(chunk), len(outside))
     masked = (
       np.concatenate([seen_rows, masked_rows]),
-      np.concatenate([seen_ids, np.tile(padding, chunk)]),
+      np.concatenate([seen_ids, np.tile(outside, chunk)]),
     )
     arguments = [
       queries,

@@ -117,6 +117,7 @@ class FeatureEmbedder(tf.keras.Model):
   ) -> tf.keras.layers.Layer:
     if not feature.is_token:
       return dense(self._dim, f"{feature.name}_projection", seed)
+    assert feature.vocabulary_size is not None  # `Feature` checks it.
     return self._embedding(
       feature.vocabulary_size, f"{feature.name}_embedding", seed, unknown_row=0
     )
@@ -145,7 +146,9 @@ class FeatureEmbedder(tf.keras.Model):
     embeddings = self._id_embedding(tf.where(known, ids, 0))
     return tf.where(known[:, tf.newaxis], embeddings, 0.0)
 
-  def _embed_feature(self, feature: Feature, value) -> tf.Tensor:
+  def _embed_feature(
+    self, feature: Feature, value: tf.Tensor | tf.RaggedTensor
+  ) -> tf.Tensor:
     layer = self._feature_layers[feature.name]
     if feature.kind == "token":
       return layer(value)
@@ -169,7 +172,9 @@ def dense(
   )
 
 
-def _mean_of_rows(embedding, codes: tf.RaggedTensor) -> tf.Tensor:
+def _mean_of_rows(
+  embedding: tf.keras.layers.Embedding, codes: tf.RaggedTensor
+) -> tf.Tensor:
   """[n, dim] mean of each row's embeddings; zeros where there are none."""
   embeddings = embedding(codes.values)
   total = tf.math.unsorted_segment_sum(

@@ -171,7 +171,7 @@ class HistoryTower(tf.keras.Model):
   def from_config(
     cls,
     config: dict,
-    custom_objects=None,
+    custom_objects: Any = None,
     candidate_tower: tf.keras.Model | None = None,
   ) -> "HistoryTower":
     """A tower like the one that gave the config, over a candidate tower."""
@@ -187,7 +187,9 @@ class HistoryTower(tf.keras.Model):
       query_tower = towers.Tower.from_config(query_tower)
     return cls(candidate_tower, query_tower=query_tower, **config)
 
-  def _events(self, history_ids) -> tuple[tf.Tensor, tf.Tensor]:
+  def _events(
+    self, history_ids: tf.Tensor | tf.RaggedTensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     """[n, length, dim] vectors of the newest events, [n] their numbers."""
     window, lengths = history.newest(
       history_ids, self.history_length, self.candidate_tower.vocabulary_size

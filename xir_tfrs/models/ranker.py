@@ -1,6 +1,7 @@
 """Rankers: scores of (query, candidate) pairs from the features of both."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -173,7 +174,7 @@ class Ranker(tf.keras.Model):
     }
 
   @classmethod
-  def from_config(cls, config: dict, custom_objects=None) -> "Ranker":
+  def from_config(cls, config: dict, custom_objects: Any = None) -> "Ranker":
     """A ranker whose weights come from a checkpoint.
 
     Args:

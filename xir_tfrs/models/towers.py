@@ -1,6 +1,7 @@
 """Towers: dense ids, and whatever features go with them, to embeddings."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -127,7 +128,7 @@ class Tower(embedder.FeatureEmbedder):
     }
 
   @classmethod
-  def from_config(cls, config: dict, custom_objects=None) -> "Tower":
+  def from_config(cls, config: dict, custom_objects: Any = None) -> "Tower":
     del custom_objects
     config = dict(config)
     table = config.pop("table", None)

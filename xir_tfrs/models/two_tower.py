@@ -129,7 +129,9 @@ class TwoTower(tfrs.Model):
     batch = _batch(data)
     return self._with_means(batch, super().test_step(batch))
 
-  def gradient_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  def gradient_step(
+    self, batch: Mapping[str, tf.Tensor]
+  ) -> dict[str, tf.Tensor]:
     """Trains on a batch; for loops of one's own, on each replica.
 
     Returns:
@@ -210,7 +212,7 @@ class TwoTower(tfrs.Model):
     }
 
   @classmethod
-  def from_config(cls, config: dict, custom_objects=None) -> "TwoTower":
+  def from_config(cls, config: dict, custom_objects: Any = None) -> "TwoTower":
     """A model for inference; its weights come from a checkpoint."""
     del custom_objects
     candidate_tower = towers.Tower.from_config(config["candidate_tower"])
@@ -232,7 +234,9 @@ class TwoTower(tfrs.Model):
       ranker=ranker,
     )
 
-  def _with_means(self, batch, losses) -> dict[str, tf.Tensor]:
+  def _with_means(
+    self, batch: Mapping[str, Any], losses: Mapping[str, tf.Tensor]
+  ) -> dict[str, tf.Tensor]:
     _, rows = distribute.global_rows(tf.shape(batch["candidate_id"])[0])
     rows = tf.cast(rows, tf.float32)
     replicas = tf.cast(distribute.num_replicas(), tf.float32)
@@ -258,7 +262,9 @@ class TwoTower(tfrs.Model):
         config[f"{side}_table"] = _SHARED
     return config
 
-  def _encoded(self, tower, ids, features) -> tf.Tensor:
+  def _encoded(
+    self, tower: Any, ids: tf.Tensor, features: Mapping[str, Any] | None
+  ) -> tf.Tensor:
     if features:
       embeddings = tower.encode(ids, features)
     else:

@@ -1,5 +1,7 @@
 """Adam with L2 regularisation in the gradient."""
 
+from typing import Any
+
 import tensorflow as tf
 
 
@@ -12,7 +14,9 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
   costs a pass over all weights.
   """
 
-  def __init__(self, learning_rate=0.001, *, l2: float = 0.0, **kwargs) -> None:
+  def __init__(
+    self, learning_rate: Any = 0.001, *, l2: float = 0.0, **kwargs: Any
+  ) -> None:
     """Builds the optimizer.
 
     Args:
@@ -30,7 +34,9 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
       raise ValueError(f"`l2` must be >= 0. Received: `l2` = {l2}.")
     self._l2 = l2
 
-  def update_step(self, gradient, variable) -> None:
+  def update_step(
+    self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
+  ) -> None:
     # Called with gradients already summed over replicas, so that the
     # regularisation counts once.
     dtype = variable.dtype

@@ -1,5 +1,8 @@
 """Adam that touches only the rows a batch touched."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 
@@ -21,7 +24,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
   is touched at every step, it is Adam.
   """
 
-  def __init__(self, learning_rate=0.001, **kwargs) -> None:
+  def __init__(self, learning_rate: Any = 0.001, **kwargs: Any) -> None:
     """Builds the optimizer.
 
     Args:
@@ -39,7 +42,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
       learning_rate, name=kwargs.pop("name", "LazyAdam"), **kwargs
     )
 
-  def build(self, var_list) -> None:
+  def build(self, var_list: Sequence[tf.Variable]) -> None:
     """Adds to Adam's moments the step each row was last touched at."""
     super().build(var_list)
     if hasattr(self, "_last_touched"):
@@ -56,7 +59,9 @@ class LazyAdam(tf.keras.optimizers.Adam):
       self._last_touched.append(last)
       self._variables.append(last)  # What the base class saves.
 
-  def update_step(self, gradient, variable) -> None:
+  def update_step(
+    self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
+  ) -> None:
     if not isinstance(gradient, tf.IndexedSlices):
       super().update_step(gradient, variable)
       return

@@ -85,7 +85,7 @@ def test_a_fingerprint_is_taken_on_the_way(tmp_path):
   expected = text.fingerprint(path)
   file = text.TextFile(path)
   list(file.chunks(3, skip_lines=1))
-  size = file.bytes
+  size = file.num_bytes
   path.write_bytes(b"-" * size)
   assert file.fingerprint() == expected
   part = text.TextFile(path)

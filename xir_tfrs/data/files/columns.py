@@ -6,6 +6,7 @@ All functions take a `column`, its `name`, and the `places` of its rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from xir_tfrs.data.files import places as places_lib
 
-ArrowColumn = pa.Array | pa.ChunkedArray
+ArrowColumn: TypeAlias = pa.Array | pa.ChunkedArray
 # Values of a number that mean that there is none.
 MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -220,7 +221,7 @@ def _first_error(
   column: pa.Array,
   name: str,
   places: places_lib.Places,
-  check: Callable[[object], None],
+  check: Callable[[Any], None],
 ) -> Exception:
   """The error of the first value that `check` refuses."""
   if check is _utf8:

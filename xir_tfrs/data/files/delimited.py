@@ -109,7 +109,8 @@ class DelimitedFile:
     self, chunk: text.Chunk, names: list[str], kinds: dict[str, str]
   ) -> Iterator[Rows]:
     """Yields the rows of a chunk, unless all its lines are blank."""
-    columns, lines = None, chunk.first_line
+    columns = None
+    lines: int | np.ndarray = chunk.first_line
     if not self._quoted or _quotes_are_regular(chunk.data, self._delimiter):
       columns = self._parse(chunk.data, names, kinds)
     if columns is None:
@@ -117,12 +118,12 @@ class DelimitedFile:
       if not data:
         return
       columns = self._parse(data, names, kinds)
-    if columns is None:
-      raise errors.DataError(
-        f"this line or one of the {len(lines) - 1} after it cannot be read",
-        path=self.path,
-        line=int(lines[0]),
-      )
+      if columns is None:
+        raise errors.DataError(
+          f"this line or one of the {len(lines) - 1} after it cannot be read",
+          path=self.path,
+          line=int(lines[0]),
+        )
     where = places.Places(self.path, lines)
     yield Rows(columns, where, chunk.begin, chunk.end)
 

@@ -28,6 +28,7 @@ def typed(
   """
   pairs: list[tuple[str, str | None]] = []
   for field in fields:
+    kind: str | None
     name, colon, kind = field.rpartition(":")
     if kind not in schema_lib.KINDS or not name:
       if required:
@@ -89,7 +90,7 @@ def side_kinds(
       path=path,
       line=line,
     )
-  kinds = {}
+  kinds: dict[str, str] = {}
   for name, kind in chosen.items():
     if name not in header or name == id_column:
       raise errors.DataError(
@@ -99,8 +100,8 @@ def side_kinds(
         line=line,
         column=name,
       )
-    kinds[name] = kind or header[name]
-    if kinds[name] is None:
+    kind = kind or header[name]
+    if kind is None:
       raise errors.DataError(
         f"has no kind; write {flag} {_EXPECTED}",
         path=path,
@@ -115,6 +116,7 @@ def side_kinds(
         line=line,
         column=name,
       )
+    kinds[name] = kind
   return kinds
 
 

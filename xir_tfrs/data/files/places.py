@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -44,5 +45,7 @@ class Places:
     self, row: int | None, column: str, message: str
   ) -> errors.DataError:
     """An error about `column`: in a 0-based row, or in general."""
-    where = {} if row is None else {self.unit: self.number(row)}
+    where: dict[str, Any] = {}
+    if row is not None:
+      where[self.unit] = self.number(row)
     return errors.DataError(message, path=self.path, column=column, **where)

@@ -16,6 +16,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import columns, delimited, examples, headers, parquet
 from xir_tfrs.data.files import places as places_lib
 
-Column = pa.Array | np.ndarray
+Column: TypeAlias = pa.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

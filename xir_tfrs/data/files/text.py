@@ -44,7 +44,7 @@ class TextFile:
     self._sha256: str | None = None
 
   @property
-  def bytes(self) -> int:
+  def num_bytes(self) -> int:
     return pathlib.Path(self.path).stat().st_size
 
   def fingerprint(self) -> dict[str, str | int]:
@@ -53,7 +53,7 @@ class TextFile:
       return fingerprint(pathlib.Path(self.path))
     return {
       "path": pathlib.Path(self.path).name,
-      "bytes": self.bytes,
+      "bytes": self.num_bytes,
       "sha256": self._sha256,
     }
 
@@ -64,7 +64,7 @@ class TextFile:
     if not line.strip():
       raise errors.DataError(
         "empty; expected a line of column names and then one row per line"
-        if not self.bytes
+        if not self.num_bytes
         else "blank; expected the column names",
         path=self.path,
         line=1,
@@ -101,9 +101,9 @@ class TextFile:
       count_lines: read what is before `start`, too, for the true numbers of
         the lines; else they count from there.
     """
-    stop = self.bytes if stop is None else stop
+    stop = self.num_bytes if stop is None else stop
     digest = hashlib.sha256()
-    whole = start == 0 and stop >= self.bytes
+    whole = start == 0 and stop >= self.num_bytes
     with open(self.path, "rb") as f:
       if start:
         f.seek(start - 1)

@@ -1,5 +1,7 @@
 """Causal self-attention over the events."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from xir_tfrs.layers.history import encoder
@@ -25,7 +27,7 @@ class AttentionHistory(encoder.HistoryEncoder):
     num_blocks: int = 2,
     num_heads: int = 1,
     hidden_multiple: int = 4,
-    **shared,
+    **shared: Any,
   ) -> None:
     """Builds the layer.
 
@@ -69,7 +71,9 @@ class AttentionHistory(encoder.HistoryEncoder):
     ]
     self._norm = _norm("norm")
 
-  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
+  ) -> tf.Tensor:
     x = dropout(self._inputs(vectors, lengths))
     columns = tf.range(self.length)[tf.newaxis]
     for block in self._blocks:
@@ -117,7 +121,13 @@ class _Block(tf.keras.layers.Layer):
     self._hidden_output = of._dense(number + 5, of.dim)
     self._norms = _norm("attention_norm"), _norm("hidden_norm")
 
-  def call(self, own, everyone, columns, dropout) -> tf.Tensor:
+  def call(
+    self,
+    own: tf.Tensor,
+    everyone: tf.Tensor,
+    columns: tf.Tensor,
+    dropout: encoder.Dropout,
+  ) -> tf.Tensor:
     """The columns `own`, [n, m, dim], after a look at all, [n, length, dim]."""
     normed = self._norms[0](everyone)
     own_normed = normed if own is everyone else self._norms[0](own)

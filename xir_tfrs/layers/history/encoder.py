@@ -1,8 +1,14 @@
 """What encoders of a history have in common."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import tensorflow as tf
 
 from xir_tfrs.ops import history, seeds
+
+# Sets entries to 0 if training; else the identity.
+Dropout: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
 
 class HistoryEncoder(tf.keras.layers.Layer):
@@ -81,7 +87,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
     return history.last(self(vectors, lengths), lengths)
 
   def states(
-    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: "_Dropout"
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
   ) -> tf.Tensor:
     """What `call` returns; `dropout(x)` drops entries of x if training."""
     raise NotImplementedError

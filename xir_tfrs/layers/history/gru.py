@@ -1,5 +1,7 @@
 """A gated recurrent unit over the events."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from xir_tfrs.layers.history import encoder
@@ -12,7 +14,7 @@ class GRUHistory(encoder.HistoryEncoder):
   al., ICLR 2016.
   """
 
-  def __init__(self, *, units: int | None = None, **shared) -> None:
+  def __init__(self, *, units: int | None = None, **shared: Any) -> None:
     """Builds the layer.
 
     Args:
@@ -31,7 +33,9 @@ class GRUHistory(encoder.HistoryEncoder):
     )
     self._output = self._dense(0, self.dim)
 
-  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
+  ) -> tf.Tensor:
     # No mask: padding stands behind all events, where it changes no state of
     # theirs, and cuDNN's kernel takes no other mask.
     del lengths

@@ -1,5 +1,7 @@
 """A weighted mean of the newest events."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from xir_tfrs.layers.history import encoder
@@ -13,7 +15,9 @@ class MeanHistory(encoder.HistoryEncoder):
   Recommendations", Covington et al., RecSys 2016), with weights by age.
   """
 
-  def __init__(self, *, hidden_units: tuple[int, ...] = (), **shared) -> None:
+  def __init__(
+    self, *, hidden_units: tuple[int, ...] = (), **shared: Any
+  ) -> None:
     """Builds the layer.
 
     Args:
@@ -31,7 +35,9 @@ class MeanHistory(encoder.HistoryEncoder):
     ]
     self._layers.append(self._dense(len(self._layers), self.dim))
 
-  def states(self, vectors, lengths, dropout) -> tf.Tensor:
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
+  ) -> tf.Tensor:
     del lengths
     states = history.aged_means(dropout(vectors), self._log_weights)
     for layer in self._layers[:-1]:
