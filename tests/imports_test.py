@@ -1,4 +1,4 @@
-"""Reads the imports of the project, and imports it under every Keras setting.
+"""Reads the imports of the project.
 
 The library is layered; what works without TensorFlow imports without it;
 programs use only public names of the library, and never code of the other
@@ -6,8 +6,8 @@ folder of programs; only two files load ScaNN.
 """
 
 import ast
-import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -318,72 +318,33 @@ def test_every_part_is_listed():
   assert imported == parts
 
 
-# Keras -----------------------------------------------------------------------
-
-_USE = """
-import xir_tfrs as xir
-import tensorflow as tf
-task = xir.tasks.BIRRetrieval(candidate_counts=[1, 2])
-assert isinstance(task, tf.keras.layers.Layer)
-loss = task(tf.eye(2), tf.eye(2), candidate_ids=tf.constant([0, 1]))
-assert loss.shape == []
-print("it works")
-"""
-# Name: environment, what runs before, and whether it may be refused.
-_KERAS = {
-  "unset": ({}, "", False),
-  "one": ({"TF_USE_LEGACY_KERAS": "1"}, "", False),
-  "zero": ({"TF_USE_LEGACY_KERAS": "0"}, "", True),
-  "after_tensorflow": ({}, "import tensorflow", False),
-  "after_keras_3": (
-    {},
-    "import tensorflow as tf; tf.keras.Model",
-    True,
-  ),
-  "jax_backend": ({"KERAS_BACKEND": "jax"}, "", False),
-}
+# make check ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def keras_runs():
-  """All cases, two processes at a time: most of a case is importing."""
-  names = list(_KERAS)
-  results = {}
-  for start in range(0, len(names), 2):
-    running = {}
-    for name in names[start : start + 2]:
-      environment, before, _ = _KERAS[name]
-      inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")
-      }
-      running[name] = subprocess.Popen(
-        [sys.executable, "-c", before + _USE],
-        cwd=_ROOT,
-        env={**inherited, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-    for name, process in running.items():
-      out, err = process.communicate(timeout=120)
-      results[name] = (process.returncode, out, err)
-  return results
-
-
-@pytest.mark.parametrize("name", _KERAS)
-def test_imports_whatever_the_user_set_about_keras(keras_runs, name):
-  """It works, or one sentence says what to do."""
-  code, out, err = keras_runs[name]
-  may_be_refused = _KERAS[name][2]
-  if code == 0:
-    assert "it works" in out
-    return
-  assert may_be_refused, err
-  sentence = err.strip().splitlines()[-1]
-  assert sentence.startswith("ImportError: "), err
-  assert "TF_USE_LEGACY_KERAS" in sentence
-  assert "xir_tfrs" in sentence
-  # One cause, not a second traceback about the first.
-  assert err.count("Traceback (most recent call last)") == 1, err
+def test_check_has_a_test_of_each_package():
+  """`make check` is a list of files; what it covers is what they import."""
+  makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
+  (listed,) = re.findall(r"^CHECK := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
+  paths = [pathlib.Path(name) for name in listed.replace("\\\n", " ").split()]
+  covered = set()
+  for path in paths:
+    names = {*_imports(path)}
+    # What a program imports, a test of the program runs.
+    for name in tuple(names):
+      program = pathlib.Path(*name.split(".")[:2]).with_suffix(".py")
+      if (
+        program.parts[0] in {"pipelines", "export"}
+        and (_ROOT / program).exists()
+      ):
+        names |= {*_imports(program)}
+    text = (_ROOT / path).read_text(encoding="utf-8")
+    parts = re.findall(r"\bxir\.(\w+)", text)
+    names |= {f"xir_tfrs.{part}" for part in parts}
+    covered |= {".".join(name.split(".")[:2]) for name in names}
+  packages = {
+    ".".join(path.parts[:2])
+    for path in _modules("xir_tfrs", "pipelines", "export")
+    if len(path.parts) > 2
+  }
+  assert len(packages) > 15
+  assert packages <= covered

@@ -10,7 +10,8 @@ Axes: n = rows, length = events of a window.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -118,22 +119,22 @@ class Windows:
     num_rows = len(rows.first)
     end_of_query = np.append(np.flatnonzero(_starts(rows.first))[1:], num_rows)
     query = np.cumsum(_starts(rows.first)) - 1
-    first_event, first_target = [], []
+    events_of, targets_of = [], []
     # The first target of the next window of each query that has one yet.
     targets = np.flatnonzero(_starts(rows.first))
     sees = rows.first + rows.visible
     while len(targets):
       events = np.maximum(sees[targets] - length // 2, rows.first[targets])
-      first_event.append(events)
-      first_target.append(targets)
+      events_of.append(events)
+      targets_of.append(targets)
       # Over all rows `sees` ascends, so one search finds every window's end.
       following = np.searchsorted(sees, events + length, side="right")
       following = np.minimum(following, end_of_query[query[targets]])
       targets = following[following < end_of_query[query[targets]]]
-    if not first_target:
+    if not targets_of:
       return cls(length, *np.zeros([3, 0], np.int64))
-    first_event = np.concatenate(first_event)
-    first_target = np.concatenate(first_target)
+    first_event = np.concatenate(events_of)
+    first_target = np.concatenate(targets_of)
     order = np.argsort(first_target)
     first_target = first_target[order]
     num_targets = np.diff(np.append(first_target, num_rows))
@@ -315,7 +316,11 @@ def _starts(values: np.ndarray) -> np.ndarray:
   return starts
 
 
-def _numpy(function, inputs, specs: Sequence[tf.TensorSpec]) -> list[tf.Tensor]:
+def _numpy(
+  function: Callable[..., Any],
+  inputs: Sequence[Any],
+  specs: Sequence[tf.TensorSpec],
+) -> list[tf.Tensor]:
   """Calls a NumPy function in a graph, with the shapes that are known."""
   values = tf.numpy_function(
     function, inputs, [spec.dtype for spec in specs], stateful=False

@@ -74,7 +74,7 @@ class BlockWriter:
   def __enter__(self) -> BlockWriter:
     return self
 
-  def __exit__(self, *unused_exception) -> None:
+  def __exit__(self, *unused_exception: object) -> None:
     self.close()
 
 

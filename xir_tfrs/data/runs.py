@@ -295,11 +295,11 @@ def encode_in_batches(
     input_signature=[tf.TensorSpec([None], tf.int64)],
     autograph=False,
   )
-  vectors = None
+  vectors = np.empty([0, 0], np.float32)
   # At least once, since the dimension is that of the answer.
   for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
     part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
-    if vectors is None:
+    if not low:
       vectors = np.empty([len(ids), part.shape[1]], np.float32)
     vectors[low : low + len(part)] = part
     if report is not None:

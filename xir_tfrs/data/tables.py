@@ -177,7 +177,7 @@ def _block(
 ) -> dict[str, np.ndarray]:
   block = {
     _id_name(table): np.array(
-      [i.encode("utf-8") for i in rows.ids[low:high]], object
+      [i.encode("utf-8") for i in rows.ids[low:high]], dtype=object
     ),
     "count": rows.counts[low:high],
   }
@@ -237,4 +237,4 @@ def _column(
     return values.astype(np.int32)
   if feature.kind == "float":
     return values
-  return values.reshape(-1, feature.length)
+  return values.reshape(-1, feature.length or 1)

@@ -43,7 +43,8 @@ class FullSoftmax:
     sharpness: float = 1.0,
   ) -> np.ndarray:
     """[n, rows] log P of n candidates; `rows` None: all."""
-    rows = slice(None) if rows is None else rows
+    if rows is None:
+      rows = np.arange(len(self.queries))
     scores = self.candidates[ids] @ self.queries[rows].T
     return (
       sharpness * scores.astype(np.float64)
@@ -118,7 +119,9 @@ def full_softmax(
   )
 
 
-def _gradient_of_scores(scores, table, positives) -> tf.Tensor:
+def _gradient_of_scores(
+  scores: tf.Tensor, table: tf.Tensor, positives: tf.Tensor
+) -> tf.Tensor:
   """[rows, dim] sum_j P_j v_j - v_p.
 
   Summed in float64: where the model is sure of the positive, this is a small

@@ -20,8 +20,7 @@ def _discounts(k: int) -> np.ndarray:
 
 def _ideal_dcg(num_relevant: np.ndarray, k: int) -> np.ndarray:
   """The DCG of a list that begins with every relevant candidate."""
-  last: np.ndarray = np.minimum(num_relevant, k) - 1
-  return np.cumsum(_discounts(k))[last]
+  return np.cumsum(_discounts(k))[np.minimum(num_relevant, k) - 1]
 
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
@@ -32,7 +31,7 @@ def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 def hit(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
   """1 where the list holds any relevant candidate."""
   del num_relevant
-  return hits[:, :k].any(axis=1).astype(np.float64)
+  return np.asarray(hits[:, :k].any(axis=1), np.float64)
 
 
 def mrr(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:

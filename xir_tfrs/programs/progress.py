@@ -89,5 +89,5 @@ class Progress:
   def __enter__(self) -> Progress:
     return self
 
-  def __exit__(self, *unused_exception) -> None:
+  def __exit__(self, *unused_exception: object) -> None:
     self._bar.close()
