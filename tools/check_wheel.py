@@ -54,7 +54,7 @@ _ASK = """
 import json, pathlib, sys
 import xir_tfrs as xir
 bundle = xir.serving.Bundle.load(sys.argv[1])
-answer = bundle.recommend(query_ids=["1", "2", "unknown"], k=5)
+answer = bundle.recommend(query_ids=["u1", "u2", "nobody"], k=5)
 print(json.dumps({
     "where": str(pathlib.Path(xir.__file__).parent),
     "ids": [list(map(str, row)) for row in answer.ids]}))
