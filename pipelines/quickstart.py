@@ -23,6 +23,7 @@ from typing import Any
 from pipelines import evaluate, prepare
 from pipelines.preparation import config as prepare_config
 from pipelines.preparation import summary
+from pipelines.training import checkpoints
 from pipelines.training import config as configs
 from pipelines.training import loop as training
 from xir_tfrs.data import json_files, tables
@@ -36,6 +37,7 @@ METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "coverage@20")
 RESULTS = "results.json"
 # Methods are compared as they were published, with nothing tuned.
 _PRESET = "plain"
+_NUM_ANSWERS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,84 +62,69 @@ class QuickstartConfig(prepare_config.PrepareConfig):
     )
 
 
-def quickstart(
-  data_config: prepare_config.PrepareConfig,
-  output: pathlib.Path,
-  *,
-  tasks: tuple[str, ...] = TASKS,
-  epochs: int = 10,
-  dim: int = 32,
-  num_answers: int = 3,
-) -> dict[str, dict[str, float]]:
+def quickstart(config: QuickstartConfig) -> dict[str, dict[str, float]]:
   """Runs the parts one after another.
-
-  Args:
-    data_config: What to prepare, into `output / "data"`.
-    output: Directory for everything that is made.
-    tasks: Methods to train; the last one is exported.
-    epochs: Most epochs to train each.
-    dim: Size of the embeddings.
-    num_answers: Queries to answer in the end.
 
   Returns:
     Test metrics of each ranking, as the table has them.
 
   Raises:
-    ValueError: A part cannot do its work; the message says why.
+    DataError: The input or a directory cannot be used.
+    ProgramError: A part cannot do its work; the message says why.
   """
   start = time.monotonic()
+  output = pathlib.Path(config.output)
   data, bundle = output / "data", output / "bundle"
   _announce("Prepare", f"pipelines.prepare --output {data} ...")
   began = time.monotonic()
-  schema = prepare.prepare(data_config)
+  schema = prepare.prepare(config.preparation)
   print(summary.text(schema, data, time.monotonic() - began))
 
   table: dict[str, dict[str, float]] = {}
-  for task in tasks:
-    config = configs.from_preset(
+  for task in config.tasks:
+    train = configs.from_preset(
       preset=_PRESET,
       data=str(data),
       model_dir=str(output / task),
       task=task,
-      dim=dim,
-      epochs=epochs,
+      dim=config.dim,
+      epochs=config.epochs,
     )
     _announce(
       f"Train {task}",
-      f"pipelines.train --data {data} --model_dir {config.model_dir} "
-      f"--preset {_PRESET} --task {task} --dim {dim} --epochs {epochs}",
+      f"pipelines.train --data {data} --model_dir {train.model_dir} --preset "
+      f"{_PRESET} --task {task} --dim {config.dim} --epochs {config.epochs}",
     )
-    trained = training.train(config, overwrite=True)
+    trained = training.train(train, overwrite=True)
     if trained.outcome == "interrupted":
-      raise ValueError("interrupted")
+      raise KeyboardInterrupt
     evaluated = evaluate.evaluate(
-      evaluate.EvaluateConfig(model_dir=config.model_dir)
+      evaluate.EvaluateConfig(model_dir=train.model_dir)
     )
     for name, metrics in evaluated.metrics.items():
       row = task if name == "model" else name
       table[row] = {metric: metrics[metric] for metric in METRICS}
     table[task]["ms/step"] = trained.step_milliseconds
+  exported = output / config.tasks[-1]
   _announce(
-    "Compare",
-    f"pipelines.evaluate --data {data} --model_dir {output / tasks[-1]}",
+    "Compare", f"pipelines.evaluate --data {data} --model_dir {exported}"
   )
   print(format_table(table))
   json_files.write(output / RESULTS, table)
 
-  exported = output / tasks[-1]
   _run(
-    f"Export {tasks[-1]}",
+    f"Export {config.tasks[-1]}",
     "export.export_retriever",
     *("--data", data, "--model_dir", exported, "--output", bundle),
     "--overwrite",
   )
-  queries = _some_queries(data, num_answers)
+  queries = _some_queries(data, _NUM_ANSWERS)
   answer = ["--bundle", bundle, "--k", "10", "--exclude_seen"]
   for query in queries:
     answer += ["--query_id", query]
   _run("Answer", "export.query", *answer)
   _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
-  print(_what_next(output, tasks[-1], queries[0]))
+  print(_what_next(output, config.tasks[-1], queries[0]))
   return table
 
 
@@ -188,7 +175,9 @@ def _run(title: str, module: str, *arguments: object) -> None:
     check=False,
   )
   if done.returncode:
-    raise ValueError(f"{module} failed with exit status {done.returncode}.")
+    raise main_lib.ProgramError(
+      f"{module} failed with exit status {done.returncode}."
+    )
 
 
 def _what_next(output: pathlib.Path, task: str, query: str) -> str:
@@ -210,14 +199,8 @@ def _what_next(output: pathlib.Path, task: str, query: str) -> str:
 
 def main(config: QuickstartConfig) -> None:
   try:
-    quickstart(
-      config.preparation,
-      pathlib.Path(config.output),
-      tasks=config.tasks,
-      epochs=config.epochs,
-      dim=config.dim,
-    )
-  except training.TrainingDiverged as error:
+    quickstart(config)
+  except (training.TrainingDiverged, checkpoints.CheckpointNotSaved) as error:
     raise main_lib.ProgramError(str(error)) from error
 
 
