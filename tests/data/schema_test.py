@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+import msgspec
 import pytest
 
+from xir_tfrs import types
 from xir_tfrs.data import errors, schema
 
 
@@ -147,6 +149,14 @@ def test_a_vocabulary_begins_with_unknown():
     schema.FeatureSchema("brand", "token", vocabulary=("a",))
   with pytest.raises(ValueError, match="Received: 'text'"):
     schema.FeatureSchema("brand", "text")
+
+
+def test_kinds_are_those_of_the_library():
+  found = msgspec.inspect.type_info(schema.FeatureSchema).fields
+  (kind,) = [field.type for field in found if field.name == "kind"]
+  assert set(kind.values) == set(types.FEATURE_KINDS)
+  with pytest.raises(ValueError, match="a float_seq needs a `length`"):
+    schema.FeatureSchema("image", "float_seq", mean=(0.0,), std=(1.0,))
 
 
 def test_error_message_names_what_is_known():

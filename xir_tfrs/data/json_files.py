@@ -91,7 +91,7 @@ def decode(
   Raises:
     DataError: It is not JSON, or not a `type`.
   """
-  where: dict[str, Any] = {"path": path, "line": line}
+  field = None
   try:
     if format is not None:
       _check_format(content, format)
@@ -101,14 +101,13 @@ def decode(
     return value
   except msgspec.ValidationError as error:
     message, field = _located(error, content, type)
-    raise errors.DataError(
-      f"{message}; {remedy}", **where, field=field
-    ) from None
   except RecursionError:
     message = "nested too deeply"
   except (msgspec.DecodeError, ValueError) as error:  # Also: not UTF-8.
     message = f"not valid JSON ({error})"
-  raise errors.DataError(f"{message}; {remedy}", **where)
+  raise errors.DataError(
+    f"{message}; {remedy}", path=path, line=line, field=field
+  )
 
 
 def write(path: str | os.PathLike[str], value: Any) -> None:
@@ -186,8 +185,8 @@ def _with_keys(path: str, root: Any, type: type, message: str) -> str:
   """`path` with the key in place of each `[...]`."""
   field = ""
   node = root
-  key: Any
   for step in _STEP.finditer(path):
+    key: str | int
     if step["any"]:
       key = _failing_key(root, node, type, message)
       field += f".{key}"

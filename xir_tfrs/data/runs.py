@@ -33,7 +33,8 @@ EVENTS = "events"
 # What `load_model` restores.
 WHICH = ("best", "latest")
 
-Metrics = dict[str, str | int | float | None]
+# A row of metrics.jsonl: `kind`, `step`, and numbers.
+Metrics = dict[str, Any]
 
 _IDS_PER_BATCH = 1 << 13
 
@@ -189,7 +190,13 @@ class RunDir:
 
 def _metrics(path: pathlib.Path, number: int, line: bytes) -> Metrics:
   remedy = "remove the line, or begin anew with --overwrite"
-  row = json_files.decode(line, Metrics, path=path, remedy=remedy, line=number)
+  row = json_files.decode(
+    line,
+    dict[str, str | int | float | None],
+    path=path,
+    remedy=remedy,
+    line=number,
+  )
   if not (isinstance(row.get("step"), int) and "kind" in row):
     raise errors.DataError(
       f"has no `kind` or no `step`; {remedy}", path=path, line=number
@@ -290,18 +297,16 @@ def encode_in_batches(
   Returns:
     [num_ids, dim] float32 array.
   """
-  encode = tf.function(
+  traced: Any = tf.function(
     encode,
     input_signature=[tf.TensorSpec([None], tf.int64)],
     autograph=False,
   )
-  vectors = np.empty([0, 0], np.float32)
-  # At least once, since the dimension is that of the answer.
-  for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
-    part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
-    if not low:
-      vectors = np.empty([len(ids), part.shape[1]], np.float32)
-    vectors[low : low + len(part)] = part
+  dim = traced.get_concrete_function().structured_outputs.shape[1]
+  vectors = np.empty([len(ids), dim], np.float32)
+  for low in range(0, len(ids), _IDS_PER_BATCH):
+    part = ids[low : low + _IDS_PER_BATCH]
+    vectors[low : low + len(part)] = traced(tf.constant(part, tf.int64))
     if report is not None:
       report(low + len(part))
   return vectors

@@ -62,6 +62,8 @@ class FeatureSchema(_Struct, frozen=True):
         f"feature {self.name!r}: `kind` must be one of {', '.join(KINDS)}."
         f" Received: {self.kind!r}."
       )
+    if self.kind == "float_seq" and self.length is None:
+      raise ValueError(f"feature {self.name!r}: a float_seq needs a `length`.")
     if self.is_token and self.vocabulary[:1] != ("",):
       raise ValueError(
         f"feature {self.name!r}: `vocabulary` must begin with '' (code 0 is"

@@ -175,15 +175,16 @@ def _block(
   low: int,
   high: int,
 ) -> dict[str, np.ndarray]:
+  if rows.ids is None:
+    raise ValueError(f"A table without ids cannot be written: {table}.")
+  ids = [i.encode("utf-8") for i in rows.ids[low:high]]
   block = {
-    _id_name(table): np.array(
-      [i.encode("utf-8") for i in rows.ids[low:high]], dtype=object
-    ),
+    _id_name(table): np.array(ids, np.object_),
     "count": rows.counts[low:high],
   }
   for feature in features:
     column = rows.columns[feature.name]
-    if feature.kind == "token_seq":
+    if isinstance(column, tuple):  # token_seq
       values, splits = column
       block[f"{feature.name}/values"] = values[splits[low] : splits[high]]
       block[f"{feature.name}/lengths"] = np.diff(splits[low : high + 1])
