@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from export.bundle import checks
-from xir_tfrs.data import errors, json_files
+from xir_tfrs.data import errors, json_files, paths
 from xir_tfrs.data import id_lists as string_list
 from xir_tfrs.programs import main as main_lib
 from xir_tfrs.serving import bundle, features
@@ -239,7 +239,7 @@ def _require(fine: bool, problem: str) -> None:
 def _part(
   directory: pathlib.Path, manifest: manifests.Manifest, name: str
 ) -> str:
-  loaded = tf.saved_model.load(os.fspath(directory / name))
+  loaded = tf.saved_model.load(os.fspath(paths.literal(directory / name)))
   return _compare(loaded.signatures, manifest.signatures[name])
 
 

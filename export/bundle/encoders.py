@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import indexes
+from xir_tfrs.data import paths
 from xir_tfrs.models import cold_start
 from xir_tfrs.programs import progress
 from xir_tfrs.serving import features
@@ -138,7 +139,7 @@ class LoadedEncoder(tf.Module):
     super().__init__(name=name)
     self.inputs = tuple(inputs)
     # The signature alone does not keep tables and variables alive.
-    self._model = tf.saved_model.load(os.fspath(path))
+    self._model = tf.saved_model.load(os.fspath(paths.literal(path)))
     self._signature = self._model.signatures[f"encode_{side}"]
     self._id = f"{side}_id"
     specs = self._signature.structured_input_signature[1]

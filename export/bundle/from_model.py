@@ -202,7 +202,7 @@ def _seen(
 
 
 def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
-  """The ids as utf-8 bytes, or as int64."""
+  """The ids, utf-8 bytes, as they are or as int64."""
   if kind == "string":
     return ids.tolist()
   numbers = np.zeros(len(ids), np.int64)

@@ -68,10 +68,9 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     shards[name] = tables.write_table(directory, name, table, features)
   train = []
   for part in (pairs[:160], pairs[160:]):
-    file = f"train-{len(train):05d}-of-00002.tfrecord"
-    with tf.io.TFRecordWriter(str(directory / file)) as writer:
-      block = {"query_id": part[:, 0], "candidate_id": part[:, 1]}
-      writer.write(records.encode(block))
+    file = records.shard_name("train", len(train), 2)
+    with records.BlockWriter(directory / file, block_rows=50) as writer:
+      writer.append({"query_id": part[:, 0], "candidate_id": part[:, 1]})
     train.append(schema_lib.Shard(file, len(part)))
   schema_lib.Schema(
     name="tiny",

@@ -46,7 +46,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import indexes
-from xir_tfrs.data import errors, id_lists, json_files
+from xir_tfrs.data import errors, id_lists, json_files, paths
 from xir_tfrs.serving import features as features_lib
 from xir_tfrs.serving import ids as ids_lib
 from xir_tfrs.serving import manifest as manifests
@@ -141,7 +141,9 @@ class Bundle:
     self.query_features = described.query
     self.candidate_features = described.candidate
     # The signatures alone do not keep the tables and variables alive.
-    self._model = tf.saved_model.load(os.fspath(directory / index))
+    self._model = tf.saved_model.load(
+      os.fspath(paths.literal(directory / index))
+    )
     self.signatures = dict(self._model.signatures)
 
   @classmethod
@@ -365,7 +367,9 @@ class Bundle:
         "--rerank, or export a model that has one (python -m pipelines.train "
         "--task corr)"
       )
-    self._ranker = tf.saved_model.load(os.fspath(self.directory / RANKER))
+    self._ranker = tf.saved_model.load(
+      os.fspath(paths.literal(self.directory / RANKER))
+    )
     return self._ranker.signatures["rank"]
 
   def _list(self, name: str) -> np.ndarray:
