@@ -17,8 +17,8 @@ import tensorflow as tf
 import xir_tfrs as xir
 from export.bundle import encoders, indexing, write
 from export.bundle.options import ExportOptions
+from xir_tfrs.data import datasets, errors, runs
 from xir_tfrs.data import directory as data_lib
-from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import features, manifest
 
 
@@ -194,11 +194,14 @@ def _seen(
   candidates = train["candidate_id"].astype(np.int64)
   listed = kept[candidates]
   row_of = np.cumsum(kept) - 1
-  queries, rows = train["query_id"][listed], row_of[candidates[listed]]
-  pairs = np.unique(queries.astype(np.int64) * len(kept) + rows)
-  counts = np.bincount(pairs // len(kept), minlength=data.schema.num_queries)
-  row_splits = np.append(0, np.cumsum(counts))
-  return row_splits.astype(np.int64), (pairs % len(kept)).astype(np.int32)
+  seen = datasets.candidates_by_query(
+    {
+      "query_id": train["query_id"][listed],
+      "candidate_id": row_of[candidates[listed]].astype(np.int32),
+    },
+    data.schema.num_queries,
+  )
+  return seen.row_splits.numpy(), seen.values.numpy()
 
 
 def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:

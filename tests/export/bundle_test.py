@@ -222,6 +222,14 @@ def test_plain_ops_load_in_a_later_tensorflow_and_without_scann(copied):
   bundle.Bundle.load(copied, "brute_force")
 
 
+def test_a_path_that_is_a_pattern_for_tensorflow(exported, tmp_path, world):
+  for index in bundle.INDEXES:
+    directory = tmp_path / f"{index}[1]"
+    shutil.copytree(exported, directory)
+    found = bundle.Bundle.load(directory, index).recommend([world.query_ids[3]])
+    assert found.ids[0, 0] == world.ranking(3)[0]
+
+
 def test_what_is_not_a_bundle_is_never_replaced(tmp_path):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "one.jpg").write_text("x")
