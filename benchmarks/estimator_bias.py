@@ -35,6 +35,7 @@ from pipelines import prepare
 from pipelines.readers import inputs
 from pipelines.training import build as model
 from pipelines.training import config as configs
+from pipelines.training import methods
 from xir_tfrs.data import datasets, directory, records, schema
 
 _SIZES = {
@@ -53,7 +54,7 @@ class Case:
   """A method, as it is compared.
 
   Attributes:
-    task: Its name in `pipelines.model.TASKS`.
+    task: Its name in `pipelines.methods.TASKS`.
     settings: Settings of its own.
     warmup_steps: Batches before the comparison.
     warmup_epochs: Passes over the training rows before it.
@@ -123,7 +124,7 @@ def run(
       task="ssl_pop",
       dim=sizes["dim"],
       global_batch_size=sizes["train_batch"],
-      temperature=model.TASKS["ssl_pop"].cosine_temperature,
+      temperature=methods.TASKS["ssl_pop"].cosine_temperature,
     )
   )
   trained = build("ssl_pop", {})

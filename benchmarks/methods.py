@@ -28,7 +28,7 @@ from absl import app, flags
 
 from benchmarks import harness
 from pipelines.evaluation import report
-from pipelines.training import build as model
+from pipelines.training import methods
 
 _SIZES = {
   "epochs": (3, "Epochs of each method."),
@@ -42,7 +42,7 @@ def run(
   data: str,
   sizes: dict[str, int],
   *,
-  tasks: tuple[str, ...] = tuple(model.TASKS),
+  tasks: tuple[str, ...] = tuple(methods.TASKS),
   timed: bool = True,
   done: dict[str, dict[str, float]] | None = None,
   after_each=lambda results: None,
@@ -187,6 +187,6 @@ if __name__ == "__main__":
   harness.define_flags(_SIZES)
   flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
   flags.DEFINE_string("name", None, "Name of the data, in the results' file.")
-  flags.DEFINE_list("tasks", list(model.TASKS), "Methods, by --task.")
+  flags.DEFINE_list("tasks", list(methods.TASKS), "Methods, by --task.")
   flags.DEFINE_boolean("untimed", False, "Train and rank; time them later.")
   app.run(main)

@@ -7,40 +7,92 @@ checkpoint by --metric on the validation split), events/ (TensorBoard). A run
 that was interrupted, by Ctrl-C or by force, goes on with
 
     python -m pipelines.train --model_dir MODEL --resume
+
+A flag that is not given is as the preset has it; the defaults below are those
+of `default`. A run like another one, but for what is given:
+
+    python -m pipelines.train --config OTHER/config.json --model_dir MODEL
 """
+
+from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from absl import app, flags, logging
-
-from pipelines.training import build as model
-from pipelines.training import checkpoints, strategies
 from pipelines.training import config as configs
-from pipelines.training import loop as training
-from xir_tfrs.data import runs
-from xir_tfrs.ops import forms
+from xir_tfrs.programs import main, settings
+
+if TYPE_CHECKING:
+  from pipelines.training import loop
 
 
-def _config_from_flags() -> configs.TrainConfig:
-  given = _given_flags()
+@dataclasses.dataclass(frozen=True)
+class TrainFlags(configs.TrainConfig):
+  """What the program takes: a run, and how to begin it."""
+
+  resume: bool = settings.setting("Go on with the run in --model_dir.", False)
+  overwrite: bool = settings.setting(
+    "Begin anew where a run was before.", False
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+  """A run, and how to begin it."""
+
+  config: configs.TrainConfig
+  resume: bool
+  overwrite: bool
+
+
+def _order(given: Mapping[str, Any]) -> _Order:
+  given = dict(given)
+  resume = given.pop("resume", False)
+  overwrite = given.pop("overwrite", False)
   if not given.get("model_dir"):
-    raise ValueError("--model_dir is needed: where should the run be kept?")
-  run = runs.RunDir(given["model_dir"])
-  if flags.FLAGS.resume and run.exists():
-    old = run.read_config()
-    train = configs.of_run(old.train)
-    return configs.TrainConfig(**(train | {"data": old.data} | given))
+    raise settings.SettingsError(
+      "--model_dir is needed: where should the run be kept?"
+    )
+  if resume and overwrite:
+    raise settings.SettingsError(
+      "--resume and --overwrite are two ways to begin: give one of them."
+    )
+  if resume:
+    from xir_tfrs.data import runs  # Imports TensorFlow.
+
+    directory = runs.RunDir(given["model_dir"])
+    if directory.exists():
+      run = directory.read_config()
+      path = directory.path / runs.CONFIG
+      old = configs.of_run(run.train, path, run.data)
+      return _Order(configs.resumed(old, given), resume, overwrite)
   if not given.get("data"):
-    raise ValueError(
+    raise settings.SettingsError(
       "--data is needed: a directory made by python -m pipelines.prepare"
     )
-  return configs.from_preset(**given)
+  return _Order(configs.from_preset(**given), resume, overwrite)
 
 
-def _report(config: configs.TrainConfig, result: training.TrainResult) -> None:
+def train(order: _Order) -> int:
+  from pipelines.training import loop, strategies
+
+  try:
+    result = loop.train(
+      order.config, resume=order.resume, overwrite=order.overwrite
+    )
+  except strategies.WorkerLost as error:
+    print(f"train: Error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # An orderly exit would wait for the worker that has gone.
+    os._exit(1)
+  _report(order.config, result)
+  return 130 if result.outcome == "interrupted" else 0
+
+
+def _report(config: configs.TrainConfig, result: loop.TrainResult) -> None:
   print(
     f"{config.task}: {result.outcome} at step {result.step:,}, "
     f"{result.examples_per_second:,.0f} examples/s, "
@@ -61,69 +113,5 @@ def _report(config: configs.TrainConfig, result: training.TrainResult) -> None:
   print(f"Next: python -m {following}")
 
 
-def main(argv: list[str]) -> int:
-  if len(argv) > 1:
-    print(f"Not a flag: {argv[1]!r}; see --help.", file=sys.stderr)
-    return 2
-  logging.set_verbosity(logging.WARNING)
-  try:
-    config = _config_from_flags()
-    result = training.train(
-      config, resume=flags.FLAGS.resume, overwrite=flags.FLAGS.overwrite
-    )
-  except (
-    ValueError,
-    OSError,
-    training.TrainingDiverged,
-    checkpoints.CheckpointNotSaved,
-  ) as error:
-    print(f"Error: {error}", file=sys.stderr)
-    return 1
-  except strategies.WorkerLost as error:
-    print(f"Error: {error}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    # An orderly exit would wait for the worker that has gone.
-    os._exit(1)
-  _report(config, result)
-  return 130 if result.outcome == "interrupted" else 0
-
-
-def _define_flags() -> None:
-  """A flag for each setting; not given, it is what the preset says."""
-  choices = {
-    "task": tuple(model.TASKS),
-    "preset": tuple(configs.PRESETS),
-    "loss": tuple(forms.FORMS),
-  }
-  definers = (
-    ("bool", flags.DEFINE_bool),
-    ("tuple", flags.DEFINE_list),
-    ("float", flags.DEFINE_float),
-    ("int", flags.DEFINE_integer),
-    ("str", flags.DEFINE_string),
-  )
-  for field in dataclasses.fields(configs.TrainConfig):
-    text = field.metadata["help"]
-    if field.default != "":
-      text += f" Preset `default`: {field.default}."
-    allowed = choices.get(field.name) or field.metadata.get("choices")
-    if allowed:
-      flags.DEFINE_enum(field.name, None, allowed, text)
-    else:
-      define = next(d for kind, d in definers if kind in str(field.type))
-      define(field.name, None, text)
-  flags.DEFINE_bool("resume", False, "Go on with the run in --model_dir.")
-  flags.DEFINE_bool("overwrite", False, "Begin anew where a run was before.")
-
-
-def _given_flags() -> dict[str, Any]:
-  """The settings whose flags stand on the command line."""
-  names = [field.name for field in dataclasses.fields(configs.TrainConfig)]
-  return {
-    name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present
-  }
-
-
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  sys.exit(main.run(TrainFlags, train, make=_order))

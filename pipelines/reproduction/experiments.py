@@ -60,7 +60,7 @@ class Case:
     changed = {
       name: value
       for name, value in self.settings.items()
-      if value != getattr(preset, name)
+      if value != getattr(preset, name, None)
     }
     return "-".join([self.preset, self.task, *_named(changed)])
 
@@ -161,7 +161,6 @@ _STRONGEST: dict[str, Any] = {
   "global_batch_size": 1024,
   "learning_rate": 0.02,
   "learning_rate_schedule": "cosine",
-  "learning_rate_decay": 1.0,
 }
 # XIR as it stood before its cache was searched, one setting at a time.
 _XIR: dict[str, Any] = {
@@ -342,6 +341,7 @@ EXPERIMENTS: dict[str, Experiment] = {
           "average over an epoch, constant learning rate",
           average_epochs=1.0,
           learning_rate_schedule="step",
+          learning_rate_decay=1.0,
         ),
         _variant("temperature 0.08", temperature=0.08),
         _variant("temperature 0.12", temperature=0.12),

@@ -76,9 +76,14 @@ class Run:
     )
 
   def _config(self) -> configs.TrainConfig:
+    own = [field.name for field in dataclasses.fields(configs.TrainConfig)]
+    settings = self.case.settings
     return configs.from_preset(
-      **self.case.settings
+      **{name: value for name, value in settings.items() if name in own}
       | {
+        "task_arguments": {
+          name: value for name, value in settings.items() if name not in own
+        },
         "preset": self.case.preset,
         "task": self.case.task,
         "data": self.data,

@@ -1,9 +1,10 @@
-"""From a schema and a config to a model: the towers, and the tasks by name."""
+"""From a config and the data to a model: towers, ranker, task, optimizer."""
+
+from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,56 +12,15 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines.training import config as configs
+from pipelines.training import methods
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data import tables
+from xir_tfrs.programs import settings
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """A row of `TASKS`: a task class, and what a run calls its settings.
-
-  Arguments of the class are filled by name: from the data (`candidate_counts`)
-  and the model (`candidate_encoder`), or from the setting of that name. A
-  setting of None leaves the argument at its default.
-
-  Attributes:
-    task: The class.
-    cosine_temperature: Temperature for cosine scores, where none is given.
-    log_q: Where the proposal comes from, where `--log_q` is not given; None:
-      it is part of the method.
-    loss: Form of the loss, where `--loss` is not given.
-    settings: Name of the setting, for arguments that are called otherwise.
-  """
-
-  task: type[xir.tasks.RetrievalTask]
-  cosine_temperature: float = 0.1
-  log_q: str | None = "popularity"
-  loss: str = "generalized_cross_entropy"
-  settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-TASKS: dict[str, Method] = {
-  "ssl": Method(xir.tasks.SampledSoftmaxRetrieval, log_q="none"),
-  "ssl_pop": Method(xir.tasks.SampledSoftmaxRetrieval),
-  "g_tower": Method(
-    xir.tasks.StreamingFrequencyRetrieval,
-    log_q=None,
-    settings={"learning_rate": "frequency_learning_rate"},
-  ),
-  "mns": Method(xir.tasks.MixedNegativeRetrieval),
-  "cbns": Method(xir.tasks.CrossBatchRetrieval),
-  "full_softmax": Method(xir.tasks.FullSoftmaxRetrieval, loss="cross_entropy"),
-  # Draws that favour high scores sharpen the loss: twice the temperature.
-  "bir": Method(xir.tasks.BIRRetrieval, cosine_temperature=0.2),
-  "xir": Method(xir.tasks.XIRRetrieval, cosine_temperature=0.2),
-  "corr": Method(
-    xir.tasks.CoRRRetrieval,
-    log_q=None,
-    loss="cross_entropy",
-    settings={"sampler": "negative_sampler"},
-  ),
-}
-
+# Proposals that do not come from the training counts.
+_NO_COUNTS = ("none", "streaming")
+# Tables of a frequency estimate, if --task_arguments does not say.
+_NUM_HASHES = 4
 
 # Found on Gowalla (docs/results.md), where nothing else is said.
 _ROWS = {"mask_known_positives": True, "popularity_weight": 0.15}
@@ -69,7 +29,7 @@ _ROWS = {"mask_known_positives": True, "popularity_weight": 0.15}
 def rows_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
   """What rows count and against what: the settings of `_ROWS`, all given."""
   plain = (
-    TASKS[config.task].loss == "cross_entropy"
+    methods.TASKS[config.task].loss == "cross_entropy"
     or config.loss == "logq_corrected"
   )
   default = configs.CROSS_ENTROPY if plain else _ROWS
@@ -84,15 +44,24 @@ def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
   """The form of a run's loss.
 
   Raises:
-    ValueError: There is no such form, or no such setting of it.
+    SettingsError: There is no such form, or no such setting of it.
   """
-  name = config.loss or TASKS[config.task].loss
+  name = config.loss or methods.TASKS[config.task].loss
   form = xir.ops.forms.FORMS.get(name)
-  wanted = [] if form is None else [f.name for f in dataclasses.fields(form)]
-  settings = _named(
-    config.loss_arguments, "--loss_arguments", f"--loss {name}", wanted
-  )
-  return xir.ops.forms.build({"name": name} | settings)
+  if form is None:
+    raise settings.SettingsError(
+      f"--loss must be one of {', '.join(xir.ops.forms.FORMS)}. "
+      f"Received: {name!r}."
+    )
+  known = [field.name for field in dataclasses.fields(form)]
+  for argument in config.loss_arguments:
+    if argument not in known:
+      raise settings.SettingsError(
+        f"--loss_arguments: --loss {name} has no setting {argument!r}, but "
+        f"{', '.join(known) or 'none at all'}."
+      )
+  with settings.naming(f"--loss {name}"):
+    return xir.ops.forms.build({"name": name, **config.loss_arguments})
 
 
 def build(
@@ -111,6 +80,9 @@ def build(
 
   Returns:
     A `TwoTower` with the task that `config.task` names.
+
+  Raises:
+    SettingsError: The task refuses one of its settings.
   """
   query_tower = _tower(
     config,
@@ -128,19 +100,8 @@ def build(
     config.candidate_hidden,
     seed=config.seed + 500_000,
   )
-  task = _task(
-    config,
-    {
-      "candidate_counts": lambda: _popularity_counts(config, candidates),
-      "candidate_encoder": lambda: candidate_tower,
-      "frequency_estimator": lambda: _frequency_estimator(
-        config, len(candidates)
-      ),
-      "num_buckets": lambda: _num_buckets(config, len(candidates)),
-      "ranker": lambda: _ranker(config, query_tower, candidate_tower),
-      "temperature": lambda: _temperature(config),
-    },
-  )
+  with settings.naming(f"--task {config.task}"):
+    task = _task(config, query_tower, candidate_tower, candidates.counts)
   return xir.models.TwoTower(query_tower, candidate_tower, task)
 
 
@@ -173,131 +134,158 @@ def _ranker(config, query_tower, candidate_tower) -> xir.models.Ranker:
   )
 
 
-def parameters(task: type) -> dict[str, inspect.Parameter]:
-  """Constructor arguments of a task, with those it passes on to its base."""
-  found = {}
+def parameters(task: type) -> list[str]:
+  """Names of a task's constructor arguments, and of those of its bases."""
+  found: dict[str, inspect.Parameter] = {}
   for parent in task.__mro__:
     init = vars(parent).get("__init__")
     if parent is tf.keras.layers.Layer:
       break
     if init is not None:
       found = dict(inspect.signature(init).parameters) | found
-  return {
-    name: parameter
+  return [
+    name
     for name, parameter in found.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-  }
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "name"
+  ]
 
 
 def _task(
-  config: configs.TrainConfig, given: dict[str, Callable[[], Any]]
+  config: configs.TrainConfig,
+  query_tower: xir.models.Tower,
+  candidate_tower: xir.models.Tower,
+  counts: np.ndarray,
 ) -> xir.tasks.RetrievalTask:
-  """The task of a run; `given` makes what is not a setting."""
-  method = TASKS[config.task]
-  wanted = parameters(method.task)
-  given = given | _proposal(config, method, wanted)
-  given["loss"] = lambda: form_of_loss(config)
+  method = methods.TASKS[config.task]
+  given = _task_arguments(config)
+  values = settings.values_of(config) | given
+  # What is made of several settings, or of the data.
+  made: dict[str, Callable[[], Any]] = {
+    "candidate_counts": lambda: _candidate_counts(config, counts, given),
+    "candidate_encoder": lambda: candidate_tower,
+    "frequency_estimator": lambda: _frequency_estimator(
+      config, len(counts), given
+    ),
+    "loss": lambda: form_of_loss(config),
+    "num_buckets": lambda: _num_buckets(config, len(counts), given),
+    "num_hashes": lambda: given.get("num_hashes", _NUM_HASHES),
+    "ranker": lambda: _ranker(config, query_tower, candidate_tower),
+    "temperature": lambda: _temperature(config),
+  }
   arguments = {}
-  for name in wanted:
-    if name in given:
-      value = given[name]()
-    else:
-      value = getattr(config, method.settings.get(name, name), None)
+  for name in parameters(method.task):
+    value = values.get(method.settings.get(name, name))
+    if name in made:
+      value = made[name]()
     if value is not None:
       arguments[name] = value
-  arguments.pop("name", None)
-  more = _named(
-    config.task_arguments, "--task_arguments", f"--task {config.task}", wanted
-  )
-  return method.task(**arguments | more)
+  return method.task(**arguments)
 
 
-def _named(
-  texts: Sequence[str], flag: str, whose: str, wanted: Iterable[str]
-) -> dict[str, Any]:
-  """Values by name, of texts `name=value`."""
-  arguments = {}
-  for text in texts:
-    name, equals, value = text.partition("=")
-    if name not in wanted or not equals:
-      raise ValueError(
-        f"{flag} takes name=value, with a name that {whose} knows: "
-        f"{', '.join(sorted(wanted)) or 'none'}. Received: {text!r}."
+def task_argument_names(config: configs.TrainConfig) -> list[str]:
+  """What --task_arguments may name: what has no flag and is not data."""
+  method = methods.TASKS[config.task]
+  arguments = parameters(method.task)
+  names = {method.settings.get(name, name) for name in arguments}
+  names -= {"candidate_encoder", "frequency_estimator", "ranker"}
+  if "candidate_counts" in names and _log_q(config) not in _NO_COUNTS:
+    names.add("popularity")
+  names.discard("candidate_counts")
+  if _log_q(config) == "streaming":
+    names |= {"num_hashes", "frequency_learning_rate"}
+  return sorted(names - settings.values_of(config).keys())
+
+
+def _task_arguments(config: configs.TrainConfig) -> dict[str, Any]:
+  """--task_arguments, all of them known."""
+  known = task_argument_names(config)
+  for name in config.task_arguments:
+    if name in settings.values_of(config):
+      raise settings.SettingsError(
+        f"--task_arguments: {name} has a flag, --{name}."
       )
-    try:
-      arguments[name] = json.loads(value)
-    except ValueError:
-      arguments[name] = value
-  return arguments
+    if name not in known:
+      raise settings.SettingsError(
+        f"--task_arguments: --task {config.task} has no argument {name!r}, "
+        f"but {', '.join(known)}."
+      )
+  return config.task_arguments
 
 
-def _proposal(config, method, wanted) -> dict[str, Callable[[], Any]]:
-  """Overrides of `given` that follow from --log_q."""
-  takes_log_q = method.log_q is not None and "frequency_estimator" in wanted
-  if config.log_q is not None and not takes_log_q:
-    raise ValueError(
-      f"--log_q is not a setting of --task {config.task}, whose proposal is "
-      "part of the method."
-    )
-  log_q = config.log_q or method.log_q
-  overrides = {}
-  if log_q != "streaming":
-    overrides["frequency_estimator"] = lambda: None
-  if takes_log_q and log_q != "popularity":
-    overrides["candidate_counts"] = lambda: None
-  return overrides
+def _log_q(config: configs.TrainConfig) -> str | None:
+  """The proposal; None: it is part of the method."""
+  return config.log_q or methods.TASKS[config.task].log_q
 
 
-def _popularity_counts(
-  config: configs.TrainConfig, candidates: tables.Table
-) -> np.ndarray:
+def _candidate_counts(
+  config: configs.TrainConfig, counts: np.ndarray, given: dict[str, Any]
+) -> np.ndarray | None:
   """[num_candidates] int64 in proportion to the popularity."""
-  if config.popularity == "rows":
-    return candidates.counts
-  # Tasks take whole numbers.
-  return np.rint(1e6 * np.log1p(candidates.counts)).astype(np.int64)
+  if _log_q(config) in _NO_COUNTS:
+    return None
+  popularity = given.get("popularity", "rows")
+  if popularity == "rows":
+    return counts
+  if popularity != "log_rows":
+    raise settings.SettingsError(
+      "--task_arguments: popularity must be rows or log_rows. "
+      f"Received: {popularity!r}."
+    )
+  # As in early code of the XIR paper; tasks take whole numbers.
+  return np.rint(1e6 * np.log1p(counts)).astype(np.int64)
 
 
 def _frequency_estimator(
-  config: configs.TrainConfig, num_candidates: int
-) -> xir.layers.FrequencyEstimator:
+  config: configs.TrainConfig, num_candidates: int, given: dict[str, Any]
+) -> xir.layers.FrequencyEstimator | None:
   """What stands in for the counts with --log_q streaming."""
+  if _log_q(config) != "streaming":
+    return None
   return xir.layers.FrequencyEstimator(
-    num_buckets=_num_buckets(config, num_candidates),
-    num_hashes=config.num_hashes,
-    learning_rate=config.frequency_learning_rate,
+    num_buckets=_num_buckets(config, num_candidates, given),
+    num_hashes=given.get("num_hashes", _NUM_HASHES),
+    learning_rate=given.get("frequency_learning_rate", 0.01),
     # The share of the rows, as counts give it. G-Tower is as in its paper.
     count_appearances=True,
     seed=config.seed,
   )
 
 
-def _num_buckets(config: configs.TrainConfig, num_candidates: int) -> int:
+def _num_buckets(
+  config: configs.TrainConfig, num_candidates: int, given: dict[str, Any]
+) -> int:
   """Cells per table: eight per candidate, over all tables."""
   if config.num_buckets is not None:
     return config.num_buckets
-  return -(-8 * num_candidates // max(config.num_hashes, 1))
+  return -(-8 * num_candidates // max(given.get("num_hashes", _NUM_HASHES), 1))
 
 
 def _temperature(config: configs.TrainConfig) -> float:
   if config.temperature is not None:
     return config.temperature
-  return TASKS[config.task].cosine_temperature if config.normalize else 1.0
+  return (
+    methods.TASKS[config.task].cosine_temperature if config.normalize else 1.0
+  )
 
 
 def optimizer(
   config: configs.TrainConfig, steps_per_epoch: float
 ) -> tf.keras.optimizers.Optimizer:
-  """The optimizer of a run, with its learning rate schedule."""
+  """The optimizer of a run, with its learning rate schedule.
+
+  Args:
+    config: The run.
+    steps_per_epoch: Training rows / rows per step; may be less than 1.
+  """
   rate = config.learning_rate
   if config.learning_rate_schedule == "cosine":
     rate = tf.keras.optimizers.schedules.CosineDecay(
-      rate, decay_steps=round(config.epochs * steps_per_epoch)
+      rate, decay_steps=_steps(config.epochs, steps_per_epoch)
     )
   elif config.learning_rate_decay != 1.0:
     rate = tf.keras.optimizers.schedules.ExponentialDecay(
       rate,
-      decay_steps=round(config.decay_epochs * steps_per_epoch),
+      decay_steps=_steps(config.decay_epochs, steps_per_epoch),
       decay_rate=config.learning_rate_decay,
       staircase=True,
     )
@@ -308,3 +296,9 @@ def optimizer(
   if config.optimizer == "adam":
     return tf.keras.optimizers.Adam(rate)
   return tf.keras.optimizers.Adagrad(rate)
+
+
+def _steps(epochs: int, steps_per_epoch: float) -> int:
+  # Of few rows, several epochs may be less than half a step: a schedule over
+  # 0 steps would divide by them.
+  return max(round(epochs * steps_per_epoch), 1)

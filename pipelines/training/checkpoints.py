@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from xir_tfrs.data import atomic, errors, paths, runs
+from xir_tfrs.programs import main
 
 _PREFIX = "ckpt"
 
@@ -18,7 +19,7 @@ _PREFIX = "ckpt"
 _UNREADABLE = (tf.errors.OpError, IndexError, OSError)
 
 
-class CheckpointNotSaved(RuntimeError):
+class CheckpointNotSaved(main.ProgramError):
   """A checkpoint could not be written; those before it are untouched."""
 
 
@@ -96,7 +97,7 @@ class Checkpoints:
     if broken:
       raise errors.DataError(
         f"No checkpoint of {self._path} can be read: {'; '.join(broken)}. "
-        "Begin anew with --overwrite, or in another --model_dir."
+        "Begin anew with --overwrite, or in another --runs."
       )
     return None
 

@@ -1,243 +1,244 @@
-"""Settings of a training run, and their presets."""
+"""Settings of a training run, and their presets. Without TensorFlow."""
+
+from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from typing import Any
 
-OPTIMIZERS = ("lazy_adam", "adam", "coupled_l2_adam", "adagrad")
+from pipelines.training import methods, old_settings
+from xir_tfrs.programs import settings
 
-
-def _setting(default: Any, text: str, **choices: Any) -> Any:
-  metadata = {"help": text, **choices}
-  if isinstance(default, list):
-    return dataclasses.field(default=tuple(default), metadata=metadata)
-  return dataclasses.field(default=default, metadata=metadata)
+_setting = settings.setting
+_XIR = {"task": "xir"}
+_CORR = {"task": "corr"}
+_CACHE = (_XIR, _CORR | {"negative_sampler": "xir"})
+_RESAMPLING = {"task": ("bir", "xir")}
+# Softmax over a pool, corrected by a proposal that may be chosen.
+_SOFTMAX = {"task": ("ssl", "ssl_pop", "mns", "cbns")}
+_FULL = ("full_softmax", "corr")
+_MASKED = {"task": tuple(name for name in methods.TASKS if name not in _FULL)}
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(settings.Settings):
   """One training run. The defaults are the preset `default`."""
 
-  data: str = _setting("", "Directory made by pipelines.prepare.")
-  model_dir: str = _setting("", "Directory for checkpoints and metrics.")
-  task: str = _setting("xir", "Retrieval method.")
-  preset: str = _setting("default", "Settings to start from.")
-  task_arguments: tuple[str, ...] = _setting(
-    [], "Arguments of the task that have no flag: name=value, in JSON."
+  data: str = _setting("Directory made by pipelines.prepare.", "")
+  model_dir: str = _setting("Directory for checkpoints and metrics.", "")
+  task: str = _setting("Retrieval method.", "xir", choices=tuple(methods.TASKS))
+  preset: str = _setting(
+    "Settings to start from.", "default", choices=("default", "plain", "paper")
   )
-  seed: int = _setting(0, "Seed of initial values, shuffling and draws.")
+  task_arguments: dict[str, Any] = _setting(
+    "Arguments of the task that have no flag: name=value,..., in JSON.", {}
+  )
+  seed: int = _setting("Seed of initial values, shuffling and draws.", 0)
 
-  dim: int = _setting(64, "Size of the embeddings.")
-  use_features: bool = _setting(True, "Give side features to the towers.")
+  dim: int = _setting("Size of the embeddings.", 64, above=0)
+  use_features: bool = _setting("Give side features to the towers.", True)
   query_hidden: tuple[int, ...] = _setting(
-    [], "Sizes of the query tower's hidden layers; none: a sum of embeddings."
+    "Sizes of the query tower's hidden layers; none: a sum of embeddings.",
+    (),
+    above=0,
   )
   candidate_hidden: tuple[int, ...] = _setting(
-    [], "Sizes of the candidate tower's hidden layers."
+    "Sizes of the candidate tower's hidden layers.", (), above=0
   )
-  init_stddev: float = _setting(0.1, "Deviation of initial embeddings.")
+  init_stddev: float = _setting(
+    "Deviation of initial embeddings.", 0.1, above=0
+  )
 
-  normalize: bool = _setting(True, "Score by cosine, not inner product.")
+  normalize: bool = _setting("Score by cosine, not inner product.", True)
   temperature: float | None = _setting(
-    None,
-    "What scores are divided by. Not given: 0.1, or 0.2 for tasks that "
+    "Scores are divided by this. Not given: 0.1, or 0.2 for tasks that "
     "resample, whose draws sharpen the loss already; 1 for inner products.",
+    None,
+    above=0,
   )
   loss: str | None = _setting(
-    None,
     "Form of the loss, one of xir_tfrs.ops.forms.FORMS. Not given: "
     "generalized_cross_entropy, without the positive in the denominator; "
     "cross_entropy for full_softmax and corr.",
+    None,
   )
-  loss_arguments: tuple[str, ...] = _setting(
-    [], "Settings of the form of the loss: name=value, in JSON."
+  loss_arguments: dict[str, Any] = _setting(
+    "Settings of the form of the loss: name=value,..., in JSON.", {}
   )
   log_q: str | None = _setting(
+    "Selects the proposal of the log-Q correction. Not given: as the task.",
     None,
-    "Softmax tasks: whence the log-Q correction. Not given: as the task.",
     choices=("none", "popularity", "streaming"),
-  )
-  popularity: str = _setting(
-    "rows",
-    "What a candidate's popularity goes by: its training rows, or log(1 + "
-    "rows), as in early code of the XIR paper.",
-    choices=("rows", "log_rows"),
+    only=_SOFTMAX,
   )
   remove_accidental_hits: bool | None = _setting(
-    None,
     "Leave out pool columns with the id of the row's positive. Not given: as "
     "the task.",
+    None,
   )
   mask_known_positives: bool | None = _setting(
-    None,
     "Leave out pool columns whose candidate the row's query has elsewhere in "
     "the training rows. Not given: yes; never for full_softmax and corr.",
+    None,
+    only=_MASKED,
   )
   popularity_weight: float | None = _setting(
+    "Weigh training rows by this power of their candidate's popularity, "
+    "times their own weights. Above 0 the model leans to popular candidates, "
+    "whose ranks most metrics count. Not given: 0.15; 0 for full_softmax and "
+    "corr.",
     None,
-    "Weigh training rows by this power of their candidate's popularity. Above "
-    "0 the model leans to popular candidates, whose ranks most metrics count. "
-    "Not given: 0.15; 0 for full_softmax and corr.",
   )
   positive_in_pool: bool | None = _setting(
-    None, "Whether the positive is also in the pool. Not given: as the task."
+    "Whether the positive is also in the pool. Not given: as the task.", None
   )
   num_resampled: int | None = _setting(
-    None,
     "Candidates drawn per query. Not given: the batch for BIR, half the "
     "cache for XIR.",
+    None,
+    above=0,
+    only=_RESAMPLING,
   )
-  resampler: str = _setting("systematic", "How candidates are drawn.")
-  cache_size: int = _setting(2048, "XIR: candidates in the cache.")
-  cache_weight: float = _setting(0.5, "XIR: share of the cache in the loss.")
-  cache_scope: str = _setting(
-    "step", "XIR: whom the next cache is drawn from, step or all."
+  resampler: str = _setting(
+    "How candidates are drawn.", "systematic", only=_RESAMPLING
+  )
+  cache_size: int = _setting(
+    "Candidates in the cache.", 2048, above=0, only=_CACHE
+  )
+  cache_weight: float = _setting(
+    "Share of the cache in the loss.", 0.5, minimum=0, maximum=1, only=_XIR
   )
   occurrence_decay: float = _setting(
-    1.0, "XIR: what is kept of draw counts at each step."
+    "Share of the draw counts that is kept at each step.",
+    1.0,
+    minimum=0,
+    maximum=1,
+    only=_CACHE,
   )
-  cache_policy: str = _setting(
-    "occurrence",
-    "XIR: who is cached, those drawn often or those that came last.",
-    choices=("occurrence", "recency"),
-  )
-  joint_partition: bool = _setting(
-    False,
-    "XIR: batch and cache as one pool, whose proposal is their mixture. Needs "
-    "--cache_scope all or --cache_policy recency.",
-  )
-  num_uniform: int = _setting(2048, "MNS: uniform candidates per step.")
-  logq_positive: str = _setting(
-    "none",
-    "MNS: whether the positive is corrected too.",
-    choices=("none", "mixture"),
+  num_uniform: int = _setting(
+    "Uniform candidates per step.", 2048, minimum=0, only={"task": "mns"}
   )
   num_buckets: int | None = _setting(
-    None, "Streaming log-Q: cells per table. Not given: from the candidates."
-  )
-  num_hashes: int = _setting(4, "Streaming log-Q: tables.")
-  frequency_learning_rate: float = _setting(
-    0.01, "Streaming log-Q: learning rate of the frequency estimate."
-  )
-  bank_size: int = _setting(4096, "CBNS: candidates in the memory bank.")
-  warmup_steps: int = _setting(
-    500, "CBNS: steps before the memory bank counts."
-  )
-  warmup_drift: float | None = _setting(
+    "Cells per table of the frequency estimate. Not given: from the number of "
+    "candidates.",
     None,
-    "CBNS: end the warm-up once embeddings drift less than this per step, "
-    "relative to their length. Not given: only by --warmup_steps.",
+    above=0,
+    only=({"task": "g_tower"}, {"log_q": "streaming"}),
   )
-  num_sampled: int = _setting(20, "CoRR: candidates drawn per query.")
+  bank_size: int = _setting(
+    "Candidates in the memory bank.", 4096, above=0, only={"task": "cbns"}
+  )
+  warmup_steps: int = _setting(
+    "Steps before the memory bank counts.",
+    500,
+    minimum=0,
+    only={"task": "cbns"},
+  )
+  num_sampled: int = _setting(
+    "Candidates drawn per query.", 20, above=0, only=_CORR
+  )
   negative_sampler: str = _setting(
+    "Selects what they are drawn from. midx: the catalogue, near the "
+    "retriever's softmax; midx_pop: the same times popularity; bir: the batch; "
+    "xir: batch and cache.",
     "midx",
-    "CoRR: whence they are drawn. midx: the catalogue, near the retriever's "
-    "softmax; midx_pop: the same times popularity; bir: the batch; xir: batch "
-    "and cache.",
     choices=("midx", "midx_pop", "uniform", "bir", "xir"),
-  )
-  num_codewords: int = _setting(8, "CoRR: codewords per half, for midx.")
-  kl_weight: float = _setting(
-    1.0, "CoRR: weight of the retriever's divergence from the ranker."
+    only=_CORR,
   )
   ranker: str = _setting(
-    "deepfm", "CoRR: kind of the ranker.", choices=("deepfm", "dcn")
+    "Kind of the ranker.", "deepfm", choices=("deepfm", "dcn"), only=_CORR
   )
-  ranker_dim: int = _setting(32, "CoRR: size of the ranker's embeddings.")
+  ranker_dim: int = _setting(
+    "Size of the ranker's embeddings.", 32, above=0, only=_CORR
+  )
   ranker_hidden: tuple[int, ...] = _setting(
-    [128, 64], "CoRR: sizes of the ranker's hidden layers."
-  )
-  row_chunk_size: int | None = _setting(
-    None, "Rows whose logits are held at a time. Not given: from the sizes."
+    "Sizes of the ranker's hidden layers.", (128, 64), above=0, only=_CORR
   )
 
-  global_batch_size: int = _setting(1024, "Rows per step, on all replicas.")
-  epochs: int = _setting(20, "Passes over the training rows.")
-  optimizer: str = _setting("lazy_adam", "The optimizer.", choices=OPTIMIZERS)
-  learning_rate: float = _setting(0.02, "Initial learning rate.")
+  global_batch_size: int = _setting(
+    "Rows per step, on all replicas.", 1024, above=0
+  )
+  epochs: int = _setting("Passes over the training rows.", 20, above=0)
+  optimizer: str = _setting(
+    "The optimizer.",
+    "lazy_adam",
+    choices=("lazy_adam", "adam", "coupled_l2_adam", "adagrad"),
+  )
+  learning_rate: float = _setting("Initial learning rate.", 0.02, above=0)
   learning_rate_schedule: str = _setting(
-    "step",
     "step: times `learning_rate_decay` every `decay_epochs` epochs; cosine: "
     "down to 0 at the last of `epochs`, which cannot be changed on resuming.",
+    "step",
     choices=("step", "cosine"),
   )
   learning_rate_decay: float = _setting(
-    0.5, "Factor on the learning rate, every `decay_epochs` epochs."
+    "Factor on the learning rate, every `decay_epochs` epochs; 1: none.",
+    0.5,
+    above=0,
+    only={"learning_rate_schedule": "step"},
   )
-  decay_epochs: int = _setting(5, "Epochs between decays.")
-  l2: float = _setting(0.0, "Coefficient of coupled_l2_adam.")
-  average_epochs: float = _setting(
+  decay_epochs: int = _setting(
+    "Epochs between decays.",
+    5,
+    above=0,
+    only={"learning_rate_schedule": "step"},
+  )
+  l2: float = _setting(
+    "Coefficient of the L2 penalty.",
     0.0,
-    "Evaluate and serve not the last weights but their average over about so "
-    "many epochs, one that fades exponentially. 0: the last weights.",
+    minimum=0,
+    only={"optimizer": "coupled_l2_adam"},
+  )
+  average_epochs: float = _setting(
+    "Evaluate and serve not the last weights but an exponential average of "
+    "them over about this many epochs. 0: the last weights.",
+    0.0,
+    minimum=0,
   )
 
   strategy: str = _setting(
-    "one",
     "Devices: one; mirrored, all GPUs of this machine; multi_worker, those of "
     "all machines that TF_CONFIG lists.",
+    "one",
     choices=("one", "mirrored", "multi_worker"),
   )
   cpu_replicas: int = _setting(
-    0, "--strategy=mirrored: so many parts of the CPU, instead of GPUs."
+    "Use this many parts of the CPU instead of GPUs. 0: GPUs.",
+    0,
+    minimum=0,
+    only={"strategy": "mirrored"},
   )
 
-  eval_epochs: int = _setting(1, "Epochs between validations.")
-  metric: str = _setting("ndcg@20", "Validation metric of the best checkpoint.")
+  eval_epochs: int = _setting("Epochs between validations.", 1, above=0)
+  metric: str = _setting("Validation metric of the best checkpoint.", "ndcg@20")
   patience: int = _setting(
-    3, "Stop after so many validations without a better one; 0: never."
+    "Stop after this many validations without a better one; 0: never.",
+    3,
+    minimum=0,
   )
   checkpoint_steps: int | None = _setting(
-    None, "Steps between checkpoints. Not given: an epoch."
+    "Steps between checkpoints. Not given: an epoch.", None, above=0
   )
-  keep_checkpoints: int = _setting(2, "Checkpoints kept, beside the best.")
-  log_steps: int = _setting(50, "Steps between lines of metrics.")
+  keep_checkpoints: int = _setting(
+    "Checkpoints kept, beside the best.", 2, above=0
+  )
+  log_steps: int = _setting("Steps between lines of metrics.", 50, above=0)
   estimator_probe: int = _setting(
-    0,
     "Rows on which to compare the loss's gradient with that of the full "
     "softmax, at each validation; 0: none.",
+    0,
+    minimum=0,
   )
 
-  def __post_init__(self) -> None:
-    for name in (
-      "dim",
-      "global_batch_size",
-      "epochs",
-      "learning_rate",
-      "decay_epochs",
-      "eval_epochs",
-      "keep_checkpoints",
-      "log_steps",
-      "cache_size",
-      "init_stddev",
-    ):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f"--{name} must be positive. Received: {getattr(self, name)}."
-        )
-    if self.average_epochs < 0:
-      raise ValueError(
-        "--average_epochs must not be negative. "
-        f"Received: {self.average_epochs}."
-      )
-    if self.optimizer not in OPTIMIZERS:
-      raise ValueError(
-        f"--optimizer must be one of {', '.join(OPTIMIZERS)}. "
-        f"Received: {self.optimizer!r}."
-      )
-    if self.learning_rate_schedule not in ("step", "cosine"):
-      raise ValueError(
-        "--learning_rate_schedule must be step or cosine. "
-        f"Received: {self.learning_rate_schedule!r}."
-      )
-    if self.l2 and self.optimizer != "coupled_l2_adam":
-      raise ValueError(
-        f"--l2 is a setting of coupled_l2_adam. Received: --l2={self.l2} "
-        f"with --optimizer={self.optimizer}."
-      )
-    for name in ("task_arguments", "loss_arguments"):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    for name in ("query_hidden", "candidate_hidden", "ranker_hidden"):
-      object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
+  @staticmethod
+  def settings_in(
+    content: Mapping[str, Any], path: str | os.PathLike[str]
+  ) -> Mapping[str, Any]:
+    """The settings of a file for --config, which may be a run's config.json."""
+    if not isinstance(content.get("train"), Mapping):
+      return content
+    return settings.as_dict(of_run(content["train"], path, content.get("data")))
 
 
 # The loss as the methods' papers have it.
@@ -295,69 +296,79 @@ CHANGEABLE = frozenset(
     "checkpoint_steps",
     "keep_checkpoints",
     "log_steps",
-    "row_chunk_size",
     "strategy",
     "cpu_replicas",
     "estimator_probe",
   }
 )
+# The same, of the arguments of the task.
+CHANGEABLE_ARGUMENTS = frozenset({"row_chunk_size"})
 
 
-def changeable(learning_rate_schedule: str) -> frozenset[str]:
-  """Settings that may differ when a run is resumed."""
-  if learning_rate_schedule == "cosine":
-    return CHANGEABLE - {"epochs"}
-  return CHANGEABLE
+def changed(old: TrainConfig, new: TrainConfig) -> str | None:
+  """The first setting that keeps `new` from going on with the run of `old`."""
+  may = CHANGEABLE
+  if old.learning_rate_schedule == "cosine":
+    may -= {"epochs"}
+  # Settings that a run does not use may be anything.
+  before, after = settings.as_dict(old), settings.as_dict(new)
+  for one in (before, after):
+    for name in CHANGEABLE_ARGUMENTS & one["task_arguments"].keys():
+      del one["task_arguments"][name]
+  for name in after:
+    if name not in may and before.get(name) != after[name]:
+      return name
+  return None
 
 
-def of_run(train: dict[str, Any]) -> dict[str, Any]:
-  """Settings of a run, as its config.json has them, complete.
+def of_run(
+  train: Mapping[str, Any],
+  path: str | os.PathLike[str],
+  data: str | None = None,
+) -> TrainConfig:
+  """The settings of a run, which this or an earlier version made.
 
-  Runs that do not name `mask_known_positives` and the like were made before
-  there were such settings.
-  """
-  known = dataclasses.asdict(TrainConfig()) | CROSS_ENTROPY | train
-  if "loss_arguments" not in train:
-    known |= _loss_of_old_run(train)
-  for name in ("robustness", "positive_in_partition"):
-    known.pop(name, None)
-  return known
-
-
-def _loss_of_old_run(train: dict[str, Any]) -> dict[str, Any]:
-  """What a run called `loss`, `robustness` and `positive_in_partition`."""
-  if train.get("loss") == "logq_corrected":
-    return {"loss": "logq_corrected", "loss_arguments": ()}
-  power = train.get("robustness", 0.0)
-  with_positive = train.get("positive_in_partition", True)
-  if power is None and with_positive is None:
-    return {"loss": None, "loss_arguments": ()}
-  plain = train.get("task") in ("full_softmax", "corr")
-  if power is None:
-    power = 0.0 if plain else 0.07
-  if with_positive is None:
-    with_positive = plain
-  if not power:
-    name = "cross_entropy" if with_positive else "decoupled"
-    return {"loss": name, "loss_arguments": ()}
-  return {
-    "loss": "generalized_cross_entropy",
-    "loss_arguments": (
-      f"power={power}",
-      f"positive_in_partition={str(with_positive).lower()}",
-    ),
-  }
-
-
-def from_preset(**settings: Any) -> TrainConfig:
-  """A config from a preset's settings, with `settings` over them.
+  Args:
+    train: What its config.json has under `train`.
+    path: config.json, for errors.
+    data: Where its data was, whatever the working directory is now.
 
   Raises:
-    ValueError: Unknown preset, or a setting out of its range.
+    DataError: It has a setting that this version does not know.
   """
-  preset = settings.get("preset", "default")
+  known = [field.name for field in dataclasses.fields(TrainConfig)]
+  found = old_settings.upgrade(train, known, path)
+  return TrainConfig(**(found if data is None else found | {"data": data}))
+
+
+def from_preset(**given: Any) -> TrainConfig:
+  """A config from a preset's settings, with the given ones over them.
+
+  Raises:
+    SettingsError: Unknown preset, a setting out of its range, or one that the
+      run would not use.
+  """
+  preset = given.get("preset", "default")
   if preset not in PRESETS:
-    raise ValueError(
+    raise settings.SettingsError(
       f"--preset must be one of {', '.join(PRESETS)}. Received: {preset!r}."
     )
-  return TrainConfig(**(PRESETS[preset] | settings))
+  return _checked(TrainConfig(**(PRESETS[preset] | given)), given)
+
+
+def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+  """The config of a run that goes on, with what was given anew.
+
+  Raises:
+    SettingsError: As `from_preset`.
+  """
+  return _checked(dataclasses.replace(old, **given), given)
+
+
+def _checked(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+  settings.refuse_unused(config, given)
+  if "decay_epochs" in given and config.learning_rate_decay == 1:
+    raise settings.SettingsError(
+      "--decay_epochs belongs to a --learning_rate_decay other than 1."
+    )
+  return config

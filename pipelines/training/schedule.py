@@ -24,6 +24,11 @@ class Schedule:
     """Steps after which the run is finished."""
     return self.end_of_epoch(self.config.epochs)
 
+  @property
+  def steps_per_epoch(self) -> float:
+    """Training rows / rows per step; may be less than 1."""
+    return self.num_rows / self.config.global_batch_size
+
   def epoch(self, step: int) -> float:
     """Passes over the training rows made by `step` steps."""
     return step * self.config.global_batch_size / self.num_rows

@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 
 import tensorflow as tf
+
+from xir_tfrs.programs import main, settings
 
 NAMES = ("one", "mirrored", "multi_worker")
 
@@ -15,7 +18,7 @@ _TF_CONFIG_EXAMPLE = (
 )
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(main.ProgramError):
   """Another worker has gone, and this one cannot go on alone."""
 
 
@@ -32,14 +35,14 @@ def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
     The strategy.
 
   Raises:
-    ValueError: Unknown name, or TF_CONFIG missing or wrong.
+    SettingsError: Unknown name, or TF_CONFIG missing or wrong.
   """
   if name not in NAMES:
-    raise ValueError(
+    raise settings.SettingsError(
       f"--strategy must be one of {', '.join(NAMES)}. Received: {name!r}."
     )
   if cpu_replicas and name != "mirrored":
-    raise ValueError(
+    raise settings.SettingsError(
       "--cpu_replicas is a setting of --strategy=mirrored. "
       f"Received: --strategy={name}."
     )
@@ -101,25 +104,36 @@ class Workers:
     return self._strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
 
+# Errors that a vanished worker causes.
+_LOST = (
+  tf.errors.UnavailableError,
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+)
+# Errors that it causes, and others: the message tells.
+_PERHAPS_LOST = (tf.errors.InternalError, tf.errors.UnknownError)
+_OF_OTHERS = re.compile(
+  "collective|/job:|grpc|connection|socket|peer", re.IGNORECASE
+)
+
+
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
   """Turns the errors that a vanished worker causes into `WorkerLost`."""
   try:
     yield
-  except (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-    tf.errors.UnknownError,
-  ) as error:
-    if Workers(strategy).count == 1:
+  except (*_LOST, *_PERHAPS_LOST) as error:
+    alone = Workers(strategy).count == 1
+    if alone or not (
+      isinstance(error, _LOST) or _OF_OTHERS.search(error.message)
+    ):
       raise
+    cause = error.message.strip().splitlines() or [type(error).__name__]
     raise WorkerLost(
       "Another worker has stopped, or cannot be reached; its own output says "
       "why. Start all workers again with --resume: the run goes on from its "
-      "newest checkpoint."
+      f"newest checkpoint. TensorFlow says: {cause[0][:300]}"
     ) from error
 
 
@@ -133,7 +147,7 @@ def _cpus(count: int) -> list[str]:
     except RuntimeError:
       found = len(tf.config.list_logical_devices("CPU"))
       if found < count:
-        raise ValueError(
+        raise settings.SettingsError(
           f"--cpu_replicas={count} comes too late: TensorFlow runs already, "
           f"on {found} CPU device(s)."
         ) from None
@@ -141,14 +155,14 @@ def _cpus(count: int) -> list[str]:
 
 
 def _require_tf_config() -> None:
-  """Raises ValueError unless TF_CONFIG says who trains together."""
+  """Raises SettingsError unless TF_CONFIG says who trains together."""
   text = os.environ.get("TF_CONFIG")
   hint = (
     "Set it in each worker's environment, with the worker's own index: "
     f"TF_CONFIG='{_TF_CONFIG_EXAMPLE}'"
   )
   if not text:
-    raise ValueError(
+    raise settings.SettingsError(
       "--strategy=multi_worker needs the environment variable TF_CONFIG. "
       + hint
     )
@@ -158,11 +172,11 @@ def _require_tf_config() -> None:
     kind, index = task["type"], int(task["index"])
     hosts = cluster[kind]
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise settings.SettingsError(
       f"TF_CONFIG is not a cluster and a task of it ({error!r}). {hint}"
     ) from None
   if kind not in ("worker", "chief") or not 0 <= index < len(hosts):
-    raise ValueError(
+    raise settings.SettingsError(
       f"TF_CONFIG names task {kind} {index}, but the cluster has "
       f"{ {name: len(value) for name, value in cluster.items()} }. {hint}"
     )

@@ -24,7 +24,7 @@ _SETTINGS = {
   "ranker_hidden": (8,),
   "num_sampled": 6,
   "negative_sampler": "midx_pop",
-  "num_codewords": 4,
+  "task_arguments": "num_codewords=4",
   "log_steps": 4,
 }
 

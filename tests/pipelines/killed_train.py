@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 
-from absl import app
-
 from pipelines import train
 from pipelines.training import loop as training
+from xir_tfrs.programs import main as program
 
 
 def main() -> None:
@@ -21,16 +20,18 @@ def main() -> None:
   step, *worker = (int(argument) for argument in sys.argv[1:end])
   task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
   if not worker or worker == [task["index"]]:
-    log_block = training._Run._log_block
+    log_block = training.Loop._log_block
 
-    def log_block_and_die(run, *arguments):
-      log_block(run, *arguments)
-      if run._now >= step:
+    def log_block_and_die(loop, *arguments):
+      log_block(loop, *arguments)
+      if loop._run.now >= step:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    training._Run._log_block = log_block_and_die
-  train._define_flags()
-  app.run(train.main, argv=[sys.argv[0], *sys.argv[end + 1 :]])
+    training.Loop._log_block = log_block_and_die
+  argv = [sys.argv[0], *sys.argv[end + 1 :]]
+  sys.exit(
+    program.run(train.TrainFlags, train.train, make=train._order, argv=argv)
+  )
 
 
 if __name__ == "__main__":

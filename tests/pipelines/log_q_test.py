@@ -52,7 +52,10 @@ def test_popularity(task, log_q):
 
 @pytest.mark.parametrize("task", ["ssl_pop", "bir", "xir"])
 def test_popularity_by_the_logarithm(task):
-  counts = build(task, popularity="log_rows").get_config()["candidate_counts"]
+  arguments = {"popularity": "log_rows"}
+  counts = build(task, task_arguments=arguments).get_config()[
+    "candidate_counts"
+  ]
   np.testing.assert_allclose(counts, 1e6 * np.log1p(_COUNTS), atol=0.5)
 
 
@@ -76,8 +79,7 @@ def test_streaming(task):
       task,
       log_q="streaming",
       num_buckets=77,
-      num_hashes=3,
-      frequency_learning_rate=0.2,
+      task_arguments={"num_hashes": 3, "frequency_learning_rate": 0.2},
     )
   )
   assert counts is None
@@ -87,7 +89,9 @@ def test_streaming(task):
 
 
 def test_g_tower():
-  task = build("g_tower", num_hashes=5, frequency_learning_rate=0.2)
+  task = build(
+    "g_tower", task_arguments="num_hashes=5,frequency_learning_rate=0.2"
+  )
   assert isinstance(task, xir.tasks.StreamingFrequencyRetrieval)
   config = task.get_config()
   assert config["num_buckets"] == 16

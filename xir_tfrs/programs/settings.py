@@ -33,6 +33,8 @@ import msgspec
 import yaml
 from absl import flags
 
+from xir_tfrs.data import errors
+
 _Config = TypeVar("_Config")
 
 # Packages whose argument checks raise ValueError.
@@ -78,8 +80,6 @@ def setting(
       tuple lists several. Of several such mappings one is enough. Otherwise
       the setting is refused where it is given.
   """
-  if isinstance(default, list | dict):
-    raise TypeError(f"A default must be immutable. Received: {default!r}.")
   about = _About(
     text,
     flag,
@@ -90,7 +90,12 @@ def setting(
     multi,
     tuple([only] if isinstance(only, Mapping) else only),
   )
-  return dataclasses.field(default=default, metadata={"setting": about})
+  metadata = {"setting": about}
+  if isinstance(default, dict):
+    return dataclasses.field(
+      default_factory=lambda: dict(default), metadata=metadata
+    )
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Setting:
       return None
     try:
       if self.type == dict[str, Any]:
-        converted: Any = _as_dict(value)
+        converted: Any = name_values(value)
       else:
         if typing.get_origin(self.type) is tuple and isinstance(value, str):
           value = flags.ListParser().parse(value)
@@ -294,7 +299,7 @@ def as_dict(config: Any) -> dict[str, Any]:
   """The settings that are used, as JSON has them: `read_file` reads them."""
   values = values_of(config)
   return {
-    one.name: list(value) if isinstance(value, tuple) else value
+    one.name: _as_json(value)
     for one in settings_of(type(config))
     if one.is_used(values)
     for value in [values[one.name]]
@@ -326,8 +331,8 @@ def read_file(
 ) -> dict[str, Any]:
   """The settings that a YAML or JSON file gives, by name.
 
-  A class may have a static method `settings_in`, which picks the settings out
-  of a file that holds more than settings.
+  A class may have a static method `settings_in(content, path)`, which picks
+  the settings out of a file that holds more than settings.
 
   Raises:
     SettingsError: It cannot be read, or a key or a value is wrong.
@@ -352,8 +357,7 @@ def read_file(
     raise SettingsError(f"{path} must map names of settings to values.")
   settings_in = getattr(config_class, "settings_in", None)
   if settings_in is not None:
-    with naming(str(path)):
-      content = settings_in(content)
+    content = settings_in(content, path)
   known = {one.name: one for one in settings_of(config_class)}
   given = {}
   for name, value in content.items():
@@ -376,6 +380,8 @@ def naming(what: str) -> Iterator[None]:
   """
   try:
     yield
+  except (SettingsError, errors.DataError):
+    raise  # These name what is wrong already.
   except ValueError as error:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -464,7 +470,7 @@ def help_text(config_class: type) -> str:
     text = one.about.help
     if one.default is dataclasses.MISSING:
       text += " Needed."
-    elif one.default not in (None, "", ()):
+    elif one.default not in (None, "", (), {}):
       text += f" Default: {_shown(one.default)}."
     if one.about.choices:
       text += f" One of {', '.join(map(str, one.about.choices))}."
@@ -490,6 +496,12 @@ def _shown(default: Any) -> str:
     return str(default).lower()
   text = str(default)
   return text if text.strip() else repr(text)
+
+
+def _as_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    return dict(value)
+  return list(value) if isinstance(value, tuple) else value
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -520,7 +532,7 @@ def _described(kind: Any) -> str:
   return _KINDS[typing.get_origin(kind) or kind]
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
+def name_values(value: Any) -> dict[str, Any]:
   """A mapping, or `name=value,...` with values in JSON.
 
   Raises:

@@ -1,0 +1,98 @@
+"""What the training rows are, and the batches that each replica gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.data import datasets, errors
+
+Columns = Mapping[str, np.ndarray]
+
+
+def training_rows(columns: Columns, data: str | os.PathLike[str]) -> Columns:
+  """The rows that are trained on: a row of weight 0 is none of them.
+
+  It would not add to the loss. But it would be a negative of other rows, be
+  drawn into a cache, and move weights by an optimizer's momentum.
+
+  Args:
+    columns: By name, [n] arrays of the train split.
+    data: The data directory, for errors.
+
+  Raises:
+    DataError: A weight is negative or not finite, or all are 0.
+  """
+  weights = columns.get("sample_weight")
+  if weights is None:
+    return columns
+  wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+  if wrong.size:
+    raise errors.DataError(
+      f"weights must be finite and not negative, but row {wrong[0] + 1:,} of "
+      f"the train split has {weights[wrong[0]]}",
+      path=data,
+      column="sample_weight",
+    )
+  kept = weights > 0
+  if kept.all():
+    return columns
+  if not kept.any():
+    raise errors.DataError(
+      "all training rows have weight 0", path=data, column="sample_weight"
+    )
+  return {name: column[kept] for name, column in columns.items()}
+
+
+def with_popularity(columns: Columns, power: float) -> Columns:
+  """The rows with popularity^power times their own weight as their weight.
+
+  The weights keep their sum, so that their scale stays the user's.
+  """
+  if not power:
+    return columns
+  weights = datasets.popularity_weights(columns["candidate_id"], power)
+  if "sample_weight" in columns:
+    own = columns["sample_weight"].astype(np.float64)
+    product = own * weights
+    weights = (product * (own.sum() / product.sum())).astype(np.float32)
+  return {**columns, "sample_weight": weights}
+
+
+def distributed(
+  strategy: tf.distribute.Strategy,
+  columns: Columns,
+  *,
+  global_batch_size: int,
+  seed: int,
+  start_step: int,
+  known: tf.RaggedTensor | None,
+) -> Iterator[dict[str, tf.Tensor]]:
+  """The batches from a step on, to each replica its share.
+
+  Args:
+    strategy: The strategy.
+    columns: By name, [n] arrays of the training rows.
+    global_batch_size: Rows per step, on all replicas.
+    seed: Seed of the order of the rows.
+    start_step: The first batch wanted.
+    known: [num_queries, None] candidates that are no negatives of a query.
+  """
+  shares = datasets.shares(global_batch_size, strategy.num_replicas_in_sync)
+
+  def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    local = len(shares) // context.num_input_pipelines
+    first = context.input_pipeline_id * local
+    return datasets.training_dataset(
+      columns,
+      global_batch_size=global_batch_size,
+      seed=seed,
+      start_step=start_step,
+      shares=shares[first : first + local],
+      known=known,
+    )
+
+  return iter(strategy.distribute_datasets_from_function(dataset))

@@ -1,0 +1,218 @@
+"""From a config to a run that can go on: built, and restored if it is old."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import xir_tfrs as xir
+from pipelines.training import (
+  batches,
+  build,
+  checkpoints,
+  schedule,
+  strategies,
+  validation,
+)
+from pipelines.training import config as configs
+from xir_tfrs.data import datasets, errors, runs, tables
+from xir_tfrs.data import directory as directories
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import settings
+
+_PACKAGES = (
+  "tensorflow",
+  "tf-keras",
+  "tensorflow-recommenders",
+  "numpy",
+  "xir-tfrs",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The parts of a run.
+
+  Attributes:
+    config: Its settings.
+    strategy: How it is distributed.
+    workers: The processes that train together.
+    directory: Where it is kept.
+    schedule: When things are due.
+    rows: By name, [n] arrays of the training rows, with their final weights.
+    known: [num_queries, None] candidates that are no negatives of a query;
+      None: not masked.
+    validation: The validation split; None: there is none.
+    model: The model, compiled.
+    step: Steps done.
+    average: The average of the weights, if there is one.
+    checkpoints: Writes them.
+  """
+
+  config: configs.TrainConfig
+  strategy: tf.distribute.Strategy
+  workers: strategies.Workers
+  directory: runs.RunDir
+  schedule: schedule.Schedule
+  rows: batches.Columns
+  known: tf.RaggedTensor | None
+  validation: Any
+  model: xir.models.TwoTower
+  step: tf.Variable
+  average: xir.optimizers.WeightAverage | None
+  checkpoints: checkpoints.Checkpoints
+
+  @property
+  def now(self) -> int:
+    """Steps done, as a number."""
+    # A mirrored variable is no Python number.
+    return int(self.step.numpy())
+
+
+def start(
+  config: configs.TrainConfig,
+  strategy: tf.distribute.Strategy,
+  held: contextlib.ExitStack,
+  *,
+  resume: bool,
+  overwrite: bool,
+) -> tuple[Run, int | None]:
+  """A new run, or an old one restored; its directory stays locked.
+
+  Returns:
+    The run, and the step of its newest checkpoint; None: it has none.
+
+  Raises:
+    DataError: The data cannot be read, or the directory not be used as asked.
+    SettingsError: The model refuses a setting.
+  """
+  workers = strategies.Workers(strategy)
+  # Refuses a batch of fewer rows than replicas, before anything is read.
+  datasets.shares(config.global_batch_size, strategy.num_replicas_in_sync)
+  data = directories.DataDir(config.data)
+  schema = data.schema
+  if not schema.rows["train"]:
+    raise errors.DataError("there are no training rows", path=config.data)
+  split = validation.load(config, data)
+  rows, known, candidates = _data(config, data)
+  calendar = schedule.Schedule(len(rows["query_id"]), config)
+  tf.keras.utils.set_random_seed(config.seed)
+  with strategy.scope():
+    model = build.build(config, schema, data.queries, candidates)
+    optimizer = build.optimizer(config, calendar.steps_per_epoch)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer)
+    step = tf.Variable(0, dtype=tf.int64, name="step", trainable=False)
+    state = {"model": model, "optimizer": optimizer, "step": step}
+    average = None
+    if config.average_epochs:
+      average = xir.optimizers.WeightAverage(model.trainable_variables)
+      state["average"] = average
+  directory = runs.RunDir(config.model_dir, workers.is_chief)
+  run = Run(
+    config=config,
+    strategy=strategy,
+    workers=workers,
+    directory=directory,
+    schedule=calendar,
+    rows=rows,
+    known=known,
+    validation=split,
+    model=model,
+    step=step,
+    average=average,
+    checkpoints=checkpoints.Checkpoints(
+      directory, tf.train.Checkpoint(**state), config.keep_checkpoints, average
+    ),
+  )
+  held.enter_context(directory.locked())
+  return run, _begin(run, _description(run, data), resume, overwrite)
+
+
+def _data(
+  config: configs.TrainConfig, data: directories.DataDir
+) -> tuple[batches.Columns, tf.RaggedTensor | None, tables.Table]:
+  """The training rows, what is masked with them, and the candidates."""
+  count = build.rows_of_loss(config)
+  columns = data.rows("train")
+  rows = batches.training_rows(columns, config.data)
+  candidates = data.candidates
+  if rows is not columns:
+    counts = np.bincount(
+      rows["candidate_id"], minlength=data.schema.num_candidates
+    )
+    candidates = dataclasses.replace(candidates, counts=counts)
+  known = None
+  if count["mask_known_positives"]:
+    known = datasets.candidates_by_query(rows, data.schema.num_queries)
+  rows = batches.with_popularity(rows, count["popularity_weight"])
+  return rows, known, candidates
+
+
+def _begin(
+  run: Run, description: runs.RunConfig, resume: bool, overwrite: bool
+) -> int | None:
+  """Begins, or restores; the chief says which. Returns the saved step."""
+  directory, workers = run.directory, run.workers
+  (restores,) = workers.of_chief(resume and directory.exists())
+  if not restores:
+    directory.create(description, overwrite)
+  else:
+    _require_same_run(run, description)
+    directory.write_config(description)
+  step = None
+  if restores and workers.is_chief:
+    step = run.checkpoints.restore()
+  (step,) = workers.of_chief(-1 if step is None else step)
+  saved = int(step) if step >= 0 else None
+  if saved is not None and not workers.is_chief:
+    run.checkpoints.restore_step(saved)
+  if not restores:
+    return None
+  if workers.is_chief:
+    print(
+      f"{directory.path} holds no checkpoint yet: starting at step 0."
+      if saved is None
+      else f"Going on from step {saved} of {directory.path}"
+    )
+  directory.forget_metrics_after(run.now)
+  # Nobody reads the metrics before they are cut.
+  workers.of_chief(0.0)
+  return saved
+
+
+def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
+  """What config.json says of a run."""
+  return runs.RunConfig(
+    data=str(data.path.resolve()),
+    schema_sha256=data.schema_sha256,
+    model=run.model.get_config(),
+    train=settings.as_dict(run.config),
+    versions={"python": platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+  )
+
+
+def _require_same_run(run: Run, new: runs.RunConfig) -> None:
+  """Raises DataError unless the run goes on with the one that is there."""
+  old = run.directory.read_config()
+  if old.schema_sha256 != new.schema_sha256:
+    raise errors.DataError(
+      f"The data in {new.data} is not what this run was trained on (its "
+      f"{schema_lib.FILE_NAME} differs): resume with the old data, or start a "
+      "new run in another --model_dir."
+    )
+  before = configs.of_run(old.train, run.directory.path / runs.CONFIG)
+  name = configs.changed(before, run.config)
+  if name is not None:
+    raise errors.DataError(
+      f"A resumed run cannot change --{name} (it was "
+      f"{getattr(before, name)!r}, now {getattr(run.config, name)!r}): start a "
+      "new run in another --model_dir."
+    )

@@ -1,0 +1,80 @@
+"""Validation of a run: what was measured, what was best, when to stop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import xir_tfrs as xir
+from pipelines.evaluation import split
+from pipelines.training import config as configs
+from xir_tfrs.data import directory
+from xir_tfrs.programs import settings
+
+_KS = (10, 20, 50)
+
+
+def load(config: configs.TrainConfig, data: directory.DataDir):
+  """The validation split; None if there is none, which is said.
+
+  Raises:
+    SettingsError: There is no such metric.
+    DataError: The split cannot be read.
+  """
+  name, _, k = config.metric.partition("@")
+  if name not in xir.metrics.NAMES or not k.isdigit() or int(k) < 1:
+    raise settings.SettingsError(
+      f"--metric must be one of {', '.join(xir.metrics.NAMES)}, with @k: "
+      f"ndcg@20. Received: {config.metric!r}."
+    )
+  if data.schema.rows["validation"]:
+    return split.load_evaluation_data(data, "validation")
+  print(
+    "There is no validation split (pipelines.prepare --validation_fraction): "
+    "no validation metrics, no best checkpoint, no early stopping.",
+    file=sys.stderr,
+  )
+  return None
+
+
+class Validations:
+  """The validations of a run so far."""
+
+  def __init__(
+    self, config: configs.TrainConfig, rows: list[dict[str, Any]]
+  ) -> None:
+    """Takes those of earlier sessions, the rows of metrics.jsonl."""
+    self._metric, self._patience = config.metric, config.patience
+    self._rows = rows
+    k = int(config.metric.partition("@")[2])
+    self.ks = tuple(sorted({*_KS, k}))
+
+  @property
+  def best(self) -> dict[str, Any] | None:
+    """The row of the best one."""
+    return max(self._rows, key=lambda row: row[self._metric], default=None)
+
+  @property
+  def should_stop(self) -> bool:
+    """Whether the best one is too long ago."""
+    if not self._patience or self.best is None:
+      return False
+    step = self.best["step"]
+    since = [row for row in self._rows if row["step"] > step]
+    return len(since) >= self._patience
+
+  def is_best(self, row: dict[str, Any]) -> bool:
+    """Whether a new row is better than all before it."""
+    return self.best is None or row[self._metric] > self.best[self._metric]
+
+  def add(self, row: dict[str, Any]) -> None:
+    self._rows.append(row)
+
+  def line(self, row: dict[str, Any], is_best: bool) -> str:
+    """A line that says what was measured."""
+    shown = dict.fromkeys([self._metric, "recall@20", "ndcg@20"])
+    return (
+      f"epoch {row['epoch']:.1f}  step {row['step']}  "
+      + "  ".join(f"{name} {row[name]:.4f}" for name in shown)
+      + ("  best so far" if is_best else "")
+    )
