@@ -70,7 +70,15 @@ def test_text_can_be_cut_at_any_byte(tmp_path, end):
           read, skip_lines=1, start=start, stop=start + size, count_lines=True
         )
         cut_off += not file.ends_in_newline
+      uncounted = [
+        chunk.data
+        for start in range(0, len(content), size)
+        for chunk in file.chunks(
+          read, skip_lines=1, start=start, stop=start + size
+        )
+      ]
       data = b"".join(chunk.data for chunk in chunks)
+      assert data == b"".join(uncounted)
       assert data == content.partition(b"\n")[2], (size, read)
       assert cut_off == (end == "")
       for chunk in chunks:
