@@ -1,0 +1,34 @@
+"""Checkpoints in a directory whose path is a pattern for TensorFlow."""
+
+import pytest
+import tensorflow as tf
+
+from pipelines.training import checkpoints
+from xir_tfrs.data import runs
+
+
+def names(path):
+  return sorted(file.name for file in (path / "checkpoints").glob("*.index"))
+
+
+def saver(path, value):
+  variable = tf.Variable(float(value))
+  saved = tf.train.Checkpoint(x=variable)
+  return variable, checkpoints.Checkpoints(runs.RunDir(path), saved, keep=1)
+
+
+@pytest.mark.parametrize(
+  ("first", "second"), [("run1", "run[1]"), ("axb", "a*b"), ("a", "a\\b")]
+)
+def test_a_run_keeps_and_removes_its_own(tmp_path, first, second):
+  for name, value in ((first, 1), (second, 2)):
+    _, mine = saver(tmp_path / name, value)
+    for step in (3, 7, 8):
+      mine.save(step)
+  assert names(tmp_path / first) == names(tmp_path / second) == ["ckpt-8.index"]
+  # The newest one of each is found, and is its own.
+  for name, value in ((first, 1), (second, 2)):
+    variable, again = saver(tmp_path / name, 0)
+    assert again.restore() == 8
+    assert variable.numpy() == value
+    assert again.newest == str(tmp_path / name / "checkpoints" / "ckpt-8")
