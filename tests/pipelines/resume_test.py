@@ -392,3 +392,32 @@ def test_wrong_strategies_are_refused():
   with pytest.raises(ValueError, match="--cpu_replicas=99 comes too late"):
     tf.zeros([])
     strategies.create("mirrored", cpu_replicas=99)
+
+
+@pytest.mark.parametrize(
+  ("error", "is_lost"),
+  [
+    (tf.errors.UnavailableError(None, None, "Socket closed"), True),
+    (
+      tf.errors.InternalError(None, None, "Collective ops is aborted by: ..."),
+      True,
+    ),
+    # Errors of this worker itself say nothing of others.
+    (tf.errors.InternalError(None, None, "cuBLAS has failed"), False),
+    (tf.errors.UnknownError(None, None, "disk quota exceeded"), False),
+  ],
+)
+def test_only_a_lost_worker_is_called_lost(monkeypatch, error, is_lost):
+  class TwoWorkers:
+    count = 2
+
+    def __init__(self, strategy):
+      del strategy
+
+  monkeypatch.setattr(strategies, "Workers", TwoWorkers)
+  expected = strategies.WorkerLost if is_lost else type(error)
+  with pytest.raises(expected) as caught:
+    with strategies.lost_workers(tf.distribute.get_strategy()):
+      raise error
+  # The cause is told, whatever it is.
+  assert error.message in str(caught.value)
