@@ -1,8 +1,8 @@
 """What is run: one grid of settings for each table and figure of the paper.
 
-A case is a method with its settings, those of `pipelines.train` over a preset.
-Runs belong to their settings, not to an experiment: what two experiments have
-in common is trained once.
+A case is a method with settings of `pipelines.train`, or arguments of the task,
+over a preset. A run belongs to its settings and not to an experiment: what two
+experiments have in common is trained once.
 """
 
 import dataclasses
@@ -11,17 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.training import config as configs
+from pipelines.training import methods
 
-METHODS = {
-  "ssl": "SSL",
-  "ssl_pop": "SSL-Pop",
-  "mns": "MNS",
-  "g_tower": "G-Tower",
-  "cbns": "CBNS",
-  "full_softmax": "full softmax",
-  "bir": "BIR",
-  "xir": "XIR",
-}
 _RESAMPLING = ("bir", "xir")
 # Unbiased as the paper's draws with replacement, in a fifth of their time.
 _SYSTEMATIC = {"resampler": "systematic"}
@@ -35,9 +26,9 @@ class Case:
     task: The method, by --task.
     settings: What differs from the preset.
     preset: What the settings stand over.
-    x: Where it stands on the experiment's axis; in a table, which of its
-      settings it has.
-    label: Name in tables and of the folder; empty: made of the method and its
+    x: Its place on the experiment's axis; in a table, the number of its group,
+      within which it is tested.
+    label: Name in tables and of the folder; empty: made from the method and its
       settings.
   """
 
@@ -49,7 +40,10 @@ class Case:
 
   @property
   def name(self) -> str:
-    """Of its folder: the same for the same settings."""
+    """The folder name, derived from the settings.
+
+    Published runs are kept under it: it does not change.
+    """
     if self.label:
       words = re.sub(r"[^\w.=]+", "_", self.label)
       # A schedule over other epochs is another run.
@@ -90,7 +84,7 @@ class Experiment:
   split: str = "test"
 
   def title_of(self, case: Case) -> str:
-    """Of its row, without the settings that all cases have in common."""
+    """The title of its row, without settings that all cases share."""
     if case.label:
       return case.label
     settings = {
@@ -99,15 +93,15 @@ class Experiment:
       if name != "resampler"
       and any(other.settings.get(name) != value for other in self.cases)
     }
-    return " ".join([METHODS[case.task], *_named(settings)])
+    return " ".join([methods.TASKS[case.task].title, *_named(settings)])
 
   @property
   def baseline_title(self) -> str:
-    """Above the column of tests: of one that has an `x`, the method."""
+    """The title of the column of tests; with an `x`, the baseline's method."""
     baseline = self.cases[self.baseline]
     if baseline.x is None:
       return self.title_of(baseline)
-    return METHODS[baseline.task]
+    return methods.TASKS[baseline.task].title
 
   def baseline_of(self, case: Case) -> Case:
     """What the case is tested against."""

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from pipelines.reproduction import experiments, files
+from pipelines.training import methods
 from xir_tfrs.data import errors
 
 FILE_NAME = "report.md"
@@ -189,7 +190,7 @@ def _sweep(result, axes) -> None:
       axis.plot(
         *zip(*sorted(points), strict=True),
         marker="o",
-        label=experiments.METHODS[task],
+        label=methods.TASKS[task].title,
       )
     axis.set(xlabel=result.axis, ylabel=metric)
     places = [x for points in lines.values() for x, _ in points]

@@ -59,37 +59,41 @@ class Run:
   split: str
 
   @property
-  def steps_per_epoch(self) -> int:
-    rows = schema_lib.Schema.load(self.data).rows["train"]
-    return math.ceil(rows / self._config().global_batch_size)
-
-  def config(self) -> configs.TrainConfig:
-    """The settings of `pipelines.train`."""
-    return dataclasses.replace(
-      self._config(),
-      epochs=self.epochs,
-      # Ranked here, and nothing is selected by it.
-      patience=0,
-      eval_epochs=10**6,
-      checkpoint_steps=self.steps_per_epoch,
-      keep_checkpoints=1,
-    )
-
-  def _config(self) -> configs.TrainConfig:
-    own = [field.name for field in dataclasses.fields(configs.TrainConfig)]
-    settings = self.case.settings
+  def settings(self) -> configs.TrainConfig:
+    """The settings of the case; those without a flag are the task's."""
+    flags = {field.name for field in dataclasses.fields(configs.TrainConfig)}
+    given, arguments = {}, {}
+    for name, value in self.case.settings.items():
+      (given if name in flags else arguments)[name] = value
+    if arguments:
+      given["task_arguments"] = arguments
     return configs.from_preset(
-      **{name: value for name, value in settings.items() if name in own}
+      **given
       | {
-        "task_arguments": {
-          name: value for name, value in settings.items() if name not in own
-        },
         "preset": self.case.preset,
         "task": self.case.task,
         "data": self.data,
         "model_dir": self.folder,
         "seed": self.seed,
       }
+    )
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Steps per epoch."""
+    rows = schema_lib.Schema.load(self.data).rows["train"]
+    return math.ceil(rows / self.settings.global_batch_size)
+
+  def config(self) -> configs.TrainConfig:
+    """The settings of `pipelines.train`."""
+    return dataclasses.replace(
+      self.settings,
+      epochs=self.epochs,
+      # Ranked here, and nothing is selected by it.
+      patience=0,
+      eval_epochs=10**6,
+      checkpoint_steps=self.steps_per_epoch,
+      keep_checkpoints=1,
     )
 
 

@@ -249,9 +249,8 @@ class Loop:
   def _validate(self, report: progress_lib.Progress) -> None:
     run = self._run
     with run.checkpoints.as_saved():
-      metrics = rankings.rank(
-        run.model, run.validation, self._validations.ks
-      ).means()
+      ranking = rankings.rank(run.model, run.validation, self._validations.ks)
+    metrics = rankings.means_with_parts(ranking, run.validation.warm)
     # Every worker has ranked, but on unlike machines a rounding may differ.
     values = run.workers.of_chief(*metrics.values())
     row = self._row("validation") | dict(zip(metrics, values, strict=True))

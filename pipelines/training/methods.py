@@ -22,6 +22,7 @@ class Method:
 
   Attributes:
     class_name: The class, in `xir_tfrs.tasks`.
+    title: What tables and figures call the method; empty: its name.
     cosine_temperature: Temperature for cosine scores, where none is given.
     log_q: Where the proposal comes from, where `--log_q` is not given; None:
       it is part of the method.
@@ -30,6 +31,7 @@ class Method:
   """
 
   class_name: str
+  title: str = ""
   cosine_temperature: float = 0.1
   log_q: str | None = "popularity"
   loss: str = "generalized_cross_entropy"
@@ -42,21 +44,25 @@ class Method:
 
 
 TASKS: dict[str, Method] = {
-  "ssl": Method("SampledSoftmaxRetrieval", log_q="none"),
-  "ssl_pop": Method("SampledSoftmaxRetrieval"),
+  "ssl": Method("SampledSoftmaxRetrieval", "SSL", log_q="none"),
+  "ssl_pop": Method("SampledSoftmaxRetrieval", "SSL-Pop"),
   "g_tower": Method(
     "StreamingFrequencyRetrieval",
+    "G-Tower",
     log_q=None,
     settings={"learning_rate": "frequency_learning_rate"},
   ),
-  "mns": Method("MixedNegativeRetrieval"),
-  "cbns": Method("CrossBatchRetrieval"),
-  "full_softmax": Method("FullSoftmaxRetrieval", loss="cross_entropy"),
+  "mns": Method("MixedNegativeRetrieval", "MNS"),
+  "cbns": Method("CrossBatchRetrieval", "CBNS"),
+  "full_softmax": Method(
+    "FullSoftmaxRetrieval", "full softmax", loss="cross_entropy"
+  ),
   # Draws that favour high scores sharpen the loss: twice the temperature.
-  "bir": Method("BIRRetrieval", cosine_temperature=0.2),
-  "xir": Method("XIRRetrieval", cosine_temperature=0.2),
+  "bir": Method("BIRRetrieval", "BIR", cosine_temperature=0.2),
+  "xir": Method("XIRRetrieval", "XIR", cosine_temperature=0.2),
   "corr": Method(
     "CoRRRetrieval",
+    "CoRR",
     log_q=None,
     loss="cross_entropy",
     settings={"sampler": "negative_sampler"},

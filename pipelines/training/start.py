@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,8 @@ def start(
   split = validation.load(config, data)
   rows, known, candidates = _data(config, data)
   calendar = schedule.Schedule(len(rows["query_id"]), config)
+  if workers.is_chief:
+    _say_if_few_steps(len(rows["query_id"]), calendar.total_steps, config)
   tf.keras.utils.set_random_seed(config.seed)
   with strategy.scope():
     model = build.build(config, schema, data.queries, candidates)
@@ -133,6 +136,18 @@ def start(
   )
   held.enter_context(directory.locked())
   return run, _begin(run, _description(run, data), resume, overwrite)
+
+
+def _say_if_few_steps(
+  num_rows: int, num_steps: int, config: configs.TrainConfig
+) -> None:
+  if num_rows < config.global_batch_size:
+    print(
+      f"A batch (--global_batch_size {config.global_batch_size:,}) is larger "
+      f"than the {num_rows:,} training rows: {config.epochs:,} epochs are "
+      f"{num_steps:,} steps, which teach little. Choose a smaller one.",
+      file=sys.stderr,
+    )
 
 
 def _data(

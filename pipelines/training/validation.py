@@ -73,8 +73,11 @@ class Validations:
   def line(self, row: dict[str, Any], is_best: bool) -> str:
     """A line that says what was measured."""
     shown = dict.fromkeys([self._metric, "recall@20", "ndcg@20"])
+    # Where some queries have no training rows.
+    parts = [f"{part}/{self._metric}" for part in ("warm", "cold")]
+    names = [*shown, *(name for name in parts if name in row)]
     return (
       f"epoch {row['epoch']:.1f}  step {row['step']}  "
-      + "  ".join(f"{name} {row[name]:.4f}" for name in shown)
+      + "  ".join(f"{name} {row[name]:.4f}" for name in names)
       + ("  best so far" if is_best else "")
     )

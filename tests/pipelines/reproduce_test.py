@@ -1,5 +1,6 @@
 """The grids of runs behind the published tables, and what is made of them."""
 
+import pathlib
 import re
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from pipelines import evaluate, reproduce
 from pipelines.reproduction import experiments, files, report, results, runs
+from pipelines.training import config as configs
 from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
 
+ROOT = pathlib.Path(__file__).parents[2]
 PLANNED = (
   "table2",
   "curves",
@@ -94,6 +97,28 @@ def test_a_baseline_on_the_axis_is_that_of_the_same_place():
   experiment = experiments.EXPERIMENTS["cache_size"]
   for case in experiment.cases:
     assert experiment.baseline_of(case) is experiment.cases[0]
+
+
+def test_published_runs_are_those_of_the_grids():
+  """By their names, titles and settings, whatever these are called now."""
+  checked = 0
+  for path in (ROOT / "results").glob("*.json"):
+    result = files.read_result(path)
+    plan = experiments.EXPERIMENTS[result.experiment]
+    cases = {case.name: case for case in plan.cases}
+    for published in result.cases:
+      case = cases[published.name]
+      assert plan.title_of(case) == published.title
+      old = configs.of_run(
+        configs.PRESETS[published.preset]
+        | {"preset": published.preset, "task": published.task}
+        | published.settings,
+        path,
+      )
+      now = runs.Run(case, 0, "", "", 1, plan.split).settings
+      assert settings.as_dict(now) == settings.as_dict(old), published.name
+      checked += 1
+  assert checked > 100
 
 
 def test_experiments_share_runs(small_data, tmp_path):

@@ -89,6 +89,12 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize("flag", ["--dim=5.0", "--hidden=3,5.0"])
+def test_a_flag_of_whole_numbers_takes_no_fraction(flag):
+  with pytest.raises(settings.SettingsError, match="must be.*whole number"):
+    given(flag)
+
+
 @pytest.mark.parametrize(("name", "value", "message"), WRONG)
 def test_wrong_values_name_the_flag_or_the_key(tmp_path, name, value, message):
   with pytest.raises(settings.SettingsError, match=f"^--{name} {message}"):

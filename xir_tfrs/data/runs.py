@@ -297,17 +297,15 @@ def encode_in_batches(
   Returns:
     [num_ids, dim] float32 array.
   """
-  traced: Any = tf.function(
-    encode,
-    input_signature=[tf.TensorSpec([None], tf.int64)],
-    autograph=False,
-  )
-  dim = traced.get_concrete_function().structured_outputs.shape[1]
-  vectors = np.empty([len(ids), dim], np.float32)
-  for low in range(0, len(ids), _IDS_PER_BATCH):
-    part = ids[low : low + _IDS_PER_BATCH]
-    vectors[low : low + len(part)] = traced(tf.constant(part, tf.int64))
-    if report is not None:
+  # Eager: validation encodes after each epoch, and would trace each time.
+  vectors = None
+  # At least once, since the answer says its dimension.
+  for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
+    part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
+    if vectors is None:
+      vectors = np.empty([len(ids), part.shape[1]], np.float32)
+    vectors[low : low + len(part)] = part
+    if report is not None and len(part):
       report(low + len(part))
   return vectors
 

@@ -157,6 +157,8 @@ class Setting:
         element = _element(self.type)
         if element is not bool and _has_bool(value):
           raise ValueError
+        if element is int:
+          _require_whole(value)
         # Numbers given as text, as YAML gives 1e-3, are numbers.
         converted = msgspec.convert(value, self.type, strict=False)
     except (ValueError, TypeError, msgspec.ValidationError):
@@ -523,6 +525,13 @@ def _has_bool(value: Any) -> bool:
   """Whether it holds a bool, which Python counts among the numbers."""
   parts = value if isinstance(value, list | tuple) else (value,)
   return any(isinstance(part, bool) for part in parts)
+
+
+def _require_whole(value: Any) -> None:
+  """Raises ValueError for text such as 5.0, which msgspec takes for 5."""
+  for part in value if isinstance(value, list | tuple) else (value,):
+    if isinstance(part, str):
+      int(part)
 
 
 def _described(kind: Any) -> str:

@@ -1,0 +1,103 @@
+"""A file of twelve rows goes through the commands of the README."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_ROWS = """user_id:token\titem_id:token
+ann\ttea
+ann\tmilk
+ann\tsugar
+bob\ttea
+bob\tmilk
+bob\tcoffee
+cat\tcoffee
+cat\tsugar
+cat\tmilk
+dan\ttea
+dan\tcoffee
+dan\tcake
+"""
+_STEPS = ("prepare", "train", "evaluate", "export_retriever", "query")
+
+
+def _commands():
+  """The README's commands by their program."""
+  text = (_ROOT / "README.md").read_text("utf-8")
+  lines = re.findall(
+    r"^python -m (?:pipelines|export)\.(\w+) (.*)$", text, re.M
+  )
+  modules = dict(
+    re.findall(r"^python -m ((?:pipelines|export)\.(\w+)) ", text, re.M)
+  )
+  found = {}
+  for name, arguments in lines:
+    (module,) = [full for full, short in modules.items() if short == name]
+    found.setdefault(name, [module, *arguments.split()])
+  return found
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+  """What each program prints."""
+  folder = tmp_path_factory.mktemp("toy")
+  (folder / "gowalla.inter").write_text(_ROWS, encoding="utf-8")
+  commands = _commands()
+  printed = {"folder": folder}
+  for name in _STEPS:
+    module, *arguments = commands[name]
+    arguments = ["ann" if x == "42" else x for x in arguments]
+    done = subprocess.run(
+      [sys.executable, "-m", module, *arguments],
+      cwd=folder,
+      env=os.environ | {"PYTHONPATH": str(_ROOT)},
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+    printed[name] = done.stdout
+    printed[f"{name} stderr"] = done.stderr
+  return printed
+
+
+def test_it_is_split(outputs):
+  schema = json.loads(
+    (outputs["folder"] / "data/gowalla/schema.json").read_text("utf-8")
+  )
+  assert sum(schema["rows"].values()) == 12
+  assert schema["rows"]["train"] >= 4
+
+
+def test_it_trains_at_a_finite_rate(outputs):
+  lines = (outputs["folder"] / "runs/xir/metrics.jsonl").read_text("utf-8")
+  rows = [json.loads(line) for line in lines.splitlines()]
+  trained = [row for row in rows if row["kind"] == "train"]
+  assert trained[-1]["step"] >= 1
+  # All rows together are far fewer than a batch, which is said.
+  assert "--global_batch_size 1,024" in outputs["train stderr"]
+  for row in trained:
+    assert row["learning_rate"] > 0
+    assert math.isfinite(row["loss"])
+
+
+def test_it_is_evaluated(outputs):
+  metrics = json.loads(
+    (outputs["folder"] / "runs/xir/metrics.json").read_text("utf-8")
+  )["metrics"]
+  # Everything a user has not had is among so few.
+  assert metrics["model"]["hit@10"] > 0
+  assert "recall@10" in outputs["evaluate"]
+
+
+def test_its_bundle_answers(outputs):
+  answers = re.findall(r"^ +\d+  (\w+) ", outputs["query"], re.M)
+  assert 1 <= len(answers) == len(set(answers)) <= 4
+  assert set(answers) <= {"tea", "milk", "sugar", "coffee", "cake"}
