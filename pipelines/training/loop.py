@@ -70,7 +70,7 @@ def train(
     resume: Go on from the newest checkpoint of `config.model_dir`.
     overwrite: Begin anew where a run was before.
     progress: Show a progress line.
-    stop_after: Pause after so many epochs of the run, to be resumed.
+    stop_after: Pause at the end of this epoch of the run, to be resumed.
     strategy: A strategy made already, instead of `config.strategy`.
 
   Returns:

@@ -82,7 +82,7 @@ class Schedule:
     return min(due) - step
 
   def _next_end(self, step: int, epochs: int) -> int:
-    """End, after `step`, of the next round of so many epochs."""
+    """The end, after `step`, of the next round of `epochs` epochs."""
     seen = step * self.config.global_batch_size
     rounds = max(seen // (self.num_rows * epochs), 1)
     while self.end_of_epoch(rounds * epochs) <= step:

@@ -28,8 +28,8 @@ def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
   Args:
     name: `"one"`, one device; `"mirrored"`, all GPUs of this machine;
       `"multi_worker"`, all GPUs of all machines that TF_CONFIG lists.
-    cpu_replicas: `"mirrored"`: instead of GPUs, parts of the CPU, so many; to
-      try a strategy out.
+    cpu_replicas: `"mirrored"`: use this many parts of the CPU instead of GPUs,
+      to try a strategy out.
 
   Returns:
     The strategy.
@@ -138,7 +138,7 @@ def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 
 def _cpus(count: int) -> list[str]:
-  """Splits the CPU into so many devices; returns their names."""
+  """Splits the CPU into `count` devices; returns their names."""
   if count:
     cpu = tf.config.list_physical_devices("CPU")[0]
     configuration = [tf.config.LogicalDeviceConfiguration()] * count
