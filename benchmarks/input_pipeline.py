@@ -5,8 +5,8 @@ r"""Times the way from TFRecords to shuffled batches.
 writes random interactions to a temporary directory and compares, in rows per
 second,
 
-- `read`: `pipelines.records.read_interactions` alone, once per run of training;
-- `batches`: those of `pipelines.datasets.training_dataset`, taken by a
+- `read`: `xir_tfrs.data.records.read_interactions` alone, as each run starts;
+- `batches`: those of `xir_tfrs.data.datasets.training_dataset`, taken by a
   `tf.function` as training takes them;
 - `batches, Python loop`: the same, taken one by one from Python;
 - `first epoch`: read and one epoch of batches together;

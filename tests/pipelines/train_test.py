@@ -507,3 +507,17 @@ def test_runs_from_before_there_were_forms(old, expected):
   train = {"task": "ssl_pop", "loss": "sampled_softmax"} | old
   form = model.form_of_loss(configs.of_run(train, "config.json"))
   assert form.get_config() == expected
+
+
+def test_estimator_probe_measures_at_each_validation(data, tmp_path):
+  run(config(data, tmp_path, estimator_probe=32))
+  rows = runs.RunDir(tmp_path).read_metrics()
+  validated, probed = (
+    [row for row in rows if row["kind"] == kind]
+    for kind in ("validation", "estimator")
+  )
+  assert [row["step"] for row in probed] == [row["step"] for row in validated]
+  assert len(probed) == 2
+  for row in probed:
+    assert row["bias"] > 0
+    assert all(np.isfinite(v) for k, v in row.items() if k != "kind")
