@@ -210,6 +210,7 @@ class Loop:
     return xir.diagnostics.EstimatorProbe(
       self._run.model,
       self._run.rows,
+      known=self._run.known,
       probe_size=config.estimator_probe,
       batch_size=config.global_batch_size,
       seed=config.seed,

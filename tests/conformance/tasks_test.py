@@ -18,6 +18,7 @@ import tensorflow_recommenders as tfrs
 from absl.testing import parameterized
 
 from xir_tfrs import layers, models, tasks
+from xir_tfrs.ops import forms
 
 _DIM = 4
 _NUM_QUERIES = 7
@@ -693,6 +694,92 @@ class CallTest(tf.test.TestCase, parameterized.TestCase):
     )
 
 
+class FormsTest(tf.test.TestCase, parameterized.TestCase):
+  """Every form of the loss with every task, found in `FORMS`."""
+
+  @parameterized.product(name=_METHODS, form=tuple(forms.FORMS))
+  def test_a_task_takes_the_forms_that_suit_it(self, name, form):
+    row = _TASKS[name]
+    arguments = {"loss": form}
+    if row.task.pool_kind not in forms.FORMS[form].suits:
+      with self.assertRaisesRegex(
+        ValueError, f"{row.task.__name__}.*'{form}'.*cross_entropy"
+      ) as raised:
+        _make(name, **arguments)
+      # It names the tasks that can.
+      self.assertIn("SampledSoftmaxRetrieval", str(raised.exception))
+      return
+    if forms.FORMS[form].needs_log_q and name == "ssl":
+      with self.assertRaisesRegex(ValueError, "candidate_counts"):
+        _make(name, **arguments)
+      arguments["candidate_counts"] = _COUNTS
+    task = _make(name, **arguments)
+    self.assertEqual(task.form, forms.FORMS[form]())
+    for scale in (1.0, 100.0):
+      query, candidates, ids = _batch(5)
+      query, candidates = tf.constant(query * scale), tf.constant(candidates)
+      with tf.GradientTape() as tape:
+        tape.watch(query)
+        loss = _call(task, query, candidates, ids)
+      gradient = tape.gradient(loss, query)
+      self.assertTrue(np.isfinite(loss), loss)
+      self.assertTrue(np.isfinite(gradient).all())
+      if scale == 1.0:
+        self.assertTrue(np.any(gradient))
+
+  @parameterized.parameters(*forms.FORMS)
+  def test_positives_have_one_place(self, form):
+    arguments = {"candidate_counts": _COUNTS, "loss": form}
+    make = tasks.SampledSoftmaxRetrieval
+    if forms.FORMS[form]().positive_in_partition:
+      make(**arguments, positive_in_pool=True)
+      return
+    with self.assertRaisesRegex(ValueError, f"'{form}'.*`positive_in_pool`"):
+      make(**arguments, positive_in_pool=True)
+    make(**arguments, positive_in_pool=False)
+
+  @parameterized.product(
+    name=("ssl_pop", "cbns", "bir_systematic", "xir_systematic"),
+    form=tuple(forms.FORMS),
+  )
+  def test_rows_without_other_candidates_have_no_loss(self, name, form):
+    if _TASKS[name].task.pool_kind not in forms.FORMS[form].suits:
+      self.skipTest("not for resampled pools")
+    task = _make(name, loss=form, remove_accidental_hits=True)
+    if name.startswith("xir"):
+      task.cache.ids.assign([4] * 8)
+    query, candidates, _ = _batch(3)
+    query = tf.constant(query)
+    for rows in (3, 1):
+      with tf.GradientTape() as tape:
+        tape.watch(query)
+        loss = _call(task, query[:rows], candidates[:rows], [4] * rows)
+      self.assertAllEqual(loss, 0.0)
+      self.assertAllEqual(tape.gradient(loss, query), tf.zeros_like(query))
+
+  @parameterized.product(
+    name=("ssl_pop", "xir_systematic"), form=tuple(forms.FORMS)
+  )
+  def test_terms_make_up_the_loss(self, name, form):
+    if _TASKS[name].task.pool_kind not in forms.FORMS[form].suits:
+      self.skipTest("not for resampled pools")
+    task = _make(name, loss=form)
+    query, candidates, ids = _batch(5)
+    arguments = {
+      "candidate_ids": tf.constant(ids),
+      "sample_weight": tf.constant([1.0, 0.0, 2.0, 0.5, 1.0]),
+      "known_candidate_ids": tf.ragged.constant([[], [3], [1, 2], [], [7]]),
+    }
+    expected = task(query, candidates, **arguments, training=False)
+    loss, terms = task.loss_terms(
+      query, candidates, **arguments, training=False
+    )
+    self.assertAllEqual(loss, expected)
+    self.assertAllClose(
+      sum(term.share * term.loss()[0] for term in terms), expected, rtol=1e-6
+    )
+
+
 class NumericsTest(tf.test.TestCase, parameterized.TestCase):
   def assert_finite(self, name, query, candidates, ids, **kwargs):
     query, candidates = tf.constant(query), tf.constant(candidates)
@@ -932,6 +1019,18 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
         _cache_of(one[0]).occurrence_counts,
         _cache_of(two[0]).occurrence_counts,
       )
+
+  @parameterized.product(
+    name=("cbns", "xir_systematic"), form=tuple(forms.FORMS)
+  )
+  def test_equal_shares_with_every_form(self, name, form):
+    if _TASKS[name].task.pool_kind not in forms.FORMS[form].suits:
+      self.skipTest("not for resampled pools")
+    batches = [_interactions(8)]
+    self.assert_same_training(
+      self.train_on_one(name, batches, loss=form),
+      self.train_on_two(name, batches, loss=form),
+    )
 
   @parameterized.parameters(*_METHODS)
   def test_uneven_shares_weights_and_masks(self, name):

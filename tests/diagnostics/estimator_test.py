@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from tests import reference
 from xir_tfrs import diagnostics, models, tasks
 from xir_tfrs.diagnostics import estimator
+from xir_tfrs.ops import forms
 
 _DIM = 6
 _NUM_QUERIES = 20
@@ -65,6 +66,14 @@ def _rows(seed=0):
   return {"query_id": queries, "candidate_id": candidates}
 
 
+def _known(first=0):
+  """For each query, some candidates that it is known to want."""
+  return tf.ragged.constant(
+    [[(q + first) % 5, (q + first) % 5 + 6] for q in range(_NUM_QUERIES)],
+    tf.int64,
+  )
+
+
 def _towers(stddev=0.7):
   return (
     models.Tower(
@@ -77,7 +86,7 @@ def _towers(stddev=0.7):
 
 
 def _resampling(**kwargs):
-  return tasks.BIRRetrieval(candidate_counts=_COUNTS, **kwargs)
+  return tasks.BIRRetrieval(**{"candidate_counts": _COUNTS, **kwargs})
 
 
 def _cached(tower, **kwargs):
@@ -170,8 +179,8 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
     rng = np.random.default_rng(7)
     for _ in range(steps):
       batch = probe._batch(rng, probe._probe)
-      seen = probe._look_at(*batch, num_rows)
-    return seen, batch
+      seen = probe._look_at(batch, num_rows)
+    return seen, (batch["query_ids"], batch["candidate_ids"])
 
   @parameterized.parameters(
     *(name for name in _TASKS if name != "full_softmax")
@@ -188,6 +197,38 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(weights.sum(axis=0), np.ones(5), atol=1e-5)
     self.assertAllGreaterEqual(weights, -1e-6)
     del queries
+
+  @parameterized.product(
+    loss=tuple(forms.FORMS), make=(_softmax, _resampling), known=(False, True)
+  )
+  def test_weights_of_every_form_make_up_the_gradient(self, loss, make, known):
+    if make is _resampling and forms.RESAMPLED not in forms.FORMS[loss].suits:
+      self.skipTest("not for resampled pools")
+    model = _model(lambda _: make(candidate_counts=_COUNTS, loss=loss))
+    wanted = _known() if known else None
+    seen, (_, positives) = self.look(model, steps=1, known=wanted)
+    ids, weights = _shares(seen, "weight")
+    table = model.candidate_tower(tf.range(_NUM_CANDIDATES)).numpy()
+    for row in range(5):
+      gradient = weights[:, row] @ table[ids] - table[positives[row]]
+      self.assertAllClose(seen["gradients"][row], gradient, atol=2e-5)
+
+  @parameterized.parameters("decoupled", "generalized_cross_entropy")
+  def test_what_is_never_drawn_has_no_draws(self, loss):
+    model = _model(lambda _: _resampling(loss=loss))
+    wanted = _known()
+    seen, (queries, positives) = self.look(model, steps=1, known=wanted)
+    ids, draws = _shares(seen, "draw")
+    self.assertAllClose(draws.sum(axis=0), np.ones(5), rtol=1e-5)
+    for row in range(5):
+      self.assertAllEqual(draws[ids == positives[row], row], [0.0])
+      for candidate in wanted[int(queries[row])].numpy():
+        self.assertAllEqual(
+          draws[ids == candidate, row], np.zeros(np.sum(ids == candidate))
+        )
+    self.assertEqual(_measure(model)["positive_draws"], 0.0)
+    # The test can tell.
+    self.assertGreater(_measure(_model("bir"))["positive_draws"], 0.01)
 
   @parameterized.parameters(
     ("bir_expected", False, True),
@@ -287,7 +328,7 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
     model.task.cache.ids.assign([11] * 8)
     probe = estimator.EstimatorProbe(model, rows, probe_size=4, batch_size=16)
     seen = probe._look_at(
-      *probe._batch(np.random.default_rng(0), probe._probe), 4
+      probe._batch(np.random.default_rng(0), probe._probe), 4
     )
     ids, weights = _shares(seen, "weight")
     (of_cache,) = weights[ids == 11]
@@ -335,6 +376,43 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(found["cosine"], 1.0, atol=1e-5)
     self.assertAllClose(found["sharpness"], 1.0, atol=0.05)
     self.assertGreater(found["bias_half_temperature"], 0.05)
+
+  def test_the_full_softmax_of_weighted_rows_and_known_positives(self):
+    class Masked(_FullSoftmaxTask):
+      def _loss(self, batch, training):
+        del training
+        table = self._scored(self._encoder(tf.range(_NUM_CANDIDATES)))
+        logits = tf.matmul(batch.queries, table, transpose_b=True)
+        known = reference.known_positives(
+          batch.known_ids, batch.ids, np.arange(_NUM_CANDIDATES)
+        )
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+          batch.ids, tf.where(known, -np.inf, logits)
+        )
+        return tf.reduce_sum(batch.row_weights * losses), ()
+
+    rows = _rows()
+    rows["sample_weight"] = np.linspace(0.2, 3.0, len(rows["query_id"]))
+    found = {}
+    for name, known, columns in (
+      ("both", _known(), rows),
+      ("no weights", _known(), _rows()),
+      ("other known", _known(1), rows),
+    ):
+      model = _model(lambda tower: Masked(candidate_encoder=tower))
+      probe = diagnostics.EstimatorProbe(
+        model, columns, probe_size=4, batch_size=32, repetitions=2, known=known
+      )
+      if name == "other known":
+        # The loss has one set of known positives, the full softmax another.
+        probe._batch = lambda *a, batch=probe._batch: batch(*a) | {
+          "known_candidate_ids": tf.ragged.constant([[]] * 32, tf.int64)
+        }
+      found[name] = probe.measure()
+    self.assertAllClose(found["both"]["bias"], 0.0, atol=1e-5)
+    self.assertAllClose(found["both"]["sharpness"], 1.0, atol=0.05)
+    self.assertAllClose(found["no weights"]["bias"], 0.0, atol=1e-5)
+    self.assertGreater(found["other known"]["bias"], 0.01)
 
   def test_the_full_softmax_at_half_the_temperature(self):
     # Told apart by the temperature alone: a task at 0.5, whose gradient is
@@ -492,12 +570,16 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     company = []
     look = probe._look
 
-    def watched(queries, candidates, num_rows):
+    def watched(batch, num_rows):
       self.assertEqual(num_rows, 2)
-      self.assertEqual(queries.shape, [1000])
-      pairs = zip(queries.numpy()[:2], candidates.numpy()[:2], strict=True)
+      self.assertEqual(batch["query_ids"].shape, [1000])
+      pairs = zip(
+        batch["query_ids"].numpy()[:2],
+        batch["candidate_ids"].numpy()[:2],
+        strict=True,
+      )
       company.append(tuple(pairs))
-      return look(queries, candidates, num_rows)
+      return look(batch, num_rows)
 
     probe._look = watched
     probe.measure()

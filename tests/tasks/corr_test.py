@@ -601,7 +601,7 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
     refresh = tf.keras.callbacks.LambdaCallback(
       on_epoch_begin=lambda *_: model.task.refresh()
     )
-    model.fit(dataset, epochs=3, callbacks=[refresh], verbose=0)
+    model.fit(dataset, epochs=6, callbacks=[refresh], verbose=0)
     everyone = tf.range(len(ten.COUNTS), dtype=tf.int64)
     retrieved = tf.matmul(
       model.encode_queries(pairs),

@@ -95,8 +95,11 @@ def kl_divergence(weights: np.ndarray, log_full: np.ndarray) -> np.ndarray:
   weights = np.maximum(weights, 0.0)
   total = weights.sum(axis=0)
   share = weights / np.where(total > 0.0, total, 1.0)
-  log_share = np.log(np.where(share > 0.0, share, 1.0))
-  return np.sum(np.where(share > 0.0, share * (log_share - log_full), 0.0), 0)
+  some = share > 0.0
+  log_share = np.log(np.where(some, share, 1.0))
+  # Where there is no weight, the full softmax may have none either.
+  log_full = np.where(some, log_full, 0.0)
+  return np.sum(np.where(some, share * (log_share - log_full), 0.0), 0)
 
 
 def kl_of_mean(

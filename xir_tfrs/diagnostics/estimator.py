@@ -56,13 +56,15 @@ class EstimatorProbe:
     repetitions: int = 16,
     warmup_steps: int = 0,
     num_candidates: int | None = None,
+    known: tf.RaggedTensor | None = None,
     seed: int = 0,
   ) -> None:
     """Draws the probe rows.
 
     Args:
       model: A `models.TwoTower` with a task.
-      rows: `query_id` and `candidate_id`, [n] arrays: the training rows.
+      rows: `query_id` and `candidate_id`, [n] arrays: the training rows; and
+        `sample_weight`, where the loss has weights.
       probe_size: Rows to look at; all of them, if there are fewer.
       batch_size: Rows of a batch: the global batch size.
       repetitions: Batches that each probe row is seen in; even.
@@ -70,10 +72,14 @@ class EstimatorProbe:
         that the model was not trained with.
       num_candidates: Size of the catalogue; None: the candidate tower's
         `vocabulary_size`.
+      known: [num_queries, None] candidates that each query is known to want,
+        where the loss leaves them out as `known_candidate_ids`: the full
+        softmax leaves them out too.
       seed: Seed of the probe rows and of the batches.
 
     Raises:
-      ValueError: An argument out of its range, or a model without a task.
+      ValueError: An argument out of its range, or a model without a task or
+        whose queries are encoded from histories.
     """
     for name, value, least in (
       ("probe_size", probe_size, 1),
@@ -95,9 +101,18 @@ class EstimatorProbe:
         "An estimator probe needs a model with a `task`, such as "
         f"`models.TwoTower`. Received: {model!r}."
       )
+    if getattr(model, "takes_histories", False):
+      raise ValueError(
+        "An estimator probe encodes queries by their ids alone: it cannot "
+        "measure a model of histories."
+      )
     self._model, self._task = model, model.task
     self._queries = np.asarray(rows["query_id"])
     self._candidates = np.asarray(rows["candidate_id"])
+    self._weights = np.asarray(
+      rows.get("sample_weight", np.ones(len(self._queries))), np.float32
+    )
+    self._known = known
     self._batch_size = batch_size
     self._repetitions = repetitions
     self._warmup_steps = warmup_steps
@@ -118,6 +133,12 @@ class EstimatorProbe:
   def measure(self) -> dict[str, float]:
     """Compares the loss, as model and task stand now.
 
+    It is the loss that is trained: in its form, with its masks, known
+    positives and row weights. The exact gradient of a row is that of the full
+    softmax's cross entropy, times the row's weight. A form of the loss that
+    weighs rows by how sure the model is of them has shorter or longer
+    gradients by that, which counts as bias but not in a cosine.
+
     Returns:
       Of the gradients for the probe rows' queries, as `divergence` defines
       them; marked `_half_temperature`, against the full softmax at half the
@@ -132,8 +153,8 @@ class EstimatorProbe:
         `kl_weights`: KL of their mean over the batches to the full softmax;
           also marked.
         `kl_step`: KL of a single batch's weights, mean.
-        `positive_weight`: Weight of the positive, and `positive_weight_full`,
-          what it has in the full softmax.
+        `positive_weight`: Weight of the positive, 1 - how much it is pulled,
+          and `positive_weight_full`, what it has in the full softmax.
         `pool_mass`: Share of the full softmax on a step's candidates.
       Of tasks that resample, and for those alone:
         `kl_draws`: KL of the distribution of the draws, mean over the batches,
@@ -153,16 +174,16 @@ class EstimatorProbe:
       temperature=self._task.temperature,
       normalize=self._task.normalize,
       sharpnesses=_SHARPNESSES,
+      known=self._known_of(self._queries[self._probe]),
     )
-    readout = _Readout(full)
+    readout = _Readout(full, self._weights[self._probe])
     if not self._task.built:
       # What the task makes at its first call is state to put back, too.
       batch = self._batch(np.random.default_rng(self._seed), self._probe[:1])
       self._task(
-        self._model.query_tower(batch[0]),
-        self._model.candidate_tower(batch[1]),
-        candidate_ids=batch[1],
-        query_ids=batch[0],
+        self._model.query_tower(batch["query_ids"]),
+        self._model.candidate_tower(batch["candidate_ids"]),
+        **batch,
         training=False,
       )
     state = [(v, tf.identity(v)) for v in self._task.non_trainable_variables]
@@ -177,7 +198,7 @@ class EstimatorProbe:
     # The same batches at every call: what differs is the model.
     rng = np.random.default_rng([self._seed, 1])
     for _ in range(self._warmup_steps):
-      self._move(*self._batch(rng, self._probe[:0]))
+      self._move(self._batch(rng, self._probe[:0]))
     cache = getattr(self._task, "cache", None)
     if cache is not None:
       readout.add_cache(np.unique(cache.ids.numpy()))
@@ -188,7 +209,7 @@ class EstimatorProbe:
         rows = order[first : first + together]
         # The last ones may be fewer: the others after them are then looked
         # at too, which saves tracing anew, and forgotten.
-        seen = self._look(*self._batch(rng, self._probe[rows]), together)
+        seen = self._look(self._batch(rng, self._probe[rows]), together)
         readout.add(
           repetition,
           rows,
@@ -197,16 +218,25 @@ class EstimatorProbe:
 
   def _batch(
     self, rng: np.random.Generator, probe_rows: np.ndarray
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """[batch] query and candidate ids: the probe rows, then others."""
+  ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+    """What a task is called with: the probe rows, then others."""
     others = rng.integers(
       len(self._queries), size=self._batch_size - len(probe_rows)
     )
     rows = np.concatenate([probe_rows, others])
-    return (
-      tf.constant(self._queries[rows], tf.int64),
-      tf.constant(self._candidates[rows], tf.int64),
-    )
+    batch = {
+      "query_ids": tf.constant(self._queries[rows], tf.int64),
+      "candidate_ids": tf.constant(self._candidates[rows], tf.int64),
+      "sample_weight": tf.constant(self._weights[rows]),
+    }
+    known = self._known_of(self._queries[rows])
+    return batch if known is None else batch | {"known_candidate_ids": known}
+
+  def _known_of(self, queries: np.ndarray) -> tf.RaggedTensor | None:
+    """[n, None] int64 candidates that queries are known to want."""
+    if self._known is None:
+      return None
+    return tf.cast(tf.gather(self._known, queries), tf.int64)
 
   def _encode_candidates(self) -> np.ndarray:
     """[candidates, dim] float32, normalised if scores are cosines."""
@@ -218,21 +248,16 @@ class EstimatorProbe:
       ]
     )
 
-  def _loss(self, queries, query_ids, candidate_ids, training=True):
-    """(loss, terms) of a batch."""
-    return self._task.loss_terms(
-      queries,
-      self._model.candidate_tower(candidate_ids),
-      candidate_ids=candidate_ids,
-      query_ids=query_ids,
-      training=training,
-    )
+  def _loss(self, queries: tf.Tensor, batch: dict[str, tf.Tensor]):
+    """(loss, terms) of a batch; the task's state moves."""
+    candidates = self._model.candidate_tower(batch["candidate_ids"])
+    return self._task.loss_terms(queries, candidates, **batch, training=True)
 
-  def _move_state(self, query_ids, candidate_ids) -> None:
-    self._loss(self._model.query_tower(query_ids), query_ids, candidate_ids)
+  def _move_state(self, batch: dict[str, tf.Tensor]) -> None:
+    self._loss(self._model.query_tower(batch["query_ids"]), batch)
 
   def _look_at(
-    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor, num_rows: int
+    self, batch: dict[str, tf.Tensor], num_rows: int
   ) -> dict[str, tf.Tensor]:
     """What a batch tells of its first rows.
 
@@ -242,13 +267,14 @@ class EstimatorProbe:
       resamples, `draw_ids` and `draws` as `pool_weights.draw_weights`, and
       [rows] effective sample sizes.
     """
-    queries = tf.convert_to_tensor(self._model.query_tower(query_ids))
+    queries = self._model.query_tower(batch["query_ids"])
+    queries = tf.convert_to_tensor(queries)
     with tf.GradientTape() as tape:
       tape.watch(queries)
-      loss, terms = self._loss(queries, query_ids, candidate_ids)
+      loss, terms = self._loss(queries, batch)
     gradients = tf.convert_to_tensor(tape.gradient(loss, queries))
     # The loss is a mean over the batch.
-    scale = tf.cast(tf.shape(query_ids)[0], gradients.dtype)
+    scale = tf.cast(tf.shape(queries)[0], gradients.dtype)
     seen = {"gradients": scale * gradients[:num_rows]}
     if terms:
       seen["weight_ids"], seen["weights"] = pool_weights.loss_weights(
@@ -270,8 +296,14 @@ class EstimatorProbe:
 class _Readout:
   """Gathers what the batches tell, and sums it up."""
 
-  def __init__(self, full: full_softmax.FullSoftmax) -> None:
+  def __init__(
+    self, full: full_softmax.FullSoftmax, row_weights: np.ndarray
+  ) -> None:
     self._full = full
+    self._exact = {
+      k: row_weights[:, np.newaxis] * gradient
+      for k, gradient in full.gradients.items()
+    }
     self._samples: dict[int, np.ndarray] = {}
     self._mixtures: dict[str, _Mixture] = {}
     self._means: dict[str, list[np.ndarray]] = {}
@@ -285,8 +317,9 @@ class _Readout:
   ) -> None:
     """What `EstimatorProbe._look_at` returned, for some of the probe rows."""
     seen = dict(seen)
-    exact = self._full.gradients[1.0]
-    samples = self._samples.setdefault(repetition, np.zeros_like(exact))
+    samples = self._samples.setdefault(
+      repetition, np.zeros_like(self._exact[1.0])
+    )
     samples[rows] = seen.pop("gradients")[: len(rows)]
     if "weights" in seen:
       ids, weights = seen.pop("weight_ids"), seen.pop("weights")
@@ -307,7 +340,7 @@ class _Readout:
   def results(self) -> dict[str, float]:
     """What `EstimatorProbe.measure` returns."""
     samples = np.stack(list(self._samples.values()))
-    exact = self._full.gradients
+    exact = self._exact
     results = divergence.gradient_error(samples, exact[1.0])
     half = divergence.gradient_error(samples, exact[2.0])
     results["bias_half_temperature"] = half["bias"]

@@ -4,6 +4,8 @@
 
 with s the scores after temperature, p the row's positive, and k a sharpness:
 k = 1 is the softmax of a task's own temperature, k = 2 the one at half of it.
+Candidates that the row's query is known to want, other than p, are left out
+where the loss leaves them out.
 
 Axes: rows (query, positive), candidates, dim.
 """
@@ -28,6 +30,8 @@ class FullSoftmax:
     log_partition: k -> [rows] log sum_j e^{k s_j}.
     gradients: k -> [rows, dim] the gradient g for the queries before they were
       normalised and divided by the temperature.
+    left_out: For each row, ids of the candidates that it leaves out; None: it
+      leaves none out.
   """
 
   queries: np.ndarray
@@ -35,6 +39,7 @@ class FullSoftmax:
   positive_ids: np.ndarray
   log_partition: dict[float, np.ndarray]
   gradients: dict[float, np.ndarray]
+  left_out: list[np.ndarray] | None = None
 
   def log_probabilities(
     self,
@@ -46,10 +51,14 @@ class FullSoftmax:
     if rows is None:
       rows = np.arange(len(self.queries))
     scores = self.candidates[ids] @ self.queries[rows].T
-    return (
+    log_p = (
       sharpness * scores.astype(np.float64)
       - self.log_partition[sharpness][rows]
     )
+    if self.left_out is not None:
+      out = [np.isin(ids, self.left_out[row]) for row in rows]
+      log_p[np.stack(out, axis=1)] = -np.inf
+    return log_p
 
   def mass(self, ids: np.ndarray) -> np.ndarray:
     """[rows] share of the softmax on distinct candidates."""
@@ -70,6 +79,7 @@ def full_softmax(
   temperature: float,
   normalize: bool,
   sharpnesses: Sequence[float],
+  known: tf.RaggedTensor | None = None,
 ) -> FullSoftmax:
   """Computes it, a few rows at a time.
 
@@ -81,6 +91,8 @@ def full_softmax(
     temperature: What scores are divided by.
     normalize: Whether scores are cosines.
     sharpnesses: The k wanted, 1 among them.
+    known: [rows, None] ids of candidates that each row's query is known to
+      want; all but the row's positive are left out. None: none.
 
   Returns:
     The `FullSoftmax`.
@@ -88,6 +100,7 @@ def full_softmax(
   raw_queries = tf.cast(queries, tf.float32)
   table = tf.constant(candidates)
   chunk = max(_SCORES_PER_CALL // len(candidates), 1)
+  left_out = None if known is None else _others(known, positive_ids)
   scored, partitions, gradients = [], [], []
   for first in range(0, len(positive_ids), chunk):
     raw = raw_queries[first : first + chunk]
@@ -96,6 +109,8 @@ def full_softmax(
       q = tf.math.l2_normalize(raw, axis=1) if normalize else raw
       q = q / temperature
     scores = tf.cast(tf.matmul(q, table, transpose_b=True), tf.float64)
+    if left_out is not None:
+      scores = _masked(scores, left_out[first : first + chunk])
     positives = tf.gather(table, positive_ids[first : first + chunk])
     scored.append(q)
     partitions.append([])
@@ -116,7 +131,24 @@ def full_softmax(
       k: np.concatenate(parts).astype(np.float64)
       for k, *parts in zip(sharpnesses, *gradients, strict=True)
     },
+    left_out=left_out,
   )
+
+
+def _others(
+  known: tf.RaggedTensor, positive_ids: np.ndarray
+) -> list[np.ndarray]:
+  """For each row, its known ids but that of its positive."""
+  rows = np.split(known.values.numpy(), known.row_splits.numpy()[1:-1])
+  return [ids[ids != own] for ids, own in zip(rows, positive_ids, strict=True)]
+
+
+def _masked(scores: tf.Tensor, left_out: list[np.ndarray]) -> tf.Tensor:
+  """[rows, candidates] scores, -inf where a candidate is left out."""
+  masked = scores.numpy().copy()
+  for row, ids in zip(masked, left_out, strict=True):
+    row[ids] = -np.inf
+  return tf.constant(masked)
 
 
 def _gradient_of_scores(

@@ -228,7 +228,7 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
         kmeans.initial_codewords(
           points[:, half],
           self._num_codewords,
-          seed=seeds.step_seed(self._seed, half, seeds.RANKER_DRAWS),
+          seed=seeds.step_seed(self._seed, half, seeds.FIRST_CODEWORDS),
         ),
         codebooks[half],
       )

@@ -15,7 +15,8 @@ import tensorflow as tf
   UNIFORM_CANDIDATES,
   RANKER_DRAWS,
   HISTORY_DROPOUT,
-) = range(7)
+  FIRST_CODEWORDS,
+) = range(8)
 
 _PHILOX = 1
 _PHILOX_BLOCK = 4  # float32 numbers made by one step of Philox's counter
