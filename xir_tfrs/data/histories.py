@@ -150,7 +150,7 @@ def rows_before_dataset(
   rows: Histories,
   *,
   length: int,
-  **arguments,
+  **arguments: Any,
 ) -> tf.data.Dataset:
   """`datasets.training_dataset` with `history_ids`, a row per target.
 

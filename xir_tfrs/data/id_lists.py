@@ -23,7 +23,7 @@ class StringList(Sequence[str]):
   def __len__(self) -> int:
     return len(self._offsets) - 1
 
-  def __getitem__(self, i: int) -> str:
+  def __getitem__(self, i: int) -> str:  # type: ignore[override]  # No slices.
     if not 0 <= i < len(self):
       raise IndexError(i)
     part = self._data[self._offsets[i] : self._offsets[i + 1]]
@@ -60,7 +60,7 @@ def save_ids(
   if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
     np.save(f"{path}.npy", ids)
   else:
-    save(path, ids)
+    save(path, list(ids))
 
 
 def load_ids(

@@ -260,20 +260,23 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     parts, given = [tf.fill([batch, 0], NO_ROW)], tf.fill([batch], False)
     if ids is not None:
       padding = self.ids.padding
-      ids = _check_lists(name, ids, padding, batch)
-      parts.append(self.ids.rows(ids))
-      given |= tf.reduce_any(ids != tf.cast(padding, ids.dtype), axis=1)
+      id_lists = _check_lists(name, ids, padding, batch)
+      parts.append(self.ids.rows(id_lists))
+      given |= tf.reduce_any(
+        id_lists != tf.cast(padding, id_lists.dtype), axis=1
+      )
     if rows is not None:
       name = f"{name}_rows"
-      rows = _check_lists(name, rows, tf.constant(NO_ROW), batch)
-      rows = tf.cast(rows, tf.int64)
+      row_lists = tf.cast(
+        _check_lists(name, rows, tf.constant(NO_ROW), batch), tf.int64
+      )
       tf.debugging.assert_less(
-        rows,
+        row_lists,
         np.int64(self.size),
         f"`{name}` must hold rows below {self.size}, the size of the corpus.",
       )
-      parts.append(rows)
-      given |= tf.reduce_any(rows >= 0, axis=1)
+      parts.append(row_lists)
+      given |= tf.reduce_any(row_lists >= 0, axis=1)
     return _sorted_once(tf.concat(parts, axis=1)), given
 
 

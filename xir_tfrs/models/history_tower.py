@@ -199,7 +199,12 @@ class HistoryTower(tf.keras.Model):
     shape = [-1, self.history_length, vectors.shape[1]]
     return tf.reshape(vectors, shape), lengths
 
-  def _of_ids(self, query_ids, features, training: bool) -> tf.Tensor:
+  def _of_ids(
+    self,
+    query_ids: tf.Tensor | None,
+    features: Mapping[str, Any] | None,
+    training: bool,
+  ) -> tf.Tensor:
     """What the query tower adds: [n, dim], or a 0."""
     if self.query_tower is None:
       return tf.zeros([1])

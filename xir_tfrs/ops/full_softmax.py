@@ -13,6 +13,7 @@ Axes: batch = rows, one per query; chunk = candidates; dim = embedding size.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -172,7 +173,7 @@ class _Catalogue:
 
     def body(start, d_queries, d_score, *totals):
       by_chunk, score_by_chunk, d_variables = of_chunk(start)
-      totals = [
+      sums_so_far = [
         s.add(total, gradient, start // self.chunk)
         for s, total, gradient in zip(sums, totals, d_variables, strict=True)
       ]
@@ -180,7 +181,7 @@ class _Catalogue:
         start + self.chunk,
         d_queries + by_chunk,
         d_score + score_by_chunk,
-        *totals,
+        *sums_so_far,
       )
 
     _, d_queries, d_score, *totals = self._for_each_chunk(
@@ -246,7 +247,10 @@ class _Catalogue:
     return tf.range(start, tf.minimum(start + self.chunk, self.num_candidates))
 
   def _for_each_chunk(
-    self, body, initial: tuple, start: int | tf.Tensor = 0
+    self,
+    body: Callable[..., Any],
+    initial: tuple,
+    start: int | tf.Tensor = 0,
   ) -> tuple:
     return tf.while_loop(
       lambda start, *_: start < self.num_candidates,
@@ -264,7 +268,12 @@ class _Sum:
   each chunk of it: gradients in rows are collected, and added up once.
   """
 
-  def __init__(self, variable, gradient, num_chunks: tf.Tensor) -> None:
+  def __init__(
+    self,
+    variable: tf.Variable,
+    gradient: Any,
+    num_chunks: tf.Tensor,
+  ) -> None:
     """Begins with the gradient of the first chunk."""
     self._variable = variable
     self._in_rows = isinstance(gradient, tf.IndexedSlices)
@@ -281,7 +290,12 @@ class _Sum:
       for rows in (gradient.indices, gradient.values)
     )
 
-  def add(self, total, gradient, chunk_number: tf.Tensor):
+  def add(
+    self,
+    total: Any,
+    gradient: Any,
+    chunk_number: tf.Tensor,
+  ) -> Any:
     if self._in_rows:
       rows = (gradient.indices, gradient.values)
       chunk_number = tf.cast(chunk_number, tf.int32)
@@ -291,7 +305,7 @@ class _Sum:
       )
     return total if gradient is None else total + gradient
 
-  def result(self, total) -> tf.Tensor:
+  def result(self, total: Any) -> tf.Tensor:
     """The gradient, dense: every candidate has one."""
     if not self._in_rows:
       return total

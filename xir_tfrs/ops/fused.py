@@ -250,7 +250,7 @@ def column_mask(
     keep_own: Whether the own column counts whatever the others say.
   """
   without_positive = not form.positive_in_partition
-  own = "as others"
+  own: masking.Own = "as others"
   if keep_own:
     own = "kept"
   # The own column has the positive's id: one mask is both.
@@ -368,7 +368,11 @@ def _num_columns(logits: tf.Tensor, keep: tf.Tensor | None) -> tf.Tensor:
   return tf.math.count_nonzero(keep, axis=1, dtype=logits.dtype)
 
 
-def _require_what_it_needs(form, positive_log_q, resampler) -> None:
+def _require_what_it_needs(
+  form: forms.Form,
+  positive_log_q: tf.Tensor | None,
+  resampler: Resampler | None,
+) -> None:
   if resampler is not None and forms.RESAMPLED not in form.suits:
     raise ValueError(
       f"The loss {form.name!r} takes no `resampler`. Losses that do: "

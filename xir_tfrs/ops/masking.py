@@ -4,12 +4,14 @@ Axes: batch = rows, one per query; pool = candidates a row is scored against.
 """
 
 import functools
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
 # Cells of the filter of known ids; a power of 2, many times a pool.
 _FILTER_SIZE = 2**16
+# What a row's own column of the pool counts as.
+Own: TypeAlias = Literal["as others", "left out", "kept"]
 
 
 class ColumnMask:
@@ -21,7 +23,7 @@ class ColumnMask:
     pool_ids: tf.Tensor,
     *,
     own_offset: tf.Tensor | None = None,
-    own: Literal["as others", "left out", "kept"] = "as others",
+    own: Own = "as others",
     accidental_hits: bool = False,
     known_ids: tf.RaggedTensor | None = None,
   ) -> None:
@@ -56,7 +58,7 @@ class ColumnMask:
     if self._accidental_hits:
       left_out.append(accidental_hits(self._positive_ids[rows], self._pool_ids))
     if self._known is not None:
-      left_out.append(self._known_columns(rows))
+      left_out.append(self._known_columns(self._known, rows))
     if self._own == "left out":
       left_out.append(self._own_columns(rows))
     if not left_out:
@@ -71,10 +73,10 @@ class ColumnMask:
       tf.cast(rows.start, tf.int64) + tf.cast(self._own_offset, tf.int64),
     )
 
-  def _known_columns(self, rows: slice) -> tf.Tensor:
-    splits = self._known.row_splits[rows.start : rows.stop + 1]
+  def _known_columns(self, known: tf.RaggedTensor, rows: slice) -> tf.Tensor:
+    splits = known.row_splits[rows.start : rows.stop + 1]
     part = tf.RaggedTensor.from_row_splits(
-      self._known.values[splits[0] : splits[-1]],
+      known.values[splits[0] : splits[-1]],
       splits - splits[0],
       validate=False,
     )

@@ -24,7 +24,7 @@ _MODULES = {
 __all__ = ["Bundle", "Recommendations", "ScannFolder", "SimilarItems"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
   if name in _MODULES:
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     return getattr(module, name)

@@ -409,7 +409,10 @@ def _best_again(
   """The k best by `ranked`; padding, with -inf in `retrieved`, stays last."""
   scores = np.where(np.isneginf(retrieved), -np.inf, ranked)
   order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-  return tuple(np.take_along_axis(x, order, axis=1) for x in (ids, scores))
+  return (
+    np.take_along_axis(ids, order, axis=1),
+    np.take_along_axis(scores, order, axis=1),
+  )
 
 
 def _decode(ids: np.ndarray) -> np.ndarray:

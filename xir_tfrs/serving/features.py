@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs import indexes
+from xir_tfrs import indexes, types
 from xir_tfrs.serving import manifest
 
 RESERVED = (
@@ -81,12 +81,13 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
     if self.kind == "float":
       values = [np.nan if x is None else x for x in values]
       return np.array(values, np.float32).reshape(n)
-    blank = [np.nan] * self.length
+    length = self.length or 1
+    blank = [np.nan] * length
     values = [blank if x is None else _list(x) for x in values]
     for row in values:
-      if len(row) != self.length:
-        raise ValueError(f"{len(row)} numbers instead of {self.length}")
-    return np.array(values, np.float32).reshape(n, self.length)
+      if len(row) != length:
+        raise ValueError(f"{len(row)} numbers instead of {length}")
+    return np.array(values, np.float32).reshape(n, length)
 
 
 class FeatureLists(msgspec.Struct, frozen=True):
@@ -100,7 +101,7 @@ class _Described(Protocol):
   """What a schema says of a feature."""
 
   name: str
-  kind: str
+  kind: types.FeatureKind
   length: int | None
   vocabulary: tuple[str, ...]
 
@@ -194,7 +195,7 @@ class Reader(tf.Module):
     return tf.cast(self._codes[feature.name].rows(tokens) + 1, tf.int32)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> str | bytes:
   if value is None:
     return ""
   if not isinstance(value, (str, bytes)):

@@ -284,14 +284,14 @@ def read_sealed(
   value = json_files.read(
     path, type, remedy=remedy, missing=missing, format=format
   )
-  if value.sha256 != _digest(value):
+  if getattr(value, "sha256") != _digest(value):  # noqa: B009
     raise errors.DataError(
       f"its content has changed since it was written; {remedy}", path=path
     )
   return value
 
 
-def _digest(value: Sealed) -> str:
+def _digest(value: msgspec.Struct) -> str:
   content = msgspec.json.encode(msgspec.structs.replace(value, sha256=""))
   return hashlib.sha256(content).hexdigest()
 
@@ -349,7 +349,8 @@ def check_versions(
   """
   wrote, here = manifest.versions, versions()
   of_bundle, of_process = (
-    tuple(map(int, v["tensorflow"].split(".")[:2])) for v in (wrote, here)
+    tuple(map(int, (v["tensorflow"] or "0").split(".")[:2]))
+    for v in (wrote, here)
   )
   if of_process < of_bundle or (needs_scann and of_process != of_bundle):
     remedy = "--index brute_force, or " if of_process > of_bundle else ""

@@ -146,8 +146,10 @@ class ScannFolder:
       path / ("." if exact else "searcher") / "dataset.npy", mmap_mode="r"
     )
     ids = id_lists.load_ids(path / "candidate_ids", settings.id_type)
-    expected = (settings.size, settings.dim)
-    if vectors.shape != expected or len(ids) != settings.size:
+    if (
+      vectors.shape != (settings.size, settings.dim)
+      or len(ids) != settings.size
+    ):
       raise errors.DataError(
         f"holds vectors of shape {vectors.shape} and {len(ids)} ids, "
         f"{SETTINGS} says {expected}; {_REMEDY}",
@@ -182,8 +184,8 @@ class ScannFolder:
     """
     queries = np.asarray(queries, np.float32)
     if queries.ndim == 1:
-      lists = None if exclude is None else [exclude]
-      ids, scores = self.search(queries[np.newaxis], k, lists)
+      alone: Any = None if exclude is None else [exclude]
+      ids, scores = self.search(queries[np.newaxis], k, alone)
       return ids[0], scores[0]
     if queries.ndim != 2 or queries.shape[1] != self.dim:
       raise ValueError(
@@ -193,9 +195,8 @@ class ScannFolder:
     if k != int(k) or k < 1:
       raise ValueError(f"`k` must be a positive integer. Received: `k` = {k}.")
     n = len(queries)
-    lists = ids_lib.check_lists(
-      "exclude", [[]] * n if exclude is None else exclude, n, self._id_type
-    )
+    given: Any = [[]] * n if exclude is None else exclude
+    lists = ids_lib.check_lists("exclude", given, n, self._id_type)
     excluded = [self._rows_of(x) for x in lists]
     rows, scores = self._top_rows(queries, int(k), excluded)
     return self._ids[rows], scores
@@ -209,8 +210,9 @@ class ScannFolder:
     usable = (np.abs(queries) <= _LARGEST).all(axis=1)  # Not NaN.
     lengths = np.array([len(x) for x in excluded], int)
     complete = np.minimum(k, self.size - lengths)
-    if self._searcher is not None:
-      fits = k + lengths <= self._settings.searcher.max_fetch
+    searcher = self._settings.searcher
+    if searcher is not None:
+      fits = k + lengths <= searcher.max_fetch
       part = np.flatnonzero(usable & fits)
       if part.size:
         rows[part], scores[part] = self._approximate(
@@ -234,6 +236,7 @@ class ScannFolder:
     """What ScaNN finds, padded as `_top_rows`; n > 0, all queries finite."""
     extra = max(map(len, excluded))
     searcher = self._settings.searcher
+    assert searcher is not None  # Or the index is exact.
     reorder = max(searcher.num_reorder, 2 * k) + extra
     rows, scores = self._searcher.search_batched(
       queries,
@@ -251,7 +254,10 @@ class ScannFolder:
         keep[i] &= ~np.isin(rows[i], leave_out)
     rows, scores = np.where(keep, rows, -1), np.where(keep, scores, -np.inf)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
-    return tuple(np.take_along_axis(x, order, axis=1) for x in (rows, scores))
+    return (
+      np.take_along_axis(rows, order, axis=1),
+      np.take_along_axis(scores, order, axis=1),
+    )
 
   def _rows_of(self, ids: Sequence[Id]) -> np.ndarray:
     """Sorted, each once; without those of no candidate."""
@@ -299,7 +305,11 @@ def _load_pybind(path: pathlib.Path, version: str | None) -> types.ModuleType:
     )
   # Not `import scann`: that imports TensorFlow wherever it is installed. This
   # is how, and under which name, ScaNN imports the module itself.
-  (package,) = importlib.util.find_spec("scann").submodule_search_locations
+  spec = importlib.util.find_spec("scann")
+  assert (
+    spec is not None and spec.submodule_search_locations
+  )  # It has a version.
+  (package,) = spec.submodule_search_locations
   folder = os.path.join(package, "scann_ops", "cc", "python")
   if folder not in sys.path:
     sys.path.append(folder)

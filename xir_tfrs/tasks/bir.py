@@ -69,5 +69,10 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
       )
     ]
 
-  def _advance(self, batch, terms, draws) -> None:
+  def _advance(
+    self,
+    batch: batches.Batch,
+    terms: Sequence[batches.Term],
+    draws: Sequence[tf.Tensor],
+  ) -> None:
     self._step.assign_add(1)

@@ -299,7 +299,9 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       keep = ids != batch.ids[:, tf.newaxis]
     return Sample(ids, log_q, positive_log_q, keep)
 
-  def _sample_from_pool(self, batch, seed, training) -> Sample:
+  def _sample_from_pool(
+    self, batch: batches.Batch, seed: tf.Tensor, training: bool
+  ) -> Sample:
     """Draws from the batch's candidates, and those of the cache for xir."""
     pool_ids, embeddings = batch.pool_ids, batch.pool_embeddings
     if self.cache is not None:
@@ -334,17 +336,19 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       keep=keep,
     )
 
-  def _allowed(self, batch, pool_ids) -> tf.Tensor:
+  def _allowed(self, batch: batches.Batch, pool_ids: tf.Tensor) -> tf.Tensor:
     """[batch, pool] bool, which columns of the pool may be drawn."""
-    shape = [tf.size(batch.ids), tf.size(pool_ids)]
-    allowed = tf.fill(shape, True)
+    rows, columns = tf.size(batch.ids), tf.size(pool_ids)
+    allowed = tf.fill([rows, columns], True)
     if not self._positive_in_pool:
-      allowed &= ~masking.own_columns(*shape, batch.own_offset)
+      allowed &= ~masking.own_columns(rows, columns, batch.own_offset)
     if self._remove_accidental_hits:
       allowed &= ~masking.accidental_hits(batch.ids, pool_ids)
     return allowed
 
-  def _update_cache(self, pool_ids, columns, keep) -> None:
+  def _update_cache(
+    self, pool_ids: tf.Tensor, columns: tf.Tensor, keep: tf.Tensor
+  ) -> None:
     draws = tf.math.unsorted_segment_sum(
       tf.cast(tf.reshape(keep, [-1]), tf.float64),
       tf.reshape(columns, [-1]),
@@ -384,7 +388,9 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     )
 
 
-def _uniform_ids(batch, num_sampled, num_candidates, seed) -> tf.Tensor:
+def _uniform_ids(
+  batch: batches.Batch, num_sampled: int, num_candidates: int, seed: tf.Tensor
+) -> tf.Tensor:
   """[batch, num_sampled] int64 candidates, each as likely as any other."""
   rows = tf.size(batch.ids)
   uniform = seeds.uniform_rows(seed, rows, 2 * num_sampled, batch.first_row)

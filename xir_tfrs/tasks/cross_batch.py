@@ -104,7 +104,8 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self._bank_size = bank_size
     self._warmup_steps = warmup_steps
     self._warmup_drift = warmup_drift
-    self._candidate_encoder = candidate_encoder
+    # Drift is watched only where there is one.
+    self._candidate_encoder: Any = candidate_encoder
     self._probe_size = probe_size
     self._embedding_dim = embedding_dim
     self._step = state.add_state(self, "step", (), tf.int64)
@@ -203,7 +204,12 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     )
     return [self._term(batch, pool, positive_log_q=batch.own(log_q))]
 
-  def _advance(self, batch, terms, draws) -> None:
+  def _advance(
+    self,
+    batch: batches.Batch,
+    terms: Sequence[batches.Term],
+    draws: Sequence[tf.Tensor],
+  ) -> None:
     self._enqueue(batch, terms[0].pool.log_q[: tf.size(batch.pool_ids)])
     self._watch_drift()
     self._step.assign_add(1)

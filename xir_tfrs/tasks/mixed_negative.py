@@ -145,7 +145,12 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       )
     ]
 
-  def _advance(self, batch, terms, draws) -> None:
+  def _advance(
+    self,
+    batch: batches.Batch,
+    terms: Sequence[batches.Term],
+    draws: Sequence[tf.Tensor],
+  ) -> None:
     self._step.assign_add(1)
 
   def _log_popularity_of(

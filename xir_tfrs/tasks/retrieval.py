@@ -184,8 +184,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     Raises:
       ValueError: As `call` does.
     """
-    inputs = Inputs(query_embeddings, candidate_embeddings, **inputs)
-    if inputs.candidate_ids is None:
+    given = Inputs(query_embeddings, candidate_embeddings, **inputs)
+    if given.candidate_ids is None:
       raise ValueError(
         f"{type(self).__name__} needs `candidate_ids`, the dense ids of the "
         "candidates in the batch: task(query_embeddings, "
@@ -196,7 +196,7 @@ class RetrievalTask(tf.keras.layers.Layer):
         "`training` must be a Python bool: it decides when the step function "
         f"is traced whether state moves. Received: `training` = {training!r}."
       )
-    return self._evaluated(inputs, training)
+    return self._evaluated(given, training)
 
   def readout(self) -> dict[str, tf.Tensor]:
     """Scalars worth a line in the log of a run, by name; reads state only."""

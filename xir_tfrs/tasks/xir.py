@@ -187,7 +187,12 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       count_draws=True,
     )
 
-  def _advance(self, batch, terms, draws) -> None:
+  def _advance(
+    self,
+    batch: batches.Batch,
+    terms: Sequence[batches.Term],
+    draws: Sequence[tf.Tensor],
+  ) -> None:
     """Draws the next cache from the pools, batch first."""
     ids = tf.concat([term.pool.ids for term in terms], 0)
     draws = tf.concat(draws, 0)

@@ -199,7 +199,11 @@ class Form:
 
 
 def losses_and_derivatives(
-  form: Form, log_sum: tf.Tensor, score: tf.Tensor, empty: tf.Tensor, **others
+  form: Form,
+  log_sum: tf.Tensor,
+  score: tf.Tensor,
+  empty: tf.Tensor,
+  **others: Any,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """(losses, by log S, by s_p), each [rows]; all 0 for empty rows.
 
