@@ -143,6 +143,19 @@ def test_programs_use_public_names_of_the_library(path):
       assert own, f"{path}:{node.lineno} uses {ast.unparse(node)}"
 
 
+@pytest.mark.parametrize(
+  "path",
+  [path for path in _modules("pipelines", "export") if len(path.parts) > 2],
+  ids=str,
+)
+def test_rooms_do_not_import_programs(path):
+  """A program imports its rooms; the other way round is a circle."""
+  for name in _imports(path):
+    program = pathlib.Path(*name.split(".")[:2]).with_suffix(".py")
+    if _first(name) in {"pipelines", "export"} and (_ROOT / program).exists():
+      assert not _has_main(program), f"{path} imports {name}"
+
+
 @pytest.mark.parametrize("path", _modules(*_FOLDERS), ids=str)
 def test_flags_stand_beside_a_main(path):
   if path.parts[:2] == ("xir_tfrs", "programs"):
@@ -241,10 +254,15 @@ _LIGHT = (
   "pipelines.prepare_beam",
   "xir_tfrs",
   "xir_tfrs.data.errors",
+  "xir_tfrs.data.atomic",
   "xir_tfrs.data.id_lists",
+  "xir_tfrs.data.json_files",
+  "xir_tfrs.data.schema",
   "xir_tfrs.data.schema",
   "xir_tfrs.programs.main",
   "xir_tfrs.programs.progress",
+  "xir_tfrs.programs.settings",
+  "xir_tfrs.serving",
   "xir_tfrs.serving.scann_folder",
 )
 _HEAVY = {
