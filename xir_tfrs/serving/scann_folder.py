@@ -146,13 +146,11 @@ class ScannFolder:
       path / ("." if exact else "searcher") / "dataset.npy", mmap_mode="r"
     )
     ids = id_lists.load_ids(path / "candidate_ids", settings.id_type)
-    if (
-      vectors.shape != (settings.size, settings.dim)
-      or len(ids) != settings.size
-    ):
+    shape = (settings.size, settings.dim)
+    if vectors.shape != shape or len(ids) != settings.size:
       raise errors.DataError(
         f"holds vectors of shape {vectors.shape} and {len(ids)} ids, "
-        f"{SETTINGS} says {expected}; {_REMEDY}",
+        f"{SETTINGS} says {shape}; {_REMEDY}",
         path=path,
       )
     searcher = None if exact else _load_searcher(path, settings.scann)
