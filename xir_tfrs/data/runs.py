@@ -298,11 +298,11 @@ def encode_in_batches(
     [num_ids, dim] float32 array.
   """
   # Eager: validation encodes after each epoch, and would trace each time.
-  vectors = None
+  vectors = np.empty([0, 0], np.float32)
   # At least once, since the answer says its dimension.
   for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
     part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
-    if vectors is None:
+    if low == 0:
       vectors = np.empty([len(ids), part.shape[1]], np.float32)
     vectors[low : low + len(part)] = part
     if report is not None and len(part):

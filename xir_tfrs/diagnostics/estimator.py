@@ -16,6 +16,7 @@ step's pools), dim.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -248,7 +249,9 @@ class EstimatorProbe:
       ]
     )
 
-  def _loss(self, queries: tf.Tensor, batch: dict[str, tf.Tensor]):
+  def _loss(
+    self, queries: tf.Tensor, batch: dict[str, tf.Tensor]
+  ) -> tuple[tf.Tensor, Any]:
     """(loss, terms) of a batch; the task's state moves."""
     candidates = self._model.candidate_tower(batch["candidate_ids"])
     return self._task.loss_terms(queries, candidates, **batch, training=True)
@@ -348,10 +351,10 @@ class _Readout:
       results[f"cosine{suffix}"] = divergence.mean_cosine(samples, exact[k])
     results["sharpness"] = divergence.best_sharpness(samples, exact)
     for kind, mixture in self._mixtures.items():
-      ids, *halves = mixture.halves(len(self._full.positive_ids))
+      ids, even, odd = mixture.halves(len(self._full.positive_ids))
       for suffix, k in _TARGETS.items():
         results[f"kl_{kind}{suffix}"] = divergence.kl_of_mean(
-          *halves, self._full.log_probabilities(ids, sharpness=k)
+          even, odd, self._full.log_probabilities(ids, sharpness=k)
         )
     for name, values in self._means.items():
       results[name] = float(np.mean(np.concatenate(values)))
@@ -360,11 +363,13 @@ class _Readout:
       results["positive_weight_full"] = float(np.mean(positives))
     return results
 
-  def _of_positive(self, rows, ids, shares) -> np.ndarray:
+  def _of_positive(
+    self, rows: np.ndarray, ids: np.ndarray, shares: np.ndarray
+  ) -> np.ndarray:
     is_positive = np.equal.outer(ids, self._full.positive_ids[rows])
     return np.sum(shares * is_positive, axis=0)
 
-  def _add_mixture(self, kind, *part) -> None:
+  def _add_mixture(self, kind: str, *part: Any) -> None:
     self._mixtures.setdefault(kind, _Mixture()).add(*part)
 
   def _add_mean(self, name: str, values: np.ndarray) -> None:

@@ -12,6 +12,7 @@ Axes: rows (query, positive), candidates, dim.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -101,7 +102,9 @@ def full_softmax(
   table = tf.constant(candidates)
   chunk = max(_SCORES_PER_CALL // len(candidates), 1)
   left_out = None if known is None else _others(known, positive_ids)
-  scored, partitions, gradients = [], [], []
+  scored: list[Any] = []
+  partitions: list[Any] = []
+  gradients: list[Any] = []
   for first in range(0, len(positive_ids), chunk):
     raw = raw_queries[first : first + chunk]
     with tf.GradientTape(persistent=True) as tape:
