@@ -12,59 +12,74 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 
-from absl import app, flags, logging
+from absl import logging
 
 from xir_tfrs.data import errors
-from xir_tfrs.programs import main as main_lib
-from xir_tfrs.serving import bundle
+from xir_tfrs.programs import main, settings
+from xir_tfrs.serving import manifest
 
 
-def main(argv: list[str]) -> int:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.INFO)
-  return main_lib.run_plain(_serve)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions(settings.Settings):
+  """What to serve, and how."""
+
+  bundle: str = settings.setting("Made by export.export_retriever.")
+  index: str | None = settings.setting(
+    "Default: scann if the bundle has it.", None, choices=manifest.INDEXES
+  )
+  host: str = settings.setting("Address to listen on.", "127.0.0.1")
+  port: int = settings.setting(
+    "Of REST; 0 for a free one.", 8501, minimum=0, maximum=65535
+  )
+  grpc_port: int = settings.setting(
+    "Of gRPC; 0 for a free one.", 8500, minimum=0, maximum=65535
+  )
+  model_name: str = settings.setting("Name in the addresses.", "retriever")
+  max_batch_size: int = settings.setting(
+    "Most rows that are joined.", 64, minimum=1
+  )
+  batch_timeout_ms: float = settings.setting(
+    "How long a call waits for others.", 1.0, minimum=0
+  )
+  threads: int = settings.setting(
+    "Calls of TensorFlow at a time. Default: the number of cores.",
+    os.cpu_count() or 1,
+    minimum=1,
+  )
+  watch_seconds: float = settings.setting(
+    "How often to look for a new bundle.", 5.0, minimum=0.01
+  )
+  shutdown_seconds: float = settings.setting(
+    "How long calls may take at the end.", 10.0, minimum=0
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if not self.model_name or set(self.model_name) & set("/:"):
+      raise settings.SettingsError(
+        "--model_name must have no '/' and no ':', which end it in an address. "
+        f"Received: {self.model_name!r}."
+      )
 
 
-def _serve() -> None:
+def serve(options: ServeOptions) -> None:
+  """Serves until SIGTERM or SIGINT.
+
+  Raises:
+    DataError: the bundle or a port cannot be used.
+  """
   try:
-    from export.serving import server
+    from export.serving import server  # Imports TensorFlow.
   except ModuleNotFoundError as error:
     raise errors.DataError(
       f"{error}; the server needs more than the rest: pip install "
       "'.[scann,serving]'"
     ) from error
-  values = flags.FLAGS
-  names = [field.name for field in dataclasses.fields(server.Options)]
-  server.run(server.Options(**{name: values[name].value for name in names}))
-
-
-def _define_flags() -> None:
-  flags.DEFINE_string("bundle", None, "Made by export.export_retriever.")
-  flags.DEFINE_enum(
-    "index", None, bundle.INDEXES, "Default: scann if the bundle has it."
-  )
-  flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
-  flags.DEFINE_integer("port", 8501, "Of REST; 0 for a free one.", 0, 65535)
-  flags.DEFINE_integer("grpc_port", 8500, "Of gRPC; 0: a free one.", 0, 65535)
-  flags.DEFINE_string("model_name", "retriever", "Name in the addresses.")
-  flags.DEFINE_integer("max_batch_size", 64, "Most rows that are joined.", 1)
-  flags.DEFINE_float(
-    "batch_timeout_ms", 1.0, "How long a call waits for others.", 0.0
-  )
-  flags.DEFINE_integer(
-    "threads", os.cpu_count(), "Calls of TensorFlow at a time.", 1
-  )
-  flags.DEFINE_float(
-    "watch_seconds", 5.0, "How often to look for a new bundle.", 0.01
-  )
-  flags.DEFINE_float(
-    "shutdown_seconds", 10.0, "How long calls may take at the end.", 0.0
-  )
-  flags.mark_flags_as_required(["bundle"])
+  logging.set_verbosity(logging.INFO)
+  server.run(options)
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main)
+  sys.exit(main.run(ServeOptions, serve))

@@ -85,7 +85,7 @@ def read_items(
   )
   ids: list = table.ids
   if id_type == "int64":
-    ids = _integers(
+    ids = integers(
       table.ids,
       lambda row, message: table.places.error(row, id_column, message),
     )
@@ -107,7 +107,7 @@ def read_ids(
   numbers = [number for number, line in enumerate(lines, start=1) if line]
   ids = [lines[number - 1] for number in numbers]
   if id_type == "int64":
-    ids = _integers(
+    ids = integers(
       ids,
       lambda row, message: errors.DataError(
         message, path=path, line=numbers[row]
@@ -136,7 +136,7 @@ def _choose_id(
   return there[0]
 
 
-def _integers(
+def integers(
   ids: Sequence[str], error: Callable[[int, str], errors.DataError]
 ) -> list[int]:
   """The ids as int64; `error` makes an exception of a row and a message."""

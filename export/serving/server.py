@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from concurrent import futures
+from typing import TYPE_CHECKING
 
 import grpc
 import uvicorn
@@ -20,29 +20,15 @@ from export.serving import batching, models, rest, rpc, service
 from export.serving import metrics as metrics_lib
 from xir_tfrs.data import errors
 
+if TYPE_CHECKING:
+  from export import serve as program
+
 # Longer than load balancers keep a connection that is idle: they must be the
 # ones to close it, or a request may meet a closing connection.
 _KEEP_ALIVE_SECONDS = 75
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How to serve, see the flags of `export.serve`."""
-
-  bundle: str
-  index: str | None
-  host: str
-  port: int
-  grpc_port: int
-  model_name: str
-  max_batch_size: int
-  batch_timeout_ms: float
-  threads: int
-  watch_seconds: float
-  shutdown_seconds: float
-
-
-def run(options: Options) -> None:
+def run(options: program.ServeOptions) -> None:
   """Serves until SIGTERM or SIGINT, and ends the process then.
 
   Raises:
@@ -56,7 +42,7 @@ def run(options: Options) -> None:
   os._exit(0)
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: program.ServeOptions) -> None:
   metrics = metrics_lib.Metrics()
   pool = futures.ThreadPoolExecutor(options.threads, "inference")
   serve = service.Service(
@@ -103,7 +89,9 @@ async def _serve(options: Options) -> None:
   logging.info("Stopped.")
 
 
-async def _load_and_watch(serve: service.Service, options: Options) -> None:
+async def _load_and_watch(
+  serve: service.Service, options: program.ServeOptions
+) -> None:
   model = await serve.holder.reload()
   logging.info(
     "Ready as %s with version %d, index %s.",

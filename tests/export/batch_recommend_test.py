@@ -9,12 +9,14 @@ import subprocess
 import sys
 import types
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
 from pyarrow import parquet
 
 from export import batch_recommend
+from export.bundle import bulk
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
@@ -25,12 +27,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def load_once():
   """Loading takes most of the time of a small run."""
-  return functools.cache(batch_recommend._load)
+  return functools.cache(bulk._load)
 
 
 @pytest.fixture(autouse=True)
 def use_load_once(load_once, monkeypatch):
-  monkeypatch.setattr(batch_recommend, "_load", load_once)
+  monkeypatch.setattr(bulk, "_load", load_once)
 
 
 @pytest.fixture
@@ -63,13 +65,20 @@ def _files(output):
   return sorted(x.name for x in pathlib.Path(output).iterdir())
 
 
+def _scores(world, query):
+  """Of all candidates; training counts for a query without training rows."""
+  if not world.seen[query]:
+    return world.counts
+  return world.candidate_vectors @ world.query_vectors[query]
+
+
 @pytest.mark.parametrize(
   "kind, read", [("parquet", _read_parquet), ("tfrecord", _read_tfrecord)]
 )
 def test_every_query_gets_its_best(world, options, monkeypatch, kind, read):
-  monkeypatch.setattr(batch_recommend, "_BATCH", 4)
+  monkeypatch.setattr(bulk, "_BATCH", 4)
   options = dataclasses.replace(options, format=kind, k=7)
-  run = batch_recommend.batch_recommend(options)
+  run = bulk.batch_recommend(options)
   names = [f"part-0000{i}-of-00003.{kind}" for i in range(3)]
   assert _files(options.output) == ["_run.json", *names]
   shards = [read(pathlib.Path(options.output) / name) for name in names]
@@ -77,24 +86,26 @@ def test_every_query_gets_its_best(world, options, monkeypatch, kind, read):
   rows = sum(shards, [])
   assert [row["query_id"] for row in rows] == world.query_ids
   for query, row in enumerate(rows):
-    assert row["candidate_ids"] == world.ranking(query)[:7]
-    scores = -np.sort(-(world.candidate_vectors @ world.query_vectors[query]))
-    np.testing.assert_allclose(row["scores"], scores[:7], rtol=1e-5)
-  assert run == json.loads(
-    (pathlib.Path(options.output) / "_run.json").read_text()
-  )
-  assert run["complete"] and run["queries"] == 40 and run["shards"] == 3
-  assert run["queries_per_second"] > 0
+    scores = _scores(world, query)
+    best = np.argsort(-scores, kind="stable")[:7]
+    assert row["candidate_ids"] == [world.candidate_ids[c] for c in best]
+    np.testing.assert_allclose(row["scores"], scores[best], rtol=1e-5)
+  written = json.loads((pathlib.Path(options.output) / "_run.json").read_text())
+  assert written == msgspec.structs.asdict(run)
+  assert run.complete and run.queries == 40 and run.shards == 3
+  assert run.queries_per_second > 0
 
 
 def test_seen_are_left_out_and_lists_get_shorter(world, options):
   options = dataclasses.replace(options, k=299, exclude_seen=True)
-  batch_recommend.batch_recommend(options)
+  bulk.batch_recommend(options)
   rows = _read_parquet(options.output)
   lengths = set()
   for query, row in enumerate(rows):
     seen = [world.candidate_ids[c] for c in world.seen[query]]
-    assert row["candidate_ids"] == world.ranking(query, seen)[:299]
+    order = np.argsort(-_scores(world, query), kind="stable")
+    best = [world.candidate_ids[c] for c in order]
+    assert row["candidate_ids"] == [x for x in best if x not in seen][:299]
     assert len(row["scores"]) == len(row["candidate_ids"])
     assert np.isfinite(row["scores"]).all()
     lengths.add(len(row["scores"]))
@@ -111,7 +122,7 @@ def test_listed_queries_are_answered_as_by_the_bundle(
   options = dataclasses.replace(
     options, queries=str(tmp_path / "ids"), k=9, exclude_seen=exclude_seen
   )
-  batch_recommend.batch_recommend(options)
+  bulk.batch_recommend(options)
   rows = _read_parquet(options.output)
   assert [row["query_id"] for row in rows] == ids
   expected = load_once(options.bundle).recommend(
@@ -156,17 +167,17 @@ class _Loaded:
 def test_integer_ids(tmp_path, monkeypatch, kind, unknown_query, of_unknown):
   (tmp_path / "manifest.json").write_text("{}")
   loaded = _Loaded(tmp_path, unknown_query)
-  monkeypatch.setattr(batch_recommend, "_load", lambda path: loaded)
+  monkeypatch.setattr(bulk, "_load", lambda path: loaded)
   (tmp_path / "ids").write_text("-5\n8\n70")
   options = batch_recommend.BatchOptions(
-    bundle="",
+    bundle="b",
     output=str(tmp_path / "out"),
     k=3,
     format=kind,
     exclude_seen=True,
     queries=str(tmp_path / "ids"),
   )
-  batch_recommend.batch_recommend(options)
+  bulk.batch_recommend(options)
   (path,) = (tmp_path / "out").glob("part-*")
   if kind == "parquet":
     table = parquet.read_table(path)
@@ -196,15 +207,17 @@ def test_integer_ids(tmp_path, monkeypatch, kind, unknown_query, of_unknown):
   ]
   (tmp_path / "ids").write_text("70\n8.0\n")
   options = dataclasses.replace(options, overwrite=True)
-  with pytest.raises(errors.DataError, match="line 2.*integers.*'8.0'"):
-    batch_recommend.batch_recommend(options)
+  with pytest.raises(
+    errors.DataError, match="line 2: '8.0' is not an id.*int64"
+  ):
+    bulk.batch_recommend(options)
 
 
 def test_goes_on_with_the_first_missing_file(options, monkeypatch):
   """Encoding fails in the second file of three."""
-  monkeypatch.setattr(batch_recommend, "_BATCH", 5)
+  monkeypatch.setattr(bulk, "_BATCH", 5)
   calls = []
-  encode = bundle.Bundle.encode_queries
+  encode = bundle.Bundle.read_queries
 
   def fail_once(self, ids):
     calls.append(len(ids))
@@ -212,9 +225,9 @@ def test_goes_on_with_the_first_missing_file(options, monkeypatch):
       raise KeyboardInterrupt
     return encode(self, ids)
 
-  monkeypatch.setattr(bundle.Bundle, "encode_queries", fail_once)
+  monkeypatch.setattr(bundle.Bundle, "read_queries", fail_once)
   with pytest.raises(KeyboardInterrupt):
-    batch_recommend.batch_recommend(options)
+    bulk.batch_recommend(options)
   output = pathlib.Path(options.output)
   names = [f"part-0000{i}-of-00003.parquet" for i in range(3)]
   assert [x for x in _files(output) if x.startswith("part")] == names[:1]
@@ -222,20 +235,71 @@ def test_goes_on_with_the_first_missing_file(options, monkeypatch):
   assert not run["complete"] and run["seconds"] > 0
   first = (output / names[0]).stat().st_mtime_ns
 
-  run = batch_recommend.batch_recommend(options)
+  run = bulk.batch_recommend(options)
   assert len(calls) == 3 + 2 + 3 + 2
-  assert run["complete"] and run["queries"] == 40
+  assert run.complete and run.queries == 40
   assert _files(output) == ["_run.json", *names]
   assert (output / names[0]).stat().st_mtime_ns == first
   ids = [row["query_id"] for row in _read_parquet(output)]
   assert len(set(ids)) == len(ids) == 40
   # What is complete is not done again.
-  assert batch_recommend.batch_recommend(options) == run
+  assert bulk.batch_recommend(options) == run
   assert len(calls) == 10
 
 
+def test_second_run_on_an_output_is_refused_and_writes_nothing(
+  options, monkeypatch
+):
+  """It begins when the first one has written one of its three files."""
+  monkeypatch.setattr(bulk, "_BATCH", 15)
+  output = pathlib.Path(options.output)
+  before, second = [], []
+  encode = bundle.Bundle.read_queries
+
+  def begin_second(self, ids):
+    if (output / "part-00000-of-00003.parquet").exists() and not second:
+      before.append(_files(output))
+      for overwrite in (False, True):
+        with pytest.raises(errors.DataError, match="is writing here") as caught:
+          bulk.batch_recommend(
+            dataclasses.replace(options, overwrite=overwrite)
+          )
+        second.append(str(caught.value))
+      before.append(_files(output))
+    return encode(self, ids)
+
+  monkeypatch.setattr(bundle.Bundle, "read_queries", begin_second)
+  run = bulk.batch_recommend(options)
+  assert len(second) == 2 and f"process {os.getpid()} on host" in second[0]
+  assert before[0] == before[1]
+  assert run.complete
+  assert len(_read_parquet(output)) == 40
+
+
+def test_a_run_that_has_lost_a_file_is_not_complete_until_it_is_back(
+  options, monkeypatch
+):
+  bulk.batch_recommend(options)
+  output = pathlib.Path(options.output)
+  (output / "part-00001-of-00003.parquet").unlink()
+  left = output / ".part-00001-of-00003.parquet.partial-host-01234567"
+  left.write_text("of a run that was killed")
+
+  def fail(self, ids):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(bundle.Bundle, "read_queries", fail)
+    with pytest.raises(KeyboardInterrupt):
+      bulk.batch_recommend(options)
+  assert not json.loads((output / "_run.json").read_text())["complete"]
+  assert not left.exists()
+  assert bulk.batch_recommend(options).complete
+  assert len(_read_parquet(output)) == 40
+
+
 def test_another_run_is_not_mixed_in(options, tmp_path):
-  batch_recommend.batch_recommend(options)
+  bulk.batch_recommend(options)
   (tmp_path / "ids").write_text("somebody\n")
   for change, message in (
     ({"k": 3}, "k = 100 then, 3 now"),
@@ -246,10 +310,10 @@ def test_another_run_is_not_mixed_in(options, tmp_path):
   ):
     changed = dataclasses.replace(options, **change)
     with pytest.raises(errors.DataError, match=f"{message}.*--overwrite"):
-      batch_recommend.batch_recommend(changed)
+      bulk.batch_recommend(changed)
   changed = dataclasses.replace(changed, overwrite=True)
   (tmp_path / "out" / "notes.txt").write_text("mine")
-  batch_recommend.batch_recommend(changed)
+  bulk.batch_recommend(changed)
   assert _files(options.output) == [
     "_run.json",
     "notes.txt",
@@ -258,7 +322,7 @@ def test_another_run_is_not_mixed_in(options, tmp_path):
 
 
 def test_another_bundle_is_not_mixed_in(exported, options, tmp_path):
-  batch_recommend.batch_recommend(options)
+  bulk.batch_recommend(options)
   other = tmp_path / "other"
   other.mkdir()
   for path in exported.iterdir():
@@ -267,26 +331,26 @@ def test_another_bundle_is_not_mixed_in(exported, options, tmp_path):
   manifest = (exported / "manifest.json").read_text()
   (other / "manifest.json").write_text(manifest + "\n")
   with pytest.raises(errors.DataError, match="bundle_sha256 = .* then"):
-    batch_recommend.batch_recommend(
-      dataclasses.replace(options, bundle=str(other))
-    )
+    bulk.batch_recommend(dataclasses.replace(options, bundle=str(other)))
 
 
 @pytest.mark.parametrize(
   "text, message",
   [
     (None, "cannot be read"),
-    (b"\xff\n", "cannot be read"),
-    (b"", "is empty"),
-    (b"a\n\nb\n", "line 2 is empty"),
+    (b"\xff\n", "line 1: not UTF-8"),
+    (b"", "ids: empty"),
+    (b"a\n\nb\n", "line 2: empty"),
   ],
 )
-def test_bad_list_of_queries(options, tmp_path, text, message):
+def test_unusable_list_of_queries_is_named_before_anything_is_written(
+  options, tmp_path, text, message
+):
   if text is not None:
     (tmp_path / "ids").write_bytes(text)
   options = dataclasses.replace(options, queries=str(tmp_path / "ids"))
   with pytest.raises(errors.DataError, match=message):
-    batch_recommend.batch_recommend(options)
+    bulk.batch_recommend(options)
   assert not os.path.exists(options.output)
 
 
@@ -295,24 +359,26 @@ def test_a_directory_of_something_else_is_left_alone(options, tmp_path):
   (tmp_path / "out" / "part-1-of-2.txt").write_text("mine")
   for overwrite in (False, True):
     changed = dataclasses.replace(options, overwrite=overwrite)
-    with pytest.raises(errors.DataError, match="_run.json in it cannot"):
-      batch_recommend.batch_recommend(changed)
+    with pytest.raises(
+      errors.DataError, match="_run.json: not found, so the dir.*choose"
+    ):
+      bulk.batch_recommend(changed)
   assert _files(options.output) == ["part-1-of-2.txt"]
 
 
-def test_too_large_a_k(options):
+def test_k_above_that_of_the_bundle_is_refused(options):
   options = dataclasses.replace(options, k=10_001)
   with pytest.raises(errors.DataError, match="from 1 to 10000.*10001"):
-    batch_recommend.batch_recommend(options)
+    bulk.batch_recommend(options)
 
 
-def test_without_pyarrow(options, monkeypatch):
+def test_missing_pyarrow_says_what_to_install(options, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   with pytest.raises(errors.DataError, match="xir-tfrs.data.*tfrecord"):
-    batch_recommend.batch_recommend(options)
+    bulk.batch_recommend(options)
 
 
-def test_program(world, options):
+def test_program_writes_and_says_how_fast(world, options):
   done = subprocess.run(
     [sys.executable, "-m", "export.batch_recommend", "--k", "2"]
     + ["--bundle", options.bundle, "--output", options.output],

@@ -43,7 +43,7 @@ def _side_rows(text, suffix, tmp_path):
   """What `pipelines.prepare` reads of the same file."""
   path = tmp_path / f"a{suffix}"
   path.write_text(text)
-  wanted = [f"{x['name']}:{x['kind']}" for x in FEATURES]
+  wanted = [f"{x.name}:{x.kind}" for x in FEATURES]
   return side_tables.read(path, "id", tuple(wanted), "--item_features", " ")
 
 

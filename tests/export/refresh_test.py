@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,9 +16,10 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from export import refresh
-from export.bundle import encoders, new_items, write
+from export.bundle import encoders, new_items, refreshing, write
 from xir_tfrs import indexes
 from xir_tfrs.data import errors, runs
+from xir_tfrs.programs import settings
 from xir_tfrs.serving import bundle, features
 from xir_tfrs.serving import manifest as manifests
 
@@ -83,7 +83,7 @@ def refreshed(world, exported, encoded, tmp_path_factory):
   """Both indexes, verified as users would have it."""
   folder = tmp_path_factory.mktemp("refreshed")
   shutil.copytree(exported, folder / "bundle")
-  about = refresh.refresh(
+  about = refreshing.refresh(
     refresh.RefreshOptions(
       bundle=str(folder / "bundle"),
       items=_items_of(folder),
@@ -128,9 +128,13 @@ def test_answers_are_those_of_numpy(world, refreshed, answering, index):
   loaded = answering[index]
   assert list(loaded.candidate_ids) == refreshed.ids
   np.testing.assert_allclose(loaded.vectors, refreshed.vectors, atol=1e-5)
-  exact = world.query_vectors @ refreshed.vectors.T
+  # Queries without training rows get the most popular candidates.
+  known = [q for q, seen in enumerate(world.seen) if seen]
+  exact = world.query_vectors[known] @ refreshed.vectors.T
   order = np.argsort(-exact, axis=1, kind="stable")
-  found = loaded.recommend(world.query_ids, k=len(refreshed.ids) + 1)
+  found = loaded.recommend(
+    [world.query_ids[q] for q in known], k=len(refreshed.ids) + 1
+  )
   expected = np.array(refreshed.ids, object)[order]
   # Of equal or nearly equal scores either may come first.
   scores = np.take_along_axis(exact, order, axis=1)
@@ -255,11 +259,11 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
     again = new_items.read_items(path, described)
     assert again.ids == found.ids
     for read in (found, again):
-      vectors = refresh.encode(tower, read.ids, read.columns)
+      vectors = refreshing.encode(tower, read.ids, read.columns)
       np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-def test_killed_before_the_switch_leaves_the_old_bundle(plain, tmp_path):
+def test_kill_ends_the_verification_and_leaves_the_old_bundle(plain, tmp_path):
   before = (plain / manifests.FILE_NAME).read_bytes()
   process = subprocess.Popen(
     [sys.executable, "-m", "export.refresh", "--bundle", plain]
@@ -267,63 +271,86 @@ def test_killed_before_the_switch_leaves_the_old_bundle(plain, tmp_path):
     cwd=ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
-    start_new_session=True,  # Its verification is a process too.
+    start_new_session=True,
   )
   deadline = time.monotonic() + 120
-  while not list(tmp_path.glob(f".bundle.partial-*/{manifests.FILE_NAME}")):
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  while not children.read_text():
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.05)
-  os.killpg(process.pid, signal.SIGKILL)
+  assert list(tmp_path.glob(f".bundle.partial-*/{manifests.FILE_NAME}"))
+  process.kill()
   process.wait()
+  # The verification is the last of the session that the refresh began.
+  with pytest.raises(ProcessLookupError):
+    while time.monotonic() < deadline:
+      os.killpg(process.pid, 0)
+      time.sleep(0.05)
   assert list(tmp_path.glob(".bundle.partial-*"))
   assert (plain / manifests.FILE_NAME).read_bytes() == before
   manifests.check_files(plain, manifests.load(plain))
 
 
 def test_another_tower_is_refused(plain, tmp_path):
-  options = refresh.RefreshOptions(str(plain), items=_items_of(tmp_path))
+  options = refresh.RefreshOptions(bundle=str(plain), items=_items_of(tmp_path))
   path = next((plain / "candidate_tower" / "variables").glob("*.data*"))
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
   with pytest.raises(errors.DataError, match="candidate_tower: is not the"):
-    refresh.refresh(options)
+    refreshing.refresh(options)
 
 
 def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
   before = (plain / manifests.FILE_NAME).read_bytes()
-  check = refresh._verify
+  check = refreshing._verify
 
   def damage_first(directory):
     (directory / "lists" / "candidate_counts.npy").write_bytes(b"")
     check(directory)
 
-  monkeypatch.setattr(refresh, "_verify", damage_first)
+  monkeypatch.setattr(refreshing, "_verify", damage_first)
   items_file = _items_of(tmp_path)
   with pytest.raises(errors.DataError, match="old one stays: files: .*holds"):
-    refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
+    refreshing.refresh(
+      refresh.RefreshOptions(bundle=str(plain), items=items_file)
+    )
   assert (plain / manifests.FILE_NAME).read_bytes() == before
   assert sorted(x.name for x in tmp_path.iterdir()) == ["bundle", "items.csv"]
 
   def replace_meanwhile(directory, contents, about):
     (plain / manifests.FILE_NAME).write_bytes(before + b"\n")
 
-  monkeypatch.setattr(refresh, "_verify", lambda directory: None)
+  monkeypatch.setattr(refreshing, "_verify", lambda directory: None)
   monkeypatch.setattr(write, "write_bundle", replace_meanwhile)
   with pytest.raises(errors.DataError, match="replaced while this ran"):
-    refresh.refresh(refresh.RefreshOptions(str(plain), items=items_file))
+    refreshing.refresh(
+      refresh.RefreshOptions(bundle=str(plain), items=items_file)
+    )
 
 
-def test_what_cannot_be_done_is_said(plain, tmp_path, monkeypatch):
+def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   def fails(expected, **options):
     with pytest.raises(errors.DataError, match=expected):
-      refresh.refresh(refresh.RefreshOptions(str(plain), **options))
+      refreshing.refresh(refresh.RefreshOptions(bundle=str(plain), **options))
 
   before = (plain / manifests.FILE_NAME).read_bytes()
   given = _items_of(tmp_path)
-  fails("give --items or --remove")
-  read = refresh._load(refresh.RefreshOptions(str(plain), items=given))
-  monkeypatch.setattr(refresh, "_load", lambda options: read)  # Once will do.
+  for expected, given_settings in (
+    ("give --items or --remove", {}),
+    ("--id_column is used with --items", {"id_column": "x"}),
+    ("--separator is used with --items", {"separator": "|"}),
+    ("--overwrite is used with --output", {"overwrite": True}),
+  ):
+    with pytest.raises(settings.SettingsError, match=expected):
+      removed = {"remove": "x"} if given_settings else {}
+      refresh.RefreshOptions(bundle="b", **removed, **given_settings)
+  read = refreshing._load(
+    refresh.RefreshOptions(bundle=str(plain), items=given)
+  )
+  monkeypatch.setattr(
+    refreshing, "_load", lambda options: read
+  )  # Once will do.
   everything = list(read[0].candidate_ids)
   fails("none of the 1 ids", remove=_removals(tmp_path, ["nobody"]))
   fails("would be removed", remove=_removals(tmp_path, everything))
@@ -331,7 +358,8 @@ def test_what_cannot_be_done_is_said(plain, tmp_path, monkeypatch):
   fails("no column 'x'", items=given, id_column="x")
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "file").touch()
-  fails("is not a bundle", items=given, output=str(tmp_path / "other"))
+  fails("--target_recall and --min_recall are", items=given, min_recall=0.5)
+  fails("not part of a bundle", items=given, output=str(tmp_path / "other"))
   assert (plain / manifests.FILE_NAME).read_bytes() == before
 
 
@@ -365,7 +393,7 @@ def numbered(tmp_path):
       tables[0],
       np.ones(12),
       encode_query,
-      lambda rows: {"age": tf.ones_like(rows, tf.float32)},
+      lambda rows: {"age": tf.where(rows >= 0, 1.0, np.nan)},
       [features.FeatureInput("age", "age", "float")],
     ),
     candidate_tower=encoders.TrainedEncoder(
@@ -387,21 +415,21 @@ def test_two_in_a_row_of_integers_with_a_ranker(
   directory, queries, candidates = numbered
   before = (directory / manifests.FILE_NAME).read_bytes()
   options = refresh.RefreshOptions(
-    str(directory),
+    bundle=str(directory),
     items=_items_of(tmp_path, "item_id\n5\n-7\n"),
     remove=_removals(tmp_path, ["290", "0", "1"]),
     output=str(tmp_path / "new"),
   )
   with monkeypatch.context() as patched:
-    patched.setattr(refresh, "_verify", lambda directory: None)
-    refresh.refresh(options)
+    patched.setattr(refreshing, "_verify", lambda directory: None)
+    refreshing.refresh(options)
   assert (directory / manifests.FILE_NAME).read_bytes() == before
   with pytest.raises(errors.DataError, match="--overwrite"):
-    refresh.refresh(options)
+    refreshing.refresh(options)
   # In place: one that was added goes, one that was removed comes back.
-  refresh.refresh(
+  refreshing.refresh(
     refresh.RefreshOptions(
-      str(tmp_path / "new"),
+      bundle=str(tmp_path / "new"),
       items=_items_of(tmp_path, "id\n290\n"),
       remove=_removals(tmp_path, ["5", "20"]),
     )

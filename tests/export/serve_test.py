@@ -151,6 +151,7 @@ def _expected(found):
   }
   if hasattr(found, "known"):
     answer["known"] = found.known.tolist()
+    answer["popular"] = found.popular.tolist()
   return answer
 
 
@@ -229,7 +230,7 @@ def test_rest_and_grpc_answer_as_the_bundle_does(server, loaded, world):
   assert expected["scores"][2][2:] == [-np.inf] * 2
   found = server.rest(inputs)
   assert _same(found, expected)
-  assert list(found) == ["candidate_ids", "scores", "num_found", "known"]
+  assert list(found) == list(expected)
   answer, spec = server.grpc(inputs)
   assert _same(answer, expected)
   assert (spec.name, spec.version.value, spec.signature_name) == (
@@ -526,7 +527,7 @@ def test_unusable_bundle_or_port_is_named(
   server, exported, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("it went on"))
-  options = serving_server.Options(
+  options = serve.ServeOptions(
     bundle=str(tmp_path),
     index=None,
     host="127.0.0.1",
@@ -534,7 +535,7 @@ def test_unusable_bundle_or_port_is_named(
     grpc_port=0,
     model_name="retriever",
     max_batch_size=1,
-    batch_timeout_ms=0,
+    batch_timeout_ms=0.0,
     threads=1,
     watch_seconds=1,
     shutdown_seconds=1,
@@ -556,7 +557,7 @@ def test_missing_extra_says_what_to_install(monkeypatch):
   monkeypatch.delattr("export.serving.server")
   monkeypatch.setitem(sys.modules, "export.serving.server", None)
   with pytest.raises(errors.DataError, match="pip install .*serving"):
-    serve._serve()
+    serve.serve(serve.ServeOptions(bundle="b"))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import refresh, verify
-from export.bundle import checks, write
+from export.bundle import checks, encoders, refreshing, verifying, write
+from export.bundle import corpus as corpora
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
@@ -49,8 +49,8 @@ def copy(plain, tmp_path):
 
 @pytest.fixture
 def without_models(monkeypatch):
-  monkeypatch.setattr(verify, "_part", lambda *_: "")
-  monkeypatch.setattr(verify, "_index_checks", lambda *_: iter(()))
+  monkeypatch.setattr(verifying, "_part", lambda *_: "")
+  monkeypatch.setattr(verifying, "_index_checks", lambda *_: iter(()))
 
 
 def _failed(results) -> dict[str, str]:
@@ -58,7 +58,7 @@ def _failed(results) -> dict[str, str]:
 
 
 def test_whole_bundle_passes(exported):
-  results = verify.verify(exported, queries=30, k=5)
+  results = list(verifying.verify(exported, queries=30, k=5))
   assert _failed(results) == {}
   names = [x.name for x in results]
   assert names[:6] == [
@@ -91,7 +91,7 @@ def test_program_prints_every_check(copy):
 
 
 def test_missing_bundle_is_one_check(tmp_path):
-  results = verify.verify(tmp_path)
+  results = list(verifying.verify(tmp_path))
   assert [x.name for x in results] == ["manifest"]
   assert "is not a bundle" in results[0].detail
 
@@ -145,9 +145,9 @@ def _newer_tensorflow(directory):
 )
 def test_damaged_files_are_found(copy, without_models, damage):
   (copy / "brute_force" / "assets").mkdir(exist_ok=True)
-  assert _failed(verify.verify(copy)) == {}
+  assert _failed(list(verifying.verify(copy))) == {}
   expected = damage(copy)
-  failed = _failed(verify.verify(copy))
+  failed = _failed(list(verifying.verify(copy)))
   assert failed.keys() == expected.keys()
   for name, part in expected.items():
     assert part in failed[name]
@@ -158,7 +158,7 @@ def test_other_scann_version_is_found(exported, tmp_path, without_models):
   shutil.copytree(exported, directory)
   versions = manifests.load(directory).versions
   _sign(directory, versions=versions | {"scann": "1.0"})
-  assert _failed(verify.verify(directory)).keys() == {"versions"}
+  assert _failed(list(verifying.verify(directory))).keys() == {"versions"}
 
 
 def _save(directory, name, values):
@@ -183,7 +183,7 @@ def test_damaged_lists_are_found(copy, without_models, name, change, expected):
   path = copy / "lists" / f"{name}.npy"
   np.save(path, change(np.load(path)))
   _sign(copy)
-  failed = _failed(verify.verify(copy))
+  failed = _failed(list(verifying.verify(copy)))
   assert failed.keys() == {"lists"}
   assert expected in failed["lists"]
 
@@ -194,7 +194,9 @@ def test_other_features_are_found(copy, without_models):
   described["candidate"][2]["kind"] = "token"
   path.write_text(json.dumps(described))
   _sign(copy)
-  assert "other candidate features" in _failed(verify.verify(copy))["lists"]
+  assert (
+    "other candidate features" in _failed(list(verifying.verify(copy)))["lists"]
+  )
 
 
 def test_other_signatures_and_mixed_lists_are_found(copy):
@@ -209,7 +211,7 @@ def test_other_signatures_and_mixed_lists_are_found(copy):
   del signatures["brute_force"]["search"]["inputs"]["allow_ids"]
   signatures["query_tower"]["encode_query"]["outputs"]["row"]["shape"] = []
   _sign(copy, signatures=signatures)
-  failed = _failed(verify.verify(copy))
+  failed = _failed(list(verifying.verify(copy)))
   assert "signature 'search'" in failed.pop("brute_force")
   assert "signature 'encode_query'" in failed.pop("query_tower")
   assert "do not belong together" in failed["brute_force: ids"]
@@ -218,20 +220,24 @@ def test_other_signatures_and_mixed_lists_are_found(copy):
 
 def test_vectors_that_are_not_finite_are_found(plain, tmp_path):
   old = bundle.Bundle.load(plain)
-  corpus = refresh._old_corpus(old)
+  corpus = corpora.of_bundle(old)
   index = indexes.BruteForceIndex().index(corpus.ids, corpus.vectors)
   vectors = corpus.vectors.copy()
   vectors[7, 2] = np.nan
   index.vectors.assign(vectors)
-  tower = refresh.encoders.LoadedEncoder(
+  tower = encoders.LoadedEncoder(
     plain / "candidate_tower", "candidate", old.candidate_features
   )
-  write.write_bundle(
-    tmp_path / "nan",
-    refresh._contents(old, corpus, tower, {"brute_force": index}),
-    {"indexes": {"brute_force": {"kind": "exact"}}},
+  contents = refreshing._contents(
+    old,
+    corpus,
+    tower,
+    {"brute_force": index},
+    {"brute_force": manifests.Index(kind="exact")},
   )
-  failed = _failed(verify.verify(tmp_path / "nan", queries=20))
+  with manifests.new_bundle(tmp_path / "nan", overwrite=False) as directory:
+    write.write_bundle(directory, contents, about={})
+  failed = _failed(list(verifying.verify(tmp_path / "nan", queries=20)))
   assert "1 vectors are not finite" in failed["brute_force: vectors"]
   assert "item 7" in failed["brute_force: vectors"]
 

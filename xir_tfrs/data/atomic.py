@@ -39,6 +39,7 @@ import msgspec
 
 from xir_tfrs.data import errors
 
+LOCK_FILE = ".lock"  # In a directory that is `locked`.
 _BEAT = 20.0
 _LAPSE = 120.0
 # A file is written within moments; a partial one of this age is left over.
@@ -174,7 +175,7 @@ def locked(
       f"is not a directory; choose another {flag}", path=directory
     )
   directory.mkdir(parents=True, exist_ok=True)
-  with _claim(directory / ".lock", directory, flag):
+  with _claim(directory / LOCK_FILE, directory, flag):
     yield
 
 

@@ -1,0 +1,263 @@
+"""The work of `export.batch_recommend`: shards of answers to all queries."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import tensorflow as tf
+
+from export.bundle import answer_files, new_items
+from xir_tfrs import indexes
+from xir_tfrs.data import atomic, errors, json_files
+from xir_tfrs.data.files import text
+from xir_tfrs.programs import progress
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
+
+if TYPE_CHECKING:
+  from export import batch_recommend as program
+
+# With the underscore, readers of a directory of Parquet files pass it over.
+RUN_FILE = "_run.json"
+# Queries encoded and searched at a time; the search makes its own chunks.
+_BATCH = 1024
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+  """What determines the files; runs that differ in it cannot be mixed."""
+
+  bundle_sha256: str
+  queries_sha256: str
+  k: int
+  exclude_seen: bool
+  format: str
+  rows_per_shard: int
+
+
+class Run(Asked, frozen=True, kw_only=True):
+  """Content of _run.json.
+
+  Attributes:
+    complete: whether all files are there.
+    seconds: time that the files took, over all starts of the program.
+    queries, shards, queries_per_second: of a complete run.
+  """
+
+  complete: bool = False
+  seconds: float = 0.0
+  queries: int | None = None
+  shards: int | None = None
+  queries_per_second: float | None = None
+
+
+def batch_recommend(options: program.BatchOptions) -> Run:
+  """Writes the files that are missing.
+
+  Raises:
+    DataError: for anything that the user can put right; another run writes to
+      the same output, for one.
+  """
+  loaded = _load(options.bundle)
+  if options.k > loaded.manifest.max_k:
+    raise errors.DataError(
+      f"--k must be from 1 to {loaded.manifest.max_k}. Received: {options.k}",
+      path=options.bundle,
+    )
+  query_ids, digest = _queries(options.queries, loaded)
+  open_writer = answer_files.WRITERS[options.format](loaded)
+  asked = Asked(
+    bundle_sha256=manifests.sha256(loaded.directory / manifests.FILE_NAME),
+    queries_sha256=digest,
+    k=options.k,
+    exclude_seen=options.exclude_seen,
+    format=options.format,
+    rows_per_shard=options.rows_per_shard,
+  )
+  output = pathlib.Path(options.output)
+  with atomic.locked(output):
+    run = _begin(output, asked, options.overwrite)
+    shards = _shards(output, asked, query_ids)
+    recommend = _recommender(loaded, options.k, options.exclude_seen)
+    run = _write_missing(output, run, shards, open_writer, recommend)
+  print(
+    f"{output}: {run.queries:,} queries in {run.shards} "
+    f"{'file' if run.shards == 1 else 'files'}, "
+    f"{run.seconds:.1f} s, {run.queries_per_second:,.0f} queries/s",
+    flush=True,
+  )
+  return run
+
+
+def _write_missing(
+  output: pathlib.Path,
+  run: Run,
+  shards: Mapping[pathlib.Path, Sequence[bundle.Id]],
+  open_writer: answer_files.OpenWriter,
+  recommend: Callable[[Sequence[bundle.Id]], answer_files.Answers],
+) -> Run:
+  """Writes the shards that are not there yet."""
+  missing = [path for path in shards if not path.exists()]
+  total = sum(map(len, shards.values()))
+  done = total - sum(len(shards[path]) for path in missing)
+  if missing:
+    run = _save(output, run, complete=False)
+  if done:
+    print(f"{done:,} of {total:,} queries are done", flush=True)
+  with progress.Progress("recommend", total, start=done) as bar:
+    for path in missing:
+      began = time.monotonic()
+      with atomic.new_file(path) as partial, open_writer(partial) as write:
+        for start in range(0, len(shards[path]), _BATCH):
+          answers = recommend(shards[path][start : start + _BATCH])
+          write(answers)
+          done += len(answers.query_ids)
+          bar.update_rows(done, len(answers.query_ids))
+      seconds = round(run.seconds + time.monotonic() - began, 3)
+      run = _save(output, run, seconds=seconds)
+  return _save(
+    output,
+    run,
+    complete=True,
+    queries=total,
+    shards=len(shards),
+    queries_per_second=round(total / max(run.seconds, 1e-3), 1),
+  )
+
+
+def _load(directory: str) -> bundle.Bundle:
+  manifest = manifests.load(directory)
+  # Only its vectors and its query tower are used: without ScaNN if possible.
+  exact = "brute_force" in manifest.indexes
+  return bundle.Bundle.load(directory, "brute_force" if exact else None)
+
+
+def _queries(
+  path: str | None, loaded: bundle.Bundle
+) -> tuple[Sequence[bundle.Id], str]:
+  """The query ids, and a digest of them."""
+  if path is None:
+    ids = loaded.query_ids
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids), "all"
+  ids = text.read_lines(pathlib.Path(path))
+  if not ids:
+    raise errors.DataError("empty; write one query id per line", path=path)
+  if "" in ids:
+    raise errors.DataError(
+      "empty; write one query id per line", path=path, line=ids.index("") + 1
+    )
+  digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+  if loaded.manifest.id_types.query == "int64":
+    ids = new_items.integers(
+      ids,
+      lambda row, message: errors.DataError(message, path=path, line=row + 1),
+    )
+  return ids, digest
+
+
+def _shards(
+  output: pathlib.Path, asked: Asked, query_ids: Sequence[bundle.Id]
+) -> dict[pathlib.Path, Sequence[bundle.Id]]:
+  """The files, and the queries of each."""
+  starts = range(0, len(query_ids), asked.rows_per_shard)
+  return {
+    output / f"part-{i:05d}-of-{len(starts):05d}.{asked.format}": query_ids[
+      start : start + asked.rows_per_shard
+    ]
+    for i, start in enumerate(starts)
+  }
+
+
+def _begin(output: pathlib.Path, asked: Asked, overwrite: bool) -> Run:
+  """The earlier run of the same that is to go on, or a new one."""
+  new = Run(**msgspec.structs.asdict(asked))
+  if all(path.name == atomic.LOCK_FILE for path in output.iterdir()):
+    return _save(output, new)
+  run = json_files.read(
+    output / RUN_FILE,
+    Run,
+    remedy="choose another --output",
+    missing=(
+      ", so the directory is not of an earlier run; choose another --output"
+    ),
+  )
+  # Nobody else writes here: these are of runs that were killed.
+  for path in output.glob(".part-*.partial*"):
+    path.unlink()
+  if overwrite:
+    # First, as a run that is killed now has not all of its files.
+    _save(output, run, complete=False)
+    for path in output.glob("part-*-of-*"):
+      path.unlink()
+    return _save(output, new)
+  differing = [
+    f"{name} = {getattr(run, name)} then, {value} now"
+    for name, value in msgspec.structs.asdict(asked).items()
+    if getattr(run, name) != value
+  ]
+  if differing:
+    raise errors.DataError(
+      f"was begun with something else ({'; '.join(differing)}); choose another "
+      "--output, or start anew with --overwrite",
+      path=output,
+    )
+  return run
+
+
+def _save(output: pathlib.Path, run: Run, **changes) -> Run:
+  """Writes _run.json with some fields changed; its new content."""
+  run = msgspec.structs.replace(run, **changes)
+  json_files.write(output / RUN_FILE, run)
+  return run
+
+
+def _recommender(
+  loaded: bundle.Bundle, k: int, exclude_seen: bool
+) -> Callable[[Sequence[bundle.Id]], answer_files.Answers]:
+  """A function of query ids, for a few thousand at a time."""
+  # Over rows: ids are looked up when they are written.
+  vectors = tf.constant(loaded.vectors)
+  search = tf.function(
+    lambda queries, seen: indexes.top_rows(
+      vectors, queries, tf.constant(k), seen
+    ),
+    input_signature=[
+      tf.TensorSpec([None, vectors.shape[1]], tf.float32),
+      tf.TensorSpec([None, None], tf.int64),
+    ],
+    autograph=False,
+  )
+  popular = np.argsort(-loaded.counts, kind="stable")[:k]
+
+  def recommend(query_ids: Sequence[bundle.Id]) -> answer_files.Answers:
+    queries = loaded.read_queries(query_ids)
+    none = np.zeros([len(query_ids), 0], np.int64)
+    seen = _seen(loaded, queries.rows) if exclude_seen else none
+    rows, scores = (x.numpy() for x in search(queries.vectors, seen))
+    unknown = np.flatnonzero(queries.popular)
+    rows[unknown], scores[unknown] = -1, -np.inf
+    rows[unknown, : len(popular)] = popular
+    scores[unknown, : len(popular)] = loaded.counts[popular]
+    found = rows >= 0
+    return answer_files.Answers(
+      query_ids, found.sum(axis=1), rows[found], scores[found]
+    )
+
+  return recommend
+
+
+def _seen(loaded: bundle.Bundle, queries: np.ndarray) -> np.ndarray:
+  """`[n, width]` rows of the training candidates, padded with -1."""
+  splits, rows = loaded.seen
+  known = np.maximum(queries, 0)
+  lengths = np.where(queries >= 0, splits[known + 1] - splits[known], 0)
+  places = np.arange(lengths.max(initial=0))
+  inside = places < lengths[:, np.newaxis]
+  padded = np.full(inside.shape, -1)
+  padded[inside] = rows[(splits[known][:, np.newaxis] + places)[inside]]
+  return padded

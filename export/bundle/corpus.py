@@ -1,0 +1,92 @@
+"""The candidates of a bundle as arrays, and what becomes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from xir_tfrs.data import errors
+from xir_tfrs.serving import bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """The candidates of a bundle, n of them, and what goes with their rows.
+
+  Attributes:
+    ids: n original ids.
+    vectors: `[n, dim]` float32.
+    counts: `[n]` int64.
+    seen: row splits by query, and rows `[pairs]` int32.
+  """
+
+  ids: Sequence[str] | Sequence[int]
+  vectors: np.ndarray
+  counts: np.ndarray
+  seen: tuple[np.ndarray, np.ndarray]
+
+
+def of_bundle(old: bundle.Bundle) -> Corpus:
+  """The candidates of a loaded bundle."""
+  ids = old.candidate_ids
+  return Corpus(
+    ids=ids.tolist() if isinstance(ids, np.ndarray) else list(ids),
+    vectors=old.vectors,
+    counts=np.array(old.counts),
+    seen=tuple(map(np.array, old.seen)),
+  )
+
+
+def change(
+  old: Corpus, new_ids: Sequence, new_vectors: np.ndarray, gone: set
+) -> tuple[Corpus, dict]:
+  """Adds, changes and removes candidates.
+
+  Rows that stay keep their order; new ones follow, with no training counts.
+
+  Args:
+    old: the candidates as they are.
+    new_ids: m ids, of old or of new candidates.
+    new_vectors: `[m, dim]` their vectors.
+    gone: ids to remove; those that are not there are ignored.
+
+  Returns:
+    The new candidates, and the numbers "added", "changed", "removed", and
+    "removed_unknown", which were not there.
+
+  Raises:
+    DataError: nothing would change, or no candidate would be left.
+  """
+  row_of = {candidate: row for row, candidate in enumerate(old.ids)}
+  vectors = old.vectors.copy()
+  added = []
+  for place, candidate in enumerate(new_ids):
+    if candidate in row_of:
+      vectors[row_of[candidate]] = new_vectors[place]
+    else:
+      added.append(place)
+  keep = np.array([candidate not in gone for candidate in old.ids])
+  removed = int((~keep).sum())
+  if not len(new_ids) and not removed:
+    raise errors.DataError(
+      f"nothing to change: none of the {len(gone)} ids to remove is there"
+    )
+  if removed == len(old.ids) and not added:
+    raise errors.DataError("all candidates would be removed; keep some")
+  splits, rows = old.seen
+  pairs = np.append(0, np.cumsum(keep[rows]))
+  new_row = (np.cumsum(keep) - 1).astype(np.int32)
+  corpus = Corpus(
+    ids=[x for x in old.ids if x not in gone] + [new_ids[i] for i in added],
+    vectors=np.concatenate([vectors[keep], new_vectors[added]]),
+    counts=np.append(old.counts[keep], np.zeros(len(added), np.int64)),
+    seen=(pairs[splits], new_row[rows[keep[rows]]]),
+  )
+  return corpus, {
+    "added": len(added),
+    "changed": len(new_ids) - len(added),
+    "removed": removed,
+    "removed_unknown": len(gone) - removed,
+  }

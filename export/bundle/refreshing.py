@@ -1,0 +1,347 @@
+"""The work of `export.refresh`: another bundle with the same towers."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from export.bundle import corpus as corpora
+from export.bundle import encoders, indexing, new_items, verifying, write
+from export.bundle import options as export_options
+from xir_tfrs import indexes
+from xir_tfrs.data import errors
+from xir_tfrs.programs import progress
+from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import manifest as manifests
+
+if TYPE_CHECKING:
+  from export import refresh as program
+
+_BATCH = 8192
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+# The system closes the pipe at its stdin when the process that holds the other
+# end has ended, in whichever way.
+_VERIFY = """
+import os, runpy, threading
+def end():
+  os.read(0, 1)
+  os._exit(1)
+threading.Thread(target=end, daemon=True).start()
+runpy.run_module("export.verify", run_name="__main__", alter_sys=True)
+"""
+
+
+def refresh(options: program.RefreshOptions) -> dict:
+  """Writes the new bundle.
+
+  Returns:
+    What was changed, as it stands in the manifest under `refreshes`.
+
+  Raises:
+    DataError: for anything that the user can put right.
+  """
+  start = time.monotonic()
+  old, written = _load(options)
+  output = options.output or old.directory
+  in_place = pathlib.Path(output).resolve() == old.directory
+  with manifests.new_bundle(output, options.overwrite or in_place) as directory:
+    about = _write(options, directory, old, written)
+  _report(f"wrote {output}: verified, in {time.monotonic() - start:.1f} s")
+  return about
+
+
+def _write(
+  options: program.RefreshOptions,
+  directory: pathlib.Path,
+  old: bundle.Bundle,
+  written: bytes,
+) -> dict:
+  """Writes and verifies the new bundle; what was changed."""
+  start = time.monotonic()
+  tower = encoders.LoadedEncoder(
+    old.directory / "candidate_tower", "candidate", old.candidate_features
+  )
+  corpus = corpora.of_bundle(old)
+  new_ids, new_vectors, about = _encode_items(options, old, tower)
+  gone = _read_removals(options, new_ids, old.manifest)
+  corpus, changes = corpora.change(corpus, new_ids, new_vectors, gone)
+  about = {**changes, **about}
+  _report_changes(about)
+  built, described = _build(options, old, corpus)
+  about["recall"] = described["scann"].recall if "scann" in described else None
+  about["seconds"] = round(time.monotonic() - start, 3)
+
+  history = [*old.manifest.refreshes, about]
+  kept = ("data", "checkpoint", "training", "encode_seconds", "num_left_out")
+  write.write_bundle(
+    directory,
+    _contents(old, corpus, tower, built, described),
+    about={
+      **{name: getattr(old.manifest, name) for name in kept},
+      "refreshes": history,
+    },
+  )
+  _verify(directory)
+  # Or the changes of another refresh would be lost, or parts mixed.
+  if _manifest_bytes(old.directory) != written:
+    raise errors.DataError(
+      f"{old.directory}: was replaced while this ran; start again"
+    )
+  return about
+
+
+def _load(options: program.RefreshOptions) -> tuple[bundle.Bundle, bytes]:
+  """The old bundle, whole and with its own towers; its manifest as read."""
+  directory = pathlib.Path(options.bundle).resolve()
+  names = manifests.load(directory).indexes
+  # Before the rest is read: what is replaced from here on is noticed.
+  written = _manifest_bytes(directory)
+  # Plain TensorFlow will do, for its vectors and query tower.
+  index = "brute_force" if "brute_force" in names else None
+  loaded = bundle.Bundle.load(directory, index)
+  verifying.check_towers(directory, loaded.manifest)
+  return loaded, written
+
+
+def _manifest_bytes(directory: pathlib.Path) -> bytes:
+  return (directory / manifests.FILE_NAME).read_bytes()
+
+
+def _encode_items(
+  options: program.RefreshOptions, old: bundle.Bundle, tower: encoders.Encoder
+) -> tuple[list, np.ndarray, dict]:
+  """Ids of --items, their vectors `[n, dim]`, and what was found in it."""
+  if not options.items:
+    return [], np.empty([0, old.manifest.dim], np.float32), {}
+  found = new_items.read_items(
+    options.items,
+    old.manifest.candidate_features,
+    options.id_column,
+    old.manifest.id_types.candidate,
+    options.separator,
+  )
+  start = time.monotonic()
+  vectors = encode(tower, found.ids, found.columns)
+  return (
+    found.ids,
+    vectors,
+    {
+      "items": pathlib.Path(options.items).name,
+      "unknown_tokens": count_unknown(old.candidate_features, found.columns),
+      "not_given": found.missing,
+      "ignored": found.ignored,
+      "encode_seconds": round(time.monotonic() - start, 3),
+    },
+  )
+
+
+def encode(
+  tower: encoders.Encoder,
+  ids: Sequence[str] | Sequence[int],
+  columns: Mapping[str, new_items.Column],
+) -> np.ndarray:
+  """Vectors `[n, dim]` of candidates and their features, as in `Items`.
+
+  Args:
+    tower: the candidate tower.
+    ids: n original ids; the tower need not know them.
+    columns: every feature of the tower by name.
+  """
+  parts = []
+  with progress.Progress("encode", len(ids)) as bar:
+    for low in range(0, len(ids), _BATCH):
+      part = slice(low, low + _BATCH)
+      given = {name: column[part] for name, column in columns.items()}
+      n = len(ids[part])
+      raw = features.to_tensors(tower.inputs, given, n)
+      parts.append(
+        tower(
+          tf.constant(ids[part], tower.id_dtype),
+          [raw[x.input] for x in tower.inputs],
+        ).embedding.numpy()
+      )
+      bar.update_rows(low + n, n)
+  return np.concatenate(parts)
+
+
+def count_unknown(
+  inputs: Sequence[features.FeatureInput],
+  columns: Mapping[str, new_items.Column],
+) -> dict[str, dict[str, int]]:
+  """Feature -> its tokens that are out of the vocabulary, and all of them."""
+  counts = {}
+  for feature in inputs:
+    if feature.kind not in ("token", "token_seq"):
+      continue
+    tokens = collections.Counter()
+    for value in columns[feature.name]:
+      tokens.update([value] if feature.kind == "token" else value)
+    del tokens[""]
+    known = set(feature.vocabulary)
+    counts[feature.name] = {
+      "unknown": sum(n for token, n in tokens.items() if token not in known),
+      "tokens": tokens.total(),
+    }
+  return counts
+
+
+def _read_removals(
+  options: program.RefreshOptions,
+  new_ids: Sequence,
+  manifest: manifests.Manifest,
+) -> set:
+  if not options.remove:
+    return set()
+  gone = set(new_items.read_ids(options.remove, manifest.id_types.candidate))
+  both = sorted(gone & set(new_ids))
+  if both:
+    raise errors.DataError(
+      f"{options.remove}: {both[0]!r} is in {options.items} as well; either "
+      "remove it, or add it"
+    )
+  return gone
+
+
+def _build(
+  options: program.RefreshOptions, old: bundle.Bundle, corpus: corpora.Corpus
+) -> tuple[dict[str, indexes.RetrievalIndex], dict[str, manifests.Index]]:
+  """The indexes that the old bundle has, over the new candidates."""
+  scann = old.manifest.indexes.get("scann")
+  if not scann and (options.target_recall, options.min_recall) != (None, None):
+    raise errors.DataError(
+      "has no index of ScaNN, which --target_recall and --min_recall are for; "
+      "leave them out",
+      path=old.directory,
+    )
+  target = options.target_recall
+  if target is None and scann:
+    target = scann.target_recall
+  if target is None:
+    target = export_options.IndexOptions.target_recall
+  rows = indexing.sample_queries(np.diff(old.seen[0])).tolist()
+  sample = old.encode_queries([old.query_ids[row] for row in rows])
+  dtype = old.manifest.id_types.candidate
+  return indexing.build_indexes(
+    export_options.IndexOptions(
+      indexes=tuple(old.manifest.indexes),
+      target_recall=target,
+      min_recall=options.min_recall,
+      # Where there was a searcher, there is one again.
+      exact_below=0 if scann and scann.kind == "scann" else None,
+    ),
+    indexes.IdTable(tf.constant(corpus.ids, dtype)),
+    corpus.vectors,
+    sample,
+  )
+
+
+def _contents(
+  old: bundle.Bundle,
+  corpus: corpora.Corpus,
+  candidate_tower: encoders.Encoder,
+  built: dict[str, indexes.RetrievalIndex],
+  described: dict[str, manifests.Index],
+) -> write.Contents:
+  query_ids = old.query_ids
+  if not isinstance(query_ids, np.ndarray):
+    query_ids = [query_id.encode() for query_id in query_ids]
+  parts = ("query_tower", "candidate_tower", "ranker")
+  return write.Contents(
+    query_ids=query_ids,
+    candidate_counts=corpus.counts,
+    seen=corpus.seen,
+    query_tower=encoders.LoadedEncoder(
+      old.directory / "query_tower", "query", old.query_features
+    ),
+    candidate_tower=candidate_tower,
+    indexes=built,
+    about_indexes=described,
+    copied={
+      name: old.directory / name
+      for name in parts
+      if name in old.manifest.signatures
+    },
+    scann_folder=(old.directory / bundle.FOLDER).is_dir(),
+    unknown_query=old.manifest.unknown_query,
+    max_k=old.manifest.max_k,
+  )
+
+
+def _verify(directory: pathlib.Path) -> None:
+  """Raises `DataError` if the bundle fails `export.verify`."""
+  start = time.monotonic()
+  done = _run_while_alive(
+    ["--json", "--bundle", str(directory)],
+    # This process has the memory of the GPU.
+    {**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+  )
+  try:
+    results = json.loads(done.stdout.splitlines()[-1])
+  except (ValueError, IndexError):
+    last = "".join(done.stderr.splitlines()[-1:])
+    raise errors.DataError(
+      f"the new bundle could not be verified, so the old one stays (exit "
+      f"status {done.returncode}: {last})"
+    ) from None
+  failed = [x for x in results if not x["ok"]]
+  if failed:
+    raise errors.DataError(
+      "the new bundle failed its verification, so the old one stays: "
+      + "; ".join(f"{x['name']}: {x['detail']}" for x in failed)
+    )
+  _report(
+    f"verified: {len(results)} checks in {time.monotonic() - start:.1f} s"
+  )
+
+
+def _run_while_alive(
+  arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+  """Runs `export.verify` in a process that never outlives this one."""
+  reading, writing = os.pipe()
+  try:
+    return subprocess.run(
+      [sys.executable, "-c", _VERIFY, *arguments],
+      cwd=_ROOT,
+      env=environment,
+      stdin=reading,
+      capture_output=True,
+      encoding="utf-8",
+      errors="replace",
+    )
+  finally:
+    os.close(reading)
+    os.close(writing)
+
+
+def _report(line: str) -> None:
+  print(line, flush=True)
+
+
+def _report_changes(about: Mapping) -> None:
+  _report(
+    f"added {about['added']:,}, changed {about['changed']:,}, removed "
+    f"{about['removed']:,} candidates"
+  )
+  if about["removed_unknown"]:
+    _report(f"{about['removed_unknown']:,} ids to remove were not there")
+  for name, tokens in about.get("unknown_tokens", {}).items():
+    if tokens["unknown"]:
+      _report(
+        f"{name}: {tokens['unknown']:,} of {tokens['tokens']:,} tokens are "
+        "not in the vocabulary"
+      )
+  if about.get("not_given"):
+    _report(f"not given: {', '.join(about['not_given'])}")
+  if about.get("ignored"):
+    _report(f"no features, ignored: {', '.join(about['ignored'])}")
