@@ -19,36 +19,10 @@ without training rows is answered as by `Bundle.recommend`.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
-from xir_tfrs.programs import main, settings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchOptions(settings.Settings):
-  """What to recommend to whom."""
-
-  bundle: str = settings.setting("Made by export.export_retriever.")
-  output: str = settings.setting("The directory to write.")
-  k: int = settings.setting(
-    "Number of answers; a query with fewer gets a shorter list.",
-    100,
-    minimum=1,
-  )
-  format: str = settings.setting(
-    "Of the files.", "parquet", choices=("parquet", "tfrecord")
-  )
-  queries: str | None = settings.setting(
-    "A file with a query id per line. Default: all of the bundle.", None
-  )
-  exclude_seen: bool = settings.setting(
-    "Leave out the candidates seen in training.", False
-  )
-  rows_per_shard: int = settings.setting(
-    "Queries per file.", 100_000, minimum=1
-  )
-  overwrite: bool = settings.setting("Replace an earlier run's files.", False)
+from export.bundle.options import BatchOptions
+from xir_tfrs.programs import main
 
 
 def batch_recommend(options: BatchOptions) -> None:

@@ -6,22 +6,19 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import tensorflow as tf
 
 from export.bundle import answer_files, new_items
+from export.bundle import options as options_lib
 from xir_tfrs import indexes
 from xir_tfrs.data import atomic, errors, json_files
 from xir_tfrs.data.files import text
 from xir_tfrs.programs import progress
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
-
-if TYPE_CHECKING:
-  from export import batch_recommend as program
 
 # With the underscore, readers of a directory of Parquet files pass it over.
 RUN_FILE = "_run.json"
@@ -56,7 +53,7 @@ class Run(Asked, frozen=True, kw_only=True):
   queries_per_second: float | None = None
 
 
-def batch_recommend(options: program.BatchOptions) -> Run:
+def batch_recommend(options: options_lib.BatchOptions) -> Run:
   """Writes the files that are missing.
 
   Raises:

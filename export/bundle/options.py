@@ -1,4 +1,4 @@
-"""Settings of the programs that make bundles. Nothing here needs TensorFlow."""
+"""Settings of the programs that make and use bundles, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -96,3 +96,84 @@ class ExportOptions(IndexOptions):
   max_k: int = settings.setting(
     "Most answers that may be asked for.", MAX_K, minimum=1
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefreshOptions(settings.Settings):
+  """What to change."""
+
+  bundle: str = settings.setting("The bundle to start from.")
+  items: str | None = settings.setting(
+    "New and changed items: .item, .csv, .tsv, .parquet, .pq or .tfrecord.",
+    None,
+  )
+  remove: str | None = settings.setting(
+    "Text file of ids to remove, one a line.", None
+  )
+  output: str | None = settings.setting(
+    "The new bundle. Default: in place of the old one.", None
+  )
+  overwrite: bool = settings.setting(
+    "Replace another bundle at --output.", False
+  )
+  id_column: str | None = settings.setting(
+    "Column of ids in --items. Default: the first :token column, else "
+    "candidate_id, item_id or id.",
+    None,
+  )
+  separator: str = settings.setting(
+    "Between the values of a sequence in text.", " "
+  )
+  target_recall: float | None = settings.setting(
+    "Recall@10 that ScaNN is tuned to. Default: that of the bundle.",
+    None,
+    minimum=0,
+    maximum=1,
+  )
+  min_recall: float | None = settings.setting(
+    "Fail if recall@10 of ScaNN is below. Default: --target_recall.",
+    None,
+    minimum=0,
+    maximum=1,
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if not self.items and not self.remove:
+      raise settings.SettingsError(
+        "Nothing to change; give --items or --remove."
+      )
+    for name, used, flag in (
+      ("id_column", self.items, "items"),
+      ("separator", self.items, "items"),
+      ("overwrite", self.output, "output"),
+    ):
+      default = type(self).__dataclass_fields__[name].default
+      if not used and getattr(self, name) != default:
+        raise settings.SettingsError(f"--{name} is used with --{flag} only.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchOptions(settings.Settings):
+  """What to recommend to whom."""
+
+  bundle: str = settings.setting("Made by export.export_retriever.")
+  output: str = settings.setting("The directory to write.")
+  k: int = settings.setting(
+    "Number of answers; a query with fewer gets a shorter list.",
+    100,
+    minimum=1,
+  )
+  format: str = settings.setting(
+    "Of the files.", "parquet", choices=("parquet", "tfrecord")
+  )
+  queries: str | None = settings.setting(
+    "A file with a query id per line. Default: all of the bundle.", None
+  )
+  exclude_seen: bool = settings.setting(
+    "Leave out the candidates seen in training.", False
+  )
+  rows_per_shard: int = settings.setting(
+    "Queries per file.", 100_000, minimum=1
+  )
+  overwrite: bool = settings.setting("Replace an earlier run's files.", False)

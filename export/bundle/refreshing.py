@@ -10,22 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from export.bundle import corpus as corpora
 from export.bundle import encoders, indexing, new_items, verifying, write
-from export.bundle import options as export_options
+from export.bundle import options as options_lib
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.programs import progress
 from xir_tfrs.serving import bundle, features
 from xir_tfrs.serving import manifest as manifests
-
-if TYPE_CHECKING:
-  from export import refresh as program
 
 _BATCH = 8192
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,7 +37,7 @@ runpy.run_module("export.verify", run_name="__main__", alter_sys=True)
 """
 
 
-def refresh(options: program.RefreshOptions) -> dict:
+def refresh(options: options_lib.RefreshOptions) -> dict:
   """Writes the new bundle.
 
   Returns:
@@ -61,7 +57,7 @@ def refresh(options: program.RefreshOptions) -> dict:
 
 
 def _write(
-  options: program.RefreshOptions,
+  options: options_lib.RefreshOptions,
   directory: pathlib.Path,
   old: bundle.Bundle,
   written: bytes,
@@ -100,7 +96,7 @@ def _write(
   return about
 
 
-def _load(options: program.RefreshOptions) -> tuple[bundle.Bundle, bytes]:
+def _load(options: options_lib.RefreshOptions) -> tuple[bundle.Bundle, bytes]:
   """The old bundle, whole and with its own towers; its manifest as read."""
   directory = pathlib.Path(options.bundle).resolve()
   names = manifests.load(directory).indexes
@@ -118,7 +114,9 @@ def _manifest_bytes(directory: pathlib.Path) -> bytes:
 
 
 def _encode_items(
-  options: program.RefreshOptions, old: bundle.Bundle, tower: encoders.Encoder
+  options: options_lib.RefreshOptions,
+  old: bundle.Bundle,
+  tower: encoders.Encoder,
 ) -> tuple[list, np.ndarray, dict]:
   """Ids of --items, their vectors `[n, dim]`, and what was found in it."""
   if not options.items:
@@ -196,7 +194,7 @@ def count_unknown(
 
 
 def _read_removals(
-  options: program.RefreshOptions,
+  options: options_lib.RefreshOptions,
   new_ids: Sequence,
   manifest: manifests.Manifest,
 ) -> set:
@@ -213,7 +211,9 @@ def _read_removals(
 
 
 def _build(
-  options: program.RefreshOptions, old: bundle.Bundle, corpus: corpora.Corpus
+  options: options_lib.RefreshOptions,
+  old: bundle.Bundle,
+  corpus: corpora.Corpus,
 ) -> tuple[dict[str, indexes.RetrievalIndex], dict[str, manifests.Index]]:
   """The indexes that the old bundle has, over the new candidates."""
   scann = old.manifest.indexes.get("scann")
@@ -227,12 +227,12 @@ def _build(
   if target is None and scann:
     target = scann.target_recall
   if target is None:
-    target = export_options.IndexOptions.target_recall
+    target = options_lib.IndexOptions.target_recall
   rows = indexing.sample_queries(np.diff(old.seen[0])).tolist()
   sample = old.encode_queries([old.query_ids[row] for row in rows])
   dtype = old.manifest.id_types.candidate
   return indexing.build_indexes(
-    export_options.IndexOptions(
+    options_lib.IndexOptions(
       indexes=tuple(old.manifest.indexes),
       target_recall=target,
       min_recall=options.min_recall,

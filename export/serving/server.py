@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from concurrent import futures
-from typing import TYPE_CHECKING
 
 import grpc
 import uvicorn
@@ -18,17 +17,15 @@ from absl import logging
 
 from export.serving import batching, models, rest, rpc, service
 from export.serving import metrics as metrics_lib
+from export.serving import options as options_lib
 from xir_tfrs.data import errors
-
-if TYPE_CHECKING:
-  from export import serve as program
 
 # Longer than load balancers keep a connection that is idle: they must be the
 # ones to close it, or a request may meet a closing connection.
 _KEEP_ALIVE_SECONDS = 75
 
 
-def run(options: program.ServeOptions) -> None:
+def run(options: options_lib.ServeOptions) -> None:
   """Serves until SIGTERM or SIGINT, and ends the process then.
 
   Raises:
@@ -42,7 +39,7 @@ def run(options: program.ServeOptions) -> None:
   os._exit(0)
 
 
-async def _serve(options: program.ServeOptions) -> None:
+async def _serve(options: options_lib.ServeOptions) -> None:
   metrics = metrics_lib.Metrics()
   pool = futures.ThreadPoolExecutor(options.threads, "inference")
   serve = service.Service(
@@ -90,7 +87,7 @@ async def _serve(options: program.ServeOptions) -> None:
 
 
 async def _load_and_watch(
-  serve: service.Service, options: program.ServeOptions
+  serve: service.Service, options: options_lib.ServeOptions
 ) -> None:
   model = await serve.holder.reload()
   logging.info(
