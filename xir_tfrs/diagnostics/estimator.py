@@ -15,14 +15,15 @@ Axes: batch (rows of a batch), rows (probe rows), distinct (distinct ids of a
 step's pools), dim.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.diagnostics import divergence, full_softmax, pool_weights
 from xir_tfrs.ops import resampling
+from xir_tfrs.tasks import arguments
+from xir_tfrs.tasks.batch import Term
 
 # Full softmaxes to compare with: of the scores, and of so many times them.
 _SHARPNESSES = tuple(2.0 ** (i / 3) for i in range(-3, 7))
@@ -117,8 +118,8 @@ class EstimatorProbe:
     self._batch_size = batch_size
     self._repetitions = repetitions
     self._warmup_steps = warmup_steps
-    self._num_candidates = num_candidates or _catalogue_size(
-      model.candidate_tower
+    self._num_candidates = arguments.require_num_candidates(
+      num_candidates, model.candidate_tower
     )
     self._seed = seed
     self._probe = np.random.default_rng([seed, 0]).choice(
@@ -251,7 +252,7 @@ class EstimatorProbe:
 
   def _loss(
     self, queries: tf.Tensor, batch: dict[str, tf.Tensor]
-  ) -> tuple[tf.Tensor, Any]:
+  ) -> tuple[tf.Tensor, Sequence[Term]]:
     """(loss, terms) of a batch; the task's state moves."""
     candidates = self._model.candidate_tower(batch["candidate_ids"])
     return self._task.loss_terms(queries, candidates, **batch, training=True)
@@ -369,8 +370,16 @@ class _Readout:
     is_positive = np.equal.outer(ids, self._full.positive_ids[rows])
     return np.sum(shares * is_positive, axis=0)
 
-  def _add_mixture(self, kind: str, *part: Any) -> None:
-    self._mixtures.setdefault(kind, _Mixture()).add(*part)
+  def _add_mixture(
+    self,
+    kind: str,
+    repetition: int,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    shares: np.ndarray,
+  ) -> None:
+    mixture = self._mixtures.setdefault(kind, _Mixture())
+    mixture.add(repetition, rows, ids, shares)
 
   def _add_mean(self, name: str, values: np.ndarray) -> None:
     self._means.setdefault(name, []).append(values)
@@ -400,14 +409,3 @@ class _Mixture:
       places = np.searchsorted(all_ids, ids)
       sums[half, places[:, np.newaxis], rows] += shares
     return all_ids, sums[0], sums[1]
-
-
-def _catalogue_size(tower: tf.keras.layers.Layer) -> int:
-  for name in ("vocabulary_size", "input_dim"):
-    size = getattr(tower, name, None)
-    if isinstance(size, int):
-      return size
-  raise ValueError(
-    "`num_candidates` is needed, as the candidate tower does not say how many "
-    f"there are by a `vocabulary_size`. Received: {tower!r}."
-  )

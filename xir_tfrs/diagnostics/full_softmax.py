@@ -12,7 +12,6 @@ Axes: rows (query, positive), candidates, dim.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -102,9 +101,9 @@ def full_softmax(
   table = tf.constant(candidates)
   chunk = max(_SCORES_PER_CALL // len(candidates), 1)
   left_out = None if known is None else _others(known, positive_ids)
-  scored: list[Any] = []
-  partitions: list[Any] = []
-  gradients: list[Any] = []
+  scored: list[tf.Tensor] = []
+  partitions: list[list[tf.Tensor]] = []
+  gradients: list[list[tf.Tensor]] = []
   for first in range(0, len(positive_ids), chunk):
     raw = raw_queries[first : first + chunk]
     with tf.GradientTape(persistent=True) as tape:

@@ -60,6 +60,7 @@ def draw_weights(
   """
   ids, columns, total = [], [], 0.0
   for term in terms:
+    assert term.resampler is not None
     log_weights = term.first(num_rows).log_importance_weights()
     number = tf.cast(term.resampler.num_resampled, log_weights.dtype)
     ids.append(term.pool.ids)

@@ -173,15 +173,14 @@ class _Catalogue:
 
     def body(start, d_queries, d_score, *totals):
       by_chunk, score_by_chunk, d_variables = of_chunk(start)
-      sums_so_far = [
-        s.add(total, gradient, start // self.chunk)
-        for s, total, gradient in zip(sums, totals, d_variables, strict=True)
-      ]
       return (
         start + self.chunk,
         d_queries + by_chunk,
         d_score + score_by_chunk,
-        *sums_so_far,
+        *(
+          s.add(total, gradient, start // self.chunk)
+          for s, total, gradient in zip(sums, totals, d_variables, strict=True)
+        ),
       )
 
     _, d_queries, d_score, *totals = self._for_each_chunk(
@@ -248,7 +247,7 @@ class _Catalogue:
 
   def _for_each_chunk(
     self,
-    body: Callable[..., Any],
+    body: Callable[..., tuple],
     initial: tuple,
     start: int | tf.Tensor = 0,
   ) -> tuple:
@@ -266,6 +265,9 @@ class _Sum:
 
   A sum of whole variables would cost a pass over the table of embeddings for
   each chunk of it: gradients in rows are collected, and added up once.
+
+  A gradient is a tensor, `tf.IndexedSlices`, or None where a chunk does not
+  use the variable. A total is a tensor, or TensorArrays of indices and values.
   """
 
   def __init__(
@@ -278,7 +280,9 @@ class _Sum:
     self._variable = variable
     self._in_rows = isinstance(gradient, tf.IndexedSlices)
     if not self._in_rows:
-      self.first = tf.zeros_like(variable) if gradient is None else gradient
+      self.first: Any = (
+        tf.zeros_like(variable) if gradient is None else gradient
+      )
       return
     self.first = tuple(
       tf.TensorArray(
@@ -290,12 +294,8 @@ class _Sum:
       for rows in (gradient.indices, gradient.values)
     )
 
-  def add(
-    self,
-    total: Any,
-    gradient: Any,
-    chunk_number: tf.Tensor,
-  ) -> Any:
+  def add(self, total: Any, gradient: Any, chunk_number: tf.Tensor) -> Any:
+    """`total` and the gradient of another chunk."""
     if self._in_rows:
       rows = (gradient.indices, gradient.values)
       chunk_number = tf.cast(chunk_number, tf.int32)

@@ -285,6 +285,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       log_q = tf.zeros_like(ids, batch.queries.dtype)
       positive_log_q = tf.zeros_like(batch.ids, batch.queries.dtype)
     else:
+      assert self.index is not None  # The sampler is one of midx.
       ids, log_q = self.index.sample(
         batch.queries,
         self._num_sampled,
@@ -326,7 +327,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     # A row with nothing allowed has drawn all the same.
     keep = tf.gather(allowed, columns, batch_dims=1)
     if self.cache is not None and training:
-      self._update_cache(pool_ids, columns, keep)
+      self._update_cache(self.cache, pool_ids, columns, keep)
     return Sample(
       ids=tf.gather(pool_ids, columns),
       log_q=tf.gather(scores, columns, batch_dims=1),
@@ -347,7 +348,11 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     return allowed
 
   def _update_cache(
-    self, pool_ids: tf.Tensor, columns: tf.Tensor, keep: tf.Tensor
+    self,
+    cache: candidate_cache.CandidateCache,
+    pool_ids: tf.Tensor,
+    columns: tf.Tensor,
+    keep: tf.Tensor,
   ) -> None:
     draws = tf.math.unsorted_segment_sum(
       tf.cast(tf.reshape(keep, [-1]), tf.float64),
@@ -360,7 +365,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       # Each replica drew from a pool of its own.
       pool_ids = distribute.all_gather(pool_ids)
       draws = distribute.all_gather(draws)
-    self.cache.update(pool_ids, draws)
+    cache.update(pool_ids, draws)
 
   def _make_index(self) -> inverted_multi_index.InvertedMultiIndex:
     counts = self._candidate_counts

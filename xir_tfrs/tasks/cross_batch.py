@@ -104,8 +104,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self._bank_size = bank_size
     self._warmup_steps = warmup_steps
     self._warmup_drift = warmup_drift
-    # Drift is watched only where there is one.
-    self._candidate_encoder: Any = candidate_encoder
+    self._candidate_encoder = candidate_encoder
     self._probe_size = probe_size
     self._embedding_dim = embedding_dim
     self._step = state.add_state(self, "step", (), tf.int64)
@@ -187,8 +186,9 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   ) -> Sequence[batches.Term]:
     log_q = self._log_proposal(batch, training)
     # No slot but those in use, and none while it is cold.
-    num_slots = tf.where(self._is_warm(), self.bank.filled, 0)
-    bank_embeddings, bank_ids, bank_log_q = self.bank.read(num_slots)
+    bank = self._built_bank()
+    num_slots = tf.where(self._is_warm(), bank.filled, 0)
+    bank_embeddings, bank_ids, bank_log_q = bank.read(num_slots)
     pool = fused.Pool(
       tf.concat(
         [
@@ -214,6 +214,10 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self._watch_drift()
     self._step.assign_add(1)
 
+  def _built_bank(self) -> memory_bank.MemoryBank:
+    assert self.bank is not None  # `build` has made it.
+    return self.bank
+
   def _is_warm(self) -> tf.Tensor:
     return (self._step >= self._warmup_steps) | (self._settled > 0)
 
@@ -222,7 +226,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     if not self._cross_replica:
       # One bank for all, or replicas would drift apart.
       rows = tuple(distribute.all_gather(x) for x in rows)
-    self.bank.update(*rows)
+    self._built_bank().update(*rows)
 
   def _watch_drift(self) -> None:
     if self.history is None:
@@ -237,7 +241,8 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       )
 
   def _staleness(self) -> tf.Tensor:
-    stale, ids, _ = self.bank.read(self.bank.filled)
+    bank = self._built_bank()
+    stale, ids, _ = bank.read(bank.filled)
     now = self._encode_now(ids)
     distance = tf.reduce_sum(tf.square(stale - now), axis=1)
     length = tf.reduce_sum(tf.square(now), axis=1)
@@ -247,6 +252,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     )
 
   def _encode_now(self, ids: tf.Tensor) -> tf.Tensor:
+    assert self._candidate_encoder is not None  # Or nothing is watched.
     return tf.stop_gradient(
       self._encoded(self._candidate_encoder, ids, tf.float32, training=False)
     )
@@ -254,6 +260,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   def _popular(self, num_ids: int) -> np.ndarray:
     """[num_ids] int64 distinct candidates, drawn by popularity."""
     if self._candidate_counts is None:
+      assert self._candidate_encoder is not None  # Or nothing is watched.
       size = arguments.size_of_catalogue(self._candidate_encoder)
       if size is None:
         raise ValueError(

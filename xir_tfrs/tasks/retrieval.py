@@ -163,7 +163,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     candidate_embeddings: tf.Tensor,
     *,
     training: bool = True,
-    **inputs: Any,
+    **others: Any,
   ) -> tuple[tf.Tensor, Sequence[Term]]:
     """The loss, with the terms that it is made of.
 
@@ -174,7 +174,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       query_embeddings: See `call`.
       candidate_embeddings: See `call`.
       training: See `call`.
-      **inputs: The other arguments of `call`.
+      **others: The other arguments of `call`.
 
     Returns:
       (loss, terms): what `call` returns, and its terms, one for each pool: the
@@ -184,8 +184,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     Raises:
       ValueError: As `call` does.
     """
-    given = Inputs(query_embeddings, candidate_embeddings, **inputs)
-    if given.candidate_ids is None:
+    inputs = Inputs(query_embeddings, candidate_embeddings, **others)
+    if inputs.candidate_ids is None:
       raise ValueError(
         f"{type(self).__name__} needs `candidate_ids`, the dense ids of the "
         "candidates in the batch: task(query_embeddings, "
@@ -196,7 +196,7 @@ class RetrievalTask(tf.keras.layers.Layer):
         "`training` must be a Python bool: it decides when the step function "
         f"is traced whether state moves. Received: `training` = {training!r}."
       )
-    return self._evaluated(given, training)
+    return self._evaluated(inputs, training)
 
   def readout(self) -> dict[str, tf.Tensor]:
     """Scalars worth a line in the log of a run, by name; reads state only."""

@@ -81,7 +81,7 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     found = super().readout()
     if self._candidate_counts is None:
       return found
-    error = self.frequency_estimator.error(
+    error = self._made_estimator().error(
       tf.range(len(self._candidate_counts), dtype=tf.int64),
       self._candidate_counts,
     )
@@ -90,9 +90,13 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   def get_config(self) -> dict:
     config = super().get_config()
     del config["frequency_estimator"]
-    estimator = self.frequency_estimator.get_config()
+    estimator = self._made_estimator().get_config()
     del estimator["name"], estimator["seed"]
     return config | estimator
+
+  def _made_estimator(self) -> FrequencyEstimator:
+    assert self.frequency_estimator is not None  # `__init__` has made it.
+    return self.frequency_estimator
 
   def _as_ids(self, candidate_ids: tf.Tensor) -> tf.Tensor:
     return frequency.as_keys(candidate_ids)

@@ -195,10 +195,10 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
   ) -> None:
     """Draws the next cache from the pools, batch first."""
     ids = tf.concat([term.pool.ids for term in terms], 0)
-    draws = tf.concat(draws, 0)
+    counts = tf.concat(draws, 0)
     in_batch = tf.size(batch.pool_ids)
     batch_ids, cache_ids = batch.pool_ids, ids[in_batch:]
-    batch_draws, cache_draws = draws[:in_batch], draws[in_batch:]
+    batch_draws, cache_draws = counts[:in_batch], counts[in_batch:]
     if self._cross_replica:
       batch_draws = distribute.all_reduce_sum(batch_draws)
     else:

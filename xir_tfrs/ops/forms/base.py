@@ -105,27 +105,35 @@ class Form:
     needs_log_q: Whether it needs to know the proposal of the candidates.
     corrects_positive: Whether the positive is corrected by log q_p where
       columns are.
-    positive_in_partition: Whether the positive is a term of the denominator.
-      If not, columns that hold it are masked in any case.
     own_column_stands_in: Whether a row whose only column is its own has loss
       0 without being told so: then the own column can stand for the positive,
       which spares the kernel a mask.
     pairwise: Whether columns count by `activate(s_j - s_p)` instead of s_j.
-    num_best: The K of `Rows.kth_best`; 0: the form does not ask for it.
   """
 
   name: ClassVar[str]
   suits: ClassVar[frozenset[str]] = frozenset({SAMPLED, RESAMPLED, CATALOGUE})
   needs_log_q: ClassVar[bool] = False
   corrects_positive: ClassVar[bool] = True
-  positive_in_partition: ClassVar[bool] = True
   own_column_stands_in: ClassVar[bool] = False
   pairwise: ClassVar[bool] = False
-  num_best: ClassVar[int] = 0
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       _check(self.name, field, getattr(self, field.name))
+
+  @property
+  def positive_in_partition(self) -> bool:
+    """Whether the positive is a term of the denominator.
+
+    If not, columns that hold it are masked in any case.
+    """
+    return True
+
+  @property
+  def num_best(self) -> int:
+    """The K of `Rows.kth_best`; 0: the form does not ask for it."""
+    return 0
 
   def loss(self, rows: Rows) -> tf.Tensor:
     """[rows] losses. Rows without a column are taken care of elsewhere."""
@@ -203,6 +211,8 @@ def losses_and_derivatives(
   log_sum: tf.Tensor,
   score: tf.Tensor,
   empty: tf.Tensor,
+  *,
+  correction: tf.Tensor,
   **others: Any,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """(losses, by log S, by s_p), each [rows]; all 0 for empty rows.
@@ -212,10 +222,9 @@ def losses_and_derivatives(
     log_sum: [rows] log S; anything where a row is empty.
     score: [rows] s_p.
     empty: [rows] bool, which rows have no column.
-    **others: `correction` [rows], what t_p is less than s_p by; and the other
-      attributes of `Rows`.
+    correction: [rows] what t_p is less than s_p by.
+    **others: The other attributes of `Rows`.
   """
-  correction = others.pop("correction")
   log_sum = tf.where(empty, score, log_sum)
   with tf.GradientTape() as tape:
     tape.watch([log_sum, score])

@@ -37,7 +37,7 @@ class BilateralSoftmax(base.Form):
   negative_weight: float = base.setting(
     1.22, "Weight of the denominator's logarithm.", above=0.0
   )
-  positive_in_partition: bool = base.setting(  # type: ignore[misc]
+  positive_in_partition: bool = base.setting(
     False, "Whether the positive is a term of the denominator."
   )
 

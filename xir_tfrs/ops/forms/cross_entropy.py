@@ -38,7 +38,10 @@ class Decoupled(base.Form):
   """
 
   name: ClassVar[str] = "decoupled"
-  positive_in_partition: ClassVar[bool] = False
+
+  @property
+  def positive_in_partition(self) -> bool:
+    return False
 
   def loss(self, rows: base.Rows) -> tf.Tensor:
     return rows.log_partition(with_positive=False) - rows.positive

@@ -36,7 +36,7 @@ class GeneralizedCrossEntropy(base.Form):
     above=0.0,
     most=1.0,
   )
-  positive_in_partition: bool = base.setting(  # type: ignore[misc]
+  positive_in_partition: bool = base.setting(
     False, "Whether the positive is a term of the denominator."
   )
 

@@ -31,7 +31,10 @@ class LogQCorrected(base.Form):
   suits: ClassVar[frozenset[str]] = frozenset({base.SAMPLED})
   needs_log_q: ClassVar[bool] = True
   corrects_positive: ClassVar[bool] = False
-  positive_in_partition: ClassVar[bool] = False
+
+  @property
+  def positive_in_partition(self) -> bool:
+    return False
 
   def loss(self, rows: base.Rows) -> tf.Tensor:
     log_sum = rows.log_partition(with_positive=False)

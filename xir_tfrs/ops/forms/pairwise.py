@@ -40,7 +40,7 @@ class PairwiseSoftmax(base.Form):
   tau_star: float = base.setting(
     0.05, "Temperature of the robust optimization; near 0: softmax.", above=0.0
   )
-  positive_in_partition: bool = base.setting(  # type: ignore[misc]
+  positive_in_partition: bool = base.setting(
     False, "Whether the positive is a term of the denominator."
   )
 

@@ -36,12 +36,12 @@ class SoftmaxAtK(base.Form):
   weight_temperature: float = base.setting(
     10.0, "What the distance to the K-th best is divided by.", above=0.0
   )
-  positive_in_partition: bool = base.setting(  # type: ignore[misc]
+  positive_in_partition: bool = base.setting(
     False, "Whether the positive is a term of the denominator."
   )
 
   @property
-  def num_best(self) -> int:  # type: ignore[override]
+  def num_best(self) -> int:
     return self.k
 
   def loss(self, rows: base.Rows) -> tf.Tensor:
