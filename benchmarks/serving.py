@@ -7,7 +7,7 @@ clustered vectors, it compares
 
 - `brute force` and `ScaNN in graph`: the signature `search` of the bundle's
   SavedModels;
-- `ScaNN folder`: `export.scann_folder`, which does without TensorFlow;
+- `ScaNN folder`: `xir_tfrs.serving.ScannFolder`, which does without TensorFlow;
 - `TFRS BruteForce` and `TFRS ScaNN`: the layers of TFRS with their default
   settings, over the same vectors, in a `tf.function`.
 
@@ -293,10 +293,10 @@ import msgspec
 import numpy as np
 if what == "folder":
   sys.modules["tensorflow"] = None
-  from export import scann_folder
+  from xir_tfrs.serving import scann_folder
 else:
   import tensorflow as tf
-  from export import bundle
+  from xir_tfrs.serving import bundle
 imported = time.perf_counter()
 if what == "folder":
   folder = scann_folder.ScannFolder.load(directory + "/scann_folder")
