@@ -119,16 +119,3 @@ def _line(error: BaseException) -> str:
     return f"{error.filename}: {error.strerror}"
   text = str(error) or type(error).__name__
   return " ".join(line.strip() for line in text.splitlines())
-
-
-def run_plain(main: Callable[[], None]) -> int:
-  """Runs a program that does not use `run` yet."""
-  try:
-    main()
-  except errors.DataError as error:
-    print("Error:", _line(error), file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print("Interrupted.", file=sys.stderr)
-    return 130
-  return 0
