@@ -53,7 +53,7 @@ def _convert(
     )
     for kind, side in zip(first_pass.KINDS, tables, strict=True)
   )
-  written, repeated = second_pass.run(
+  written, arranged = second_pass.run(
     config, directory, work, buckets, users, items, options
   )
   shutil.rmtree(work)
@@ -65,7 +65,8 @@ def _convert(
     users,
     items,
     written,
-    {**seen.warnings, "duplicate_pairs": repeated},
+    arranged,
+    seen.warnings,
     (*files, *source.side_fingerprints()),
   )
 

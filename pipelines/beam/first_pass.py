@@ -214,7 +214,12 @@ class _Read(beam.DoFn):
         for share, mentions in _mentions(ids, position, self._shares):
           yield beam.pvalue.TaggedOutput(_IDS, ((kind, share), mentions))
       rows = passes.encoded(
-        block, codes["users"], codes["items"], position, self._dtype
+        block,
+        codes["users"],
+        codes["items"],
+        position,
+        self._dtype,
+        self._source.split_of(piece.file),
       )
       read += len(rows)
       rows = passes.well_rated(rows, block, self._columns.min_rating, warnings)

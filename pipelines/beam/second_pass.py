@@ -1,4 +1,4 @@
-"""Second pass: each bucket's distinct rows are split, counted and written.
+"""Second pass: each bucket's rows are put in order, split and written.
 
 A bucket is the work of one worker, with the functions of `pipelines.prepare`;
 buckets meet in the counts, in the cuts of a temporal split, and in the shards,
@@ -7,7 +7,6 @@ which take their rows bucket after bucket.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,24 +28,6 @@ _RANGE = 1 << 20
 Shard = tuple[str, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-  """The distinct rows of a bucket, or of all."""
-
-  left: int
-  dropped: int
-  times: tuple[int, int, int] | None
-
-
-def joined(kept: Iterable[Kept]) -> Kept:
-  kept = list(kept)
-  return Kept(
-    sum(k.left for k in kept),
-    sum(k.dropped for k in kept),
-    splits.joined_ranges(k.times for k in kept),
-  )
-
-
 def run(
   config: PrepareConfig,
   directory: pathlib.Path,
@@ -55,31 +36,33 @@ def run(
   users: convert.Table,
   items: convert.Table,
   options: pipeline_options.PipelineOptions,
-) -> tuple[passes.Written, int]:
-  """Writes the splits; returns what was written and how many were repeated."""
+) -> tuple[passes.Written, passes.Arranged]:
+  """Writes the splits; returns what was written, and what is known of all."""
   (work / "shards").mkdir()
-  distinct = spill.Buckets(work / "distinct", buckets.count, buckets.dtype)
-  keep_distinct = _KeepDistinct(buckets, distinct, len(items.ids))
+  in_order = spill.Buckets(work / "in_order", buckets.count, buckets.dtype)
+  arrange = _Arrange(buckets, in_order, len(items.ids), config.keep_repeats)
   if users.permutation is not None:
-    keep_distinct.save_permutations(work, users.permutation, items.permutation)
+    arrange.save_permutations(work, users.permutation, items.permutation)
   split = config.row_split
   with beam.Pipeline(options=options) as pipeline:
-    kept = (
+    arranged = (
       pipeline
       | "Buckets" >> beam.Create(range(buckets.count))
       | "SpreadBuckets" >> beam.Reshuffle()
-      | "KeepDistinct" >> beam.ParDo(keep_distinct)
+      | "Arrange" >> beam.ParDo(arrange)
     )
     total = (
-      kept | "Kept" >> beam.Values() | "Total" >> beam.CombineGlobally(joined)
+      arranged
+      | "Arranged" >> beam.Values()
+      | "Total" >> beam.CombineGlobally(passes.joined)
     )
-    sorted_buckets = kept | "Sorted" >> beam.Keys()
+    sorted_buckets = arranged | "Sorted" >> beam.Keys()
     if split.kind == "temporal":
-      cuts = _cuts(sorted_buckets, total, distinct, split)
+      cuts = _cuts(sorted_buckets, total, in_order, split)
     else:
       cuts = pipeline | "NoCuts" >> beam.Create([None])
     divided = sorted_buckets | "Divide" >> beam.ParDo(
-      _Divide(distinct, len(items.ids), split, config.seed),
+      _Divide(in_order, len(items.ids), split, config.seed),
       beam.pvalue.AsSingleton(total),
       beam.pvalue.AsSingleton(cuts),
     ).with_outputs(_FOUND, _COUNTS, _SHARES)
@@ -113,19 +96,24 @@ def run(
     _read_counts(work, "user_counts", len(users.ids)),
     _read_counts(work, "item_counts", len(items.ids)),
     _read_counts(work, "user_rows", len(users.ids)),
+    _read_counts(work, "item_rows", len(items.ids)),
     handover.load(work / "leakage"),
   )
-  return written, handover.load(work / "total").dropped
+  return written, handover.load(work / "total")
 
 
-class _KeepDistinct(beam.DoFn):
-  """Bucket -> the same, now sorted and without repeated pairs, and its size."""
+class _Arrange(beam.DoFn):
+  """Bucket -> the same, its rows now in order, and what is known of them."""
 
   def __init__(
-    self, buckets: spill.Buckets, distinct: spill.Buckets, num_items: int
+    self,
+    buckets: spill.Buckets,
+    in_order: spill.Buckets,
+    num_items: int,
+    keep_repeats: bool,
   ):
-    self._buckets, self._distinct = buckets, distinct
-    self._num_items = num_items
+    self._buckets, self._in_order = buckets, in_order
+    self._num_items, self._keep_repeats = num_items, keep_repeats
     self._permutations: list[pathlib.Path] = []
 
   def save_permutations(
@@ -137,32 +125,30 @@ class _KeepDistinct(beam.DoFn):
       handover.save_array(path, permutation)
       self._permutations.append(path)
 
-  def process(self, bucket: int) -> Iterator[tuple[int, Kept]]:
-    rows = self._buckets.read(bucket)
+  def process(self, bucket: int) -> Iterator[tuple[int, passes.Arranged]]:
     permutations = [np.load(p, mmap_mode="r") for p in self._permutations]
+    rows, found = passes.arranged(
+      self._buckets.read(bucket),
+      self._num_items,
+      *(permutations or (None, None)),
+      self._keep_repeats,
+    )
     # Into another file: on rows that have been through it, the permutation
     # would be wrong, and a bucket may be worked on twice.
-    kept = passes.distinct(
-      rows, self._num_items, *(permutations or (None, None))
-    )
-    self._distinct.replace(bucket, kept)
-    times = kept["time"] if "time" in kept.dtype.names else kept["row"][:0]
-    yield (
-      bucket,
-      Kept(len(kept), len(rows) - len(kept), splits.time_range(times)),
-    )
+    self._in_order.replace(bucket, rows)
+    yield bucket, found
 
 
 def _cuts(
   buckets: beam.PCollection[int],
-  total: beam.PCollection[Kept],
-  distinct: spill.Buckets,
+  total: beam.PCollection[passes.Arranged],
+  in_order: spill.Buckets,
   split: schema_lib.Split,
 ) -> beam.PCollection[tuple[int, int]]:
   """`splits.temporal_cuts` with a look at all times per round."""
   searches = total | "Searches" >> beam.Map(
-    lambda kept: splits.temporal_searches(
-      *kept.times,
+    lambda found: splits.temporal_searches(
+      *found.times,
       test_fraction=split.test_fraction,
       validation_fraction=split.validation_fraction,
     )
@@ -171,7 +157,7 @@ def _cuts(
     counts = (
       buckets
       | f"Look{number}"
-      >> beam.ParDo(_CountTimes(distinct), beam.pvalue.AsSingleton(searches))
+      >> beam.ParDo(_CountTimes(in_order), beam.pvalue.AsSingleton(searches))
       | f"Sum{number}" >> beam.CombineGlobally(_SumArrays())
     )
     searches = searches | f"Narrow{number}" >> beam.Map(
@@ -183,13 +169,13 @@ def _cuts(
 class _CountTimes(beam.DoFn):
   """Bucket -> what the searches want to know of its times."""
 
-  def __init__(self, distinct: spill.Buckets):
-    self._distinct = distinct
+  def __init__(self, in_order: spill.Buckets):
+    self._in_order = in_order
 
   def process(
     self, bucket: int, searches: splits.Searches
   ) -> Iterator[np.ndarray]:
-    yield splits.search_counts(searches, self._distinct.read(bucket)["time"])
+    yield splits.search_counts(searches, self._in_order.read(bucket)["time"])
 
 
 class _SumArrays(beam.CombineFn):
@@ -217,18 +203,18 @@ class _Divide(beam.DoFn):
 
   def __init__(
     self,
-    distinct: spill.Buckets,
+    in_order: spill.Buckets,
     num_items: int,
     split: schema_lib.Split,
     seed: int,
   ):
-    self._distinct, self._num_items = distinct, num_items
+    self._in_order, self._num_items = in_order, num_items
     self._split, self._seed = split, seed
 
   def process(
-    self, bucket: int, total: Kept, cuts: tuple[int, int] | None
+    self, bucket: int, total: passes.Arranged, cuts: tuple[int, int] | None
   ) -> Iterator[Any]:
-    rows = self._distinct.read(bucket)
+    rows = self._in_order.read(bucket)
     parts, leaked = passes.divide(
       bucket, rows, self._num_items, self._split, cuts, self._seed
     )
@@ -237,10 +223,11 @@ class _Divide(beam.DoFn):
       ("user_counts", parts["train"]["user"]),
       ("item_counts", parts["train"]["item"]),
       ("user_rows", rows["user"]),
+      ("item_rows", rows["item"]),
     ):
       for number, counted in _ranges(*np.unique(ids, return_counts=True)):
         yield beam.pvalue.TaggedOutput(_COUNTS, ((name, number), counted))
-    shards = passes.shard_count(total.left)
+    shards = passes.shard_count(total.rows)
     for name, part in parts.items():
       for shard, share in passes.deal(part, shards):
         yield beam.pvalue.TaggedOutput(

@@ -11,6 +11,7 @@ from xir_tfrs.programs import settings
 from xir_tfrs.programs.settings import setting
 
 _FRACTIONS = {"split": ("random", "temporal")}
+_SPLITS = ("random", "temporal", "leave_last", "given")
 _VALIDATION = 0.1
 
 
@@ -22,11 +23,15 @@ class PrepareConfig(settings.Settings):
   output: str = setting("data directory to make.")
   overwrite: bool = setting("replace a data directory at --output.", False)
   name: str | None = setting("name of the data set; else that of a file.", None)
-  split: str = setting(
-    "how rows are divided: a share of each user's rows, one moment for all, or"
-    " each user's last rows.",
-    "random",
-    choices=("random", "temporal", "leave_last"),
+  split: str | None = setting(
+    "how rows are divided: a share of each user's rows, one moment for all,"
+    " each user's last rows, or as --train, --validation and --test say."
+    " Default: given with --train, else random.",
+    None,
+    choices=_SPLITS,
+  )
+  keep_repeats: bool = setting(
+    "keep all rows of a user and item, not only the first of them.", False
   )
   test_fraction: float = setting(
     "share of test rows.", 0.2, minimum=0, only=_FRACTIONS
@@ -58,6 +63,19 @@ class PrepareConfig(settings.Settings):
 
   def __post_init__(self):
     super().__post_init__()
+    is_given = bool(self.input.given_splits)
+    if self.split is None:
+      object.__setattr__(self, "split", "given" if is_given else "random")
+    if is_given and self.split != "given":
+      raise ValueError(
+        "--train, --validation and --test are the split; leave out --split."
+        f" Received: --split {self.split}."
+      )
+    if self.split == "given" and not is_given:
+      raise ValueError(
+        "--split given needs --train, the rows to train, and --validation or"
+        " --test."
+      )
     for name in ("test_fraction", "validation_fraction"):
       if (getattr(self, name) or 0) >= 1:
         raise ValueError(
@@ -67,14 +85,15 @@ class PrepareConfig(settings.Settings):
   @property
   def row_split(self) -> schema_lib.Split:
     """Only what the split depends on."""
-    if self.split == "leave_last":
-      return schema_lib.Split("leave_last")
-    is_random = self.split == "random"
+    kind = self.split or "random"
+    if kind in ("leave_last", "given"):
+      return schema_lib.Split(kind)
+    is_random = kind == "random"
     validation = self.validation_fraction
     if validation is None:
       validation = _VALIDATION if is_random else 0.0
     return schema_lib.Split(
-      self.split,
+      kind,
       validation_fraction=validation,
       test_fraction=self.test_fraction,
       seed=self.seed if is_random else None,

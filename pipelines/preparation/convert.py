@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -69,13 +70,17 @@ def convert(
   warnings.update(source.warnings)
   users = table(ids.users, ids.dense_users, user_side, source.name)
   items = table(ids.items, ids.dense_items, item_side, source.name)
-  num_rows, warnings["duplicate_pairs"] = passes.keep_distinct(
-    buckets, len(items.ids), users.permutation, items.permutation
+  arranged = passes.arrange(
+    buckets,
+    len(items.ids),
+    users.permutation,
+    items.permutation,
+    config.keep_repeats,
   )
   written = passes.write_splits(
     directory,
     buckets,
-    num_rows,
+    arranged.rows,
     len(users.ids),
     len(items.ids),
     config.row_split,
@@ -83,7 +88,15 @@ def convert(
   )
   (directory / "spill").rmdir()
   return finish(
-    config, source, directory, users, items, written, warnings, source.files()
+    config,
+    source,
+    directory,
+    users,
+    items,
+    written,
+    arranged,
+    warnings,
+    source.files(),
   )
 
 
@@ -94,8 +107,9 @@ def finish(
   users: Table,
   items: Table,
   written: passes.Written,
+  arranged: passes.Arranged,
   warnings: Mapping[str, int],
-  files: Sequence[dict[str, str | int]],
+  files: Sequence[source_lib.Fingerprint],
 ) -> schema_lib.Schema:
   """Writes the tables, once the splits are written; the schema of all.
 
@@ -105,8 +119,9 @@ def finish(
     directory: where the splits are.
     users, items: the tables.
     written: the splits.
-    warnings: what reading and sorting skipped -> how often.
-    files: fingerprints of what was read.
+    arranged: what is known of their rows.
+    warnings: what reading skipped -> how often.
+    files: fingerprints of what was read, interactions first.
   """
   if not written.item_counts.any():
     num_rows = int(written.user_rows.sum())
@@ -132,7 +147,18 @@ def finish(
     )
   }
   source.write_extras(directory, users.ids, items.ids)
-  warnings = {**warnings, **_table_warnings(written, **tables)}
+  leakage = written.leakage
+  warnings = {
+    **warnings,
+    "duplicate_pairs": arranged.dropped,
+    "rows_tied_in_time": arranged.tied,
+    **_table_warnings(written, **tables),
+  }
+  if config.keep_repeats:
+    # Doing something again is no leak, but who ranks new items must know.
+    pairs = {name for name in leakage if name.startswith("pairs_")}
+    warnings |= {f"repeated_{name}": leakage[name] for name in pairs}
+    leakage = {name: leakage[name] for name in leakage if name not in pairs}
   return schema_lib.Schema(
     name=config.name or source.name,
     num_queries=len(users.ids),
@@ -146,10 +172,10 @@ def finish(
     query_features=tables["queries"].features,
     candidate_features=tables["candidates"].features,
     source=schema_lib.Source(
-      source.kind, tuple(files), _options(config, source)
+      source.kind, _with_splits(files, source.splits), _options(config, source)
     ),
     split=config.row_split,
-    leakage=written.leakage,
+    leakage=leakage,
     warnings=dict(sorted(warnings.items())),
   )
 
@@ -160,7 +186,7 @@ def bucket_count(config: PrepareConfig, source: source_lib.Source) -> int:
 
 def row_dtype(config: PrepareConfig, source: source_lib.Source) -> np.dtype:
   has_weights = config.input.columns.weight is not None
-  return spill.row_dtype(source.has_times, has_weights)
+  return spill.row_dtype(source.has_times, has_weights, bool(source.splits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +240,9 @@ def _table_warnings(
     "users_in_no_split": int((~in_a_split).sum()),
     "users_without_training_rows": int((in_a_split & ~trained).sum()),
     "items_without_training_rows": int((written.item_counts == 0).sum()),
+    "items_only_held_out": int(
+      ((written.item_counts == 0) & (written.item_rows > 0)).sum()
+    ),
     "users_without_features": queries.missing_rows,
     "items_without_features": candidates.missing_rows,
     "rare_tokens": queries.rare_tokens + candidates.rare_tokens,
@@ -223,12 +252,20 @@ def _table_warnings(
 def _interaction_features(
   row_dtype: np.dtype,
 ) -> tuple[schema_lib.InteractionFeature, ...]:
-  dtypes = {"query_id": "int64", "candidate_id": "int64"}
+  dtypes = {"query_id": "int64", "candidate_id": "int64", "event": "int64"}
   if "time" in row_dtype.names:
     dtypes["timestamp"] = "int64"
   if "weight" in row_dtype.names:
     dtypes["sample_weight"] = "float32"
   return tuple(schema_lib.InteractionFeature(*f) for f in dtypes.items())
+
+
+def _with_splits(
+  files: Sequence[source_lib.Fingerprint], splits: Sequence[str]
+) -> tuple[source_lib.Fingerprint, ...]:
+  """Says of each file of interactions which split it is, where that is so."""
+  of_file = itertools.zip_longest(files, splits)
+  return tuple({**f, "split": s} if s else f for f, s in of_file)
 
 
 def _options(
@@ -244,6 +281,7 @@ def _options(
   return {
     **options,
     "dense_ids": config.dense_ids,
+    "keep_repeats": config.keep_repeats,
     "min_token_count": config.min_token_count,
     "seed_of_row_order": config.seed,
     "ignored_columns": list(source.ignored),

@@ -1,7 +1,7 @@
 """The two passes of `pipelines.prepare` over the interactions.
 
 The first reads blocks, gives ids their dense ids and spills encoded rows into
-buckets by user. The second takes one bucket at a time: each pair once, split,
+buckets by user. The second takes one bucket at a time: put in order, split,
 counted, checked for leakage, written. Neither holds all rows.
 """
 
@@ -11,7 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Written:
   Attributes:
     shards: split -> its shards.
     user_counts, item_counts: [rows] training interactions by dense id.
-    user_rows: [num_users] rows in any split.
+    user_rows, item_rows: [rows] interactions in any split by dense id.
     leakage: check -> offending rows.
   """
 
@@ -57,7 +57,36 @@ class Written:
   user_counts: np.ndarray
   item_counts: np.ndarray
   user_rows: np.ndarray
+  item_rows: np.ndarray
   leakage: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arranged:
+  """What is known of the rows of a bucket, or of all, once they are in order.
+
+  Attributes:
+    rows: how many there are.
+    dropped: how many were dropped, as an earlier row has their pair.
+    tied: how many have the time of the user's row before them.
+    times: `splits.time_range` of all; None without times.
+  """
+
+  rows: int
+  dropped: int
+  tied: int
+  times: tuple[int, int, int] | None
+
+
+def joined(parts: Iterable[Arranged]) -> Arranged:
+  """What is known of several buckets together."""
+  parts = list(parts)
+  return Arranged(
+    sum(p.rows for p in parts),
+    sum(p.dropped for p in parts),
+    sum(p.tied for p in parts),
+    splits.joined_ranges(p.times for p in parts),
+  )
 
 
 def spill_rows(
@@ -70,7 +99,7 @@ def spill_rows(
   """First pass. Returns how many rows were read."""
   read = 0
   with progress.Progress("reading", source.size) as report:
-    for block in source.blocks():
+    for file, block in source.blocks():
       for dense, column in (
         (ids.dense_users, block.users),
         (ids.dense_items, block.items),
@@ -81,7 +110,8 @@ def spill_rows(
         ids.users.encode(block.users),
         ids.items.encode(block.items),
       )
-      rows = encoded(block, users, items, read, buckets.dtype)
+      split = source.split_of(file)
+      rows = encoded(block, users, items, read, buckets.dtype, split)
       read += len(rows)
       report.update_rows(block.progress, len(rows))
       buckets.append(well_rated(rows, block, min_rating, warnings))
@@ -94,8 +124,17 @@ def encoded(
   items: np.ndarray,
   position: int,
   dtype: np.dtype,
+  split: str | None = None,
 ) -> np.ndarray:
-  """The rows of a block, of `spill.row_dtype`, given the codes of its ids."""
+  """The rows of a block, of `spill.row_dtype`, given the codes of its ids.
+
+  Args:
+    block: what was read.
+    users, items: [n] codes.
+    position: of its first row.
+    dtype: of the rows.
+    split: that of the file, where the user gave the splits.
+  """
   rows = np.empty(len(users), dtype)
   rows["user"], rows["item"] = users, items
   rows["row"] = np.arange(position, position + len(rows))
@@ -103,6 +142,8 @@ def encoded(
     rows["time"] = block.times
   if block.weights is not None:
     rows["weight"] = block.weights
+  if split is not None:
+    rows["split"] = _LABELS[split]
   return rows
 
 
@@ -120,40 +161,61 @@ def well_rated(
   return rows[keep]
 
 
-def keep_distinct(
+def arrange(
   buckets: spill.Buckets,
   num_items: int,
   user_permutation: np.ndarray | None,
   item_permutation: np.ndarray | None,
-) -> tuple[int, int]:
-  """Renumbers ids, sorts, and drops repeated pairs.
-
-  Returns:
-    How many rows are left, and how many were dropped.
-  """
-  left = dropped = 0
+  keep_repeats: bool,
+) -> Arranged:
+  """Puts the rows of each bucket in order; see `arranged`."""
+  parts = []
   with progress.Progress("sorting", buckets.count) as report:
     for bucket in range(buckets.count):
-      rows = buckets.read(bucket)
-      kept = distinct(rows, num_items, user_permutation, item_permutation)
-      buckets.replace(bucket, kept)
-      left += len(kept)
-      dropped += len(rows) - len(kept)
-      report.update_rows(bucket + 1, len(rows))
-  return left, dropped
+      rows, found = arranged(
+        buckets.read(bucket),
+        num_items,
+        user_permutation,
+        item_permutation,
+        keep_repeats,
+      )
+      buckets.replace(bucket, rows)
+      parts.append(found)
+      report.update_rows(bucket + 1, found.rows + found.dropped)
+  return joined(parts)
 
 
-def distinct(
+def arranged(
   rows: np.ndarray,
   num_items: int,
   user_permutation: np.ndarray | None,
   item_permutation: np.ndarray | None,
-) -> np.ndarray:
-  """`keep_distinct` of the rows of one bucket, in order of position."""
+  keep_repeats: bool,
+) -> tuple[np.ndarray, Arranged]:
+  """Rows of a bucket by user and time, with their places among them.
+
+  Args:
+    rows: in order of position.
+    num_items: how many items there are.
+    user_permutation, item_permutation: code -> dense id; None if they are the
+      same.
+    keep_repeats: keep rows whose pair an earlier row has. Of the others, the
+      earliest stays: in time, and in the file where times are equal.
+  """
   if user_permutation is not None:
     rows["user"] = user_permutation[rows["user"]]
     rows["item"] = item_permutation[rows["item"]]
-  return spill.sorted_distinct(rows, num_items)
+  rows, read = spill.by_user(rows), len(rows)
+  if not keep_repeats:
+    rows = np.delete(rows, spill.repeated(rows, num_items))
+  rows["row"] = splits.rank_in_group(rows["user"])[0]
+  tied, times = 0, None
+  if "time" in rows.dtype.names:
+    times = splits.time_range(rows["time"])
+    tied = int(
+      ((rows["row"] > 0)[1:] & (rows["time"][1:] == rows["time"][:-1])).sum()
+    )
+  return rows, Arranged(len(rows), read - len(rows), tied, times)
 
 
 def write_splits(
@@ -169,7 +231,7 @@ def write_splits(
 
   Args:
     directory: the data directory.
-    buckets: distinct rows, as `keep_distinct` leaves them; they are removed.
+    buckets: rows as `arrange` leaves them; they are removed.
     num_rows, num_users, num_items: how many there are.
     split: how rows are divided.
     seed: of the order of training rows.
@@ -184,6 +246,7 @@ def write_splits(
   user_counts = np.zeros(num_users, np.int64)
   user_rows = np.zeros(num_users, np.int64)
   item_counts = np.zeros(num_items, np.int64)
+  item_rows = np.zeros(num_items, np.int64)
   leakage: collections.Counter[str] = collections.Counter()
   shards = shard_count(num_rows)
   with contextlib.ExitStack() as stack:
@@ -199,11 +262,14 @@ def write_splits(
       user_counts += np.bincount(train["user"], minlength=num_users)
       item_counts += np.bincount(train["item"], minlength=num_items)
       user_rows += np.bincount(rows["user"], minlength=num_users)
+      item_rows += np.bincount(rows["item"], minlength=num_items)
       for name, part in parts.items():
         writers[name].append(part)
       report.update_rows(report.rows + len(rows), len(rows))
     shards = {name: writer.finish() for name, writer in writers.items()}
-  return Written(shards, user_counts, item_counts, user_rows, dict(leakage))
+  return Written(
+    shards, user_counts, item_counts, user_rows, item_rows, dict(leakage)
+  )
 
 
 def divide(
@@ -214,7 +280,7 @@ def divide(
   cuts: tuple[int, int] | None,
   seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Divides the distinct rows of a bucket, and shuffles those that train.
+  """Divides the rows of a bucket, and shuffles those that train.
 
   Returns:
     split -> its rows in the order to be written, and leakage check ->
@@ -303,7 +369,11 @@ class _SplitWriter:
 
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
   """Rows as the columns of their records."""
-  named = {"query_id": rows["user"], "candidate_id": rows["item"]}
+  named = {
+    "query_id": rows["user"],
+    "candidate_id": rows["item"],
+    "event": rows["row"],
+  }
   if "time" in rows.dtype.names:
     named["timestamp"] = rows["time"]
   if "weight" in rows.dtype.names:
@@ -332,6 +402,8 @@ def _labels(
     )
   if split.kind == "temporal":
     return splits.temporal(rows["time"], *cuts)
+  if split.kind == "given":
+    return rows["split"]
   return splits.leave_last(rows["user"])
 
 
@@ -350,8 +422,10 @@ def _leakage(
     found[f"pairs_in_{first}_and_{second}"] = int(
       ((of_pairs & both) == both).sum()
     )
-  if kind != "random":
-    moments = rows["time" if "time" in rows.dtype.names else "row"]
+  has_times = "time" in rows.dtype.names
+  # Rows without times go by the order of the files, training files first.
+  if kind != "random" and (has_times or kind != "given"):
+    moments = rows["time" if has_times else "row"]
     for later in ("validation", "test"):
       found[f"train_rows_after_{later}"] = splits.rows_after(
         rows["user"],

@@ -19,13 +19,21 @@ MAX_BUCKETS = 4096
 _BYTES_PER_BUCKET = 32 << 20
 
 
-def row_dtype(has_times: bool, has_weights: bool) -> np.dtype:
-  """A row: user and item codes, position in the input, what else there is."""
+def row_dtype(
+  has_times: bool, has_weights: bool, has_splits: bool = False
+) -> np.dtype:
+  """A row: user and item codes, its place, and what else there is.
+
+  The place (`row`) is the position in the input, and from `passes.arranged` on
+  the place among the rows of the user.
+  """
   fields = [("user", "<i4"), ("item", "<i4"), ("row", "<i8")]
   if has_times:
     fields.append(("time", "<i8"))
   if has_weights:
     fields.append(("weight", "<f4"))
+  if has_splits:
+    fields.append(("split", "<i1"))
   return np.dtype(fields)
 
 
@@ -93,24 +101,38 @@ class Buckets:
     self._paths[bucket].unlink()
 
 
-def sorted_distinct(rows: np.ndarray, num_items: int) -> np.ndarray:
-  """Rows by user, then time (if any), then position; each pair once.
-
-  Of several rows with the same user and item the earliest stays: earliest in
-  time, and in the file where times are equal or there are none.
+def by_user(rows: np.ndarray) -> np.ndarray:
+  """Rows by user, then time (if any), then position.
 
   Args:
     rows: in order of position, as `Buckets` keeps them.
-    num_items: number of item codes.
   """
   if "time" in rows.dtype.names:
     rows = np.take(rows, stable_argsort(rows["time"]))
-  rows = np.take(rows, stable_argsort(rows["user"]))
-  pairs = pair_keys(rows, num_items)
+  return np.take(rows, stable_argsort(rows["user"]))
+
+
+def repeated(rows: np.ndarray, num_items: int) -> np.ndarray:
+  """Indices of rows whose pair of user and item an earlier row has.
+
+  Where the user gave the splits, it must be a row of the same split.
+
+  Args:
+    rows: as `by_user` gives them.
+    num_items: number of item codes.
+  """
+  has_splits = "split" in rows.dtype.names
+  order = np.arange(len(rows))
+  if has_splits:
+    order = stable_argsort(rows["split"])
+  pairs = np.take(pair_keys(rows, num_items), order)
   by_pair = stable_argsort(pairs)
-  pairs = np.take(pairs, by_pair)
-  repeated = by_pair[1:][pairs[1:] == pairs[:-1]]
-  return np.delete(rows, repeated)
+  pairs, order = np.take(pairs, by_pair), np.take(order, by_pair)
+  same = pairs[1:] == pairs[:-1]
+  if has_splits:
+    of_row = np.take(rows["split"], order)
+    same &= of_row[1:] == of_row[:-1]
+  return order[1:][same]
 
 
 def stable_argsort(keys: np.ndarray) -> np.ndarray:

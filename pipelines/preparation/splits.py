@@ -31,11 +31,12 @@ def random_per_user(
   to even as Python's `round` does; of these the last share of
   `validation_fraction` validates, but never all. Which rows: those first by a
   hash of (seed, user, item), so a row's place does not depend on its
-  neighbours in the file.
+  neighbours in the file. Repeats of a pair have one hash and stay together,
+  in their order, unless the share ends between them.
 
   Args:
     users: [n] dense ids, ascending.
-    items: [n] dense ids; a pair (user, item) stands once.
+    items: [n] dense ids.
     seed: another seed gives another split.
     test_fraction: share of all rows, in [0, 1].
     validation_fraction: share of the rows that are not test, in [0, 1].
@@ -47,7 +48,7 @@ def random_per_user(
   # stable sort keeps the given order, which no bucket changes either.
   keys = users.astype(np.int64) << 32 | _hash(seed, users, items)
   order = np.argsort(keys, kind="stable")
-  rank, size = _rank_in_group(users)
+  rank, size = rank_in_group(users)
   kept, train = _sizes(size, test_fraction, validation_fraction)
   labels = np.empty(len(users), np.int8)
   labels[order] = np.where(
@@ -65,7 +66,7 @@ def leave_last(users: np.ndarray) -> np.ndarray:
   Args:
     users: [n] dense ids, ascending; each user's rows in order of time.
   """
-  rank, size = _rank_in_group(users)
+  rank, size = rank_in_group(users)
   from_end = size - 1 - rank
   labels = np.full(len(users), TRAIN, np.int8)
   labels[(from_end == 1) & (size > 2)] = VALIDATION
@@ -254,6 +255,15 @@ def rows_after(
   return int((moments[earlier] > first[group[earlier]]).sum())
 
 
+def rank_in_group(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """[n] position of each row among its user's rows, and their number."""
+  starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
+  starts = starts[: len(users)]
+  sizes = np.diff(np.append(starts, len(users)))
+  rank = np.arange(len(users)) - np.repeat(starts, sizes)
+  return rank, np.repeat(sizes, sizes)
+
+
 def _sizes(
   size: np.ndarray, test_fraction: float, validation_fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -263,15 +273,6 @@ def _sizes(
   validation = np.rint(validation_fraction * kept)
   validation = np.minimum(validation, np.maximum(kept - 1, 0))
   return kept.astype(np.int64), (kept - validation).astype(np.int64)
-
-
-def _rank_in_group(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[n] position of each row among its user's rows, and their number."""
-  starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-  starts = starts[: len(users)]
-  sizes = np.diff(np.append(starts, len(users)))
-  rank = np.arange(len(users)) - np.repeat(starts, sizes)
-  return rank, np.repeat(sizes, sizes)
 
 
 def _hash(seed: int, users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -9,7 +9,17 @@ from xir_tfrs.data import schema as schema_lib
 # What is skipped or missing, and what follows from it; see `Schema.warnings`.
 _WARNINGS = {
   "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair the"
-  " earliest row is kept",
+  " earliest row is kept, or all with --keep_repeats",
+  "rows_tied_in_time": "{n} rows ({of_followers:.1%} of those that follow"
+  " another of their user) have the time of the row before: a history of"
+  " strictly earlier rows leaves that row out",
+  "repeated_pairs_in_train_and_validation": "{n} pairs that validate are in"
+  " train too: a ranking that leaves out seen items cannot find them",
+  "repeated_pairs_in_train_and_test": "{n} pairs of the test split are in train"
+  " too: a ranking that leaves out seen items cannot find them",
+  "repeated_pairs_in_validation_and_test": "{n} pairs of the test split are"
+  " among those that validate: a ranking that leaves out seen items cannot find"
+  " them",
   "blank_lines": "{n} lines are blank and were skipped",
   "users_without_items": "{n} lines name a user without items and were skipped",
   "last_line_without_newline": "{n} files do not end with a newline; check that"
@@ -20,8 +30,10 @@ _WARNINGS = {
   " names them, or all their rows were left out",
   "users_without_training_rows": "{n} of {users} users have rows to validate or"
   " test but none to train: a model cannot know them",
-  "items_without_training_rows": "{n} of {items} items have no training row: a"
-  " model knows at most their side features",
+  "items_without_training_rows": "{n} of {items} items have no training row, of"
+  " which {held_out} have rows to validate or test: a model knows at most their"
+  " side features",
+  "items_only_held_out": "",  # Part of the sentence before.
   "users_without_features": "{n} of {users} users are not in the user file:"
   " their features are missing",
   "items_without_features": "{n} of {items} items are not in the item file:"
@@ -45,10 +57,12 @@ def text(
     f"{schema.name}: {schema.num_queries:,} users,"
     f" {schema.num_candidates:,} items, {rows:,} interactions",
     *_split(schema),
-    f"leakage: none in {len(schema.leakage)} checks"
-    if not leaks
-    else "LEAKAGE: " + ", ".join(f"{k} {v:,}" for k, v in leaks.items()),
   ]
+  if leaks:
+    found = ", ".join(f"{name} {n:,}" for name, n in leaks.items())
+    lines.append(f"LEAKAGE: {found}")
+  elif schema.leakage:
+    lines.append(f"leakage: none in {len(schema.leakage)} checks")
   for table, found in (
     ("user", schema.query_features),
     ("item", schema.candidate_features),
@@ -61,7 +75,7 @@ def text(
   lines += [
     f"warning: {_warning(schema, name, n)}"
     for name, n in schema.warnings.items()
-    if n
+    if n and _WARNINGS.get(name, name)
   ]
   lines += [
     f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s",
@@ -83,22 +97,26 @@ def _split(schema: schema_lib.Schema) -> list[str]:
       if rows["validation"]
       else ""
     )
-  asks = split.kind == "leave_last"
+  reason = ", as no user has enough rows for one"
+  if split.kind == "given":
+    reason = ", as none are given"
+  asks = split.kind in ("leave_last", "given")
   for name, share, without in (
     ("validation", split.validation_fraction, "training cannot stop early"),
     ("test", split.test_fraction, "there is nothing to evaluate on"),
   ):
     if (asks or share) and not rows[name]:
-      lines.append(
-        f"warning: no {name} rows, as no user has enough rows for one:"
-        f" {without}"
-      )
+      lines.append(f"warning: no {name} rows{reason}: {without}")
   return lines
 
 
 def _warning(schema: schema_lib.Schema, name: str, n: int) -> str:
+  followers = sum(schema.rows.values()) - schema.num_queries
+  followers += schema.warnings.get("users_in_no_split", 0)
   return _WARNINGS.get(name, name + " {n}").format(
     n=f"{n:,}",
+    held_out=f"{schema.warnings.get('items_only_held_out', 0):,}",
+    of_followers=n / max(followers, 1),
     users=f"{schema.num_queries:,}",
     items=f"{schema.num_candidates:,}",
   )

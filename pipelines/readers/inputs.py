@@ -163,6 +163,17 @@ class Input(settings.Settings):
     flag="input",
     multi=True,
   )
+  train: tuple[str, ...] = setting(
+    "file, pattern or folder of training rows, where the splits exist already:"
+    " with --validation and --test in place of --input. With --format tfds,"
+    " names of splits of the data set --input.",
+    (),
+    multi=True,
+  )
+  validation: tuple[str, ...] = setting(
+    "the same for the rows that validate.", (), multi=True
+  )
+  test: tuple[str, ...] = setting("the same for the test rows.", (), multi=True)
   format: str = setting(
     "kind of input; auto goes by the ending of the file name.",
     "auto",
@@ -190,12 +201,41 @@ class Input(settings.Settings):
 
   def __post_init__(self):
     super().__post_init__()
-    if not self.paths and self.format != "synthetic":
+    if self.format == "synthetic":
+      self._require_nothing_to_read()
+    elif self.given_splits:
+      self._check_given_splits()
+    elif not self.paths:
       raise ValueError(
         "--input names the file to read; --format synthetic needs none."
       )
-    if self.format == "synthetic":
-      self._require_nothing_to_read()
+
+  @property
+  def given_splits(self) -> dict[str, tuple[str, ...]]:
+    """Split -> what holds its rows, where the user gives the splits."""
+    named = {
+      "train": self.train,
+      "validation": self.validation,
+      "test": self.test,
+    }
+    return {split: names for split, names in named.items() if names}
+
+  def _check_given_splits(self) -> None:
+    if not self.train:
+      raise ValueError(
+        f"--{next(iter(self.given_splits))} needs --train, the rows to train."
+      )
+    if self.format == "tfds":
+      if self.tfds_split != "all":
+        raise ValueError(
+          "--train, --validation and --test name splits of the data set; leave"
+          f" out --tfds_split. Received: {self.tfds_split!r}."
+        )
+    elif self.paths:
+      raise ValueError(
+        "--train, --validation and --test take the place of --input. Received:"
+        f" --input {self.paths[0]}."
+      )
 
   def _require_nothing_to_read(self) -> None:
     values = settings.values_of(self)

@@ -24,6 +24,7 @@ class Source(abc.ABC):
     name: short name of the data set.
     num_files: how many files of interactions there are.
     size: about how many bytes the rows take as text.
+    splits: the split of each file, where the user gave them; else empty.
     has_times: whether blocks carry times.
     ignored: columns that are there but are not read.
     warnings: what was skipped -> how often, complete after `blocks` or `read`.
@@ -33,19 +34,27 @@ class Source(abc.ABC):
   size: int
   has_times: bool
   ignored: tuple[str, ...] = ()
+  splits: tuple[str, ...] = ()
 
   def __init__(self, kind: str, name: str):
     self.kind, self.name = kind, name
     self.warnings: collections.Counter[str] = collections.Counter()
 
-  def blocks(self) -> Iterator[blocks.Block]:
-    """Yields the rows of one file after the other, each of which has some."""
+  def split_of(self, file: int) -> str | None:
+    """The split of a file, if the user gave them."""
+    return self.splits[file] if self.splits else None
+
+  def blocks(self) -> Iterator[tuple[int, blocks.Block]]:
+    """Yields the rows of one file after the other, each of which has some.
+
+    A block comes with the number of its file.
+    """
     self.warnings.clear()
     for file in range(self.num_files):
       rows = 0
       for _, block in self._read(self._whole(file), count_lines=False):
         rows += len(block.users)
-        yield block
+        yield file, block
       if not rows:
         raise self.no_rows(file)
 

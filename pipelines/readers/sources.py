@@ -24,6 +24,23 @@ _SUFFIXES = {
 
 def open_source(config: inputs.Input) -> source.Source:
   """The reader for `config`; headers are checked, rows are not yet read."""
+  if not config.given_splits:
+    return _open(config, config.paths)
+  is_tfds = config.format == "tfds"
+  names, of_name = [], []
+  for split, given in config.given_splits.items():
+    found = given if is_tfds else list(map(str, _existing(given)))
+    names += found
+    of_name += [split] * len(found)
+  opened = _open(config, names)
+  opened.splits = tuple(of_name)
+  if not is_tfds:  # A file called "train" names nothing.
+    opened.name = pathlib.Path(names[0]).resolve().parent.name or opened.name
+  return opened
+
+
+def _open(config: inputs.Input, names: Sequence[str]) -> source.Source:
+  """`open_source` of the files `names`, or of these splits of TFDS."""
   if config.format == "synthetic":
     return synthetic_lib.SyntheticSource(config.synthetic)
   if config.format == "tfds":
@@ -32,16 +49,17 @@ def open_source(config: inputs.Input) -> source.Source:
 
     if len(config.paths) != 1:
       raise errors.DataError(
-        f"--format tfds takes one data set name, not {len(config.paths)}"
+        "--format tfds takes one --input, the name of a data set. Received:"
+        f" {len(config.paths)}."
       )
     return tfds_source.TfdsSource(
       config.paths[0],
-      config.tfds_split,
+      names if config.given_splits else [config.tfds_split],
       config.data_dir and pathlib.Path(config.data_dir),
       config.columns,
       _side_files(config, None),
     )
-  paths = _existing(config.paths)
+  paths = _existing(names)
   kind = config.format
   if kind == "auto":
     kind = _kind(paths)

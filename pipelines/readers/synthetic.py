@@ -59,10 +59,10 @@ class SyntheticSource(source.Source):
     self._row_counts = _row_counts(config, rng)
     self.size = int(self._row_counts.sum()) * blocks.ROW_BYTES
 
-  def blocks(self) -> Iterator[blocks.Block]:
+  def blocks(self) -> Iterator[tuple[int, blocks.Block]]:
     for piece in self.pieces():
       for _, block in self.read(piece):
-        yield block
+        yield piece.file, block
 
   def pieces(self) -> list[blocks.Piece]:
     return [self._whole(0)]

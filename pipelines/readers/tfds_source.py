@@ -9,7 +9,7 @@ serialized examples are parsed in batches: decoding them one by one, as
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,17 @@ _REMEDY = "remove the data set and prepare it with TFDS again"
 
 
 class TfdsSource(source.FileSource):
-  """One or more splits of a prepared or downloadable TFDS data set."""
+  """Splits of a prepared or downloadable TFDS data set.
+
+  What other sources call a file is a part here: splits of the data set joined
+  by "+", or "all". A position counts rows from the bytes before its part, of
+  which each row takes one at least.
+  """
 
   def __init__(
     self,
     name: str,
-    split: str,
+    parts: Sequence[str],
     data_dir: pathlib.Path | None,
     roles: inputs.Columns,
     side_files: source.SideFiles,
@@ -52,13 +57,19 @@ class TfdsSource(source.FileSource):
         column=time,
       )
     self.ignored = tuple(n for n in names if n not in self._used)
-    chosen = _splits(builder, split, self._path)
-    self._num_examples = sum(s.num_examples for s in chosen)
+    chosen = [_splits(builder, part, self._path) for part in parts]
+    self.num_files = len(parts)
+    self._num_examples = [sum(s.num_examples for s in part) for part in chosen]
     # An example may be a user with many rows, which only its bytes tell.
-    self.size = max(
-      sum(s.num_bytes for s in chosen), self._num_examples * blocks.ROW_BYTES
-    )
-    self._shards = [str(path) for s in chosen for path in s.filepaths]
+    self._sizes = [
+      max(sum(s.num_bytes for s in part), examples * blocks.ROW_BYTES)
+      for part, examples in zip(chosen, self._num_examples, strict=True)
+    ]
+    self.size = sum(self._sizes)
+    # [parts][shards]
+    self._shards = [
+      [str(path) for s in part for path in s.filepaths] for part in chosen
+    ]
     if builder.info.file_format.value != "tfrecord":
       raise errors.DataError(
         f"stored as {builder.info.file_format.value}; prepare the data set"
@@ -67,26 +78,32 @@ class TfdsSource(source.FileSource):
       )
 
   def _whole(self, file: int) -> blocks.Piece:
-    return blocks.Piece(file, 0, self._num_examples, 0)
+    before = sum(self._sizes[:file])
+    return blocks.Piece(file, 0, self._num_examples[file], before)
 
   def _read(
     self, piece: blocks.Piece, count_lines: bool
   ) -> Iterator[tuple[int, blocks.Block]]:
-    del piece, count_lines  # All of it; blocks always know their rows.
+    del count_lines  # Blocks always know their rows.
     spec = self._spec()
+    size, num_examples = self._sizes[piece.file], piece.stop
     examples = rows = 0
-    for shard in self._shards:
+    for shard in self._shards[piece.file]:
       for values, lengths in records.read_file(shard, spec, _REMEDY):
         batch = self._batch(values, lengths, examples)
         examples += len(lengths[self.roles.user])
         where = places.Places(self._path, rows + 1, "row")
-        progress = self.size * examples // self._num_examples
-        yield rows, blocks.from_arrow(batch, self.roles, where, progress)
+        progress = piece.position + size * examples // num_examples
+        yield (
+          piece.position + rows,
+          blocks.from_arrow(batch, self.roles, where, progress),
+        )
         rows += len(batch)
 
   def no_rows(self, file: int) -> errors.DataError:
-    del file  # There is one.
-    return errors.DataError("no rows", path=self._path)
+    split = self.split_of(file)
+    what = f"no rows in what --{split} names" if split else "no rows"
+    return errors.DataError(what, path=self._path)
 
   def _spec(self) -> dict[str, tf.dtypes.DType]:
     """The columns to read, and how they are stored."""
@@ -137,8 +154,10 @@ class TfdsSource(source.FileSource):
     return pa.RecordBatch.from_pydict(arrays)
 
   def fingerprint(self, file: int) -> source.Fingerprint:
-    del file
-    return {"path": f"tfds:{self._full_name}", "examples": self._num_examples}
+    return {
+      "path": f"tfds:{self._full_name}",
+      "examples": self._num_examples[file],
+    }
 
 
 # TFDS stores every integer and bool as int64 and every float as float32.

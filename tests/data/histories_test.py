@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from xir_tfrs.data import histories
+from xir_tfrs.data import errors, histories
 
 
 def columns(num_rows=600, queries=20, times=150, seed=0):
@@ -47,23 +47,35 @@ class HistoriesTest(tf.test.TestCase, parameterized.TestCase):
         before[row].tolist(), [-1] * (length - len(expected)) + expected
       )
 
-  def test_rows_without_times_go_by_the_file(self):
+  def test_rows_without_times_go_by_their_places(self):
+    given = {
+      "query_id": np.array([1, 0, 1, 1]),
+      "candidate_id": np.array([8, 6, 5, 7]),
+    }
     rows = histories.Histories.of_rows(
-      {
-        "query_id": np.array([1, 0, 1, 1]),
-        "candidate_id": np.array([5, 6, 7, 8]),
-      }
+      given | {"event": np.array([2, 0, 0, 1])}
     )
     self.assertAllEqual(
       rows.before(np.arange(4), 2), [[-1, -1], [-1, -1], [-1, 5], [5, 7]]
     )
     self.assertEqual(rows.num_tied, 0)
 
+  def test_rows_without_an_order_are_refused(self):
+    given = columns()
+    del given["event"]
+    histories.Histories.of_rows(given)
+    with self.assertRaisesRegex(errors.DataError, "order is not known.*again"):
+      histories.Histories.of_rows(given, "order")
+    del given["timestamp"]
+    with self.assertRaisesRegex(errors.DataError, "neither times nor.*again"):
+      histories.Histories.of_rows(given)
+
   def test_ties_are_counted_and_hidden(self):
     given = {
       "query_id": np.array([0, 0, 0]),
-      "candidate_id": np.array([5, 6, 7]),
+      "candidate_id": np.array([5, 7, 6]),
       "timestamp": np.array([1, 3, 3]),
+      "event": np.array([0, 2, 1]),
     }
     strict, order = (
       histories.Histories.of_rows(given, ties) for ties in histories.TIES

@@ -198,6 +198,7 @@ class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
       {
         "query_id": np.repeat(np.arange(4), 6),
         "candidate_id": rng.integers(0, 12, 24),
+        "event": np.tile(np.arange(6), 4),
       }
     )
     windows = histories.Windows.of_histories(rows, LENGTH)

@@ -305,6 +305,8 @@ def test_one_line_and_a_status_from_main(tmp_path, capsys):
     (["--split=leave_last", "--validation_fraction=0"], "--validation_fractio"),
     (["--tfds_split=train"], "--tfds_split belongs to --format tfds"),
     (["--synthetic_users=9"], "--synthetic_users belongs to --format synth"),
+    (["--split=given"], "--split given needs --train"),
+    (["--train=b.csv"], "take the place of --input. Received: --input "),
     (["--num_buckets=0"], "--num_buckets must be at least 1"),
   ):
     status, err = run(*more)
@@ -323,6 +325,15 @@ def test_config_is_checked():
       prepare.PrepareConfig(
         input=inputs.Input(format="synthetic"), output="x", **kwargs
       )
+  for split in ("random", "leave_last"):
+    with pytest.raises(ValueError, match="are the split; leave out --split"):
+      prepare.PrepareConfig(
+        input=inputs.Input(train=("a",)), output="x", split=split
+      )
+  with pytest.raises(ValueError, match="--test needs --train"):
+    inputs.Input(test=("a",))
+  with pytest.raises(ValueError, match="leave out --tfds_split"):
+    inputs.Input(paths=("a",), train=("b",), format="tfds", tfds_split="train")
   with pytest.raises(ValueError, match="--input names the file"):
     inputs.Input()
   with pytest.raises(ValueError, match="Received: 'excel'"):
@@ -335,6 +346,7 @@ def test_config_is_checked():
     ({"columns": inputs.Columns(user="u")}, "--user_column"),
     ({"item_file": "items.csv"}, "--item_file"),
     ({"paths": ("a.csv",)}, "--input"),
+    ({"train": ("a.csv",)}, "--train"),
   ):
     with pytest.raises(ValueError, match=f"has no {flag}"):
       inputs.Input(format="synthetic", **kwargs)

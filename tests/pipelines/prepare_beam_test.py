@@ -121,6 +121,16 @@ def _adjacency(folder):
   return inputs.Input(paths=(str(folder / "g.txt"),), chunk_bytes=64)
 
 
+def _given(folder):
+  """Splits in files of their own: a pair in two of them, and unknown ids."""
+  files = {}
+  for part, split in enumerate(schema.SPLITS):
+    rows = [row[:3] for row in _rows(part, rows=300 - 100 * part)]
+    header = "user_id,item_id,timestamp"
+    files[split] = (_write_text(folder / f"{split}.csv", header, rows, ","),)
+  return inputs.Input(**files, chunk_bytes=999)
+
+
 def _synthetic(folder):
   """What only one worker can read."""
   del folder
@@ -138,6 +148,8 @@ _CASES = {
   "atomic_leave_last": (_atomic, {"split": "leave_last"}),
   "csv_temporal": (_csv, {"split": "temporal", **_FRACTIONS}),
   "parquet_random": (_parquet, {"seed": 3}),
+  "csv_repeats": (_csv, {"split": "leave_last", "keep_repeats": True}),
+  "csv_given": (_given, {}),
   "adjacency_random": (_adjacency, {"dense_ids": True, **_FRACTIONS}),
   "adjacency_leave_last": (_adjacency, {"split": "leave_last"}),
   "synthetic_random": (_synthetic, {"num_buckets": 1}),
@@ -177,7 +189,7 @@ def test_pieces_are_the_input(tmp_path, monkeypatch, write):
   monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (100,))
   source = sources.open_source(write(tmp_path))
   expected, warnings = [], {}
-  for block in source.blocks():
+  for _, block in source.blocks():
     expected += _described(block)
   warnings = dict(source.warnings)
   pieces = source.pieces()

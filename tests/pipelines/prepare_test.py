@@ -52,35 +52,42 @@ def _config(path, output, *, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   )
 
 
-def _slow_prepare(rows, kind, test=0.2, validation=0.1):
-  """Distinct rows in dense ids, and the split of all kinds but "random"."""
-  users, items, kept = {}, {}, {}
+def _slow_prepare(rows, kind, test=0.2, validation=0.1, keep_repeats=False):
+  """Rows in dense ids, and the split of all kinds but "random"."""
+  users, items, kept, ordered = {}, {}, {}, []
   for place, (user, item, time, weight) in enumerate(rows):
     pair = (
       users.setdefault(user, len(users)),
       items.setdefault(item, len(items)),
     )
+    ordered.append((time, place, *pair, weight))
     if pair not in kept or time < kept[pair][0]:
       kept[pair] = (time, place, weight)
-  ordered = sorted((t, p, *pair, w) for pair, (t, p, w) in kept.items())
+  if not keep_repeats:
+    ordered = [(t, p, *pair, w) for pair, (t, p, w) in kept.items()]
+  ordered.sort()
+  events = collections.Counter()
+  for k, (t, _, user, item, w) in enumerate(ordered):
+    ordered[k] = (user, item, events[user], t, w)
+    events[user] += 1
   split = {"train": [], "validation": [], "test": []}
   if kind == "temporal":
     cut = round((1 - test) * len(ordered))
     held = cut - round(validation * cut)
-    test_start, validation_start = ordered[cut][0], ordered[held][0]
-    for t, _, user, item, w in ordered:
+    test_start, validation_start = ordered[cut][3], ordered[held][3]
+    for row in ordered:
       name = (
         "test"
-        if t >= test_start
+        if row[3] >= test_start
         else "validation"
-        if t >= validation_start
+        if row[3] >= validation_start
         else "train"
       )
-      split[name].append((user, item, t, w))
+      split[name].append(row)
   else:
     by_user = collections.defaultdict(list)
-    for t, _, user, item, w in ordered:
-      by_user[user].append((user, item, t, w))
+    for row in ordered:
+      by_user[row[0]].append(row)
     for of_user in by_user.values():
       if len(of_user) > 1:
         split["test"].append(of_user.pop())
@@ -95,8 +102,9 @@ def _read_split(directory, name):
   return list(zip(*(v.tolist() for v in columns.values()), strict=True))
 
 
+@pytest.mark.parametrize("keep_repeats", [False, True])
 @pytest.mark.parametrize("kind", ["leave_last", "temporal"])
-def test_equals_its_slow_twin(tmp_path, kind):
+def test_equals_its_slow_twin(tmp_path, kind, keep_repeats):
   rows = _raw()
   _write(tmp_path / "r.inter", rows)
   made = prepare.prepare(
@@ -105,11 +113,12 @@ def test_equals_its_slow_twin(tmp_path, kind):
       tmp_path / "out",
       split=kind,
       validation_fraction=0.1,
+      keep_repeats=keep_repeats,
       num_buckets=3,
       chunk_bytes=500,
     )
   )
-  users, items, split = _slow_prepare(rows, kind)
+  users, items, split = _slow_prepare(rows, kind, keep_repeats=keep_repeats)
   assert made == schema.Schema.load(tmp_path / "out")
   assert made.rows == {name: len(part) for name, part in split.items()}
   for name, part in split.items():
@@ -120,7 +129,22 @@ def test_equals_its_slow_twin(tmp_path, kind):
     assert read.ids.tolist() == list(ids)
     counts = collections.Counter(row[column] for row in split["train"])
     assert read.counts.tolist() == [counts[i] for i in range(len(ids))]
-  assert all(n == 0 for n in made.leakage.values()) and len(made.leakage) == 5
+  assert not any(made.leakage.values())
+  assert len(made.leakage) == (2 if keep_repeats else 5)
+  pairs = {name: {row[:2] for row in part} for name, part in split.items()}
+  twice = pairs["train"] & pairs["test"]
+  assert bool(twice) == keep_repeats
+  assert made.warnings.get("repeated_pairs_in_train_and_test", 0) == len(twice)
+  moments = collections.Counter(
+    (row[0], row[3]) for part in split.values() for row in part
+  )
+  tied = sum(moments.values()) - len(moments)
+  assert made.warnings["rows_tied_in_time"] == tied > 0
+  users_seen = len({user for user, _ in moments})
+  share = 100 * tied / (sum(moments.values()) - users_seen)
+  text = summary.text(made, "out", 1.0)
+  assert f"{tied} rows ({share:.1f}% of those that follow another" in text
+  assert ("pairs of the test split are in train too" in text) == keep_repeats
 
 
 def test_random_split_sizes_per_user(tmp_path):
@@ -224,13 +248,13 @@ def test_the_size_of_the_input_chooses_the_buckets(tmp_path, monkeypatch, form):
     )
   monkeypatch.setattr(spill, "_BYTES_PER_BUCKET", 8000)
   sizes = []
-  sorted_distinct = spill.sorted_distinct
+  by_user = spill.by_user
 
-  def measured(bucket, num_items):
+  def measured(bucket):
     sizes.append(len(bucket))
-    return sorted_distinct(bucket, num_items)
+    return by_user(bucket)
 
-  monkeypatch.setattr(spill, "sorted_distinct", measured)
+  monkeypatch.setattr(spill, "by_user", measured)
   for num_buckets, expected in ((None, None), (3, 3)):
     sizes.clear()
     prepare.prepare(
@@ -362,11 +386,11 @@ def test_dense_ids_are_kept(tmp_path):
       ids = tables.read_table(tmp_path / "out", table).ids
       assert ids.tolist() == [str(i) for i in range(size)]
     assert sorted(_read_split(tmp_path / "out", "train")) == [
-      (0, 3),
-      (1, 2),
-      (1, 3),
-      (2, 0),
-      (2, 1),
+      (0, 3, 0),
+      (1, 2, 0),
+      (1, 3, 1),
+      (2, 0, 1),
+      (2, 1, 0),
     ]
 
 
@@ -390,7 +414,7 @@ def test_low_ratings_are_counted(tmp_path):
 
 def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
   """With the de-duplication broken, the check must see it."""
-  monkeypatch.setattr(passes.spill, "sorted_distinct", lambda rows, _: rows)
+  monkeypatch.setattr(passes.spill, "repeated", lambda *unused: [])
   (tmp_path / "r.csv").write_text("user_id,item_id\n" + "1,a\n" * 3 + "1,b\n")
   made = prepare.prepare(
     _config(
@@ -404,12 +428,129 @@ def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
   assert "LEAKAGE: pairs_in_train_and_test 1" in summary.text(made, "o", 1)
 
 
+def test_repeats_and_ties_are_those_of_a_user():
+  dtype = spill.row_dtype(has_times=True, has_weights=False, has_splits=True)
+  rows = np.zeros(7, dtype)
+  rows["row"] = np.arange(7)
+  rows["user"] = [1, 0, 0, 0, 0, 1, 1]
+  rows["item"] = [8, 8, 8, 8, 8, 9, 9]
+  rows["time"] = [4, 3, 3, 1, 4, 4, 5]
+  rows["split"] = [0, 2, 0, 0, 2, 1, 0]
+  # User 0 at 1, 3, 3, 4; user 1 at 4, 4, 5.
+  kept, found = passes.arranged(rows.copy(), 10, None, None, True)
+  assert kept["row"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+  assert kept["split"].tolist() == [0, 2, 0, 2, 0, 1, 0]
+  assert found == passes.Arranged(7, 0, tied=2, times=(1, 5, 7))
+  kept, found = passes.arranged(rows.copy(), 10, None, None, False)
+  assert kept["row"].tolist() == [0, 1, 0, 1, 2]
+  assert kept["time"].tolist() == [1, 3, 4, 4, 5]
+  assert kept["split"].tolist() == [0, 2, 0, 1, 0]
+  assert found == passes.Arranged(5, 2, tied=1, times=(1, 5, 5))
+
+
+def _given(folder, splits=schema.SPLITS, **kwargs):
+  """A config that reads the splits from files of their names."""
+  files = {
+    name: tuple(map(str, sorted(folder.glob(f"{name}*")))) for name in splits
+  }
+  return prepare.PrepareConfig(
+    input=inputs.Input(**files),
+    output=folder / "out",
+    overwrite=True,
+    **kwargs,
+  )
+
+
+@pytest.mark.parametrize("keep_repeats", [False, True])
+@pytest.mark.parametrize("form", ["inter", "csv", "parquet", "txt"])
+def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
+  """Rows stay in their split: two files train, and some pairs stand twice."""
+  raw = {
+    "train-1": [("b", "y", 5), ("a", "x", 3), ("a", "x", 4)],
+    "train-2": [("b", "z", 7)],
+    "validation": [("a", "w", 6), ("a", "w", 6)],
+    "test": [("a", "x", 9), ("c", "y", 2), ("b", "v", 6)],
+  }
+  folder = tmp_path / "bank"
+  folder.mkdir()
+  for name, rows in raw.items():
+    path = folder / f"{name}.{form}"
+    if form == "txt":
+      path.write_text("".join(f"{u} {i}\n" for u, i, _ in rows))
+    elif form == "parquet":
+      columns = zip(*rows, strict=True)
+      names = ("user_id", "item_id", "timestamp")
+      pq.write_table(pa.table(dict(zip(names, columns, strict=True))), path)
+    else:
+      header = {
+        "csv": ["user_id", "item_id", "timestamp"],
+        "inter": ["user_id:token", "item_id:token", "timestamp:float"],
+      }[form]
+      tab = "," if form == "csv" else "\t"
+      lines = [header, *([str(value) for value in row] for row in rows)]
+      path.write_text("".join(tab.join(line) + "\n" for line in lines))
+  made = prepare.prepare(_given(folder, keep_repeats=keep_repeats))
+  has_times = form != "txt"
+  users = tables.read_table(folder / "out", "queries").ids
+  items = tables.read_table(folder / "out", "candidates").ids
+  assert users.tolist() == ["b", "a", "c"]
+  assert items.tolist() == ["y", "x", "z", "w", "v"]
+
+  def read(name):
+    rows = records.read_interactions(folder / "out", name)
+    ids = users[rows["query_id"]], items[rows["candidate_id"]]
+    return sorted(zip(*ids, rows["event"].tolist(), strict=True))
+
+  # Without times, rows stand in the order of the splits.
+  late, more = (1, 2) if has_times else (2, 1)
+  if keep_repeats:
+    assert read("train") == [
+      ("a", "x", 0), ("a", "x", 1), ("b", "y", 0), ("b", "z", more),
+    ]  # fmt: skip
+    assert read("validation") == [("a", "w", 2), ("a", "w", 3)]
+    assert read("test") == [("a", "x", 4), ("b", "v", late), ("c", "y", 0)]
+  else:
+    assert read("train") == [("a", "x", 0), ("b", "y", 0), ("b", "z", more)]
+    assert read("validation") == [("a", "w", 1)]
+    assert read("test") == [("a", "x", 2), ("b", "v", late), ("c", "y", 0)]
+  assert made.name == "bank" and made.split == schema.Split("given")
+  assert [f["split"] for f in made.source.files] == (
+    ["train", "train", "validation", "test"]
+  )
+  repeats = 1 if keep_repeats else 0
+  assert made.warnings["duplicate_pairs"] == 2 - 2 * repeats
+  assert made.leakage.get("pairs_in_train_and_test", 0) == 1 - repeats
+  # User b trains at 7 and tests at 6.
+  assert made.leakage.get("train_rows_after_test", None) == (
+    1 if has_times else None
+  )
+  text = summary.text(made, "out", 1.0)
+  assert "1 of 3 users have rows to validate or test but none to train" in text
+  assert "2 of 5 items have no training row, of which 2 have rows to" in text
+
+
+def test_given_splits_that_cannot_be_read(tmp_path):
+  (tmp_path / "train.csv").write_text("user_id,item_id\n1,a\n")
+  (tmp_path / "test.csv").write_text("user_id,item_id\n")
+  with pytest.raises(errors.DataError, match=r"test.csv, line 1: no rows"):
+    prepare.prepare(_given(tmp_path))
+  (tmp_path / "test.csv").write_text("user_id,item_id,timestamp\n1,a,4\n")
+  with pytest.raises(errors.DataError, match="has other columns than"):
+    prepare.prepare(_given(tmp_path))
+  (tmp_path / "test.csv").rename(tmp_path / "test.txt")
+  with pytest.raises(errors.DataError, match="different formats"):
+    prepare.prepare(_given(tmp_path))
+  made = prepare.prepare(_given(tmp_path, splits=("train",)))
+  assert made.rows == {"train": 1, "validation": 0, "test": 0}
+  assert "no test rows" in summary.text(made, "out", 1.0)
+
+
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
   "where",
   [
     "passes.spill_rows",
-    "passes.keep_distinct",
+    "passes.arrange",
     "passes.write_splits",
     "tables_lib.write_table",
     "schema_lib.Schema.save",

@@ -18,7 +18,7 @@ def _read(path, chunk_bytes=text.CHUNK_BYTES, **kwargs):
   source = sources.open_source(
     inputs.Input(paths=(str(path),), chunk_bytes=chunk_bytes, **kwargs)
   )
-  return source, list(source.blocks())
+  return source, [block for _, block in source.blocks()]
 
 
 def _rows(blocks):
@@ -152,7 +152,7 @@ def test_several_files_folders_and_patterns(tmp_path):
     (tmp_path / f"{name}.csv").write_text(f"user_id,item_id\n{user},x\n")
   both = (str(tmp_path / "b.csv"), str(tmp_path / "a.csv"))
   source = sources.open_source(inputs.Input(paths=both))
-  blocks = list(source.blocks())
+  blocks = [block for _, block in source.blocks()]
   assert [r[0] for r in _rows(blocks)] == ["2", "1"]
   assert blocks[-1].progress == source.size
   assert [r[0] for r in _rows(_read(tmp_path / "*.csv")[1])] == ["1", "2"]

@@ -14,7 +14,7 @@ _SMALL = inputs.SyntheticConfig(
 
 def _pairs(source):
   users, items, times = [], [], []
-  for block in source.blocks():
+  for _, block in source.blocks():
     users += block.users.to_pylist()
     items += block.items.to_pylist()
     times += block.times.tolist()

@@ -141,7 +141,7 @@ def test_row_per_example_and_what_is_refused(tmp_path):
     )
     return [
       row
-      for block in source.blocks()
+      for _, block in source.blocks()
       for row in zip(
         block.users.to_pylist(),
         block.items.to_pylist(),
@@ -149,6 +149,27 @@ def test_row_per_example_and_what_is_refused(tmp_path):
         strict=True,
       )
     ]
+
+  given = sources.open_source(
+    inputs.Input(
+      paths=("row_per_example",),
+      train=("test",),
+      test=("train",),
+      format="tfds",
+      data_dir=str(tmp_path),
+      columns=columns,
+    )
+  )
+  found = [
+    (given.split_of(file), user, time)
+    for file, block in given.blocks()
+    for user, time in zip(block.users.to_pylist(), block.times, strict=True)
+  ]
+  assert found == [
+    ("train" if k >= 9 else "test", f"u{k % 2}", k)
+    for k in [*range(9, 18), *range(9)]
+  ]
+  assert [f["examples"] for f in given.files()] == [9, 9]
 
   expected = [(f"u{k % 2}", str(k), k) for k in range(18)]
   assert read() == expected

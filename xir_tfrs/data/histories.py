@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs.data import errors
+from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.ops import history
 
 TIES = ("strict", "order")
@@ -48,16 +50,21 @@ class Histories:
     Args:
       columns: By name, [n] arrays of rows in any order: `query_id`,
         `candidate_id`, and `timestamp` and `event` where there are some.
-        Without either, rows are in order as they stand.
       ties: One of `TIES`: whether a row sees those of its own time that stand
         before it.
 
     Raises:
+      DataError: The rows have no order, for want of `event`.
       ValueError: Unknown `ties`.
     """
     if ties not in TIES:
       raise ValueError(
         f"`ties` must be one of {', '.join(TIES)}. Received: `ties` = {ties!r}."
+      )
+    if EVENT not in columns and "timestamp" not in columns:
+      raise errors.DataError(
+        "the interactions have neither times nor their order, which histories "
+        f"go by; {schema_lib.REMEDY}"
       )
     queries = columns["query_id"]
     # The last key is the first to go by; a stable sort keeps the rest.
@@ -72,6 +79,12 @@ class Histories:
     if "timestamp" in columns:
       moments = starts | _starts(columns["timestamp"])
       num_tied = int((~moments).sum())
+      if num_tied and ties == "order" and EVENT not in columns:
+        raise errors.DataError(
+          f"{num_tied} interactions have the time of another one of their "
+          "query, and their order is not known, which ties='order' goes by; "
+          f"{schema_lib.REMEDY}"
+        )
       if ties == "strict":
         seen_until = np.maximum.accumulate(np.where(moments, places, 0))
     return cls(columns, first, seen_until - first, num_tied)

@@ -6,8 +6,8 @@ one row per record is the same thing with blocks of one row, so files written
 by other programs are read by the same code.
 
 The columns of interactions are `query_id` and `candidate_id`, dense ids, and
-optionally `timestamp` (int64) and `sample_weight` (float); those of a table
-are in `tables`.
+optionally `event` (int64, the place among all rows of the query), `timestamp`
+(int64) and `sample_weight` (float); those of a table are in `tables`.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def read_interactions(
     columns: those wanted, as far as the schema names them; None for all.
 
   Returns:
-    name -> [rows] array: `query_id` and `candidate_id` int32, `timestamp`
-    int64, `sample_weight` float32, as far as the schema names them. Empty
-    arrays when the split has no rows.
+    name -> [rows] array: `query_id` and `candidate_id` int32, `event` and
+    `timestamp` int64, `sample_weight` float32, as far as the schema names
+    them. Empty arrays when the split has no rows.
 
   Raises:
     DataError: a file is missing, damaged or does not fit the schema.

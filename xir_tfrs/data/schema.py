@@ -126,7 +126,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     num_candidates: the same for candidates.
     rows: split -> number of interactions.
     shards: split or table -> its files in reading order.
-    interaction_features: columns of the interaction records.
+    interaction_features: columns of the interaction records; see
+      `data.records`.
     query_features, candidate_features: side features of the two tables.
     source, split: where the rows come from and how they were divided.
     leakage: check -> number of offending rows, measured after the split.
