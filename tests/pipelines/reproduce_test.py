@@ -148,6 +148,7 @@ def test_wrong_settings_are_refused_by_name(given, message):
     reproduce.ReproduceConfig(output="o", **given)
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_evaluate(small_data, output):
   (case,) = [c for c in load(output).cases if c.task == "xir"]
   assert [run.seed for run in case.runs] == [0, 3]
@@ -162,6 +163,7 @@ def test_metrics_are_those_of_evaluate(small_data, output):
     assert run.peak_gib > 0.1
 
 
+@pytest.mark.slow
 def test_comparison_is_a_paired_test_by_query(output):
   (comparison,) = load(output).comparisons
   assert comparison.case == "paper-xir-resampler=systematic"
@@ -196,6 +198,7 @@ def test_paired_test_against_its_distribution():
   assert results.paired_test(np.zeros(10)).p == 1.0
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_made_again(small_data, output):
   before = {p: p.stat().st_mtime_ns for p in output.rglob("run.json")}
   done = subprocess.run(
@@ -208,6 +211,7 @@ def test_finished_runs_are_not_made_again(small_data, output):
   assert {p: p.stat().st_mtime_ns for p in output.rglob("run.json")} == before
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   one = (CASES.rpartition(",")[2], "--seeds=3", "--epochs=2")
   arguments = command(small_data, tmp_path, f"--cases={one[0]}", *one[1:])
@@ -227,6 +231,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   assert got.occurrence == expected.occurrence is not None
 
 
+@pytest.mark.slow
 def test_report_of_what_is_there(output):
   subprocess.run(
     [sys.executable, "-m", "pipelines.reproduce", "--report"]
@@ -250,6 +255,7 @@ def test_report_needs_results(tmp_path):
     report.write(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_runs_that_were_not_ranked_there_are_left_out(small_data, output):
   before = load(output)
   for epochs in (1, 2, 100):
@@ -271,6 +277,7 @@ def test_runs_that_were_not_ranked_there_are_left_out(small_data, output):
 
 
 @pytest.mark.parametrize("shows", ["curves", "sweep", "occurrence"])
+@pytest.mark.slow
 def test_figures_are_drawn(output, tmp_path, shows):
   result = load(output)
   cases = [case for case in result.cases if case.task == "xir"]
@@ -282,6 +289,7 @@ def test_figures_are_drawn(output, tmp_path, shows):
     assert "distinct" in report.table(result)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_nothing_but_the_flat_line(output, tmp_path):
   result = load(output)
   cases = [case for case in result.cases if case.x is None]
