@@ -141,6 +141,19 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(
         whole[name], np.concatenate([part[name] for part in parts])
       )
+    # Windows too, those included whose targets two replicas share: dropout
+    # goes by their number in the batch, and ages by their newest event.
+    self.assertEqual(whole["history_first_row"], 0)
+    for part in parts:
+      first = part["history_first_row"]
+      own = slice(first, first + len(part["history_ids"]))
+      self.assertAllEqual(whole["history_ids"][own], part["history_ids"])
+    self.assertAllEqual(
+      whole["history_row"],
+      np.concatenate(
+        [p["history_row"] + p["history_first_row"] for p in parts]
+      ),
+    )
     other = self.batches(5, seed=4).share(7, 0, 64)
     self.assertNotAllClose(whole["event"], other["event"])
 

@@ -126,6 +126,27 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       self.assertIsNotNone(gradient, variable.name)
 
   @parameterized.parameters(*ENCODERS)
+  def test_events_may_be_encoded_before_or_each_once(self, encoder):
+    model = tower(encoder)
+    repeated = ragged([[1, 2, 1, 1], [], [2, 1]])
+    expected = model(tf.range(3), repeated)
+    vectors = model.candidate_tower(tf.range(12))
+    for given in ({"training": True}, {"event_vectors": vectors}):
+      found = model(tf.range(3), repeated, **given)
+      self.assertAllClose(found, expected, atol=1e-6)
+    nothing = model(tf.range(1), ragged([[]]), training=True)
+    self.assertAllClose(nothing[0], expected[1], atol=1e-6)
+
+  def test_dropout_goes_by_the_number_in_the_batch(self):
+    together, alone = (
+      tower("attention", dropout=0.4).encode_positions(
+        tf.range(len(rows)), ragged(rows), training=True, first_row=first
+      )
+      for rows, first in ((HISTORIES, 0), (HISTORIES[2:], 2))
+    )
+    self.assertAllClose(together[2:], alone, atol=1e-6)
+
+  @parameterized.parameters(*ENCODERS)
   def test_dropout_is_a_function_of_seed_and_step(self, encoder):
     def steps():
       model = tower(encoder, dropout=0.4)

@@ -78,15 +78,20 @@ def training_dataset(
     )
     rows = tf.ensure_shape(rows, [static_size])
     rows = {name: tf.gather(column, rows) for name, column in tensors.items()}
-    if known is not None:
-      rows["known_candidate_ids"] = _rows_of(known, rows["query_id"])
-    return rows
+    return rows if known is None else with_known(rows, known)
 
   return (
     tf.data.Dataset.range(np.iinfo(np.int64).max)
     .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     .prefetch(tf.data.AUTOTUNE)
   )
+
+
+def with_known(
+  batch: Mapping[str, tf.Tensor], known: tf.RaggedTensor
+) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+  """A batch with its rows' entries of `known` as `known_candidate_ids`."""
+  return {**batch, "known_candidate_ids": _rows_of(known, batch["query_id"])}
 
 
 def _rows_of(ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.RaggedTensor:

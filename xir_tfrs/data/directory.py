@@ -13,6 +13,9 @@ import numpy as np
 from xir_tfrs.data import atomic, errors, records, tables
 from xir_tfrs.data import schema as schema_lib
 
+_COLUMNS = ("query_id", "candidate_id", "sample_weight")
+_ORDER = ("timestamp", "event")
+
 
 def new_directory(
   output: str | os.PathLike[str], overwrite: bool
@@ -66,24 +69,31 @@ class DataDir:
     """
     self.path = pathlib.Path(path)
     self.schema, self.schema_sha256 = schema_lib.Schema.load_hashed(path)
-    self._rows: dict[str, Mapping[str, np.ndarray]] = {}
+    self._rows: dict[tuple[str, bool], Mapping[str, np.ndarray]] = {}
 
-  def rows(self, split: str) -> Mapping[str, np.ndarray]:
-    """The rows of a split, without their times.
+  def rows(
+    self, split: str, in_order: bool = False
+  ) -> Mapping[str, np.ndarray]:
+    """The rows of a split.
+
+    Args:
+      split: Its name.
+      in_order: Whether to read `timestamp` and `event` too, which histories go
+        by: half of the memory, of no use to anyone else.
 
     Returns:
       name -> [rows] array, as `records.read_interactions`. They are shared:
       do not write to them.
     """
-    if split not in self._rows:
-      self._rows[split] = records.read_interactions(
+    key = split, in_order
+    if key not in self._rows:
+      self._rows[key] = records.read_interactions(
         self.path,
         split,
         schema=self.schema,
-        # Nothing that trains or ranks reads times, half of the memory.
-        columns=("query_id", "candidate_id", "sample_weight"),
+        columns=_COLUMNS + (_ORDER if in_order else ()),
       )
-    return self._rows[split]
+    return self._rows[key]
 
   @functools.cached_property
   def queries(self) -> tables.Table:

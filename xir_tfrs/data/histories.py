@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors
+from xir_tfrs.data import datasets, errors
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.ops import history
 
@@ -175,8 +175,6 @@ def rows_before_dataset(
   Returns:
     Its dataset; batches also have `history_ids`, [rows, length] int64.
   """
-  from xir_tfrs.data import datasets
-
   place = {"row": np.arange(len(rows.first))}
 
   def with_history(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -223,6 +221,10 @@ class PositionBatches:
         f"`global_batch_size` = {global_batch_size}."
       )
     self._rows, self._windows = rows, windows
+    self._sees = rows.first + rows.visible
+    # Of each window: past its newest event, whichever target sees it. Not of
+    # the targets in a batch: ages must not depend on how batches are cut.
+    self._end = self._sees[windows.first_target + windows.num_targets - 1]
     self._batch, self._seed = global_batch_size, seed
     self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -233,20 +235,23 @@ class PositionBatches:
       The columns of the rows, [high - low] each; `history_ids`, [windows,
       length], and `history_query_ids` [windows] of the windows that they are
       targets of; `history_row` and `history_position`, [high - low], where
-      among them the history of each row is: its window, and its events.
+      among them the history of each row is: its window, and its events; and
+      `history_first_row`, the number of the first of them in the batch.
     """
+    # From row 0 on: windows are numbered in the order of the whole batch.
     start = step * self._batch
-    targets, windows = self._stream(start + low, start + high)
-    chosen, history_row = np.unique(windows, return_inverse=True)
+    targets, windows = self._stream(start, start + high)
+    begins = _starts(windows)
+    number = np.cumsum(begins) - 1
+    targets, first_window = targets[low:], int(number[low])
+    history_row = number[low:] - first_window
+    chosen = windows[begins][first_window:]
     first_event = self._windows.first_event[chosen]
-    sees = self._rows.first[targets] + self._rows.visible[targets]
-    last = np.zeros(len(chosen), np.int64)
-    np.maximum.at(last, history_row, sees)
     length = self._windows.length
     events = first_event[:, np.newaxis] + np.arange(length)
     candidates = self._rows.columns["candidate_id"]
     ids = np.where(
-      events < last[:, np.newaxis],
+      events < self._end[chosen, np.newaxis],
       candidates[np.minimum(events, len(candidates) - 1)],
       history.NO_EVENT,
     )
@@ -257,7 +262,10 @@ class PositionBatches:
       "history_ids": ids.astype(np.int64),
       "history_query_ids": queries[self._windows.first_target[chosen]],
       "history_row": history_row.astype(np.int32),
-      "history_position": (sees - first_event[history_row]).astype(np.int32),
+      "history_position": (
+        self._sees[targets] - first_event[history_row]
+      ).astype(np.int32),
+      "history_first_row": np.array(first_window, np.int64),
     }
 
   def dataset(
@@ -265,14 +273,11 @@ class PositionBatches:
     *,
     start_step: int = 0,
     shares: Sequence[tuple[int, int]] | None = None,
+    known: tf.RaggedTensor | None = None,
   ) -> tf.data.Dataset:
     """Endless batches from `start_step` on; arguments of `training_dataset`."""
     shares = tuple(shares or [(0, self._batch)])
-    example = self.share(0, 0, 1)
-    specs = {
-      name: tf.TensorSpec([None, *column.shape[1:]], column.dtype)
-      for name, column in example.items()
-    }
+    specs = self._specs({high - low for low, high in shares})
 
     def numpy_batch(element: np.ndarray) -> list[np.ndarray]:
       step = start_step + int(element) // len(shares)
@@ -281,13 +286,27 @@ class PositionBatches:
 
     def batch(element: tf.Tensor) -> dict[str, tf.Tensor]:
       values = _numpy(numpy_batch, [element], list(specs.values()))
-      return dict(zip(specs, values, strict=True))
+      rows = dict(zip(specs, values, strict=True))
+      return rows if known is None else datasets.with_known(rows, known)
 
     return (
       tf.data.Dataset.range(np.iinfo(np.int64).max)
       .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
       .prefetch(tf.data.AUTOTUNE)
     )
+
+  def _specs(self, sizes: set[int]) -> dict[str, tf.TensorSpec]:
+    """What a share of one of `sizes` is made of."""
+    size = sizes.pop() if len(sizes) == 1 else None
+    shapes = {
+      "history_ids": [None, self._windows.length],
+      "history_query_ids": [None],
+      "history_first_row": [],
+    }
+    return {
+      name: tf.TensorSpec(shapes.get(name, [size]), column.dtype)
+      for name, column in self.share(0, 0, 1).items()
+    }
 
   def _stream(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
     """Targets and their windows at places [low, high) of the stream."""

@@ -286,6 +286,7 @@ def encode_in_batches(
   encode: Callable[[tf.Tensor], tf.Tensor],
   ids: np.ndarray,
   report: Callable[[int], None] | None = None,
+  ids_per_batch: int = _IDS_PER_BATCH,
 ) -> np.ndarray:
   """Vectors of dense ids.
 
@@ -293,6 +294,7 @@ def encode_in_batches(
     encode: [n] ids -> [n, dim] vectors, such as `TwoTower.encode_queries`.
     ids: [num_ids] dense ids.
     report: Is called with the number of ids encoded so far.
+    ids_per_batch: Ids that are encoded at a time.
 
   Returns:
     [num_ids, dim] float32 array.
@@ -300,8 +302,8 @@ def encode_in_batches(
   # Eager: validation encodes after each epoch, and would trace each time.
   vectors = np.empty([0, 0], np.float32)
   # At least once, since the answer says its dimension.
-  for low in range(0, max(len(ids), 1), _IDS_PER_BATCH):
-    part = encode(tf.constant(ids[low : low + _IDS_PER_BATCH], tf.int64))
+  for low in range(0, max(len(ids), 1), ids_per_batch):
+    part = encode(tf.constant(ids[low : low + ids_per_batch], tf.int64))
     if low == 0:
       vectors = np.empty([len(ids), part.shape[1]], np.float32)
     vectors[low : low + len(part)] = part

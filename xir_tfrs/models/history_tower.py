@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from xir_tfrs import distribute
+from xir_tfrs.layers import candidate_table, state
 from xir_tfrs.layers import history as encoders
-from xir_tfrs.layers import state
 from xir_tfrs.models import towers
 from xir_tfrs.ops import history, seeds
 
@@ -96,12 +96,26 @@ class HistoryTower(tf.keras.Model):
     """Newest events that are encoded."""
     return self.encoder.length
 
+  @property
+  def table(self) -> candidate_table.CandidateTable | None:
+    """The side features of the queries, if a query tower has some."""
+    return None if self.query_tower is None else self.query_tower.table
+
+  def look_up(
+    self, query_ids: tf.Tensor
+  ) -> Mapping[str, tf.Tensor | tf.RaggedTensor]:
+    """Side features of [n] queries, as `layers.CandidateTable` returns them."""
+    return (
+      {} if self.query_tower is None else self.query_tower.look_up(query_ids)
+    )
+
   def call(
     self,
     query_ids: tf.Tensor,
     history_ids: tf.Tensor | tf.RaggedTensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
     training: bool = False,
+    event_vectors: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Encodes queries after their whole histories.
 
@@ -112,11 +126,13 @@ class HistoryTower(tf.keras.Model):
       features: Side features of the queries, as `layers.CandidateTable`
         returns them; None for those of the query tower's own table.
       training: Whether entries are dropped; a Python bool.
+      event_vectors: [candidates, dim] vectors of all candidates, made before
+        by the candidate tower; None: it is called for the events.
 
     Returns:
       [n, dim] vectors.
     """
-    vectors, lengths = self._events(history_ids)
+    vectors, lengths = self._events(history_ids, training, event_vectors)
     if training:
       states = self.encoder(vectors, lengths, **self._randomness(lengths))
       states = history.last(states, lengths)
@@ -130,6 +146,7 @@ class HistoryTower(tf.keras.Model):
     query_ids: tf.Tensor,
     history_ids: tf.Tensor | tf.RaggedTensor,
     training: bool = False,
+    first_row: int | tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Encodes queries after each event of their histories.
 
@@ -140,13 +157,15 @@ class HistoryTower(tf.keras.Model):
       query_ids: [n] dense query ids.
       history_ids: [n, None] dense candidate ids, as in `call`.
       training: Whether entries are dropped; a Python bool.
+      first_row: Number of row 0 in the global batch, which decides what is
+        dropped; None: rows of the replicas stand one after another.
 
     Returns:
       [n, history_length + 1, dim]: column t is the vector after t events.
       Those after the last event mean nothing.
     """
-    vectors, lengths = self._events(history_ids)
-    randomness = self._randomness(lengths) if training else {}
+    vectors, lengths = self._events(history_ids, training)
+    randomness = self._randomness(lengths, first_row) if training else {}
     states = self.encoder(vectors, lengths, **randomness)
     start = tf.broadcast_to(self._start, tf.shape(states[:, :1]))
     states = tf.concat([start, states], axis=1)
@@ -188,13 +207,23 @@ class HistoryTower(tf.keras.Model):
     return cls(candidate_tower, query_tower=query_tower, **config)
 
   def _events(
-    self, history_ids: tf.Tensor | tf.RaggedTensor
+    self,
+    history_ids: tf.Tensor | tf.RaggedTensor,
+    training: bool,
+    event_vectors: tf.Tensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """[n, length, dim] vectors of the newest events, [n] their numbers."""
     window, lengths = history.newest(
       history_ids, self.history_length, self.candidate_tower.vocabulary_size
     )
-    vectors = self.candidate_tower(tf.reshape(window, [-1]))
+    ids = tf.reshape(window, [-1])
+    if event_vectors is not None:
+      vectors = tf.gather(event_vectors, tf.maximum(ids, 0))
+    elif training:
+      vectors = _encode_events(self.candidate_tower, ids)
+    else:
+      # Static shapes: this compiles.
+      vectors = self.candidate_tower(ids)
     vectors = tf.cast(vectors, tf.float32)
     shape = [-1, self.history_length, vectors.shape[1]]
     return tf.reshape(vectors, shape), lengths
@@ -214,11 +243,27 @@ class HistoryTower(tf.keras.Model):
       vectors = self.query_tower(query_ids, training=training)
     return tf.cast(vectors, tf.float32)
 
-  def _randomness(self, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+  def _randomness(
+    self, lengths: tf.Tensor, first_row: int | tf.Tensor | None = None
+  ) -> dict[str, Any]:
     """Arguments of the encoder in training; each step has its own."""
     if not self._dropout:
       return {}
     seed = seeds.step_seed(self._seed, self._step, seeds.HISTORY_DROPOUT)
-    first_row, _ = distribute.global_rows(tf.size(lengths))
+    if first_row is None:
+      first_row, _ = distribute.global_rows(tf.size(lengths))
     self._step.assign_add(1)
     return {"seed": seed, "first_row": first_row}
+
+
+def _encode_events(tower: tf.keras.Model, ids: tf.Tensor) -> tf.Tensor:
+  """[m, dim] vectors of [m] events; zeros for padding.
+
+  Each distinct candidate is encoded once: a batch has most of them several
+  times, and more padding than events.
+  """
+  places = tf.where(ids >= 0)
+  distinct, of_events = tf.unique(tf.gather_nd(ids, places))
+  vectors = tf.gather(tower(distinct, training=True), of_events)
+  shape = [tf.size(ids, tf.int64), tf.cast(vectors.shape[1], tf.int64)]
+  return tf.scatter_nd(places, vectors, shape)

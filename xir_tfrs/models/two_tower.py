@@ -30,7 +30,9 @@ class TwoTower(tfrs.Model):
   have `history_ids`: [batch, None], the history of each row; or, where rows
   share histories, [windows, None], with the `history_query_ids` [windows], and
   for each row its window, `history_row` [batch], and how many events of the
-  window come before the row, `history_position` [batch].
+  window come before the row, `history_position` [batch]. Replicas whose rows
+  share a window need `history_first_row` too, a scalar: the number of their
+  first window among those of the global batch.
 
   `fit` and `evaluate` also take `sample_weight` as an argument of their own,
   and report the mean losses over the rows of the epoch so far.
@@ -156,6 +158,7 @@ class TwoTower(tfrs.Model):
     ids: tf.Tensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
     history_ids: tf.Tensor | tf.RaggedTensor | None = None,
+    event_vectors: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """[n] query ids -> [n, dim]; inner products are the model's scores.
 
@@ -165,6 +168,8 @@ class TwoTower(tfrs.Model):
         for those of the tower's own table.
       history_ids: [n, None] dense candidate ids, oldest first, for a tower
         that `takes_histories`; see `HistoryTower`.
+      event_vectors: [candidates, dim] vectors of the events, made before; see
+        `HistoryTower`.
 
     Raises:
       ValueError: The tower needs histories and has none, or takes none.
@@ -177,7 +182,9 @@ class TwoTower(tfrs.Model):
       )
     if history_ids is None:
       return self._encoded(self.query_tower, ids, features)
-    return self._normalized(self.query_tower(ids, history_ids, features))
+    return self._normalized(
+      self.query_tower(ids, history_ids, features, event_vectors=event_vectors)
+    )
 
   def encode_candidates(
     self,
@@ -293,7 +300,10 @@ class TwoTower(tfrs.Model):
         inputs["query_id"], inputs["history_ids"], training=training
       )
     states = self.query_tower.encode_positions(
-      inputs["history_query_ids"], inputs["history_ids"], training=training
+      inputs["history_query_ids"],
+      inputs["history_ids"],
+      training=training,
+      first_row=inputs.get("history_first_row"),
     )
     places = tf.stack([inputs["history_row"], inputs["history_position"]], 1)
     return tf.gather_nd(states, places)
