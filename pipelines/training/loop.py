@@ -130,11 +130,9 @@ class Loop:
     pause = run.schedule.end_of_epoch(stop_after or config.epochs)
     rows = batches.distributed(
       run.strategy,
-      run.rows,
+      run.examples,
       global_batch_size=config.global_batch_size,
-      seed=config.seed,
       start_step=run.now,
-      known=run.known,
     )
     probe = self._probe()
     first_step, block_times, seconds = run.now, [], 0.0
@@ -175,14 +173,19 @@ class Loop:
     step = run.now
     if run.schedule.starts_epoch(step):
       run.model.task.refresh()
+    steps = run.schedule.block(step)
+    # TensorFlow holds all steps of a call to the shapes that the collectives
+    # of the first one had. Gradients of sequences, of tokens or of events, have
+    # as many rows as the batch has distinct ones: a call for each step.
+    per_call = 1 if run.strategy.num_replicas_in_sync > 1 else steps
     start = time.perf_counter()
-    losses = self._run_steps(
-      run.strategy,
-      run.model,
-      run.step,
-      rows,
-      tf.constant(run.schedule.block(step)),
-    ).numpy()
+    parts = [
+      self._run_steps(
+        run.strategy, run.model, run.step, rows, tf.constant(per_call)
+      )
+      for _ in range(steps // per_call)
+    ]
+    losses = np.concatenate([part.numpy() for part in parts])
     elapsed = time.perf_counter() - start
     bad = health.first_bad_loss(losses)
     if bad is not None:
