@@ -11,6 +11,10 @@ validation split too. A model with a ranker has a second column: its
 Queries and candidates without training rows are ranked as an exported bundle
 answers them: by their side features, or else by popularity. Metrics of queries
 with and without training rows stand apart below the total.
+
+For a model of histories each held-out row is a query of its own, encoded from
+what was before it. The table has the untrained rule of `evaluation.neighbours`
+beside it, the metrics with nothing masked, and those by length of the history.
 """
 
 import dataclasses
@@ -18,8 +22,9 @@ import os
 import pathlib
 import sys
 
-from pipelines.evaluation import rankings, report, split
-from xir_tfrs.data import directory, json_files, runs
+from pipelines.evaluation import neighbours, past, rankings, report, split
+from xir_tfrs import models
+from xir_tfrs.data import directory, histories, json_files, runs
 from xir_tfrs.programs import main, settings
 
 METRICS_FILE = "metrics.json"
@@ -49,6 +54,12 @@ class EvaluateConfig(settings.Settings):
     None,
     minimum=1,
   )
+  history_ties: str | None = settings.setting(
+    "What rows see of their query's events of the same time, for a model of "
+    "histories; see pipelines.train. Not given: as it was trained.",
+    None,
+    choices=histories.TIES,
+  )
   output: str | None = settings.setting(
     f"File to write. Not given: MODEL_DIR/{METRICS_FILE}.", None
   )
@@ -67,12 +78,14 @@ def evaluate(config: EvaluateConfig) -> report.Results:
 
   Raises:
     DataError: Data or model cannot be read, or do not belong together.
-    SettingsError: --rerank_depth is given for a model without a ranker.
+    SettingsError: --rerank_depth is given for a model without a ranker, or
+      --history_ties for one without histories.
   """
   model, run, restored = runs.load_model(config.model_dir, config.checkpoint)
   data_dir = directory.DataDir(config.data or run.data)
   runs.check_fit(run, data_dir, config.model_dir)
-  data = split.load_evaluation_data(data_dir, config.split)
+  rule = _rule(config, model, run)
+  data = split.load_evaluation_data(data_dir, config.split, rule)
   vectors = rankings.of_model(model, data)
   others: dict[str, rankings.Ranker] = {}
   depth = config.rerank_depth
@@ -86,6 +99,8 @@ def evaluate(config: EvaluateConfig) -> report.Results:
       f"corr); {config.model_dir} has none."
     )
   others["popularity"] = rankings.of_popularity(data, vectors.indexed)
+  if rule is not None:
+    others["neighbours"] = neighbours.Neighbours.of_data(data_dir, data)
   oracle = rankings.of_oracle(data_dir.path, data)
   if oracle is not None:
     others["oracle"] = oracle
@@ -97,6 +112,21 @@ def evaluate(config: EvaluateConfig) -> report.Results:
     checkpoint=os.path.relpath(restored, config.model_dir),
     rerank_depth=depth,
   )
+
+
+def _rule(
+  config: EvaluateConfig, model: models.TwoTower, run: runs.RunConfig
+) -> past.Rule | None:
+  """What rows see, for a model of histories."""
+  if model.takes_histories:
+    ties = config.history_ties or run.train.get("history_ties", "strict")
+    return past.Rule(model.query_tower.history_length, ties)
+  if config.history_ties is not None:
+    raise settings.SettingsError(
+      "--history_ties belongs to models of histories (pipelines.train "
+      f"--query_tower history); {config.model_dir} is none."
+    )
+  return None
 
 
 def run(config: EvaluateConfig) -> None:

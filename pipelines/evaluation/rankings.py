@@ -7,6 +7,7 @@ the index.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from xir_tfrs.data import runs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.models import cold_start
 
+# Events of the histories that are encoded at a time.
+_EVENTS_PER_BATCH = 1 << 16
 # Queries whose lists are re-ranked at a time.
 _LISTS_PER_BATCH = 256
 
@@ -121,16 +124,67 @@ class Lists:
 
 def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
   """A model's embeddings, before popularity answers what it cannot."""
-  queries, by_model = _encode(
-    model.encode_queries, model.query_tower, data.query_ids, data.warm
-  )
+  candidate_ids = np.arange(len(data.counts))
   candidates, indexed = _encode(
     model.encode_candidates,
     model.candidate_tower,
-    np.arange(len(data.counts)),
+    candidate_ids,
     data.counts > 0,
   )
+  if data.past is None:
+    queries, by_model = _encode(
+      model.encode_queries, model.query_tower, data.query_ids, data.warm
+    )
+  else:
+    events, _ = _encode(
+      model.candidate_tower.encode,
+      model.candidate_tower,
+      candidate_ids,
+      data.counts > 0,
+    )
+    queries, by_model = _encode_past(model, data, events, indexed)
   return Vectors(queries, candidates, by_model, indexed)
+
+
+def _encode_past(
+  model: xir.models.TwoTower,
+  data: split.EvaluationData,
+  event_vectors: np.ndarray,
+  indexed: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """What `_encode` returns, of rows with what was before them.
+
+  Events of which nothing is known are dropped, as a served history drops them.
+  """
+  assert data.past is not None
+  events = data.past.events
+  known_events = (events >= 0) & indexed[events]
+  events = np.where(known_events, events, cold_start.UNKNOWN_ID)
+  event_vectors = tf.constant(event_vectors)
+
+  def encode(rows):
+    ids, has_rows, histories, has_history = (
+      tf.constant(column[rows])
+      for column in (data.query_ids, data.warm, events, known_events.any(1))
+    )
+    features = model.query_tower.look_up(ids)
+    encoder = functools.partial(
+      model.encode_queries, history_ids=histories, event_vectors=event_vectors
+    )
+    vectors = cold_start.encode(encoder, ids, has_rows, features)
+    answerable = has_history
+    if model.query_tower.query_tower is not None:
+      answerable |= cold_start.is_answerable(has_rows, features)
+    return tf.concat(
+      [vectors, tf.cast(answerable, tf.float32)[:, tf.newaxis]], axis=1
+    )
+
+  found = runs.encode_in_batches(
+    lambda rows: encode(rows.numpy()),
+    np.arange(len(events)),
+    ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
+  )
+  return found[:, :-1], found[:, -1] > 0
 
 
 def _encode(

@@ -18,6 +18,15 @@ BANDS = (
   ("6 to 20", 6, 20),
   ("more than 20", 21, np.iinfo(np.int64).max),
 )
+# Rows by the events that they see: (name, fewest, most).
+LENGTHS = (
+  ("no event", 0, 0),
+  ("1 to 4 events", 1, 4),
+  ("5 to 9 events", 5, 9),
+  ("10 to 19 events", 10, 19),
+  ("20 or more events", 20, np.iinfo(np.int64).max),
+)
+TIED, UNTIED = "the time of the row before", "a time of their own"
 Metrics = dict[str, float]
 
 
@@ -46,13 +55,31 @@ class Band(Part, frozen=True, kw_only=True):
   candidates: int
 
 
+class OfHistories(msgspec.Struct, frozen=True):
+  """What is said of a model of histories alone.
+
+  Attributes:
+    length: Newest events that the model encodes.
+    ties: Whether a row sees those of its own time; see `data.histories`.
+    unfiltered: As `Results.metrics`, with nothing masked.
+    by_length: Metrics of rows by how many events they see.
+    by_time: Metrics of rows with `TIED`, and of those with `UNTIED`.
+  """
+
+  length: int
+  ties: str
+  unfiltered: dict[str, Metrics]
+  by_length: dict[str, Part]
+  by_time: dict[str, Part]
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
   """metrics.json.
 
   Attributes:
     split: What was ranked.
     checkpoint: Relative to the model's directory.
-    queries: Number of queries.
+    queries: Number of queries; of a model of histories, each row is one.
     pairs: Pairs that they should find.
     candidates: Size of the catalogue.
     indexed: Candidates that can be found: those with training rows or side
@@ -63,10 +90,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     rerank_depth: Candidates per query that the ranker ranks again, if the
       model has one.
     metrics: Those of `xir.metrics.full_ranking`, by ranking: `model`;
-      `reranked`, if the model has a ranker; `popularity`; `oracle`, if the data
-      was generated.
+      `reranked`, if the model has a ranker; `popularity`; `neighbours`, if the
+      model is one of histories; `oracle`, if the data was generated.
     by_query: The same of queries with and without training rows.
     by_training_count: The same of candidates by their training rows.
+    histories: What is said of a model of histories alone; else None.
     warnings: Sentences.
   """
 
@@ -83,6 +111,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
   metrics: dict[str, Metrics]
   by_query: dict[str, Part]
   by_training_count: dict[str, Band]
+  histories: OfHistories | None = None
   warnings: tuple[str, ...]
 
 
@@ -133,8 +162,10 @@ def results(
     metrics=metrics,
     by_query=by_query,
     by_training_count={
-      name: _band(rankers, data, ks, low, high) for name, low, high in BANDS
+      name: _band(rankers, whole, data, ks, low, high)
+      for name, low, high in BANDS
     },
+    histories=_of_histories(rankers, whole, data, ks),
     warnings=_warnings(model, data, by_query[WARM].metrics or metrics, max(ks)),
   )
 
@@ -143,19 +174,57 @@ def _by_query(
   whole: Mapping[str, xir.metrics.Ranking], data: split.EvaluationData
 ) -> dict[str, Part]:
   """Metrics of queries with, and of those without training rows."""
+  return {
+    WARM: _part(whole, data, data.warm),
+    COLD: _part(whole, data, ~data.warm),
+  }
+
+
+def _part(
+  whole: Mapping[str, xir.metrics.Ranking],
+  data: split.EvaluationData,
+  rows: np.ndarray,
+) -> Part:
+  """Metrics of some of the queries, `rows` [num_queries] bool."""
   lengths = data.relevant.row_lengths().numpy()
-  parts = {}
-  for part, rows in ((WARM, data.warm), (COLD, ~data.warm)):
-    metrics = {}
-    if rows.any():
-      metrics = {name: r.means_of(rows) for name, r in whole.items()}
-    parts[part] = Part(int(rows.sum()), int(lengths[rows].sum()), metrics)
-  return parts
+  metrics = {}
+  if rows.any():
+    metrics = {name: r.means_of(rows) for name, r in whole.items()}
+  return Part(int(rows.sum()), int(lengths[rows].sum()), metrics)
 
 
-def _band(rankers, data, ks, low, high) -> Band:
+def _of_histories(rankers, whole, data, ks) -> OfHistories | None:
+  past = data.past
+  if past is None:
+    return None
+  unfiltered = data.unfiltered()
+  return OfHistories(
+    length=past.rule.length,
+    ties=past.rule.ties,
+    unfiltered={
+      name: ranker.rank(unfiltered, ks).means()
+      for name, ranker in rankers.items()
+    },
+    by_length={
+      name: _part(
+        whole, data, (past.num_events >= low) & (past.num_events <= high)
+      )
+      for name, low, high in LENGTHS
+    },
+    by_time={
+      TIED: _part(whole, data, past.tied),
+      UNTIED: _part(whole, data, ~past.tied),
+    },
+  )
+
+
+def _band(rankers, whole, data, ks, low, high) -> Band:
   """Metrics on candidates with `low` to `high` training rows."""
   wanted = (data.counts >= low) & (data.counts <= high)
+  if data.past is not None:
+    # Each row has one candidate to find, whose rank stays as it is.
+    of_rows = _part(whole, data, wanted[data.past.targets])
+    return Band(candidates=int(wanted.sum()), **msgspec.structs.asdict(of_rows))
   part, rows = data.restricted_to(wanted)
   metrics = {}
   if len(rows):
@@ -224,15 +293,27 @@ def summary(found: Results) -> str:
     f"{found.checkpoint} on the {found.split} split: {found.queries:,} "
     f"queries, {found.pairs:,} pairs, {found.candidates:,} candidates"
   ]
+  of = found.histories
+  if of is not None:
+    sees = {"strict": "earlier in time", "order": "before it in the file"}
+    tied = of.by_time[TIED].queries
+    lines.append(
+      f"Each row is a query of its own and sees what is {sees[of.ties]}; "
+      f"{tied:,} rows ({tied / max(found.queries, 1):.1%}) have the time of "
+      "the row before."
+    )
   if found.indexed < found.candidates:
     lines.append(
       f"{found.candidates - found.indexed:,} candidates have neither training "
       "rows nor side features: they are not in the index and count as misses."
     )
   if found.by_popularity:
+    what = "neither training rows nor side features"
+    if of is not None:
+      what = "no history that the model knows"
     lines.append(
-      f"{found.by_popularity:,} queries have neither training rows nor side "
-      "features: they are answered by popularity."
+      f"{found.by_popularity:,} queries have {what}: they are answered by "
+      "popularity."
     )
   return "\n".join(lines)
 
@@ -247,10 +328,23 @@ def table(found: Results) -> str:
   ]
   rows = [["", *found.metrics]]
   rows += [[name, *_cells(found.metrics, name)] for name in names]
+  both = ("recall", "ndcg")
+  of = found.histories
+  if of is not None:
+    unfiltered = Part(found.queries, found.pairs, of.unfiltered)
+    title = "with seen candidates left in"
+    rows += _section(title, unfiltered, both, found.ks)
   if found.by_query[COLD].queries:
     for part, values in found.by_query.items():
       title = f"queries {part}: {values.queries:,}, {values.pairs:,} pairs"
-      rows += _section(title, values, ("recall", "ndcg"), found.ks)
+      rows += _section(title, values, both, found.ks)
+  if of is not None:
+    parts = {f"rows with {name}": part for name, part in of.by_length.items()}
+    if of.by_time[TIED].queries:
+      parts |= {f"rows with {name}": part for name, part in of.by_time.items()}
+    for title, values in parts.items():
+      title = f"{title}: {values.queries:,}"
+      rows += _section(title, values, both, found.ks[:1])
   for band, values in found.by_training_count.items():
     title = f"candidates with {band} training rows: {values.pairs:,} pairs"
     rows += _section(title, values, ("recall",), found.ks)

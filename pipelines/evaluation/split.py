@@ -6,6 +6,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from pipelines.evaluation import past as past_lib
 from xir_tfrs.data import datasets, directory, errors
 from xir_tfrs.data import schema as schema_lib
 
@@ -17,6 +18,8 @@ SEEN = {"validation": ("train",), "test": ("train", "validation")}
 class EvaluationData:
   """The queries of a split, and what each of them should find.
 
+  For models of histories, each held-out row is a query of its own.
+
   Attributes:
     split: `"validation"` or `"test"`.
     query_ids: [num_queries] dense ids, ascending.
@@ -26,6 +29,7 @@ class EvaluationData:
     counts: [num_candidates] training rows.
     num_repeated: How many of the split's pairs are also seen. They are masked,
       so no ranking can find them.
+    past: What was before each row, where each is a query of its own.
   """
 
   split: str
@@ -35,10 +39,17 @@ class EvaluationData:
   seen: tf.RaggedTensor
   counts: np.ndarray
   num_repeated: int
+  past: past_lib.Past | None = None
 
   @property
   def num_pairs(self) -> int:
     return len(self.relevant.values)
+
+  def unfiltered(self) -> "EvaluationData":
+    """The same with nothing masked."""
+    lengths = np.zeros(len(self.query_ids), np.int64)
+    nothing = tf.RaggedTensor.from_row_lengths(np.zeros(0, np.int64), lengths)
+    return dataclasses.replace(self, seen=nothing, num_repeated=0)
 
   def restricted_to(
     self, wanted: np.ndarray
@@ -68,13 +79,17 @@ class EvaluationData:
 
 
 def load_evaluation_data(
-  data: directory.DataDir | str | os.PathLike[str], split: str
+  data: directory.DataDir | str | os.PathLike[str],
+  split: str,
+  rule: past_lib.Rule | None = None,
 ) -> EvaluationData:
   """Reads a split and what is masked with it.
 
   Args:
     data: Directory made by `pipelines.prepare`, opened or its path.
     split: `"validation"` or `"test"`.
+    rule: Makes each row of the split a query of its own, with the rows before
+      it, of this split too, as its past. None: the rows of a query are one.
 
   Raises:
     DataError: The directory cannot be read, or the split has no rows.
@@ -92,10 +107,13 @@ def load_evaluation_data(
       f"--{split}_fraction",
       path=data.path / schema_lib.FILE_NAME,
     )
-  wanted = datasets.distinct_pairs([data.rows(split)], schema.num_candidates)
   seen = datasets.distinct_pairs(
-    [data.rows(name) for name in SEEN[split]], schema.num_candidates
+    [data.rows(name, in_order=rule is not None) for name in SEEN[split]],
+    schema.num_candidates,
   )
+  if rule is not None:
+    return _row_by_row(data, split, seen, rule)
+  wanted = datasets.distinct_pairs([data.rows(split)], schema.num_candidates)
   queries, candidates = np.divmod(wanted, schema.num_candidates)
   query_ids, lengths = np.unique(queries, return_counts=True)
   seen_queries, seen_candidates = np.divmod(seen, schema.num_candidates)
@@ -111,4 +129,32 @@ def load_evaluation_data(
     ),
     counts=data.candidates.counts,
     num_repeated=int(np.isin(wanted, seen).sum()),
+  )
+
+
+def _row_by_row(
+  data: directory.DataDir, split: str, seen: np.ndarray, rule: past_lib.Rule
+) -> EvaluationData:
+  """Each row of a split as a query; `seen`: pairs of the splits before."""
+  past = past_lib.Past.of_split(data, (*SEEN[split], split), rule)
+  queries, candidates = np.divmod(seen, data.schema.num_candidates)
+  by_query = tf.RaggedTensor.from_row_lengths(
+    candidates, np.bincount(queries, minlength=data.schema.num_queries)
+  )
+  masked = tf.concat(
+    [tf.gather(by_query, past.query_ids), past.held_out_before], axis=1
+  )
+  is_target = masked.values == np.repeat(past.targets, masked.row_lengths())
+  repeated = tf.boolean_mask(masked.value_rowids(), is_target)
+  return EvaluationData(
+    split=split,
+    query_ids=past.query_ids,
+    warm=data.queries.counts[past.query_ids] > 0,
+    relevant=tf.RaggedTensor.from_row_lengths(
+      past.targets, np.ones_like(past.targets)
+    ),
+    seen=masked,
+    counts=data.candidates.counts,
+    num_repeated=len(np.unique(repeated)),
+    past=past,
   )

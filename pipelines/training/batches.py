@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import datasets, errors
+from pipelines.training import config as configs
+from xir_tfrs.data import datasets, errors, histories
 
 Columns = Mapping[str, np.ndarray]
 
@@ -62,37 +64,62 @@ def with_popularity(columns: Columns, power: float) -> Columns:
   return {**columns, "sample_weight": weights}
 
 
+# Makes a dataset of the batches from a step on: (start_step=..., shares=...).
+Examples = Callable[..., tf.data.Dataset]
+
+
+def examples(
+  config: configs.TrainConfig, columns: Columns, known: tf.RaggedTensor | None
+) -> Examples:
+  """How training rows become batches.
+
+  Args:
+    config: The run.
+    columns: By name, [n] arrays of the training rows.
+    known: [num_queries, None] candidates that are no negatives of a query.
+  """
+  shared = {
+    "global_batch_size": config.global_batch_size,
+    "seed": config.seed,
+  }
+  if config.query_tower == "id":
+    return functools.partial(
+      datasets.training_dataset, columns, known=known, **shared
+    )
+  rows = histories.Histories.of_rows(columns, config.history_ties)
+  if config.history_examples == "rows":
+    return functools.partial(
+      histories.rows_before_dataset,
+      rows,
+      length=config.history_length,
+      known=known,
+      **shared,
+    )
+  windows = histories.Windows.of_histories(rows, config.history_length)
+  batches = histories.PositionBatches(rows, windows, **shared)
+  return functools.partial(batches.dataset, known=known)
+
+
 def distributed(
   strategy: tf.distribute.Strategy,
-  columns: Columns,
+  make: Examples,
   *,
   global_batch_size: int,
-  seed: int,
   start_step: int,
-  known: tf.RaggedTensor | None,
 ) -> Iterator[dict[str, tf.Tensor]]:
   """The batches from a step on, to each replica its share.
 
   Args:
     strategy: The strategy.
-    columns: By name, [n] arrays of the training rows.
+    make: Makes the batches.
     global_batch_size: Rows per step, on all replicas.
-    seed: Seed of the order of the rows.
     start_step: The first batch wanted.
-    known: [num_queries, None] candidates that are no negatives of a query.
   """
   shares = datasets.shares(global_batch_size, strategy.num_replicas_in_sync)
 
   def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
     local = len(shares) // context.num_input_pipelines
     first = context.input_pipeline_id * local
-    return datasets.training_dataset(
-      columns,
-      global_batch_size=global_batch_size,
-      seed=seed,
-      start_step=start_step,
-      shares=shares[first : first + local],
-      known=known,
-    )
+    return make(start_step=start_step, shares=shares[first : first + local])
 
   return iter(strategy.distribute_datasets_from_function(dataset))

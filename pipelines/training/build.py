@@ -84,14 +84,16 @@ def build(
   Raises:
     SettingsError: The task refuses one of its settings.
   """
-  query_tower = _tower(
-    config,
-    "query_tower",
-    queries,
-    schema.query_features,
-    config.query_hidden,
-    seed=config.seed,
-  )
+  query_tower = None
+  if config.query_tower != "history":
+    query_tower = _tower(
+      config,
+      "query_tower",
+      queries,
+      schema.query_features,
+      config.query_hidden,
+      seed=config.seed,
+    )
   candidate_tower = _tower(
     config,
     "candidate_tower",
@@ -100,6 +102,8 @@ def build(
     config.candidate_hidden,
     seed=config.seed + 500_000,
   )
+  if config.query_tower != "id":
+    query_tower = _history_tower(config, candidate_tower, query_tower)
   with settings.naming(f"--task {config.task}"):
     task = _task(config, query_tower, candidate_tower, candidates.counts)
   return xir.models.TwoTower(query_tower, candidate_tower, task)
@@ -113,10 +117,46 @@ def _tower(config, name, table, features, hidden, seed) -> xir.models.Tower:
     features=used,
     columns=table.columns,
     hidden_units=hidden,
-    init_stddev=config.init_stddev,
+    init_stddev=config.embedding_stddev,
     seed=seed,
     name=name,
   )
+
+
+def _history_tower(
+  config: configs.TrainConfig,
+  candidate_tower: xir.models.Tower,
+  query_tower: xir.models.Tower | None,
+) -> xir.models.HistoryTower:
+  """A tower over histories, and over ids where there is a tower of them."""
+  known = history_argument_names(config.history_encoder)
+  for name in config.history_arguments:
+    if name not in known:
+      raise settings.SettingsError(
+        f"--history_arguments: --history_encoder {config.history_encoder} has "
+        f"no argument {name!r}, but {', '.join(known)}."
+      )
+  with settings.naming(f"--history_encoder {config.history_encoder}"):
+    return xir.models.HistoryTower(
+      candidate_tower,
+      config.history_encoder,
+      config.history_length,
+      query_tower,
+      encoder_arguments=config.history_arguments,
+      dropout=config.history_dropout,
+      seed=config.seed + 750_000,
+      name="history_tower",
+    )
+
+
+def history_argument_names(encoder: str) -> list[str]:
+  """What --history_arguments may name: the encoder's own arguments."""
+  init = xir.layers.history.ENCODERS[encoder].__init__
+  return [
+    name
+    for name, parameter in inspect.signature(init).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+  ]
 
 
 def _ranker(config, query_tower, candidate_tower) -> xir.models.Ranker:

@@ -19,6 +19,8 @@ _RESAMPLING = {"task": ("bir", "xir")}
 _SOFTMAX = {"task": ("ssl", "ssl_pop", "mns", "cbns")}
 _FULL = ("full_softmax", "corr")
 _MASKED = {"task": tuple(name for name in methods.TASKS if name not in _FULL)}
+_IDS = {"query_tower": ("id", "both")}
+_HISTORIES = {"query_tower": ("history", "both")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +39,66 @@ class TrainConfig(settings.Settings):
   seed: int = _setting("Seed of initial values, shuffling and draws.", 0)
 
   dim: int = _setting("Size of the embeddings.", 64, above=0)
+  query_tower: str = _setting(
+    "What queries are encoded from. id: their ids and side features; history: "
+    "the candidates that they chose before; both: the sum of the two.",
+    "id",
+    choices=("id", "history", "both"),
+  )
+  history_encoder: str = _setting(
+    "Encoder of histories. mean: a mean weighted by age; gru: a recurrent "
+    "network; attention: causal self-attention.",
+    "attention",
+    choices=("attention", "gru", "mean"),
+    only=_HISTORIES,
+  )
+  history_length: int = _setting(
+    "Newest events of a history that are encoded.",
+    50,
+    above=0,
+    only=_HISTORIES,
+  )
+  history_examples: str = _setting(
+    "How training rows are encoded. positions: all rows that share a window of "
+    "events at once; rows: each with a window of its own, which costs several "
+    "times as much.",
+    "positions",
+    choices=("positions", "rows"),
+    only=_HISTORIES,
+  )
+  history_ties: str = _setting(
+    "What a row sees of its query's events of the same time. strict: none; "
+    "order: those before it in the file, as published leave-last tables do.",
+    "strict",
+    choices=("strict", "order"),
+    only=_HISTORIES,
+  )
+  history_dropout: float = _setting(
+    "Share of the encoder's entries that a step of training sets to 0.",
+    0.2,
+    minimum=0,
+    only=_HISTORIES,
+  )
+  history_arguments: dict[str, Any] = _setting(
+    "Arguments of the encoder that have no flag: name=value,..., in JSON.",
+    {},
+    only=_HISTORIES,
+  )
   use_features: bool = _setting("Give side features to the towers.", True)
   query_hidden: tuple[int, ...] = _setting(
     "Sizes of the query tower's hidden layers; none: a sum of embeddings.",
     (),
     above=0,
+    only=_IDS,
   )
   candidate_hidden: tuple[int, ...] = _setting(
     "Sizes of the candidate tower's hidden layers.", (), above=0
   )
-  init_stddev: float = _setting(
-    "Deviation of initial embeddings.", 0.1, above=0
+  init_stddev: float | None = _setting(
+    "Deviation of initial embeddings. Not given: 0.1; 0.02 with histories, "
+    "whose encoders learn little from larger ones.",
+    None,
+    above=0,
   )
 
   normalize: bool = _setting("Score by cosine, not inner product.", True)
@@ -229,7 +280,17 @@ class TrainConfig(settings.Settings):
     "softmax, at each validation; 0: none.",
     0,
     minimum=0,
+    only={"query_tower": "id"},
   )
+
+  @property
+  def embedding_stddev(self) -> float:
+    """`init_stddev`, where it is not given too."""
+    if self.init_stddev is not None:
+      return self.init_stddev
+    # Cosines of large vectors turn slowly: with histories, whose encoders add
+    # to them, that decides (docs/histories.md).
+    return 0.1 if self.query_tower == "id" else 0.02
 
   @staticmethod
   def settings_in(
@@ -315,6 +376,9 @@ def changed(old: TrainConfig, new: TrainConfig) -> str | None:
   for one in (before, after):
     for name in CHANGEABLE_ARGUMENTS & one["task_arguments"].keys():
       del one["task_arguments"][name]
+  # Runs from before it could be left out have it.
+  before["init_stddev"] = old.embedding_stddev
+  after["init_stddev"] = new.embedding_stddev
   for name in after:
     if name not in may and before.get(name) != after[name]:
       return name
@@ -367,6 +431,11 @@ def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
 
 def _checked(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
   settings.refuse_unused(config, given)
+  if config.task == "corr" and config.query_tower != "id":
+    raise settings.SettingsError(
+      "--task corr belongs to --query_tower id: its ranker knows queries by "
+      f"their ids, not histories. Received: --query_tower {config.query_tower}."
+    )
   if "decay_epochs" in given and config.learning_rate_decay == 1:
     raise settings.SettingsError(
       "--decay_epochs belongs to a --learning_rate_decay other than 1."

@@ -49,6 +49,7 @@ class Run:
     rows: By name, [n] arrays of the training rows, with their final weights.
     known: [num_queries, None] candidates that are no negatives of a query;
       None: not masked.
+    examples: Makes batches of the rows.
     validation: The validation split; None: there is none.
     model: The model, compiled.
     step: Steps done.
@@ -63,6 +64,7 @@ class Run:
   schedule: schedule.Schedule
   rows: batches.Columns
   known: tf.RaggedTensor | None
+  examples: batches.Examples
   validation: Any
   model: xir.models.TwoTower
   step: tf.Variable
@@ -126,6 +128,7 @@ def start(
     schedule=calendar,
     rows=rows,
     known=known,
+    examples=batches.examples(config, rows, known),
     validation=split,
     model=model,
     step=step,
@@ -155,7 +158,7 @@ def _data(
 ) -> tuple[batches.Columns, tf.RaggedTensor | None, tables.Table]:
   """The training rows, what is masked with them, and the candidates."""
   count = build.rows_of_loss(config)
-  columns = data.rows("train")
+  columns = data.rows("train", in_order=config.query_tower != "id")
   rows = batches.training_rows(columns, config.data)
   candidates = data.candidates
   if rows is not columns:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import xir_tfrs as xir
-from pipelines.evaluation import split
+from pipelines.evaluation import past, split
 from pipelines.training import config as configs
 from xir_tfrs.data import directory
 from xir_tfrs.programs import settings
@@ -28,7 +28,10 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
       f"ndcg@20. Received: {config.metric!r}."
     )
   if data.schema.rows["validation"]:
-    return split.load_evaluation_data(data, "validation")
+    rule = None
+    if config.query_tower != "id":
+      rule = past.Rule(config.history_length, config.history_ties)
+    return split.load_evaluation_data(data, "validation", rule)
   print(
     "There is no validation split (pipelines.prepare --validation_fraction): "
     "no validation metrics, no best checkpoint, no early stopping.",

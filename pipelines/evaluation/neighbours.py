@@ -1,0 +1,166 @@
+"""What has to be beaten: candidates that used to follow those of a history.
+
+Nothing is trained. Over the training rows, how often candidate j followed i:
+
+    F_ij = sum over rows i before row j of a query: 1 / (rows from i to j)
+
+and for a history of events h_1 (the newest), h_2, ...
+
+    score_j = sum_a F_{h_a, j} / sqrt(a * rows of h_a)
+
+Candidates of score 0 come by popularity.
+
+Axes: n = events, rows = held-out rows, pairs = distinct (i, j).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+import xir_tfrs as xir
+from pipelines.evaluation import past, split
+from xir_tfrs.data import directory, histories
+
+# Rows from i to j, at most. Further ones count for little.
+_REACH = 20
+# Entries that are held at a time: of pairs, and of scores.
+_ENTRIES = 1 << 23
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """Ranks by what followed before; a `rankings.Ranker`.
+
+  Attributes:
+    starts: [candidates + 1] where the pairs of each candidate i begin.
+    following: [pairs] the candidates j.
+    weights: [pairs] float32 F_ij / sqrt(rows of i).
+    popularity: [candidates] training rows.
+  """
+
+  starts: np.ndarray
+  following: np.ndarray
+  weights: np.ndarray
+  popularity: np.ndarray
+
+  @classmethod
+  def of_data(
+    cls, data_dir: directory.DataDir, data: split.EvaluationData
+  ) -> Neighbours:
+    """Counts the pairs of the training rows, as `data` sees them."""
+    assert data.past is not None
+    rows = past.in_order(
+      past.events(data_dir, "train"), data_dir, data.past.rule.ties
+    )
+    return cls.of_rows(rows, data.counts)
+
+  @classmethod
+  def of_rows(cls, rows: histories.Histories, counts: np.ndarray) -> Neighbours:
+    """Counts pairs.
+
+    Args:
+      rows: The training rows.
+      counts: [candidates] how often each stands among them.
+    """
+    num_candidates = len(counts)
+    pairs, weights = np.zeros(0, np.int64), np.zeros(0)
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for new in _pairs(rows, num_candidates):
+      held.append(new)
+      if sum(len(p) for p, _ in held) > _ENTRIES:
+        pairs, weights = _summed([(pairs, weights), *held])
+        held = []
+    pairs, weights = _summed([(pairs, weights), *held])
+    first, following = np.divmod(pairs, num_candidates)
+    starts = np.searchsorted(first, np.arange(num_candidates + 1))
+    weights = (weights / np.sqrt(np.maximum(counts[first], 1))).astype("f4")
+    return cls(starts, following, weights, counts)
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `rankings.Ranker`; of the whole split alone."""
+    assert data.past is not None and rows is None
+    depth = min(max(ks), len(self.popularity))
+    ids, scores = [], []
+    for some in self._chunks(data.past.events):
+      found = self._scores(data.past.events[some])
+      seen = data.seen[some]
+      found[seen.value_rowids().numpy(), seen.values.numpy()] = -np.inf
+      own = np.arange(len(found)), data.past.targets[some]
+      # So that a tie does not count for the rule.
+      found[own] = np.nextafter(found[own], np.float32(-np.inf))
+      best = tf.math.top_k(found, depth)
+      scores.append(best.values.numpy())
+      ids.append(np.where(np.isfinite(scores[-1]), best.indices, -1))
+    return xir.metrics.rank_lists(
+      np.concatenate(ids),
+      np.concatenate(scores),
+      relevant=data.relevant,
+      num_candidates=len(self.popularity),
+      ks=ks,
+    )
+
+  def _chunks(self, events: np.ndarray) -> Iterator[slice]:
+    """Slices of rows whose pairs and scores are about `_ENTRIES`."""
+    lengths = np.diff(self.starts)
+    pairs = np.where(events >= 0, lengths[events], 0).sum(axis=1)
+    size = np.cumsum(pairs + len(self.popularity))
+    low = 0
+    while low < len(events):
+      before = size[low - 1] if low else 0
+      high = int(np.searchsorted(size, before + _ENTRIES, side="right"))
+      yield slice(low, max(high, low + 1))
+      low = max(high, low + 1)
+
+  def _scores(self, events: np.ndarray) -> np.ndarray:
+    """[m, candidates] scores of [m, n] events, -1 where there is none."""
+    row, column = np.nonzero(events >= 0)
+    event = events[row, column]
+    # The newest one stands last: its age is 1.
+    of_event = (events.shape[1] - column) ** -0.5
+    lengths = np.diff(self.starts)[event]
+    ends = np.cumsum(lengths)
+    places = np.arange(lengths.sum()) + np.repeat(
+      self.starts[event] - (ends - lengths), lengths
+    )
+    num_candidates = len(self.popularity)
+    cells = np.repeat(row * num_candidates, lengths) + self.following[places]
+    scores = np.bincount(
+      cells,
+      self.weights[places] * np.repeat(of_event, lengths),
+      minlength=len(events) * num_candidates,
+    ).reshape(len(events), num_candidates)
+    # Less than what a pair is worth.
+    popularity = 1e-6 * self.popularity / max(self.popularity.max(), 1)
+    return (scores + popularity).astype(np.float32)
+
+
+def _pairs(
+  rows: histories.Histories, num_candidates: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Keys i * num_candidates + j, and weights, by the rows between."""
+  candidates = rows.columns["candidate_id"].astype(np.int64)
+  places = np.arange(len(candidates))
+  seen_until = rows.first + rows.visible
+  for reach in range(1, _REACH + 1):
+    before = places - reach
+    later = np.flatnonzero((before >= rows.first) & (before < seen_until))
+    keys = candidates[later - reach] * num_candidates + candidates[later]
+    yield keys, np.full(len(keys), 1.0 / reach)
+
+
+def _summed(
+  parts: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Distinct keys, ascending, and the sums of their weights."""
+  keys, weights = (np.concatenate(x) for x in zip(*parts, strict=True))
+  keys, place = np.unique(keys, return_inverse=True)
+  return keys, np.bincount(place, weights, minlength=len(keys))

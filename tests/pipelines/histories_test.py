@@ -1,0 +1,469 @@
+"""Training and evaluation with histories: settings, batches, tables."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import evaluate
+from pipelines.evaluation import neighbours, past, report, split
+from pipelines.training import batches, build, methods
+from pipelines.training import config as configs
+from pipelines.training import loop as training
+from tests import synthetic_data
+from xir_tfrs.data import directory, errors, histories, records, runs, tables
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import settings
+
+_TASKS = [name for name in methods.TASKS if name != "corr"]
+_SETTINGS = {
+  "task": "ssl_pop",
+  "query_tower": "history",
+  "history_length": 6,
+  "history_dropout": 0.3,
+  "dim": 8,
+  "optimizer": "adam",
+  "learning_rate": 0.01,
+  "global_batch_size": 125,
+  "epochs": 2,
+  "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  output = tmp_path_factory.mktemp("histories") / "data"
+  return synthetic_data.prepare_synthetic(
+    output,
+    num_users=60,
+    num_items=40,
+    num_interactions=900,
+    seed=3,
+    validation_fraction=0.1,
+  )
+
+
+def config(data, path="unused", **given):
+  given = _SETTINGS | given
+  if given["query_tower"] == "id":
+    given = {k: v for k, v in given.items() if not k.startswith("history")}
+  return configs.from_preset(data=str(data), model_dir=str(path), **given)
+
+
+def run(data, path, *, resume=False, strategy=None, **given):
+  return training.train(
+    config(data, path, **given),
+    progress=False,
+    resume=resume,
+    strategy=strategy,
+  )
+
+
+def variables(path):
+  """Everything in the newest checkpoint, by name."""
+  reader = tf.train.load_checkpoint(
+    tf.train.latest_checkpoint(str(path / "checkpoints"))
+  )
+  return {
+    name: reader.get_tensor(name)
+    for name in reader.get_variable_to_shape_map()
+    if "SAVE_COUNTER" not in name.upper() and "GRAPH" not in name
+  }
+
+
+def built(data, **given):
+  """A model, and its batches."""
+  made = config(data, **given)
+  opened = directory.DataDir(data)
+  model = build.build(made, opened.schema, opened.queries, opened.candidates)
+  rows = opened.rows("train", in_order=True)
+  return model, batches.examples(made, rows, None)
+
+
+# Settings --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (
+      {"history_encoder": "gru", "query_tower": "id"},
+      "--history_encoder belongs to --query_tower history or both. Received: "
+      "--query_tower id.",
+    ),
+    ({"query_tower": "id", "history_length": 5}, "--history_length belongs"),
+    ({"query_tower": "id", "history_ties": "order"}, "--history_ties belongs"),
+    ({"query_hidden": (8,)}, "--query_hidden belongs to --query_tower id or"),
+    ({"estimator_probe": 8}, "--estimator_probe belongs to --query_tower id"),
+    ({"task": "corr"}, "--task corr belongs to --query_tower id"),
+    ({"history_dropout": -1}, "--history_dropout must not be negative"),
+    ({"history_encoder": "lstm"}, "--history_encoder must be one of atten"),
+  ],
+)
+def test_settings_that_are_refused(given, message):
+  given = {"query_tower": "history"} | given
+  with pytest.raises(settings.SettingsError, match=message):
+    configs.from_preset(**given)
+
+
+def test_runs_of_ids_say_nothing_of_histories():
+  of_ids = settings.as_dict(configs.from_preset())
+  assert not any(name.startswith("history") for name in of_ids)
+  assert of_ids["query_tower"] == "id"
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"num_block": 1}, "attention has no argument 'num_block', but num_blocks"),
+    ({"num_heads": 3}, "--history_encoder attention: `num_heads` must divide"),
+  ],
+)
+def test_wrong_arguments_of_an_encoder(data, given, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    built(data, history_arguments=given)
+
+
+def test_settings_reach_the_encoder(data):
+  model, _ = built(data, history_arguments="num_blocks=1", query_tower="both")
+  made = model.query_tower.get_config()
+  assert made["encoder"] == "attention"
+  assert made["encoder_arguments"] == {"num_blocks": 1}
+  assert (made["dropout"], made["history_length"]) == (0.3, 6)
+  assert made["query_tower"]["init_stddev"] == 0.02
+  assert model.candidate_tower.get_config()["init_stddev"] == 0.02
+  model, _ = built(data, init_stddev=0.3)
+  assert model.candidate_tower.get_config()["init_stddev"] == 0.3
+  assert model.query_tower.query_tower is None
+
+
+def test_every_encoder_has_its_choice():
+  choices = next(
+    one.about.choices
+    for one in settings.settings_of(configs.TrainConfig)
+    if one.name == "history_encoder"
+  )
+  assert set(choices) == set(build.xir.layers.history.ENCODERS)
+
+
+# Training --------------------------------------------------------------------
+
+# Quick to trace; positions are what an encoder may get wrong.
+_SMALL = {
+  "positions": {"history_arguments": "num_blocks=1"},
+  "rows": {"history_encoder": "mean"},
+}
+
+
+@pytest.mark.parametrize("examples", ["positions", "rows"])
+@pytest.mark.parametrize("task", _TASKS)
+def test_every_task_trains(data, task, examples):
+  small = {"mns": {"num_uniform": 8}, "cbns": {"bank_size": 64}}
+  given = small.get(task, {"cache_size": 16} if task == "xir" else {})
+  model, make = built(data, task=task, history_examples=examples, **given)
+  model.compile(tf.keras.optimizers.Adam(0.01))
+  before = [w.numpy() for w in model.query_tower.encoder.trainable_weights]
+  for batch in make().take(2):
+    loss = model.gradient_step(batch)["loss"]
+    assert np.isfinite(loss)
+  for weight, old in zip(
+    model.query_tower.encoder.trainable_weights, before, strict=True
+  ):
+    if "position" not in weight.name:
+      assert np.abs(weight.numpy() - old).max() > 0, weight.name
+
+
+@pytest.mark.parametrize("examples", ["positions", "rows"])
+def test_two_replicas_are_one_device_dropout_included(
+  data, tmp_path, two_replicas, examples
+):
+  given = {"history_examples": examples, "epochs": 1, **_SMALL[examples]}
+  run(data, tmp_path / "one", **given)
+  run(data, tmp_path / "two", strategy=two_replicas, **given)
+  expected, got = (variables(tmp_path / name) for name in ("one", "two"))
+  assert expected.keys() == got.keys()
+  for name, value in expected.items():
+    # The bias of keys changes nothing: its gradient is rounding alone.
+    if "_key/bias" not in name:
+      np.testing.assert_allclose(
+        value, got[name], rtol=1e-3, atol=1e-4, err_msg=name
+      )
+
+
+def test_a_run_goes_on_bit_for_bit(data, tmp_path):
+  given = {"query_tower": "both", **_SMALL["positions"]}
+  run(data, tmp_path / "whole", checkpoint_steps=3, **given)
+  parts = tmp_path / "parts"
+  run(data, parts, epochs=1, checkpoint_steps=3, **given)
+  run(data, parts, checkpoint_steps=3, resume=True, **given)
+  expected, got = variables(tmp_path / "whole"), variables(parts)
+  assert expected.keys() == got.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, got[name], err_msg=name)
+
+
+def test_known_positives_come_with_positions(data):
+  opened = directory.DataDir(data)
+  rows = opened.rows("train", in_order=True)
+  known = batches.datasets.candidates_by_query(rows, opened.schema.num_queries)
+  make = batches.examples(config(data), rows, known)
+  (batch,) = make(shares=[(10, 30)]).take(1)
+  assert batch["known_candidate_ids"].to_list() == [
+    known[query].numpy().tolist() for query in batch["query_id"].numpy()
+  ]
+
+
+def test_data_without_an_order_is_refused(data, tmp_path):
+  opened = directory.DataDir(data)
+  rows = dict(opened.rows("train"))
+  with pytest.raises(errors.DataError, match="neither times nor their order"):
+    batches.examples(config(data), rows, None)
+
+
+# Evaluation ------------------------------------------------------------------
+
+# (query, candidate, time), in the order of the file. Query 2 has no training
+# row, and query 1 does something again.
+_ROWS = {
+  "train": [(0, 0, 1), (1, 3, 1), (0, 1, 2), (0, 2, 2), (1, 4, 3)],
+  "validation": [(0, 3, 3), (0, 4, 4), (2, 0, 5)],
+  "test": [(0, 5, 4), (0, 6, 6), (1, 3, 7), (2, 1, 6), (2, 7, 6), (2, 2, 9)],
+}
+
+
+def write_data(path, rows=None):
+  path.mkdir()
+  shards, place = {}, dict.fromkeys(range(3), 0)
+  rows = rows or _ROWS
+  in_time = {
+    split: sorted(part, key=lambda r: r[2]) for split, part in rows.items()
+  }
+  for name, part in in_time.items():
+    query, candidate, time = np.array(part).T
+    events = []
+    for q in query:
+      events.append(place[q])
+      place[q] += 1
+    # Files are shuffled.
+    order = np.random.default_rng(0).permutation(len(query))
+    file = records.shard_name(name, 0, 1)
+    with records.BlockWriter(path / file) as writer:
+      writer.append(
+        {
+          "query_id": query[order],
+          "candidate_id": candidate[order],
+          "event": np.array(events)[order],
+          "timestamp": time[order],
+        }
+      )
+    shards[name] = (schema_lib.Shard(file, len(part)),)
+  trained = np.array(rows["train"])
+  for side, (table, size) in enumerate((("queries", 3), ("candidates", 8))):
+    content = tables.Table(
+      np.array([f"{table}{i}" for i in range(size)], object),
+      np.bincount(trained[:, side], minlength=size),
+      {},
+    )
+    shards[table] = tables.write_table(path, table, content, ())
+  columns = ("query_id", "candidate_id", "event", "timestamp")
+  schema_lib.Schema(
+    name="tiny",
+    num_queries=3,
+    num_candidates=8,
+    rows={name: len(part) for name, part in rows.items()},
+    shards=shards,
+    interaction_features=tuple(
+      schema_lib.InteractionFeature(name, "int64") for name in columns
+    ),
+  ).save(path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  return write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def load(tiny, ties, length=3, name="test"):
+  return split.load_evaluation_data(tiny, name, past.Rule(length, ties))
+
+
+def test_each_held_out_row_is_a_query(tiny):
+  found = load(tiny, "strict")
+  assert found.query_ids.tolist() == [0, 0, 1, 2, 2, 2]
+  assert found.relevant.to_list() == [[5], [6], [3], [1], [7], [2]]
+  assert found.warm.tolist() == [True] * 3 + [False] * 3
+  assert found.past.tied.tolist() == [True, False, False, False, True, False]
+  # Of the same time as (0, 5) is (0, 4); as (2, 7), (2, 1).
+  assert found.past.events.tolist() == [
+    [1, 2, 3],
+    [3, 4, 5],
+    [-1, 3, 4],
+    [-1, -1, 0],
+    [-1, -1, 0],
+    [0, 1, 7],
+  ]
+  assert found.past.num_events.tolist() == [4, 6, 2, 1, 1, 3]
+
+
+def test_in_the_order_of_the_file(tiny):
+  found = load(tiny, "order")
+  assert found.past.events.tolist()[0] == [2, 3, 4]
+  assert found.past.events.tolist()[4] == [-1, 0, 1]
+
+
+def test_what_is_masked(tiny):
+  found = load(tiny, "strict")
+  # All rows of the splits before, and those of the same split that are seen.
+  assert [sorted(row) for row in found.seen.to_list()] == [
+    [0, 1, 2, 3, 4],
+    [0, 1, 2, 3, 4, 5],
+    [3, 4],
+    [0],
+    [0],
+    [0, 1, 7],
+  ]
+  assert found.num_repeated == 1
+  assert found.unfiltered().seen.to_list() == [[]] * 6
+  first = load(tiny, "strict", name="validation")
+  assert [sorted(row) for row in first.seen.to_list()] == [
+    [0, 1, 2],
+    [0, 1, 2, 3],
+    [],
+  ]
+
+
+def test_rows_of_weight_0_are_no_events(tiny, monkeypatch):
+  opened = directory.DataDir(tiny)
+  rows = opened.rows("train", in_order=True)
+  weights = (rows["candidate_id"] != 2).astype(np.float32)
+  opened._rows["train", True] = {**rows, "sample_weight": weights}
+  found = split.load_evaluation_data(opened, "test", past.Rule(3, "strict"))
+  assert found.past.events.tolist()[0] == [0, 1, 3]
+
+
+def neighbours_by_loops(rows, found, ties, counts):
+  """Ranks of the targets, from 1."""
+  follow = np.zeros([8, 8])
+  for q, c, t, place in rows:
+    for q2, c2, t2, place2 in rows:
+      visible = t < t2 if ties == "strict" else place < place2
+      if q == q2 and visible and place < place2:
+        follow[c, c2] += 1 / (place2 - place)
+  ranks = []
+  for row, target in enumerate(found.past.targets):
+    scores = 1e-6 * counts / counts.max()
+    for age, event in enumerate(found.past.events[row][::-1], start=1):
+      if event >= 0:
+        scores = scores + follow[event] / np.sqrt(age * max(counts[event], 1))
+    scores[found.seen.to_list()[row]] = -np.inf
+    better = (scores >= scores[target]) & (np.arange(8) != target)
+    ranks.append(1 + better.sum() if scores[target] > -np.inf else np.inf)
+  return np.array(ranks)
+
+
+@pytest.mark.parametrize("ties", histories.TIES)
+def test_neighbours(tmp_path, ties, monkeypatch):
+  rng = np.random.default_rng(1)
+  made = {
+    name: [tuple(row) for row in rng.integers(0, [3, 8, 30], [size, 3]) + low]
+    for name, size, low in (
+      ("train", 40, [0, 0, 0]),
+      ("validation", 4, [0, 0, 30]),
+      ("test", 25, [0, 0, 60]),
+    )
+  }
+  tiny = write_data(tmp_path / "data", made)
+  opened = directory.DataDir(tiny)
+  found = split.load_evaluation_data(opened, "test", past.Rule(3, ties))
+  # Chunks of a few rows, and pairs that are summed several times.
+  monkeypatch.setattr(neighbours, "_ENTRIES", 50)
+  rule = neighbours.Neighbours.of_data(opened, found)
+  columns = opened.rows("train", in_order=True)
+  names = ("query_id", "candidate_id", "timestamp", "event")
+  rows = list(zip(*(columns[name] for name in names), strict=True))
+  for which in (found, found.unfiltered()):
+    ranking = rule.rank(which, (8,))
+    ranks = neighbours_by_loops(rows, which, ties, found.counts)
+    for row, rank in enumerate(ranks):
+      expected = np.arange(1, 9) == rank
+      np.testing.assert_array_equal(ranking.hits[row], expected, str(row))
+
+
+def test_trained_and_evaluated(data, tmp_path, capsys):
+  path = tmp_path / "m"
+  result = run(data, path, query_tower="both", history_encoder="gru")
+  assert result.validation["recall@20"] > 0
+  model, kept, _ = runs.load_model(path)
+  assert model.takes_histories
+  assert kept.train["history_encoder"] == "gru"
+  evaluate.run(evaluate.EvaluateConfig(model_dir=str(path), ks=(5, 10)))
+  output = capsys.readouterr().out
+  assert "Each row is a query of its own" in output
+  assert "with seen candidates left in" in output
+  found = report.load(path / evaluate.METRICS_FILE)
+  test_rows = schema_lib.Schema.load(data).rows["test"]
+  assert found.queries == found.pairs == test_rows
+  assert list(found.metrics) == [
+    "model",
+    "popularity",
+    "neighbours",
+    "oracle",
+  ]
+  of = found.histories
+  assert (of.length, of.ties) == (6, "strict")
+  assert list(of.unfiltered) == list(found.metrics)
+  for parts in (of.by_length, of.by_time, found.by_training_count):
+    assert sum(part.queries for part in parts.values()) == test_rows
+    mean = sum(
+      part.queries * part.metrics["model"]["recall@5"]
+      for part in parts.values()
+      if part.queries
+    )
+    assert mean / test_rows == pytest.approx(found.metrics["model"]["recall@5"])
+
+
+def test_cold_queries_are_answered_from_their_histories(tiny, tmp_path):
+  path = tmp_path / "m"
+  run(tiny, path, epochs=1, global_batch_size=4, history_dropout=0.0)
+  found = evaluate.evaluate(
+    evaluate.EvaluateConfig(model_dir=str(path), ks=(2,))
+  )
+  # Candidates 5 to 7 have no training row, so they are no events.
+  assert found.by_popularity == 0
+  assert found.by_query[report.COLD].queries == 3
+  cold, popular = (
+    found.by_query[report.COLD].metrics[name]
+    for name in ("model", "popularity")
+  )
+  assert cold.keys() == popular.keys()
+  # Without a history, popularity answers.
+  first = evaluate.evaluate(
+    evaluate.EvaluateConfig(model_dir=str(path), ks=(2,), split="validation")
+  )
+  assert first.by_popularity == 1
+  assert first.histories.by_length["no event"].queries == 1
+
+
+def test_ties_may_be_other_than_in_training(tiny, tmp_path):
+  path = tmp_path / "m"
+  run(tiny, path, epochs=1, global_batch_size=4)
+  found = evaluate.evaluate(
+    evaluate.EvaluateConfig(model_dir=str(path), history_ties="order")
+  )
+  assert found.histories.ties == "order"
+  run(tiny, tmp_path / "ids", epochs=1, query_tower="id")
+  with pytest.raises(settings.SettingsError, match="--history_ties belongs"):
+    evaluate.evaluate(
+      evaluate.EvaluateConfig(
+        model_dir=str(tmp_path / "ids"), history_ties="order"
+      )
+    )
+
+
+def test_metrics_of_ids_have_no_histories(tiny, tmp_path):
+  run(tiny, tmp_path / "ids", epochs=1, query_tower="id")
+  evaluate.run(evaluate.EvaluateConfig(model_dir=str(tmp_path / "ids")))
+  text = (tmp_path / "ids" / evaluate.METRICS_FILE).read_text("utf-8")
+  assert json.loads(text)["histories"] is None
