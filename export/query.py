@@ -2,7 +2,9 @@
 
   python -m export.query --bundle DIR --query_id U --k 10 [--exclude_seen]
     [--rerank]
+  python -m export.query --bundle DIR --history I1,I2,I3 [--query_id U]
 
+With --history, for who has just chosen these candidates, the newest last.
 Prints one table per query on stdout, or with --json one JSON object per line.
 """
 
@@ -27,7 +29,14 @@ class QueryOptions(settings.Settings):
   """What to ask."""
 
   bundle: str = settings.setting("Made by export.export_retriever.")
-  query_id: tuple[str, ...] = settings.setting("Original id.", multi=True)
+  query_id: tuple[str, ...] = settings.setting(
+    "Original id. Needed without --history.", (), multi=True
+  )
+  history: tuple[str, ...] = settings.setting(
+    "What the query chose lately: original ids of candidates, the newest last; "
+    "for one --query_id, or for somebody without.",
+    (),
+  )
   k: int = settings.setting("Number of answers.", 10, minimum=1)
   exclude_seen: bool = settings.setting(
     "Leave out the candidates seen in training.", False
@@ -48,21 +57,33 @@ class QueryOptions(settings.Settings):
   )
   json: bool = settings.setting("Print one JSON object per line.", False)
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if not self.query_id and not self.history:
+      raise settings.SettingsError("--query_id or --history is needed.")
+    if self.history and len(self.query_id) > 1:
+      raise settings.SettingsError(
+        "--history is that of one query. Received: "
+        f"{len(self.query_id)} times --query_id."
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
   """What was found for one query.
 
   Attributes:
-    query_id: the query.
+    query_id: the query; None: of a history alone.
     known: whether it has training rows.
+    num_history: how many ids of its history are known.
     source: "popularity", or the index.
     reranked: whether the ranker chose.
     ids, scores: the candidates, best first.
   """
 
-  query_id: str
+  query_id: str | None
   known: bool
+  num_history: int
   source: str
   reranked: bool
   ids: list[str] | list[int]
@@ -71,9 +92,10 @@ class _Answer:
 
 def answer(
   directory: str | os.PathLike[str],
-  query_ids: list[str],
+  query_ids: list[str] | None,
   k: int,
   *,
+  history: list[str] | None = None,
   exclude_seen: bool = False,
   index: str | None = None,
   as_json: bool = False,
@@ -87,7 +109,8 @@ def answer(
   try:
     found = loaded.recommend(
       query_ids,
-      k=k,
+      None if history is None else [history],
+      k,
       exclude_seen=exclude_seen,
       rerank=rerank,
       rerank_depth=rerank_depth,
@@ -96,7 +119,7 @@ def answer(
     raise errors.DataError(str(error), path=directory) from error
   answers = [
     _answer(loaded, found, query_id, row, rerank)
-    for row, query_id in enumerate(query_ids)
+    for row, query_id in enumerate(query_ids or [None])
   ]
   if as_json:
     return "\n".join(map(_as_json, answers))
@@ -106,7 +129,7 @@ def answer(
 def _answer(
   loaded: serving.Bundle,
   found: serving.Recommendations,
-  query_id: str,
+  query_id: str | None,
   row: int,
   rerank: bool,
 ) -> _Answer:
@@ -115,6 +138,7 @@ def _answer(
   return _Answer(
     query_id=query_id,
     known=known,
+    num_history=int(found.num_history[row]),
     source="popularity" if found.popular[row] else loaded.index,
     reranked=known and rerank,
     ids=found.ids[row][real].tolist(),
@@ -127,6 +151,7 @@ def _as_json(found: _Answer) -> str:
     {
       "query_id": found.query_id,
       "known": found.known,
+      "num_history": found.num_history,
       "index": found.source,
       "reranked": found.reranked,
       "candidate_ids": found.ids,
@@ -140,14 +165,17 @@ def _as_table(found: _Answer, k: int) -> str:
   names = [str(x) for x in found.ids]
   width = max([len("id"), *map(len, names)])
   kind, shape = "score", "10.4f"
-  heading = f"query {found.query_id} ({found.source})"
+  who = "session" if found.query_id is None else f"query {found.query_id}"
+  if found.num_history:
+    who += f", {found.num_history} known in its history"
+  heading = f"{who} ({found.source})"
   if found.reranked:
-    heading = f"query {found.query_id} ({found.source}, re-ranked)"
+    heading = f"{who} ({found.source}, re-ranked)"
   elif found.source == "popularity":
-    heading = f"query {found.query_id}: unknown, so the most popular candidates"
+    heading = f"{who}: unknown, so the most popular candidates"
     kind, shape = "count", "10.0f"
-  elif not found.known:
-    heading = f"query {found.query_id}: unknown ({found.source})"
+  elif not found.known and not found.num_history:
+    heading = f"{who}: unknown ({found.source})"
   lines = [heading, f"{'rank':>4}  {'id':<{width}}  {kind:>10}"]
   for rank, (name, score) in enumerate(
     zip(names, found.scores, strict=True), start=1
@@ -162,8 +190,9 @@ def query(options: QueryOptions) -> None:
   print(
     answer(
       options.bundle,
-      list(options.query_id),
+      list(options.query_id) or None,
       options.k,
+      history=list(options.history) or None,
       exclude_seen=options.exclude_seen,
       index=options.index,
       as_json=options.json,

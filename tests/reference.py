@@ -873,3 +873,26 @@ def attention(query, keys, values) -> np.ndarray:
     e / total * np.asarray(value)
     for e, value in zip(exponentials, values, strict=True)
   )
+
+
+def fold_in(history, vectors, ridge, power) -> np.ndarray:
+  """The unit vector of a history, rows of `vectors`, the newest last.
+
+  The limit of weighted least squares with an intercept b: all items want a
+  score q . v + b of 0, with weight 1, and those of the history one of 1, with a
+  tiny weight that falls with their age.
+  """
+  vectors = np.asarray(vectors, np.float64)
+  spread = (vectors - vectors.mean(axis=0)).var(axis=0).sum() * len(vectors)
+  dim, tiny = vectors.shape[1], 1e-6
+  rows = [np.append(v, 1.0) for v in vectors]
+  wanted = [0.0] * len(vectors)
+  for age, item in enumerate(reversed(history), start=1):
+    root = (tiny * age**-power) ** 0.5
+    rows.append(root * np.append(vectors[item], 1.0))
+    wanted.append(root)
+  penalty = (ridge * spread / dim) ** 0.5
+  rows += list(penalty * np.eye(dim, dim + 1))
+  wanted += [0.0] * dim
+  fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
+  return fitted[:-1] / np.linalg.norm(fitted[:-1])

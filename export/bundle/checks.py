@@ -59,9 +59,8 @@ class Probe:
   @functools.cached_property
   def row_of(self) -> dict[str | int, int]:
     """Rows by id; padding is row -1."""
-    padding = -1 if self._dtype == tf.int64 else ""
     return {candidate: row for row, candidate in enumerate(self.ids)} | {
-      padding: -1
+      self.padding: -1
     }
 
   @functools.cached_property
@@ -157,14 +156,18 @@ class Probe:
     return next(i for i in range(len(known) + 1) if i not in known)
 
   @property
+  def padding(self) -> str | int:
+    """What stands where there is no candidate id."""
+    return "" if self._dtype == tf.string else -1
+
+  @property
   def _dtype(self) -> tf.DType:
     return tf.as_dtype(self.bundle.manifest.id_types.candidate)
 
   def _tensor(self, lists: Sequence[Sequence], n: int) -> tf.Tensor:
     lists = [list(x) for x in lists] or [[]] * n
     width = max(map(len, lists), default=0)
-    padding = "" if self._dtype == tf.string else -1
-    padded = [x + [padding] * (width - len(x)) for x in lists]
+    padded = [x + [self.padding] * (width - len(x)) for x in lists]
     return tf.constant(padded, self._dtype, [n, width])
 
 
@@ -356,6 +359,43 @@ def unknown_query(probe: Probe) -> str:
   return "answered with the most popular"
 
 
+def sessions(probe: Probe) -> str:
+  """A history is answered by its vector; padding and unknown ids do nothing."""
+  bundle = probe.bundle
+  if "recommend_session" not in bundle.signatures:
+    return "not asked: the bundle is older than histories"
+  rng = np.random.default_rng(3)
+  size = min(5, len(probe.ids))
+  lists = [
+    [probe.ids[row] for row in rng.choice(len(probe.ids), size, replace=False)]
+    for _ in range(20)
+  ]
+  queries = bundle.encode_queries(history=lists)
+  if not np.isfinite(queries).all():
+    raise errors.DataError("the vector of a history is not finite")
+  found = bundle.recommend(
+    history=lists, k=min(probe.k, len(probe.ids)), exclude_history=True
+  )
+  rows = probe.rows_of(found.ids)
+  answered = ~found.popular
+  if not answered.any():
+    raise errors.DataError("histories of candidates are all unknown")
+  probe.check(
+    *(x[answered] for x in (queries, rows, found.scores)),
+    found.num_found[answered],
+  )
+  for given, answer in zip(lists, found.ids.tolist(), strict=True):
+    both = set(given) & set(answer)
+    if both:
+      raise errors.DataError(f"{both.pop()!r} is in a history and came back")
+  unknown = probe.unknown(probe.ids)
+  mixed = [[unknown, *given, probe.padding] for given in lists]
+  again = bundle.encode_queries(history=mixed)
+  if np.abs(again - queries).max() > _TOLERANCE:
+    raise errors.DataError("padding or an unknown id changes a history")
+  return f"{len(lists)} histories"
+
+
 def limits(probe: Probe) -> str:
   """More than there are is padded; more than `max_k` is an error."""
   n, max_k = len(probe.ids), probe.bundle.manifest.max_k
@@ -409,6 +449,7 @@ CHECKS: dict[str, Callable[[Probe], str]] = {
   "seen left out": seen_left_out,
   "similar items": similar_items,
   "unknown query": unknown_query,
+  "sessions": sessions,
   "limits of k": limits,
   "latency": latency,
 }

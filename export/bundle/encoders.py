@@ -17,8 +17,8 @@ from xir_tfrs.serving import features
 
 _BATCH = 8192
 
-# Dense ids `[n]`, and features by name, to `[n, dim]`.
-Encode = Callable[[tf.Tensor, cold_start.Features], tf.Tensor]
+# Dense ids `[n]`, features by name, and what else a tower takes, to `[n, dim]`.
+Encode = Callable[..., tf.Tensor]
 
 
 class Encoded(NamedTuple):
@@ -27,12 +27,20 @@ class Encoded(NamedTuple):
   Attributes:
     embedding: `[n, dim]` float32.
     row: `[n]` int64 dense ids, -1 for ids that have no training rows.
-    answerable: `[n]` bool, whether an id has training rows or features.
+    answerable: `[n]` bool, whether anything is known of it: training rows,
+      features, or a history.
+    num_history: `[n]` int32, how many ids of the history are known; None
+      where no history is taken.
   """
 
   embedding: tf.Tensor
   row: tf.Tensor
   answerable: tf.Tensor
+  num_history: tf.Tensor | None = None
+
+  def outputs(self) -> dict[str, tf.Tensor]:
+    """What a signature answers."""
+    return {k: x for k, x in self._asdict().items() if x is not None}
 
 
 class Encoder(Protocol):
@@ -41,17 +49,23 @@ class Encoder(Protocol):
   Attributes:
     inputs: the side features.
     id_dtype: type of the ids.
+    takes_history: whether it encodes histories.
   """
 
   inputs: tuple[features.FeatureInput, ...]
   id_dtype: tf.DType
+  takes_history: bool
 
-  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
+  def __call__(
+    self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *history: tf.Tensor
+  ) -> Encoded:
     """Encodes ids.
 
     Args:
       ids: `[n]` original ids.
       raw: the side features, in the order of `inputs`.
+      *history: if it takes histories: `[n, H]` original ids of candidates, the
+        newest last; padding and unknown ids are ignored.
     """
 
 
@@ -61,6 +75,8 @@ class TrainedEncoder(tf.Module):
   An id without training rows counts as unknown; see `models.cold_start`.
   """
 
+  takes_history = False
+
   def __init__(
     self,
     ids: indexes.IdTable,
@@ -68,6 +84,7 @@ class TrainedEncoder(tf.Module):
     encode: Encode,
     look_up: Callable[[tf.Tensor], cold_start.Features] | None = None,
     inputs: Sequence[features.FeatureInput] = (),
+    further: Sequence[tf.TensorSpec] = (),
     name: str | None = None,
   ):
     """Takes the parts.
@@ -78,10 +95,12 @@ class TrainedEncoder(tf.Module):
       encode: the tower.
       look_up: dense ids to their features in training; needed with `inputs`.
       inputs: the side features of the tower.
+      further: what the tower takes after the features.
       name: name of the module.
     """
     super().__init__(name=name)
     self.inputs = tuple(inputs)
+    self.further = tuple(further)
     self.id_dtype = ids.dtype
     self._ids = ids
     self._has_rows = tf.Variable(
@@ -89,12 +108,15 @@ class TrainedEncoder(tf.Module):
     )
     self._reader = features.Reader(self.inputs)
 
-    def encode_rows(rows, *raw):
+    def encode_rows(rows, *values):
+      raw, rest = values[: len(inputs)], values[len(inputs) :]
       given = self._reader(raw, look_up(rows)) if raw else {}
       listed = tf.gather(self._has_rows, tf.maximum(rows, 0))
       has_rows = listed & (rows >= 0)
       return Encoded(
-        cold_start.encode(encode, rows, has_rows, given),
+        cold_start.encode(
+          lambda ids, given: encode(ids, given, *rest), rows, has_rows, given
+        ),
         tf.where(has_rows, rows, indexes.NO_ROW),
         tf.ensure_shape(cold_start.is_answerable(has_rows, given), [None]),
       )
@@ -102,20 +124,22 @@ class TrainedEncoder(tf.Module):
     specs = [x.spec for x in self.inputs]
     self._encode = tf.function(
       encode_rows,
-      input_signature=[tf.TensorSpec([None], tf.int64), *specs],
+      input_signature=[tf.TensorSpec([None], tf.int64), *specs, *further],
       autograph=False,
     )
     # A Keras model as an attribute would drag its training functions, and
     # what they need, into the SavedModel: hold the variables alone.
     self._used = self._encode.get_concrete_function().variables
 
-  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
-    return self._encode(self._ids.rows(ids), *raw)
+  def __call__(
+    self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *further: tf.Tensor
+  ) -> Encoded:
+    return self._encode(self._ids.rows(ids), *raw, *further)
 
-  def of_rows(self, rows: tf.Tensor) -> Encoded:
+  def of_rows(self, rows: tf.Tensor, *further: tf.Tensor) -> Encoded:
     """Encodes dense ids, with the features they had in training."""
     given = features.to_tensors(self.inputs, None, len(rows))
-    return self._encode(rows, *given.values())
+    return self._encode(rows, *given.values(), *further)
 
 
 class LoadedEncoder(tf.Module):
@@ -145,13 +169,29 @@ class LoadedEncoder(tf.Module):
     specs = self._signature.structured_input_signature[1]
     self.id_dtype = specs[self._id].dtype
 
-  def __call__(self, ids: tf.Tensor, raw: Sequence[tf.Tensor]) -> Encoded:
+  @property
+  def takes_history(self) -> bool:
+    """Whether it encodes histories."""
+    return "history" in self._signature.structured_input_signature[1]
+
+  def __call__(
+    self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *history: tf.Tensor
+  ) -> Encoded:
     given = {x.input: value for x, value in zip(self.inputs, raw, strict=True)}
+    if self.takes_history:
+      (given["history"],) = history
     return Encoded(**self._signature(**{self._id: ids}, **given))
 
 
+class RowEncoder(Protocol):
+  """Encodes dense ids, as `TrainedEncoder` does."""
+
+  def of_rows(self, rows: tf.Tensor) -> Encoded:
+    """Encodes `[n]` of them, with what they had in training."""
+
+
 def encode_rows(
-  encoder: TrainedEncoder, rows: np.ndarray, show: bool = False
+  encoder: RowEncoder, rows: np.ndarray, show: bool = False
 ) -> Encoded:
   """Encodes dense ids `[n]` in batches; arrays, not tensors.
 
@@ -167,7 +207,10 @@ def encode_rows(
       parts.append(encoder.of_rows(tf.constant(part, tf.int64)))
       bar.update_rows(low + len(part), len(part))
   return Encoded(
-    *(np.concatenate(column) for column in zip(*parts, strict=True))
+    *(
+      np.concatenate(column)
+      for column in zip(*(x[:3] for x in parts), strict=True)
+    )
   )
 
 

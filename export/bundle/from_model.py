@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
-from export.bundle import encoders, indexing, write
+from export.bundle import encoders, histories, indexing, write
 from export.bundle.options import ExportOptions
 from xir_tfrs.data import datasets, errors, runs
 from xir_tfrs.data import directory as data_lib
@@ -30,13 +30,13 @@ class _Side:
     ids: original ids: utf-8 bytes, or an int64 array.
     counts: `[n]` int64 training rows.
     table: of the ids.
-    tower: encodes them.
+    inputs: side features of the model's tower.
   """
 
   ids: Sequence[bytes] | np.ndarray
   counts: np.ndarray
   table: xir.indexes.IdTable
-  tower: encoders.TrainedEncoder
+  inputs: tuple[features.FeatureInput, ...]
 
 
 def make_bundle(options: ExportOptions) -> manifest.Manifest:
@@ -75,20 +75,26 @@ def _write(
   _report(
     f"read {len(queries.ids):,} queries, {len(candidates.ids):,} candidates"
   )
+  candidate_tower = _tower(
+    candidates, model.encode_candidates, model.candidate_tower
+  )
   seconds = time.monotonic()
   encoded = encoders.encode_rows(
-    candidates.tower, np.arange(len(candidates.ids)), sys.stderr.isatty()
+    candidate_tower, np.arange(len(candidates.ids)), sys.stderr.isatty()
   )
   seconds = time.monotonic() - seconds
   kept = _kept(options, encoded.answerable)
+  query_tower = (
+    _history_tower(data, model, queries, candidates, encoded.answerable)
+    if model.takes_histories
+    else _tower(queries, model.encode_queries, model.query_tower)
+  )
   sample = indexing.sample_queries(queries.counts)
   built, about = indexing.build_indexes(
     options,
-    candidates.table
-    if kept.all()
-    else _id_table(_take(candidates.ids, np.flatnonzero(kept))),
+    _table_of(candidates, kept),
     encoded.embedding[kept],
-    encoders.encode_rows(queries.tower, sample).embedding,
+    encoders.encode_rows(query_tower, sample).embedding,
   )
   written = write.write_bundle(
     directory,
@@ -96,8 +102,8 @@ def _write(
       query_ids=queries.ids,
       candidate_counts=candidates.counts[kept],
       seen=_seen(data, kept),
-      query_tower=queries.tower,
-      candidate_tower=candidates.tower,
+      query_tower=query_tower,
+      candidate_tower=candidate_tower,
       indexes=built,
       about_indexes=about,
       ranker=None
@@ -106,6 +112,9 @@ def _write(
         queries.table, candidates.table, model.rerank_scores
       ),
       scann_folder=options.scann_folder,
+      history_length=(
+        model.query_tower.history_length if model.takes_histories else None
+      ),
       unknown_query=options.unknown_query,
       max_k=options.max_k,
     ),
@@ -136,20 +145,63 @@ def _read_side(
 ) -> _Side:
   plural = {"query": "queries", "candidate": "candidates"}[side]
   ids = _typed(data.ids(plural), getattr(options, f"{side}_id_type"), side)
-  counts = getattr(data, plural).counts
-  id_table = _id_table(ids)
   tower = getattr(model, f"{side}_tower")
   inputs = features.of_schema(data.schema.features(plural))
   # A tower may have been trained without some, or all, of them.
-  used = [x.name for x in tower.features]
-  encoder = encoders.TrainedEncoder(
-    id_table,
-    counts,
-    getattr(model, f"encode_{plural}"),
-    tower.look_up,
-    [next(x for x in inputs if x.name == name) for name in used],
+  used = () if tower.table is None else tower.table.features
+  return _Side(
+    ids,
+    getattr(data, plural).counts,
+    _id_table(ids),
+    tuple(next(x for x in inputs if x.name == y.name) for y in used),
   )
-  return _Side(ids, counts, id_table, encoder)
+
+
+def _tower(
+  side: _Side,
+  encode: encoders.Encode,
+  tower: xir.models.Tower | xir.models.HistoryTower,
+  further: Sequence[tf.TensorSpec] = (),
+) -> encoders.TrainedEncoder:
+  return encoders.TrainedEncoder(
+    side.table, side.counts, encode, tower.look_up, side.inputs, further
+  )
+
+
+def _history_tower(
+  data: data_lib.DataDir,
+  model: xir.models.TwoTower,
+  queries: _Side,
+  candidates: _Side,
+  answerable: np.ndarray,
+) -> histories.HistoryEncoder:
+  """The query tower, over the training histories of `data`.
+
+  Args:
+    data: the data directory.
+    model: of histories.
+    queries, candidates: its ids.
+    answerable: `[num_candidates]` bool, of which candidates something is known:
+      histories may hold these.
+  """
+  tower = model.query_tower
+  rows = np.flatnonzero(answerable)
+  vectors = encoders.encode_rows(
+    _tower(candidates, model.candidate_tower.encode, model.candidate_tower),
+    rows,
+  ).embedding
+  row_splits, stored = histories.of_training(
+    data.rows("train", in_order=True), len(queries.ids), tower.history_length
+  )
+  event_of = (np.cumsum(answerable) - 1).astype(np.int32)
+  encode = histories.with_stored(
+    model.encode_queries, row_splits, event_of[stored]
+  )
+  return histories.HistoryEncoder(
+    _tower(queries, encode, tower, histories.further_inputs(vectors.shape[1])),
+    _table_of(candidates, answerable),
+    vectors,
+  )
 
 
 def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
@@ -229,6 +281,13 @@ def _take(
   if isinstance(ids, np.ndarray):
     return ids[rows]
   return [ids[row] for row in rows.tolist()]
+
+
+def _table_of(side: _Side, kept: np.ndarray) -> xir.indexes.IdTable:
+  """The table of the ids that are `kept`, `[n]` bool."""
+  if kept.all():
+    return side.table
+  return _id_table(_take(side.ids, np.flatnonzero(kept)))
 
 
 def _id_table(ids: Sequence[bytes] | np.ndarray) -> xir.indexes.IdTable:

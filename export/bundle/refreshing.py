@@ -272,6 +272,7 @@ def _contents(
       if name in old.manifest.signatures
     },
     scann_folder=(old.directory / bundle.FOLDER).is_dir(),
+    history_length=old.manifest.history_length,
     unknown_query=old.manifest.unknown_query,
     max_k=old.manifest.max_k,
   )

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from export.bundle import encoders
+from export.bundle import encoders, histories
 from xir_tfrs import indexes
+from xir_tfrs.ops import fold_in, history
 from xir_tfrs.serving import manifest
+
+# Of `ops.fold_in`, where the query tower takes no histories; docs/serving.md
+# has the figures.
+FOLD_IN_RIDGE = 3.0
+FOLD_IN_POWER = 0.5
+# Newest events of a history that are folded in.
+FOLD_IN_LENGTH = 100
 
 
 class Retriever(tf.Module):
@@ -52,6 +60,11 @@ class Retriever(tf.Module):
     self.query_encoder = query_encoder
     self.candidate_encoder = candidate_encoder
     self.vectors = index.vectors  # For readers of the SavedModel.
+    if not query_encoder.takes_history:
+      self._catalogue = [
+        tf.Variable(x, trainable=False, name="fold_in")
+        for x in fold_in.catalogue(index.vectors, FOLD_IN_RIDGE)
+      ]
     self._max_k = max_k
     self._unknown_query = unknown_query
     self._popular = None
@@ -84,23 +97,85 @@ class Retriever(tf.Module):
     return self._search(vectors, k, nothing, nothing, rows[:, None])
 
   def recommend(
-    self, query_id, raw, k, exclude_ids, allow_ids, leave_out_seen=False
+    self,
+    query_id,
+    raw,
+    k,
+    exclude_ids,
+    allow_ids,
+    history_ids=None,
+    leave_out_seen=False,
   ) -> dict:
     """The signatures `recommend` and `recommend_unseen`."""
-    query = self.query_encoder(query_id, raw)
+    query = self.encode(query_id, raw, history_ids)
     seen = _no_rows(query.embedding)
     if leave_out_seen:
       seen = self._seen(query.row)
+      if history_ids is not None:
+        exclude_ids = tf.concat([exclude_ids, history_ids], axis=1)
     found = self._search(query.embedding, k, exclude_ids, allow_ids, seen)
     known = query.row >= 0
-    popular = self._gets_popular(known, query.answerable)
+    popular = self._gets_popular(query)
     if self._popular is not None:
       found = tf.cond(
         tf.reduce_any(popular),
         lambda: self._with_popular(found, popular, k, exclude_ids, allow_ids),
         lambda: found,
       )
-    return {**found, "known": known, "popular": popular}
+    found = {**found, "known": known, "popular": popular}
+    if history_ids is not None:
+      found["num_history"] = query.num_history
+    return found
+
+  def recommend_session(self, history_ids, k, exclude_ids, allow_ids) -> dict:
+    """The signature `recommend_session`."""
+    nobody = self._nobody(history_ids)
+    found = self.recommend(*nobody, k, exclude_ids, allow_ids, history_ids)
+    del found["known"]  # It never is.
+    return found
+
+  def encode_session(self, history_ids) -> dict:
+    """The signature `encode_session`."""
+    query = self.encode(*self._nobody(history_ids), history_ids)
+    return {"embedding": query.embedding, "num_history": query.num_history}
+
+  def encode(self, query_id, raw, history_ids=None) -> encoders.Encoded:
+    """Encodes queries; from the history alone if training knew them not.
+
+    A tower that takes histories decides by itself.
+    """
+    if self.query_encoder.takes_history:
+      return self.query_encoder(query_id, raw, history_ids)
+    query = self.query_encoder(query_id, raw)
+    if history_ids is None:
+      return query
+    rows = self.index.ids.rows(history_ids)
+    known = tf.math.count_nonzero(rows >= 0, axis=1, dtype=tf.int32)
+    return query._replace(
+      embedding=tf.where(
+        ((query.row < 0) & (known > 0))[:, None],
+        self._fold_in(rows),
+        query.embedding,
+      ),
+      answerable=query.answerable | (known > 0),
+      num_history=known,
+    )
+
+  def _fold_in(self, rows: tf.Tensor) -> tf.Tensor:
+    """`[n, dim]` vectors fitted to lists of rows `[n, H]`, the newest last."""
+    rows, lengths = history.newest(rows, FOLD_IN_LENGTH, self.index.size)
+    vectors = tf.gather(self.index.vectors, tf.maximum(rows, 0))
+    return fold_in.fold_in(
+      vectors, lengths, *self._catalogue, power=FOLD_IN_POWER
+    )
+
+  def _nobody(self, history_ids) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Query ids and features of n queries of which nothing is given."""
+    n = tf.shape(history_ids)[0]
+    encoder = self.query_encoder
+    padding = "" if encoder.id_dtype == tf.string else -1
+    ids = tf.fill([n], tf.constant(padding, encoder.id_dtype))
+    return ids, [x.not_given(n) for x in encoder.inputs]
 
   def _search(self, embeddings, k, exclude_ids, allow_ids, exclude_rows):
     with tf.control_dependencies([self._check_k(k)]):
@@ -111,11 +186,16 @@ class Retriever(tf.Module):
       )
     )
 
-  def _gets_popular(self, known: tf.Tensor, answerable: tf.Tensor) -> tf.Tensor:
+  def _gets_popular(self, query: encoders.Encoded) -> tf.Tensor:
     """`[n]` bool, which queries the most popular candidates answer."""
+    known = query.row >= 0
     if self._unknown_query == "tower":
       return tf.zeros_like(known)
-    return ~(answerable if self._unknown_query == "features" else known)
+    if self._unknown_query == "features":
+      return ~query.answerable
+    if query.num_history is not None:
+      known |= query.num_history > 0
+    return ~known
 
   def _with_popular(self, found, popular, k, exclude_ids, allow_ids) -> dict:
     """`found`, with the most popular candidates where `popular`.
@@ -140,13 +220,7 @@ class Retriever(tf.Module):
 
   def _seen(self, rows: tf.Tensor) -> tf.Tensor:
     """Rows `[n, width]` of the training candidates of queries, -1 padded."""
-    known = tf.maximum(rows, 0)
-    starts = tf.gather(self._seen_splits, known)
-    ends = tf.gather(self._seen_splits, known + 1)
-    ends = tf.where(rows >= 0, ends, starts)
-    places = tf.ragged.range(starts, ends).to_tensor(indexes.NO_ROW)
-    seen = tf.gather(self._seen_rows, tf.maximum(places, 0))
-    return tf.where(places >= 0, tf.cast(seen, tf.int64), indexes.NO_ROW)
+    return histories.lists_of(self._seen_splits, self._seen_rows, rows)
 
   def _check_k(self, k: tf.Tensor) -> tf.Operation:
     return tf.debugging.assert_less_equal(
@@ -155,14 +229,19 @@ class Retriever(tf.Module):
 
 
 def save_encoder(
-  encoder: encoders.TrainedEncoder, path: str | os.PathLike[str], side: str
+  encoder: encoders.Encoder, path: str | os.PathLike[str], side: str
 ) -> dict:
   """Saves `encode_query` or `encode_candidate`; `side` names which.
 
   Returns:
     The signatures, as `_describe` gives them.
   """
-  return _save(encoder, path, {f"encode_{side}": _encode(encoder, side)})
+  history = []
+  if encoder.takes_history:
+    dtype = encoder.event_ids.dtype
+    history.append(tf.TensorSpec([None, None], dtype, "history"))
+  signature = _encode(encoder, side, history)
+  return _save(encoder, path, {f"encode_{side}": signature})
 
 
 def save_ranker(ranker: encoders.Ranker, path: str | os.PathLike[str]) -> dict:
@@ -194,6 +273,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   k = tf.TensorSpec([], tf.int32, "k")
   exclude = tf.TensorSpec([None, None], id_dtype, "exclude_ids")
   allow = tf.TensorSpec([None, None], id_dtype, "allow_ids")
+  history_ids = tf.TensorSpec([None, None], id_dtype, "history")
   query = (
     tf.TensorSpec([None], queries.id_dtype, "query_id"),
     *(x.spec for x in queries.inputs),
@@ -201,23 +281,33 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   vectors = tf.TensorSpec(
     [None, retriever.index.dim], tf.float32, "query_embeddings"
   )
+  given = [history_ids] if queries.takes_history else []
 
   def recommend(leave_out_seen):
     def answer(query_id, *rest):
+      raw, rest = rest[: len(queries.inputs)], rest[len(queries.inputs) :]
       return retriever.recommend(
-        query_id, rest[:-3], *rest[-3:], leave_out_seen=leave_out_seen
+        query_id,
+        raw,
+        *rest[-3:],
+        *rest[:-3],
+        leave_out_seen=leave_out_seen,
       )
 
-    return _signature(answer, *query, k, exclude, allow)
+    return _signature(answer, *query, *given, k, exclude, allow)
 
   signatures = {
     "recommend": recommend(False),
     "recommend_unseen": recommend(True),
+    "recommend_session": _signature(
+      retriever.recommend_session, history_ids, k, exclude, allow
+    ),
     "search": _signature(retriever.search, vectors, k, exclude, allow),
     "similar_items": _signature(
       retriever.similar_items, tf.TensorSpec([None], id_dtype, "ids"), k
     ),
-    "encode_query": _encode(queries, "query"),
+    "encode_query": _encode(queries, "query", given),
+    "encode_session": _signature(retriever.encode_session, history_ids),
     "encode_candidate": _encode(retriever.candidate_encoder, "candidate"),
   }
   # What servers take when a request names none.
@@ -226,13 +316,14 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
 
 
 def _encode(
-  encoder: encoders.Encoder, side: str
+  encoder: encoders.Encoder, side: str, history: Sequence[tf.TensorSpec] = ()
 ) -> tf.types.experimental.ConcreteFunction:
-  def encode(ids, *raw):
-    return encoder(ids, raw)._asdict()
+  def encode(ids, *values):
+    raw, history = values[: len(encoder.inputs)], values[len(encoder.inputs) :]
+    return encoder(ids, raw, *history).outputs()
 
   ids = tf.TensorSpec([None], encoder.id_dtype, f"{side}_id")
-  return _signature(encode, ids, *(x.spec for x in encoder.inputs))
+  return _signature(encode, ids, *(x.spec for x in encoder.inputs), *history)
 
 
 def _traced(

@@ -36,6 +36,8 @@ class Contents:
     ranker: scores pairs of original ids, if the model has a ranker.
     copied: parts to take from another bundle, as they are, by name: their
       directories. A tower here is not saved again.
+    history_length: newest events that the query tower encodes, if it takes
+      histories.
     scann_folder: whether to write what processes without TensorFlow need.
     unknown_query: what queries without training rows get, one of
       `bundle.UNKNOWN_QUERY`; "features" is popularity if there are none.
@@ -51,6 +53,7 @@ class Contents:
   about_indexes: dict[str, manifest.Index]
   ranker: encoders.Ranker | None = None
   copied: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  history_length: int | None = None
   scann_folder: bool = True
   unknown_query: str = "features"
   max_k: int = MAX_K
@@ -198,6 +201,7 @@ def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
     "id_types": manifest.IdTypes(
       contents.query_tower.id_dtype.name, index.ids.dtype.name
     ),
+    "history_length": contents.history_length,
     "unknown_query": contents.unknown_query,
     "query_features": tuple(x.about() for x in towers["query"].inputs),
     "candidate_features": tuple(x.about() for x in towers["candidate"].inputs),

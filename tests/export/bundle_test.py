@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from export.bundle import signatures
+from tests import reference
 from xir_tfrs.data import errors, json_files
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
@@ -157,7 +159,10 @@ _QUERY = "Grüße, 5"
   [
     ({"query_ids": "u5"}, "query ids must be a list.*'u5'"),
     ({"query_ids": None}, "`query_ids` must be given"),
-    ({"query_ids": [_QUERY], "history": [["a"]]}, "`history` is not supp"),
+    ({"query_ids": [_QUERY], "history": ["item 1"]}, "`history` must hold one"),
+    ({"query_ids": [_QUERY], "history": [[], []]}, "2 lists for 1 queries"),
+    ({"exclude_history": True}, "`exclude_history` leaves out the ids"),
+    ({"query_ids": None, "history": [[]], "rerank": True}, "needs `query_ids`"),
     ({"query_ids": [_QUERY], "history": 3}, "`history` .* `k` by name"),
     ({"exclude_ids": ["item 1"]}, "`exclude_ids` must hold one list.*'item 1'"),
     ({"exclude_ids": "item 1"}, "`exclude_ids` must hold one list.*'item 1'"),
@@ -236,3 +241,64 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path):
   for path in (tmp_path / "photos", tmp_path / "photos" / "one.jpg"):
     with pytest.raises(errors.DataError, match="not (part of )?a (bundle|dir)"):
       manifests.check_output(path, overwrite=True)
+
+
+def _fitted(world, history):
+  vectors = world.candidate_vectors
+  return reference.fold_in(
+    [world.candidate_ids.index(x) for x in history],
+    vectors,
+    signatures.FOLD_IN_RIDGE,
+    signatures.FOLD_IN_POWER,
+  )
+
+
+def test_a_session_without_training(loaded, world):
+  # Padding and unknown ids do not count; a repeated id counts twice.
+  history = [["item 3", "item 40"], ["", "no such item", "item 7"], ["none"]]
+  found = loaded.recommend(history=history, k=5)
+  for row, listed in enumerate((["item 3", "item 40"], ["item 7"])):
+    vector = _fitted(world, listed)
+    scores = world.candidate_vectors @ vector
+    assert found.ids[row].tolist() == [
+      world.candidate_ids[x] for x in np.argsort(-scores)[:5]
+    ]
+    np.testing.assert_allclose(found.scores[row], -np.sort(-scores)[:5], 1e-3)
+  assert found.num_history.tolist() == [2, 1, 0]
+  assert found.popular.tolist() == [False, False, True]
+  assert not found.known.any()
+  vectors = loaded.encode_queries(history=history[:2])
+  np.testing.assert_allclose(
+    vectors[0], _fitted(world, ["item 3", "item 40"]), atol=1e-4
+  )
+
+
+def test_a_history_counts_where_there_was_no_training(loaded, world):
+  ids = [world.query_ids[1], "nobody", "nobody", world.query_ids[2]]
+  history = [["item 3"], ["item 3"], [], []]
+  found = loaded.recommend(
+    ids, history, 4, exclude_ids=[[], ["item 5"], [], []], exclude_seen=True
+  )
+  trained = loaded.recommend(
+    ids, k=4, exclude_ids=[["item 3"], [], [], []], exclude_seen=True
+  )
+  assert found.ids[[0, 2, 3]].tolist() == trained.ids[[0, 2, 3]].tolist()
+  session = loaded.recommend(
+    history=[["item 3"]], k=4, exclude_ids=[["item 3", "item 5"]]
+  )
+  assert found.ids[1].tolist() == session.ids[0].tolist()
+  assert found.num_history.tolist() == [0, 1, 0, 0]
+  assert found.popular.tolist() == [False, False, True, False]
+  assert "item 3" not in found.ids[:2]
+  queries = loaded.read_queries(ids, history=history)
+  assert queries.popular.tolist() == found.popular.tolist()
+  np.testing.assert_allclose(
+    queries.vectors[1], _fitted(world, ["item 3"]), atol=1e-4
+  )
+
+
+def test_a_bundle_from_before_histories(copied):
+  loaded = bundle.Bundle.load(copied, "brute_force")
+  del loaded.signatures["recommend_session"]
+  with pytest.raises(errors.DataError, match="could not answer a history"):
+    loaded.recommend(history=[["item 3"]])

@@ -68,8 +68,9 @@ def test_manifest(world, exported):
   ).items()
   assert scann["settings"]["num_leaves"] == 1
   retriever = [
-    *("recommend", "recommend_unseen", "search", "similar_items"),
-    *("encode_query", "encode_candidate", "serving_default"),
+    *("recommend", "recommend_unseen", "recommend_session", "search"),
+    *("similar_items", "encode_query", "encode_session", "encode_candidate"),
+    "serving_default",
   ]
   assert {k: list(v) for k, v in manifest["signatures"].items()} == {
     "query_tower": ["encode_query"],

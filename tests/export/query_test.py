@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 
 from export import query
+from xir_tfrs.programs import settings
 
 
 def test_table(world, exported):
@@ -35,3 +37,28 @@ def test_fewer_candidates_than_asked_for(world, exported):
   assert len(json.loads(found)["candidate_ids"]) == 300
   text = query.answer(exported, ["nobody"], 302, index="brute_force")
   assert text.splitlines()[-1] == "only 300 of 302 candidates remain"
+
+
+def test_a_session(world, exported):
+  text = query.answer(
+    exported, None, 3, history=["item 3", "none"], index="brute_force"
+  )
+  assert text.startswith("session, 1 known in its history (brute_force)\n")
+  found = query.answer(exported, None, 3, history=["item 3"], as_json=True)
+  found = json.loads(found)
+  assert (found["query_id"], found["num_history"]) == (None, 1)
+  text = query.answer(exported, None, 3, history=["none"], index="brute_force")
+  assert text.startswith("session: unknown, so the most popular candidates\n")
+  again = query.answer(
+    exported, ["nobody"], 3, history=["item 3"], as_json=True
+  )
+  again = json.loads(again)
+  assert again["candidate_ids"] == found["candidate_ids"]
+  assert not again["known"]
+
+
+def test_whom_to_ask_for():
+  with pytest.raises(settings.SettingsError, match="--query_id or --history"):
+    query.QueryOptions(bundle="b")
+  with pytest.raises(settings.SettingsError, match="2 times --query_id"):
+    query.QueryOptions(bundle="b", query_id=("u", "v"), history=("i",))

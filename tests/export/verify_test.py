@@ -277,13 +277,53 @@ class FakeBundle:
       self._queries[:] = np.nan
     if fault == "too few vectors":
       self.manifest.num_candidates = 61
-    self.signatures = {"search": self._signature}
+    self.signatures = {"search": self._signature, "recommend_session": None}
 
-  def encode_queries(self, ids):
+  def encode_queries(self, ids=None, history=None):
+    if ids is None:
+      return self._fitted(history)
     known = list(self.query_ids)
     return self._queries[[known.index(x) if x in known else 9 for x in ids]]
 
-  def recommend(self, query_ids, k, exclude_ids=None, exclude_seen=False):
+  def _fitted(self, history):
+    """The mean of the candidates in each list."""
+    of = dict(zip(self._ids, self.vectors, strict=True))
+    if self.fault == "padding counts":
+      of |= {"": self.vectors[0], "-1": self.vectors[0]}
+    if self.fault == "a history has no vector":
+      return np.full([len(history), 4], np.nan)
+    return np.array(
+      [
+        np.mean([of[x] for x in map(str, row) if x in of], axis=0)
+        for row in history
+      ]
+    )
+
+  def _recommend_session(self, history, k):
+    nobody = np.zeros(len(history), bool)
+    lists = [list(map(str, row)) for row in history]
+    if self.fault == "history comes back":
+      lists = [[] for _ in lists]
+    queries = self._fitted(history)
+    if self.fault == "histories are mixed up":
+      queries = np.roll(queries, 1, axis=0)
+    found = self._search(queries, k, lists, [[]] * len(lists))
+    popular = nobody | (self.fault == "histories are unknown")
+    return bundle.Recommendations(
+      found[0], found[1], nobody, found[2], popular, ~nobody
+    )
+
+  def recommend(
+    self,
+    query_ids=None,
+    history=None,
+    k=10,
+    exclude_ids=None,
+    exclude_seen=False,
+    exclude_history=False,
+  ):
+    if exclude_history:
+      return self._recommend_session(history, k)
     known = np.array([x in list(self.query_ids) for x in query_ids])
     lists = [list(map(str, x)) for x in exclude_ids or [[]] * len(query_ids)]
     if exclude_seen and self.fault != "seen comes back":
@@ -301,7 +341,9 @@ class FakeBundle:
     if self.fault == "unknown query is known":
       known[:] = True
     found = self._search(queries, k, lists, [[]] * len(known), vectors)
-    return bundle.Recommendations(found[0], found[1], known, found[2], popular)
+    return bundle.Recommendations(
+      found[0], found[1], known, found[2], popular, np.zeros(len(known), int)
+    )
 
   def similar_items(self, ids, k):
     rows = [self._ids.index(str(x)) if str(x) in self._ids else -1 for x in ids]
@@ -415,6 +457,11 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
     ("unknown query is known", "unknown query", "taken for a known"),
     ("unknown query gets others", "unknown query", "highest counts"),
     ("excluded popular comes back", "unknown query", "that was excluded"),
+    ("a history has no vector", "sessions", "not finite"),
+    ("histories are unknown", "sessions", "are all unknown"),
+    ("histories are mixed up", "sessions", "do not belong together"),
+    ("history comes back", "sessions", "is in a history and came back"),
+    ("padding counts", "sessions", "changes a history"),
     ("any k", "limits of k", "k = 101 is answered"),
   ],
 )

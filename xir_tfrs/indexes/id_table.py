@@ -62,7 +62,9 @@ class IdTable(tf.Module):
 
   def rows(self, ids: tf.Tensor) -> tf.Tensor:
     """Rows of ids, int64 and of the same shape; -1 for an unknown id."""
-    return self._table.lookup(_keys(ids))
+    rows = self._table.lookup(_keys(ids))
+    rows.set_shape(ids.shape)  # The op's own is unknown.
+    return rows
 
   def ids(self, rows: tf.Tensor) -> tf.Tensor:
     """Ids of int64 rows, of the same shape; padding where a row is -1."""

@@ -1,17 +1,20 @@
 """The bundle: a directory with everything a retriever needs to answer.
 
     manifest.json      what is in here, how it was made, sha256 of every file
-    query_tower/       SavedModel: encode_query(query_id, FEATURES)
+    query_tower/       SavedModel: encode_query(query_id, FEATURES, HISTORY)
     candidate_tower/   SavedModel: encode_candidate(candidate_id, FEATURES)
                          -> embedding, row (-1 for an unknown id), answerable
     brute_force/       SavedModel of plain TensorFlow ops, and
     scann/             SavedModel with ScaNN's ops; both have encode_query,
                        encode_candidate, and
-                         recommend(query_id, FEATURES, k, exclude_ids,
+                         recommend(query_id, FEATURES, HISTORY, k, exclude_ids,
                                    allow_ids)
                          recommend_unseen, the same without what the query had
-                         in training
+                         in training, and in its history
                          -> candidate_ids, scores, num_found, known, popular
+                         recommend_session(history, k, exclude_ids, allow_ids)
+                         -> candidate_ids, scores, num_found, popular
+                         encode_session(history) -> embedding
                          search(query_embeddings, k, exclude_ids, allow_ids)
                          similar_items(ids, k)
                          -> candidate_ids, scores, num_found
@@ -27,11 +30,21 @@ tower, raw (`xir_tfrs.serving.features`). Lists of ids are padded with "" or -1,
 and so are answers, with score -inf, where fewer than k remain. An `allow_ids`
 row of padding alone restricts nothing.
 
-A query without training rows is unknown, `known` False. If the query tower has
-side features and any of this query's are given, it is `answerable`: the tower
-answers from them. Otherwise it gets the most popular candidates, with their
-training counts as scores, and `popular` is True. The export can choose
-popularity, or the tower, for all unknown queries.
+HISTORY is there if the query tower encodes histories: `history` [n, H], the
+candidates that each query chose, the newest last. Padding may stand anywhere,
+unknown ids are dropped, and of long histories the newest ids count. What has
+the input also has the output `num_history`: how many of the ids are known.
+Without known ids, a query with training rows has its training history. A
+session is a query of which there is a history alone, and any bundle answers
+it: a tower of query ids by a vector that is fitted to the history
+(`xir_tfrs.ops.fold_in`).
+
+A query without training rows is unknown, `known` False. If its history has
+known ids, these answer it. Else, if the query tower has side features and any
+of this query's are given, it is `answerable`: the tower answers from them.
+Otherwise it gets the most popular candidates, with their training counts as
+scores, and `popular` is True. The export can choose popularity, or the tower,
+for all unknown queries.
 """
 
 from __future__ import annotations
@@ -72,6 +85,8 @@ class Recommendations(NamedTuple):
     num_found: `[n]` int32, how many answers are no padding.
     popular: `[n]` bool, whether the answers are the most popular candidates,
       and the scores their training counts.
+    num_history: `[n]` int32, how many known ids the given history has; 0 where
+      a tower of query ids has training rows to answer from.
   """
 
   ids: np.ndarray
@@ -79,6 +94,7 @@ class Recommendations(NamedTuple):
   known: np.ndarray
   num_found: np.ndarray
   popular: np.ndarray
+  num_history: np.ndarray
 
 
 class SimilarItems(NamedTuple):
@@ -198,14 +214,18 @@ class Bundle:
     *,
     features: Mapping[str, Sequence] | None = None,
     exclude_seen: bool = False,
+    exclude_history: bool = False,
     rerank: bool = False,
     rerank_depth: int = RERANK_DEPTH,
   ) -> Recommendations:
     """Best candidates of each query.
 
     Args:
-      query_ids: n original ids.
-      history: not supported yet.
+      query_ids: n original ids; None with a history: nothing is known of the
+        queries but their histories.
+      history: n lists of candidate ids, the newest last; of a tower that
+        encodes query ids they count for those without training rows. None, or
+        an empty list: as in training.
       k: number of answers, from 1 to the bundle's `max_k`; may exceed the
         corpus.
       exclude_ids: n lists of candidate ids that must not come back.
@@ -214,7 +234,8 @@ class Bundle:
       features: side features of the queries, by name, n values each. What is
         not given, or None, is as in training.
       exclude_seen: whether to leave out the candidates each query had in the
-        training data as well.
+        training data, and in its history, as well.
+      exclude_history: whether to leave out those in its history.
       rerank: whether the answers are the best by the ranker among what the
         index has retrieved. Unknown queries are not ranked again.
       rerank_depth: how many the index retrieves for the ranker; at least k
@@ -224,40 +245,60 @@ class Bundle:
       ValueError: an argument has another size or type.
       DataError: `rerank`, and the bundle has no ranker.
     """
-    if history is not None:
+    if isinstance(history, int):
       raise ValueError(
-        "`history` is not supported: this bundle's query tower encodes query "
-        "ids. Give `query_ids`, and `k` by name."
+        "`history` must hold one list of ids per query; give `k` by name. "
+        f"Received: `history` = {history}."
       )
-    if query_ids is None:
-      raise ValueError("`query_ids` must be given: a list of original ids.")
     self._check_k("k", k)
     if rerank:
       self._check_k("rerank_depth", rerank_depth)
+      if query_ids is None:
+        raise ValueError(
+          "`rerank` needs `query_ids`: the ranker scores known queries alone."
+        )
+    if exclude_history and history is None:
+      raise ValueError(
+        "`exclude_history` leaves out the ids of `history`. Received: "
+        "`history` = None."
+      )
     # Before the work: it may not be there.
     rank = self._rank if rerank else None
-    queries = self._ids("query", query_ids)
-    n = len(queries)
-    name = "recommend_unseen" if exclude_seen else "recommend"
-    answers = self.signatures[name](
-      query_id=queries,
-      **features_lib.to_tensors(self.query_features, features, n),
-      k=tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
-      exclude_ids=self._lists("exclude_ids", exclude_ids, n),
-      allow_ids=self._lists("allow_ids", allow_ids, n),
+    _, n = self._queries(query_ids, history)
+    excluded = [self._lists("exclude_ids", exclude_ids, n)]
+    if exclude_seen or exclude_history:
+      excluded.append(self._lists("history", history, n))
+    found = self._ask(
+      "recommend_unseen" if exclude_seen else "recommend",
+      "recommend_session",
+      query_ids,
+      history,
+      features,
+      {
+        "k": tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
+        "exclude_ids": tf.concat(excluded, axis=1),
+        "allow_ids": self._lists("allow_ids", allow_ids, n),
+      },
     )
-    found = {name: value.numpy() for name, value in answers.items()}
     ids, scores = found["candidate_ids"], found["scores"]
     num_found = found["num_found"]
-    if rank is not None:
-      again = rank(query_id=queries, candidate_ids=answers["candidate_ids"])
+    if rank is not None and query_ids is not None:
+      again = rank(
+        query_id=self._ids("query", query_ids),
+        candidate_ids=tf.constant(ids, self.manifest.id_types.candidate),
+      )
       ranked = np.where(
         found["known"][:, None], again["scores"].numpy(), scores
       )
       ids, scores = _best_again(ids, scores, ranked, k)
       num_found = np.minimum(num_found, k)
     return Recommendations(
-      _decode(ids), scores, found["known"], num_found, found["popular"]
+      _decode(ids),
+      scores,
+      found["known"],
+      num_found,
+      found["popular"],
+      found["num_history"],
     )
 
   def similar_items(self, ids: Sequence[Id], k: int = 10) -> SimilarItems:
@@ -274,23 +315,26 @@ class Bundle:
 
   def encode_queries(
     self,
-    ids: Sequence[Id],
+    ids: Sequence[Id] | None = None,
     features: Mapping[str, Sequence] | None = None,
+    history: Sequence[Sequence[Id]] | None = None,
   ) -> np.ndarray:
-    """`[n, dim]` vectors of query ids, and features as in `recommend`."""
-    return self.read_queries(ids, features).vectors
+    """`[n, dim]` vectors of queries, given as in `recommend`."""
+    return self.read_queries(ids, features, history).vectors
 
   def read_queries(
     self,
-    ids: Sequence[Id],
+    ids: Sequence[Id] | None = None,
     features: Mapping[str, Sequence] | None = None,
+    history: Sequence[Sequence[Id]] | None = None,
   ) -> Queries:
     """What `recommend` knows of queries, for those who search by themselves."""
-    found = self._encode("query", ids, self.query_features, features)
+    found = self._ask("encode_query", "encode_session", ids, history, features)
+    has_history = found["num_history"] > 0
     popular = {
-      "popularity": found["row"] < 0,
-      "features": ~found["answerable"],
-      "tower": np.zeros(len(found["row"]), bool),
+      "popularity": (found["row"] < 0) & ~has_history,
+      "features": ~(found["answerable"] | has_history),
+      "tower": np.zeros_like(has_history),
     }
     return Queries(
       found["embedding"], found["row"], popular[self.manifest.unknown_query]
@@ -305,22 +349,76 @@ class Bundle:
 
     Those of the index are `vectors`; after `export.refresh` they may differ.
     """
-    found = self._encode("candidate", ids, self.candidate_features, features)
-    return found["embedding"]
-
-  def _encode(
-    self,
-    side: str,
-    ids: Sequence[Id],
-    inputs: Sequence[features_lib.FeatureInput],
-    features: Mapping[str, Sequence] | None,
-  ) -> dict[str, np.ndarray]:
-    ids = self._ids(side, ids)
-    found = self.signatures[f"encode_{side}"](
-      **{f"{side}_id": ids},
-      **features_lib.to_tensors(inputs, features, len(ids)),
+    ids = self._ids("candidate", ids)
+    found = self.signatures["encode_candidate"](
+      candidate_id=ids,
+      **features_lib.to_tensors(self.candidate_features, features, len(ids)),
     )
-    return {name: value.numpy() for name, value in found.items()}
+    return found["embedding"].numpy()
+
+  def _ask(
+    self,
+    signature: str,
+    of_sessions: str,
+    query_ids: Sequence[Id] | None,
+    history: Sequence[Sequence[Id]] | None,
+    features: Mapping[str, Sequence] | None,
+    limits: Mapping[str, tf.Tensor] | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Asks one signature, or both, and puts the answers together.
+
+    Args:
+      signature: of ids, features and, if the tower takes some, histories.
+      of_sessions: of histories alone. It answers where nothing else is given;
+        and, if the tower takes no histories, the queries without training rows.
+      query_ids, history, features: as in `recommend`.
+      limits: further inputs of both.
+
+    Returns:
+      The outputs of `signature`, and `num_history`.
+    """
+    ids, n = self._queries(query_ids, history)
+    limits = dict(limits or {})
+    sessions = self._lists("history", history, n)
+    raw = features_lib.to_tensors(self.query_features, features, n)
+    if query_ids is None and not features:
+      unknown = {"known": False, "row": -1, "answerable": False}
+      return {name: np.full(n, x) for name, x in unknown.items()} | (
+        self._of_sessions(of_sessions, sessions, limits)
+      )
+    if self.takes_histories:
+      raw["history"] = sessions
+    found = _to_numpy(self.signatures[signature](query_id=ids, **raw, **limits))
+    if self.takes_histories:
+      return found
+    found["num_history"] = np.zeros(n, np.int32)
+    known = found["known"] if "known" in found else found["row"] >= 0
+    listed = (sessions != self._padding).numpy().any(axis=1)
+    places = np.flatnonzero(~known & listed)
+    if places.size:
+      answers = self._of_sessions(
+        of_sessions,
+        tf.gather(sessions, places),
+        {
+          name: tf.gather(x, places) if x.shape.rank else x
+          for name, x in limits.items()
+        },
+      )
+      fitted = answers["num_history"] > 0
+      for name, values in answers.items():
+        found[name][places[fitted]] = values[fitted]
+    return found
+
+  def _of_sessions(
+    self, signature: str, history: tf.Tensor, limits: Mapping[str, tf.Tensor]
+  ) -> dict[str, np.ndarray]:
+    if signature not in self.signatures:
+      raise errors.DataError(
+        "was exported by a version that could not answer a history; export "
+        "it again, or leave `history` out",
+        path=self.directory,
+      )
+    return _to_numpy(self.signatures[signature](history=history, **limits))
 
   def close(self) -> None:
     """Frees its memory; nothing can be asked after this.
@@ -355,6 +453,11 @@ class Bundle:
     return self._list("seen_row_splits"), self._list("seen_candidates")
 
   @property
+  def takes_histories(self) -> bool:
+    """Whether the query tower encodes histories."""
+    return self.manifest.history_length is not None
+
+  @property
   def has_ranker(self) -> bool:
     """Whether it can rank again."""
     return RANKER in self.manifest.signatures
@@ -383,6 +486,28 @@ class Bundle:
         f"Received: `{name}` = {value}."
       )
 
+  def _queries(
+    self,
+    ids: Sequence[Id] | None,
+    history: Sequence[Sequence[Id]] | None,
+  ) -> tuple[tf.Tensor, int]:
+    """`[n]` query ids, padding where there are none, and n."""
+    if ids is not None:
+      queries = self._ids("query", ids)
+      return queries, len(queries)
+    if history is None:
+      raise ValueError(
+        "`query_ids` must be given, a list of original ids; or `history`, a "
+        "list of ids for each query."
+      )
+    id_type = self.manifest.id_types.query
+    return tf.fill([len(history)], _padding(id_type)), len(history)
+
+  @property
+  def _padding(self) -> tf.Tensor:
+    """What stands where there is no candidate id."""
+    return _padding(self.manifest.id_types.candidate)
+
   def _ids(self, side: str, ids: Sequence[Id]) -> tf.Tensor:
     """`[n]` of the type that the bundle has."""
     id_type = getattr(self.manifest.id_types, side)
@@ -398,8 +523,8 @@ class Bundle:
       name, [[]] * n if lists is None else lists, n, id_type
     )
     width = max(map(len, lists), default=0)
-    padding = "" if id_type == "string" else -1
-    padded = [row + [padding] * (width - len(row)) for row in lists]
+    padding = [self._padding.numpy()]
+    padded = [row + padding * (width - len(row)) for row in lists]
     return tf.constant(padded, id_type, [n, width])
 
 
@@ -413,6 +538,15 @@ def _best_again(
     np.take_along_axis(ids, order, axis=1),
     np.take_along_axis(scores, order, axis=1),
   )
+
+
+def _padding(id_type: str) -> tf.Tensor:
+  return tf.constant("" if id_type == "string" else -1, id_type)
+
+
+def _to_numpy(answers: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
+  # Copies: those of TensorFlow's own memory cannot be written to.
+  return {name: np.array(value) for name, value in answers.items()}
 
 
 def _decode(ids: np.ndarray) -> np.ndarray:

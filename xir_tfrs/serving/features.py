@@ -26,7 +26,7 @@ from xir_tfrs.serving import manifest
 
 RESERVED = (
   *("query_id", "candidate_id", "query_embeddings", "ids"),
-  *("k", "exclude_ids", "allow_ids"),
+  *("k", "exclude_ids", "allow_ids", "history"),
 )
 
 
@@ -49,6 +49,11 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
   def about(self) -> manifest.Feature:
     """What a manifest says of it."""
     return manifest.Feature(self.name, self.input, self.kind, self.length)
+
+  def not_given(self, n: tf.Tensor) -> tf.Tensor:
+    """The input for n rows without this feature."""
+    shape = [n, *(size or 0 for size in self.spec.shape.as_list()[1:])]
+    return tf.fill(shape, "" if self.spec.dtype == tf.string else np.nan)
 
   def to_tensor(self, values: Sequence | None, n: int) -> tf.Tensor:
     """The input for n rows; `None`, as a whole or of a row: not given.

@@ -127,6 +127,8 @@ class Manifest(
     dim, dtype: of the vectors.
     max_k: most answers that may be asked for.
     id_types: of the original ids.
+    history_length: newest candidates of a history that the query tower
+      encodes; None for a tower that encodes query ids.
     unknown_query: what queries get that training did not know, one of
       `bundle.UNKNOWN_QUERY`.
     query_features, candidate_features: side features of the towers.
@@ -150,6 +152,7 @@ class Manifest(
   dtype: Literal["float32"]
   max_k: int
   id_types: IdTypes
+  history_length: int | None = None
   unknown_query: Literal["popularity", "features", "tower"]
   query_features: tuple[Feature, ...] = ()
   candidate_features: tuple[Feature, ...] = ()

@@ -1,0 +1,136 @@
+"""Query towers that encode histories, as a bundle has them.
+
+Axes: n = queries, H = width of the histories of a call, m = candidates that
+histories may hold, dim = size of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from export.bundle import encoders
+from xir_tfrs import indexes
+from xir_tfrs.data import histories
+
+# What such a tower takes after the features: rows of events, and the vectors
+# of all of them.
+_ROWS = tf.TensorSpec([None, None], tf.int64, "history_rows")
+
+
+def further_inputs(dim: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+  """`further` of the `TrainedEncoder` that a `HistoryEncoder` is made of."""
+  return _ROWS, tf.TensorSpec([None, dim], tf.float32, "event_vectors")
+
+
+class HistoryEncoder(tf.Module):
+  """An `encoders.Encoder` of queries that takes histories of original ids.
+
+  Attributes:
+    tower: encodes queries from rows of events.
+    event_ids: `IdTable` of the candidates that histories may hold; it need not
+      be that of an index.
+    event_vectors: `[m, dim]` variable: their vectors, as the tower of histories
+      takes them.
+  """
+
+  takes_history = True
+
+  def __init__(
+    self,
+    tower: encoders.TrainedEncoder,
+    event_ids: indexes.IdTable,
+    event_vectors: np.ndarray,
+    name: str | None = None,
+  ):
+    super().__init__(name=name)
+    self.tower = tower
+    self.inputs, self.id_dtype = tower.inputs, tower.id_dtype
+    self.event_ids = event_ids
+    self.event_vectors = tf.Variable(
+      event_vectors, trainable=False, name="event_vectors"
+    )
+
+  def __call__(
+    self, ids: tf.Tensor, raw: tuple[tf.Tensor, ...], history: tf.Tensor
+  ) -> encoders.Encoded:
+    rows = self.event_ids.rows(history)
+    known = tf.math.count_nonzero(rows >= 0, axis=1, dtype=tf.int32)
+    found = self.tower(ids, raw, rows, self.event_vectors)
+    return found._replace(
+      answerable=found.answerable | (known > 0), num_history=known
+    )
+
+  def of_rows(self, rows: tf.Tensor) -> encoders.Encoded:
+    """Encodes dense ids, with their histories and features in training."""
+    nothing = tf.zeros([len(rows), 0], tf.int64)
+    return self.tower.of_rows(rows, nothing, self.event_vectors)
+
+
+def with_stored(
+  encode: encoders.Encode, row_splits: np.ndarray, events: np.ndarray
+) -> encoders.Encode:
+  """A tower that takes what it has stored where no history is given.
+
+  Args:
+    encode: of dense ids, features, rows of events `[n, H]` and their vectors.
+    row_splits: `[num_queries + 1]` int64, where each query's events begin.
+    events: `[pairs]` their rows, the oldest first.
+  """
+  with tf.device("cpu:0"):
+    splits, stored = (
+      tf.Variable(x, trainable=False, name=f"history_{name}")
+      for name, x in (("row_splits", row_splits), ("events", events))
+    )
+
+  def encode_given_or_stored(ids, features, history, event_vectors):
+    empty = ~tf.reduce_any(history >= 0, axis=1)
+    trained = lists_of(splits, stored, tf.where(empty, ids, indexes.NO_ROW))
+    history = tf.concat([trained, history], axis=1)  # One of them is padding.
+    return encode(ids, features, history, event_vectors)
+
+  return encode_given_or_stored
+
+
+def of_training(
+  rows: Mapping[str, np.ndarray], num_queries: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The newest training candidates of each query, the oldest first.
+
+  Args:
+    rows: of the training split, with what says their order.
+    num_queries: how many queries there are.
+    length: the most to take of a query.
+
+  Returns:
+    row_splits `[num_queries + 1]` int64 and dense candidate ids `[pairs]`.
+  """
+  columns = histories.Histories.of_rows(rows).columns
+  counts = np.bincount(columns["query_id"], minlength=num_queries)
+  ends = np.cumsum(counts)
+  from_end = ends[columns["query_id"]] - np.arange(len(columns["query_id"]))
+  lengths = np.minimum(counts, length)
+  return (
+    np.append(0, np.cumsum(lengths)),
+    columns["candidate_id"][from_end <= length],
+  )
+
+
+def lists_of(
+  row_splits: tf.Variable, values: tf.Variable, rows: tf.Tensor
+) -> tf.Tensor:
+  """`[n, width]` int64 lists of `[n]` rows, padded with -1; empty for row -1.
+
+  Args:
+    row_splits: where each row's list begins among the values.
+    values: integers.
+    rows: `[n]` int64.
+  """
+  known = tf.maximum(rows, 0)
+  starts = tf.gather(row_splits, known)
+  ends = tf.where(rows >= 0, tf.gather(row_splits, known + 1), starts)
+  places = tf.ragged.range(starts, ends).to_tensor(indexes.NO_ROW)
+  listed = tf.gather(values, tf.maximum(places, 0))
+  return tf.where(places >= 0, tf.cast(listed, tf.int64), indexes.NO_ROW)

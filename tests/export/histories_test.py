@@ -1,0 +1,353 @@
+"""Bundles of towers over histories: saved, and asked in another process."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import xir_tfrs as xir
+from export import export_retriever
+from export.bundle import histories
+from xir_tfrs.data import records, runs, tables
+from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.serving import bundle
+
+NUM_QUERIES, NUM_CANDIDATES, LENGTH, DIM = 9, 24, 4, 6
+NOBODY = NUM_QUERIES - 1  # Has no training rows.
+# Without training rows: one with a side feature, one of which nothing is known.
+WITH_TAG, UNKNOWN = NUM_CANDIDATES - 2, NUM_CANDIDATES - 1
+TAG = schema_lib.FeatureSchema("tag", "token", vocabulary=["", *"abc"])
+COLUMNS = ("query_id", "candidate_id", "timestamp", "event")
+# Encoder, what the query tower adds, whether scores are cosines.
+MODELS = {
+  "mean": (False, False),
+  "gru": (True, True),
+  "attention": (False, True),
+}
+
+# Plain TensorFlow alone.
+ASK = """
+import sys
+import numpy as np
+import tensorflow as tf
+folder, output = sys.argv[1:]
+found = {}
+for part in ("query_tower", "brute_force"):
+  model = tf.saved_model.load(folder + "/" + part)
+  encode = model.signatures["encode_query"]
+  given = np.load(output + "/given.npz")
+  answers = encode(
+    query_id=tf.constant(given["queries"].tolist()),
+    history=tf.constant(given["history"].tolist()))
+  found |= {part + "_" + name: x.numpy() for name, x in answers.items()}
+history = tf.constant(given["history"].tolist())
+lists = {"k": tf.constant(5), "exclude_ids": history[:, :0],
+         "allow_ids": history[:, :0]}
+for name in ("recommend", "recommend_unseen"):
+  answers = model.signatures[name](
+    query_id=tf.constant(given["queries"].tolist()), history=history, **lists)
+  found |= {name + "_" + key: x.numpy() for key, x in answers.items()}
+bad = [x for x in sys.modules if x.split(".")[0] in
+       ("xir_tfrs", "export", "pipelines", "tensorflow_recommenders")]
+assert not bad, bad
+found = {name: x.astype(str) if x.dtype == object else x
+         for name, x in found.items()}
+np.savez(output + "/found.npz", **found)
+"""
+
+
+@dataclasses.dataclass
+class World:
+  """A bundle, and the model and rows it was made of."""
+
+  model: xir.models.TwoTower
+  rows: dict[str, np.ndarray]
+  directory: pathlib.Path
+
+  def past(self, query: int) -> list[int]:
+    """Training candidates, oldest first."""
+    rows = zip(*(self.rows[name].tolist() for name in COLUMNS), strict=True)
+    mine = [row for row in rows if row[0] == query]
+    return [row[1] for row in sorted(mine, key=lambda row: row[2:])]
+
+  def vector(self, query: int, history: list[int]) -> np.ndarray:
+    """What the model says of a query after a history of dense ids."""
+    tower = self.model.query_tower
+    # Candidates without training rows are served by their features.
+    ids = tf.range(NUM_CANDIDATES)
+    events = self.model.candidate_tower.encode(
+      tf.where(ids < WITH_TAG, ids, -1), self.model.candidate_tower.look_up(ids)
+    )
+    events = tf.gather(events, tf.constant(history, tf.int64))[tf.newaxis]
+    padding = tf.zeros([1, tower.history_length - len(history), DIM])
+    vector = tower._start
+    if history:
+      vector = tower.encoder.last(
+        tf.concat([events, padding], 1), tf.constant([len(history)])
+      )[0]
+    if tower.query_tower is not None and query not in (-1, NOBODY):
+      vector += tower.query_tower(tf.constant([query]))[0]
+    vector = vector.numpy()
+    return vector / (np.linalg.norm(vector) if self.model.normalize else 1.0)
+
+  def ranking(self, vector: np.ndarray, leave_out=()) -> list[str]:
+    """Candidates of the index, best first."""
+    rows = np.arange(NUM_CANDIDATES)
+    candidates = self.model.encode_candidates(
+      tf.constant(np.where(rows < WITH_TAG, rows, -1)),
+      self.model.candidate_tower.look_up(tf.constant(rows)),
+    ).numpy()
+    order = np.argsort(-candidates @ vector, kind="stable")
+    return [name(x) for x in order if x != UNKNOWN and x not in leave_out]
+
+
+def name(candidate: int) -> str:
+  return f"item {candidate}"
+
+
+def write_data(
+  directory: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """A data directory with times; its training rows, and the items' tags."""
+  rng = np.random.default_rng(5)
+  lengths = [1, 2, 3, 4, 5, 7, 9, 3]
+  rows = {
+    "query_id": np.repeat(np.arange(NOBODY), lengths),
+    "candidate_id": rng.integers(0, WITH_TAG, sum(lengths)),
+    "timestamp": rng.integers(0, 4, sum(lengths)),
+    "event": np.arange(sum(lengths)),
+  }
+  rows["candidate_id"][: WITH_TAG // 2] = np.arange(WITH_TAG // 2)
+  shuffled = rng.permutation(sum(lengths))
+  rows = {key: x[shuffled] for key, x in rows.items()}
+  directory.mkdir()
+  shards = {}
+  tags = rng.integers(1, 4, NUM_CANDIDATES).astype(np.int32)
+  tags[UNKNOWN] = 0
+  for table, prefix, size, features, columns in (
+    ("queries", "user", NUM_QUERIES, (), {}),
+    ("candidates", "item", NUM_CANDIDATES, (TAG,), {"tag": tags}),
+  ):
+    column = {"queries": "query_id", "candidates": "candidate_id"}[table]
+    counts = np.bincount(rows[column], minlength=size)
+    if table == "candidates":
+      counts = np.maximum(counts, np.arange(size) < WITH_TAG)
+    ids = np.array([f"{prefix} {i}" for i in range(size)], object)
+    shards[table] = tables.write_table(
+      directory, table, tables.Table(ids, counts, columns), features
+    )
+  file = records.shard_name("train", 0, 1)
+  with records.BlockWriter(directory / file, block_rows=50) as writer:
+    writer.append(rows)
+  schema_lib.Schema(
+    name="tiny",
+    num_queries=NUM_QUERIES,
+    num_candidates=NUM_CANDIDATES,
+    rows={"train": sum(lengths)},
+    shards={"train": (schema_lib.Shard(file, sum(lengths)),), **shards},
+    interaction_features=tuple(
+      schema_lib.InteractionFeature(key, "int64") for key in COLUMNS
+    ),
+    candidate_features=(TAG,),
+  ).save(directory)
+  return rows, tags
+
+
+def make_model(encoder: str, tags: np.ndarray) -> xir.models.TwoTower:
+  adds_ids, normalize = MODELS[encoder]
+  candidates = xir.models.Tower(
+    vocabulary_size=NUM_CANDIDATES,
+    dim=DIM,
+    features=(xir.types.Feature("tag", "token", vocabulary_size=4),),
+    columns={"tag": tags},
+    init_stddev=1.0,
+    seed=2,
+  )
+  queries = xir.models.HistoryTower(
+    candidates,
+    encoder,
+    LENGTH,
+    xir.models.Tower(vocabulary_size=NUM_QUERIES, dim=DIM, init_stddev=1.0)
+    if adds_ids
+    else None,
+    seed=4,
+  )
+  return xir.models.TwoTower(queries, candidates, normalize=normalize)
+
+
+def export(
+  root: pathlib.Path, model: xir.models.TwoTower, **options
+) -> pathlib.Path:
+  """Exports a model that was never trained."""
+  model_dir = root / "model"
+  checkpoint = tf.train.Checkpoint(model=model)
+  tf.train.CheckpointManager(checkpoint, str(model_dir / "best"), 1).save()
+  runs.RunDir(model_dir).write_config(
+    runs.RunConfig(
+      data=str(root / "data"),
+      schema_sha256=schema_lib.Schema.load_hashed(root / "data")[1],
+      model=model.get_config(),
+      train={},
+    )
+  )
+  export_retriever.export_retriever(
+    export_retriever.ExportOptions(
+      data=str(root / "data"),
+      model_dir=str(model_dir),
+      output=str(root / "bundle"),
+      **{"indexes": ("brute_force",), **options},
+    )
+  )
+  return root / "bundle"
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def world(request, tmp_path_factory) -> World:
+  root = tmp_path_factory.mktemp(request.param)
+  rows, tags = write_data(root / "data")
+  model = make_model(request.param, tags)
+  return World(model, rows, export(root, model))
+
+
+# Query, history as it is sent, dense ids that count; None: those of training.
+REQUESTS = [
+  (-1, [3, 7], [3, 7]),
+  (2, [3, 7], [3, 7]),
+  (NOBODY, ["", 3, "", "", 7], [3, 7]),  # Padding anywhere.
+  (1, [1, "no such item", 7, UNKNOWN], [1, 7]),
+  (0, [9, 8, 7, 6, 5, 4, 3, 3], [5, 4, 3, 3]),  # Longer than the tower sees.
+  (3, [WITH_TAG, 2], [WITH_TAG, 2]),  # Known by its side feature alone.
+  (-1, ["no such item"], []),
+  (NOBODY, [], []),
+  (2, [], None),
+  (6, [""], None),  # Its training history is longer than the tower sees.
+  (5, ["no such item", UNKNOWN], None),
+]
+
+
+def sent(history) -> list[str]:
+  return [name(x) if isinstance(x, int) else x for x in history]
+
+
+def query_id(query: int) -> str:
+  return "" if query == -1 else f"user {query}"
+
+
+def expected(world: World, query: int, counted: list[int] | None):
+  """The history that counts for a query."""
+  if counted is not None:
+    return counted
+  return world.past(query)[-LENGTH:]
+
+
+def test_in_another_process(world, tmp_path):
+  width = max(len(history) for _, history, _ in REQUESTS) + 1
+  np.savez(
+    tmp_path / "given.npz",
+    queries=[query_id(query) for query, _, _ in REQUESTS],
+    history=[
+      (row := sent(history)) + [""] * (width - len(row))
+      for _, history, _ in REQUESTS
+    ],
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", ASK, str(world.directory), str(tmp_path)],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert not done.returncode, done.stderr
+  found = np.load(tmp_path / "found.npz")
+  for i, (query, history, counted) in enumerate(REQUESTS):
+    events = expected(world, query, counted)
+    vector = world.vector(query, events)
+    known = query not in (-1, NOBODY)
+    for part in ("query_tower", "brute_force"):
+      np.testing.assert_allclose(
+        found[f"{part}_embedding"][i], vector, atol=1e-5, err_msg=str(i)
+      )
+      assert found[f"{part}_row"][i] == (query if known else -1)
+      assert found[f"{part}_answerable"][i] == bool(events)
+      given = [x for x in history if isinstance(x, int) and x != UNKNOWN]
+      assert found[f"{part}_num_history"][i] == len(given)
+    assert found["recommend_known"][i] == known
+    assert found["recommend_popular"][i] == (not events)
+    if not events:
+      continue
+    assert (
+      found["recommend_candidate_ids"][i].tolist()
+      == (world.ranking(vector)[:5])
+    )
+    seen = {x for x in history if isinstance(x, int)}
+    seen |= set(world.past(query)) if known else set()
+    best = world.ranking(vector, seen)[:5]
+    assert found["recommend_unseen_candidate_ids"][i].tolist()[: len(best)] == (
+      best
+    )
+    assert found["recommend_unseen_num_found"][i] == len(best)
+
+
+def test_bundle(world):
+  loaded = bundle.Bundle.load(world.directory)
+  assert loaded.takes_histories
+  assert loaded.manifest.history_length == LENGTH
+  ids = [query_id(query) for query, _, _ in REQUESTS]
+  lists = [sent(history) for _, history, _ in REQUESTS]
+  found = loaded.recommend(ids, lists, 3)
+  vectors = loaded.encode_queries(ids, history=lists)
+  for i, (query, _, counted) in enumerate(REQUESTS):
+    events = expected(world, query, counted)
+    vector = world.vector(query, events)
+    np.testing.assert_allclose(vectors[i], vector, atol=1e-5)
+    if events:
+      assert found.ids[i].tolist() == world.ranking(vector)[:3]
+  # Of a session there is no id.
+  session = loaded.recommend(history=lists[:4], k=3)
+  for i, (_, _, events) in enumerate(REQUESTS[:4]):
+    best = world.ranking(world.vector(-1, events))
+    assert session.ids[i].tolist() == best[:3]
+  assert not session.known.any() and session.num_history.tolist() == [2] * 4
+  # Who is known and sends none is answered from training, in bulk as well.
+  assert loaded.recommend(["user 6"], k=3).ids.tolist() == (
+    found.ids[[9]].tolist()
+  )
+  read = loaded.read_queries(["user 6", "nobody"])
+  np.testing.assert_allclose(read.vectors[0], vectors[9], atol=1e-6)
+  assert read.popular.tolist() == [False, True]
+
+
+def test_what_is_left_out(world):
+  loaded = bundle.Bundle.load(world.directory)
+  best = world.ranking(world.vector(-1, [3, 7]))
+  everything = loaded.recommend(history=[["item 3", "item 7"]], k=23)
+  assert everything.ids[0].tolist() == best
+  for given in ({"exclude_history": True}, {"exclude_seen": True}):
+    found = loaded.recommend(history=[["item 3", "item 7"]], k=23, **given)
+    assert found.ids[0, :21].tolist() == [
+      x for x in best if x not in ("item 3", "item 7")
+    ]
+    assert found.num_found == [21]
+  found = loaded.recommend(
+    history=[["item 3"]],
+    k=2,
+    exclude_ids=[["item 4"]],
+    allow_ids=[["item 3", "item 4", "item 5"]],
+    exclude_history=True,
+  )
+  assert found.ids.tolist() == [["item 5", ""]]
+
+
+def test_stored_histories_are_the_newest_in_order_of_time():
+  rows = {
+    "query_id": np.array([2, 0, 2, 2, 0, 2]),
+    "candidate_id": np.array([1, 2, 3, 4, 5, 6]),
+    "timestamp": np.array([9, 5, 7, 7, 4, 8]),
+    "event": np.array([3, 1, 1, 0, 0, 2]),
+  }
+  splits, events = histories.of_training(rows, 4, 3)
+  assert splits.tolist() == [0, 2, 2, 5, 5]
+  assert events.tolist() == [5, 2, 3, 6, 1]
