@@ -59,14 +59,7 @@ def change(
   Raises:
     DataError: nothing would change, or no candidate would be left.
   """
-  row_of = {candidate: row for row, candidate in enumerate(old.ids)}
-  vectors = old.vectors.copy()
-  added = []
-  for place, candidate in enumerate(new_ids):
-    if candidate in row_of:
-      vectors[row_of[candidate]] = new_vectors[place]
-    else:
-      added.append(place)
+  vectors, added = put(old.ids, old.vectors, new_ids, new_vectors)
   keep = np.array([candidate not in gone for candidate in old.ids])
   removed = int((~keep).sum())
   if not len(new_ids) and not removed:
@@ -90,3 +83,28 @@ def change(
     "removed": removed,
     "removed_unknown": len(gone) - removed,
   }
+
+
+def put(
+  ids: Sequence, vectors: np.ndarray, new_ids: Sequence, new_vectors: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+  """A copy of vectors with those of known ids replaced.
+
+  Args:
+    ids: n ids.
+    vectors: `[n, dim]` their vectors.
+    new_ids: m ids.
+    new_vectors: `[m, dim]` their vectors.
+
+  Returns:
+    `[n, dim]`, and the places of the new ids that are not among `ids`.
+  """
+  row_of = {candidate: row for row, candidate in enumerate(ids)}
+  vectors = vectors.copy()
+  added = []
+  for place, candidate in enumerate(new_ids):
+    if candidate in row_of:
+      vectors[row_of[candidate]] = new_vectors[place]
+    else:
+      added.append(place)
+  return vectors, added

@@ -70,7 +70,7 @@ class Encoder(Protocol):
 
 
 class TrainedEncoder(tf.Module):
-  """An `Encoder` made of a tower over dense ids, for `save_encoder`.
+  """An `Encoder` made of a tower over dense ids, to be saved.
 
   An id without training rows counts as unknown; see `models.cold_start`.
   """
@@ -143,13 +143,18 @@ class TrainedEncoder(tf.Module):
 
 
 class LoadedEncoder(tf.Module):
-  """An `Encoder` made of the SavedModel that `save_encoder` wrote."""
+  """An `Encoder` made of the SavedModel of a tower."""
+
+  takes_history = False
 
   def __init__(
     self,
     path: str | os.PathLike[str],
     side: str,
     inputs: Sequence[features.FeatureInput] = (),
+    *,
+    signature: str | None = None,
+    further: Sequence[str] = (),
     name: str | None = None,
   ):
     """Loads it.
@@ -158,29 +163,24 @@ class LoadedEncoder(tf.Module):
       path: directory of the SavedModel.
       side: "query" or "candidate".
       inputs: the side features of the tower.
+      signature: which one to call; None: that of its side.
+      further: names of what the signature takes after the features.
       name: name of the module.
     """
     super().__init__(name=name)
     self.inputs = tuple(inputs)
     # The signature alone does not keep tables and variables alive.
     self._model = tf.saved_model.load(os.fspath(paths.literal(path)))
-    self._signature = self._model.signatures[f"encode_{side}"]
-    self._id = f"{side}_id"
+    self._signature = self._model.signatures[signature or f"encode_{side}"]
+    self._names = (f"{side}_id", *(x.input for x in self.inputs), *further)
     specs = self._signature.structured_input_signature[1]
-    self.id_dtype = specs[self._id].dtype
-
-  @property
-  def takes_history(self) -> bool:
-    """Whether it encodes histories."""
-    return "history" in self._signature.structured_input_signature[1]
+    self.id_dtype = specs[self._names[0]].dtype
 
   def __call__(
-    self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *history: tf.Tensor
+    self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *further: tf.Tensor
   ) -> Encoded:
-    given = {x.input: value for x, value in zip(self.inputs, raw, strict=True)}
-    if self.takes_history:
-      (given["history"],) = history
-    return Encoded(**self._signature(**{self._id: ids}, **given))
+    given = dict(zip(self._names, (ids, *raw, *further), strict=True))
+    return Encoded(**self._signature(**given))
 
 
 class RowEncoder(Protocol):
@@ -206,12 +206,13 @@ def encode_rows(
       part = rows[low : low + _BATCH]
       parts.append(encoder.of_rows(tf.constant(part, tf.int64)))
       bar.update_rows(low + len(part), len(part))
-  return Encoded(
-    *(
-      np.concatenate(column)
-      for column in zip(*(x[:3] for x in parts), strict=True)
-    )
-  )
+  return joined(parts)
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+  """One after another; arrays, not tensors. At least one, of candidates."""
+  columns = zip(*(part[:3] for part in parts), strict=True)
+  return Encoded(*(np.concatenate(column) for column in columns))
 
 
 class Ranker(tf.Module):

@@ -84,11 +84,17 @@ def _write(
   )
   seconds = time.monotonic() - seconds
   kept = _kept(options, encoded.answerable)
-  query_tower = (
-    _history_tower(data, model, queries, candidates, encoded.answerable)
-    if model.takes_histories
-    else _tower(queries, model.encode_queries, model.query_tower)
-  )
+  event_tower, history_length = None, None
+  if model.takes_histories:
+    history_length = model.query_tower.history_length
+    event_tower = _tower(
+      candidates, model.candidate_tower.encode, model.candidate_tower
+    )
+    query_tower = _history_tower(
+      data, model, queries, candidates, event_tower, encoded.answerable
+    )
+  else:
+    query_tower = _tower(queries, model.encode_queries, model.query_tower)
   sample = indexing.sample_queries(queries.counts)
   built, about = indexing.build_indexes(
     options,
@@ -112,9 +118,8 @@ def _write(
         queries.table, candidates.table, model.rerank_scores
       ),
       scann_folder=options.scann_folder,
-      history_length=(
-        model.query_tower.history_length if model.takes_histories else None
-      ),
+      event_tower=event_tower,
+      history_length=history_length,
       unknown_query=options.unknown_query,
       max_k=options.max_k,
     ),
@@ -173,6 +178,7 @@ def _history_tower(
   model: xir.models.TwoTower,
   queries: _Side,
   candidates: _Side,
+  event_tower: encoders.TrainedEncoder,
   answerable: np.ndarray,
 ) -> histories.HistoryEncoder:
   """The query tower, over the training histories of `data`.
@@ -181,15 +187,13 @@ def _history_tower(
     data: the data directory.
     model: of histories.
     queries, candidates: its ids.
+    event_tower: encodes the candidates of histories.
     answerable: `[num_candidates]` bool, of which candidates something is known:
       histories may hold these.
   """
   tower = model.query_tower
   rows = np.flatnonzero(answerable)
-  vectors = encoders.encode_rows(
-    _tower(candidates, model.candidate_tower.encode, model.candidate_tower),
-    rows,
-  ).embedding
+  vectors = encoders.encode_rows(event_tower, rows).embedding
   row_splits, stored = histories.of_training(
     data.rows("train", in_order=True), len(queries.ids), tower.history_length
   )

@@ -17,12 +17,15 @@ from xir_tfrs.data import histories
 
 # What such a tower takes after the features: rows of events, and the vectors
 # of all of them.
-_ROWS = tf.TensorSpec([None, None], tf.int64, "history_rows")
+FURTHER = ("history_rows", "event_vectors")
 
 
 def further_inputs(dim: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
-  """`further` of the `TrainedEncoder` that a `HistoryEncoder` is made of."""
-  return _ROWS, tf.TensorSpec([None, dim], tf.float32, "event_vectors")
+  """Of the `TrainedEncoder` that a `HistoryEncoder` is made of: `FURTHER`."""
+  return (
+    tf.TensorSpec([None, None], tf.int64, FURTHER[0]),
+    tf.TensorSpec([None, dim], tf.float32, FURTHER[1]),
+  )
 
 
 class HistoryEncoder(tf.Module):
@@ -40,7 +43,7 @@ class HistoryEncoder(tf.Module):
 
   def __init__(
     self,
-    tower: encoders.TrainedEncoder,
+    tower: encoders.TrainedEncoder | encoders.LoadedEncoder,
     event_ids: indexes.IdTable,
     event_vectors: np.ndarray,
     name: str | None = None,
@@ -64,7 +67,10 @@ class HistoryEncoder(tf.Module):
     )
 
   def of_rows(self, rows: tf.Tensor) -> encoders.Encoded:
-    """Encodes dense ids, with their histories and features in training."""
+    """Encodes dense ids, with their histories and features in training.
+
+    The tower must be a `TrainedEncoder`.
+    """
     nothing = tf.zeros([len(rows), 0], tf.int64)
     return self.tower.of_rows(rows, nothing, self.event_vectors)
 

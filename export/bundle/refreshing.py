@@ -15,7 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from export.bundle import corpus as corpora
-from export.bundle import encoders, indexing, new_items, verifying, write
+from export.bundle import (
+  encoders,
+  histories,
+  indexing,
+  new_items,
+  verifying,
+  write,
+)
 from export.bundle import options as options_lib
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
@@ -68,9 +75,14 @@ def _write(
     old.directory / "candidate_tower", "candidate", old.candidate_features
   )
   corpus = corpora.of_bundle(old)
-  new_ids, new_vectors, about = _encode_items(options, old, tower)
-  gone = _read_removals(options, new_ids, old.manifest)
-  corpus, changes = corpora.change(corpus, new_ids, new_vectors, gone)
+  items, about = _read_items(options, old)
+  start_encoding = time.monotonic()
+  vectors = encode(tower, items.ids, items.columns).embedding
+  query_tower = _query_tower(old, items)
+  if options.items:
+    about["encode_seconds"] = round(time.monotonic() - start_encoding, 3)
+  gone = _read_removals(options, items.ids, old.manifest)
+  corpus, changes = corpora.change(corpus, items.ids, vectors, gone)
   about = {**changes, **about}
   _report_changes(about)
   built, described = _build(options, old, corpus)
@@ -81,7 +93,7 @@ def _write(
   kept = ("data", "checkpoint", "training", "encode_seconds", "num_left_out")
   write.write_bundle(
     directory,
-    _contents(old, corpus, tower, built, described),
+    _contents(old, corpus, query_tower, tower, built, described),
     about={
       **{name: getattr(old.manifest, name) for name in kept},
       "refreshes": history,
@@ -113,14 +125,12 @@ def _manifest_bytes(directory: pathlib.Path) -> bytes:
   return (directory / manifests.FILE_NAME).read_bytes()
 
 
-def _encode_items(
-  options: options_lib.RefreshOptions,
-  old: bundle.Bundle,
-  tower: encoders.Encoder,
-) -> tuple[list, np.ndarray, dict]:
-  """Ids of --items, their vectors `[n, dim]`, and what was found in it."""
+def _read_items(
+  options: options_lib.RefreshOptions, old: bundle.Bundle
+) -> tuple[new_items.Items, dict]:
+  """The items of --items, none without, and what was found in it."""
   if not options.items:
-    return [], np.empty([0, old.manifest.dim], np.float32), {}
+    return new_items.Items([], {}, (), ()), {}
   found = new_items.read_items(
     options.items,
     old.manifest.candidate_features,
@@ -128,18 +138,45 @@ def _encode_items(
     old.manifest.id_types.candidate,
     options.separator,
   )
-  start = time.monotonic()
-  vectors = encode(tower, found.ids, found.columns)
-  return (
-    found.ids,
-    vectors,
-    {
-      "items": pathlib.Path(options.items).name,
-      "unknown_tokens": count_unknown(old.candidate_features, found.columns),
-      "not_given": found.missing,
-      "ignored": found.ignored,
-      "encode_seconds": round(time.monotonic() - start, 3),
-    },
+  return found, {
+    "items": pathlib.Path(options.items).name,
+    "unknown_tokens": count_unknown(old.candidate_features, found.columns),
+    "not_given": found.missing,
+    "ignored": found.ignored,
+  }
+
+
+def _query_tower(
+  old: bundle.Bundle, items: new_items.Items
+) -> encoders.Encoder:
+  """The query tower; histories may hold the items whose features it knows."""
+  path = old.directory / "query_tower"
+  if not old.takes_histories:
+    return encoders.LoadedEncoder(path, "query", old.query_features)
+  tower = encoders.LoadedEncoder(
+    path,
+    "query",
+    old.query_features,
+    signature="encode_events",
+    further=histories.FURTHER,
+  )
+  event_tower = encoders.LoadedEncoder(
+    old.directory / "candidate_tower",
+    "candidate",
+    old.candidate_features,
+    signature="encode_event",
+  )
+  ids, vectors = old.events
+  encoded = encode(event_tower, items.ids, items.columns)
+  known = np.flatnonzero(encoded.answerable)
+  new_ids = [items.ids[place] for place in known]
+  new_vectors = encoded.embedding[known]
+  vectors, added = corpora.put(ids.tolist(), vectors, new_ids, new_vectors)
+  ids = [*ids.tolist(), *(new_ids[place] for place in added)]
+  return histories.HistoryEncoder(
+    tower,
+    indexes.IdTable(tf.constant(ids, old.manifest.id_types.candidate)),
+    np.concatenate([vectors, new_vectors[added]]),
   )
 
 
@@ -147,8 +184,8 @@ def encode(
   tower: encoders.Encoder,
   ids: Sequence[str] | Sequence[int],
   columns: Mapping[str, new_items.Column],
-) -> np.ndarray:
-  """Vectors `[n, dim]` of candidates and their features, as in `Items`.
+) -> encoders.Encoded:
+  """Encodes candidates and their features, as in `Items`; arrays, not tensors.
 
   Args:
     tower: the candidate tower.
@@ -157,7 +194,8 @@ def encode(
   """
   parts = []
   with progress.Progress("encode", len(ids)) as bar:
-    for low in range(0, len(ids), _BATCH):
+    # At least once, since the answer says its dimension.
+    for low in range(0, max(len(ids), 1), _BATCH):
       part = slice(low, low + _BATCH)
       given = {name: column[part] for name, column in columns.items()}
       n = len(ids[part])
@@ -166,10 +204,10 @@ def encode(
         tower(
           tf.constant(ids[part], tower.id_dtype),
           [raw[x.input] for x in tower.inputs],
-        ).embedding.numpy()
+        )
       )
       bar.update_rows(low + n, n)
-  return np.concatenate(parts)
+  return encoders.joined(parts)
 
 
 def count_unknown(
@@ -248,6 +286,7 @@ def _build(
 def _contents(
   old: bundle.Bundle,
   corpus: corpora.Corpus,
+  query_tower: encoders.Encoder,
   candidate_tower: encoders.Encoder,
   built: dict[str, indexes.RetrievalIndex],
   described: dict[str, manifests.Index],
@@ -260,9 +299,7 @@ def _contents(
     query_ids=query_ids,
     candidate_counts=corpus.counts,
     seen=corpus.seen,
-    query_tower=encoders.LoadedEncoder(
-      old.directory / "query_tower", "query", old.query_features
-    ),
+    query_tower=query_tower,
     candidate_tower=candidate_tower,
     indexes=built,
     about_indexes=described,

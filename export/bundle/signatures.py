@@ -228,20 +228,42 @@ class Retriever(tf.Module):
     )
 
 
-def save_encoder(
-  encoder: encoders.Encoder, path: str | os.PathLike[str], side: str
+def save_query_tower(
+  encoder: encoders.TrainedEncoder | histories.HistoryEncoder,
+  path: str | os.PathLike[str],
 ) -> dict:
-  """Saves `encode_query` or `encode_candidate`; `side` names which.
+  """Saves `encode_query`, and what `export.refresh` needs of histories.
 
   Returns:
     The signatures, as `_describe` gives them.
   """
-  history = []
-  if encoder.takes_history:
-    dtype = encoder.event_ids.dtype
-    history.append(tf.TensorSpec([None, None], dtype, "history"))
-  signature = _encode(encoder, side, history)
-  return _save(encoder, path, {f"encode_{side}": signature})
+  if not encoder.takes_history:
+    return _save(encoder, path, {"encode_query": _encode(encoder, "query")})
+  history_ids = tf.TensorSpec([None, None], encoder.event_ids.dtype, "history")
+  tower = encoder.tower
+  signatures = {
+    "encode_query": _encode(encoder, "query", [history_ids]),
+    "encode_events": _encode(tower, "query", tower.further),
+  }
+  return _save(encoder, path, signatures)
+
+
+def save_candidate_tower(
+  encoder: encoders.TrainedEncoder,
+  events: encoders.TrainedEncoder | None,
+  path: str | os.PathLike[str],
+) -> dict:
+  """Saves `encode_candidate`, and `encode_event` if there is one.
+
+  Returns:
+    The signatures, as `_describe` gives them.
+  """
+  module = tf.Module()
+  module.encoder, module.events = encoder, events
+  signatures = {"encode_candidate": _encode(encoder, "candidate")}
+  if events is not None:
+    signatures["encode_event"] = _encode(events, "candidate")
+  return _save(module, path, signatures)
 
 
 def save_ranker(ranker: encoders.Ranker, path: str | os.PathLike[str]) -> dict:

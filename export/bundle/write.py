@@ -31,6 +31,8 @@ class Contents:
       indexes: the training candidates of each query.
     query_tower: encodes original query ids.
     candidate_tower: encodes original candidate ids.
+    event_tower: encodes the candidates of histories, if the query tower takes
+      some.
     indexes: the indexes by name, of `INDEXES`, over the original ids.
     about_indexes: what the manifest says of each.
     ranker: scores pairs of original ids, if the model has a ranker.
@@ -51,6 +53,7 @@ class Contents:
   candidate_tower: encoders.Encoder
   indexes: dict[str, indexes.RetrievalIndex]
   about_indexes: dict[str, manifest.Index]
+  event_tower: encoders.TrainedEncoder | None = None
   ranker: encoders.Ranker | None = None
   copied: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
   history_length: int | None = None
@@ -140,13 +143,16 @@ def _write_towers(
   directory: pathlib.Path, contents: Contents
 ) -> dict[str, dict[str, manifest.Signature]]:
   signed = {}
-  for side, encoder in (
-    ("query", contents.query_tower),
-    ("candidate", contents.candidate_tower),
-  ):
-    name = f"{side}_tower"
-    if name not in contents.copied:
-      signed[name] = signatures.save_encoder(encoder, directory / name, side)
+  if "query_tower" not in contents.copied:
+    signed["query_tower"] = signatures.save_query_tower(
+      contents.query_tower, directory / "query_tower"
+    )
+  if "candidate_tower" not in contents.copied:
+    signed["candidate_tower"] = signatures.save_candidate_tower(
+      contents.candidate_tower,
+      contents.event_tower,
+      directory / "candidate_tower",
+    )
   for name, source in contents.copied.items():
     shutil.copytree(source, directory / name)
     signed[name] = manifest.load(source.parent).signatures[name]

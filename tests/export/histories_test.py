@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from pyarrow import parquet
 
 import xir_tfrs as xir
 from export import export_retriever
-from export.bundle import histories
+from export.bundle import bulk, histories, options, refreshing
+from export.serving import batching, models, tensors
 from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
@@ -179,9 +181,7 @@ def make_model(encoder: str, tags: np.ndarray) -> xir.models.TwoTower:
   return xir.models.TwoTower(queries, candidates, normalize=normalize)
 
 
-def export(
-  root: pathlib.Path, model: xir.models.TwoTower, **options
-) -> pathlib.Path:
+def export(root: pathlib.Path, model: xir.models.TwoTower) -> pathlib.Path:
   """Exports a model that was never trained."""
   model_dir = root / "model"
   checkpoint = tf.train.Checkpoint(model=model)
@@ -199,7 +199,7 @@ def export(
       data=str(root / "data"),
       model_dir=str(model_dir),
       output=str(root / "bundle"),
-      **{"indexes": ("brute_force",), **options},
+      indexes=("brute_force",),
     )
   )
   return root / "bundle"
@@ -212,6 +212,9 @@ def world(request, tmp_path_factory) -> World:
   model = make_model(request.param, tags)
   return World(model, rows, export(root, model))
 
+
+# Where the encoder does not matter.
+one_encoder = pytest.mark.parametrize("world", ["gru"], indirect=True)
 
 # Query, history as it is sent, dense ids that count; None: those of training.
 REQUESTS = [
@@ -320,6 +323,7 @@ def test_bundle(world):
   assert read.popular.tolist() == [False, True]
 
 
+@one_encoder
 def test_what_is_left_out(world):
   loaded = bundle.Bundle.load(world.directory)
   best = world.ranking(world.vector(-1, [3, 7]))
@@ -351,3 +355,86 @@ def test_stored_histories_are_the_newest_in_order_of_time():
   splits, events = histories.of_training(rows, 4, 3)
   assert splits.tolist() == [0, 2, 2, 5, 5]
   assert events.tolist() == [5, 2, 3, 6, 1]
+
+
+@one_encoder
+def test_server_joins_calls_of_different_width(world):
+  loaded = bundle.Bundle.load(world.directory)
+  model = models.Model(1, loaded)
+  for signature, described in model.signatures.items():
+    model.run(signature, models._example(model, described["inputs"]))
+  spec = model.signatures["recommend"]["inputs"]
+  calls = []
+  for query, history in (("", ["item 3"]), ("user 2", ["item 3", "item 7"])):
+    request = {"query_id": [query], "history": [history], "k": 3}
+    request |= {"exclude_ids": [[""]], "allow_ids": [[""]]}
+    calls.append(tensors.from_json({"inputs": request}, spec))
+    tensors.check(calls[-1], spec, model.max_k)
+  found = model.run("recommend", batching.join(calls))
+  for row, (query, events) in enumerate([(-1, [3]), (2, [3, 7])]):
+    best = world.ranking(world.vector(query, events))[:3]
+    assert [x.decode() for x in found["candidate_ids"][row]] == best
+  assert found["num_history"].tolist() == [1, 2]
+
+
+@one_encoder
+def test_bulk_answers_from_training_histories(world, tmp_path):
+  bulk.batch_recommend(
+    options.BatchOptions(
+      bundle=str(world.directory), output=str(tmp_path / "out"), k=3
+    )
+  )
+  rows = parquet.read_table(tmp_path / "out").to_pylist()
+  for query, row in enumerate(rows[:NOBODY]):
+    best = world.ranking(world.vector(query, world.past(query)[-LENGTH:]))
+    assert row["candidate_ids"] == best[:3]
+
+
+@one_encoder
+def test_new_items_count_in_histories_at_once(world, tmp_path):
+  (tmp_path / "new.csv").write_text(
+    "item_id,tag\nneu,b\nitem 3,c\nbare,\nneu 2,c\n"
+  )
+  (tmp_path / "gone.txt").write_text("item 7\n")
+  refreshing.refresh(
+    options.RefreshOptions(
+      bundle=str(world.directory),
+      items=str(tmp_path / "new.csv"),
+      remove=str(tmp_path / "gone.txt"),
+      output=str(tmp_path / "refreshed"),
+    )
+  )
+  loaded = bundle.Bundle.load(tmp_path / "refreshed")
+  assert "neu" in loaded.candidate_ids and "item 7" not in loaded.candidate_ids
+  # What the first refresh has added stays.
+  (tmp_path / "gone.txt").write_text("item 5\n")
+  refreshing.refresh(
+    options.RefreshOptions(
+      bundle=str(tmp_path / "refreshed"), remove=str(tmp_path / "gone.txt")
+    )
+  )
+  again = bundle.Bundle.load(tmp_path / "refreshed")
+  assert "item 5" in loaded.candidate_ids
+  assert "item 5" not in again.candidate_ids
+  tower = world.model.candidate_tower
+  tag = tower.look_up(tf.constant([7]))["tag"]
+  events = tower.encode(
+    tf.constant([-1, 3, 7, -1]), {"tag": tf.concat([[2, 3], tag, [3]], axis=0)}
+  )
+  for history, rows in (
+    (["neu"], [0]),
+    (["neu 2"], [3]),  # Its row is one that the tower itself does not have.
+    (["item 3", "neu", "bare"], [1, 0]),
+    (["item 7", "item 3"], [2, 1]),  # No longer answered, but it was chosen.
+  ):
+    expected = world.model.encode_queries(
+      tf.constant([-1]),
+      history_ids=tf.constant([rows], tf.int64),
+      event_vectors=events,
+    )
+    for refreshed in (loaded, again):
+      found = refreshed.recommend(history=[history], k=2)
+      assert found.num_history.tolist() == [len(rows)]
+      np.testing.assert_allclose(
+        refreshed.encode_queries(history=[history]), expected, atol=1e-5
+      )

@@ -259,7 +259,7 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
     again = new_items.read_items(path, described)
     assert again.ids == found.ids
     for read in (found, again):
-      vectors = refreshing.encode(tower, read.ids, read.columns)
+      vectors = refreshing.encode(tower, read.ids, read.columns).embedding
       np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 

@@ -155,6 +155,13 @@ def _expected(found):
   return answer
 
 
+def _expected_of_sessions(found):
+  """The same for the signature `recommend_session`."""
+  answer = _expected(found)
+  del answer["known"]
+  return {**answer, "num_history": found.num_history.tolist()}
+
+
 def _same(found, expected):
   """Whether two answers are; a sum in a larger batch may differ a little."""
   return (
@@ -453,10 +460,13 @@ def test_metrics_count(server, world):
 def _cases(loaded, world):
   """Requests of all kinds, with the right answers."""
   rng = np.random.default_rng(5)
-  signatures = ("recommend", "recommend_unseen", "similar_items")
+  signatures = (
+    *("recommend", "recommend_unseen", "similar_items"),
+    "recommend_session",
+  )
   for number in range(60):
-    n, k = int(rng.integers(1, 5)), (3, 8)[number % 2]
-    signature = signatures[number % 3]
+    n, k = int(rng.integers(1, 5)), (3, 8)[number // 2 % 2]
+    signature = signatures[number % 4]
     names = rng.choice(world.candidate_ids, n).tolist()
     if signature == "similar_items":
       found = loaded.similar_items(names, k)
@@ -465,6 +475,15 @@ def _cases(loaded, world):
     queries = rng.choice([*world.query_ids, "nobody"], n).tolist()
     width = int(rng.integers(0, 6))
     exclude = rng.choice(world.candidate_ids, [n, width]).tolist()
+    if signature == "recommend_session":
+      width = int(rng.integers(1, 6))
+      history = rng.choice([*world.candidate_ids, "none"], [n, width]).tolist()
+      found = loaded.recommend(history=history, k=k, exclude_ids=exclude)
+      inputs = _inputs(queries, k, exclude)
+      del inputs["query_id"]
+      inputs["history"] = history
+      yield signature, inputs, _expected_of_sessions(found)
+      continue
     unseen = signature == "recommend_unseen"
     found = loaded.recommend(
       queries, k=k, exclude_ids=exclude, exclude_seen=unseen

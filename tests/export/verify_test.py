@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.bundle import checks, encoders, refreshing, verifying, write
+from export.bundle import (
+  checks,
+  encoders,
+  refreshing,
+  signatures,
+  verifying,
+  write,
+)
 from export.bundle import corpus as corpora
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
@@ -218,19 +225,29 @@ def test_other_signatures_and_mixed_lists_are_found(copy):
   assert all(name.startswith("brute_force: ") for name in failed)
 
 
-def test_vectors_that_are_not_finite_are_found(plain, tmp_path):
+def test_vectors_that_are_not_finite_are_found(plain, tmp_path, monkeypatch):
   old = bundle.Bundle.load(plain)
   corpus = corpora.of_bundle(old)
   index = indexes.BruteForceIndex().index(corpus.ids, corpus.vectors)
   vectors = corpus.vectors.copy()
   vectors[7, 2] = np.nan
   index.vectors.assign(vectors)
+  # An index refuses such vectors, and nothing can be fitted to them.
+  monkeypatch.setattr(
+    signatures.fold_in,
+    "catalogue",
+    lambda vectors, ridge: (
+      tf.zeros(vectors.shape[1]),
+      tf.eye(vectors.shape[1]),
+    ),
+  )
   tower = encoders.LoadedEncoder(
     plain / "candidate_tower", "candidate", old.candidate_features
   )
   contents = refreshing._contents(
     old,
     corpus,
+    encoders.LoadedEncoder(plain / "query_tower", "query"),
     tower,
     {"brute_force": index},
     {"brute_force": manifests.Index(kind="exact")},

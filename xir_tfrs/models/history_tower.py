@@ -127,7 +127,8 @@ class HistoryTower(tf.keras.Model):
         returns them; None for those of the query tower's own table.
       training: Whether entries are dropped; a Python bool.
       event_vectors: [candidates, dim] vectors of all candidates, made before
-        by the candidate tower; None: it is called for the events.
+        by the candidate tower; they may be more than it knows. None: it is
+        called for the events.
 
     Returns:
       [n, dim] vectors.
@@ -213,9 +214,11 @@ class HistoryTower(tf.keras.Model):
     event_vectors: tf.Tensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """[n, length, dim] vectors of the newest events, [n] their numbers."""
-    window, lengths = history.newest(
-      history_ids, self.history_length, self.candidate_tower.vocabulary_size
-    )
+    if event_vectors is None:
+      num_ids = self.candidate_tower.vocabulary_size
+    else:
+      num_ids = tf.shape(event_vectors, tf.int64)[0]
+    window, lengths = history.newest(history_ids, self.history_length, num_ids)
     ids = tf.reshape(window, [-1])
     if event_vectors is not None:
       vectors = tf.gather(event_vectors, tf.maximum(ids, 0))

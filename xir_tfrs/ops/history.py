@@ -15,7 +15,9 @@ NO_EVENT = -1
 
 
 def newest(
-  history_ids: tf.Tensor | tf.RaggedTensor, length: int, num_ids: int
+  history_ids: tf.Tensor | tf.RaggedTensor,
+  length: int,
+  num_ids: int | tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """The newest known events of each history, as a window.
 
@@ -23,7 +25,7 @@ def newest(
     history_ids: [n, None] integer ids, oldest first; ragged, or padded with
       -1 anywhere. Ids outside `[0, num_ids)` are dropped.
     length: Columns of the window.
-    num_ids: Number of known ids.
+    num_ids: Number of known ids; an int64 scalar if it is a tensor.
 
   Returns:
     ([n, length] int64 window, padded with -1; [n] int32 events in it).

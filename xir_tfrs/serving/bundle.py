@@ -442,6 +442,16 @@ class Bundle:
     """`[num_candidates, dim]` float32, in the order of `candidate_ids`."""
     return self._model.vectors.numpy()
 
+  @property
+  def events(self) -> tuple[np.ndarray, np.ndarray]:
+    """Ids `[m]` of what histories may hold, and vectors `[m, dim]` of these.
+
+    Of a bundle that `takes_histories`.
+    """
+    encoder = self._model.query_encoder
+    ids = encoder.event_ids._ids.numpy()
+    return _decode(ids), encoder.event_vectors.numpy()
+
   @functools.cached_property
   def counts(self) -> np.ndarray:
     """`[num_candidates]` int64 training counts."""
