@@ -240,13 +240,12 @@ def test_a_run_fits_its_own_data_alone(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 12])
-def test_encoding_in_batches(monkeypatch, count):
-  monkeypatch.setattr(runs, "_IDS_PER_BATCH", 5)
+def test_encoding_in_batches(count):
   trained = model()
   ids = np.arange(count) * 3
   reports = []
   vectors = runs.encode_in_batches(
-    trained.encode_candidates, ids, reports.append
+    trained.encode_candidates, ids, reports.append, ids_per_batch=5
   )
   assert vectors.shape == (count, 4) and vectors.dtype == np.float32
   np.testing.assert_allclose(

@@ -253,7 +253,11 @@ class TwoTower(tfrs.Model):
       # dataset there may be a step without rows, whose loss is not defined.
       share = tf.where(rows > 0, tf.cast(losses[name], tf.float32), 0.0)
       mean.update_state(share * replicas, sample_weight=rows / replicas)
-      reported[name] = mean.result()
+      # Not `mean.result()`: Keras adds up what replicas report, and whether
+      # that is one result or a copy of each depends on the strategy.
+      reported[name] = (
+        tf.math.divide_no_nan(mean.total, mean.count) / replicas
+      )
     return reported
 
   def _ranker_config(self) -> dict | None:
