@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,13 @@ class Rule:
 
   length: int
   ties: str
+
+  @classmethod
+  def of_training(cls, settings: Mapping[str, Any]) -> Rule | None:
+    """That of a run's settings; None: its queries are ids."""
+    if settings["query_tower"] == "id":
+      return None
+    return cls(settings["history_length"], settings["history_ties"])
 
 
 @dataclasses.dataclass(frozen=True)

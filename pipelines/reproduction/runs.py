@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from pipelines.evaluation import rankings
+from pipelines.evaluation import past, rankings
 from pipelines.evaluation import split as evaluation_split
 from pipelines.reproduction import experiments, files
 from pipelines.training import config as configs
@@ -24,6 +24,7 @@ from pipelines.training import loop as training
 from xir_tfrs.data import directory, json_files
 from xir_tfrs.data import runs as run_dirs
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import settings
 
 BY_QUERY = "by_query"
 # Those that are paired.
@@ -121,7 +122,8 @@ def carry_out(run: Run, progress: bool = True) -> files.RunState:
   """
   state = files.read_run(run.folder)
   done = state.last_epoch if state else 0
-  data = evaluation_split.load_evaluation_data(run.data, run.split)
+  rule = past.Rule.of_training(settings.values_of(run.config()))
+  data = evaluation_split.load_evaluation_data(run.data, run.split, rule)
   stages = [e for e in _STAGES if e < run.epochs] + [run.epochs]
   fresh = True
   for epoch in stages:

@@ -28,9 +28,7 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
       f"ndcg@20. Received: {config.metric!r}."
     )
   if data.schema.rows["validation"]:
-    rule = None
-    if config.query_tower != "id":
-      rule = past.Rule(config.history_length, config.history_ties)
+    rule = past.Rule.of_training(settings.values_of(config))
     return split.load_evaluation_data(data, "validation", rule)
   print(
     "There is no validation split (pipelines.prepare --validation_fraction): "
