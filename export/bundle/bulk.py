@@ -14,7 +14,7 @@ import tensorflow as tf
 from export.bundle import answer_files, new_items
 from export.bundle import options as options_lib
 from xir_tfrs import indexes
-from xir_tfrs.data import atomic, errors, json_files
+from xir_tfrs.data import atomic, errors, hashes, json_files
 from xir_tfrs.data.files import text
 from xir_tfrs.programs import progress
 from xir_tfrs.serving import bundle
@@ -69,7 +69,7 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
   query_ids, digest = _queries(options.queries, loaded)
   open_writer = answer_files.WRITERS[options.format](loaded)
   asked = Asked(
-    bundle_sha256=manifests.sha256(loaded.directory / manifests.FILE_NAME),
+    bundle_sha256=hashes.sha256(loaded.directory / manifests.FILE_NAME),
     queries_sha256=digest,
     k=options.k,
     exclude_seen=options.exclude_seen,

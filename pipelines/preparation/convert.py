@@ -42,7 +42,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
       path=source.name,
     )
   with directories.new_directory(output, config.overwrite) as directory:
-    schema = write(config, source, directory)
+    schema = write(config, source, directory).with_hashes(directory)
     schema.save(directory)
   return schema
 

@@ -1,6 +1,7 @@
 """Block and row-per-record TFRecords: round trips, and damage reported."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -143,6 +144,33 @@ def test_missing_shard_truncation_and_wrong_counts(tmp_path):
   assert "train shards hold 20 rows, but there should be 9" in message(
     [("a", 20)], rows=9
   )
+
+
+def test_a_shard_of_another_directory_is_refused_by_name(tmp_path):
+  ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+  for folder, seed in ((ours, 0), (theirs, 1)):
+    folder.mkdir()
+    for name in ("a", "b"):
+      _write_rows(folder / name, _interactions(20, seed))
+  _save(ours, [("a", 20), ("b", 20)], 40)
+  made = schema.Schema.load(ours).with_hashes(ours)
+  made.save(ours)
+  assert schema.Schema.load(ours) == made
+  records.read_interactions(ours, "train")
+  # Whole, with as many rows, and ids that exist: only the hash can tell.
+  shutil.copy(theirs / "b", ours)
+  with pytest.raises(errors.DataError) as caught:
+    records.read_interactions(ours, "train")
+  assert str(caught.value).startswith(
+    f"{ours / 'b'}: is not the file that schema.json lists"
+  )
+  assert "--overwrite" in str(caught.value)
+  _write_rows(ours / "b", _interactions(21))
+  with pytest.raises(errors.DataError, match="b: holds at least 21 rows"):
+    records.read_interactions(ours, "train")
+  (ours / "b").unlink()
+  with pytest.raises(errors.DataError, match="b: file not found"):
+    records.read_interactions(ours, "train")
 
 
 def test_missing_and_mistyped_columns(tmp_path):

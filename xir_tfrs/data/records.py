@@ -12,15 +12,17 @@ optionally `event` (int64, the place among all rows of the query), `timestamp`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, hashes
 from xir_tfrs.data import schema as schema_lib
 
 BLOCK_ROWS = 4096
@@ -245,24 +247,47 @@ def read_shards(
     rows_of: the column that has one value per row.
 
   Raises:
-    DataError: a file is missing, damaged or has another number of rows.
+    DataError: a file is missing, damaged, has another number of rows, or is
+      not the one that the schema lists. The last shows at its end: use nothing
+      of the rows before.
   """
   total = 0
   for shard in shards:
     path = pathlib.Path(data_dir) / shard.file
     rows = 0
-    for values, lengths in read_file(path, spec, schema_lib.REMEDY):
-      batch = Batch(values, lengths, path, rows, total, rows_of)
-      rows += int(lengths[rows_of].sum())
-      if rows > shard.rows:
-        break
-      yield batch
-      total += int(lengths[rows_of].sum())
-    if rows != shard.rows:
-      at_least = "at least " if rows > shard.rows else ""
+    with _unchanged(path, shard.sha256):
+      for values, lengths in read_file(path, spec, schema_lib.REMEDY):
+        batch = Batch(values, lengths, path, rows, total, rows_of)
+        rows += int(lengths[rows_of].sum())
+        if rows > shard.rows:
+          break
+        yield batch
+        total += int(lengths[rows_of].sum())
+      if rows != shard.rows:
+        at_least = "at least " if rows > shard.rows else ""
+        raise errors.DataError(
+          f"holds {at_least}{rows} rows, but {schema_lib.FILE_NAME} says"
+          f" {shard.rows}; {schema_lib.REMEDY}",
+          path=path,
+        )
+
+
+@contextlib.contextmanager
+def _unchanged(path: pathlib.Path, sha256: str | None) -> Iterator[None]:
+  """Hashes a file while it is read; raises `DataError` if it is another one.
+
+  A thread does it beside TensorFlow's reader, so that the disk is read once.
+  """
+  if sha256 is None:
+    yield
+    return
+  with futures.ThreadPoolExecutor(1) as thread:
+    found = thread.submit(hashes.sha256, path)
+    yield
+    if found.result() != sha256:
       raise errors.DataError(
-        f"holds {at_least}{rows} rows, but {schema_lib.FILE_NAME} says"
-        f" {shard.rows}; {schema_lib.REMEDY}",
+        f"is not the file that {schema_lib.FILE_NAME} lists: it was changed,"
+        f" or is of another data directory; {schema_lib.REMEDY}",
         path=path,
       )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from xir_tfrs import types
-from xir_tfrs.data import json_files
+from xir_tfrs.data import hashes, json_files
 
 FILE_NAME = "schema.json"
 # The true vectors of generated data.
@@ -94,10 +94,18 @@ class InteractionFeature(_Struct, frozen=True):
 
 
 class Shard(_Struct, frozen=True):
-  """One TFRecord file and how many rows (not records) it holds."""
+  """A TFRecord file.
+
+  Attributes:
+    file: its name.
+    rows: how many rows, not records, it holds.
+    sha256: of its content, which is compared when the file is read; None: it
+      is not, as in directories of a user's own.
+  """
 
   file: str
   rows: Count
+  sha256: str | None = None
 
 
 class Split(_Struct, frozen=True):
@@ -164,6 +172,19 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     return (
       self.query_features if table == "queries" else self.candidate_features
     )
+
+  def with_hashes(self, data_dir: str | os.PathLike[str]) -> Schema:
+    """The same with the hashes of the shards that lie in `data_dir`."""
+    shards = {
+      part: tuple(
+        msgspec.structs.replace(
+          shard, sha256=hashes.sha256(pathlib.Path(data_dir) / shard.file)
+        )
+        for shard in of_part
+      )
+      for part, of_part in self.shards.items()
+    }
+    return msgspec.structs.replace(self, shards=shards)
 
   def save(self, data_dir: str | os.PathLike[str]) -> None:
     """Writes schema.json; the file appears complete or not at all."""

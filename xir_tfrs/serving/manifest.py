@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 import msgspec
 
 from xir_tfrs import __version__
-from xir_tfrs.data import atomic, errors, json_files
+from xir_tfrs.data import atomic, errors, hashes, json_files
 
 FILE_NAME = "manifest.json"
 FORMAT = 3
@@ -256,7 +256,7 @@ def list_files(directory: pathlib.Path) -> dict[str, File]:
   """The files below a directory, by their path in it."""
   return {
     path.relative_to(directory).as_posix(): File(
-      path.stat().st_size, sha256(path)
+      path.stat().st_size, hashes.sha256(path)
     )
     for path in sorted(directory.rglob("*"))
     if path.is_file()
@@ -336,7 +336,7 @@ def check_file(
     raise errors.DataError(
       f"holds {size} bytes instead of {expected.bytes}; {remedy}", path=path
     )
-  if whole and sha256(path) != expected.sha256:
+  if whole and hashes.sha256(path) != expected.sha256:
     raise errors.DataError(
       f"its content has changed since it was written; {remedy}", path=path
     )
@@ -377,7 +377,7 @@ def tower_hash(directory: str | os.PathLike[str]) -> str:
   for path in sorted(directory.rglob("*")):
     if path.is_file():
       name = path.relative_to(directory).as_posix()
-      digest.update(f"{name} {sha256(path)}\n".encode())
+      digest.update(f"{name} {hashes.sha256(path)}\n".encode())
   return digest.hexdigest()
 
 
@@ -400,12 +400,3 @@ def version(package: str) -> str | None:
     return metadata.version(package)
   except metadata.PackageNotFoundError:
     return None
-
-
-def sha256(path: pathlib.Path) -> str:
-  """Hex digest of a file's content."""
-  digest = hashlib.sha256()
-  with path.open("rb") as file:
-    while block := file.read(1 << 20):
-      digest.update(block)
-  return digest.hexdigest()

@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 from collections.abc import Iterator
 
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, hashes
 
 CHUNK_BYTES = 16 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -161,14 +161,10 @@ def read_lines(path: pathlib.Path) -> list[str]:
 
 def fingerprint(path: pathlib.Path) -> dict[str, str | int]:
   """Name, size and hash of a file."""
-  digest = hashlib.sha256()
-  with open(path, "rb") as f:
-    while block := f.read(1 << 20):
-      digest.update(block)
   return {
     "path": path.name,
     "bytes": path.stat().st_size,
-    "sha256": digest.hexdigest(),
+    "sha256": hashes.sha256(path),
   }
 
 
