@@ -9,7 +9,6 @@ import platform
 import sys
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 import xir_tfrs as xir
@@ -22,7 +21,7 @@ from pipelines.training import (
   validation,
 )
 from pipelines.training import config as configs
-from xir_tfrs.data import datasets, errors, runs, tables
+from xir_tfrs.data import datasets, errors, runs
 from xir_tfrs.data import directory as directories
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
@@ -103,13 +102,13 @@ def start(
   if not schema.rows["train"]:
     raise errors.DataError("there are no training rows", path=config.data)
   split = validation.load(config, data)
-  rows, known, candidates = _data(config, data)
+  rows, known = _data(config, data)
   calendar = schedule.Schedule(len(rows["query_id"]), config)
   if workers.is_chief:
     _say_if_few_steps(len(rows["query_id"]), calendar.total_steps, config)
   tf.keras.utils.set_random_seed(config.seed)
   with strategy.scope():
-    model = build.build(config, schema, data.queries, candidates)
+    model = build.build(config, schema, data.queries, data.candidates)
     optimizer = build.optimizer(config, calendar.steps_per_epoch)
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
@@ -155,22 +154,16 @@ def _say_if_few_steps(
 
 def _data(
   config: configs.TrainConfig, data: directories.DataDir
-) -> tuple[batches.Columns, tf.RaggedTensor | None, tables.Table]:
-  """The training rows, what is masked with them, and the candidates."""
+) -> tuple[batches.Columns, tf.RaggedTensor | None]:
+  """The training rows, and what is masked with them."""
   count = build.rows_of_loss(config)
   columns = data.rows("train", in_order=config.query_tower != "id")
   rows = batches.training_rows(columns, config.data)
-  candidates = data.candidates
-  if rows is not columns:
-    counts = np.bincount(
-      rows["candidate_id"], minlength=data.schema.num_candidates
-    )
-    candidates = dataclasses.replace(candidates, counts=counts)
   known = None
   if count["mask_known_positives"]:
     known = datasets.candidates_by_query(rows, data.schema.num_queries)
   rows = batches.with_popularity(rows, count["popularity_weight"])
-  return rows, known, candidates
+  return rows, known
 
 
 def _begin(

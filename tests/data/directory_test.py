@@ -91,6 +91,22 @@ def test_everything_is_read_once_and_ids_not_at_all(path, read):
   }
 
 
+def test_rows_of_weight_0_are_not_counted(path):
+  columns = COLUMNS | {"sample_weight": np.array([0.5, 2, 0], np.float32)}
+  with records.BlockWriter(path / "train") as writer:
+    writer.append(columns)
+  data = directory.DataDir(path)
+  assert data.queries.counts.tolist() == [1, 1]
+  assert data.candidates.counts.tolist() == [1, 0, 0, 1]
+
+
+def test_rows_that_were_read_in_order_are_not_read_again(path, read):
+  data = directory.DataDir(path)
+  assert "timestamp" in data.rows("train", in_order=True)
+  assert data.rows("train") is data.rows("train", in_order=True)
+  assert read.total() == 2
+
+
 def test_ids_are_bytes(path):
   ids = directory.DataDir(path).ids("candidates")
   assert ids.dtype == object

@@ -127,6 +127,9 @@ def test_rows_of_weight_0_move_no_weight(tmp_path, optimizer):
     moved = np.any(before != after, axis=1)
     untouched = opened.ids(name) == original
     np.testing.assert_array_equal(moved, ~untouched)
+    # So they count as unknown where the model is ranked, exported and served.
+    counts = getattr(opened, name).counts
+    np.testing.assert_array_equal(counts > 0, moved)
 
 
 def test_weights_reach_the_loss_by_default(tmp_path):

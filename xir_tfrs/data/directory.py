@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -83,8 +84,9 @@ class DataDir:
 
     Returns:
       name -> [rows] array, as `records.read_interactions`. They are shared:
-      do not write to them.
+      do not write to them. There may be more columns than asked for.
     """
+    in_order = in_order or (split, True) in self._rows
     key = split, in_order
     if key not in self._rows:
       self._rows[key] = records.read_interactions(
@@ -97,19 +99,33 @@ class DataDir:
 
   @functools.cached_property
   def queries(self) -> tables.Table:
-    """Counts and side features of the queries, without their ids."""
-    return self._table("queries")
+    """Counts and side features of the queries, without their ids.
+
+    A row of weight 0 is no training row, and is not counted.
+    """
+    return self._table("queries", "query_id")
 
   @functools.cached_property
   def candidates(self) -> tables.Table:
-    """Counts and side features of the candidates, without their ids."""
-    return self._table("candidates")
+    """The same of the candidates."""
+    return self._table("candidates", "candidate_id")
 
   def ids(self, table: str) -> np.ndarray:
     """[rows] object array of utf-8 bytes: the original ids; not kept."""
     return tables.read_ids(self.path, table, schema=self.schema)
 
-  def _table(self, name: str) -> tables.Table:
-    return tables.read_table(
+  def _table(self, name: str, id_column: str) -> tables.Table:
+    table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False
     )
+    if not any(
+      column.name == "sample_weight"
+      for column in self.schema.interaction_features
+    ):
+      return table
+    rows = self.rows("train")
+    trained = rows["sample_weight"] != 0
+    if trained.all():
+      return table
+    counts = np.bincount(rows[id_column][trained], minlength=len(table))
+    return dataclasses.replace(table, counts=counts)
