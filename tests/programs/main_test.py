@@ -103,6 +103,17 @@ def test_a_users_mistake_is_one_line(command, how, status, line):
   assert run(command, f"--how={how}") == (status, "", f"{line}\n")
 
 
+def test_a_setting_of_a_file_is_named_with_the_file(command, tmp_path):
+  path = tmp_path / "run.yaml"
+  path.write_text("how: setting\ntimes: 2\n")
+  status, _, err = run(command, f"--config={path}")
+  line = "failing: Error: --how is wrong."
+  assert (status, err) == (2, f"{line} --how: see {path}.\n")
+  # A flag wins, and is to blame then.
+  status, _, err = run(command, f"--config={path}", "--how=setting")
+  assert (status, err) == (2, f"{line}\n")
+
+
 def test_debug_shows_the_traceback_too(command):
   status, _, err = run(command, "--how=data", "--debug")
   assert status == 1

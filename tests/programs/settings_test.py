@@ -236,6 +236,18 @@ def test_a_setting_that_changes_nothing_is_refused(arguments, message):
   assert str(caught.value) == message
 
 
+def test_a_setting_of_a_file_that_changes_nothing_is_refused(tmp_path):
+  path = tmp_path / "run.yaml"
+  path.write_text("cut: 4\ndim: 2\ntop: 1\n")
+  parsed = settings.parse(_Config, ["program", f"--config={path}", "--top=2"])
+  with pytest.raises(settings.SettingsError) as caught:
+    settings.build(_Config, {"data": "d"} | parsed.given)
+  assert parsed.origin_of(str(caught.value)) == f" --cut: see {path}."
+  text = "--top and --dim, --cut and --dim, and --cuts."
+  assert parsed.origin_of(text) == f" --dim and --cut: see {path}."
+  assert parsed.origin_of("--top is wrong.") == ""
+
+
 @pytest.mark.parametrize(
   "arguments",
   [["--cut=4", "--kind=b"], ["--top=1", "--kind=c", "--dim=2"], ["--fast"]],

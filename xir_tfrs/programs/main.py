@@ -56,13 +56,12 @@ def run(
   logging.set_verbosity(logging.WARNING)
   # Ours are in a `FlagValues` of their own; absl waits for its own to log.
   flags.FLAGS.mark_as_parsed()
-  debug = False
+  parsed = None
   in_main_thread = threading.current_thread() is threading.main_thread()
   if in_main_thread:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
     parsed = settings.parse(config_class, argv, keep_unknown=keep_unknown)
-    debug = parsed.debug
     if parsed.help:
       print(f"{text}\n\nFlags:\n{settings.help_text(config_class)}")
       sys.stdout.flush()
@@ -79,10 +78,13 @@ def run(
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except (errors.DataError, ProgramError, settings.SettingsError, OSError) as e:
-    if debug:
+    if parsed and parsed.debug:
       traceback.print_exc()
-    print(f"{name}: Error: {_line(e)}", file=sys.stderr, flush=True)
-    return 2 if isinstance(e, settings.SettingsError) else 1
+    text, status = _line(e), 1
+    if isinstance(e, settings.SettingsError):
+      text, status = text + (parsed.origin_of(text) if parsed else ""), 2
+    print(f"{name}: Error: {text}", file=sys.stderr, flush=True)
+    return status
   except KeyboardInterrupt:
     print(f"{name}: Interrupted.", file=sys.stderr)
     return 128 + signal.SIGINT

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import textwrap
 import types
 import typing
@@ -400,15 +401,25 @@ class Parsed:
 
   Attributes:
     given: The settings that it gives, by flags or by --config; flags win.
+    from_file: The names of those that --config gives.
+    file: The file of --config.
     rest: Arguments that are no flags of the program.
     help: Whether it asks for help.
     debug: Whether it asks for tracebacks.
   """
 
   given: dict[str, Any]
+  from_file: frozenset[str]
+  file: str | None
   rest: list[str]
   help: bool
   debug: bool
+
+  def origin_of(self, text: str) -> str:
+    """Which flags that a message names stand in the file; "" if none."""
+    found = dict.fromkeys(re.findall(r"--(\w+)", text))
+    named = [f"--{name}" for name in found if name in self.from_file]
+    return f" {' and '.join(named)}: see {self.file}." if named else ""
 
 
 _GENERAL = {
@@ -452,17 +463,25 @@ def parse(
     rest = values(list(argv), known_only=keep_unknown)[1:]
   except flags.Error as error:
     raise SettingsError(f"{error}; see --help.") from None
-  given = {}
+  in_file, file = {}, None
   # Help comes first: the file may be what one needs help with.
   wants_help = bool(values["help"].value)
   if values["config"].present and not wants_help:
-    given = read_file(str(values["config"].value), config_class)
-  given |= {
+    file = str(values["config"].value)
+    in_file = read_file(file, config_class)
+  by_flags = {
     name: one.convert(values[name].value, f"--{name}")
     for name, one in known.items()
     if values[name].present
   }
-  return Parsed(given, rest, wants_help, bool(values["debug"].value))
+  return Parsed(
+    given=in_file | by_flags,
+    from_file=frozenset(in_file.keys() - by_flags.keys()),
+    file=file,
+    rest=rest,
+    help=wants_help,
+    debug=bool(values["debug"].value),
+  )
 
 
 def help_text(config_class: type) -> str:
