@@ -6,6 +6,8 @@ r"""The main job, end to end: raw interactions to top-k answers.
 prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
 XIR with the same settings, ranks the whole catalogue with each, prints one
 table, exports XIR with a ScaNN index, and asks it for three users' candidates.
+Where interactions have times, it also trains XIR with histories in the place of
+user ids, and asks it for the candidates of a visitor whom it does not know.
 Each part is a program of its own, and is named before it runs; --input takes
 the flags of pipelines.prepare.
 """
@@ -26,7 +28,7 @@ from pipelines.preparation import summary
 from pipelines.training import checkpoints
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import json_files, tables
+from xir_tfrs.data import directory, histories, json_files
 from xir_tfrs.programs import main as main_lib
 from xir_tfrs.programs import settings
 from xir_tfrs.programs.settings import setting
@@ -38,6 +40,15 @@ RESULTS = "results.json"
 # Methods are compared as they were published, with nothing tuned.
 _PRESET = "plain"
 _NUM_ANSWERS = 3
+# The model of histories, and its settings.
+HISTORY = "history"
+_HISTORY_SETTINGS: dict[str, Any] = {
+  "query_tower": "history",
+  "history_length": 20,
+  "optimizer": "adam",
+  "learning_rate": 0.003,
+}
+_SESSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +73,15 @@ class QuickstartConfig(prepare_config.PrepareConfig):
     )
 
 
-def quickstart(config: QuickstartConfig) -> dict[str, dict[str, float]]:
+def quickstart(
+  config: QuickstartConfig,
+) -> dict[str, dict[str, dict[str, float]]]:
   """Runs the parts one after another.
 
   Returns:
-    Test metrics of each ranking, as the table has them.
+    Test metrics of each ranking, as the tables have them: "queries", where
+    each query has all its test rows to find; and "rows", where each test row is
+    found from what was before it, if interactions have times.
 
   Raises:
     DataError: The input or a directory cannot be used.
@@ -74,66 +89,108 @@ def quickstart(config: QuickstartConfig) -> dict[str, dict[str, float]]:
   """
   start = time.monotonic()
   output = pathlib.Path(config.output)
-  data, bundle = output / "data", output / "bundle"
+  data = output / "data"
   _announce("Prepare", f"pipelines.prepare --output {data} ...")
   began = time.monotonic()
   schema = prepare.prepare(config.preparation)
   print(summary.text(schema, data, time.monotonic() - began))
+  prepared = directory.DataDir(data)
 
-  table: dict[str, dict[str, float]] = {}
+  found: dict[str, dict[str, dict[str, float]]] = {"queries": {}}
   for task in config.tasks:
-    train = configs.from_preset(
-      preset=_PRESET,
-      data=str(data),
-      model_dir=str(output / task),
-      task=task,
-      dim=config.dim,
-      epochs=config.epochs,
-    )
-    _announce(
-      f"Train {task}",
-      f"pipelines.train --data {data} --model_dir {train.model_dir} --preset "
-      f"{_PRESET} --task {task} --dim {config.dim} --epochs {config.epochs}",
-    )
-    trained = training.train(train, overwrite=True)
-    if trained.outcome == "interrupted":
-      raise KeyboardInterrupt
-    evaluated = evaluate.evaluate(
-      evaluate.EvaluateConfig(model_dir=train.model_dir)
-    )
-    for name, metrics in evaluated.metrics.items():
-      row = task if name == "model" else name
-      table[row] = {metric: metrics[metric] for metric in METRICS}
-    table[task]["ms/step"] = trained.step_milliseconds
-  exported = output / config.tasks[-1]
-  _announce(
-    "Compare", f"pipelines.evaluate --data {data} --model_dir {exported}"
-  )
-  print(format_table(table))
-  json_files.write(output / RESULTS, table)
+    found["queries"] |= _train(config, task, {})
+  last = config.tasks[-1]
+  _compare(data, output / last, found["queries"])
+  with_times = "timestamp" in prepared.rows("train", in_order=True)
+  if with_times:
+    found["rows"] = _train(config, HISTORY, _HISTORY_SETTINGS)
+    _compare(data, output / HISTORY, found["rows"])
+  json_files.write(output / RESULTS, found)
 
+  queries = _some_queries(prepared, _NUM_ANSWERS)
+  asked = [x for query in queries for x in ("--query_id", query)]
+  _answer(data, output / last, output / "bundle", asked)
+  session = _a_session(prepared) if with_times else []
+  if session:
+    bundle = output / "history_bundle"
+    _answer(data, output / HISTORY, bundle, ["--history", ",".join(session)])
+  _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
+  print(_what_next(output, last, queries[0]))
+  return found
+
+
+def _train(
+  config: QuickstartConfig, name: str, given: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+  """Trains a model and measures it: metrics by ranking, its own under `name`.
+
+  Args:
+    config: What to make.
+    name: A task; or another name, of a model of the last task.
+    given: Settings over those of the preset.
+  """
+  output = pathlib.Path(config.output)
+  given = {
+    "data": str(output / "data"),
+    "model_dir": str(output / name),
+    "preset": _PRESET,
+    "task": name if name in config.tasks else config.tasks[-1],
+    "dim": config.dim,
+    "epochs": config.epochs,
+    **given,
+  }
+  flags = " ".join(f"--{key} {value}" for key, value in given.items())
+  _announce(f"Train {name}", f"pipelines.train {flags}")
+  train = configs.from_preset(**given)
+  trained = training.train(train, overwrite=True)
+  if trained.outcome == "interrupted":
+    raise KeyboardInterrupt
+  evaluated = evaluate.evaluate(
+    evaluate.EvaluateConfig(model_dir=train.model_dir)
+  )
+  table = {
+    name if ranking == "model" else ranking: {m: metrics[m] for m in METRICS}
+    for ranking, metrics in evaluated.metrics.items()
+  }
+  table[name]["ms/step"] = trained.step_milliseconds
+  return table
+
+
+def _compare(
+  data: pathlib.Path,
+  model_dir: pathlib.Path,
+  table: dict[str, dict[str, float]],
+) -> None:
+  what = "Compare"
+  if model_dir.name == HISTORY:
+    what = "Compare: each test row found from what its user did before"
+  _announce(what, f"pipelines.evaluate --data {data} --model_dir {model_dir}")
+  print(format_table(table))
+
+
+def _answer(
+  data: pathlib.Path,
+  model_dir: pathlib.Path,
+  bundle: pathlib.Path,
+  asked: list[str],
+) -> None:
+  """Exports a model and asks it, which leaves out what the asker has seen."""
   _run(
-    f"Export {config.tasks[-1]}",
+    f"Export {model_dir.name}",
     "export.export_retriever",
-    *("--data", data, "--model_dir", exported, "--output", bundle),
+    *("--data", data, "--model_dir", model_dir, "--output", bundle),
     "--overwrite",
   )
-  queries = _some_queries(data, _NUM_ANSWERS)
-  answer = ["--bundle", bundle, "--k", "10", "--exclude_seen"]
-  for query in queries:
-    answer += ["--query_id", query]
-  _run("Answer", "export.query", *answer)
-  _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
-  print(_what_next(output, config.tasks[-1], queries[0]))
-  return table
+  title = "Answer a visitor" if "--history" in asked else "Answer"
+  answer = ["--bundle", bundle, "--k", "10", "--exclude_seen", *asked]
+  _run(title, "export.query", *answer)
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
   """Rankings as rows, baselines first, methods in order of training."""
-  references = ("popularity", "oracle")
-  names = [n for n in table if n not in references]
-  names = [n for n in references[:1] if n in table] + names
-  names += [n for n in references[1:] if n in table]
+  first, last = ("popularity", "neighbours"), ("oracle",)
+  methods = [name for name in table if name not in first + last]
+  names = [name for name in (*first, *methods, *last) if name in table]
   columns = [*METRICS, "ms/step"]
   rows = [["", *columns]]
   for name in names:
@@ -146,16 +203,25 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
   )
 
 
-def _some_queries(data: pathlib.Path, count: int) -> list[str]:
+def _some_queries(data: directory.DataDir, count: int) -> list[str]:
   """Original ids of queries of different activity."""
-  queries = tables.read_table(data, "queries")
-  by_activity = queries.counts.argsort(kind="stable")[::-1]
-  by_activity = by_activity[queries.counts[by_activity] > 0]
+  counts = data.queries.counts
+  by_activity = counts.argsort(kind="stable")[::-1]
+  by_activity = by_activity[counts[by_activity] > 0]
   picked = [
     by_activity[(2 * i + 1) * len(by_activity) // (2 * count)]
     for i in range(min(count, len(by_activity)))
   ]
-  return [str(queries.ids[i]) for i in picked]
+  return [x.decode() for x in data.ids("queries")[picked]]
+
+
+def _a_session(data: directory.DataDir) -> list[str]:
+  """Original ids of candidates that somebody chose one after another."""
+  rows = histories.Histories.of_rows(data.rows("train", in_order=True)).columns
+  of_one = rows["query_id"] == data.queries.counts.argmax()
+  chosen = data.ids("candidates")[rows["candidate_id"][of_one][-_SESSION:]]
+  # --history is split at commas.
+  return [x.decode() for x in chosen if b"," not in x]
 
 
 def _announce(title: str, command: str | None) -> None:
@@ -185,7 +251,7 @@ def _what_next(output: pathlib.Path, task: str, query: str) -> str:
   return "\n".join(
     [
       "  your own file      make quickstart ARGS='--input FILE.csv "
-      "--user_column U --item_column I'",
+      "--user_column U --item_column I --time_column T'",
       f"  train longer       python -m pipelines.train --model_dir "
       f"{output / task} --resume --epochs 30",
       f"  every figure       python -m pipelines.evaluate --model_dir "

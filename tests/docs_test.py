@@ -349,23 +349,29 @@ def test_quickstart_on_a_users_file(tmp_path):
   assert [make, target] == ["make", "quickstart"]
   interactions(tmp_path / "rows.inter")
   rows = (tmp_path / "rows.inter").read_text().splitlines()[1:]
-  lines = ["user,item", *(row.replace("\t", ",") for row in rows)]
+  lines = ["user,item,time"]
+  lines += [row.replace("\t", ",") + f",{i}" for i, row in enumerate(rows)]
   (tmp_path / "ratings.csv").write_text("\n".join(lines) + "\n")
   arguments = arguments.removeprefix("ARGS=")
   output = run(
     f"python -m pipelines.quickstart {arguments} --output q --epochs 2",
     tmp_path,
   )
-  table = output.partition("=== Compare")[2].partition("===")[0]
-  rows = {
-    line.split()[0]: line.split()[1:]
-    for line in table.splitlines()[2:]
-    if line.strip() and not line.startswith(" ")
-  }
-  assert list(rows) == ["popularity", "ssl", "ssl_pop", "bir", "xir"]
-  for row in rows.values():
-    assert 0 <= float(row[0]) <= 1
-  assert output.count("rank  id") == 3
+  tables = [part.partition("===")[0] for part in output.split("=== Compare")]
+  for table, names in (
+    (tables[1], ["popularity", "ssl", "ssl_pop", "bir", "xir"]),
+    (tables[2], ["popularity", "neighbours", "history"]),
+  ):
+    rows = {
+      line.split()[0]: line.split()[1:]
+      for line in table.splitlines()[2:]
+      if line.strip() and not line.startswith(" ")
+    }
+    assert list(rows) == names
+    for row in rows.values():
+      assert 0 <= float(row[0]) <= 1
+  assert output.count("rank  id") == 4
+  assert "session, 3 known in its history" in output
   assert "What next" in output
 
 
