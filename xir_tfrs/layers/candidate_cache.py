@@ -129,7 +129,13 @@ class CandidateCache(tf.keras.layers.Layer):
       if self._cache_scope == "all":
         pool_ids = tf.range(self._num_candidates, dtype=tf.int64)
       counts = tf.gather(self.occurrence_counts, pool_ids)
-      next_ids = cache.next_cache(pool_ids, counts, self._cache_size, seed=seed)
+      next_ids = cache.next_cache(
+        pool_ids,
+        counts,
+        self._cache_size,
+        seed=seed,
+        distinct=self._cache_scope == "all",
+      )
     self.entered.assign(
       cache.entry_steps(self.ids, self.entered, next_ids, self.step + 1)
     )

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import state
-from xir_tfrs.ops import frequency
+from xir_tfrs.ops import frequency, search
 
 
 class FrequencyEstimator(tf.keras.layers.Layer):
@@ -137,11 +137,11 @@ class FrequencyEstimator(tf.keras.layers.Layer):
         on every replica. Without rows nothing changes.
     """
     cells = tf.reshape(self._cells(ids), [-1])
-    # Two ids may share a cell: it is cells that are made unique, not ids.
-    cells, _, hits = tf.unique_with_counts(cells, out_idx=tf.int64)
-    hits = tf.cast(hits, tf.float32)
-    if not self._count_appearances:
-      hits = tf.ones_like(hits)
+    # Two ids may share a cell: it is cells that count, not ids. One that stands
+    # here several times gets the same value as often.
+    hits = tf.ones_like(cells, tf.float32)
+    if self._count_appearances:
+      hits = tf.cast(search.multiplicities(cells), tf.float32)
     step = self.step + tf.cast(tf.size(cells) > 0, tf.int64)
     so_far = None
     if self.appearances is not None:

@@ -9,7 +9,7 @@ from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_table, state
 from xir_tfrs.layers import history as encoders
 from xir_tfrs.models import towers
-from xir_tfrs.ops import history, seeds
+from xir_tfrs.ops import history, seeds, xla
 
 
 class HistoryTower(tf.keras.Model):
@@ -222,11 +222,11 @@ class HistoryTower(tf.keras.Model):
     ids = tf.reshape(window, [-1])
     if event_vectors is not None:
       vectors = tf.gather(event_vectors, tf.maximum(ids, 0))
-    elif training:
+    elif training and not xla.compiling():
       vectors = _encode_events(self.candidate_tower, ids)
     else:
-      # Static shapes: this compiles.
-      vectors = self.candidate_tower(ids)
+      # Of static shape, padding and all.
+      vectors = self.candidate_tower(ids, training=training)
     vectors = tf.cast(vectors, tf.float32)
     shape = [-1, self.history_length, vectors.shape[1]]
     return tf.reshape(vectors, shape), lengths

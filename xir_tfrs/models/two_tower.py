@@ -10,6 +10,8 @@ import tensorflow_recommenders as tfrs
 from xir_tfrs import distribute
 from xir_tfrs.models import history_tower, towers
 from xir_tfrs.models.ranker import Ranker
+from xir_tfrs.ops import xla
+from xir_tfrs.optimizers import lazy_adam
 
 # What Keras reports of an epoch, means over its rows.
 _LOSSES = ("loss", "regularization_loss", "total_loss")
@@ -140,7 +142,27 @@ class TwoTower(tfrs.Model):
       `loss`, `regularization_loss` and `total_loss` of the batch, scalars: this
       replica's shares, of which the global loss is the sum.
     """
-    return super().train_step(batch)
+    if not xla.compiling():
+      return super().train_step(batch)
+    with tf.GradientTape() as tape:
+      loss = self.compute_loss(dict(batch), training=True)
+      regularization_loss = tf.add_n([tf.zeros([]), *self.losses])
+      total_loss = loss + regularization_loss
+    variables = self.trainable_variables
+    gradients = tape.gradient(total_loss, variables)
+    if not isinstance(self.optimizer, lazy_adam.LazyAdam):
+      # Other optimizers count the distinct rows, which is no static shape;
+      # they go through the whole table in any case.
+      gradients = [
+        None if gradient is None else tf.convert_to_tensor(gradient)
+        for gradient in gradients
+      ]
+    self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    return {
+      "loss": loss,
+      "regularization_loss": regularization_loss,
+      "total_loss": total_loss,
+    }
 
   def reset_metrics(self) -> None:
     """Begins an epoch; Keras calls it."""
@@ -255,9 +277,7 @@ class TwoTower(tfrs.Model):
       mean.update_state(share * replicas, sample_weight=rows / replicas)
       # Not `mean.result()`: Keras adds up what replicas report, and whether
       # that is one result or a copy of each depends on the strategy.
-      reported[name] = (
-        tf.math.divide_no_nan(mean.total, mean.count) / replicas
-      )
+      reported[name] = tf.math.divide_no_nan(mean.total, mean.count) / replicas
     return reported
 
   def _ranker_config(self) -> dict | None:

@@ -2,6 +2,7 @@
 
 from xir_tfrs.ops import (
   cache,
+  chunks,
   corr,
   forms,
   frequency,
@@ -15,12 +16,15 @@ from xir_tfrs.ops import (
   proposals,
   ranks,
   resampling,
+  search,
   seeds,
   top_k,
+  xla,
 )
 
 __all__ = [
   "cache",
+  "chunks",
   "corr",
   "forms",
   "frequency",
@@ -34,6 +38,8 @@ __all__ = [
   "proposals",
   "ranks",
   "resampling",
+  "search",
   "seeds",
   "top_k",
+  "xla",
 ]

@@ -6,7 +6,7 @@ drawn; the next cache is a sample with probability in proportion to `o_i`.
 
 import tensorflow as tf
 
-from xir_tfrs.ops import seeds
+from xir_tfrs.ops import search, seeds
 
 
 def next_cache(
@@ -15,6 +15,7 @@ def next_cache(
   cache_size: int,
   *,
   seed: int | tf.Tensor,
+  distinct: bool = False,
 ) -> tf.Tensor:
   """Draws the next cache, with replacement, in proportion to the weights.
 
@@ -25,20 +26,20 @@ def next_cache(
       all are zero, every distinct id is equally likely.
     cache_size: How many ids to draw.
     seed: [2] integer seed, or a scalar.
+    distinct: Whether no id stands here twice, which then is not looked at.
 
   Returns:
     [cache_size] ids, of the type of `candidate_ids`.
   """
-  _, position, multiplicity = tf.unique_with_counts(candidate_ids)
   weights = tf.cast(weights, tf.float64)
   weights = tf.where(tf.reduce_any(weights > 0), weights, 1.0)
-  weights /= tf.cast(tf.gather(multiplicity, position), tf.float64)
+  if not distinct:
+    multiplicity = search.multiplicities(candidate_ids)
+    weights /= tf.cast(multiplicity, tf.float64)
   cumulative = tf.cumsum(weights)
   # float64: with 2^24 candidates float32 could no longer reach each of them.
-  points = cumulative[-1] * tf.random.stateless_uniform(
-    [cache_size], seed=seeds.as_pair(seed), dtype=tf.float64
-  )
-  drawn = tf.searchsorted(cumulative, points, side="right")
+  points = cumulative[-1] * seeds.uniform(seed, cache_size)
+  drawn = search.upper_bound(cumulative, points)
   return tf.gather(
     candidate_ids, tf.minimum(drawn, tf.shape(candidate_ids)[0] - 1)
   )
@@ -62,9 +63,9 @@ def entry_steps(
   Returns:
     [n] int64 steps, the same for the same id.
   """
-  distinct, place = tf.unique(tf.concat([ids, next_ids], 0))
-  before, after = tf.split(place, [tf.size(ids), tf.size(next_ids)])
+  numbers = search.numbers(tf.concat([ids, next_ids], 0))
+  before, after = tf.split(numbers, [tf.size(ids), tf.size(next_ids)])
   # An id that was not there has an empty segment, whose maximum is negative.
-  since = tf.math.unsorted_segment_max(entered, before, tf.size(distinct))
+  since = tf.math.unsorted_segment_max(entered, before, tf.size(numbers))
   since = tf.gather(since, after)
   return tf.where(since >= 0, since, tf.cast(step, tf.int64))

@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from xir_tfrs.ops import forms, masking, ranks
+from xir_tfrs.ops import chunks, forms, masking, ranks, xla
 from xir_tfrs.ops.forms import base
 
 # Elements of a chunk's logits: 8 MiB of float32. Encoding again and again has
@@ -68,7 +68,7 @@ def full_softmax(
       f"The loss {form.name!r} is for sampled pools. For the catalogue there "
       f"are: {', '.join(forms.names_for(forms.CATALOGUE))}."
     )
-  chunk = _chunk_size(candidate_chunk_size, tf.shape(queries)[0])
+  chunk = candidate_chunk_size or _chunk_size(chunks.size(queries))
   catalogue = _Catalogue(
     form, positive_ids, encode, num_candidates, chunk, positive_in_pool
   )
@@ -106,7 +106,7 @@ class _Catalogue:
   positive_ids: tf.Tensor
   encode: Callable[[tf.Tensor], tf.Tensor]
   num_candidates: int
-  chunk: tf.Tensor
+  chunk: chunks.Size
   positive_in_pool: bool
 
   def losses(
@@ -147,8 +147,8 @@ class _Catalogue:
       by s_p for forms that are pairwise, and by each variable.
     """
 
-    def of_chunk(start):
-      ids = self._ids(start)
+    def of_chunk(start, length):
+      ids = _ids(start, length)
       with tf.GradientTape() as tape:
         embeddings = self.encode(ids)
       _, values, slopes = self._values(queries, positive, embeddings, ids)
@@ -164,27 +164,28 @@ class _Catalogue:
       )
 
     # The first chunk shows which variables have gradients in rows.
-    d_queries, d_score, d_variables = of_chunk(tf.zeros([], tf.int64))
+    first = _lesser(self.chunk, self.num_candidates)
+    d_queries, d_score, d_variables = of_chunk(0, first)
     num_chunks = (self.num_candidates + self.chunk - 1) // self.chunk
     sums = [
-      _Sum(variable, gradient, tf.cast(num_chunks, tf.int32))
+      _Sum(variable, gradient, num_chunks)
       for variable, gradient in zip(variables, d_variables, strict=True)
     ]
 
-    def body(start, d_queries, d_score, *totals):
-      by_chunk, score_by_chunk, d_variables = of_chunk(start)
-      return (
-        start + self.chunk,
-        d_queries + by_chunk,
-        d_score + score_by_chunk,
-        *(
-          s.add(total, gradient, start // self.chunk)
-          for s, total, gradient in zip(sums, totals, d_variables, strict=True)
-        ),
+    def step(carry, start, length):
+      d_queries, d_score, totals = carry
+      by_chunk, score_by_chunk, d_variables = of_chunk(first + start, length)
+      totals = tuple(
+        s.add(total, gradient, start // self.chunk + 1)
+        for s, total, gradient in zip(sums, totals, d_variables, strict=True)
       )
+      return (d_queries + by_chunk, d_score + score_by_chunk, totals), ()
 
-    _, d_queries, d_score, *totals = self._for_each_chunk(
-      body, (d_queries, d_score, *(s.first for s in sums)), start=self.chunk
+    (d_queries, d_score, totals), _ = chunks.fold(
+      step,
+      self.num_candidates - first,
+      self.chunk,
+      (d_queries, d_score, tuple(s.first for s in sums)),
     )
     return (
       d_queries,
@@ -203,8 +204,9 @@ class _Catalogue:
     num_best = self.form.num_best
     best = tf.tile(minus_infinity[:, tf.newaxis], [1, num_best])
 
-    def body(start, highest, total, best):
-      ids = self._ids(start)
+    def step(carry, start, length):
+      highest, total, best = carry
+      ids = _ids(start, length)
       scores, values, _ = self._values(queries, positive, self.encode(ids), ids)
       if num_best:
         best = ranks.merge_best(best, scores)
@@ -213,10 +215,13 @@ class _Catalogue:
       shift = tf.where(tf.math.is_finite(higher), higher, 0.0)
       total *= tf.exp(highest - shift)
       total += tf.reduce_sum(tf.exp(values - shift[:, tf.newaxis]), axis=1)
-      return start + self.chunk, higher, total, best
+      return (higher, total, best), ()
 
-    _, highest, total, best = self._for_each_chunk(
-      body, (minus_infinity, tf.zeros_like(positive), best)
+    (highest, total, best), _ = chunks.fold(
+      step,
+      self.num_candidates,
+      self.chunk,
+      (minus_infinity, tf.zeros_like(positive), best),
     )
     return highest + tf.math.log(total), best
 
@@ -242,29 +247,13 @@ class _Catalogue:
       slopes,
     )
 
-  def _ids(self, start: tf.Tensor) -> tf.Tensor:
-    return tf.range(start, tf.minimum(start + self.chunk, self.num_candidates))
-
-  def _for_each_chunk(
-    self,
-    body: Callable[..., tuple],
-    initial: tuple,
-    start: int | tf.Tensor = 0,
-  ) -> tuple:
-    return tf.while_loop(
-      lambda start, *_: start < self.num_candidates,
-      body,
-      (tf.cast(start, tf.int64), *initial),
-      # Chunks in parallel would hold their logits at the same time.
-      parallel_iterations=1,
-    )
-
 
 class _Sum:
   """How the gradient of a variable is summed up over the chunks.
 
   A sum of whole variables would cost a pass over the table of embeddings for
-  each chunk of it: gradients in rows are collected, and added up once.
+  each chunk of it: gradients in rows are collected, and added up once. XLA adds
+  rows to a table without a copy of it.
 
   A gradient is a tensor, `tf.IndexedSlices`, or None where a chunk does not
   use the variable. A total is a tensor, or TensorArrays of indices and values.
@@ -274,14 +263,17 @@ class _Sum:
     self,
     variable: tf.Variable,
     gradient: Any,
-    num_chunks: tf.Tensor,
+    num_chunks: chunks.Size,
   ) -> None:
     """Begins with the gradient of the first chunk."""
     self._variable = variable
-    self._in_rows = isinstance(gradient, tf.IndexedSlices)
+    in_rows = isinstance(gradient, tf.IndexedSlices)
+    self._in_rows = in_rows and not xla.compiling()
     if not self._in_rows:
       self.first: Any = (
-        tf.zeros_like(variable) if gradient is None else gradient
+        tf.zeros_like(variable)
+        if gradient is None
+        else tf.convert_to_tensor(gradient)
       )
       return
     self.first = tuple(
@@ -294,16 +286,18 @@ class _Sum:
       for rows in (gradient.indices, gradient.values)
     )
 
-  def add(self, total: Any, gradient: Any, chunk_number: tf.Tensor) -> Any:
+  def add(self, total: Any, gradient: Any, chunk_number: chunks.Size) -> Any:
     """`total` and the gradient of another chunk."""
-    if self._in_rows:
-      rows = (gradient.indices, gradient.values)
-      chunk_number = tf.cast(chunk_number, tf.int32)
-      return tuple(
-        array.write(chunk_number, x)
-        for array, x in zip(total, rows, strict=True)
-      )
-    return total if gradient is None else total + gradient
+    if gradient is None:
+      return total
+    if not isinstance(gradient, tf.IndexedSlices):
+      return total + gradient
+    rows = (gradient.indices, gradient.values)
+    if not self._in_rows:
+      return tf.tensor_scatter_nd_add(total, rows[0][:, tf.newaxis], rows[1])
+    return tuple(
+      array.write(chunk_number, x) for array, x in zip(total, rows, strict=True)
+    )
 
   def result(self, total: Any) -> tf.Tensor:
     """The gradient, dense: every candidate has one."""
@@ -315,8 +309,17 @@ class _Sum:
     )
 
 
-def _chunk_size(given: int | None, batch: tf.Tensor) -> tf.Tensor:
-  if given is not None:
-    return tf.constant(given, tf.int64)
-  chunk = _CHUNK_ELEMENTS // tf.maximum(batch, 1)
-  return tf.cast(tf.maximum(chunk, _SMALLEST_CHUNK), tf.int64)
+def _ids(start: chunks.Size, length: chunks.Size) -> tf.Tensor:
+  """[length] int64 candidates from `start` on."""
+  return tf.cast(start + tf.range(length), tf.int64)
+
+
+def _lesser(first: chunks.Size, second: int) -> chunks.Size:
+  return (min if isinstance(first, int) else tf.minimum)(first, second)
+
+
+def _chunk_size(batch: chunks.Size) -> chunks.Size:
+  """Candidates whose logits are held at a time."""
+  if isinstance(batch, int):
+    return max(_CHUNK_ELEMENTS // max(batch, 1), _SMALLEST_CHUNK)
+  return tf.maximum(_CHUNK_ELEMENTS // tf.maximum(batch, 1), _SMALLEST_CHUNK)

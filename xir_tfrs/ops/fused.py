@@ -15,15 +15,18 @@ Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
 """
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
-from xir_tfrs.ops import forms, masking, ranks, resampling
+from xir_tfrs.ops import chunks, forms, masking, ranks, resampling
 from xir_tfrs.ops.forms import base
 
 # Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
-# one core.
+# one core. A GPU would wait for its kernels to start: 64 MiB.
 _CHUNK_ELEMENTS = 2**19
+_CHUNK_ELEMENTS_ON_GPU = 2**24
+_FEWEST_ROWS = 16
 
 # Sums of terms relative to the highest logit: less than this is no term.
 _NOTHING = 1e-30
@@ -39,12 +42,15 @@ class Pool:
     log_q: [pool] log of the proposal by which the candidates arrived.
     own_offset: If the rows' positives are columns of the pool: the column of
       row 0's. None: they are not.
+    in_use: [pool] bool, which columns there are: a pool of static size may
+      have room for more. None: all.
   """
 
   embeddings: tf.Tensor
   ids: tf.Tensor
   log_q: tf.Tensor
   own_offset: tf.Tensor | None = None
+  in_use: tf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +128,8 @@ def pool_softmax(
   form = forms.CrossEntropy() if form is None else form
   _require_what_it_needs(form, positive_log_q, resampler)
   dtype = queries.dtype
-  batch = tf.shape(queries)[0]
-  chunk = _chunk_size(row_chunk_size, batch, tf.shape(pool.embeddings)[0])
+  batch = chunks.size(queries)
+  chunk = row_chunk_size or _chunk_size(chunks.size(pool.embeddings))
   row_weights = tf.stop_gradient(tf.cast(row_weights, dtype))
   if positive_log_q is not None:
     positive_log_q = tf.stop_gradient(tf.cast(positive_log_q, dtype))
@@ -151,6 +157,7 @@ def pool_softmax(
   columns = _Columns(
     form=form,
     log_q=tf.stop_gradient(tf.cast(pool.log_q, dtype)),
+    in_use=pool.in_use,
     resampler=resampler,
     count_draws=count_draws,
     in_sum=own_stands_in,
@@ -158,63 +165,49 @@ def pool_softmax(
 
   @tf.custom_gradient
   def run(queries, positives, pool_embeddings):
-    def body(start, loss, draws, d_queries, d_positives, d_pool):
-      rows = slice(start, tf.minimum(start + chunk, batch))
-      q, v = queries[rows], positives[rows]
+    def of_rows(sums, start, size):
+      part = functools.partial(chunks.part, start=start, length=size)
+      q, v = part(queries), part(positives)
       logits = tf.matmul(q, pool_embeddings, transpose_b=True)
       if own_stands_in:
         # The very number that the sum has: a rounding apart, a loss near 0
         # could be negative.
-        own = tf.cast(tf.range(rows.start, rows.stop), tf.int64)
-        positive = tf.gather(logits, own + pool.own_offset, batch_dims=1)
+        own = tf.cast(start + tf.range(size), tf.int64) + pool.own_offset
+        positive = tf.gather(logits, own, batch_dims=1)
       else:
         positive = tf.reduce_sum(q * v, axis=1)
-      log_q = None if positive_log_q is None else positive_log_q[rows]
+      log_q = None if positive_log_q is None else part(positive_log_q)
       row_losses, terms, to_terms, to_positive, chunk_draws = columns.losses(
         logits,
         positive,
-        mask.keep(rows),
+        mask.keep(start, size),
         log_q,
         log_q if corrected else tf.zeros_like(positive),
-        rows.start,
+        start,
       )
-      weight = row_weights[rows]
+      weight = part(row_weights)
       # The factors are multiplied into what is [rows, dim], not [rows, pool].
       to_terms = (weight * to_terms)[:, tf.newaxis]
       to_positive = (weight * to_positive)[:, tf.newaxis]
       d_q = to_terms * tf.matmul(terms, pool_embeddings) + to_positive * v
-      return (
-        rows.stop,
+      loss, draws, d_pool = sums
+      sums = (
         loss + tf.reduce_sum(weight * row_losses),
         draws + chunk_draws,
-        tf.concat([d_queries, d_q], 0),
-        tf.concat([d_positives, to_positive * q], 0),
         d_pool + tf.matmul(to_terms * q, terms, transpose_a=True),
       )
+      return sums, (d_q, to_positive * q)
 
-    dim = queries.shape[1]
-    no_rows = tf.zeros([0, dim], dtype)
-    _, loss, draws, d_queries, d_positives, d_pool = tf.while_loop(
-      lambda start, *_: start < batch,
-      body,
+    (loss, draws, d_pool), (d_queries, d_positives) = chunks.fold(
+      of_rows,
+      batch,
+      chunk,
       (
-        tf.zeros([], tf.int32),
         tf.zeros([], dtype),
         tf.zeros(tf.shape(pool_embeddings)[:1], tf.float64),
-        no_rows,
-        no_rows,
         tf.zeros_like(tf.transpose(pool_embeddings)),
       ),
-      shape_invariants=(
-        tf.TensorShape([]),
-        tf.TensorShape([]),
-        tf.TensorShape([None]),
-        tf.TensorShape([None, dim]),
-        tf.TensorShape([None, dim]),
-        tf.TensorShape([dim, None]),
-      ),
-      # Chunks in parallel would hold their logits at the same time.
-      parallel_iterations=1,
+      like=(queries, positives),
     )
 
     def grad(upstream, _):
@@ -263,6 +256,7 @@ def column_mask(
     own=own,
     accidental_hits=mask_accidental_hits or without_positive,
     known_ids=known_ids,
+    in_use=pool.in_use,
   )
 
 
@@ -272,6 +266,7 @@ class _Columns:
 
   form: forms.Form
   log_q: tf.Tensor
+  in_use: tf.Tensor | None
   resampler: Resampler | None
   count_draws: bool
   in_sum: bool
@@ -308,7 +303,7 @@ class _Columns:
       log_q=positive_log_q,
       num_columns=lambda: _num_columns(logits, keep),
       kth_best=lambda: ranks.kth_best(
-        logits, keep, self.log_q, self.form.num_best
+        logits, keep, self.log_q, self.form.num_best, self._num_columns()
       ),
     )
     to_terms = by_sum / total
@@ -319,8 +314,13 @@ class _Columns:
 
   def _num_terms(self) -> int | tf.Tensor:
     if self.resampler is None:
-      return tf.size(self.log_q)
+      return self._num_columns()
     return self.resampler.num_resampled
+
+  def _num_columns(self) -> tf.Tensor:
+    if self.in_use is None:
+      return tf.size(self.log_q)
+    return tf.math.count_nonzero(self.in_use, dtype=tf.int32)
 
   def _terms(self, logits, values, keep, start):
     """(terms [rows, pool], highest [rows], draws [pool]): terms are a_j
@@ -385,10 +385,11 @@ def _require_what_it_needs(
     )
 
 
-def _chunk_size(
-  row_chunk_size: int | None, batch: tf.Tensor, pool_size: tf.Tensor
-) -> tf.Tensor:
-  if row_chunk_size is not None:
-    return tf.constant(row_chunk_size, tf.int32)
-  rows = _CHUNK_ELEMENTS // tf.maximum(pool_size, 1)
-  return tf.clip_by_value(rows, 16, tf.maximum(batch, 16))
+def _chunk_size(pool_size: chunks.Size) -> chunks.Size:
+  """Rows whose logits are held at a time."""
+  elements = _CHUNK_ELEMENTS
+  if tf.config.list_physical_devices("GPU"):
+    elements = _CHUNK_ELEMENTS_ON_GPU
+  if isinstance(pool_size, int):
+    return max(elements // max(pool_size, 1), _FEWEST_ROWS)
+  return tf.maximum(elements // tf.maximum(pool_size, 1), _FEWEST_ROWS)

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
+from xir_tfrs.ops import chunks, search
+
 # Cells of the filter of known ids; a power of 2, many times a pool.
 _FILTER_SIZE = 2**16
 # What a row's own column of the pool counts as.
@@ -25,7 +27,8 @@ class ColumnMask:
     own_offset: tf.Tensor | None = None,
     own: Own = "as others",
     accidental_hits: bool = False,
-    known_ids: tf.RaggedTensor | None = None,
+    known_ids: tf.Tensor | tf.RaggedTensor | None = None,
+    in_use: tf.Tensor | None = None,
   ) -> None:
     """Says what is left out.
 
@@ -37,50 +40,107 @@ class ColumnMask:
         applies to it; otherwise it is a column as others are.
       accidental_hits: Leave out every column with the positive's id.
       known_ids: [batch, None] ids of other positives of each row's query,
-        whose columns are left out.
+        whose columns are left out; ragged, or padded with -1.
+      in_use: [pool] bool, which columns there are; None: all.
     """
     self._positive_ids = positive_ids
     self._pool_ids = pool_ids
     self._own_offset = own_offset
     self._own = "as others" if own_offset is None else own
     self._accidental_hits = accidental_hits
-    self._known = None
-    if known_ids is not None:
-      self._known = known_columns(known_ids, positive_ids, pool_ids)
+    self._in_use = in_use
+    self._known: _RaggedKnown | _PaddedKnown | None = None
+    if isinstance(known_ids, tf.RaggedTensor):
+      self._known = _RaggedKnown(known_ids, positive_ids, pool_ids)
+    elif known_ids is not None:
+      self._known = _PaddedKnown(known_ids, positive_ids, pool_ids)
 
-  def keep(self, rows: slice) -> tf.Tensor | None:
-    """[rows, pool] bool, which columns count; None: all of them.
+  def keep(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor | None:
+    """[size, pool] bool, which columns count; None: all of them.
 
     Args:
-      rows: Rows of the batch, from `rows.start` up to `rows.stop`.
+      start: First row of the batch.
+      size: Number of rows.
     """
     left_out = []
     if self._accidental_hits:
-      left_out.append(accidental_hits(self._positive_ids[rows], self._pool_ids))
+      positive_ids = chunks.part(self._positive_ids, start, size)
+      left_out.append(accidental_hits(positive_ids, self._pool_ids))
     if self._known is not None:
-      left_out.append(self._known_columns(self._known, rows))
+      left_out.append(self._known.columns(start, size))
     if self._own == "left out":
-      left_out.append(self._own_columns(rows))
+      left_out.append(self._own_columns(start, size))
+    if self._in_use is not None:
+      shape = [size, tf.size(self._pool_ids)]
+      left_out.append(tf.broadcast_to(~self._in_use, shape))
     if not left_out:
       return None
     keep = ~functools.reduce(tf.logical_or, left_out)
-    return keep | self._own_columns(rows) if self._own == "kept" else keep
-
-  def _own_columns(self, rows: slice) -> tf.Tensor:
-    return own_columns(
-      rows.stop - rows.start,
-      tf.size(self._pool_ids),
-      tf.cast(rows.start, tf.int64) + tf.cast(self._own_offset, tf.int64),
+    return (
+      keep | self._own_columns(start, size) if self._own == "kept" else keep
     )
 
-  def _known_columns(self, known: tf.RaggedTensor, rows: slice) -> tf.Tensor:
-    splits = known.row_splits[rows.start : rows.stop + 1]
+  def _own_columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
+    return own_columns(
+      size,
+      tf.size(self._pool_ids),
+      tf.cast(start, tf.int64) + tf.cast(self._own_offset, tf.int64),
+    )
+
+
+class _RaggedKnown:
+  """Columns of known candidates, of ids in a ragged tensor."""
+
+  def __init__(
+    self,
+    known_ids: tf.RaggedTensor,
+    positive_ids: tf.Tensor,
+    pool_ids: tf.Tensor,
+  ) -> None:
+    self._columns = known_columns(known_ids, positive_ids, pool_ids)
+    self._pool = tf.size(pool_ids)
+
+  def columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
+    """[size, pool] bool, True where a column is one of them."""
+    splits = chunks.part(self._columns.row_splits, start, size + 1)
     part = tf.RaggedTensor.from_row_splits(
-      known.values[splits[0] : splits[-1]],
+      self._columns.values[splits[0] : splits[-1]],
       splits - splits[0],
       validate=False,
     )
-    return columns_mask(part, tf.size(self._pool_ids))
+    return columns_mask(part, self._pool)
+
+
+class _PaddedKnown:
+  """The same, of ids in a padded tensor: every shape is static.
+
+  Each id has a place in the order of the pool's ids, the first of its columns;
+  a row marks the places of its known ids, and a column looks up its own.
+  """
+
+  def __init__(
+    self, known_ids: tf.Tensor, positive_ids: tf.Tensor, pool_ids: tf.Tensor
+  ) -> None:
+    ids = tf.cast(known_ids, pool_ids.dtype)
+    ordered = tf.sort(pool_ids)
+    self._pool = tf.size(pool_ids)
+    self._place_of_column = search.lower_bound(ordered, pool_ids)
+    places = search.lower_bound(ordered, ids)
+    found = tf.gather(ordered, tf.minimum(places, self._pool - 1))
+    is_other = tf.equal(found, ids) & (ids != positive_ids[:, tf.newaxis])
+    # What is not to be marked is, in a column too many.
+    self._places = tf.where(is_other, places, self._pool)
+
+  def columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
+    """[size, pool] bool, True where a column is one of them."""
+    places = chunks.part(self._places, start, size)
+    rows = tf.broadcast_to(tf.range(size)[:, tf.newaxis], tf.shape(places))
+    marked = tf.scatter_nd(
+      tf.stack([rows, places], axis=-1),
+      tf.ones_like(places),
+      [size, self._pool + 1],
+    )
+    return tf.gather(marked > 0, self._place_of_column, axis=1)
 
 
 def mask_logits(logits: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from xir_tfrs.ops import search
+
 
 class InvertedLists(NamedTuple):
   """Candidates by bucket; bucket (k0, k1) has number k0 * K + k1.
@@ -166,13 +168,8 @@ def draw(
   # 46 bits: 23 would leave candidates out of a bucket of millions.
   u = tf.cast(uniform, tf.float64)
   points = start + width * (u[:, :, 2] + 2.0**-23 * u[:, :, 3])
-  places = tf.searchsorted(
-    lists.cumulative_weights,
-    tf.reshape(points, [-1]),
-    side="right",
-    out_type=tf.int64,
-  )
-  places = tf.reshape(places, tf.shape(buckets)) - 1
+  places = search.upper_bound(lists.cumulative_weights, points)
+  places = tf.cast(places, tf.int64) - 1
   # Rounding may reach the next bucket.
   places = tf.clip_by_value(places, low, tf.maximum(low, high - 1))
   return tf.gather(lists.order, places)

@@ -12,7 +12,11 @@ _HALVINGS = 24
 
 
 def kth_best(
-  scores: tf.Tensor, keep: tf.Tensor | None, log_q: tf.Tensor, k: int
+  scores: tf.Tensor,
+  keep: tf.Tensor | None,
+  log_q: tf.Tensor,
+  k: int,
+  num_columns: int | tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Score of the K-th best candidate, as the pool estimates it.
 
@@ -27,6 +31,7 @@ def kth_best(
     keep: [batch, pool] bool, which columns count; None: all.
     log_q: [pool] log of the proposal, normalised over the catalogue.
     k: K, at least 1.
+    num_columns: n; None: the number of columns of `scores`.
 
   Returns:
     [batch] scores, without gradient; -inf where there are fewer than K.
@@ -35,7 +40,9 @@ def kth_best(
   kept = scores
   if keep is not None:
     kept = tf.where(keep, scores, -math.inf)
-  num_columns = tf.cast(tf.shape(scores)[1], scores.dtype)
+  if num_columns is None:
+    num_columns = tf.shape(scores)[1]
+  num_columns = tf.cast(num_columns, scores.dtype)
   # More than K is as good as K, and does not overflow.
   log_weights = tf.minimum(-log_q - tf.math.log(num_columns), math.log(k))
   # Sums of weights that are K but for rounding.

@@ -2,6 +2,10 @@
 
 Nothing but the step needs saving, so a restored run draws what an
 uninterrupted one would have drawn.
+
+All numbers are made of the bits of Philox by operations that XLA has too, so a
+compiled step draws what a plain one draws. TensorFlow's own functions do not
+promise that: compiled, they take other bits, and of seeds the last 32 alone.
 """
 
 import tensorflow as tf
@@ -19,7 +23,11 @@ import tensorflow as tf
 ) = range(8)
 
 _PHILOX = 1
-_PHILOX_BLOCK = 4  # float32 numbers made by one step of Philox's counter
+_PHILOX_BLOCK = 4  # 32-bit numbers made by one step of Philox's counter
+# The key that TensorFlow scrambles seeds with.
+_SCRAMBLING_KEY = 0x02461E293EC8F720
+_FLOAT32_BITS = 23
+_FLOAT64_BITS = 52
 
 
 def step_seed(
@@ -44,10 +52,13 @@ def step_seed(
 
 
 def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-  """[2] int64 seed from a [2] seed and a number: one of many streams of it."""
-  return tf.random.experimental.stateless_fold_in(
-    seed, tf.cast(number, tf.int64)
-  )
+  """[2] int64 seed from a [2] seed and a number: one of many streams of it.
+
+  What `tf.random.experimental.stateless_fold_in` gives in a plain step.
+  """
+  folded = _bits([1], *_key_and_counter(seed), tf.int64)
+  number = tf.cast(number, tf.int64)
+  return tf.concat([folded, tf.reshape(number, [1])], 0)
 
 
 def as_pair(seed: int | tf.Tensor) -> tf.Tensor:
@@ -77,16 +88,78 @@ def uniform_rows(
     [num_rows, width] float32 tensor, uniform on [0, 1).
   """
   blocks = (tf.cast(width, tf.int64) + _PHILOX_BLOCK - 1) // _PHILOX_BLOCK
-  key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=as_pair(seed))
-  skipped = tf.cast(first_row, tf.int64) * blocks
+  key, counter = _key_and_counter(seed)
   # Added as int64: the bits are those of the unsigned sum.
+  skipped = tf.cast(first_row, tf.int64) * blocks
   counter = tf.bitcast(counter, tf.int64) + tf.stack(
     [skipped, tf.zeros([], tf.int64)]
   )
-  numbers = tf.raw_ops.StatelessRandomUniformV2(
-    shape=tf.stack([tf.cast(num_rows, tf.int64), blocks * _PHILOX_BLOCK]),
-    key=key,
-    counter=tf.bitcast(counter, tf.uint64),
-    alg=_PHILOX,
+  bits = _bits(
+    tf.stack([tf.cast(num_rows, tf.int64), blocks * _PHILOX_BLOCK]),
+    key,
+    tf.bitcast(counter, tf.uint64),
+    tf.int32,
+  )[:, :width]
+  bits = tf.bitwise.bitwise_and(bits, 2**_FLOAT32_BITS - 1)
+  return tf.cast(bits, tf.float32) * 2.0**-_FLOAT32_BITS
+
+
+def uniform(seed: int | tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
+  """[size] float64 numbers, uniform on [0, 1).
+
+  What `tf.random.stateless_uniform` gives in a plain step.
+
+  Args:
+    seed: [2] integer seed, or a scalar.
+    size: How many.
+  """
+  bits = _bits([size], *_key_and_counter(seed), tf.int64)
+  # The 20 lower ones of the first 32, before the last 32.
+  high = tf.bitwise.bitwise_and(bits, 2 ** (_FLOAT64_BITS - 32) - 1)
+  low = tf.bitwise.bitwise_and(
+    tf.bitwise.right_shift(bits, tf.constant(32, tf.int64)), 2**32 - 1
   )
-  return numbers[:, :width]
+  return tf.cast(high * 2**32 + low, tf.float64) * 2.0**-_FLOAT64_BITS
+
+
+def uniform_ids(
+  seed: int | tf.Tensor, size: int | tf.Tensor, num_ids: int
+) -> tf.Tensor:
+  """[size] int64 ids, uniform on [0, num_ids).
+
+  What `tf.random.stateless_uniform` gives in a plain step.
+
+  Args:
+    seed: [2] integer seed, or a scalar.
+    size: How many.
+    num_ids: How many there are to draw from.
+  """
+  key, counter = _key_and_counter(seed)
+  return tf.raw_ops.StatelessRandomUniformIntV2(
+    shape=[size],
+    key=key,
+    counter=counter,
+    alg=_PHILOX,
+    minval=tf.zeros([], tf.int64),
+    maxval=tf.constant(num_ids, tf.int64),
+  )
+
+
+def _key_and_counter(seed: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """([1], [2]) uint64: where Philox starts, as TensorFlow has it for a seed."""
+  mixed = _bits(
+    [2],
+    tf.constant([_SCRAMBLING_KEY], tf.uint64),
+    tf.bitcast(as_pair(seed), tf.uint64),
+    tf.uint64,
+  )
+  return mixed[:1], tf.concat([tf.zeros([1], tf.uint64), mixed[1:]], 0)
+
+
+def _bits(
+  shape: tf.Tensor | list, key: tf.Tensor, counter: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+  """Integers of which every bit is as likely 0 as 1."""
+  return tf.raw_ops.StatelessRandomUniformFullIntV2(
+    shape=shape, key=key, counter=counter, alg=_PHILOX, dtype=dtype
+  )

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from xir_tfrs.ops import search, xla
+
 
 class LazyAdam(tf.keras.optimizers.Adam):
   """Adam; on embedding tables, only for the rows that have a gradient.
@@ -86,9 +88,37 @@ class LazyAdam(tf.keras.optimizers.Adam):
     v = beta_2**gap * v + (1.0 - beta_2) * g * g
     change += m / (tf.sqrt(v) + self.epsilon)
 
+    if xla.compiling():
+      # Rows that occur repeatedly all get the same value.
+      value = tf.gather(variable, rows) - rate * change
+      variable.scatter_update(tf.IndexedSlices(value, rows))
+    else:
+      variable.scatter_sub(tf.IndexedSlices(rate * change, rows))
     momentum.scatter_update(tf.IndexedSlices(m, rows))
     velocity.scatter_update(tf.IndexedSlices(v, rows))
     last_touched.scatter_update(
       tf.IndexedSlices(tf.fill(tf.shape(rows), self.iterations + 1), rows)
     )
-    variable.scatter_sub(tf.IndexedSlices(rate * change, rows))
+
+  def _deduplicate_sparse_grad(self, grads: Sequence[Any]) -> list[Any]:
+    """What the base class calls to sum the gradients of a row up.
+
+    How many distinct rows there are is no static shape: compiled, a row that
+    occurs repeatedly stays so, each time with the sum.
+    """
+    if not xla.compiling():
+      return super()._deduplicate_sparse_grad(grads)
+    return [
+      _summed(grad) if isinstance(grad, tf.IndexedSlices) else grad
+      for grad in grads
+    ]
+
+
+def _summed(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+  numbers = search.numbers(gradient.indices)
+  sums = tf.math.unsorted_segment_sum(
+    gradient.values, numbers, tf.size(numbers)
+  )
+  return tf.IndexedSlices(
+    tf.gather(sums, numbers), gradient.indices, gradient.dense_shape
+  )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from xir_tfrs import distribute
-from xir_tfrs.ops import forms, fused, resampling
+from xir_tfrs.ops import chunks, forms, fused, resampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Inputs:
   candidate_embeddings: tf.Tensor
   candidate_ids: tf.Tensor | None = None
   query_ids: tf.Tensor | None = None
-  known_candidate_ids: tf.RaggedTensor | None = None
+  known_candidate_ids: tf.Tensor | tf.RaggedTensor | None = None
   sample_weight: tf.Tensor | None = None
 
 
@@ -38,7 +38,7 @@ class Batch:
     own_offset: Scalar int64, column of row 0's positive in the pool.
     query_ids: [batch] int64 ids of the queries, where the caller gave them.
     known_ids: [batch, None] int64 ids of candidates that are no negatives of
-      the row, where the caller gave them.
+      the row, where the caller gave them; ragged, or padded.
   """
 
   queries: tf.Tensor
@@ -50,7 +50,7 @@ class Batch:
   pool_ids: tf.Tensor
   own_offset: tf.Tensor
   query_ids: tf.Tensor | None = None
-  known_ids: tf.RaggedTensor | None = None
+  known_ids: tf.Tensor | tf.RaggedTensor | None = None
 
   def own(self, of_pool: tf.Tensor) -> tf.Tensor:
     """[batch] the entries of a [pool] tensor at the rows' own columns."""
@@ -142,7 +142,7 @@ class Term:
       self.batch.queries, self.pool.embeddings, transpose_b=True
     )
     return resampling.log_importance_weights(
-      logits, self.pool.log_q, mask.keep(slice(0, tf.shape(logits)[0]))
+      logits, self.pool.log_q, mask.keep(0, chunks.size(logits))
     )
 
 
@@ -222,14 +222,20 @@ def _require_same_rows(
     )
 
 
-def _as_known_ids(known: tf.RaggedTensor | None) -> tf.RaggedTensor | None:
+def _as_known_ids(
+  known: tf.Tensor | tf.RaggedTensor | None,
+) -> tf.Tensor | tf.RaggedTensor | None:
   """`known_candidate_ids` as int64, checked."""
   if known is None:
     return None
-  if not isinstance(known, tf.RaggedTensor) or known.ragged_rank != 1:
+  if isinstance(known, tf.RaggedTensor):
+    fits = known.ragged_rank == 1
+  else:
+    fits = tf.is_tensor(known) and known.shape.rank == 2
+  if not fits:
     raise ValueError(
-      "`known_candidate_ids` must be a tf.RaggedTensor [batch, None]. "
-      f"Received: {known!r}."
+      "`known_candidate_ids` must be a tf.RaggedTensor [batch, None], or a "
+      f"tensor [batch, n] padded with -1. Received: {known!r}."
     )
   return tf.cast(known, tf.int64)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from xir_tfrs import distribute
 from xir_tfrs.layers import embedding_history, memory_bank, state
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
-from xir_tfrs.ops import fused
+from xir_tfrs.ops import fused, xla
 from xir_tfrs.tasks import arguments, sampled_softmax
 from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
@@ -188,6 +188,14 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     # No slot but those in use, and none while it is cold.
     bank = self._built_bank()
     num_slots = tf.where(self._is_warm(), bank.filled, 0)
+    in_use = None
+    if xla.compiling():
+      # Of static size, with a mask in place of a cut.
+      slots = tf.range(bank.bank_size, dtype=tf.int64)
+      in_use = tf.concat(
+        [tf.ones_like(batch.pool_ids, tf.bool), slots < num_slots], 0
+      )
+      num_slots = bank.bank_size
     bank_embeddings, bank_ids, bank_log_q = bank.read(num_slots)
     pool = fused.Pool(
       tf.concat(
@@ -201,6 +209,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       tf.concat([batch.pool_ids, bank_ids], axis=0),
       tf.concat([log_q, tf.cast(bank_log_q, log_q.dtype)], axis=0),
       batch.own_offset,
+      in_use,
     )
     return [self._term(batch, pool, positive_log_q=batch.own(log_q))]
 

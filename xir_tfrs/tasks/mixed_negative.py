@@ -106,11 +106,10 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   def _terms(
     self, batch: batches.Batch, training: bool
   ) -> Sequence[batches.Term]:
-    uniform_ids = tf.random.stateless_uniform(
-      [self._num_uniform],
-      seed=seeds.step_seed(self._seed, self._step, seeds.UNIFORM_CANDIDATES),
-      maxval=self._num_candidates,
-      dtype=tf.int64,
+    uniform_ids = seeds.uniform_ids(
+      seeds.step_seed(self._seed, self._step, seeds.UNIFORM_CANDIDATES),
+      self._num_uniform,
+      self._num_candidates,
     )
     uniform = distribute.encode_together(
       lambda ids: self._encoded(

@@ -1,0 +1,97 @@
+"""Loops over chunks of an axis, of static shapes where the sizes are known.
+
+XLA compiles a loop whose chunks all have one size, known when it is traced: so
+what is left over at the end is a chunk of its own behind the loop. Where sizes
+are not known before the step runs, the last chunk of the loop is the shorter.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+Size: TypeAlias = int | tf.Tensor
+
+
+def size(x: tf.Tensor) -> Size:
+  """Length of the first axis; an int where it is static."""
+  return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
+
+def part(x: tf.Tensor, start: Size, length: Size) -> tf.Tensor:
+  """`x[start : start + length]`; of static shape if the length is an int."""
+  others = x.shape.rank - 1
+  return tf.slice(x, [start] + [0] * others, [length] + [-1] * others)
+
+
+def fold(
+  step: Callable[[Any, Size, Size], tuple[Any, tuple[tf.Tensor, ...]]],
+  total: Size,
+  chunk: Size,
+  carry: Any,
+  like: tuple[tf.Tensor, ...] = (),
+) -> tuple[Any, tuple[tf.Tensor, ...]]:
+  """Goes through `[0, total)`, a chunk at a time.
+
+  Args:
+    step: (carry, start, length) -> (carry, tensors [length, ...]).
+    total: Length of what is gone through; an int for static shapes.
+    chunk: Length of a chunk; an int if `total` is one.
+    carry: What the first step gets: a structure of tensors of fixed shape.
+    like: For each of the tensors that a step returns, one like all of them
+      together: [total, ...].
+
+  Returns:
+    (the last carry, the tensors of all steps, one behind the other).
+  """
+  static = isinstance(total, int) and isinstance(chunk, int)
+  in_loop = total
+  if static:
+    in_loop = total - total % chunk
+    if in_loop == chunk:
+      in_loop = 0
+  parts = []
+  if not static or in_loop:
+    carry, of_loop = _loop(step, in_loop, chunk, carry, like, static)
+    parts.append(of_loop)
+  if static:
+    for start in range(in_loop, total, chunk):
+      carry, of_step = step(carry, start, min(chunk, total - start))
+      parts.append(of_step)
+  if not parts:
+    return carry, like
+  return carry, tuple(
+    tf.ensure_shape(tf.concat(found, 0) if found[1:] else found[0], x.shape)
+    for x, found in zip(like, zip(*parts, strict=True), strict=True)
+  )
+
+
+def _loop(step, total, chunk, carry, like, static):
+  num_chunks = (total + chunk - 1) // chunk
+  arrays = tuple(
+    tf.TensorArray(
+      x.dtype,
+      num_chunks,
+      infer_shape=static,
+      element_shape=[chunk if static else None, *x.shape[1:]],
+    )
+    for x in like
+  )
+
+  def body(number, carry, arrays):
+    start = number * chunk
+    length = chunk if static else tf.minimum(chunk, total - start)
+    carry, found = step(carry, start, length)
+    arrays = tuple(
+      a.write(number, x) for a, x in zip(arrays, found, strict=True)
+    )
+    return number + 1, carry, arrays
+
+  _, carry, arrays = tf.while_loop(
+    lambda number, *_: number < num_chunks,
+    body,
+    (0, carry, arrays),
+    # Chunks in parallel would be held at the same time.
+    parallel_iterations=1,
+  )
+  return carry, tuple(array.concat() for array in arrays)

@@ -1,0 +1,72 @@
+"""Looking values up: in a sorted vector, and among each other."""
+
+import tensorflow as tf
+
+from xir_tfrs.ops import xla
+
+
+def lower_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+  """How many of the sorted numbers are less than each value.
+
+  Args:
+    ordered: [n] numbers, the smallest first.
+    values: Tensor of numbers of the same type, of any shape.
+
+  Returns:
+    int32 tensor of the shape of `values`, in [0, n].
+  """
+  return _bound(ordered, values, "left")
+
+
+def upper_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+  """How many of the sorted numbers are no more than each value; see above."""
+  return _bound(ordered, values, "right")
+
+
+def numbers(ids: tf.Tensor) -> tf.Tensor:
+  """Numbers of the distinct ids.
+
+  Args:
+    ids: [n] integers.
+
+  Returns:
+    [n] int32 in [0, n): the same for two places if they have the same id.
+  """
+  if not xla.compiling():
+    return tf.unique(ids)[1]
+  # XLA would go through the ids one by one.
+  order = tf.argsort(ids)
+  ordered = tf.gather(ids, order)
+  is_new = tf.concat([[False], ordered[1:] != ordered[:-1]], 0)
+  return tf.scatter_nd(
+    order[:, tf.newaxis],
+    tf.cumsum(tf.cast(is_new, tf.int32)),
+    tf.shape(order),
+  )
+
+
+def multiplicities(ids: tf.Tensor) -> tf.Tensor:
+  """[n] int32: how often the id of each place stands among the [n] ids."""
+  number = numbers(ids)
+  sizes = tf.math.unsorted_segment_sum(
+    tf.ones_like(number), number, tf.size(number)
+  )
+  return tf.gather(sizes, number)
+
+
+def _bound(ordered: tf.Tensor, values: tf.Tensor, side: str) -> tf.Tensor:
+  if not xla.compiling():
+    found = tf.searchsorted(ordered, tf.reshape(values, [-1]), side=side)
+    return tf.reshape(found, tf.shape(values))
+  # XLA would compare every value with every number.
+  before = tf.less if side == "left" else tf.less_equal
+  size = ordered.shape[0]
+  low = tf.zeros(tf.shape(values), tf.int32)
+  step = 1 << max(size.bit_length() - 1, 0)
+  while step:
+    # The numbers below `low + step` are before the value if the last one is.
+    there = low + step
+    last = tf.gather(ordered, tf.minimum(there, size) - 1)
+    low = tf.where((there <= size) & before(last, values), there, low)
+    step //= 2
+  return low
