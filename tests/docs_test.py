@@ -32,6 +32,7 @@ from absl import flags
 
 from benchmarks import estimator_bias, serving
 from pipelines.reproduction import report
+from tests import forked
 from tools import check_wheel
 from xir_tfrs.programs import main as programs_main
 from xir_tfrs.programs import settings
@@ -40,8 +41,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [README, *GUIDES]
-# Their commands go on where those of README.md end.
-AFTER_README = ("estimators.md", "serving.md")
 
 _BLOCK = re.compile(
   r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
@@ -76,35 +75,36 @@ def blocks(path, *languages):
   ]
 
 
-def run(script, folder, checkout=ROOT):
-  """Runs a shell script as a user in a checkout would, in a scratch folder."""
-  return _process(
-    ["bash", "-eu", "-o", "pipefail", "-c", script], folder, checkout
-  )
-
-
-def run_python(code, folder):
-  """Runs code as a user would who keeps it in a file."""
-  file = folder / "sample.py"
-  file.write_text(code, "utf-8")
-  return _process([sys.executable, str(file)], folder, ROOT)
-
-
-def _process(command, folder, checkout):
+def environment_of(checkout):
+  """What a user in a checkout has."""
   inherited = {
     name: value
     for name, value in os.environ.items()
     # What tests/conftest.py sets, and a user has not.
     if name != "TF_USE_LEGACY_KERAS"
   }
+  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  return inherited | {"PYTHONPATH": str(checkout), "PATH": path}
+
+
+def run(script, folder, environment=None):
+  """Runs a shell script as a user in a checkout would, in a scratch folder."""
+  command = ["bash", "-eu", "-o", "pipefail", "-c", script]
+  return _process(command, folder, environment)
+
+
+def run_python(code, folder):
+  """Runs code as a user would who keeps it in a file."""
+  file = folder / "sample.py"
+  file.write_text(code, "utf-8")
+  return _process([sys.executable, str(file)], folder)
+
+
+def _process(command, folder, environment=None):
   done = subprocess.run(
     command,
     cwd=folder,
-    env=inherited
-    | {
-      "PYTHONPATH": str(checkout),
-      "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
-    },
+    env=environment or environment_of(ROOT),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -115,14 +115,22 @@ def _process(command, folder, checkout):
   return done.stdout
 
 
-def run_document(path, folder):
+def run_document(path, folder, environment=None):
   """Runs the blocks that have no mark; returns what all of them print."""
   output = []
   for block in blocks(path, "bash", "python"):
-    if block.mark is None:
-      runner = run if block.language == "bash" else run_python
-      output.append(runner(block.code, folder))
+    if block.mark is None and block.language == "bash":
+      output.append(run(block.code, folder, environment))
+    elif block.mark is None:
+      output.append(run_python(block.code, folder))
   return "".join(output)
+
+
+@pytest.fixture(scope="session")
+def fast():
+  """An environment in which programs start at once."""
+  with forked.programs(environment_of(ROOT)) as environment:
+    yield environment
 
 
 def interactions(path):
@@ -187,13 +195,13 @@ def test_readers_of_documents_see_every_block(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def readme(tmp_path_factory):
+def readme(tmp_path_factory, fast):
   """Folder in which README.md's commands have run, and what they printed."""
   folder = tmp_path_factory.mktemp("readme")
   interactions(folder / "gowalla.inter")
   (folder / "new_items.csv").write_text("item_id\n999999\n")
   (folder / "gone.txt").write_text("3\n")
-  return folder, run_document(README, folder)
+  return folder, run_document(README, folder, fast)
 
 
 def test_commands_of_the_readme_run(readme):
@@ -206,15 +214,8 @@ def test_commands_of_the_readme_run(readme):
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=[g.name for g in GUIDES])
-def test_blocks_of_a_guide_run(guide, tmp_path, request):
-  if all(block.mark for block in blocks(guide, "bash", "python")):
-    return
-  if guide.name in AFTER_README:
-    folder, _ = request.getfixturevalue("readme")
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "new.csv").write_text("item_id\n888888\n")
-    (tmp_path / "gone.txt").write_text("4\n")
-  run_document(guide, tmp_path)
+def test_blocks_of_a_guide_run(guide, tmp_path, fast):
+  run_document(guide, tmp_path, fast)
 
 
 def programs():
@@ -381,7 +382,7 @@ def test_code_of_the_readme_trains(tmp_path):
 
 
 def test_code_of_the_distributed_guide_trains(two_replicas):
-  """On two replicas; `test_blocks_of_a_guide_run` has one."""
+  """On two replicas."""
   (block,) = blocks(ROOT / "docs/distributed.md", "python")
   made = "tf.distribute.MirroredStrategy()"
   assert block.code.count(made) == 1
@@ -394,7 +395,7 @@ def test_code_of_the_distributed_guide_trains(two_replicas):
   assert np.isfinite(scope["loss"].numpy())
 
 
-def test_example_of_the_task_guide(tmp_path):
+def test_example_of_the_task_guide(tmp_path, readme):
   """A copy of the project, with the task that the guide adds."""
   guide = ROOT / "docs/adding_a_task.md"
   task, imported, row, tested, value = (
@@ -415,19 +416,17 @@ def test_example_of_the_task_guide(tmp_path):
     text = file.read_text("utf-8")
     assert text.count(anchor) == 1, name
     file.write_text(text.replace(anchor, lines + anchor))
-  prepare = (
-    "python -m pipelines.prepare --format synthetic --output data/small "
-    "--synthetic_users 200 --synthetic_items 150 "
-    "--synthetic_interactions 4000\n"
-  )
+  (tmp_path / "data").mkdir()
+  (tmp_path / "data/small").symlink_to(readme[0] / "data/gowalla")
   small = "--epochs 1 --dim 8 --global_batch_size 256"
-  output = run(prepare + command.strip() + f" {small}", tmp_path, tmp_path)
+  copy = environment_of(tmp_path)
+  output = run(command.strip() + f" {small}", tmp_path, copy)
   assert "power: finished" in output
   wrong = command.strip().replace("power=0.5", "powr=0.5")
-  refused = run(f"! {wrong} {small} --overwrite", tmp_path, tmp_path)
+  refused = run(f"! {wrong} {small} --overwrite", tmp_path, copy)
   assert "no argument 'powr'" in refused
   conformance = "python -m pytest -q tests/conformance -k 'Api or Config'"
-  run(conformance, tmp_path, tmp_path)
+  run(conformance, tmp_path, copy)
 
 
 def test_tables_of_the_performance_guide_are_the_results():

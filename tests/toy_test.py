@@ -6,9 +6,10 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 
 import pytest
+
+from tests import forked
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ROWS = """user_id:token\titem_id:token
@@ -51,20 +52,21 @@ def outputs(tmp_path_factory):
   (folder / "gowalla.inter").write_text(_ROWS, encoding="utf-8")
   commands = _commands()
   printed = {"folder": folder}
-  for name in _STEPS:
-    module, *arguments = commands[name]
-    arguments = ["ann" if x == "42" else x for x in arguments]
-    done = subprocess.run(
-      [sys.executable, "-m", module, *arguments],
-      cwd=folder,
-      env=os.environ | {"PYTHONPATH": str(_ROOT)},
-      capture_output=True,
-      text=True,
-      timeout=300,
-    )
-    assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
-    printed[name] = done.stdout
-    printed[f"{name} stderr"] = done.stderr
+  with forked.programs(os.environ) as environment:
+    for name in _STEPS:
+      module, *arguments = commands[name]
+      arguments = ["ann" if x == "42" else x for x in arguments]
+      done = subprocess.run(
+        ["python", "-m", module, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+      )
+      assert done.returncode == 0, f"{name}\n{done.stdout}\n{done.stderr}"
+      printed[name] = done.stdout
+      printed[f"{name} stderr"] = done.stderr
   return printed
 
 

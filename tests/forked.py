@@ -1,0 +1,128 @@
+"""Programs without the seconds that each of them takes to load TensorFlow.
+
+    with forked.programs(environment) as faster:
+      subprocess.run("python -m pipelines.prepare ...", shell=True, env=faster)
+
+Meanwhile a process has TensorFlow and the library loaded. The `python` that
+comes first in the PATH of `faster` has it fork one for each program, with the
+arguments, folder, environment, files, signals and exit status that the program
+would have. What is no program of ours, such as a script, gets the real Python.
+
+Nothing has run in TensorFlow before a fork, so there is nothing to share. Tests
+of what a program loads, and when, need a process of their own.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PROGRAMS = ("pipelines.", "export.", "benchmarks.")
+
+
+@contextlib.contextmanager
+def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+  """Gives an environment in which `python -m PROGRAM` starts at once."""
+  with tempfile.TemporaryDirectory(prefix="xir-python-") as folder:
+    address = os.path.join(folder, "socket")
+    stub = pathlib.Path(folder, "python")
+    stub.write_text(
+      f'#!/bin/sh\nexec "{sys.executable}" -ISB "{__file__}" ask "{address}"'
+      ' "$@"\n'
+    )
+    stub.chmod(0o755)
+    server = subprocess.Popen(
+      [sys.executable, __file__, "serve", address],
+      env=environment | {"PYTHONPATH": str(_ROOT)},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
+    try:
+      assert server.stdout.readline() == b"ready\n"
+      yield {**environment, "PATH": f"{folder}:{environment['PATH']}"}
+    finally:
+      server.stdin.close()  # Ends it, as our death would.
+      server.wait()
+      server.stdout.close()
+
+
+def _ask(address: str, arguments: Sequence[str]) -> int:
+  """Has a program run; returns its exit status."""
+  if arguments[:1] != ["-m"] or not arguments[1].startswith(_PROGRAMS):
+    os.execv(sys.executable, [sys.executable, *arguments])
+  request = json.dumps([os.getcwd(), dict(os.environ), arguments[1:]]).encode()
+  with socket.socket(socket.AF_UNIX) as server:
+    server.connect(address)
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    process = int(server.recv(16))
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, lambda number, _: os.kill(process, number))
+    status = int(server.recv(16))
+  return status if status >= 0 else 128 - status
+
+
+def _reap(*_: object) -> None:
+  with contextlib.suppress(ChildProcessError):
+    while os.waitpid(-1, os.WNOHANG)[0]:
+      pass
+
+
+def _serve(address: str) -> None:
+  """Forks programs until stdin ends; in theirs, runs them and returns."""
+  import export.bundle.from_model  # noqa: F401
+  import pipelines.preparation.convert  # noqa: F401
+  import xir_tfrs
+
+  for part in xir_tfrs.__all__:
+    getattr(xir_tfrs, part)
+  signal.signal(signal.SIGCHLD, _reap)
+  with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(address)
+    listener.listen()
+    print("ready", flush=True)
+    while True:
+      ready, _, _ = select.select([listener, sys.stdin], [], [])
+      if sys.stdin in ready:
+        return
+      connection, _ = listener.accept()
+      if not os.fork():
+        break
+      connection.close()
+  signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+  header, files, *_ = socket.recv_fds(connection, 8, 3)
+  with connection.makefile("rb") as stream:
+    request = stream.read(int.from_bytes(header, "big"))
+  process = os.fork()
+  if process:
+    for file in (0, 1, 2, *files):
+      os.close(file)
+    connection.sendall(str(process).encode())
+    _, status = os.waitpid(process, 0)
+    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+  connection.close()
+  for place, file in enumerate(files):
+    os.dup2(file, place)
+    os.close(file)
+  folder, environment, sys.argv = json.loads(request)
+  os.chdir(folder)
+  os.environ.clear()
+  os.environ.update(environment)
+  sys.path[0] = folder
+  runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+  if sys.argv[1] == "serve":
+    sys.exit(_serve(sys.argv[2]))
+  sys.exit(_ask(sys.argv[2], sys.argv[3:]))
