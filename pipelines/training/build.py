@@ -19,6 +19,18 @@ from xir_tfrs.programs import settings
 
 # Proposals that do not come from the training counts.
 _NO_COUNTS = ("none", "streaming")
+# What --optimizer_arguments may name, where the optimizer has it.
+_OF_RULES = (
+  "beta_1",
+  "beta_2",
+  "epsilon",
+  "amsgrad",
+  "initial_accumulator_value",
+  "weight_decay",
+  "clipnorm",
+  "clipvalue",
+  "global_clipnorm",
+)
 # Tables of a frequency estimate, if --task_arguments does not say.
 _NUM_HASHES = 4
 
@@ -303,9 +315,10 @@ def _num_buckets(
 def _temperature(config: configs.TrainConfig) -> float:
   if config.temperature is not None:
     return config.temperature
-  return (
-    methods.TASKS[config.task].cosine_temperature if config.normalize else 1.0
-  )
+  if not config.normalize:
+    return 1.0
+  temperature = methods.TASKS[config.task].cosine_temperature
+  return temperature if config.query_tower == "id" else temperature / 2
 
 
 def optimizer(
@@ -329,13 +342,33 @@ def optimizer(
       decay_rate=config.learning_rate_decay,
       staircase=True,
     )
-  if config.optimizer == "lazy_adam":
-    return xir.optimizers.LazyAdam(rate)
-  if config.optimizer == "coupled_l2_adam":
-    return xir.optimizers.CoupledL2Adam(rate, l2=config.l2)
-  if config.optimizer == "adam":
-    return tf.keras.optimizers.Adam(rate)
-  return tf.keras.optimizers.Adagrad(rate)
+  return _optimizer(config, rate)
+
+
+def _optimizer(
+  config: configs.TrainConfig, rate: Any
+) -> tf.keras.optimizers.Optimizer:
+  kinds = {
+    "lazy_adam": xir.optimizers.LazyAdam,
+    "coupled_l2_adam": xir.optimizers.CoupledL2Adam,
+    "adam": tf.keras.optimizers.Adam,
+    "adagrad": tf.keras.optimizers.Adagrad,
+  }
+  kind = kinds[config.optimizer]
+  own = {"l2": config.l2} if config.optimizer == "coupled_l2_adam" else {}
+  # Ours are Adam's kin, and take what it takes.
+  named = kind if config.optimizer == "adagrad" else tf.keras.optimizers.Adam
+  known = [
+    name for name in inspect.signature(named).parameters if name in _OF_RULES
+  ]
+  for name in config.optimizer_arguments:
+    if name not in known:
+      raise settings.SettingsError(
+        f"--optimizer_arguments: --optimizer {config.optimizer} has no "
+        f"argument {name!r}, but {', '.join(known)}."
+      )
+  with settings.naming(f"--optimizer {config.optimizer}"):
+    return kind(rate, **own, **config.optimizer_arguments)
 
 
 def _steps(epochs: int, steps_per_epoch: float) -> int:

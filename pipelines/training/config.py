@@ -104,7 +104,8 @@ class TrainConfig(settings.Settings):
   normalize: bool = _setting("Score by cosine, not inner product.", True)
   temperature: float | None = _setting(
     "Scores are divided by this. Not given: 0.1, or 0.2 for tasks that "
-    "resample, whose draws sharpen the loss already; 1 for inner products.",
+    "resample, whose draws sharpen the loss already; with histories half of "
+    "it; 1 for inner products.",
     None,
     above=0,
   )
@@ -212,11 +213,17 @@ class TrainConfig(settings.Settings):
   )
   epochs: int = _setting("Passes over the training rows.", 20, above=0)
   optimizer: str = _setting(
-    "The optimizer.",
+    "The optimizer. Not given, with histories: adam.",
     "lazy_adam",
     choices=("lazy_adam", "adam", "coupled_l2_adam", "adagrad"),
   )
-  learning_rate: float = _setting("Initial learning rate.", 0.02, above=0)
+  optimizer_arguments: dict[str, Any] = _setting(
+    "Arguments of the optimizer that have no flag: name=value,..., in JSON.",
+    {},
+  )
+  learning_rate: float = _setting(
+    "Initial learning rate. Not given, with histories: 0.002.", 0.02, above=0
+  )
   learning_rate_schedule: str = _setting(
     "step: times `learning_rate_decay` every `decay_epochs` epochs; cosine: "
     "down to 0 at the last of `epochs`, which cannot be changed on resuming.",
@@ -345,6 +352,10 @@ PRESETS: dict[str, dict[str, Any]] = {
   },
 }
 
+# What each preset changes with histories. Their encoders are networks: at the
+# rate of a table of ids they learn nothing.
+HISTORIES: dict[str, Any] = {"optimizer": "adam", "learning_rate": 0.002}
+
 # What may differ when a run is resumed: it changes how long and how watchfully
 # the run goes on, not what it has learnt.
 CHANGEABLE = frozenset(
@@ -417,7 +428,10 @@ def from_preset(**given: Any) -> TrainConfig:
     raise settings.SettingsError(
       f"--preset must be one of {', '.join(PRESETS)}. Received: {preset!r}."
     )
-  return _checked(TrainConfig(**(PRESETS[preset] | given)), given)
+  settings_of_preset = PRESETS[preset]
+  if given.get("query_tower", "id") != "id":
+    settings_of_preset = settings_of_preset | HISTORIES
+  return _checked(TrainConfig(**(settings_of_preset | given)), given)
 
 
 def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:

@@ -107,6 +107,26 @@ def test_settings_that_are_refused(given, message):
     configs.from_preset(**given)
 
 
+def test_encoders_train_at_the_rate_of_networks():
+  made = configs.from_preset(query_tower="history")
+  assert (made.optimizer, made.learning_rate) == ("adam", 0.002)
+  made = configs.from_preset(
+    query_tower="both", preset="plain", optimizer="adagrad", learning_rate=0.3
+  )
+  assert (made.optimizer, made.learning_rate) == ("adagrad", 0.3)
+  made = configs.from_preset(query_tower="id")
+  assert (made.optimizer, made.learning_rate) == ("lazy_adam", 0.02)
+
+
+@pytest.mark.parametrize(
+  ("given", "temperature"),
+  [({}, 0.05), ({"task": "bir"}, 0.1), ({"query_tower": "id"}, 0.1)],
+)
+def test_temperature_is_half_of_that_of_ids(data, given, temperature):
+  model, _ = built(data, **({"task": "ssl_pop"} | given))
+  assert model.task.get_config()["temperature"] == temperature
+
+
 def test_runs_of_ids_say_nothing_of_histories():
   of_ids = settings.as_dict(configs.from_preset())
   assert not any(name.startswith("history") for name in of_ids)

@@ -6,10 +6,11 @@ import tensorflow as tf
 
 from pipelines.training import build, schedule
 from pipelines.training import config as configs
+from xir_tfrs.programs import settings
 
 
 @pytest.mark.parametrize(
-  "settings",
+  "given",
   [
     {},
     {"preset": "paper"},
@@ -18,8 +19,8 @@ from pipelines.training import config as configs
     {"decay_epochs": 1},
   ],
 )
-def test_learning_rates_are_numbers_for_any_number_of_rows(settings):
-  config = configs.from_preset(**settings)
+def test_learning_rates_are_numbers_for_any_number_of_rows(given):
+  config = configs.from_preset(**given)
   for num_rows in (1, 2, 12, 51, 102, 103, 512, 513, 5000):
     calendar = schedule.Schedule(num_rows, config)
     rate = build.optimizer(config, calendar.steps_per_epoch)._learning_rate
@@ -28,3 +29,34 @@ def test_learning_rates_are_numbers_for_any_number_of_rows(settings):
     assert np.isfinite(rates).all(), num_rows
     assert rates[0] == pytest.approx(config.learning_rate), num_rows
     assert (np.diff(rates) <= 0).all(), num_rows
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "arguments"),
+  [
+    ("adam", {"beta_2": 0.98, "weight_decay": 0.01}),
+    ("lazy_adam", {"epsilon": 1e-3, "clipnorm": 2.0}),
+    ("coupled_l2_adam", {"beta_1": 0.8}),
+    ("adagrad", {"initial_accumulator_value": 0.5}),
+  ],
+)
+def test_arguments_reach_the_optimizer(optimizer, arguments):
+  config = configs.from_preset(
+    optimizer=optimizer, optimizer_arguments=arguments
+  )
+  made = build.optimizer(config, 10).get_config()
+  assert {name: made[name] for name in arguments} == arguments
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"momentum": 0.9}, "--optimizer lazy_adam has no argument 'momentum'"),
+    ({"learning_rate": 1.0}, "has no argument 'learning_rate', but beta_1, "),
+    ({"amsgrad": True}, "--optimizer lazy_adam: LazyAdam has no `amsgrad`"),
+  ],
+)
+def test_wrong_arguments_of_an_optimizer(arguments, message):
+  config = configs.from_preset(optimizer_arguments=arguments)
+  with pytest.raises(settings.SettingsError, match=message):
+    build.optimizer(config, 10)
