@@ -779,6 +779,29 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
       sum(term.share * term.loss()[0] for term in terms), expected, rtol=1e-6
     )
 
+  @parameterized.parameters(*_TASKS)
+  def test_known_candidates_that_rows_share(self, name):
+    query, candidates, ids = _batch(5)
+    shared = tf.ragged.constant([[], [3], [1, 2]])
+    rows = tf.constant([1, 2, 2, 0, 1])
+    task = _make(name)
+    arguments = {"candidate_ids": tf.constant(ids), "training": False}
+    arguments["query_ids"] = tf.range(5, dtype=tf.int64)
+    own = tf.gather(shared, rows)
+    try:
+      expected = task(query, candidates, known_candidate_ids=own, **arguments)
+    except ValueError as error:
+      self.assertIn("do not give any", str(error))
+      return
+    found = task(
+      query,
+      candidates,
+      known_candidate_ids=shared,
+      known_rows=rows,
+      **arguments,
+    )
+    self.assertAllEqual(found, expected)
+
 
 class NumericsTest(tf.test.TestCase, parameterized.TestCase):
   def assert_finite(self, name, query, candidates, ids, **kwargs):

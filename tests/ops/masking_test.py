@@ -93,6 +93,39 @@ class KnownColumnsTest(tf.test.TestCase, parameterized.TestCase):
       self.assertEqual(masking.columns_mask(columns, 2).shape, [rows, 2])
 
 
+class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
+  """Rows that share what is known have the mask of rows of their own."""
+
+  @parameterized.product(
+    accidental_hits=(False, True), padded=(False, True), graph=(False, True)
+  )
+  def test_reference(self, accidental_hits, padded, graph):
+    rng = np.random.default_rng(3)
+    pool_ids = rng.integers(0, 12, 20)
+    positive_ids = rng.integers(0, 12, 7)
+    known = [[], [0, 3, 5, 9], list(range(12))]
+    entries = [1, 2, 2, 0, 1, 2, 1]
+    ids = tf.ragged.constant(known, tf.int64)
+
+    def keep():
+      mask = masking.ColumnMask(
+        tf.constant(positive_ids),
+        tf.constant(pool_ids),
+        accidental_hits=accidental_hits,
+        known_ids=ids.to_tensor(-1) if padded else ids,
+        known_rows=tf.constant(entries),
+      )
+      # In parts, as the kernel asks for it.
+      return tf.concat([mask.keep(0, 3), mask.keep(3, 4)], axis=0)
+
+    expected = ~reference.known_positives(
+      [known[entry] for entry in entries], positive_ids, pool_ids
+    )
+    if accidental_hits:
+      expected &= ~reference.accidental_hits(positive_ids, pool_ids)
+    self.assertAllEqual((tf.function(keep) if graph else keep)(), expected)
+
+
 class OwnColumnsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(
     (1, 1, 0), (3, 3, 0), (2, 6, 0), (2, 6, 4), (3, 5, 1)

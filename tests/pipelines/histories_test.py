@@ -229,7 +229,8 @@ def test_known_positives_come_with_positions(data):
   known = batches.datasets.candidates_by_query(rows, opened.schema.num_queries)
   make = batches.examples(config(data), rows, known)
   (batch,) = make(shares=[(10, 30)]).take(1)
-  assert batch["known_candidate_ids"].to_list() == [
+  entries = batch["known_candidate_ids"].to_list()
+  assert [entries[row] for row in batch["known_row"].numpy()] == [
     known[query].numpy().tolist() for query in batch["query_id"].numpy()
   ]
 

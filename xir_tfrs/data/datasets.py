@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs.ops import ragged
+
 # Rounds of the cipher that permutes the rows; the op's own default.
 _ROUNDS = 4
 
@@ -32,8 +34,8 @@ def training_dataset(
     start_step: The first batch wanted.
     shares: The parts [low, high) of each batch that this host wants, one for
       each of its replicas; they come in turn. None: the whole batch.
-    known: [num_queries, None] candidates that are no negatives of a query; the
-      rows get those of theirs as `known_candidate_ids`.
+    known: [num_queries, None] candidates that are no negatives of a query; see
+      `with_known`.
 
   Returns:
     Dataset of dicts of tensors of high - low rows, without end.
@@ -90,23 +92,20 @@ def training_dataset(
 def with_known(
   batch: Mapping[str, tf.Tensor], known: tf.RaggedTensor
 ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-  """A batch with its rows' entries of `known` as `known_candidate_ids`."""
-  return {**batch, "known_candidate_ids": _rows_of(known, batch["query_id"])}
+  """A batch with its queries' entries of `known`.
 
-
-def _rows_of(ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.RaggedTensor:
-  """`tf.gather`, which takes ten times as long for what it puts around."""
-  gathered = tf.raw_ops.RaggedGather(
-    params_nested_splits=[ragged.row_splits],
-    params_dense_values=ragged.values,
-    indices=rows,
-    OUTPUT_RAGGED_RANK=1,
-  )
-  return tf.RaggedTensor.from_row_splits(
-    gathered.output_dense_values,
-    gathered.output_nested_splits[0],
-    validate=False,
-  )
+  Returns:
+    The batch with `known_candidate_ids`, [queries, None], of its distinct
+    queries, and `known_row` [batch], the entry of each row. A query with many
+    rows has many known candidates too: an entry for each row would grow with
+    the square of them.
+  """
+  queries, rows = tf.unique(batch["query_id"])
+  return {
+    **batch,
+    "known_candidate_ids": ragged.gather(known, queries),
+    "known_row": tf.ensure_shape(rows, batch["query_id"].shape),
+  }
 
 
 def distinct_pairs(

@@ -28,7 +28,9 @@ class TwoTower(tfrs.Model):
 
   Batches are dicts with `query_id` and `candidate_id`, [batch] dense integer
   ids, and optionally `sample_weight` [batch] and `known_candidate_ids` [batch,
-  None], ids that are no negatives of their row. With a `HistoryTower` they also
+  None], ids that are no negatives of their row; or, where rows share them,
+  [queries, None], with the entry of each row in `known_row` [batch]. With a
+  `HistoryTower` they also
   have `history_ids`: [batch, None], the history of each row; or, where rows
   share histories, [windows, None], with the `history_query_ids` [windows], and
   for each row its window, `history_row` [batch], and how many events of the
@@ -94,6 +96,7 @@ class TwoTower(tfrs.Model):
       candidate_ids=candidate_ids,
       query_ids=inputs["query_id"],
       known_candidate_ids=inputs.get("known_candidate_ids"),
+      known_rows=inputs.get("known_row"),
       sample_weight=inputs.get("sample_weight"),
       training=training,
     )

@@ -82,7 +82,8 @@ def pool_softmax(
   resampler: Resampler | None = None,
   mask_own_column: bool = False,
   mask_accidental_hits: bool = False,
-  known_ids: tf.RaggedTensor | None = None,
+  known_ids: tf.Tensor | tf.RaggedTensor | None = None,
+  known_rows: tf.Tensor | None = None,
   count_draws: bool = True,
   row_chunk_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -113,6 +114,9 @@ def pool_softmax(
     mask_accidental_hits: Leave out every column with the positive's id.
     known_ids: [batch, None] ids of other positives of each row's query, whose
       columns are left out too; those of the row's positive are not touched.
+      Ragged, or padded with -1.
+    known_rows: [batch] integer entry of `known_ids`, then [queries, None], of
+      each row; None: its own.
     count_draws: Whether to sum the draws up, which costs a pass.
     row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
 
@@ -152,6 +156,7 @@ def pool_softmax(
     mask_own_column=mask_own_column,
     mask_accidental_hits=mask_accidental_hits,
     known_ids=known_ids,
+    known_rows=known_rows,
     keep_own=own_stands_in,
   )
   columns = _Columns(
@@ -230,7 +235,8 @@ def column_mask(
   *,
   mask_own_column: bool,
   mask_accidental_hits: bool,
-  known_ids: tf.RaggedTensor | None,
+  known_ids: tf.Tensor | tf.RaggedTensor | None,
+  known_rows: tf.Tensor | None,
   keep_own: bool = False,
 ) -> masking.ColumnMask:
   """Which columns of a pool count, as `pool_softmax` has it.
@@ -239,7 +245,8 @@ def column_mask(
     form: Form of the loss.
     positive_ids: [batch] ids of the positives.
     pool: The pool.
-    mask_own_column, mask_accidental_hits, known_ids: As in `pool_softmax`.
+    mask_own_column, mask_accidental_hits, known_ids, known_rows: As in
+      `pool_softmax`.
     keep_own: Whether the own column counts whatever the others say.
   """
   without_positive = not form.positive_in_partition
@@ -256,6 +263,7 @@ def column_mask(
     own=own,
     accidental_hits=mask_accidental_hits or without_positive,
     known_ids=known_ids,
+    known_rows=known_rows,
     in_use=pool.in_use,
   )
 

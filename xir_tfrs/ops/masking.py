@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
-from xir_tfrs.ops import chunks, search
+from xir_tfrs.ops import chunks, ragged, search
 
 # Cells of the filter of known ids; a power of 2, many times a pool.
 _FILTER_SIZE = 2**16
@@ -28,6 +28,7 @@ class ColumnMask:
     own: Own = "as others",
     accidental_hits: bool = False,
     known_ids: tf.Tensor | tf.RaggedTensor | None = None,
+    known_rows: tf.Tensor | None = None,
     in_use: tf.Tensor | None = None,
   ) -> None:
     """Says what is left out.
@@ -40,7 +41,9 @@ class ColumnMask:
         applies to it; otherwise it is a column as others are.
       accidental_hits: Leave out every column with the positive's id.
       known_ids: [batch, None] ids of other positives of each row's query,
-        whose columns are left out; ragged, or padded with -1.
+        whose columns are left out; ragged, or padded with -1. With
+        `known_rows` [queries, None]: an entry serves several rows.
+      known_rows: [batch] integer, the entry of each row; None: its own.
       in_use: [pool] bool, which columns there are; None: all.
     """
     self._positive_ids = positive_ids
@@ -51,8 +54,15 @@ class ColumnMask:
     self._in_use = in_use
     self._known: _RaggedKnown | _PaddedKnown | None = None
     if isinstance(known_ids, tf.RaggedTensor):
-      self._known = _RaggedKnown(known_ids, positive_ids, pool_ids)
+      self._known = _RaggedKnown(
+        known_ids,
+        known_rows,
+        None if accidental_hits else positive_ids,
+        pool_ids,
+      )
     elif known_ids is not None:
+      if known_rows is not None:
+        known_ids = tf.gather(known_ids, known_rows)
       self._known = _PaddedKnown(known_ids, positive_ids, pool_ids)
 
   def keep(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor | None:
@@ -89,19 +99,29 @@ class ColumnMask:
 
 
 class _RaggedKnown:
-  """Columns of known candidates, of ids in a ragged tensor."""
+  """Columns of known candidates, of ids in a ragged tensor.
+
+  Columns with the id of a row's positive are not meant; `positive_ids` is None
+  where they are left out anyway.
+  """
 
   def __init__(
     self,
     known_ids: tf.RaggedTensor,
-    positive_ids: tf.Tensor,
+    known_rows: tf.Tensor | None,
+    positive_ids: tf.Tensor | None,
     pool_ids: tf.Tensor,
   ) -> None:
-    self._columns = known_columns(known_ids, positive_ids, pool_ids)
+    self._rows = known_rows
+    self._positive_ids, self._pool_ids = positive_ids, pool_ids
+    own = positive_ids if known_rows is None else None
+    self._columns = known_columns(known_ids, own, pool_ids)
     self._pool = tf.size(pool_ids)
 
   def columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
     """[size, pool] bool, True where a column is one of them."""
+    if self._rows is not None:
+      return self._columns_of(start, size)
     splits = chunks.part(self._columns.row_splits, start, size + 1)
     part = tf.RaggedTensor.from_row_splits(
       self._columns.values[splits[0] : splits[-1]],
@@ -109,6 +129,22 @@ class _RaggedKnown:
       validate=False,
     )
     return columns_mask(part, self._pool)
+
+  def _columns_of(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
+    assert self._rows is not None
+    rows = chunks.part(self._rows, start, size)
+    entries, of_rows = tf.unique(rows)
+    mask = columns_mask(ragged.gather(self._columns, entries), self._pool)
+    # Of as many entries as rows, row i has entry i.
+    mask = tf.cond(
+      tf.size(entries) < tf.size(rows),
+      lambda: tf.gather(mask, of_rows),
+      lambda: mask,
+    )
+    if self._positive_ids is None:
+      return mask
+    own = chunks.part(self._positive_ids, start, size)
+    return mask & ~accidental_hits(own, self._pool_ids)
 
 
 class _PaddedKnown:
@@ -188,7 +224,9 @@ def own_columns(
 
 
 def known_columns(
-  known_ids: tf.RaggedTensor, positive_ids: tf.Tensor, pool_ids: tf.Tensor
+  known_ids: tf.RaggedTensor,
+  positive_ids: tf.Tensor | None,
+  pool_ids: tf.Tensor,
 ) -> tf.RaggedTensor:
   """Columns of a pool whose candidate is known to be another positive.
 
@@ -199,7 +237,7 @@ def known_columns(
     known_ids: [batch, None] ids of the candidates that each row's query is
       known to want, none of them twice.
     positive_ids: [batch] id of each row's positive, which is not among them
-      here: `accidental_hits` are another matter.
+      here: `accidental_hits` are another matter. None: no id is left out.
     pool_ids: [pool] ids, of the same type.
 
   Returns:
@@ -209,13 +247,14 @@ def known_columns(
   # Hardly any has a column; those that cannot are not worth a search.
   places = tf.where(_may_be_among(pool_ids, ids))[:, 0]
   ids = tf.gather(ids, places)
-  rows = _row_numbers(known_ids, places)
+  rows = ragged.row_numbers(known_ids, places)
   order = tf.argsort(pool_ids, stable=True)
   ordered = tf.gather(pool_ids, order)
   first = tf.searchsorted(ordered, ids, side="left")
   found = tf.searchsorted(ordered, ids, side="right") - first
-  own = tf.gather(positive_ids, rows)
-  found = tf.where(tf.equal(ids, own), tf.zeros_like(found), found)
+  if positive_ids is not None:
+    own = tf.gather(positive_ids, rows)
+    found = tf.where(tf.equal(ids, own), tf.zeros_like(found), found)
   # A candidate may have several columns, which are neighbours in order.
   positions = tf.ragged.range(first, first + found).values
   lengths = tf.math.unsorted_segment_sum(found, rows, known_ids.nrows())
@@ -232,7 +271,8 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
     pool: Number of columns.
   """
   values = tf.range(tf.size(columns.values, tf.int64))
-  places = tf.stack([_row_numbers(columns, values), columns.values], axis=1)
+  rows = ragged.row_numbers(columns, values)
+  places = tf.stack([rows, columns.values], axis=1)
   return tf.scatter_nd(
     places,
     tf.fill([tf.shape(places)[0]], True),
@@ -252,11 +292,3 @@ def _may_be_among(pool_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     tf.constant([_FILTER_SIZE], ids.dtype),
   )
   return tf.gather(present, tf.bitwise.bitwise_and(ids, last))
-
-
-def _row_numbers(ragged: tf.RaggedTensor, values: tf.Tensor) -> tf.Tensor:
-  """[n] int32 rows of the values at [n] int64 places, in order.
-
-  `value_rowids` makes a matrix of all rows by the longest one.
-  """
-  return tf.searchsorted(ragged.row_splits, values, side="right") - 1

@@ -18,6 +18,7 @@ class Inputs:
   candidate_ids: tf.Tensor | None = None
   query_ids: tf.Tensor | None = None
   known_candidate_ids: tf.Tensor | tf.RaggedTensor | None = None
+  known_rows: tf.Tensor | None = None
   sample_weight: tf.Tensor | None = None
 
 
@@ -38,7 +39,10 @@ class Batch:
     own_offset: Scalar int64, column of row 0's positive in the pool.
     query_ids: [batch] int64 ids of the queries, where the caller gave them.
     known_ids: [batch, None] int64 ids of candidates that are no negatives of
-      the row, where the caller gave them; ragged, or padded.
+      the row, where the caller gave them; ragged, or padded. With
+      `known_rows` [queries, None].
+    known_rows: [batch] the entry of each row in `known_ids`, where rows share
+      entries.
   """
 
   queries: tf.Tensor
@@ -51,6 +55,7 @@ class Batch:
   own_offset: tf.Tensor
   query_ids: tf.Tensor | None = None
   known_ids: tf.Tensor | tf.RaggedTensor | None = None
+  known_rows: tf.Tensor | None = None
 
   def own(self, of_pool: tf.Tensor) -> tf.Tensor:
     """[batch] the entries of a [pool] tensor at the rows' own columns."""
@@ -59,7 +64,11 @@ class Batch:
 
   def first(self, num_rows: int) -> "Batch":
     """The first rows alone, each with weight 1; the pool stays."""
-    known = self.known_ids
+    known, rows = self.known_ids, self.known_rows
+    if rows is not None:
+      rows = rows[:num_rows]
+    elif known is not None:
+      known = known[:num_rows]
     return dataclasses.replace(
       self,
       queries=self.queries[:num_rows],
@@ -67,7 +76,8 @@ class Batch:
       ids=self.ids[:num_rows],
       row_weights=tf.ones([num_rows], self.row_weights.dtype),
       query_ids=None if self.query_ids is None else self.query_ids[:num_rows],
-      known_ids=None if known is None else known[:num_rows],
+      known_ids=known,
+      known_rows=rows,
     )
 
 
@@ -115,6 +125,7 @@ class Term:
       mask_own_column=self.mask_own_column,
       mask_accidental_hits=self.mask_accidental_hits,
       known_ids=batch.known_ids,
+      known_rows=batch.known_rows,
       count_draws=self.count_draws,
       row_chunk_size=self.row_chunk_size,
     )
@@ -137,6 +148,7 @@ class Term:
       mask_own_column=self.mask_own_column,
       mask_accidental_hits=self.mask_accidental_hits,
       known_ids=self.batch.known_ids,
+      known_rows=self.batch.known_rows,
     )
     logits = tf.matmul(
       self.batch.queries, self.pool.embeddings, transpose_b=True
@@ -204,6 +216,7 @@ def make(
     own_offset=own_offset,
     query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
     known_ids=_as_known_ids(inputs.known_candidate_ids),
+    known_rows=inputs.known_rows,
   )
 
 

@@ -117,7 +117,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     *,
     candidate_ids: tf.Tensor | None = None,
     query_ids: tf.Tensor | None = None,
-    known_candidate_ids: tf.RaggedTensor | None = None,
+    known_candidate_ids: tf.Tensor | tf.RaggedTensor | None = None,
+    known_rows: tf.Tensor | None = None,
     sample_weight: tf.Tensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
@@ -134,7 +135,10 @@ class RetrievalTask(tf.keras.layers.Layer):
         each query is known to want, such as its training interactions: they
         are not negatives of its row. The row's own positive may be among
         them; `remove_accidental_hits` alone decides on its id. None: only
-        what that says is left out.
+        what that says is left out. Ragged, or padded with -1.
+      known_rows: [batch] integer, for each row its entry in
+        `known_candidate_ids`, which is then [queries, None]: the rows of a
+        query share one. None: row i has entry i.
       sample_weight: [batch] weight of each row's loss; None: 1.
       training: Whether the state of the task moves; a Python bool.
 
@@ -152,6 +156,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       candidate_ids=candidate_ids,
       query_ids=query_ids,
       known_candidate_ids=known_candidate_ids,
+      known_rows=known_rows,
       sample_weight=sample_weight,
       training=training,
     )
