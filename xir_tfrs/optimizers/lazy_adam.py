@@ -80,7 +80,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
     rows, g = gradient.indices, gradient.values
     m, v = tf.gather(momentum, rows), tf.gather(velocity, rows)
     gap = self.iterations + 1 - tf.gather(last_touched, rows)
-    gap = tf.cast(gap, dtype)[:, tf.newaxis]
+    gap = tf.reshape(tf.cast(gap, dtype), [-1] + [1] * (g.shape.rank - 1))
     ratio = beta_1 / tf.sqrt(beta_2)
     missed = ratio * (1.0 - ratio ** (gap - 1.0)) / (1.0 - ratio)
     change = missed * m / (tf.sqrt(v) + self.epsilon)
