@@ -158,7 +158,7 @@ def _histories(sizes, budget):
   data = _Data(sizes, sizes["history_batch"], sizes["dim"])
   data.add_histories(sizes["history"])
   cases = {}
-  for encoder in ("mean", "attention"):
+  for encoder in ("mean", "gru", "attention"):
     for mode, jit in _MODES.items():
       cases[f"{encoder}, SSL-Pop{mode}"] = lambda encoder=encoder, jit=jit: (
         data.step(data.model("SSL-Pop", jit, True, encoder=encoder), jit)

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from xir_tfrs.layers.history import encoder
+from xir_tfrs.ops import xla
 
 
 class GRUHistory(encoder.HistoryEncoder):
@@ -39,7 +40,11 @@ class GRUHistory(encoder.HistoryEncoder):
     # No mask: padding stands behind all events, where it changes no state of
     # theirs, and cuDNN's kernel takes no other mask.
     del lengths
-    return self._output(dropout(self._gru(dropout(vectors))))
+    gru = self._gru
+    if xla.compiling():
+      # What chooses between cuDNN and a loop would compile at every step.
+      gru = tf.keras.layers.RNN(self._gru.cell, return_sequences=True)
+    return self._output(dropout(gru(dropout(vectors))))
 
   def get_config(self) -> dict:
     return super().get_config() | {"units": self._units}
