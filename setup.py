@@ -36,6 +36,7 @@ EXTRAS = {
   "scann": ["scann==1.4.2"],
   "data": [
     "pyarrow>=17",
+    "fsspec>=2024.2",
     "tensorflow-datasets==4.9.10",
     # tensorflow-datasets imports it and does not say so.
     "importlib_resources",

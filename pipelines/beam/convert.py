@@ -37,7 +37,7 @@ def _convert(
   buckets = spill.Buckets(
     work / "spill",
     convert.bucket_count(config, source),
-    convert.row_dtype(config, source),
+    convert.row_dtype(source),
   )
   seen = first_pass.run(config, source, work, buckets, options)
   if error := seen.first_error(source):
@@ -57,6 +57,8 @@ def _convert(
     config, directory, work, buckets, users, items, options
   )
   shutil.rmtree(work)
+  if empty := source.count_empty(seen.rows):
+    seen.warnings["empty_files"] = empty
   files = [seen.files[file] for file in range(source.num_files)]
   return convert.finish(
     config,
@@ -80,16 +82,11 @@ def _table(
   vocab: vocabulary.Vocabulary,
 ) -> convert.Table:
   """`convert.table`, whose error names the line of the largest dense id."""
-  columns = config.input.columns
-  dense = None
-  if config.dense_ids:
-    dense = vocabulary.DenseIds(
-      columns.user if kind == "users" else columns.item
-    )
+  dense = convert.dense_ids(config, source, kind.removesuffix("s"))
   try:
     return convert.table(vocab, dense, side, source.name)
   except errors.DataError:
-    if largest is None:
+    if largest is None or dense is None:
       raise
   for _, block in source.read(largest[1], count_lines=True):
     dense.check(block, getattr(block, kind))

@@ -27,7 +27,7 @@ from apache_beam.options import pipeline_options
 from pyarrow import feather
 
 from pipelines.beam import handover
-from pipelines.preparation import passes, spill, vocabulary
+from pipelines.preparation import convert, passes, spill, vocabulary
 from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import blocks
 from pipelines.readers import source as source_lib
@@ -80,11 +80,7 @@ class Seen:
 
   def first_error(self, source: source_lib.Source) -> errors.DataError | None:
     """What reading the files one after another would have raised."""
-    broken = self.error[0].file if self.error else source.num_files
-    for file in range(min(broken, source.num_files)):
-      if not self.rows.get(file):
-        return source.no_rows(file)
-    return self.error and self.error[1]
+    return self.error[1] if self.error else source.missing_rows(self.rows)
 
 
 def joined(seen: Iterable[Seen]) -> Seen:
@@ -181,8 +177,7 @@ class _Read(beam.DoFn):
     buckets: spill.Buckets,
   ):
     self._source = source
-    self._columns = config.input.columns
-    self._dense_ids = config.dense_ids
+    self._config = config
     self._shares, self._dtype = buckets.count, buckets.dtype
 
   def process(self, piece: blocks.Piece) -> Iterator[Any]:
@@ -198,15 +193,18 @@ class _Read(beam.DoFn):
 
   def _read(self, piece: blocks.Piece, count_lines: bool) -> Iterator[Any]:
     dense = {
-      "users": vocabulary.DenseIds(self._columns.user),
-      "items": vocabulary.DenseIds(self._columns.item),
+      kind: found
+      for kind in KINDS
+      for found in [
+        convert.dense_ids(self._config, self._source, kind.removesuffix("s"))
+      ]
+      if found is not None
     }
     warnings: collections.Counter[str] = collections.Counter()
     read = 0
     for position, block in self._source.read(piece, count_lines):
-      if self._dense_ids:
-        for kind in KINDS:
-          dense[kind].check(block, getattr(block, kind))
+      for kind, check in dense.items():
+        check.check(block, getattr(block, kind))
       codes = {}
       for kind in KINDS:
         ids = pc.dictionary_encode(getattr(block, kind))
@@ -222,11 +220,13 @@ class _Read(beam.DoFn):
         self._source.split_of(piece.file),
       )
       read += len(rows)
-      rows = passes.well_rated(rows, block, self._columns.min_rating, warnings)
+      rows = passes.well_rated(
+        rows, block, self._config.input.columns.min_rating, warnings
+      )
       if len(rows):
         yield beam.pvalue.TaggedOutput(_ROWS, (position, rows))
     warnings.update(self._source.warnings)
-    largest = {k: (dense[k].largest, piece) for k in KINDS if self._dense_ids}
+    largest = {kind: (dense[kind].largest, piece) for kind in dense}
     yield beam.pvalue.TaggedOutput(
       _SEEN, Seen(dict(warnings), {piece.file: read}, largest=largest)
     )

@@ -36,6 +36,8 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
   output = pathlib.Path(config.output)
   directories.check_output(output, config.overwrite)
   source = sources.open_source(config.input)
+  if source.read_as:
+    print(source.read_as, flush=True)
   if config.split == "temporal" and not source.has_times:
     raise errors.DataError(
       "--split temporal needs times; name the column with --time_column",
@@ -51,22 +53,23 @@ def convert(
   config: PrepareConfig, source: source_lib.Source, directory: pathlib.Path
 ) -> schema_lib.Schema:
   """Reads the rows, block after block, and writes them."""
-  columns = config.input.columns
   warnings: collections.Counter[str] = collections.Counter()
   ids = passes.Ids(
     vocabulary.Vocabulary(),
     vocabulary.Vocabulary(),
-    vocabulary.DenseIds(columns.user) if config.dense_ids else None,
-    vocabulary.DenseIds(columns.item) if config.dense_ids else None,
+    dense_ids(config, source, "user"),
+    dense_ids(config, source, "item"),
   )
   buckets = spill.Buckets(
     directory / "spill",
     bucket_count(config, source),
-    row_dtype(config, source),
+    row_dtype(source),
   )
   # Before the rows: a broken table is to be known early.
   user_side, item_side = source.side_tables()
-  passes.spill_rows(source, buckets, ids, columns.min_rating, warnings)
+  passes.spill_rows(
+    source, buckets, ids, config.input.columns.min_rating, warnings
+  )
   warnings.update(source.warnings)
   users = table(ids.users, ids.dense_users, user_side, source.name)
   items = table(ids.items, ids.dense_items, item_side, source.name)
@@ -168,7 +171,7 @@ def finish(
       for name, of_split in written.shards.items()
     },
     shards={**written.shards, **shards},
-    interaction_features=_interaction_features(row_dtype(config, source)),
+    interaction_features=_interaction_features(row_dtype(source)),
     query_features=tables["queries"].features,
     candidate_features=tables["candidates"].features,
     source=schema_lib.Source(
@@ -184,9 +187,20 @@ def bucket_count(config: PrepareConfig, source: source_lib.Source) -> int:
   return config.num_buckets or spill.bucket_count(source.size)
 
 
-def row_dtype(config: PrepareConfig, source: source_lib.Source) -> np.dtype:
-  has_weights = config.input.columns.weight is not None
-  return spill.row_dtype(source.has_times, has_weights, bool(source.splits))
+def row_dtype(source: source_lib.Source) -> np.dtype:
+  return spill.row_dtype(
+    source.has_times, source.has_weights, bool(source.splits)
+  )
+
+
+def dense_ids(
+  config: PrepareConfig, source: source_lib.Source, side: str
+) -> vocabulary.DenseIds | None:
+  """The check of dense ids of the "user" or the "item" side, if asked for."""
+  if not config.dense_ids:
+    return None
+  column = getattr(source.roles, side, None) or f"{side}_id"
+  return vocabulary.DenseIds(column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +290,14 @@ def _options(
     options = dataclasses.asdict(config.input.synthetic)
   else:
     options = dataclasses.asdict(config.input.columns)
-    for side in ("user_features", "item_features"):
-      options[side] = list(options[side])  # As JSON gives it back.
+    options = {  # As JSON gives it back.
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in options.items()
+    }
+    if source.roles is not None:
+      for name in ("user", "item", "time", "rating", "event"):
+        options[name] = getattr(source.roles, name)
+    options["read_as"] = source.read_as
   return {
     **options,
     "dense_ids": config.dense_ids,

@@ -21,6 +21,11 @@ _WARNINGS = {
   " among those that validate: a ranking that leaves out seen items cannot find"
   " them",
   "blank_lines": "{n} lines are blank and were skipped",
+  "comment_lines": "{n} lines begin with # and were skipped",
+  "empty_files": "{n} files hold no rows",
+  "rows_without_user": "{n} rows name no user: --missing_user {missing_user}",
+  "rows_of_other_events": "{n} rows are of events that --events does not name"
+  " and were left out",
   "users_without_items": "{n} lines name a user without items and were skipped",
   "last_line_without_newline": "{n} files do not end with a newline; check that"
   " their last line was not cut off",
@@ -50,7 +55,11 @@ def text(
   rows = sum(schema.rows.values())
   read = rows + sum(
     schema.warnings.get(name, 0)
-    for name in ("duplicate_pairs", "rows_below_min_rating")
+    for name in (
+      "duplicate_pairs",
+      "rows_below_min_rating",
+      "rows_of_other_events",
+    )
   )
   leaks = {name: n for name, n in schema.leakage.items() if n}
   lines = [
@@ -115,6 +124,7 @@ def _warning(schema: schema_lib.Schema, name: str, n: int) -> str:
   followers += schema.warnings.get("users_in_no_split", 0)
   return _WARNINGS.get(name, name + " {n}").format(
     n=f"{n:,}",
+    missing_user=schema.source.options.get("missing_user"),
     held_out=f"{schema.warnings.get('items_only_held_out', 0):,}",
     of_followers=n / max(followers, 1),
     users=f"{schema.num_queries:,}",

@@ -6,11 +6,12 @@ import abc
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.readers import blocks, inputs
+from pipelines.readers import roles as roles_lib
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import side_tables, text
+from xir_tfrs.data.files import addresses, layouts, side_tables
 
 Fingerprint = dict[str, str | int]
 SideTables = tuple[side_tables.SideTable | None, side_tables.SideTable | None]
@@ -25,15 +26,22 @@ class Source(abc.ABC):
     num_files: how many files of interactions there are.
     size: about how many bytes the rows take as text.
     splits: the split of each file, where the user gave them; else empty.
-    has_times: whether blocks carry times.
+    has_times, has_weights: whether blocks carry them.
+    roles: which columns are what; None where there are no files.
+    read_as: how the input is written and what its columns mean, to be shown.
     ignored: columns that are there but are not read.
+    empty_files: files that hold nothing at all and are no part of the others.
     warnings: what was skipped -> how often, complete after `blocks` or `read`.
   """
 
   num_files = 1
   size: int
   has_times: bool
+  has_weights = False
+  roles: roles_lib.Roles | None = None
+  read_as = ""
   ignored: tuple[str, ...] = ()
+  empty_files = 0
   splits: tuple[str, ...] = ()
 
   def __init__(self, kind: str, name: str):
@@ -45,18 +53,32 @@ class Source(abc.ABC):
     return self.splits[file] if self.splits else None
 
   def blocks(self) -> Iterator[tuple[int, blocks.Block]]:
-    """Yields the rows of one file after the other, each of which has some.
-
-    A block comes with the number of its file.
-    """
+    """Yields the rows of one file after the other, each with its number."""
     self.warnings.clear()
+    rows: collections.Counter[int] = collections.Counter()
     for file in range(self.num_files):
-      rows = 0
       for _, block in self._read(self._whole(file), count_lines=False):
-        rows += len(block.users)
+        rows[file] += len(block.users)
         yield file, block
-      if not rows:
-        raise self.no_rows(file)
+    if error := self.missing_rows(rows):
+      raise error
+    if empty := self.count_empty(rows):
+      self.warnings["empty_files"] = empty
+
+  def count_empty(self, rows: Mapping[int, int]) -> int:
+    """How many files hold no rows, given how many each holds."""
+    files = range(self.num_files)
+    return self.empty_files + sum(not rows.get(file) for file in files)
+
+  def missing_rows(self, rows: Mapping[int, int]) -> errors.DataError | None:
+    """The error if all files, or all of a split, hold no rows."""
+    files: dict[str | None, list[int]] = {}
+    for file in range(self.num_files):
+      files.setdefault(self.split_of(file), []).append(file)
+    for of_split in files.values():
+      if not any(rows.get(file) for file in of_split):
+        return self.no_rows(of_split[0])
+    return None
 
   def read(
     self, piece: blocks.Piece, count_lines: bool = False
@@ -119,88 +141,79 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SideFiles:
-  """The files of side features; None where there is none."""
+  """The files of side features; None where there is none.
 
-  user: pathlib.Path | None = None
-  item: pathlib.Path | None = None
+  Attributes:
+    user, item: their addresses.
+    user_wish, item_wish: what the user says of them.
+  """
 
-  def read(self, roles: inputs.Columns) -> SideTables:
-    """The side tables of users and of items."""
+  user: str | None = None
+  item: str | None = None
+  user_wish: layouts.Wish = layouts.Wish()
+  item_wish: layouts.Wish = layouts.Wish()
+
+  def read(
+    self, config: inputs.Columns, user_column: str, item_column: str
+  ) -> SideTables:
+    """The side tables of users and of items.
+
+    Args:
+      config: what the user says of columns.
+      user_column, item_column: ids of the interactions.
+    """
     users = self.user and side_tables.read(
       self.user,
-      roles.user,
-      roles.user_features,
+      config.user_key or user_column,
+      config.user_features,
       "--user_features",
-      roles.separator,
+      config.separator,
+      separators=self._separators(config, config.user_features),
+      wish=self.user_wish,
     )
     items = self.item and side_tables.read(
       self.item,
-      roles.item,
-      roles.item_features,
+      config.item_key or item_column,
+      config.item_features,
       "--item_features",
-      roles.separator,
+      config.separator,
+      separators=self._separators(config, config.item_features),
+      wish=self.item_wish,
     )
-    return users, items
+    return users or None, items or None
+
+  def _separators(
+    self, config: inputs.Columns, features: Sequence[str]
+  ) -> dict[str, str]:
+    """Those of the features of a side; without features, all."""
+    if not (self.user and self.item):
+      return dict(config.separators)
+    named = {feature.partition(":")[0] for feature in features}
+    return {
+      name: mark for name, mark in config.separators.items() if name in named
+    }
 
   def fingerprints(self) -> tuple[Fingerprint, ...]:
     return tuple(
-      text.fingerprint(path) for path in (self.user, self.item) if path
+      addresses.fingerprint(path) for path in (self.user, self.item) if path
     )
 
 
 class FileSource(Source):
   """A source that names its columns and may have files of side features."""
 
+  roles: roles_lib.Roles
+
   def __init__(
-    self, kind: str, name: str, roles: inputs.Columns, side_files: SideFiles
+    self, kind: str, name: str, config: inputs.Columns, side_files: SideFiles
   ):
     super().__init__(kind, name)
-    self.roles, self._side_files = roles, side_files
+    self._config, self._side_files = config, side_files
 
   def side_fingerprints(self) -> tuple[Fingerprint, ...]:
     return self._side_files.fingerprints()
 
   def side_tables(self) -> SideTables:
-    return self._side_files.read(self.roles)
-
-
-class TextSource(FileSource):
-  """A source of text files, cut into pieces at line ends.
-
-  A position is a byte of all files together. A row takes at least a byte, so
-  rows that count from the byte where their chunk begins never reach the next
-  chunk.
-  """
-
-  def __init__(
-    self,
-    kind: str,
-    files: Sequence[text.TextFile],
-    roles: inputs.Columns,
-    side_files: SideFiles,
-    chunk_bytes: int,
-  ):
-    name = pathlib.Path(files[0].path).stem
-    super().__init__(kind, name, roles, side_files)
-    self._texts, self._chunk_bytes = files, chunk_bytes
-    self._bytes = [file.num_bytes for file in files]
-    self.num_files, self.size = len(files), sum(self._bytes)
-
-  def pieces(self) -> list[blocks.Piece]:
-    pieces = []
-    for file, size in enumerate(self._bytes):
-      before = self._before(file)
-      for start in range(0, size, self._chunk_bytes):
-        stop = min(start + self._chunk_bytes, size)
-        pieces.append(blocks.Piece(file, start, stop, before + start))
-    return pieces
-
-  def fingerprint(self, file: int) -> Fingerprint:
-    return self._texts[file].fingerprint()
-
-  def _before(self, file: int) -> int:
-    """Bytes of the files before it."""
-    return sum(self._bytes[:file])
-
-  def _whole(self, file: int) -> blocks.Piece:
-    return blocks.Piece(file, 0, self._bytes[file], self._before(file))
+    return self._side_files.read(
+      self._config, self.roles.user or "user_id", self.roles.item
+    )

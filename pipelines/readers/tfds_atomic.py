@@ -30,8 +30,11 @@ import tensorflow_datasets as tfds
 
 from pipelines.preparation import spill, vocabulary
 from pipelines.readers import inputs
+from pipelines.readers import roles as roles_lib
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import delimited, headers
+from xir_tfrs.data.files import columns as columns_lib
+from xir_tfrs.data.files import layouts, opening, times
+from xir_tfrs.data.files import rows as rows_lib
 
 SPLIT = "interactions"
 
@@ -59,19 +62,25 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     roles: inputs.Columns | None = None,
     **kwargs: Any,
   ):
-    self._roles = inputs.Columns() if roles is None else roles
+    self._config = inputs.Columns() if roles is None else roles
     self._path = pathlib.Path(path)
     if not self._path.is_file():
       raise errors.DataError("no such file", path=path)
     file = self._open()
-    self._kinds = headers.typed(file.header, file.path, required=True)
-    # Asks for all columns that have a role.
-    self._read_as = self._roles.interaction_kinds(list(self._kinds), file.path)
-    for name, kind in self._kinds.items():
-      if kind in ("token", "float"):
-        self._read_as.setdefault(
-          name, "string" if kind == "token" else "float?"
-        )
+    columns = roles_lib.resolve(
+      self._config, file.names, file.path, file.header_line, file.sample()
+    )
+    assert columns.user is not None
+    self._user, self._time = columns.user, columns.time
+    self._times = columns.times or times.Times("number", None)
+    # All columns that have a role, and all others of one value.
+    self._kinds = {
+      name: "float" if kind == "float" else "token"
+      for name, kind in file.header.items()
+      if kind in ("token", "float") or name in columns.columns
+    }
+    if self._time is not None:
+      self._kinds[self._time] = "time"
     kwargs["config"] = tfds.core.BuilderConfig(
       name=self._path.stem, description=f"From {self._path.name}."
     )
@@ -79,17 +88,15 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     stored = {
-      "id": tfds.features.Text(),
-      "string": tfds.features.Text(),
-      "int": np.int64,
+      "token": tfds.features.Text(),
+      "time": np.int64,
       "float": np.float32,
-      "float?": np.float32,
     }
     features = {
       name: stored[kind]
-      if name == self._roles.user
+      if name == self._user
       else tfds.features.Sequence(stored[kind])
-      for name, kind in self._read_as.items()
+      for name, kind in self._kinds.items()
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -105,20 +112,28 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     return {SPLIT: self._generate_examples()}
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    names = list(self._kinds)
     users = vocabulary.Vocabulary()
     texts = {
       name: vocabulary.Vocabulary()
-      for name, kind in self._read_as.items()
-      if kind in ("id", "string") and name != self._roles.user
+      for name, kind in self._kinds.items()
+      if kind == "token" and name != self._user
     }
-    codes, columns = [], {n: [] for n in self._read_as}
-    del columns[self._roles.user]
-    for rows in self._open().rows(names, self._read_as):
-      codes.append(users.encode(rows.columns[self._roles.user]))
+    codes: list[np.ndarray] = []
+    columns: dict[str, list[np.ndarray]] = {n: [] for n in self._kinds}
+    del columns[self._user]
+    for rows in self._open().rows(dict.fromkeys(self._kinds)):
+      ids = columns_lib.id_strings(
+        rows.columns[self._user], self._user, rows.places
+      )
+      codes.append(users.encode(ids))
       for name, parts in columns.items():
         values = rows.columns[name]
-        parts.append(texts[name].encode(values) if name in texts else values)
+        if name in texts:
+          parts.append(texts[name].encode(values))
+        elif name == self._time:
+          parts.append(self._times.convert(values, name, rows.places))
+        else:
+          parts.append(columns_lib.numbers(values, name, rows.places))
     if not codes:
       raise errors.DataError(
         "no rows below the header", path=self._path, line=1
@@ -134,7 +149,7 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     for user, (name, end) in enumerate(
       zip(users.ids(), ends.tolist(), strict=True)
     ):
-      example: dict[str, Any] = {self._roles.user: name}
+      example: dict[str, Any] = {self._user: name}
       for column, values in by_user.items():
         part = values[start:end]
         if column in words:
@@ -143,5 +158,6 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
       yield user, example
       start = end
 
-  def _open(self) -> delimited.DelimitedFile:
-    return delimited.DelimitedFile(self._path, "atomic")
+  def _open(self) -> rows_lib.RowFile:
+    wish = layouts.Wish("atomic")
+    return opening.open_rows(self._path, layouts.detect(self._path, wish))

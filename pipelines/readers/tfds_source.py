@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from pipelines.readers import blocks, inputs, source
+from pipelines.readers import blocks, inputs, roles, source
 from xir_tfrs.data import errors, records
 from xir_tfrs.data.files import places
 
@@ -35,21 +35,26 @@ class TfdsSource(source.FileSource):
     name: str,
     parts: Sequence[str],
     data_dir: pathlib.Path | None,
-    roles: inputs.Columns,
+    config: inputs.Columns,
     side_files: source.SideFiles,
   ):
     super().__init__(
-      "tfds", name.split(":")[0].replace("/", "-"), roles, side_files
+      "tfds", name.split(":")[0].replace("/", "-"), config, side_files
     )
     self._path = f"tfds:{name}"
     builder = _prepared_builder(name, data_dir)
     self._full_name = builder.info.full_name
     self._serialized = builder.info.features.get_serialized_info()
     names = list(self._serialized)
-    self._used = list(roles.interaction_kinds(names, self._path, line=None))
-    time = roles.time_column(names)
+    self.roles = roles.resolve(config, names, self._path)
+    self._used = list(self.roles.columns)
+    time = self.roles.time
     self.has_times = time is not None
-    if self.has_times and np.dtype(self._serialized[time].np_dtype).kind == "f":
+    self.has_weights = self.roles.has_weights
+    self.read_as = f"read as: TFDS\n{self.roles}"
+    if (
+      time is not None and np.dtype(self._serialized[time].np_dtype).kind == "f"
+    ):
       raise errors.DataError(
         "times are stored as float32, which rounds Unix times to minutes;"
         " build the data set with an int64 feature",
@@ -94,10 +99,11 @@ class TfdsSource(source.FileSource):
         examples += len(lengths[self.roles.user])
         where = places.Places(self._path, rows + 1, "row")
         progress = piece.position + size * examples // num_examples
-        yield (
-          piece.position + rows,
-          blocks.from_arrow(batch, self.roles, where, progress),
+        found = {name: batch.column(name) for name in self._used}
+        block = blocks.from_columns(
+          found, self.roles, where, progress, self.warnings, piece.file
         )
+        yield piece.position + rows, block
         rows += len(batch)
 
   def no_rows(self, file: int) -> errors.DataError:

@@ -51,9 +51,15 @@ _BROKEN = [
   ),
   (
     "a.inter",
-    b"user_id:token\titem:token\n1\t2\n",
-    "line 1, column 'item_id'",
-    "no such column; the file has 'user_id', 'item'",
+    b"user_id:token\tthing:token\n1\t2\n",
+    "line 1",
+    "no column is called like the item; the file has 'user_id', 'thing'",
+  ),
+  (
+    "a.csv",
+    b"user_id,asin,isbn\n1,2,3\n",
+    "line 1",
+    "'asin' and 'isbn' both may be the item; say which with --item_column asin",
   ),
   (
     "a.csv",
@@ -76,9 +82,9 @@ _BROKEN = [
   ("a.inter", (_INTER + _GOOD + "1\tb\t4\t4\n").encode(), "line 3", "4 fields"),
   (
     "a.inter",
-    (_INTER + _GOOD * 2 + "1\t\xe9\t5\n").encode("latin1"),
+    (_INTER + _GOOD * 2).encode() + b"1\t\xff\t5\n",
     "line 4, column 'item_id'",
-    "not UTF-8 (byte 0xe9 at position 2)",
+    "not UTF-8 (byte 0xff at position 2); say --encoding",
   ),
   (
     "a.inter",
@@ -88,9 +94,9 @@ _BROKEN = [
   ),
   (
     "a.inter",
-    (_INTER + _GOOD + "1\tb\t5.5\n").encode(),
-    "line 3, column 'timestamp'",
-    "'5.5' is not a whole number of 64 bits",
+    (_INTER + _GOOD * 200_000 + "1\tb\t5.5\n").encode(),
+    "line 200002, column 'timestamp'",
+    "'5.5' is not a whole number of units, as the first times are",
   ),
   (
     "a.inter",
@@ -112,16 +118,16 @@ _BROKEN = [
   ),
   (
     "a.csv",
-    (_CSV + '1,a,5\n1,"b\nc",6\n').encode(),
+    (_CSV + '1,a,5\n1,"b\nc"d,6\n').encode(),
     "line 3",
-    "a quoted field must end on its own line",
+    "broken quoting",
   ),
   ("a.csv", (_CSV + '1,"a,5\n').encode(), "line 2", "broken quoting"),
   ("a.txt", b"", "line 1", "no interactions; expected lines of"),
   ("a.txt", b"1\n2\n", "line 1", "no interactions; expected lines of"),
   ("a.txt", b"1 a\n2 b \xff c\n", "line 2, column 'word 3'", "not UTF-8"),
   ("a.parquet", b"PAR1", None, "empty, truncated or not a Parquet file"),
-  ("a.dat", b"1 2\n", None, "its ending does not tell the format"),
+  ("a.dat", b"1 2\n", None, "The first lines are '1 2'. Say --delimiter space"),
 ]
 
 
@@ -148,8 +154,12 @@ def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
   [
     ({"user_id": [1, None], "item_id": [1, 2]}, "row 2, column 'user_id'", ""),
     ({"user_id": [1, 2], "item_id": ["a", ""]}, "row 2, column 'item_id'", ""),
-    ({"user_id": [1.0], "item_id": [1]}, "column 'user_id'", "type double"),
-    ({"user_id": [1], "item": [1]}, "column 'item_id'", "no such column"),
+    (
+      {"user_id": [1.5], "item_id": [1]},
+      "row 1, column 'user_id'",
+      "not an id",
+    ),
+    ({"user_id": [1], "thing": [1]}, "", "no column is called like the item"),
     (
       {"user_id": [1], "item_id": [b"\xff"]},
       "row 1, column 'item_id'",
@@ -157,12 +167,12 @@ def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
     ),
     (
       {"user_id": [1], "item_id": [1], "timestamp": ["x"]},
-      "column 'timestamp'",
-      "type string, expected times",
+      "row 1, column 'timestamp'",
+      "'x' is not a number and not a time",
     ),
     (
-      {"user_id": [1], "item_id": [1], "timestamp": [0.5]},
-      "column 'timestamp'",
+      {"user_id": [1], "item_id": [1], "timestamp": [float("inf")]},
+      "row 1, column 'timestamp'",
       "not a whole number",
     ),
     (
@@ -273,7 +283,7 @@ def test_inputs_that_are_not_there(tmp_path):
   with pytest.raises(errors.DataError, match="gone.csv: no such file"):
     _prepare(tmp_path, "gone.csv")
   (tmp_path / "d").mkdir()
-  with pytest.raises(errors.DataError, match="holds no file that ends in"):
+  with pytest.raises(errors.DataError, match="holds no file; name a file"):
     _prepare(tmp_path, "d")
   (tmp_path / "a.csv").write_text("user_id,item_id\n1,a\n")
   with pytest.raises(errors.DataError, match="needs times; name the column"):

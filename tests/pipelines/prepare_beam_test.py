@@ -13,7 +13,7 @@ from pyarrow import parquet as pq
 from pipelines import prepare, prepare_beam
 from pipelines.beam import second_pass
 from pipelines.preparation import passes
-from pipelines.readers import inputs, parquet, sources
+from pipelines.readers import blocks, inputs, sources
 from xir_tfrs.data import errors, schema
 from xir_tfrs.programs import main as main_lib
 
@@ -108,7 +108,11 @@ def _parquet(folder):
       }
     )
     pq.write_table(table, folder / f"p{part}.parquet", row_group_size=70)
-  return inputs.Input(paths=(str(folder),), columns=inputs.Columns(weight="w"))
+  return inputs.Input(
+    paths=(str(folder),),
+    columns=inputs.Columns(weight="w"),
+    chunk_bytes=100 * blocks.ROW_BYTES,
+  )
 
 
 def _adjacency(folder):
@@ -165,7 +169,6 @@ def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
   """Vocabularies, counts, splits, rows and their order: every byte."""
   monkeypatch.setattr(passes, "_ROWS_PER_SHARD", 150)
   monkeypatch.setattr(second_pass, "_RANGE", 16)
-  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (100,))
   write, options = _CASES[case]
   (tmp_path / "raw").mkdir()
   raw = write(tmp_path / "raw")
@@ -184,9 +187,8 @@ def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
 
 
 @pytest.mark.parametrize("write", [_atomic, _csv, _parquet, _adjacency])
-def test_pieces_are_the_input(tmp_path, monkeypatch, write):
+def test_pieces_are_the_input(tmp_path, write):
   """Read one by one, in any order, they are the rows of `blocks`."""
-  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (100,))
   source = sources.open_source(write(tmp_path))
   expected, warnings = [], {}
   for _, block in source.blocks():
@@ -237,7 +239,7 @@ def _empty_before_bad(folder):
   _write_text(folder / "a.csv", header, [("1", "2")], ",")
   _write_text(folder / "b.csv", header, [], ",")
   _write_text(folder / "c.csv", header, [("", "2")], ",")
-  return ("b.csv", "line 1", "no rows below the header"), {}
+  return ("c.csv", "line 2", "empty id"), {}
 
 
 def _bad_row(folder):
@@ -281,8 +283,7 @@ def _nothing_left(folder):
     _nothing_left,
   ],
 )
-def test_bad_input_is_named_as_prepare_names_it(tmp_path, monkeypatch, write):
-  monkeypatch.setattr(parquet.ParquetSource.__init__, "__defaults__", (50,))
+def test_bad_input_is_named_as_prepare_names_it(tmp_path, write):
   raw = tmp_path / "raw"
   raw.mkdir()
   parts, options = write(raw)

@@ -539,9 +539,12 @@ def test_given_splits_that_cannot_be_read(tmp_path):
   (tmp_path / "test.csv").write_text("user_id,item_id,timestamp\n1,a,4\n")
   with pytest.raises(errors.DataError, match="has other columns than"):
     prepare.prepare(_given(tmp_path))
-  (tmp_path / "test.csv").rename(tmp_path / "test.txt")
-  with pytest.raises(errors.DataError, match="different formats"):
-    prepare.prepare(_given(tmp_path))
+  table = pa.table({"User ID": [1], "item_id": ["a"]})
+  pq.write_table(table, tmp_path / "test.parquet")
+  (tmp_path / "test.csv").unlink()
+  made = prepare.prepare(_given(tmp_path))
+  assert made.rows == {"train": 1, "validation": 0, "test": 1}
+  assert made.source.kind == "csv+parquet"
   made = prepare.prepare(_given(tmp_path, splits=("train",)))
   assert made.rows == {"train": 1, "validation": 0, "test": 0}
   assert "no test rows" in summary.text(made, "out", 1.0)

@@ -17,7 +17,6 @@ from xir_tfrs.data.files import places as places_lib
 ArrowColumn: TypeAlias = pa.Array | pa.ChunkedArray
 # Values of a number that mean that there is none.
 MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -33,20 +32,30 @@ def plain(column: ArrowColumn) -> pa.Array:
 
 
 def is_list(column: pa.Array | np.ndarray) -> bool:
-  return not isinstance(column, np.ndarray) and (
-    pa.types.is_list(column.type)
-    or pa.types.is_large_list(column.type)
-    or pa.types.is_fixed_size_list(column.type)
+  return not isinstance(column, np.ndarray) and is_list_type(column.type)
+
+
+def is_list_type(kind: pa.DataType) -> bool:
+  return (
+    pa.types.is_list(kind)
+    or pa.types.is_large_list(kind)
+    or pa.types.is_fixed_size_list(kind)
   )
+
+
+def is_number(kind: pa.DataType) -> bool:
+  return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def id_strings(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> pa.Array:
-  """Ids as strings; strings, bytes and integers are ids."""
+  """Ids as strings; strings, bytes, integers and whole doubles are ids."""
   column = plain(column)
-  _require_no_null(column, name, places, "empty id")
-  if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+  require_no_null(column, name, places, "empty id")
+  if pa.types.is_floating(column.type):
+    column = _whole_ids(column, name, places)
+  if not (pa.types.is_integer(column.type) or is_text(column.type)):
     raise places.error(
       None, name, f"ids of type {column.type}; expected strings or integers"
     )
@@ -57,6 +66,21 @@ def id_strings(
   return ids
 
 
+def _whole_ids(
+  column: pa.Array, name: str, places: places_lib.Places
+) -> pa.Array:
+  """Doubles as integers: pandas makes 12.0 of 12 beside a missing id."""
+  values = column.to_numpy(zero_copy_only=False)
+  whole = whole_numbers(values)
+  if whole is not None:
+    return pa.array(whole)
+  wrong = ~((values == np.trunc(values)) & (np.abs(values) < 2**53))
+  row = int(np.flatnonzero(wrong)[0])
+  raise places.error(
+    row, name, f"{values[row]} is not an id: expected a whole number or text"
+  )
+
+
 def strings(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> pa.Array:
@@ -65,35 +89,12 @@ def strings(
   try:
     column = column.cast(pa.string())
   except pa.ArrowException:
-    if _is_text(column.type):
+    if is_text(column.type):
       raise _first_error(column, name, places, _utf8) from None
     raise places.error(
       None, name, f"type {column.type}, expected ids or tokens"
     ) from None
   return pc.fill_null(column, "")
-
-
-def times(
-  column: ArrowColumn, name: str, places: places_lib.Places
-) -> np.ndarray:
-  """Times as int64; dates and timestamps become Unix seconds."""
-  column = plain(column)
-  _require_no_null(column, name, places, "no time")
-  if pa.types.is_date(column.type):
-    column = column.cast(pa.timestamp("s"))
-  if pa.types.is_timestamp(column.type):
-    return column.cast(pa.int64()).to_numpy() // _PER_SECOND[column.type.unit]
-  _require_number(column, name, places, "times")
-  values = column.to_numpy(zero_copy_only=False)
-  whole = whole_numbers(values)
-  if whole is None:
-    raise places.error(
-      None,
-      name,
-      "a time is not a whole number of 64 bits; store times as int64 or"
-      " timestamps",
-    )
-  return whole
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray | None:
@@ -115,7 +116,7 @@ def numbers(
   column = plain(column)
   if pa.types.is_boolean(column.type):
     column = column.cast(pa.int8())
-  if _is_text(column.type):
+  if is_text(column.type):
     column = strings(column, name, places)
     missing = pc.is_in(column, value_set=pa.array(MISSING))
     column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
@@ -178,7 +179,7 @@ def parse_number(value: str) -> float | None:
     return None
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
   return (
     pa.types.is_string(kind)
     or pa.types.is_large_string(kind)
@@ -191,13 +192,11 @@ def _is_text(kind: pa.DataType) -> bool:
 def _require_number(
   column: pa.Array, name: str, places: places_lib.Places, what: str
 ) -> None:
-  if not (
-    pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-  ):
+  if not is_number(column.type):
     raise places.error(None, name, f"type {column.type}, expected {what}")
 
 
-def _require_no_null(
+def require_no_null(
   column: pa.Array, name: str, places: places_lib.Places, message: str
 ) -> None:
   if column.null_count:

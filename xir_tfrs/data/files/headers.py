@@ -13,7 +13,7 @@ _RESERVED = ("query_id", "candidate_id", "count")
 
 
 def typed(
-  fields: Sequence[str], path: str, required: bool
+  fields: Sequence[str], path: str, required: bool, line: int | None = 1
 ) -> dict[str, str | None]:
   """Splits the fields of a header into name -> kind.
 
@@ -22,6 +22,7 @@ def typed(
     path: the file, for errors.
     required: whether every field must have a kind, as in atomic files. If
       not, a field without one has kind None.
+    line: the line of the header.
 
   Returns:
     name -> kind, in file order.
@@ -36,12 +37,12 @@ def typed(
         raise errors.DataError(
           f"{problem} in the header; expected {_EXPECTED}",
           path=path,
-          line=1,
+          line=line,
           column=field,
         )
       name, kind = field, None
     pairs.append((name, kind))
-  require_distinct([name for name, _ in pairs], path, line=1)
+  require_distinct([name for name, _ in pairs], path, line)
   return dict(pairs)
 
 
@@ -92,7 +93,18 @@ def side_kinds(
     )
   kinds: dict[str, str] = {}
   for name, kind in chosen.items():
-    if name not in header or name == id_column:
+    is_there = name in header and name != id_column
+    if name[-1:] == "*":
+      if kind not in (None, "token_seq"):
+        raise errors.DataError(
+          f"several columns of 0 and 1 are a token_seq. Received: {kind}",
+          path=path,
+          line=line,
+          column=name,
+        )
+      kind = "token_seq"
+      is_there = any(column.startswith(name[:-1]) for column in header)
+    if not is_there:
       raise errors.DataError(
         f"no such feature; the file has {', '.join(map(repr, header))}"
         f" (see {flag})",
@@ -100,7 +112,7 @@ def side_kinds(
         line=line,
         column=name,
       )
-    kind = kind or header[name]
+    kind = kind or header.get(name)
     if kind is None:
       raise errors.DataError(
         f"has no kind; write {flag} {_EXPECTED}",

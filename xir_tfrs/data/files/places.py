@@ -36,6 +36,13 @@ class Places:
       return np.arange(self.numbers, self.numbers + rows)
     return self.numbers
 
+  def take(self, rows: np.ndarray) -> Places:
+    """The places of some of the rows, by index."""
+    numbers = self.numbers
+    if isinstance(numbers, int):
+      return Places(self.path, numbers + rows, self.unit)
+    return Places(self.path, numbers[rows], self.unit)
+
   def of_values(self, lengths: np.ndarray) -> Places:
     """The places of values of which each row holds so many."""
     numbers = np.repeat(self.all(len(lengths)), lengths)

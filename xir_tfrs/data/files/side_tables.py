@@ -1,20 +1,14 @@
-"""Side features of users and items from text, Parquet or TFRecord files.
+"""Side features of users and items, from any file of rows.
 
-    FILE.item, FILE.user       RecBole's atomic format: `price:float`
-    FILE.csv, FILE.tsv         delimited text with a header line
-    FILE.parquet, FILE.pq      lists for sequences
-    FILE.tfrecord              `tf.train.Example`s; see `examples`
-
-These tables are held in memory; the size of a data set's tables, not of its
-interactions, is what bounds the memory of `pipelines.prepare`.
+Besides what `layouts` tells apart, FILE.tfrecord may hold `tf.train.Example`s;
+see `examples`. These tables are held in memory; the size of a data set's
+tables, not of its interactions, is what bounds the memory of
+`pipelines.prepare`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -23,8 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import columns, delimited, examples, headers, parquet
+from xir_tfrs.data.files import (
+  addresses,
+  columns,
+  examples,
+  headers,
+  layouts,
+  opening,
+)
+from xir_tfrs.data.files import names as names_lib
 from xir_tfrs.data.files import places as places_lib
+from xir_tfrs.data.files import rows as rows_lib
 
 Column: TypeAlias = pa.Array | np.ndarray
 
@@ -40,12 +43,14 @@ class SideTable:
       float: float32 [rows]; float_seq: float32 [rows, length]. Missing: "", an
       empty list, NaN.
     places: where the rows stand; None if they come from no file.
+    separators: sequence -> what stands between its values, where it is text.
   """
 
   ids: list[str]
   kinds: dict[str, str]
   columns: dict[str, Column]
   places: places_lib.Places | None = None
+  separators: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 # Column -> its kind, the ids first with kind "id"; the values of each, and
@@ -61,37 +66,46 @@ class TableFile:
     path: the file, as errors name it.
     header: column -> the kind that the file gives it, or None.
     header_line: the line of the header, for errors; None if there is none.
+    format: of the file, as in `layouts`.
   """
 
   path: str
   header: dict[str, str | None]
   header_line: int | None
   _load: _Load
+  format: str
 
   def read(
     self,
     id_column: str,
     kinds: Mapping[str, str],
-    separator: str = " ",
+    separator: str | None = " ",
     lengths: Mapping[str, int] | None = None,
+    separators: Mapping[str, str] | None = None,
   ) -> SideTable:
     """Reads the ids and some features.
 
     Args:
       id_column: the column of ids; it may be a token feature, too.
-      kinds: column -> the kind it is read as.
-      separator: between the values of a sequence in text.
+      kinds: column -> the kind it is read as. `PREFIX*` of kind token_seq
+        stands for all columns whose names begin so and that hold 0 or 1: its
+        tokens are the rest of the names of those that hold 1.
+      separator: between the values of a sequence in text; None: to be told
+        from the values.
       lengths: float_seq -> how many numbers a row has; else as many as the
         longest.
+      separators: sequence -> its own separator.
 
     Raises:
       DataError: a value is not what its column holds, an id is empty or stands
         twice, or there are no rows.
     """
-    if not separator:
+    if separator == "":
       raise ValueError("`separator` must not be empty.")
-    kinds = dict(kinds)
-    values, places = self._load({**kinds, id_column: "id"})
+    several = {name: self._columns(name) for name in kinds if name[-1:] == "*"}
+    plain = {name: kind for name, kind in kinds.items() if name not in several}
+    single = {name: "float" for names in several.values() for name in names}
+    values, places = self._load({**single, **plain, id_column: "id"})
     ids = columns.id_strings(values[id_column], id_column, places)
     if not len(ids):
       raise errors.DataError(
@@ -101,93 +115,157 @@ class TableFile:
       )
     _require_distinct(ids, id_column, places)
     values[id_column] = ids
-    convert = _Convert(places, separator, lengths or {})
+    if self.format == "atomic":
+      separator = separator or " "
+    convert = _Convert(places, separator, lengths or {}, dict(separators or {}))
+    found: dict[str, Column] = {}
+    for name, kind in kinds.items():
+      if name in several:
+        found[feature_name(name)] = _one_hot(
+          values, several[name], name, places
+        )
+      else:
+        found[name] = convert(values[name], name, kind)
     return SideTable(
       ids.to_pylist(),
-      kinds,
-      {name: convert(values[name], name, kind) for name, kind in kinds.items()},
+      {feature_name(name): kind for name, kind in kinds.items()},
+      found,
       places,
+      {
+        name: mark for name, mark in convert.separators.items() if name in kinds
+      },
     )
 
+  def _columns(self, pattern: str) -> list[str]:
+    return [name for name in self.header if name.startswith(pattern[:-1])]
 
-def open_file(path: str | os.PathLike[str]) -> TableFile:
-  """Opens a file of side features; the ending of its name tells its format."""
-  path = pathlib.Path(path)
-  opener = _OPENERS.get(path.suffix.lower())
-  if opener is None:
+
+def feature_name(name: str) -> str:
+  """The name of a feature: of `genre_*` it is `genre`."""
+  return name[:-1].rstrip("_-.: ") or "tokens" if name[-1:] == "*" else name
+
+
+def _one_hot(
+  values: dict[str, Column],
+  names: Sequence[str],
+  pattern: str,
+  places: places_lib.Places,
+) -> pa.ListArray:
+  """The names of the columns that hold 1, without their prefix."""
+  there = []
+  for name in names:
+    numbers = columns.numbers(values[name], name, places)
+    wrong = np.flatnonzero(~(np.isnan(numbers) | np.isin(numbers, (0, 1))))
+    if wrong.size:
+      raise places.error(
+        int(wrong[0]), name, f"{numbers[wrong[0]]:g} is neither 0 nor 1"
+      )
+    there.append(numbers == 1)
+  mask = np.stack(there, axis=1)
+  tokens = pa.array([name[len(pattern) - 1 :] for name in names], pa.string())
+  return _list_array(
+    tokens.take(pa.array(np.nonzero(mask)[1])), mask.sum(axis=1)
+  )
+
+
+def open_file(
+  path: addresses.Address, wish: layouts.Wish | None = None
+) -> TableFile:
+  """Opens a file of side features; see `layouts.detect`."""
+  wish = dataclasses.replace(wish or layouts.Wish(), expects_header=True)
+  layout = layouts.detect(path, wish)
+  if layout.format == "adjacency":
     raise errors.DataError(
-      "not a file of side features: its name must end in"
-      f" {', '.join(_OPENERS)}",
+      "not a table of side features: its lines hold different numbers of words",
       path=path,
     )
-  try:
-    path.open("rb").close()
-  except OSError as e:
-    raise errors.DataError(
-      f"cannot be read ({e.strerror})", path=path
-    ) from None
-  file = opener(path)
+  if layout.format == "tfrecord":
+    file = _open_examples(path)
+  else:
+    file = _of_rows(opening.open_rows(path, layout))
   if not file.header:
     raise errors.DataError("empty; expected rows with named columns", path=path)
   return file
 
 
 def read(
-  path: str | os.PathLike[str],
+  path: addresses.Address,
   id_column: str,
   wanted: Sequence[str],
   flag: str,
-  separator: str,
+  separator: str | None = None,
+  *,
+  separators: Mapping[str, str] | None = None,
+  wish: layouts.Wish | None = None,
 ) -> SideTable:
-  """Reads the features that a flag names; see `headers.side_kinds`."""
-  file = open_file(path)
+  """Reads the features that a flag names; see `headers.side_kinds`.
+
+  Args:
+    path: the file.
+    id_column: as it is called among the interactions, or in the file.
+    wanted: NAME or NAME:KIND for each; empty takes all with a kind.
+    flag: what `wanted` came from, for errors.
+    separator, separators: as for `TableFile.read`.
+    wish: what the user says of the file.
+  """
+  file = open_file(path, wish)
   line = file.header_line
-  headers.require_column(id_column, list(file.header), file.path, line)
+  id_column = id_of(file, id_column, flag)
   kinds = headers.side_kinds(
     file.header, id_column, wanted, file.path, flag, line
   )
-  return file.read(id_column, kinds, separator=separator)
+  for name in separators or {}:
+    if name not in kinds:
+      raise errors.DataError(
+        "has a separator but is not read; name it among the features, see"
+        f" {flag}",
+        path=file.path,
+        column=name,
+      )
+  return file.read(id_column, kinds, separator, separators=separators)
 
 
-def _open_text(path: pathlib.Path, kind: str) -> TableFile:
-  file = delimited.DelimitedFile(path, kind)
-  header = headers.typed(file.header, file.path, required=kind == "atomic")
+def id_of(file: TableFile, name: str, flag: str) -> str:
+  """The column of ids: `name`, or what is called nearly so."""
+  found = names_lib.matching(name, list(file.header))
+  if found is not None:
+    return found
+  role = flag.strip("-").partition("_")[0]
+  near = names_lib.guesses(role, file.header)
+  if len(near) == 1:
+    return near[0]
+  there = ", ".join(map(repr, file.header))
+  raise errors.DataError(
+    f"no such column; the file has {there}; name its column of ids with"
+    f" --{role}_key",
+    path=file.path,
+    line=file.header_line,
+    column=name,
+  )
 
+
+def _of_rows(file: rows_lib.RowFile) -> TableFile:
   def load(
     kinds: dict[str, str],
   ) -> tuple[dict[str, Column], places_lib.Places]:
-    wanted = {
-      name: {"id": "id", "float": "float?"}.get(kind, "string")
-      for name, kind in kinds.items()
-    }
-    parts = list(file.rows(list(header), wanted))
+    parts = list(file.rows(dict.fromkeys(kinds)))
+    if not parts:
+      return dict.fromkeys(kinds, pa.array([], pa.string())), places_lib.Places(
+        file.path, 1
+      )
     values = {
-      name: _joined([part.columns[name] for part in parts]) for name in wanted
+      name: columns.plain(pa.chunked_array([p.columns[name] for p in parts]))
+      for name in kinds
     }
-    lines = [p.places.all(len(next(iter(p.columns.values())))) for p in parts]
-    return values, places_lib.Places(
-      file.path, np.concatenate(lines) if lines else 1
-    )
+    lines = np.concatenate([part.places.all(len(part)) for part in parts])
+    return values, places_lib.Places(file.path, lines, parts[0].places.unit)
 
-  return TableFile(file.path, header, 1, load)
-
-
-def _open_parquet(path: pathlib.Path) -> TableFile:
-  _, names = parquet.open_file(path)
-
-  def load(
-    kinds: dict[str, str],
-  ) -> tuple[dict[str, Column], places_lib.Places]:
-    file, _ = parquet.open_file(path)
-    with parquet.reading(path):
-      table = file.read(columns=list(kinds))
-    values = {name: columns.plain(table.column(name)) for name in kinds}
-    return values, places_lib.Places(str(path), 1, "row")
-
-  return TableFile(str(path), dict.fromkeys(names), None, load)
+  return TableFile(
+    file.path, file.header, file.header_line, load, file.layout.format
+  )
 
 
-def _open_examples(path: pathlib.Path) -> TableFile:
+def _open_examples(path: addresses.Address) -> TableFile:
   file = examples.ExampleFile(path)
 
   def load(
@@ -197,26 +275,7 @@ def _open_examples(path: pathlib.Path) -> TableFile:
     values = file.read(id_column, kinds)
     return values, places_lib.Places(file.path, 1, "row")
 
-  return TableFile(file.path, dict.fromkeys(file.names), None, load)
-
-
-_OPENERS: dict[str, Callable[[pathlib.Path], TableFile]] = {
-  ".user": functools.partial(_open_text, kind="atomic"),
-  ".item": functools.partial(_open_text, kind="atomic"),
-  ".csv": functools.partial(_open_text, kind="csv"),
-  ".tsv": functools.partial(_open_text, kind="tsv"),
-  ".parquet": _open_parquet,
-  ".pq": _open_parquet,
-  ".tfrecord": _open_examples,
-}
-
-
-def _joined(parts: list[Column]) -> Column:
-  if not parts:
-    return pa.array([], pa.string())
-  if isinstance(parts[0], np.ndarray):
-    return np.concatenate(parts)
-  return pa.concat_arrays(parts)
+  return TableFile(file.path, dict.fromkeys(file.names), None, load, "tfrecord")
 
 
 def _require_distinct(
@@ -238,11 +297,19 @@ def _require_distinct(
 
 @dataclasses.dataclass(frozen=True)
 class _Convert:
-  """Makes a column what `SideTable` wants it to be."""
+  """Makes a column what `SideTable` wants it to be.
+
+  Attributes:
+    places: where the rows stand.
+    separator: between the values of a sequence; None: to be guessed.
+    lengths: float_seq -> how many numbers a row has.
+    separators: sequence -> its own separator; fills as columns are converted.
+  """
 
   places: places_lib.Places
-  separator: str
+  separator: str | None
   lengths: Mapping[str, int]
+  separators: dict[str, str]
 
   def __call__(self, column: Column, name: str, kind: str) -> Column:
     if kind in ("token", "float") and columns.is_list(column):
@@ -270,7 +337,9 @@ class _Convert:
     """The values of all rows, one after another, and how many each has."""
     if not columns.is_list(column):
       text = columns.strings(column, name, self.places)
-      column = pc.split_pattern(text, self.separator)
+      mark = self.separators.get(name) or self.separator or _separator(text)
+      self.separators[name] = mark
+      column = pc.split_pattern(text, mark)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     return columns.plain(column.flatten()), lengths.astype(np.int64)
 
@@ -298,6 +367,14 @@ class _Convert:
       -1, length
     )
     return out
+
+
+def _separator(text: pa.Array) -> str:
+  """What stands between the values of sequences, by the look of them."""
+  for mark in ("|", ";", ","):
+    if pc.any(pc.match_substring(text, mark)).as_py():
+      return mark
+  return " "
 
 
 def _without_empty(

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
-from xir_tfrs.data import errors, hashes
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import addresses, streams
 
 CHUNK_BYTES = 16 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -18,15 +20,18 @@ class Chunk:
   """Whole lines of a file.
 
   Attributes:
-    data: the lines; only the last line of the file may lack its newline.
+    data: the lines as UTF-8; only the last line of the file may lack its
+      newline.
     first_line: 1-based number of the first line.
-    begin, end: positions in the file of the chunk and behind it.
+    begin, end: positions in the text of the chunk and behind it.
+    progress: how many bytes of the file have been read.
   """
 
   data: bytes
   first_line: int
   begin: int
   end: int
+  progress: int
 
 
 class TextFile:
@@ -34,42 +39,45 @@ class TextFile:
 
   Attributes:
     path: the file, as errors name it.
+    can_be_cut: whether parts of it can be read by themselves.
     ends_in_newline: False if the last line that was read has no end and so
       may have been cut off.
   """
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(
+    self,
+    path: addresses.Address,
+    compression: str | None = None,
+    encoding: str = streams.UTF8,
+    skip_lines: int = 0,
+  ):
+    """Takes what `layouts` knows of the file.
+
+    Args:
+      path: the file.
+      compression, encoding: as for `streams.Stream`.
+      skip_lines: lines to leave out at the start of the file.
+    """
     self.path = str(path)
+    self.can_be_cut = compression is None and encoding == streams.UTF8
     self.ends_in_newline = True
+    self._compression, self._encoding = compression, encoding
+    self._skip_lines = skip_lines
     self._sha256: str | None = None
 
   @property
   def num_bytes(self) -> int:
-    return pathlib.Path(self.path).stat().st_size
+    return addresses.num_bytes(self.path)
 
   def fingerprint(self) -> dict[str, str | int]:
     """Name, size and hash; reads the file unless `chunks` has."""
     if self._sha256 is None:
-      return fingerprint(pathlib.Path(self.path))
+      return addresses.fingerprint(self.path)
     return {
-      "path": pathlib.Path(self.path).name,
+      "path": addresses.name(self.path),
       "bytes": self.num_bytes,
       "sha256": self._sha256,
     }
-
-  def header_line(self) -> str:
-    """The first line without its newline."""
-    with open(self.path, "rb") as f:
-      line = f.readline()
-    if not line.strip():
-      raise errors.DataError(
-        "empty; expected a line of column names and then one row per line"
-        if not self.num_bytes
-        else "blank; expected the column names",
-        path=self.path,
-        line=1,
-      )
-    return self.decode(line.removeprefix(_BOM), 1).rstrip("\r\n")
 
   def decode(self, line: bytes, number: int, column: str | None = None) -> str:
     try:
@@ -77,7 +85,7 @@ class TextFile:
     except UnicodeDecodeError as e:
       raise errors.DataError(
         f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start});"
-        " convert the file, e.g. iconv -f LATIN1 -t UTF-8",
+        " say --encoding latin-1, or which it is",
         path=self.path,
         line=number,
         column=column,
@@ -87,7 +95,6 @@ class TextFile:
     self,
     chunk_bytes: int,
     *,
-    skip_lines: int,
     start: int = 0,
     stop: int | None = None,
     count_lines: bool = False,
@@ -96,47 +103,94 @@ class TextFile:
 
     Args:
       chunk_bytes: how much is read at a time.
-      skip_lines: lines to leave out at the start of the file.
-      start, stop: positions in the file; None is its end.
+      start, stop: positions in a file that can be cut; None is its end.
       count_lines: read what is before `start`, too, for the true numbers of
         the lines; else they count from there.
     """
-    stop = self.num_bytes if stop is None else stop
+    if not self.can_be_cut:
+      yield from self._stream(chunk_bytes)
+      return
+    size = self.num_bytes
+    stop = size if stop is None else stop
     digest = hashlib.sha256()
-    whole = start == 0 and stop >= self.num_bytes
-    with open(self.path, "rb") as f:
+    whole = start == 0 and stop >= size
+    with addresses.open_binary(self.path) as f:
       if start:
-        f.seek(start - 1)
-        f.readline()  # The line that began before `start`, or its newline.
+        self._seek(f, start)
       begin = place = f.tell()
-      skip_lines = 0 if begin else skip_lines
-      first_line = 1 + (self._newlines_before(begin) if count_lines else 0)
-      rest = b""
+      lines = _Lines(
+        begin,
+        1 + (self._newlines_before(begin) if count_lines else 0),
+        0 if begin else self._skip_lines,
+      )
       while place < stop and (block := f.read(min(chunk_bytes, stop - place))):
         place += len(block)
         if place >= stop and not block.endswith(b"\n"):
           block += f.readline()
+          place = f.tell()
         digest.update(block)
-        head, newline, tail = block.rpartition(b"\n")
-        if not newline:
-          rest += block
-          continue
-        data, rest = rest + head + newline, tail
-        yield from _chunk(data, first_line, begin, skip_lines)
-        first_line += data.count(b"\n")
-        begin += len(data)
+        yield from lines.add(block, place)
     if whole:
       self._sha256 = digest.hexdigest()
-    self.ends_in_newline = not rest
-    yield from _chunk(rest, first_line, begin, skip_lines)
+    self.ends_in_newline = not lines.rest
+    yield from lines.last(place)
+
+  def _stream(self, chunk_bytes: int) -> Iterator[Chunk]:
+    with streams.Stream(self.path, self._compression, self._encoding) as stream:
+      lines = _Lines(0, 1, self._skip_lines)
+      while block := stream.read(chunk_bytes):
+        yield from lines.add(block, stream.raw.tell())
+      self.ends_in_newline = not lines.rest
+      yield from lines.last(self.num_bytes)
+
+  def _seek(self, f: BinaryIO, start: int) -> None:
+    """Moves to the first line of rows that begins at `start` or later."""
+    for _ in range(self._skip_lines):
+      f.readline()
+    if f.tell() < start:
+      f.seek(start - 1)
+      f.readline()  # The line that began before `start`, or its newline.
 
   def _newlines_before(self, position: int) -> int:
     count = 0
-    with open(self.path, "rb") as f:
+    with addresses.open_binary(self.path) as f:
       while position and (block := f.read(min(position, 1 << 20))):
         count += block.count(b"\n")
         position -= len(block)
     return count
+
+
+class _Lines:
+  """Makes blocks of bytes into chunks of whole lines."""
+
+  def __init__(self, begin: int, first_line: int, skip_lines: int):
+    self.rest = b""
+    self._begin, self._first_line = begin, first_line
+    self._skip_lines = skip_lines
+
+  def add(self, block: bytes, progress: int) -> Iterator[Chunk]:
+    head, newline, tail = block.rpartition(b"\n")
+    if not newline:
+      self.rest += block
+      return
+    data, self.rest = self.rest + head + newline, tail
+    yield from self._chunk(data, progress)
+
+  def last(self, progress: int) -> Iterator[Chunk]:
+    yield from self._chunk(self.rest, progress)
+
+  def _chunk(self, data: bytes, progress: int) -> Iterator[Chunk]:
+    """Yields lines as a chunk unless none are left without those to skip."""
+    begin, first_line = self._begin, self._first_line
+    self._begin += len(data)
+    self._first_line += data.count(b"\n")
+    if begin == 0:
+      data = data.removeprefix(_BOM)
+    while data and first_line <= self._skip_lines:
+      data = data.partition(b"\n")[2]
+      first_line += 1
+    if data:
+      yield Chunk(data, first_line, begin, self._begin, progress)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
@@ -157,26 +211,3 @@ def read_lines(path: pathlib.Path) -> list[str]:
     file.decode(line.removesuffix(b"\r"), number)
     for number, line in enumerate(lines, start=1)
   ]
-
-
-def fingerprint(path: pathlib.Path) -> dict[str, str | int]:
-  """Name, size and hash of a file."""
-  return {
-    "path": path.name,
-    "bytes": path.stat().st_size,
-    "sha256": hashes.sha256(path),
-  }
-
-
-def _chunk(
-  data: bytes, first_line: int, begin: int, skip_lines: int
-) -> Iterator[Chunk]:
-  """Yields lines as a chunk unless none are left without those to skip."""
-  end = begin + len(data)
-  if begin == 0:
-    data = data.removeprefix(_BOM)
-  while data and first_line <= skip_lines:
-    data = data.partition(b"\n")[2]
-    first_line += 1
-  if data:
-    yield Chunk(data, first_line, begin, end)

@@ -1,0 +1,161 @@
+"""Interactions from files of rows with named columns, of any format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipelines.readers import blocks, inputs, roles, source
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import addresses, adjacency, columns, names
+from xir_tfrs.data.files import rows as rows_lib
+
+# A position is the number of the file and, in these bits, how far into it. Of
+# text that is a byte: a row takes at least one, so rows that count from the
+# byte where they were read never reach the next that are read.
+_POSITION_BITS = 40
+
+
+class TableSource(source.FileSource):
+  """One or more files of rows, which may be of different formats."""
+
+  def __init__(
+    self,
+    files: Sequence[rows_lib.RowFile],
+    config: inputs.Columns,
+    side_files: source.SideFiles,
+    chunk_bytes: int = rows_lib.CHUNK_BYTES,
+  ):
+    formats = dict.fromkeys(file.layout.format for file in files)
+    name = addresses.stem(files[0].path)
+    super().__init__("+".join(formats), name, config, side_files)
+    self._files, self._chunk_bytes = tuple(files), chunk_bytes
+    self.num_files = len(files)
+    self.size = sum(file.text_bytes for file in files)
+    samples = (file.sample() for file in files)
+    of_file = zip(files, samples, strict=False)
+    first, sample = next(
+      ((file, found) for file, found in of_file if found is not None),
+      (files[0], None),
+    )
+    self.roles = roles.resolve(
+      config,
+      first.names,
+      first.path,
+      first.header_line,
+      sample,
+      not (first.layout.is_delimited and _numbered(first.names)),
+    )
+    self._is_exploded = sample is not None and (
+      self.roles.item_list is not None
+      or columns.is_list(sample.columns[self.roles.item])
+    )
+    self.has_times = self.roles.time is not None
+    self.has_weights = self.roles.has_weights
+    self._used = [self._in_file(file, first) for file in files]
+    used = set(self._used[files.index(first)].values())
+    self.ignored = tuple(
+      name
+      for name in first.names
+      if name not in used and not any(u.startswith(f"{name}.") for u in used)
+    )
+    self.read_as = self._described()
+
+  def pieces(self) -> list[blocks.Piece]:
+    pieces = []
+    for number, file in enumerate(self._files):
+      if not self._can_be_cut(file):
+        pieces.append(self._whole(number))
+        continue
+      for start, stop in file.pieces(self._chunk_bytes):
+        position = self._position(number, file.position(start))
+        pieces.append(blocks.Piece(number, start, stop, position))
+    return pieces
+
+  def no_rows(self, file: int) -> errors.DataError:
+    return self._files[file].no_rows()
+
+  def fingerprint(self, file: int) -> source.Fingerprint:
+    return self._files[file].fingerprint()
+
+  def _position(self, file: int, within: int) -> int:
+    return file << _POSITION_BITS | within
+
+  def _can_be_cut(self, file: rows_lib.RowFile) -> bool:
+    # Of rows that each become several, only bytes tell them apart.
+    return file.can_be_cut and not (
+      self._is_exploded and file.layout.format == "parquet"
+    )
+
+  def _whole(self, file: int) -> blocks.Piece:
+    return blocks.Piece(file, 0, -1, self._position(file, 0))
+
+  def _in_file(
+    self, file: rows_lib.RowFile, first: rows_lib.RowFile
+  ) -> dict[str, str]:
+    """Column of the roles -> the same in a file, where case may differ."""
+    if self.roles.time is None and self._config.time is None:
+      for name in names.guesses("time", file.names):
+        raise errors.DataError(
+          f"has other columns than {first.path}, which has no times: say"
+          " --time_column none to do without",
+          path=file.path,
+          line=file.header_line,
+          column=name,
+        )
+    found = {}
+    for name in self.roles.columns:
+      there = names.matching(name, file.names)
+      if there is None:
+        raise errors.DataError(
+          f"has other columns than {first.path}: no {name!r} among"
+          f" {', '.join(map(repr, file.names))}",
+          path=file.path,
+          line=file.header_line,
+        )
+      found[name] = there
+    return found
+
+  def _described(self) -> str:
+    layouts = dict.fromkeys(str(file.layout) for file in self._files)
+    times = f", {self.roles.times}" if self.roles.times else ""
+    number = f" ({self.num_files} files)" if self.num_files > 1 else ""
+    lines = [f"read as{number}: {' and '.join(layouts)}{times}"]
+    if not isinstance(self._files[0], adjacency.AdjacencyFile):
+      lines.append(str(self.roles))
+    return "\n".join(lines)
+
+  def _read(
+    self, piece: blocks.Piece, count_lines: bool
+  ) -> Iterator[tuple[int, blocks.Block]]:
+    file, used = self._files[piece.file], self._used[piece.file]
+    before = sum(one.text_bytes for one in self._files[: piece.file])
+    scale = file.text_bytes / max(file.size, 1)
+    types = self.roles.columns
+    counted = self._is_exploded and not self._can_be_cut(file)
+    read = 0
+    for rows in file.rows(
+      {there: types[name] for name, there in used.items()},
+      self._chunk_bytes,
+      piece.start,
+      None if piece.stop < 0 else piece.stop,
+      count_lines,
+    ):
+      block = blocks.from_columns(
+        {name: rows.columns[there] for name, there in used.items()},
+        self.roles,
+        rows.places,
+        before + int(rows.progress * scale),
+        self.warnings,
+        piece.file,
+      )
+      yield (
+        self._position(piece.file, read if counted else rows.begin),
+        block,
+      )
+      read += len(block.users)
+    self.warnings.update(file.warnings)
+
+
+def _numbered(found: Sequence[str]) -> bool:
+  """Whether columns have numbers in place of names."""
+  return list(found) == [str(k + 1) for k in range(len(found))]

@@ -1,0 +1,452 @@
+"""Times as they are written: numbers, ISO 8601, or another form of dates.
+
+All become int64 in one unit for a whole input: the unit of its numbers, else
+seconds, or the coarsest that holds the fractions of the first rows. A time
+that does not fit is an error, so that nothing is cut off in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xir_tfrs.data import errors
+from xir_tfrs.data.files import columns, places
+
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# A number of this size or less is a time of this unit: 2300 in seconds is
+# before 1973 in milliseconds. Numbers below are no Unix times.
+_LARGEST = {"s": 10**10, "ms": 10**13, "us": 10**16, "ns": 2**63}
+_SMALLEST_UNIX = 10**8
+_ISO = re.compile(
+  r"\s*[12]\d{3}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,](?P<fraction>\d+))?)?"
+  r"\s*(?P<zone>Z|UTC|[+-]\d\d(:?\d\d)?)?)?\s*"
+)
+_NUMBER = re.compile(r"\s*[+-]?\d+(\.(?P<fraction>\d*))?([eE][+-]?\d+)?\s*")
+_DAYS = (
+  "%m/%d/%Y",
+  "%d/%m/%Y",
+  "%m/%d/%y",
+  "%d/%m/%y",
+  "%Y/%m/%d",
+  "%d-%m-%Y",
+  "%m-%d-%Y",
+  "%d.%m.%Y",
+  "%d.%m.%y",
+  "%d-%b-%Y",
+  "%d %b %Y",
+  "%d %B %Y",
+  "%b %d, %Y",
+  "%B %d, %Y",
+  "%m %d, %Y",
+)
+_CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
+_FORMS = (
+  # Where clocks have twelve hours, months come before days.
+  *(
+    day + clock
+    for day in _DAYS
+    for clock in _CLOCKS
+    if not ("%p" in clock and day in ("%d/%m/%Y", "%d/%m/%y"))
+  ),
+  "%Y-%m-%d %I:%M:%S %p",
+  "%a %b %d %H:%M:%S %z %Y",
+  "%a, %d %b %Y %H:%M:%S %z",
+)
+# Digits alone, which are numbers too.
+_COMPACT = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
+_SAMPLE = 2000
+
+
+def looks_like_one(text: str) -> bool:
+  """Whether a field reads like a time: a date, or a large number."""
+  text = text.strip()
+  if _ISO.fullmatch(text):
+    return True
+  if _NUMBER.fullmatch(text):
+    return abs(float(text)) >= _SMALLEST_UNIX
+  return bool(re.search(r"\d", text)) and any(_fitting([text]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+  """How the times of an input are written, and what they become.
+
+  Attributes:
+    form: "number"; "fraction" for Unix seconds with fractions, which are kept
+      in a finer unit; "iso"; "typed" for times that the file itself types; or a
+      form as `strptime` takes it.
+    unit: of the int64 values; None for numbers that are no Unix times.
+    example: one of them as it is written.
+    has_zone: whether the times that were seen say their time zone.
+  """
+
+  form: str
+  unit: str | None
+  example: str = ""
+  has_zone: bool = False
+
+  def __str__(self) -> str:
+    if self.unit is None:
+      return f"times {self.example} (numbers of no known unit)"
+    words = {"s": "seconds", "ms": "milliseconds"}
+    words |= {"us": "microseconds", "ns": "nanoseconds"}
+    if self.form == "number":
+      return f"times {self.example} (Unix {words[self.unit]})"
+    if self.form == "fraction":
+      return f"times {self.example} (Unix seconds, kept in {words[self.unit]})"
+    zone = "" if self.has_zone else " UTC"
+    kept = "" if self.unit == "s" else f", kept in {words[self.unit]}"
+    form = "" if self.form in ("iso", "typed") else f" ({self.form})"
+    return f"times {self.example}{zone}{form}{kept}"
+
+  def convert(
+    self, column: columns.ArrowColumn, name: str, where: places.Places
+  ) -> np.ndarray:
+    """[n] int64 times.
+
+    Raises:
+      DataError: One is missing, is written otherwise, or has a fraction that
+        the unit does not hold.
+    """
+    column = columns.plain(column)
+    columns.require_no_null(column, name, where, "no time")
+    kind = column.type
+    if pa.types.is_date(kind):
+      column = column.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(column.type):
+      return self._typed(column, name, where)
+    if columns.is_number(kind):
+      return self._number(column, name, where)
+    if not columns.is_text(kind):
+      raise where.error(None, name, f"type {kind}, expected times")
+    text = columns.strings(column, name, where)
+    if self.form in ("number", "fraction", "typed"):
+      return self._number_text(text, name, where)
+    return self._dates(text, name, where)
+
+  def _typed(
+    self, column: pa.Array, name: str, where: places.Places
+  ) -> np.ndarray:
+    values = column.cast(pa.int64()).to_numpy()
+    have, want = UNITS[column.type.unit], UNITS[self.unit or "s"]
+    if have <= want:
+      return values * (want // have)
+    cut = np.flatnonzero(values % (have // want))
+    if cut.size:
+      raise self._fraction(int(cut[0]), str(column[int(cut[0])]), name, where)
+    return values // (have // want)
+
+  @property
+  def _scale(self) -> int:
+    """What numbers of the file are multiplied by."""
+    return UNITS[self.unit or "s"] if self.form == "fraction" else 1
+
+  def _number(
+    self, column: pa.Array, name: str, where: places.Places
+  ) -> np.ndarray:
+    values = column.to_numpy(zero_copy_only=False)
+    whole = columns.whole_numbers(values)
+    if whole is not None:
+      return whole * self._scale
+    wrong = ~_is_whole(values)
+    if self._scale > 1 and values.dtype.kind == "f":
+      scaled = values.astype(np.float64) * self._scale
+      # Its own rounding is no fraction: a double holds no more than that.
+      slack = np.maximum(np.abs(scaled) * 2**-51, 1e-3)
+      wrong = ~(np.abs(scaled - np.rint(scaled)) <= slack)
+      wrong |= ~(np.abs(scaled) < 2**63)
+      if not wrong.any():
+        return np.rint(scaled).astype(np.int64)
+    row = int(np.flatnonzero(wrong)[0])
+    if np.isfinite(values[row]) and np.abs(values[row]) < 2**53:
+      raise self._fraction(row, str(values[row]), name, where)
+    raise self._not_whole(row, str(values[row]), name, where)
+
+  def _number_text(
+    self, text: pa.Array, name: str, where: places.Places
+  ) -> np.ndarray:
+    text = pc.utf8_trim_whitespace(text)
+    try:
+      return text.cast(pa.int64()).to_numpy() * self._scale
+    except pa.ArrowInvalid:
+      pass
+    try:
+      values = text.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+      values = np.full(len(text), np.nan)
+    whole = columns.whole_numbers(values)
+    if whole is not None:
+      return whole * self._scale
+    return np.array(
+      [
+        self._exact(value, row, name, where)
+        for row, value in enumerate(text.to_pylist())
+      ],
+      np.int64,
+    )
+
+  def _exact(
+    self, value: str, row: int, name: str, where: places.Places
+  ) -> int:
+    """The number that is written, without rounding."""
+    try:
+      number = decimal.Decimal(value)
+      if not _NUMBER.fullmatch(value) and number.is_finite():
+        raise decimal.InvalidOperation
+    except decimal.InvalidOperation:
+      raise where.error(
+        row,
+        name,
+        f"{value!r} is not a number, as the first times are; say how times are"
+        " written with --time_format, or --time_column none to do without",
+      ) from None
+    if number.is_finite() and number.copy_abs() < 2**63:
+      number *= self._scale
+      if number.copy_abs() < 2**63 and not number % 1:
+        return int(number)
+      if number.copy_abs() < 2**63:
+        raise self._fraction(row, value, name, where)
+    raise self._not_whole(row, value, name, where)
+
+  def _dates(
+    self, text: pa.Array, name: str, where: places.Places
+  ) -> np.ndarray:
+    unit = self.unit or "s"
+    try:
+      moments = self._parsed(text, unit)
+    except pa.ArrowInvalid:
+      raise self._first_wrong(text, name, where) from None
+    if moments.null_count:
+      raise self._first_wrong(text, name, where)
+    return moments.cast(pa.int64()).to_numpy()
+
+  def _parsed(self, text: pa.Array, unit: str) -> pa.Array:
+    text = pc.utf8_trim_whitespace(text)
+    if self.form != "iso":
+      return _strptime(text, self.form, unit)
+    if not self.has_zone:
+      try:
+        return text.cast(pa.timestamp(unit))
+      except pa.ArrowInvalid:
+        pass
+    # With a zone or without, with a space before it or with a comma.
+    text = pc.replace_substring_regex(text, r"\s*UTC$", "Z")
+    text = pc.replace_substring_regex(text, r"\s+([+-]\d\d)", r"\1")
+    text = pc.replace_substring(text, ",", ".")
+    zoned = pc.match_substring_regex(text, r"(Z|:\d\d.*[+-]\d\d(:?\d\d)?)$")
+    text = pc.if_else(zoned, text, pc.binary_join_element_wise(text, "Z", ""))
+    days = pc.match_substring_regex(text, r"^\d{4}-\d\d-\d\dZ$")
+    text = pc.if_else(days, pc.replace_substring(text, "Z", "T00:00Z"), text)
+    return text.cast(pa.timestamp(unit, "UTC"))
+
+  def _first_wrong(
+    self, text: pa.Array, name: str, where: places.Places
+  ) -> errors.DataError:
+    for row, value in enumerate(text.to_pylist()):
+      try:
+        moment = self._parsed(pa.array([value]), self.unit or "s")
+        wrong = moment.null_count > 0
+      except pa.ArrowInvalid:
+        wrong = True
+      if not wrong:
+        continue
+      found = _ISO.fullmatch(value)
+      if self.form == "iso" and found and found["fraction"]:
+        return self._fraction(row, value, name, where)
+      return where.error(
+        row,
+        name,
+        f"{value!r} is not a time such as {self.example!r}; say how times are"
+        " written with --time_format, or --time_column none to do without",
+      )
+    return where.error(None, name, "a time cannot be read")
+
+  def _fraction(
+    self, row: int, value: str, name: str, where: places.Places
+  ) -> errors.DataError:
+    return where.error(
+      row,
+      name,
+      f"{value!r} is not a whole number of {self.unit or 'units'}, as the"
+      " first times are; keep its fraction with --time_unit ms, us or ns",
+    )
+
+  def _not_whole(
+    self, row: int, value: str, name: str, where: places.Places
+  ) -> errors.DataError:
+    return where.error(
+      row,
+      name,
+      f"{value!r} is not a whole number of 64 bits; write times as integers,"
+      " e.g. Unix seconds or milliseconds",
+    )
+
+
+def detect(
+  column: columns.ArrowColumn,
+  name: str,
+  where: places.Places,
+  form: str | None = None,
+  unit: str | None = None,
+) -> Times:
+  """How times are written, by the first of them.
+
+  Args:
+    column: the first values.
+    name: of the column.
+    where: where they stand.
+    form: what the user says: "iso" or "number", or for `strptime`.
+    unit: what the user says, of `UNITS`.
+
+  Raises:
+    DataError: They may be read in two ways, or in none that is known.
+  """
+  column = columns.plain(column)
+  kind = column.type
+  if pa.types.is_date(kind):
+    return Times("typed", unit or "s", str(next(_some(column), "")))
+  if pa.types.is_timestamp(kind):
+    example = str(next(_some(column), "")).removesuffix("+00:00")
+    return Times(
+      "typed", unit or _coarsest(column), example, kind.tz is not None
+    )
+  if columns.is_number(kind):
+    return _numbers(column, unit)
+  if not columns.is_text(kind) and not pa.types.is_null(kind):
+    raise where.error(None, name, f"type {kind}, expected times")
+  values = [v.strip() for v in _some(columns.strings(column, name, where)) if v]
+  return _written(values, name, where, form, unit)
+
+
+def _some(column: pa.Array) -> Iterator:
+  return iter([v for v in column[:_SAMPLE].to_pylist() if v is not None])
+
+
+def _coarsest(column: pa.Array) -> str:
+  values = column.drop_null().cast(pa.int64()).to_numpy()
+  have = UNITS[column.type.unit]
+  for unit, parts in UNITS.items():
+    if parts >= have or not np.any(values % (have // parts)):
+      return unit
+  return column.type.unit
+
+
+def _numbers(column: pa.Array, unit: str | None) -> Times:
+  values = column.drop_null().to_numpy(zero_copy_only=False)
+  example = str(values[0]) if len(values) else ""
+  exact = values[np.abs(values) < 2**53].astype(np.float64)
+  if values.dtype.kind != "f" or np.all(exact == np.trunc(exact)):
+    return Times("number", unit or _unit_of(values), example.removesuffix(".0"))
+  rest = np.abs(exact * 1e3 - np.rint(exact * 1e3))
+  fine = "ms" if np.all(rest <= 1e-3) else "us"
+  return Times("fraction", unit or fine, example)
+
+
+def _unit_of(values: np.ndarray) -> str | None:
+  size = (
+    float(np.median(np.abs(values.astype(np.float64)))) if len(values) else 0
+  )
+  if size < _SMALLEST_UNIX:
+    return None
+  return next((u for u, largest in _LARGEST.items() if size <= largest), None)
+
+
+def _is_whole(values: np.ndarray) -> np.ndarray:
+  if values.dtype.kind in "iu":
+    return values < 2**63
+  return (values == np.trunc(values)) & (np.abs(values) < 2**53)
+
+
+def _written(
+  values: list[str],
+  name: str,
+  where: places.Places,
+  form: str | None,
+  unit: str | None,
+) -> Times:
+  first = values[0] if values else ""
+  if form not in (None, "iso", "number"):
+    return Times(str(form), unit or "s", first, "%z" in str(form))
+  if form == "iso" or (form is None and _ISO.fullmatch(first)):
+    found = [m for m in map(_ISO.fullmatch, values) if m]
+    digits = max(
+      (len((m["fraction"] or "").rstrip("0")) for m in found), default=0
+    )
+    zoned = bool(found) and all(m["zone"] for m in found)
+    return Times("iso", unit or _for_digits(digits), first, zoned)
+  if form == "number" or _NUMBER.fullmatch(first) or not values:
+    return _number_forms(values, first, form, unit)
+  forms = list(_fitting(values))
+  if not forms:
+    forms = list(_fitting(values[:1]))
+  if not forms:
+    raise where.error(
+      0,
+      name,
+      f"{first!r} is not a number and not a time of a form that is known; say"
+      " how times are written, e.g. --time_format '%d/%m/%Y %H:%M', or"
+      " --time_column none to do without",
+    )
+  if len(forms) > 1:
+    raise where.error(
+      0,
+      name,
+      f"{first!r} may be {' or '.join(map(repr, forms))}: say which with"
+      " --time_format",
+    )
+  return Times(forms[0], unit or "s", first, "%z" in forms[0])
+
+
+def _number_forms(
+  values: list[str], first: str, form: str | None, unit: str | None
+) -> Times:
+  found = [m for m in map(_NUMBER.fullmatch, values) if m]
+  compact = _COMPACT.get(len(first))
+  if form is None and compact and first.isdigit() and first[0] in "12":
+    days = pc.strptime(pa.array(values), compact, "s", error_is_null=True)
+    if not days.null_count:
+      return Times(compact, unit or "s", first)
+  numbers = [decimal.Decimal(m[0].strip()) for m in found]
+  if all(number % 1 == 0 for number in numbers if number.copy_abs() < 2**63):
+    return Times(
+      "number", unit or _unit_of(np.array(numbers, np.float64)), first
+    )
+  digits = max(
+    -int(number.normalize().as_tuple().exponent) for number in numbers
+  )
+  return Times("fraction", unit or _for_digits(digits), first)
+
+
+def _for_digits(digits: int) -> str:
+  """The coarsest unit that holds so many digits behind the point."""
+  return ("s", "ms", "us", "ns")[min(-(-max(digits, 0) // 3), 3)]
+
+
+def _strptime(text: pa.Array, form: str, unit: str) -> pa.Array:
+  """Moments; null where the text has another form."""
+  moments = pc.strptime(text, form, unit, error_is_null=True)
+  if "%Y" in form:  # Which takes two digits for a year of antiquity.
+    antique = pc.less(pc.year(moments), 1000)
+    moments = pc.if_else(antique, pa.scalar(None, moments.type), moments)
+  return moments
+
+
+def _fitting(values: list[str]) -> Iterable[str]:
+  """The forms that all values have, without those that mean the same."""
+  array = pa.array(sorted(set(values)), pa.string())
+  seen: list[pa.Array] = []
+  for form in _FORMS:
+    moments = _strptime(array, form, "s")
+    if moments.null_count:
+      continue
+    moments = moments.cast(pa.int64())
+    if not any(moments.equals(other) for other in seen):
+      seen.append(moments)
+      yield form
