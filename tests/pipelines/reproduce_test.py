@@ -32,24 +32,34 @@ PLANNED = (
 )
 
 
-def command(data, output, *more):
-  return [
-    *(sys.executable, "-m", "pipelines.reproduce", f"--data={data}"),
-    *("--experiment=table2", f"--output={output}", "--threads=1", *more),
-  ]
+CASES = ("paper-ssl_pop", "paper-xir-resampler=systematic")
 
 
-CASES = "--cases=paper-ssl_pop,paper-xir-resampler=systematic"
+def config_of(data, output, **given):
+  """Two methods, two seeds, two epochs."""
+  defaults = {"cases": CASES, "seeds": (0, 3), "epochs": 2}
+  return reproduce.ReproduceConfig(
+    **{"experiment": "table2", "data": str(data), "output": str(output)}
+    | defaults
+    | given
+  )
 
 
 @pytest.fixture(scope="module")
 def output(small_data, tmp_path_factory):
-  """Two methods, two seeds, two epochs."""
+  """Its runs are carried out in this process."""
   folder = tmp_path_factory.mktemp("reproduce")
-  subprocess.run(
-    command(small_data, folder, CASES, "--seeds=0,3", "--epochs=2", "--jobs=2"),
-    check=True,
-  )
+  config = config_of(small_data, folder)
+  for run in reproduce.planned(
+    config.experiment,
+    config.data,
+    config.output,
+    seeds=config.seeds,
+    epochs=config.epochs,
+    cases=config.cases,
+  ):
+    runs.carry_out(run, progress=False)
+  results.collect(config.experiment, config.data, config.output, config.epochs)
   return folder
 
 
@@ -199,24 +209,24 @@ def test_paired_test_against_its_distribution():
 
 
 @pytest.mark.slow
-def test_finished_runs_are_not_made_again(small_data, output):
+def test_finished_runs_are_not_made_again(small_data, output, capsys):
   before = {p: p.stat().st_mtime_ns for p in output.rglob("run.json")}
-  done = subprocess.run(
-    command(small_data, output, CASES, "--seeds=0,3", "--epochs=2"),
-    check=True,
-    capture_output=True,
-    text=True,
-  )
-  assert "4 runs, 4 of them finished" in done.stdout
+  assert reproduce.run(config_of(small_data, output)) == 0
+  assert "4 runs, 4 of them finished" in capsys.readouterr().out
   assert {p: p.stat().st_mtime_ns for p in output.rglob("run.json")} == before
 
 
 @pytest.mark.slow
 def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
-  one = (CASES.rpartition(",")[2], "--seeds=3", "--epochs=2")
-  arguments = command(small_data, tmp_path, f"--cases={one[0]}", *one[1:])
-  process = subprocess.Popen(arguments, start_new_session=True)
-  run = folder_of(tmp_path, one[0], 3) / files.RUN_FILE
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "pipelines.reproduce", "--experiment=table2"),
+      *(f"--data={small_data}", f"--output={tmp_path}", f"--cases={CASES[1]}"),
+      *("--seeds=3", "--epochs=2"),
+    ],
+    start_new_session=True,
+  )
+  run = folder_of(tmp_path, CASES[1], 3) / files.RUN_FILE
   deadline = time.monotonic() + 120
   while not run.exists() and time.monotonic() < deadline:
     time.sleep(0.02)
@@ -224,8 +234,9 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
   process.wait()
   assert process.returncode == -signal.SIGKILL
-  subprocess.run(arguments, check=True)
-  expected = files.read_run(folder_of(output, one[0], 3))
+  config = config_of(small_data, tmp_path, cases=CASES[1:], seeds=(3,), jobs=2)
+  assert reproduce.run(config) == 0  # In a process for the run.
+  expected = files.read_run(folder_of(output, CASES[1], 3))
   got = files.read_run(run.parent)
   assert got.curve == expected.curve
   assert got.occurrence == expected.occurrence is not None
@@ -233,11 +244,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
 
 @pytest.mark.slow
 def test_report_of_what_is_there(output):
-  subprocess.run(
-    [sys.executable, "-m", "pipelines.reproduce", "--report"]
-    + [f"--output={output}"],
-    check=True,
-  )
+  reproduce.run(reproduce.ReproduceConfig(report=True, output=str(output)))
   text = (output / report.FILE_NAME).read_text("utf-8")
   result = load(output)
   for case in result.cases:
