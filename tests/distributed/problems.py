@@ -150,12 +150,12 @@ def batch(rows: int, seed: int, weighted: bool = False) -> Features:
 # How a batch is shared out: name, rows, and by number of replicas where each
 # one's rows begin and end.
 SHARES: dict[str, tuple[int, dict[int, list[int]]]] = {
-  "even": (8, {2: [0, 4, 8], 4: [0, 2, 4, 6, 8]}),
-  "uneven": (8, {2: [0, 5, 8], 4: [0, 1, 4, 6, 8]}),
-  "a replica without rows": (7, {2: [0, 7, 7], 4: [0, 3, 3, 5, 7]}),
-  "not divisible": (7, {2: [0, 4, 7], 4: [0, 2, 4, 6, 7]}),
-  "fewer rows than replicas": (1, {2: [0, 0, 1], 4: [0, 0, 1, 1, 1]}),
-  "even again": (8, {2: [0, 4, 8], 4: [0, 2, 4, 6, 8]}),
+  "even": (6, {2: [0, 3, 6], 3: [0, 2, 4, 6]}),
+  "uneven": (8, {2: [0, 5, 8], 3: [0, 1, 4, 8]}),
+  "a replica without rows": (7, {2: [0, 7, 7], 3: [0, 3, 3, 7]}),
+  "not divisible": (7, {2: [0, 4, 7], 3: [0, 3, 5, 7]}),
+  "fewer rows than replicas": (1, {2: [0, 0, 1], 3: [0, 0, 1, 1]}),
+  "even again": (6, {2: [0, 3, 6], 3: [0, 2, 4, 6]}),
 }
 
 

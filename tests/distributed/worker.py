@@ -1,6 +1,6 @@
 """One worker of a cluster, or a process of several devices: solves `problems`.
 
-    python tests/distributed/worker.py --out FOLDER [--cpus 4]
+    python tests/distributed/worker.py --out FOLDER [--cpus 3]
 
 Writes FOLDER/worker-INDEX.npz: arrays by "CASE/METHOD/NAME".
 """
