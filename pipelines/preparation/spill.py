@@ -11,6 +11,7 @@ import os
 import pathlib
 import uuid
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class Buckets:
     """Appends `rows` (of `dtype`) to the buckets of their users, in order."""
     for bucket, part in by_bucket(rows["user"], rows, self.count):
       with open(self._paths[bucket], "ab") as file:
-        part.tofile(file)
+        _write(file, part)
 
   def read(self, bucket: int) -> np.ndarray:
     return np.fromfile(self._paths[bucket], self.dtype)
@@ -94,11 +95,17 @@ class Buckets:
     path = self._paths[bucket]
     # Of the same work given to two machines, neither sees the other's file.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    rows.tofile(partial)
+    with open(partial, "wb") as file:
+      _write(file, rows)
     os.replace(partial, path)
 
   def remove(self, bucket: int) -> None:
     self._paths[bucket].unlink()
+
+
+def _write(file: BinaryIO, rows: np.ndarray) -> None:
+  # Not `tofile`: its error does not say that the disk is full.
+  file.write(np.ascontiguousarray(rows).view(np.uint8))
 
 
 def by_user(rows: np.ndarray) -> np.ndarray:

@@ -79,7 +79,11 @@ class Checkpoints:
     """
     found = self._on_disk()
     broken = []
-    state = tf.train.get_checkpoint_state(paths.literal(self._path))
+    try:
+      state = tf.train.get_checkpoint_state(paths.literal(self._path))
+    except ValueError:
+      state = None
+      broken.append(f"{self._path / 'checkpoint'} is damaged")
     if state is not None:
       newest = pathlib.Path(state.model_checkpoint_path).name
       if newest not in [pathlib.Path(prefix).name for _, prefix in found]:
@@ -88,7 +92,7 @@ class Checkpoints:
       try:
         self._restore(prefix)
       except _UNREADABLE as error:
-        broken.append(f"{prefix} is damaged ({_first_line(error)})")
+        broken.append(f"{prefix} is damaged ({errors.first_line(error)})")
         continue
       self._forget_all_but([(s, p) for s, p in found if s <= step])
       for text in broken:
@@ -113,8 +117,8 @@ class Checkpoints:
     except _UNREADABLE as error:
       raise errors.DataError(
         f"The chief has restored {prefix}, but this worker cannot read it "
-        f"({_first_line(error)}): --model_dir must be one directory that all "
-        "workers see."
+        f"({errors.first_line(error)}): --model_dir must be one directory that "
+        "all workers see."
       ) from None
 
   def save(self, step: int) -> None:
@@ -156,7 +160,7 @@ class Checkpoints:
       kept = self.newest
       raise CheckpointNotSaved(
         f"The checkpoint of step {step} could not be written to {path}: "
-        f"{_first_line(error)}. "
+        f"{errors.first_line(error)}. "
         + (f"{kept} is untouched" if kept else "None was written before")
         + ". Make room, and go on with --resume."
       ) from error
@@ -169,7 +173,7 @@ class Checkpoints:
     except (AssertionError, ValueError) as error:
       raise errors.DataError(
         f"{prefix} is not of this model, or of another version of it "
-        f"({_first_line(error)})."
+        f"({errors.first_line(error)})."
       ) from None
     if self._average is not None:
       self._average.exchange()
@@ -207,7 +211,3 @@ def _remove(directory: pathlib.Path, name: str) -> None:
         shutil.rmtree(file, ignore_errors=True)
       else:
         os.remove(file)
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or repr(error)).splitlines()[0][:300]

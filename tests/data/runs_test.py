@@ -184,6 +184,13 @@ def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
   np.testing.assert_array_equal(first_weight(trained), first_weight(model(7)))
 
 
+def test_a_list_of_checkpoints_that_is_empty_is_named(tmp_path):
+  (tmp_path / "best").mkdir()
+  (tmp_path / "best/checkpoint").write_bytes(b"")
+  with pytest.raises(errors.DataError, match="best/checkpoint: cannot be read"):
+    runs.RunDir(tmp_path).checkpoint()
+
+
 def test_checkpoints_that_cannot_be_loaded(tmp_path):
   run = new_run(tmp_path / "none")
   with pytest.raises(errors.DataError, match="holds no checkpoint.*--resume"):

@@ -316,6 +316,20 @@ def test_no_readable_checkpoint_is_an_error_not_a_new_start(
     run(data, tmp_path / "m", resume=True)
 
 
+def test_a_list_of_checkpoints_that_was_lost_is_made_again(tmp_path, capsys):
+  directory = runs.RunDir(tmp_path)
+  value = tf.Variable(1.0)
+  checkpoints.Checkpoints(directory, tf.train.Checkpoint(x=value), 2).save(3)
+  value.assign(2.0)
+  # As a power cut leaves it.
+  (tmp_path / "checkpoints/checkpoint").write_bytes(b"")
+  again = checkpoints.Checkpoints(directory, tf.train.Checkpoint(x=value), 2)
+  assert again.restore() == 3 and value.numpy() == 1.0
+  assert "checkpoint is damaged: falling back to" in capsys.readouterr().err
+  again.save(4)
+  assert directory.checkpoint("latest").endswith("ckpt-4")
+
+
 def test_checkpoint_of_another_model_is_no_damage(data, tmp_path):
   directory = runs.RunDir(tmp_path)
   saved = tf.train.Checkpoint(x=tf.Variable(1.0))

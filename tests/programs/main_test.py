@@ -1,12 +1,17 @@
 """`main.run`: what a program prints, and how it ends."""
 
+import dataclasses
+import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from xir_tfrs.programs import main, settings
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROGRAM = '''"""Fails as it is told.
@@ -101,6 +106,34 @@ def test_success(command):
 )
 def test_a_users_mistake_is_one_line(command, how, status, line):
   assert run(command, f"--how={how}") == (status, "", f"{line}\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing(settings.Settings):
+  """No settings."""
+
+
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    # As TensorFlow and `shutil.copytree` tell it.
+    (
+      RuntimeError("{{node Save}} out/x; No space left on device [Op:SaveV2]"),
+      "out/x; No space left on device",
+    ),
+    (
+      shutil.Error([("a/x", "b/x", "[Errno 28] No space: 'a/x' -> 'b/x'")]),
+      "b/x: [Errno 28] No space",
+    ),
+    (OSError(errno.ENOSPC, "No space left"), "[Errno 28] No space left"),
+  ],
+)
+def test_a_full_disk_is_one_line(error, line, capsys):
+  def fail(config):
+    raise error
+
+  assert main.run(_Nothing, fail, argv=["program"]) == 1
+  assert capsys.readouterr().err == f"main_test: Error: {line}\n"
 
 
 def test_a_setting_of_a_file_is_named_with_the_file(command, tmp_path):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+
+# What TensorFlow says of its graph: {{node ...}} before, [Op:...] behind.
+_OF_GRAPH = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w+\].*")
 
 
 class DataError(ValueError):
@@ -43,3 +47,9 @@ class DataError(ValueError):
     if field is not None:
       where.append(f"field {field}")
     super().__init__(f"{', '.join(where)}: {message}" if where else message)
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of a message, without what TensorFlow says of its graph."""
+  line = (str(error).strip() or repr(error)).splitlines()[0]
+  return _OF_GRAPH.sub("", line)[:300]

@@ -334,12 +334,12 @@ def read_file(
     raise errors.DataError(f"file not found; {remedy}", path=path) from None
   except tf.errors.DataLossError as e:
     raise errors.DataError(
-      f"truncated or damaged ({_first_line(e)}); {remedy}", path=path
+      f"truncated or damaged ({errors.first_line(e)}); {remedy}", path=path
     ) from None
   except (tf.errors.InvalidArgumentError, tf.errors.InternalError) as e:
     raise errors.DataError(
       f"its records do not match {schema_lib.FILE_NAME}"
-      f" ({_first_line(e)}); {remedy}",
+      f" ({errors.first_line(e)}); {remedy}",
       path=path,
     ) from None
 
@@ -350,7 +350,3 @@ def _records_per_batch(path: str | os.PathLike[str]) -> int:
     # A TFRecord file begins with the length of its first record.
     record_bytes = int.from_bytes(f.read(8), "little")
   return min(max(_BATCH_BYTES // max(record_bytes, 1), 16), 1 << 14)
-
-
-def _first_line(error: tf.errors.OpError) -> str:
-  return error.message.splitlines()[0].split(" [Op:")[0].strip()

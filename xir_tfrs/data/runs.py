@@ -178,7 +178,15 @@ class RunDir:
         f"`checkpoint` must be one of {', '.join(WHICH)}. Received: {which!r}."
       )
     for name in (BEST, CHECKPOINTS)[WHICH.index(which) :]:
-      found = tf.train.latest_checkpoint(paths.literal(self.path / name))
+      try:
+        found = tf.train.latest_checkpoint(paths.literal(self.path / name))
+      except ValueError as error:  # Such as an empty file.
+        raise errors.DataError(
+          f"cannot be read ({errors.first_line(error)}): copy the directory"
+          " again, or go on with the training by python -m pipelines.train"
+          f" --model_dir {self.path} --resume",
+          path=self.path / name / "checkpoint",
+        ) from None
       if found is not None:
         return str(self.path / name / os.path.basename(found))
     raise errors.DataError(
@@ -229,7 +237,7 @@ def load_model(
   except (TypeError, ValueError, KeyError, AttributeError) as error:
     raise errors.DataError(
       "this version of xir_tfrs cannot build the model it describes"
-      f" ({type(error).__name__}: {_first_line(error)}); train again with"
+      f" ({type(error).__name__}: {errors.first_line(error)}); train again with"
       " --overwrite",
       path=run.path / CONFIG,
       field="model",
@@ -243,8 +251,8 @@ def load_model(
   except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
     raise errors.DataError(
       f"cannot be restored as {CONFIG} describes the model"
-      f" ({_first_line(error)}): one of them was changed, is damaged or only"
-      " partly copied. Copy the directory again, or go back to an earlier"
+      f" ({errors.first_line(error)}): one of them was changed, is damaged or"
+      " only partly copied. Copy the directory again, or go back to an earlier"
       f" checkpoint with python -m pipelines.train --model_dir {run.path}"
       " --resume",
       path=found,
@@ -310,7 +318,3 @@ def encode_in_batches(
     if report is not None and len(part):
       report(low + len(part))
   return vectors
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or repr(error)).splitlines()[0][:300]

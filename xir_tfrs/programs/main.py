@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -17,9 +19,16 @@ from absl import flags, logging
 from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
 
+# What a disk says that is full, that is read-only, or that fails.
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 class ProgramError(RuntimeError):
   """Work that failed for a reason which one line tells its user."""
+
+
+# What is told in its own words.
+_TOLD = (errors.DataError, settings.SettingsError, ProgramError, OSError)
 
 
 def run(
@@ -33,8 +42,9 @@ def run(
   """Runs a program.
 
   What the user can put right is one line on stderr: `settings.SettingsError`,
-  with status 2; `errors.DataError`, `ProgramError` and `OSError`, with
-  status 1. --debug adds the traceback. All else is a bug, and is raised.
+  with status 2; `errors.DataError`, `ProgramError`, `OSError` and what
+  TensorFlow raises where a disk is full, with status 1. --debug adds the
+  traceback. All else is a bug, and is raised.
   SIGTERM unwinds the stack as Ctrl-C does.
 
   Args:
@@ -77,14 +87,17 @@ def run(
     # write what is left once more.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
-  except (errors.DataError, ProgramError, settings.SettingsError, OSError) as e:
+  except Exception as e:
+    told = _line(e)
+    if told is None:
+      raise
     if parsed and parsed.debug:
       traceback.print_exc()
-    text, status = _line(e), 1
-    if isinstance(e, settings.SettingsError):
-      text, status = text + (parsed.origin_of(text) if parsed else ""), 2
-    print(f"{name}: Error: {text}", file=sys.stderr, flush=True)
-    return status
+    is_setting = isinstance(e, settings.SettingsError)
+    if is_setting and parsed:
+      told += parsed.origin_of(told)
+    print(f"{name}: Error: {told}", file=sys.stderr, flush=True)
+    return 2 if is_setting else 1
   except KeyboardInterrupt:
     print(f"{name}: Interrupted.", file=sys.stderr)
     return 128 + signal.SIGINT
@@ -116,8 +129,15 @@ def _program(function: Callable[..., Any]) -> tuple[str, str]:
   return name.rpartition(".")[2], (module.__doc__ or "").strip()
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str | None:
+  """What the user is told of an error; None: it is a bug."""
+  if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+    _, path, reason = error.args[0][0]  # Of the files that were not copied.
+    return f"{path}: {reason.partition(': ')[0]}"
   if isinstance(error, OSError) and error.filename and error.strerror:
     return f"{error.filename}: {error.strerror}"
-  text = str(error) or type(error).__name__
-  return " ".join(line.strip() for line in text.splitlines())
+  if isinstance(error, _TOLD):
+    text = str(error) or type(error).__name__
+    return " ".join(line.strip() for line in text.splitlines())
+  is_of_disk = any(os.strerror(number) in str(error) for number in _OF_DISK)
+  return errors.first_line(error) if is_of_disk else None
