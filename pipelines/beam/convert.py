@@ -31,6 +31,10 @@ def _convert(
   directory: pathlib.Path,
 ) -> schema.Schema:
   """`convert.Convert`: both passes, and between them the tables."""
+  if config.session_seconds:
+    raise errors.DataError(
+      "--session_gap is not for prepare_beam; use pipelines.prepare"
+    )
   work = directory / "work"
   work.mkdir()
   tables = source.side_tables()

@@ -40,7 +40,7 @@ def run(
   """Writes the splits; returns what was written, and what is known of all."""
   (work / "shards").mkdir()
   in_order = spill.Buckets(work / "in_order", buckets.count, buckets.dtype)
-  arrange = _Arrange(buckets, in_order, len(items.ids), config.keep_repeats)
+  arrange = _Arrange(buckets, in_order, len(items.ids), config.kept_repeats)
   if users.permutation is not None:
     arrange.save_permutations(work, users.permutation, items.permutation)
   split = config.row_split
@@ -110,10 +110,10 @@ class _Arrange(beam.DoFn):
     buckets: spill.Buckets,
     in_order: spill.Buckets,
     num_items: int,
-    keep_repeats: bool,
+    repeats: str,
   ):
     self._buckets, self._in_order = buckets, in_order
-    self._num_items, self._keep_repeats = num_items, keep_repeats
+    self._num_items, self._repeats = num_items, repeats
     self._permutations: list[pathlib.Path] = []
 
   def save_permutations(
@@ -131,7 +131,7 @@ class _Arrange(beam.DoFn):
       self._buckets.read(bucket),
       self._num_items,
       *(permutations or (None, None)),
-      self._keep_repeats,
+      self._repeats,
     )
     # Into another file: on rows that have been through it, the permutation
     # would be wrong, and a bucket may be worked on twice.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from pipelines.preparation import spill
 from pipelines.readers import inputs
@@ -32,6 +33,18 @@ class PrepareConfig(settings.Settings):
   )
   keep_repeats: bool = setting(
     "keep all rows of a user and item, not only the first of them.", False
+  )
+  repeats: str = setting(
+    "which row of a user and item is kept: the first or the last in time, the"
+    " first with the weights of all, or the one with the largest weight.",
+    "first",
+    choices=spill.REPEATS,
+    only={"keep_repeats": False},
+  )
+  session_gap: str | None = setting(
+    "make a session of what a user does without so long a pause, such as 30m"
+    " (s, m, h, d), and let sessions take the place of users.",
+    None,
   )
   test_fraction: float = setting(
     "share of test rows.", 0.2, minimum=0, only=_FRACTIONS
@@ -63,6 +76,8 @@ class PrepareConfig(settings.Settings):
 
   def __post_init__(self):
     super().__post_init__()
+    if self.session_gap is not None:
+      self._check_sessions()
     is_given = bool(self.input.given_splits)
     if self.split is None:
       object.__setattr__(self, "split", "given" if is_given else "random")
@@ -81,6 +96,33 @@ class PrepareConfig(settings.Settings):
         raise ValueError(
           f"--{name} must be below 1. Received: {getattr(self, name)}."
         )
+
+  def _check_sessions(self) -> None:
+    if not self.session_seconds:
+      raise ValueError(
+        "--session_gap is a number and a unit, as in 30m, 45s, 2h or 1d."
+        f" Received: {self.session_gap!r}."
+      )
+    given = {"user_file": self.input.user_file, "dense_ids": self.dense_ids}
+    for name, value in given.items():
+      if value:
+        raise ValueError(
+          f"--session_gap makes new users of sessions; leave out --{name}."
+        )
+
+  @property
+  def session_seconds(self) -> float | None:
+    """The pause that ends a session; None: there are none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", self.session_gap or "")
+    if not found:
+      return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    return float(found[1]) * units[found[2]]
+
+  @property
+  def kept_repeats(self) -> str:
+    """What becomes of repeats, as `passes.arranged` takes it."""
+    return spill.KEPT if self.keep_repeats else self.repeats
 
   @property
   def row_split(self) -> schema_lib.Split:

@@ -9,8 +9,16 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.preparation import features, passes, spill, vocabulary
+from pipelines.preparation import (
+  features,
+  passes,
+  sessions,
+  spill,
+  vocabulary,
+)
 from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import source as source_lib
 from pipelines.readers import sources
@@ -36,6 +44,12 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
   output = pathlib.Path(config.output)
   directories.check_output(output, config.overwrite)
   source = sources.open_source(config.input)
+  if config.kept_repeats in ("sum", "max") and not source.has_weights:
+    raise errors.DataError(
+      f"--repeats {config.repeats} needs weights; name them with"
+      " --weight_column, or give events weights with --events",
+      path=source.name,
+    )
   if source.read_as:
     print(source.read_as, flush=True)
   if config.split == "temporal" and not source.has_times:
@@ -71,6 +85,11 @@ def convert(
     source, buckets, ids, config.input.columns.min_rating, warnings
   )
   warnings.update(source.warnings)
+  if config.session_seconds:
+    ids = dataclasses.replace(
+      ids,
+      users=sessions.divide(buckets, ids.users, source, config.session_seconds),
+    )
   users = table(ids.users, ids.dense_users, user_side, source.name)
   items = table(ids.items, ids.dense_items, item_side, source.name)
   arranged = passes.arrange(
@@ -78,7 +97,7 @@ def convert(
     len(items.ids),
     users.permutation,
     items.permutation,
-    config.keep_repeats,
+    config.kept_repeats,
   )
   written = passes.write_splits(
     directory,
@@ -156,6 +175,7 @@ def finish(
     "duplicate_pairs": arranged.dropped,
     "rows_tied_in_time": arranged.tied,
     **_table_warnings(written, **tables),
+    **_odd_ids(users.ids, items.ids, written),
   }
   if config.keep_repeats:
     # Doing something again is no leak, but who ranks new items must know.
@@ -263,6 +283,24 @@ def _table_warnings(
   }
 
 
+# What programs write where a value is missing, and what it reads as then.
+_LIKE_MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nil", "undefined")
+
+
+def _odd_ids(
+  users: list[str], items: list[str], written: passes.Written
+) -> dict[str, int]:
+  """Counts ids that may not be meant as they are written."""
+  like_missing = spaced = 0
+  for ids, rows in ((users, written.user_rows), (items, written.item_rows)):
+    array = pa.array(ids, pa.string())
+    plain = pc.utf8_trim_whitespace(array)
+    words = pc.is_in(pc.utf8_lower(plain), value_set=pa.array(_LIKE_MISSING))
+    like_missing += int(rows[words.to_numpy(zero_copy_only=False)].sum())
+    spaced += len(array) - pc.count_distinct(plain).as_py()
+  return {"rows_with_ids_like_missing": like_missing, "ids_alike": spaced}
+
+
 def _interaction_features(
   row_dtype: np.dtype,
 ) -> tuple[schema_lib.InteractionFeature, ...]:
@@ -302,6 +340,8 @@ def _options(
     **options,
     "dense_ids": config.dense_ids,
     "keep_repeats": config.keep_repeats,
+    "repeats": config.kept_repeats,
+    "session_gap": config.session_gap,
     "min_token_count": config.min_token_count,
     "seed_of_row_order": config.seed,
     "ignored_columns": list(source.ignored),

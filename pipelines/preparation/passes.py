@@ -166,7 +166,7 @@ def arrange(
   num_items: int,
   user_permutation: np.ndarray | None,
   item_permutation: np.ndarray | None,
-  keep_repeats: bool,
+  repeats: str,
 ) -> Arranged:
   """Puts the rows of each bucket in order; see `arranged`."""
   parts = []
@@ -177,7 +177,7 @@ def arrange(
         num_items,
         user_permutation,
         item_permutation,
-        keep_repeats,
+        repeats,
       )
       buckets.replace(bucket, rows)
       parts.append(found)
@@ -190,7 +190,7 @@ def arranged(
   num_items: int,
   user_permutation: np.ndarray | None,
   item_permutation: np.ndarray | None,
-  keep_repeats: bool,
+  repeats: str,
 ) -> tuple[np.ndarray, Arranged]:
   """Rows of a bucket by user and time, with their places among them.
 
@@ -199,15 +199,16 @@ def arranged(
     num_items: how many items there are.
     user_permutation, item_permutation: code -> dense id; None if they are the
       same.
-    keep_repeats: keep rows whose pair an earlier row has. Of the others, the
-      earliest stays: in time, and in the file where times are equal.
+    repeats: what becomes of rows of the same pair, `spill.KEPT` or as
+      `spill.merged` takes it. The first is the earliest in time, and in the
+      file where times are equal.
   """
   if user_permutation is not None:
     rows["user"] = user_permutation[rows["user"]]
     rows["item"] = item_permutation[rows["item"]]
   rows, read = spill.by_user(rows), len(rows)
-  if not keep_repeats:
-    rows = np.delete(rows, spill.repeated(rows, num_items))
+  if repeats != spill.KEPT:
+    rows = spill.merged(rows, num_items, repeats)
   rows["row"] = splits.rank_in_group(rows["user"])[0]
   tied, times = 0, None
   if "time" in rows.dtype.names:

@@ -119,27 +119,52 @@ def by_user(rows: np.ndarray) -> np.ndarray:
   return np.take(rows, stable_argsort(rows["user"]))
 
 
-def repeated(rows: np.ndarray, num_items: int) -> np.ndarray:
-  """Indices of rows whose pair of user and item an earlier row has.
+# What becomes of rows with the same user and item; KEPT: all of them stay.
+REPEATS = ("first", "last", "sum", "max")
+KEPT = "all"
 
-  Where the user gave the splits, it must be a row of the same split.
+
+def merged(rows: np.ndarray, num_items: int, repeats: str) -> np.ndarray:
+  """One row for each pair of user and item.
+
+  Where the user gave the splits, one for each of them.
 
   Args:
     rows: as `by_user` gives them.
     num_items: number of item codes.
+    repeats: of `REPEATS`: the first or the last row of a pair; the first, with
+      the weights of all; or the first of those with the largest weight.
   """
-  has_splits = "split" in rows.dtype.names
+  if not len(rows):
+    return rows
   order = np.arange(len(rows))
-  if has_splits:
+  if "split" in rows.dtype.names:
     order = stable_argsort(rows["split"])
   pairs = np.take(pair_keys(rows, num_items), order)
   by_pair = stable_argsort(pairs)
   pairs, order = np.take(pairs, by_pair), np.take(order, by_pair)
-  same = pairs[1:] == pairs[:-1]
-  if has_splits:
+  begins = np.concatenate([[True], pairs[1:] != pairs[:-1]])
+  if "split" in rows.dtype.names:
     of_row = np.take(rows["split"], order)
-    same &= of_row[1:] == of_row[:-1]
-  return order[1:][same]
+    begins[1:] |= of_row[1:] != of_row[:-1]
+  starts = np.flatnonzero(begins)
+  if repeats == "last":
+    kept = order[np.append(starts[1:], len(rows)) - 1]
+  elif repeats == "max":
+    weights = np.take(rows["weight"], order)
+    pair = np.cumsum(begins) - 1
+    largest = np.flatnonzero(
+      weights == np.maximum.reduceat(weights, starts)[pair]
+    )
+    kept = order[largest[np.unique(pair[largest], return_index=True)[1]]]
+  else:
+    kept = order[starts]
+  if repeats == "sum":
+    weights = np.take(rows["weight"], order).astype(np.float64)
+    total = np.add.reduceat(weights, starts)
+    rows = rows.copy()
+    rows["weight"][kept] = np.minimum(total, np.finfo(np.float32).max)
+  return np.take(rows, np.sort(kept))
 
 
 def stable_argsort(keys: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ from xir_tfrs.data import schema as schema_lib
 
 # What is skipped or missing, and what follows from it; see `Schema.warnings`.
 _WARNINGS = {
-  "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair the"
-  " earliest row is kept, or all with --keep_repeats",
+  "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair one"
+  " row is kept, see --repeats, or all with --keep_repeats",
   "rows_tied_in_time": "{n} rows ({of_followers:.1%} of those that follow"
   " another of their user) have the time of the row before: a history of"
   " strictly earlier rows leaves that row out",
@@ -22,6 +22,10 @@ _WARNINGS = {
   " them",
   "blank_lines": "{n} lines are blank and were skipped",
   "comment_lines": "{n} lines begin with # and were skipped",
+  "rows_with_ids_like_missing": "{n} rows have an id such as nan or NULL, which"
+  " counts as any other: if it means that there is none, drop these rows",
+  "ids_alike": "{n} ids differ from another by spaces alone, and are different"
+  " users or items: take the spaces out if they are not",
   "empty_files": "{n} files hold no rows",
   "rows_without_user": "{n} rows name no user: --missing_user {missing_user}",
   "rows_of_other_events": "{n} rows are of events that --events does not name"

@@ -439,11 +439,11 @@ def test_repeats_and_ties_are_those_of_a_user():
   rows["time"] = [4, 3, 3, 1, 4, 4, 5]
   rows["split"] = [0, 2, 0, 0, 2, 1, 0]
   # User 0 at 1, 3, 3, 4; user 1 at 4, 4, 5.
-  kept, found = passes.arranged(rows.copy(), 10, None, None, True)
+  kept, found = passes.arranged(rows.copy(), 10, None, None, "all")
   assert kept["row"].tolist() == [0, 1, 2, 3, 0, 1, 2]
   assert kept["split"].tolist() == [0, 2, 0, 2, 0, 1, 0]
   assert found == passes.Arranged(7, 0, tied=2, times=(1, 5, 7))
-  kept, found = passes.arranged(rows.copy(), 10, None, None, False)
+  kept, found = passes.arranged(rows.copy(), 10, None, None, "first")
   assert kept["row"].tolist() == [0, 1, 0, 1, 2]
   assert kept["time"].tolist() == [1, 3, 4, 4, 5]
   assert kept["split"].tolist() == [0, 2, 0, 1, 0]
@@ -633,3 +633,115 @@ def test_command_line(tmp_path):
     in done.stdout
   )
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("repeats", spill.REPEATS)
+@pytest.mark.parametrize("num_buckets", [1, 3])
+def test_repeats_against_a_slow_twin(tmp_path, repeats, num_buckets):
+  rows = _raw()
+  _write(tmp_path / "r.inter", rows)
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      split="leave_last",
+      repeats=repeats,
+      num_buckets=num_buckets,
+    )
+  )
+  users = tables.read_table(tmp_path / "out", "queries").ids
+  items = tables.read_table(tmp_path / "out", "candidates").ids
+  found = {
+    (users[user], items[item]): (time, weight)
+    for name in schema.SPLITS
+    for user, item, _, time, weight in _read_split(tmp_path / "out", name)
+  }
+  expected = {}
+  for user, item, time, weight in sorted(rows, key=lambda row: row[2]):
+    before = expected.get((user, item))
+    if before is None or repeats == "last":
+      expected[user, item] = (time, weight)
+    elif repeats == "sum":
+      expected[user, item] = (before[0], before[1] + weight)
+    elif repeats == "max" and weight > before[1]:
+      expected[user, item] = (time, weight)
+  assert found == expected
+  assert made.warnings["duplicate_pairs"] == len(rows) - len(expected)
+
+
+def test_repeats_that_need_weights(tmp_path):
+  _write(tmp_path / "r.inter", _raw())
+  with pytest.raises(errors.DataError, match="--repeats sum needs weights"):
+    prepare.prepare(
+      _config(
+        tmp_path / "r.inter",
+        tmp_path / "out",
+        columns=inputs.Columns(),
+        repeats="sum",
+      )
+    )
+
+
+@pytest.mark.parametrize("num_buckets", [1, 4])
+def test_sessions_take_the_place_of_users(tmp_path, num_buckets):
+  rng = np.random.default_rng(3)
+  rows = [
+    (f"u{rng.integers(6)}", f"i{k}", 1_600_000_000 + int(t), 1.0)
+    for k, t in enumerate(rng.integers(20_000, size=60))
+  ]
+  _write(tmp_path / "r.inter", rows)
+  made = prepare.prepare(
+    _config(
+      tmp_path / "r.inter",
+      tmp_path / "out",
+      session_gap="20m",
+      split="leave_last",
+      num_buckets=num_buckets,
+    )
+  )
+  expected, last = {}, {}
+  for user, item, time, _ in sorted(rows, key=lambda row: row[2]):
+    number, before = last.get(user, (1, time))
+    last[user] = (number + (time - before > 1200), time)
+    expected[item] = f"{user}#{last[user][0]}"
+  users = tables.read_table(tmp_path / "out", "queries").ids
+  items = tables.read_table(tmp_path / "out", "candidates").ids
+  found = {
+    items[item]: users[user]
+    for name in schema.SPLITS
+    for user, item, *_ in _read_split(tmp_path / "out", name)
+  }
+  assert found == expected and made.num_queries == len(set(expected.values()))
+  assert made.num_queries > 6
+
+
+def test_sessions_need_times_of_a_known_unit(tmp_path):
+  (tmp_path / "r.csv").write_text("user_id,item_id,timestamp\n1,a,5\n2,b,7\n")
+
+  def config(**kwargs):
+    columns = inputs.Columns(**kwargs)
+    return _config(
+      tmp_path / "r.csv", tmp_path / "out", columns=columns, session_gap="1h"
+    )
+
+  for kwargs in ({}, {"time": "none"}):
+    with pytest.raises(errors.DataError, match="needs times of a known unit"):
+      prepare.prepare(config(**kwargs))
+  made = prepare.prepare(config(time_unit="s"))
+  assert made.num_queries == 2
+  with pytest.raises(ValueError, match="as in 30m"):
+    dataclasses.replace(config(), session_gap="soon")
+
+
+def test_odd_ids_are_counted(tmp_path):
+  (tmp_path / "r.csv").write_text(
+    "user_id,item_id\n7,a\n 7,b\n7 ,c\nnan,a\nNULL,b\n8,None\n9,a\n"
+  )
+  made = prepare.prepare(
+    _config(tmp_path / "r.csv", tmp_path / "out", columns=inputs.Columns())
+  )
+  assert made.warnings["rows_with_ids_like_missing"] == 3
+  assert made.warnings["ids_alike"] == 2
+  text = summary.text(made, "out", 1.0)
+  assert "3 rows have an id such as nan or NULL" in text
+  assert "2 ids differ from another by spaces alone" in text
