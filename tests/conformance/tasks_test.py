@@ -406,6 +406,14 @@ def _loss_and_gradients(model, features):
   return loss, [tf.convert_to_tensor(g) for g in gradients]
 
 
+def _state(model):
+  """The variables that no gradient moves."""
+  return {
+    f"{number} {variable.name}": variable.numpy()
+    for number, variable in enumerate(model.non_trainable_variables)
+  }
+
+
 def _descend(model, gradients):
   for variable, gradient in zip(
     model.trainable_variables, gradients, strict=True
@@ -416,6 +424,32 @@ def _descend(model, gradients):
 def _cache_of(model):
   caches = [m for m in model.submodules if isinstance(m, layers.CandidateCache)]
   return caches[0] if caches else None
+
+
+class CompiledTest(tf.test.TestCase, parameterized.TestCase):
+  """Steps that XLA compiles, with `tf.function(jit_compile=True)`."""
+
+  @parameterized.parameters(*_TASKS)
+  def test_compiled_steps_are_the_plain_ones(self, name):
+    found = []
+    for jit in (False, True):
+      model = _TwoTower(name)
+      # Makes what is made at the first call.
+      model.compute_loss(_to_tensors(_interactions(12)))
+      model.task.refresh()
+
+      @tf.function(jit_compile=jit)
+      def step(features, model=model):
+        loss, gradients = _loss_and_gradients(model, features)
+        _descend(model, gradients)
+        return loss, gradients
+
+      steps = [step(_to_tensors(_interactions(12, seed))) for seed in range(3)]
+      self.assertEqual(step.experimental_get_tracing_count(), 1)
+      found.append((steps, _state(model)))
+    # The same draws, but for roundings.
+    for plain, compiled in zip(*map(tf.nest.flatten, found), strict=True):
+      self.assertAllClose(plain, compiled, rtol=1e-5, atol=1e-5)
 
 
 class ApiTest(tf.test.TestCase, parameterized.TestCase):

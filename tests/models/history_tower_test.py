@@ -168,6 +168,25 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       compiled(tf.range(3), padded), model(tf.range(3), padded), atol=1e-5
     )
 
+  @parameterized.product(encoder=ENCODERS, dropout=(0.0, 0.4))
+  def test_training_compiles(self, encoder, dropout):
+    found = []
+    padded = ragged(HISTORIES).to_tensor(-1)
+    for jit in (False, True):
+      model = tower(encoder, dropout=dropout)
+
+      @tf.function(jit_compile=jit)
+      def step(queries, ids, model=model):
+        with tf.GradientTape() as tape:
+          vectors = model(queries, ids, training=True)
+          loss = tf.reduce_sum(vectors * tf.range(4.0))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return vectors, [tf.convert_to_tensor(g) for g in gradients]
+
+      found.append([step(tf.range(3), padded) for _ in range(2)])
+    for plain, compiled in zip(*map(tf.nest.flatten, found), strict=True):
+      self.assertAllClose(plain, compiled, rtol=1e-4, atol=1e-5)
+
   @parameterized.parameters(*ENCODERS)
   def test_config_round_trip(self, encoder):
     model = tower(

@@ -104,6 +104,23 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     stored = model.table(tf.range(3))
     self.assertAllEqual(model.encode(tf.range(3), stored), model(tf.range(3)))
 
+  def test_compiled_the_tags_are_padded(self):
+    model = tower()
+    ids = tf.constant([2, 1, 0, -1, 3, 0])
+
+    def step():
+      with tf.GradientTape() as tape:
+        found = tf.square(model(ids))
+      gradients = tape.gradient(found, model.trainable_variables)
+      return found, [tf.convert_to_tensor(g) for g in gradients]
+
+    plain, compiled = (
+      tf.nest.flatten(tf.function(step, jit_compile=jit)())
+      for jit in (False, True)
+    )
+    for p, c in zip(plain, compiled, strict=True):
+      self.assertAllClose(p, c, rtol=1e-5, atol=1e-6)
+
   def test_every_part_gets_a_gradient(self):
     model = tower(hidden_units=(8,))
     with tf.GradientTape() as tape:

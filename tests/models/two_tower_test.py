@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
-from xir_tfrs import models, tasks
+from xir_tfrs import models, optimizers, tasks
 
 
 def two_tower(**task):
@@ -22,7 +23,7 @@ BATCH = {
 }
 
 
-class TwoTowerTest(tf.test.TestCase):
+class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
   def test_loss_is_the_tasks(self):
     model = two_tower()
     queries = model.query_tower(BATCH["query_id"])
@@ -51,6 +52,26 @@ class TwoTowerTest(tf.test.TestCase):
       self.assertAllClose(history[name], [mean, mean], rtol=1e-5)
     evaluated = model.evaluate(rows, verbose=0, return_dict=True)
     self.assertAllClose(evaluated["loss"], mean, rtol=1e-5)
+
+  @parameterized.parameters("lazy_adam", "adam", "sgd")
+  def test_compiled_by_xla_fit_is_the_same(self, name):
+    known = tf.constant([[1, 3, -1], [0, -1, -1], [-1, 5, 2]])
+    rows = tf.data.Dataset.from_tensors(
+      BATCH | {"known_candidate_ids": known}
+    ).repeat(3)
+    found = []
+    for jit in (False, True):
+      model = two_tower()
+      optimizer = {
+        "lazy_adam": optimizers.LazyAdam,
+        "adam": tf.keras.optimizers.Adam,
+        "sgd": tf.keras.optimizers.SGD,
+      }[name](0.1)
+      model.compile(optimizer, jit_compile=jit)
+      history = model.fit(rows, epochs=2, verbose=0).history
+      found.append((history["loss"], model.get_weights()))
+    for plain, compiled in zip(*map(tf.nest.flatten, found), strict=True):
+      self.assertAllClose(plain, compiled, rtol=1e-5, atol=1e-6)
 
   def test_means_are_not_in_checkpoints(self):
     model = two_tower()

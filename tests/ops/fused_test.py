@@ -172,6 +172,39 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     ):
       self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
 
+  @parameterized.parameters(*forms.FORMS, "systematic")
+  def test_columns_that_are_not_in_use_are_not_there(self, name):
+    arguments = problem(10, 33, 8, tf.float64)
+    method = name in resampling.METHODS
+    if method:
+      arguments["resampler"] = fused.Resampler(9, name, SEED)
+    else:
+      arguments["form"] = forms.FORMS[name]()
+      if name == "sl_at_k":
+        arguments["form"] = forms.SoftmaxAtK(k=3)
+      arguments["positive_log_q"] = arguments["pool"].log_q[:10]
+    arguments["mask_own_column"] = name in ("cross_entropy", "logq_corrected")
+    pool = arguments.pop("pool")
+    in_use = tf.range(33) < 21
+    expected, got = (
+      value_and_gradients(fused.pool_softmax, arguments | {"pool": one})
+      for one in (
+        fused.Pool(
+          pool.embeddings[:21], pool.ids[:21], pool.log_q[:21], pool.own_offset
+        ),
+        fused.Pool(
+          pool.embeddings, pool.ids, pool.log_q, pool.own_offset, in_use
+        ),
+      )
+    )
+    for e, g in zip(
+      tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
+    ):
+      if g.shape[:1] == [33]:
+        self.assertAllEqual(g[21:], tf.zeros_like(g[21:]))
+        g = g[:21]
+      self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
+
   def test_corrected_logq_needs_a_proposal_and_no_resampler(self):
     arguments = problem(3, 3, 2, tf.float32) | {"form": forms.LogQCorrected()}
     with self.assertRaisesRegex(ValueError, "positive_log_q"):

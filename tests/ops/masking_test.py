@@ -93,6 +93,27 @@ class KnownColumnsTest(tf.test.TestCase, parameterized.TestCase):
       self.assertEqual(masking.columns_mask(columns, 2).shape, [rows, 2])
 
 
+class InUseTest(tf.test.TestCase):
+  def test_columns_that_are_not_there_never_count(self):
+    mask = masking.ColumnMask(
+      tf.constant([1, 2]),
+      tf.constant([1, 2, 1, 0]),
+      own_offset=tf.constant(0),
+      own="kept",
+      accidental_hits=True,
+      in_use=tf.constant([True, True, True, False]),
+    )
+    self.assertAllEqual(
+      mask.keep(0, 2), [[True, True, False, False], [True, True, True, False]]
+    )
+    alone = masking.ColumnMask(
+      tf.constant([1, 2]),
+      tf.constant([1, 2]),
+      in_use=tf.constant([True, False]),
+    )
+    self.assertAllEqual(alone.keep(0, 2), [[True, False]] * 2)
+
+
 class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
   """Rows that share what is known have the mask of rows of their own."""
 

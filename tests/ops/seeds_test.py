@@ -59,6 +59,37 @@ class StepSeedTest(tf.test.TestCase, parameterized.TestCase):
     self.assertNotAllEqual(low, high)
 
 
+class BitsTest(tf.test.TestCase, parameterized.TestCase):
+  """The numbers are those of TensorFlow, in a compiled step too."""
+
+  @parameterized.parameters(False, True)
+  def test_are_those_of_tensorflow(self, jit):
+    @tf.function(jit_compile=jit)
+    def ours(seed, number):
+      return (
+        seeds.fold_in(seed, number),
+        seeds.uniform(seed, 7),
+        seeds.uniform_ids(seed, 9, 12_345),
+        seeds.uniform_rows(seed, 3, 8),
+      )
+
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+      # Beyond 32 bits, where compiled functions of TensorFlow see the end only.
+      seed = tf.constant(rng.integers(-(2**62), 2**62, 2))
+      number = tf.constant(rng.integers(2**40))
+      draw = tf.random.stateless_uniform
+      expected = (
+        tf.random.experimental.stateless_fold_in(seed, number),
+        draw([7], seed, dtype=tf.float64),
+        draw([9], seed, maxval=12_345, dtype=tf.int64),
+        draw([3, 8], seed),
+      )
+      for e, g in zip(expected, ours(seed, number), strict=True):
+        self.assertEqual(e.dtype, g.dtype)
+        self.assertAllEqual(e, g)
+
+
 class UniformRowsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(width=(1, 3, 4, 5, 1025), in_graph=(False, True))
   def test_any_part_of_the_rows_is_that_part(self, width, in_graph):

@@ -41,6 +41,31 @@ class LazyAdamTest(tf.test.TestCase, parameterized.TestCase):
       results.append(variable.numpy())
     self.assertAllClose(*results, rtol=1e-5, atol=1e-6)
 
+  @parameterized.parameters(False, True)
+  def test_compiled_once_whatever_the_number_of_distinct_rows(self, vector):
+    batches = [[0, 0, 0, 5], [1, 2, 3, 4], [5, 4, 5, 4], [2, 0, 2, 0]]
+    results = []
+    for jit in (False, True):
+      variable = tf.Variable(table()[:, 0] if vector else table())
+      optimizer = optimizers.LazyAdam(0.1)
+      optimizer.build([variable])
+
+      @tf.function(jit_compile=jit)
+      def run(ids, optimizer=optimizer, variable=variable):
+        with tf.GradientTape() as tape:
+          loss = tf.reduce_sum(tf.gather(variable, ids) ** 2)
+        gradient = tape.gradient(loss, variable)
+        optimizer.apply_gradients([(gradient, variable)])
+
+      for ids in batches:
+        run(tf.constant(ids))
+      self.assertEqual(run.experimental_get_tracing_count(), 1)
+      results.append(
+        [variable.numpy(), *(v.numpy() for v in optimizer.variables)]
+      )
+    for plain, compiled in zip(*results, strict=True):
+      self.assertAllClose(plain, compiled, rtol=1e-5, atol=1e-6)
+
   def test_untouched_rows_and_their_moments_stay(self):
     variable = table()
     before = variable.numpy()

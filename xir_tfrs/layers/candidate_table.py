@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.layers import state
+from xir_tfrs.ops import xla
 from xir_tfrs.types import Feature
 
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -86,7 +87,8 @@ class CandidateTable(tf.keras.layers.Layer):
       ids: [n] integer ids; those outside `[0, num_rows)` are unknown.
 
     Returns:
-      By feature name: `token` [n] int32, `token_seq` ragged [n, None] int32,
+      By feature name: `token` [n] int32, `token_seq` ragged [n, None] int32
+      (compiled by XLA [n, width], as wide as the longest and padded with -1),
       `float` [n] and `float_seq` [n, length] float32.
     """
     known = (ids >= 0) & (ids < self._num_rows)
@@ -96,7 +98,8 @@ class CandidateTable(tf.keras.layers.Layer):
       column = self._columns[feature.name]
       if feature.kind == "token_seq":
         codes, row_splits = column
-        found[feature.name] = _gather_ragged(codes, row_splits, rows)
+        gather = _gather_padded if xla.compiling() else _gather_ragged
+        found[feature.name] = gather(codes, row_splits, rows)
       else:
         found[feature.name] = tf.gather(column, rows)
     return found
@@ -139,6 +142,19 @@ def _gather_ragged(
   return tf.RaggedTensor.from_row_splits(
     tf.gather(codes, positions), out_splits, validate=False
   )
+
+
+def _gather_padded(
+  codes: tf.Variable, row_splits: tf.Variable, rows: tf.Tensor
+) -> tf.Tensor:
+  with tf.init_scope():
+    splits = row_splits.numpy()
+    width = int(np.max(splits[1:] - splits[:-1]))
+  starts = tf.gather(row_splits, rows)[:, tf.newaxis]
+  ends = tf.gather(row_splits, rows + 1)[:, tf.newaxis]
+  positions = starts + tf.range(width, dtype=tf.int64)
+  inside = positions < ends
+  return tf.where(inside, tf.gather(codes, tf.where(inside, positions, 0)), -1)
 
 
 def _blank_columns(

@@ -173,9 +173,15 @@ def dense(
 
 
 def _mean_of_rows(
-  embedding: tf.keras.layers.Embedding, codes: tf.RaggedTensor
+  embedding: tf.keras.layers.Embedding, codes: tf.Tensor | tf.RaggedTensor
 ) -> tf.Tensor:
   """[n, dim] mean of each row's embeddings; zeros where there are none."""
+  if not isinstance(codes, tf.RaggedTensor):
+    there = tf.cast(codes >= 0, embedding.compute_dtype)[..., tf.newaxis]
+    embeddings = embedding(tf.maximum(codes, 0)) * there
+    return tf.math.divide_no_nan(
+      tf.reduce_sum(embeddings, axis=1), tf.reduce_sum(there, axis=1)
+    )
   embeddings = embedding(codes.values)
   total = tf.math.unsorted_segment_sum(
     embeddings, codes.value_rowids(), codes.nrows()

@@ -37,7 +37,8 @@ def numbers(ids: tf.Tensor) -> tf.Tensor:
   # XLA would go through the ids one by one.
   order = tf.argsort(ids)
   ordered = tf.gather(ids, order)
-  is_new = tf.concat([[False], ordered[1:] != ordered[:-1]], 0)
+  first = tf.zeros_like(order[:1], tf.bool)
+  is_new = tf.concat([first, ordered[1:] != ordered[:-1]], 0)
   return tf.scatter_nd(
     order[:, tf.newaxis],
     tf.cumsum(tf.cast(is_new, tf.int32)),
