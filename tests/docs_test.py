@@ -32,6 +32,7 @@ from absl import flags
 
 from benchmarks import estimator_bias, serving
 from pipelines.reproduction import report
+from pipelines.training import config as configs
 from tests import forked
 from tools import check_wheel
 from xir_tfrs.programs import main as programs_main
@@ -535,6 +536,36 @@ def test_tables_of_the_serving_guide_are_the_results():
       ready = result["ready"][name]["ready_s"]
       row = rf"\| `?{name}`? \|.* {ready:.1f} "
       assert re.search(row, guide), name
+
+
+def test_table_of_the_guide_of_histories_is_the_results():
+  guide = (ROOT / "docs/histories.md").read_text("utf-8")
+  file = ROOT / "results/runs/histories.json"
+  runs = json.loads(file.read_text("utf-8"))["runs"]
+  section = guide[guide.index("## What it reaches") :]
+  shown = set()
+  for line in re.findall(r"^\| (\w.*) \|$", section, re.M):
+    name, *figures = line.split(" | ")
+    ranked, seen = (
+      runs[name][part] for part in ("test", "test, seen candidates left in")
+    )
+    of = ranked["model"], seen["model"], ranked["neighbours"]
+    expected = [one[key] for one in of for key in ("recall@10", "ndcg@10")]
+    assert list(map(float, figures)) == expected, name
+    shown.add(name)
+  assert shown == {name for name, run in runs.items() if "test" in run}
+  of_validation = {
+    max(run["validation"]["ndcg@10"]) for run in runs.values()
+  } | {run["validation"]["ndcg@10"][3] for run in runs.values()}
+  claims = section[section.index("- **BIR is level") :]
+  for figure in re.findall(r"\.\d{4}", claims):
+    assert float(figure) in of_validation, figure
+
+
+def test_settings_of_the_runs_of_histories_are_settings():
+  file = ROOT / "results/runs/histories.json"
+  for run in json.loads(file.read_text("utf-8"))["runs"].values():
+    configs.from_preset(**run["settings"])
 
 
 def test_code_of_the_estimator_guide_shows_what_it_says(tmp_path):
