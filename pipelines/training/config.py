@@ -36,7 +36,12 @@ class TrainConfig(settings.Settings):
   task_arguments: dict[str, Any] = _setting(
     "Arguments of the task that have no flag: name=value,..., in JSON.", {}
   )
-  seed: int = _setting("Seed of initial values, shuffling and draws.", 0)
+  seed: int = _setting(
+    "Seed of initial values, shuffling and draws.",
+    0,
+    minimum=0,
+    maximum=2**32 - 1,
+  )
 
   dim: int = _setting("Size of the embeddings.", 64, above=0)
   query_tower: str = _setting(

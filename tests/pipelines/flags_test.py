@@ -314,6 +314,7 @@ def test_what_a_resumed_run_may_change():
 _WRONG = [
   (["--task=xyz"], "--task must be one of ssl, "),
   (["--dim=-3"], "--dim must be positive. Received: -3."),
+  (["--seed=-1"], "--seed must not be negative. Received: -1."),
   (["--model_dir=m", "--data=d", "--task=ssl", "--cache_weight=1"], "belongs"),
   (["--data=d"], "--model_dir is needed"),
   (["--model_dir=m"], "--data is needed"),

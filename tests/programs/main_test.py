@@ -58,6 +58,8 @@ def fail(config):
     for i in range(100_000):
       print(i)
   print("done", config.times)
+  if not config.how.isascii():
+    print(config.how)
   if config.how == "status":
     return 7
 
@@ -199,6 +201,21 @@ def test_sigterm_unwinds(command):
   process.send_signal(signal.SIGTERM)
   out, _ = process.communicate(timeout=60)
   assert (process.returncode, out) == (143, "cleaned up\n")
+
+
+def test_a_terminal_of_ascii(command):
+  """Ids are read as UTF-8, and shown as well as it can."""
+  done = subprocess.run(
+    [*command, "--how=Grüße"],
+    cwd=_ROOT,
+    env=os.environ
+    | {"PYTHONPATH": str(_ROOT), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    | {"PYTHONCOERCECLOCALE": "0"},
+    capture_output=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, b"")
+  assert done.stdout == b"done 1\nGr\\xfc\\xdfe\n"
 
 
 def test_a_closed_pipe_is_silent(command):

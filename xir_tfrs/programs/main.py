@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import io
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from absl import flags, logging
 
@@ -60,7 +61,10 @@ def run(
   Returns:
     The exit status.
   """
-  argv = sys.argv if argv is None else argv
+  argv = [_as_utf8(x) for x in (sys.argv if argv is None else argv)]
+  for stream in (sys.stdout, sys.stderr):
+    # What a terminal cannot show is shown as \\xe9, and no error.
+    cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
   name, text = _program(function)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
@@ -127,6 +131,12 @@ def _program(function: Callable[..., Any]) -> tuple[str, str]:
   spec = getattr(module, "__spec__", None)
   name = spec.name if spec else pathlib.Path(sys.argv[0]).stem
   return name.rpartition(".")[2], (module.__doc__ or "").strip()
+
+
+def _as_utf8(argument: str) -> str:
+  """An argument that Python has taken for ASCII, as LC_ALL=C asks for."""
+  content = argument.encode("utf-8", "surrogateescape")
+  return content.decode("utf-8", "surrogateescape")
 
 
 def _line(error: Exception) -> str | None:
