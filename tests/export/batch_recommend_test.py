@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import types
 
@@ -17,6 +16,7 @@ from pyarrow import parquet
 
 from export import batch_recommend
 from export.bundle import bulk
+from tests import program
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
@@ -379,13 +379,9 @@ def test_missing_pyarrow_says_what_to_install(options, monkeypatch):
 
 
 def test_program_writes_and_says_how_fast(world, options):
-  done = subprocess.run(
-    [sys.executable, "-m", "export.batch_recommend", "--k", "2"]
-    + ["--bundle", options.bundle, "--output", options.output],
-    cwd=ROOT,
-    capture_output=True,
-    encoding="utf-8",
-    timeout=120,
+  done = program.run(
+    *("export.batch_recommend", "--k", "2"),
+    *("--bundle", options.bundle, "--output", options.output),
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert "40 queries in 1 file, " in done.stdout

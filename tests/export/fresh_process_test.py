@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 
+from tests import program
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Plain TensorFlow alone, as TensorFlow Serving would have it.
@@ -48,21 +50,17 @@ print(json.dumps({
 """
 
 
-def _start(*arguments):
-  return subprocess.Popen(
+def _run(*arguments):
+  done = subprocess.run(
     [sys.executable, *arguments],
     cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
+    capture_output=True,
     encoding="utf-8",
+    timeout=120,
+    check=False,
   )
-
-
-def _run(*arguments):
-  process = _start(*arguments)
-  stdout, stderr = process.communicate(timeout=120)
-  assert process.returncode == 0, stderr[-2000:]
-  return stdout
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
 
 
 def test_plain_tensorflow_answers(world, exported):
@@ -104,13 +102,9 @@ def test_error_is_one_line(tmp_path):
     ("query", "--bundle", tmp_path / "none", "--query_id", "a"),
     ("export_retriever", *data, "--output", tmp_path / "out"),
   )
-  processes = [
-    _start("-m", f"export.{name}", *rest) for name, *rest in programs
-  ]
-  for process in processes:
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert stdout == ""
-    assert "Traceback" not in stderr
-    last = stderr.splitlines()[-1]
+  for name, *rest in programs:
+    done = program.run(f"export.{name}", *rest)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
     assert ": Error: " in last and "python -m" in last

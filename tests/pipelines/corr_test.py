@@ -1,9 +1,6 @@
 """CoRR by its programs: train, evaluate, export, ask for re-ranked answers."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,10 +8,9 @@ import tensorflow as tf
 
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from tests import synthetic_data
+from tests import program, synthetic_data
 from xir_tfrs.data import runs
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SETTINGS = {
   "task": "corr",
   "dim": 8,
@@ -29,14 +25,8 @@ _SETTINGS = {
 }
 
 
-def _run(program, *arguments):
-  done = subprocess.run(
-    [sys.executable, "-m", program, *map(str, arguments)],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
+def _run(name, *arguments):
+  done = program.run(name, *arguments)
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 

@@ -4,10 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,12 +13,12 @@ import tensorflow as tf
 import xir_tfrs as xir
 from pipelines import evaluate
 from pipelines.evaluation import rankings, report, split
+from tests import program
 from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
 from xir_tfrs.types import Feature
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _NUM_QUERIES, _NUM_CANDIDATES = 6, 40
 # Query 4 has no test pair; (3, 9) was trained on and comes again in the test.
 # Query 5 and candidate 38 have no training rows.
@@ -471,19 +468,17 @@ def test_wrong_settings_are_refused_by_name(given, message):
     evaluate.EvaluateConfig(model_dir="m", **given)
 
 
-def _run(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "pipelines.evaluate", *map(str, arguments)],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-
-
 def test_program(data, trained, tmp_path):
   output = tmp_path / "metrics.json"
-  done = _run("--model_dir", trained, "--ks", "2,10", "--output", output)
+  done = program.run(
+    "pipelines.evaluate",
+    "--model_dir",
+    trained,
+    "--ks",
+    "2,10",
+    "--output",
+    output,
+  )
   assert done.returncode == 0, done.stderr
   assert "best/ckpt-1 on the test split: 5 queries, 8 pairs" in done.stdout
   assert "popularity" in done.stdout
@@ -495,7 +490,9 @@ def test_program(data, trained, tmp_path):
 
 
 def test_program_says_what_is_wrong(data, tmp_path):
-  done = _run("--data", data, "--model_dir", tmp_path / "none")
+  done = program.run(
+    "pipelines.evaluate", "--data", data, "--model_dir", tmp_path / "none"
+  )
   assert done.returncode == 1
   error = [line for line in done.stderr.splitlines() if "Error" in line]
   assert len(error) == 1 and "holds no training run" in error[0]

@@ -1,8 +1,5 @@
 """`pipelines.prepare_beam` writes what `pipelines.prepare` does."""
 
-import os
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -14,10 +11,9 @@ from pipelines import prepare, prepare_beam
 from pipelines.beam import second_pass
 from pipelines.preparation import passes
 from pipelines.readers import blocks, inputs, sources
+from tests import program
 from xir_tfrs.data import errors, schema
 from xir_tfrs.programs import main as main_lib
-
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _rows(seed, rows=500, users=60, items=40):
@@ -367,9 +363,7 @@ def test_without_beam_it_names_the_extra(tmp_path, monkeypatch, capsys):
 def test_command_line(tmp_path):
   """Flags of both kinds, in any order, and the printed summary."""
   raw = _atomic(tmp_path).paths[0]
-  command = [
-    sys.executable,
-    "-m",
+  done = program.run(
     "pipelines.prepare_beam",
     "--runner",
     "DirectRunner",
@@ -380,15 +374,6 @@ def test_command_line(tmp_path):
     str(tmp_path / "out"),
     "--split=leave_last",
     "--name=tiny",
-  ]
-  done = subprocess.run(
-    command,
-    cwd=_ROOT,
-    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=120,
   )
   assert done.returncode == 0, done.stderr
   made = schema.Schema.load(tmp_path / "out")

@@ -2,9 +2,6 @@
 
 import collections
 import dataclasses
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +11,9 @@ from pyarrow import parquet as pq
 from pipelines import prepare
 from pipelines.preparation import passes, spill, summary
 from pipelines.readers import inputs
+from tests import program
 from xir_tfrs.data import errors, records, schema, tables
 from xir_tfrs.data.files import text
-
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _raw(seed=0, rows=600, users=30, items=25):
@@ -612,19 +608,15 @@ def test_what_may_be_overwritten(tmp_path):
 def test_command_line(tmp_path):
   """Flags, the printed summary, and the next command."""
   _write(tmp_path / "r.inter", _raw())
-  command = [
-    sys.executable,
-    "-m",
+  done = program.run(
     "pipelines.prepare",
     f"--input={tmp_path / 'r.inter'}",
     f"--output={tmp_path / 'out'}",
     "--weight_column=w",
     "--split=leave_last",
     "--name=tiny",
-  ]
-  done = subprocess.run(
-    command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=120
   )
+  assert done.returncode == 0, done.stderr
   made = schema.Schema.load(tmp_path / "out")
   assert made.name == "tiny" and made.split == schema.Split("leave_last")
   assert "leakage: none in 5 checks" in done.stdout

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from absl import flags, logging
 
@@ -64,7 +64,8 @@ def run(
   argv = [_as_utf8(x) for x in (sys.argv if argv is None else argv)]
   for stream in (sys.stdout, sys.stderr):
     # What a terminal cannot show is shown as \\xe9, and no error.
-    cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   name, text = _program(function)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)

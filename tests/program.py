@@ -1,0 +1,42 @@
+"""Runs a program as its user does, but in this process."""
+
+import contextlib
+import dataclasses
+import io
+import runpy
+import sys
+import warnings
+from unittest import mock
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+  """How a program ended, as `subprocess.CompletedProcess` has it."""
+
+  returncode: int
+  stdout: str
+  stderr: str
+
+
+def run(name: str, *arguments: object) -> Done:
+  """Runs `python -m NAME ARGUMENTS`.
+
+  A bug is raised. Importing TensorFlow takes longer than most programs: only
+  tests of what a program imports, or of its end, need a process.
+  """
+  stdout, stderr = io.StringIO(), io.StringIO()
+  status: object = None
+  with (
+    contextlib.redirect_stdout(stdout),
+    contextlib.redirect_stderr(stderr),
+    mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
+    warnings.catch_warnings(),
+  ):
+    # That the module is imported already.
+    warnings.simplefilter("ignore", RuntimeWarning)
+    try:
+      runpy.run_module(name, run_name="__main__")
+    except SystemExit as end:
+      status = end.code
+  assert status is None or isinstance(status, int), status
+  return Done(status or 0, stdout.getvalue(), stderr.getvalue())
