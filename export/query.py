@@ -134,13 +134,14 @@ def _answer(
   rerank: bool,
 ) -> _Answer:
   real = slice(found.num_found[row])
-  known = bool(found.known[row])
+  known, num_history = bool(found.known[row]), int(found.num_history[row])
+  rankable = known or (num_history > 0 and loaded.ranks_histories)
   return _Answer(
     query_id=query_id,
     known=known,
-    num_history=int(found.num_history[row]),
+    num_history=num_history,
     source="popularity" if found.popular[row] else loaded.index,
-    reranked=known and rerank,
+    reranked=rankable and rerank,
     ids=found.ids[row][real].tolist(),
     scores=found.scores[row][real].tolist(),
   )

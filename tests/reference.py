@@ -864,6 +864,14 @@ def aged_mean(vectors, log_weights, column) -> np.ndarray:
   return total / sum(weights)
 
 
+def local_activation(events, candidate, score) -> np.ndarray:
+  """DIN's sum of events, each times its score beside the candidate."""
+  total = np.zeros(len(candidate))
+  for event in np.asarray(events, np.float64).reshape(-1, len(candidate)):
+    total += score(event, np.asarray(candidate, np.float64)) * event
+  return total
+
+
 def attention(query, keys, values) -> np.ndarray:
   """Scaled dot-product attention of one query to some columns."""
   scores = [float(np.dot(query, key)) / len(query) ** 0.5 for key in keys]

@@ -216,13 +216,18 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
 
 
 class Ranker(tf.Module):
-  """Original ids of pairs to scores: two tables, and a ranker."""
+  """Original ids of pairs to scores: two tables, and a ranker.
+
+  Attributes:
+    takes_history: whether it scores with the histories of the queries too.
+  """
 
   def __init__(
     self,
     query_ids: indexes.IdTable,
     candidate_ids: indexes.IdTable,
-    rank: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    rank: Callable[..., tf.Tensor],
+    takes_history: bool = False,
     name: str | None = None,
   ):
     """Takes the parts.
@@ -230,18 +235,22 @@ class Ranker(tf.Module):
     Args:
       query_ids: original ids; row i has the dense id i.
       candidate_ids: the same of candidates.
-      rank: dense ids `[n]` of queries and `[n, m]` of candidates, int64, -1
-        for an unknown one, to scores `[n, m]`.
+      rank: dense ids `[n]` of queries, `[n, m]` of candidates, and, if it
+        takes histories, `[n, H]` of candidates in them, int64, -1 for an
+        unknown one, to scores `[n, m]`.
+      takes_history: see the class.
       name: name of the module.
     """
     super().__init__(name=name)
     self.query_ids = query_ids
     self.candidate_ids = candidate_ids
+    self.takes_history = takes_history
+    lists = tf.TensorSpec([None, None], tf.int64)
     self._rank = tf.function(
       rank,
       input_signature=[
         tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([None, None], tf.int64),
+        *[lists] * (1 + takes_history),
       ],
       autograph=False,
     )
@@ -249,9 +258,14 @@ class Ranker(tf.Module):
     self._used = self._rank.get_concrete_function().variables
 
   def __call__(
-    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor
+    self,
+    query_ids: tf.Tensor,
+    candidate_ids: tf.Tensor,
+    *history: tf.Tensor,
   ) -> tf.Tensor:
-    """Ids `[n]` and `[n, m]` to scores `[n, m]`."""
+    """Ids `[n]`, `[n, m]` and, of histories, `[n, H]` to scores `[n, m]`."""
     return self._rank(
-      self.query_ids.rows(query_ids), self.candidate_ids.rows(candidate_ids)
+      self.query_ids.rows(query_ids),
+      self.candidate_ids.rows(candidate_ids),
+      *map(self.candidate_ids.rows, history),
     )

@@ -112,11 +112,7 @@ def _write(
       candidate_tower=candidate_tower,
       indexes=built,
       about_indexes=about,
-      ranker=None
-      if model.ranker is None
-      else encoders.Ranker(
-        queries.table, candidates.table, model.rerank_scores
-      ),
+      ranker=_ranker(data, model, queries, candidates, encoded.answerable),
       scann_folder=options.scann_folder,
       event_tower=event_tower,
       history_length=history_length,
@@ -205,6 +201,33 @@ def _history_tower(
     _tower(queries, encode, tower, histories.further_inputs(vectors.shape[1])),
     _table_of(candidates, answerable),
     vectors,
+  )
+
+
+def _ranker(
+  data: data_lib.DataDir,
+  model: xir.models.TwoTower,
+  queries: _Side,
+  candidates: _Side,
+  answerable: np.ndarray,
+) -> encoders.Ranker | None:
+  """The model's ranker, if it has one; arguments as of `_history_tower`."""
+  if model.ranker is None:
+    return None
+  rank = model.rerank_scores
+  if model.ranker.takes_histories:
+    rank = histories.ranks_with_stored(
+      rank,
+      queries.counts > 0,
+      answerable,
+      *histories.of_training(
+        data.rows("train", in_order=True),
+        len(queries.ids),
+        model.query_tower.history_length,
+      ),
+    )
+  return encoders.Ranker(
+    queries.table, candidates.table, rank, model.ranker.takes_histories
   )
 
 

@@ -6,7 +6,7 @@ histories may hold, dim = size of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -75,15 +75,18 @@ class HistoryEncoder(tf.Module):
     return self.tower.of_rows(rows, nothing, self.event_vectors)
 
 
-def with_stored(
-  encode: encoders.Encode, row_splits: np.ndarray, events: np.ndarray
-) -> encoders.Encode:
-  """A tower that takes what it has stored where no history is given.
+def stored_where_empty(
+  row_splits: np.ndarray, events: np.ndarray
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+  """Fills in what queries chose in training, where no history is given.
 
   Args:
-    encode: of dense ids, features, rows of events `[n, H]` and their vectors.
     row_splits: `[num_queries + 1]` int64, where each query's events begin.
     events: `[pairs]` their rows, the oldest first.
+
+  Returns:
+    A function of dense ids `[n]`, -1 for unknown ones, and rows of events
+    `[n, H]`; it returns such rows.
   """
   with tf.device("cpu:0"):
     splits, stored = (
@@ -91,13 +94,66 @@ def with_stored(
       for name, x in (("row_splits", row_splits), ("events", events))
     )
 
-  def encode_given_or_stored(ids, features, history, event_vectors):
+  def filled(ids, history):
     empty = ~tf.reduce_any(history >= 0, axis=1)
     trained = lists_of(splits, stored, tf.where(empty, ids, indexes.NO_ROW))
-    history = tf.concat([trained, history], axis=1)  # One of them is padding.
-    return encode(ids, features, history, event_vectors)
+    return tf.concat([trained, history], axis=1)  # One of them is padding.
 
-  return encode_given_or_stored
+  return filled
+
+
+def with_stored(
+  encode: encoders.Encode, row_splits: np.ndarray, events: np.ndarray
+) -> encoders.Encode:
+  """A tower that takes what it has stored where no history is given.
+
+  Args:
+    encode: of dense ids, features, rows of events `[n, H]` and their vectors.
+    row_splits: see `stored_where_empty`.
+    events: see there.
+  """
+  filled = stored_where_empty(row_splits, events)
+  return lambda ids, features, history, event_vectors: encode(
+    ids, features, filled(ids, history), event_vectors
+  )
+
+
+def ranks_with_stored(
+  rank: Callable[..., tf.Tensor],
+  known_queries: np.ndarray,
+  known_events: np.ndarray,
+  row_splits: np.ndarray,
+  events: np.ndarray,
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+  """A ranker that takes what it has stored where no history is given.
+
+  Args:
+    rank: of dense ids of queries `[n]`, of candidates `[n, m]`, and of those
+      in histories `[n, H]`.
+    known_queries: `[num_queries]` bool, which have training rows.
+    known_events: `[num_candidates]` bool, which histories may hold.
+    row_splits: see `stored_where_empty`.
+    events: see there; dense ids.
+
+  Returns:
+    A function of the same, with other ids in it: -1, or not known.
+  """
+  filled = stored_where_empty(row_splits, events)
+  queries, candidates = (
+    tf.Variable(x, trainable=False, name=name)
+    for name, x in (("queries", known_queries), ("events", known_events))
+  )
+
+  def known(rows, which):
+    is_known = tf.gather(which, tf.maximum(rows, 0)) & (rows >= 0)
+    return tf.where(is_known, rows, indexes.NO_ROW)
+
+  def ranks(query_ids, candidate_ids, history):
+    query_ids = known(query_ids, queries)
+    history = filled(query_ids, known(history, candidates))
+    return rank(query_ids, candidate_ids, history)
+
+  return ranks
 
 
 def of_training(

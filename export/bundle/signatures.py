@@ -273,13 +273,15 @@ def save_ranker(ranker: encoders.Ranker, path: str | os.PathLike[str]) -> dict:
     The signatures, as `_describe` gives them.
   """
 
-  def rank(query_id, candidate_ids):
-    return {"scores": ranker(query_id, candidate_ids)}
+  def rank(query_id, candidate_ids, *history):
+    return {"scores": ranker(query_id, candidate_ids, *history)}
 
+  names = ["candidate_ids", *["history"] * ranker.takes_history]
+  id_dtype = ranker.candidate_ids.dtype
   signature = _signature(
     rank,
     tf.TensorSpec([None], ranker.query_ids.dtype, "query_id"),
-    tf.TensorSpec([None, None], ranker.candidate_ids.dtype, "candidate_ids"),
+    *(tf.TensorSpec([None, None], id_dtype, name) for name in names),
   )
   return _save(ranker, path, {"rank": signature})
 

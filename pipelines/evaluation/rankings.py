@@ -101,10 +101,12 @@ class Lists:
     ids: [num_queries, depth] dense ids, best first by the retriever, -1 where
       fewer are left.
     scores: [num_queries, depth].
+    unmasked: The same lists with nothing masked, if they are wanted.
   """
 
   ids: np.ndarray
   scores: np.ndarray
+  unmasked: "Lists | None" = None
 
   def rank(
     self,
@@ -152,20 +154,14 @@ def _encode_past(
   event_vectors: np.ndarray,
   indexed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `_encode` returns, of rows with what was before them.
-
-  Events of which nothing is known are dropped, as a served history drops them.
-  """
-  assert data.past is not None
-  events = data.past.events
-  known_events = (events >= 0) & indexed[events]
-  events = np.where(known_events, events, cold_start.UNKNOWN_ID)
+  """What `_encode` returns, of rows with what was before them."""
+  events = _known_events(data, indexed)
   event_vectors = tf.constant(event_vectors)
 
   def encode(rows):
     ids, has_rows, histories, has_history = (
       tf.constant(column[rows])
-      for column in (data.query_ids, data.warm, events, known_events.any(1))
+      for column in (data.query_ids, data.warm, events, (events >= 0).any(1))
     )
     features = model.query_tower.look_up(ids)
     encoder = functools.partial(
@@ -185,6 +181,19 @@ def _encode_past(
     ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
   )
   return found[:, :-1], found[:, -1] > 0
+
+
+def _known_events(
+  data: split.EvaluationData, indexed: np.ndarray
+) -> np.ndarray:
+  """[rows, length] events, -1 for those of which nothing is known.
+
+  A served history drops them.
+  """
+  assert data.past is not None
+  events = data.past.events
+  known = (events >= 0) & indexed[events]
+  return np.where(known, events, cold_start.UNKNOWN_ID)
 
 
 def _encode(
@@ -262,24 +271,45 @@ def second_stage(
 ) -> Lists:
   """The best candidates of the first stage, with the scores of the ranker.
 
-  Queries without training rows keep the scores of the first stage.
+  Queries without training rows keep the scores of the first stage; with a
+  ranker of histories, those that the first stage knows nothing of.
 
   Args:
     model: With a ranker.
     first: The first stage, with popularity.
     data: The whole split.
     depth: Candidates per query.
+
+  Returns:
+    The lists; of a model of histories, those with nothing masked as well.
   """
+  lists = _reranked(model, first, data, depth)
+  if data.past is None:
+    return lists
+  unmasked = _reranked(model, first, data.unfiltered(), depth)
+  return dataclasses.replace(lists, unmasked=unmasked)
+
+
+def _reranked(
+  model: xir.models.TwoTower,
+  first: Vectors,
+  data: split.EvaluationData,
+  depth: int,
+) -> Lists:
   indexed = np.flatnonzero(first.indexed)
   index = xir.indexes.BruteForceIndex().index(
     indexed, first.candidates[indexed]
   )
+  query_ids = np.where(data.warm, data.query_ids, cold_start.UNKNOWN_ID)
+  given, known = [tf.constant(query_ids, tf.int64)], data.warm
+  if model.ranker.takes_histories:
+    events = _known_events(data, first.indexed)
+    given, known = [*given, tf.constant(events, tf.int64)], first.by_model
+  pairs = tf.TensorSpec([None, None], tf.int64)
   rerank = tf.function(
     model.rerank_scores,
-    input_signature=[
-      tf.TensorSpec([None], tf.int64),
-      tf.TensorSpec([None, None], tf.int64),
-    ],
+    input_signature=[tf.TensorSpec([None], tf.int64), pairs]
+    + [pairs] * (len(given) - 1),
   )
   ids, scores = [], []
   for start in range(0, len(data.query_ids), _LISTS_PER_BATCH):
@@ -287,9 +317,10 @@ def second_stage(
     found, retrieved = index.search(
       first.queries[rows], depth, exclude=data.seen[rows]
     )
-    ranked = rerank(tf.constant(data.query_ids[rows]), found)
+    queries, *histories = (column[rows] for column in given)
+    ranked = rerank(queries, found, *histories)
     ids.append(found.numpy())
-    scores.append(np.where(data.warm[rows, np.newaxis], ranked, retrieved))
+    scores.append(np.where(known[rows, np.newaxis], ranked, retrieved))
   return Lists(np.concatenate(ids), np.concatenate(scores))
 
 

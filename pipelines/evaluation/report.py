@@ -198,12 +198,16 @@ def _of_histories(rankers, whole, data, ks) -> OfHistories | None:
   if past is None:
     return None
   unfiltered = data.unfiltered()
+  unmasked = {
+    name: getattr(ranker, "unmasked", ranker)
+    for name, ranker in rankers.items()
+  }
   return OfHistories(
     length=past.rule.length,
     ties=past.rule.ties,
     unfiltered={
       name: ranker.rank(unfiltered, ks).means()
-      for name, ranker in rankers.items()
+      for name, ranker in unmasked.items()
     },
     by_length={
       name: _part(

@@ -171,12 +171,23 @@ def history_argument_names(encoder: str) -> list[str]:
   ]
 
 
-def _ranker(config, query_tower, candidate_tower) -> xir.models.Ranker:
-  """CoRR's ranker; it shares the towers' side features, not their weights."""
+def _ranker(
+  config: configs.TrainConfig,
+  query_tower: xir.models.Tower | xir.models.HistoryTower,
+  candidate_tower: xir.models.Tower,
+) -> xir.models.Ranker:
+  """CoRR's ranker; it shares the towers' side features, not their weights.
+
+  It knows of queries what the retriever knows: their ids, their histories.
+  """
+  history_length, of_ids = None, query_tower
+  if config.query_tower != "id":
+    history_length, of_ids = config.history_length, query_tower.query_tower
   return xir.models.Ranker(
-    num_queries=query_tower.vocabulary_size,
+    num_queries=None if of_ids is None else of_ids.vocabulary_size,
     num_candidates=candidate_tower.vocabulary_size,
     kind=config.ranker,
+    history_length=history_length,
     dim=config.ranker_dim,
     hidden_units=config.ranker_hidden,
     query_table=query_tower.table,

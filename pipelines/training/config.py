@@ -197,14 +197,17 @@ class TrainConfig(settings.Settings):
   )
   negative_sampler: str = _setting(
     "Selects what they are drawn from. midx: the catalogue, near the "
-    "retriever's softmax; midx_pop: the same times popularity; bir: the batch; "
-    "xir: batch and cache.",
+    "retriever's softmax; midx_pop: the same times popularity; uniform: the "
+    "catalogue; sir: a uniform sample; bir: the batch; xir: batch and cache.",
     "midx",
-    choices=("midx", "midx_pop", "uniform", "bir", "xir"),
+    choices=("midx", "midx_pop", "uniform", "sir", "bir", "xir"),
     only=_CORR,
   )
   ranker: str = _setting(
-    "Kind of the ranker.", "deepfm", choices=("deepfm", "dcn"), only=_CORR
+    "Kind of the ranker; din: attention of each candidate to the history.",
+    "deepfm",
+    choices=("deepfm", "dcn", "din"),
+    only=_CORR,
   )
   ranker_dim: int = _setting(
     "Size of the ranker's embeddings.", 32, above=0, only=_CORR
@@ -450,10 +453,10 @@ def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
 
 def _checked(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
   settings.refuse_unused(config, given)
-  if config.task == "corr" and config.query_tower != "id":
+  if config.ranker == "din" and config.query_tower == "id":
     raise settings.SettingsError(
-      "--task corr belongs to --query_tower id: its ranker knows queries by "
-      f"their ids, not histories. Received: --query_tower {config.query_tower}."
+      "--ranker din belongs to --query_tower history or both. Received: "
+      "--query_tower id."
     )
   if "decay_epochs" in given and config.learning_rate_decay == 1:
     raise settings.SettingsError(

@@ -237,6 +237,7 @@ _NON_DEFAULT = {
   "embedding_dim": _DIM,
   "candidate_chunk_size": 3,
   "num_sampled": 7,
+  "num_pooled": 30,
   "sampler": "xir",
   "kl_weight": 0.5,
   "num_codewords": 3,

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 import xir_tfrs as xir
 from export import export_retriever
+from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
 from xir_tfrs.data import records, runs, tables
@@ -159,7 +160,9 @@ def write_data(
   return rows, tags
 
 
-def make_model(encoder: str, tags: np.ndarray) -> xir.models.TwoTower:
+def make_model(
+  encoder: str, tags: np.ndarray, ranker: xir.models.Ranker | None = None
+) -> xir.models.TwoTower:
   adds_ids, normalize = MODELS[encoder]
   candidates = xir.models.Tower(
     vocabulary_size=NUM_CANDIDATES,
@@ -178,7 +181,9 @@ def make_model(encoder: str, tags: np.ndarray) -> xir.models.TwoTower:
     else None,
     seed=4,
   )
-  return xir.models.TwoTower(queries, candidates, normalize=normalize)
+  return xir.models.TwoTower(
+    queries, candidates, normalize=normalize, ranker=ranker
+  )
 
 
 def export(root: pathlib.Path, model: xir.models.TwoTower) -> pathlib.Path:
@@ -343,6 +348,52 @@ def test_what_is_left_out(world):
     exclude_history=True,
   )
   assert found.ids.tolist() == [["item 5", ""]]
+
+
+def test_a_ranker_of_histories(tmp_path):
+  rows, tags = write_data(tmp_path / "data")
+  ranker = xir.models.Ranker(
+    num_queries=None,
+    num_candidates=NUM_CANDIDATES,
+    kind="din",
+    history_length=LENGTH,
+    init_stddev=1.0,
+  )
+  model = make_model("mean", tags, ranker)
+  world = World(model, rows, export(tmp_path, model))
+  loaded = bundle.Bundle.load(world.directory)
+  inputs = loaded.manifest.signatures["ranker"]["rank"]["inputs"]
+  assert list(inputs) == ["query_id", "candidate_ids", "history"]
+
+  def ranking(events, vector):
+    """The ranker's order of the retriever's best seven."""
+    ids = world.ranking(vector)[:7]
+    dense = [int(x.split()[1]) for x in ids]
+    scores = ranker(
+      tf.constant([-1]),
+      tf.constant([dense]),
+      history_ids=tf.constant([events], tf.int64),
+    )
+    return [ids[i] for i in np.argsort(-scores.numpy()[0])]
+
+  # A session, of which one item is not known; and a query without a history.
+  past = world.past(5)[-LENGTH:]
+  for given, events, query in (
+    ({"history": [["item 3", "nothing", "item 7"]]}, [3, 7], -1),
+    ({"history": [["item 7", f"item {UNKNOWN}"]]}, [7], -1),
+    ({"query_ids": ["user 5"]}, past, 5),
+  ):
+    found = loaded.recommend(k=4, rerank=True, rerank_depth=7, **given)
+    expected_ids = ranking(events, world.vector(query, events))
+    assert found.ids[0].tolist() == expected_ids[:4]
+    assert found.ids[0].tolist() != loaded.recommend(k=4, **given).ids.tolist()
+  text = query_lib.answer(
+    world.directory, None, 3, history=["item 3"], rerank=True
+  )
+  assert text.startswith("session, 1 known in its history (brute_force, re-ran")
+  # Nothing is known of them: as popular as before.
+  found = loaded.recommend(["nobody"], k=3, rerank=True)
+  assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
 
 
 def test_stored_histories_are_the_newest_in_order_of_time():

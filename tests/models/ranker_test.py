@@ -56,6 +56,18 @@ def _dense(layer, x):
   return np.asarray(x, np.float64) @ kernel + bias
 
 
+_HISTORIES = [[1, -1, 2, 7], [0, 0, 2, 1], [-1, -1, -1, -1], [2, -1, -1, -1]]
+# Of the newest three of each; candidate 7 does not exist.
+_EVENTS = [[1, 2], [0, 2, 1], [], [2]]
+
+
+def _given(ranker):
+  """What `_scores` takes besides."""
+  if not ranker.takes_histories:
+    return {}
+  return {"history_ids": tf.constant(_HISTORIES, tf.int64)}
+
+
 def _pairs():
   return [(q, c) for q in range(_NUM_QUERIES) for c in range(_NUM_CANDIDATES)]
 
@@ -64,7 +76,7 @@ def _scores(ranker, **kwargs):
   query_ids = tf.range(_NUM_QUERIES, dtype=tf.int64)
   everyone = tf.range(_NUM_CANDIDATES, dtype=tf.int64)
   everyone = tf.tile(everyone[tf.newaxis], [_NUM_QUERIES, 1])
-  return ranker(query_ids, everyone, **kwargs)
+  return ranker(query_ids, everyone, **_given(ranker) | kwargs)
 
 
 class RankerTest(tf.test.TestCase, parameterized.TestCase):
@@ -117,6 +129,83 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
       _scores(ranker), np.reshape(expected, [4, 3]), rtol=1e-4
     )
 
+  def history_field(self, ranker, query, candidate):
+    """[dim] what DIN makes of a history for a candidate."""
+
+    def vector(number):
+      return ranker.candidate_embedder(tf.constant([number])).numpy()[0].sum(0)
+
+    attention = ranker._attention
+    weights = [
+      layer.get_weights()[0]
+      for layer in (
+        attention._of_event,
+        attention._of_candidate,
+        attention._of_product,
+      )
+    ]
+    bias = attention._of_event.get_weights()[1]
+
+    def score(event, candidate):
+      parts = event, candidate, event * candidate
+      hidden = sum(p @ w for p, w in zip(parts, weights, strict=True)) + bias
+      return _dense(attention._weight, 1 / (1 + np.exp(-hidden)))[0]
+
+    events = [vector(number) for number in _EVENTS[query]]
+    return reference.local_activation(events, vector(candidate), score)
+
+  def test_din_by_loops(self):
+    ranker = _ranker("din", history_length=3)
+    expected = []
+    for pair in _pairs():
+      fields = self.fields(ranker, *pair)
+      # After the query and its feature.
+      field = self.history_field(ranker, *pair)[np.newaxis]
+      hidden = np.concatenate([fields[:2], field, fields[2:]]).ravel()
+      for layer in ranker._mlp:
+        hidden = np.maximum(_dense(layer, hidden), 0)
+      expected.append(_dense(ranker._output, hidden)[0])
+    self.assertAllClose(
+      _scores(ranker), np.reshape(expected, [4, 3]), rtol=1e-4
+    )
+
+  def test_histories_beside_other_kinds(self):
+    ranker = _ranker("deepfm", history_length=3, hidden_units=())
+    expected = []
+    for pair in _pairs():
+      fields = self.fields(ranker, *pair)
+      field = self.history_field(ranker, *pair)[np.newaxis]
+      linear = sum(
+        embedder(tf.constant([number])).numpy().sum()
+        for embedder, number in zip(
+          (ranker._query_linear, ranker._candidate_linear), pair, strict=True
+        )
+      )
+      fields = np.concatenate([fields, field])
+      expected.append(linear + reference.factorisation_machine(fields))
+    self.assertAllClose(
+      _scores(ranker), np.reshape(expected, [4, 3]), rtol=1e-4
+    )
+
+  @parameterized.parameters("deepfm", "dcn", "din")
+  def test_histories_alone(self, kind):
+    ranker = _ranker(kind, num_queries=None, query_table=None, history_length=3)
+    self.assertIsNone(ranker.query_embedder)
+    scores = _scores(ranker)
+    self.assertEqual(scores.shape, [4, 3])
+    # Who has the same history has the same scores.
+    same = {"history_ids": tf.constant([_HISTORIES[1]] * 4, tf.int64)}
+    self.assertAllEqual(*_scores(ranker, **same).numpy()[[0, 3]])
+    self.assertAllClose(_scores(ranker, **same)[1], scores[1])
+    padded = tf.ragged.constant(_EVENTS, dtype=tf.int64)
+    self.assertAllClose(_scores(ranker, history_ids=padded), scores)
+
+  def test_histories_are_needed_and_not_dropped(self):
+    with self.assertRaisesRegex(ValueError, "`history_ids` must be given"):
+      _scores(_ranker("din", history_length=3), history_ids=None)
+    with self.assertRaisesRegex(ValueError, "and to no other"):
+      _scores(_ranker(), history_ids=tf.constant(_HISTORIES))
+
   @parameterized.product(kind=("deepfm", "dcn"), hidden_units=((), (4,)))
   def test_each_pair_is_scored_for_itself(self, kind, hidden_units):
     ranker = _ranker(kind, hidden_units=hidden_units)
@@ -138,9 +227,10 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertTrue(np.isfinite(scores).all())
     self.assertAllEqual(scores, tf.fill([2, 2], scores[0, 0]))
 
-  @parameterized.product(kind=("deepfm", "dcn"), features=(False, True))
+  @parameterized.product(kind=("deepfm", "dcn", "din"), features=(False, True))
   def test_config_and_checkpoint(self, kind, features):
-    ranker = _ranker(kind, features, num_cross_layers=2)
+    length = 3 if kind == "din" else None
+    ranker = _ranker(kind, features, num_cross_layers=2, history_length=length)
     config = json.loads(json.dumps(ranker.get_config()))
     other = models.Ranker.from_config(config)
     self.assertEqual(other.get_config(), ranker.get_config())
@@ -148,9 +238,11 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     tf.train.Checkpoint(other).restore(path).assert_consumed()
     self.assertAllEqual(_scores(ranker), _scores(other))
 
-  @parameterized.parameters("deepfm", "dcn")
-  def test_every_part_gets_a_gradient(self, kind):
-    ranker = _ranker(kind)
+  @parameterized.parameters(
+    ("deepfm", None), ("dcn", None), ("din", 3), ("dcn", 3)
+  )
+  def test_every_part_gets_a_gradient(self, kind, history_length):
+    ranker = _ranker(kind, history_length=history_length)
     with tf.GradientTape() as tape:
       loss = tf.reduce_sum(_scores(ranker) ** 2)
     for variable, gradient in zip(
@@ -197,6 +289,8 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     ({"kind": "mlp"}, "`kind` = 'mlp'"),
     ({"num_cross_layers": 0}, "`num_cross_layers` = 0"),
     ({"dim": 0}, "`dim` = 0"),
+    ({"kind": "din"}, "`history_length` must be given"),
+    ({"num_queries": None}, "`num_queries` = None"),
     ({"num_candidates": 7}, "3 rows for 7 ids"),
   )
   def test_bad_argument_is_named(self, arguments, message):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import evaluate
-from pipelines.evaluation import neighbours, past, report, split
+from pipelines.evaluation import neighbours, past, rankings, report, split
 from pipelines.training import batches, build, methods
 from pipelines.training import config as configs
 from pipelines.training import loop as training
@@ -16,7 +16,6 @@ from xir_tfrs.data import directory, errors, histories, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
 
-_TASKS = [name for name in methods.TASKS if name != "corr"]
 _SETTINGS = {
   "task": "ssl_pop",
   "query_tower": "history",
@@ -96,7 +95,10 @@ def built(data, **given):
     ({"query_tower": "id", "history_ties": "order"}, "--history_ties belongs"),
     ({"query_hidden": (8,)}, "--query_hidden belongs to --query_tower id or"),
     ({"estimator_probe": 8}, "--estimator_probe belongs to --query_tower id"),
-    ({"task": "corr"}, "--task corr belongs to --query_tower id"),
+    (
+      {"query_tower": "id", "task": "corr", "ranker": "din"},
+      "--ranker din belongs to --query_tower history or both",
+    ),
     ({"history_dropout": -1}, "--history_dropout must not be negative"),
     ({"history_encoder": "lstm"}, "--history_encoder must be one of atten"),
   ],
@@ -177,10 +179,15 @@ _SMALL = {
 
 
 @pytest.mark.parametrize("examples", ["positions", "rows"])
-@pytest.mark.parametrize("task", _TASKS)
+@pytest.mark.parametrize("task", methods.TASKS)
 def test_every_task_trains(data, task, examples):
-  small = {"mns": {"num_uniform": 8}, "cbns": {"bank_size": 64}}
-  given = small.get(task, {"cache_size": 16} if task == "xir" else {})
+  small = {
+    "mns": {"num_uniform": 8},
+    "cbns": {"bank_size": 64},
+    "xir": {"cache_size": 16},
+    "corr": {"ranker": "din", "task_arguments": "num_codewords=4"},
+  }
+  given = small.get(task, {})
   model, make = built(data, task=task, history_examples=examples, **given)
   model.compile(tf.keras.optimizers.Adam(0.01))
   before = [w.numpy() for w in model.query_tower.encoder.trainable_weights]
@@ -443,6 +450,28 @@ def test_trained_and_evaluated(data, tmp_path, capsys):
       if part.queries
     )
     assert mean / test_rows == pytest.approx(found.metrics["model"]["recall@5"])
+
+
+def test_the_second_stage_ranks_by_histories(data):
+  model, _ = built(
+    data, task="corr", ranker="din", task_arguments="num_codewords=4"
+  )
+  for weight in model.ranker.trainable_weights:
+    weight.assign(tf.random.stateless_normal(weight.shape, [0, 1]))
+  rule = past.Rule(6, "strict")
+  rows = split.load_evaluation_data(directory.DataDir(data), "test", rule)
+  first = rankings.of_model(model, rows).with_popularity(rows.counts)
+  lists = rankings.second_stage(model, first, rows, 5)
+  for row in (0, len(rows.query_ids) // 2):
+    scores = model.ranker(
+      tf.constant([0]),
+      tf.constant(lists.ids[[row]]),
+      history_ids=tf.constant(rows.past.events[[row]]),
+    )
+    np.testing.assert_allclose(lists.scores[row], scores[0], rtol=1e-4)
+  seen = rows.seen[row].numpy()
+  assert not np.isin(lists.ids[row], seen).any()
+  assert np.isin(lists.unmasked.ids, seen).any()
 
 
 def test_cold_queries_are_answered_from_their_histories(tiny, tmp_path):

@@ -10,7 +10,7 @@ from xir_tfrs import layers, models, tasks
 from xir_tfrs.tasks import corr
 
 _NUM_QUERIES = 6
-_SAMPLERS = ("midx", "midx_pop", "uniform", "bir", "xir")
+_SAMPLERS = corr.SAMPLERS
 
 
 class _Ranker:
@@ -93,7 +93,7 @@ def _log_q(task, sampler, table, query, options):
   scores = reference.logits(
     query, table, options["temperature"], options["normalize"]
   )
-  if sampler in ("bir", "xir"):
+  if sampler in ("sir", "bir", "xir"):
     return scores
   weights = np.maximum(ten.COUNTS, 1) ** 0.75 if sampler == "midx_pop" else None
   if options["normalize"]:
@@ -215,7 +215,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
         parts["ranker_loss"], parts["retriever_loss"], rtol=1e-5
       )
 
-  @parameterized.parameters("bir", "xir")
+  @parameterized.parameters("sir", "bir", "xir")
   def test_drawn_by_score_the_retrievers_loss_is_a_constant(self, sampler):
     encoder = ten.encoder()
     task = _task(encoder, sampler=sampler)
@@ -324,7 +324,7 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
       loss = tf.reduce_mean(loss)
     return tape.gradient(loss, [query, ranker.table])
 
-  @parameterized.parameters("midx", "midx_pop", "uniform", "bir")
+  @parameterized.parameters("midx", "midx_pop", "uniform", "sir", "bir")
   def test_the_gradient_tends_to_that_of_the_whole_catalogue(self, sampler):
     encoder, ranker = ten.encoder(), _Ranker()
     query, query_ids, _ = _problem(4)
@@ -347,7 +347,13 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
     )
     errors = []
     for num_sampled in (100, 20_000):
-      task = _task(encoder, ranker, sampler=sampler, num_sampled=num_sampled)
+      task = _task(
+        encoder,
+        ranker,
+        sampler=sampler,
+        num_sampled=num_sampled,
+        num_pooled=num_sampled,
+      )
       q = tf.constant(query)
       with tf.GradientTape() as tape:
         tape.watch(q)
@@ -410,6 +416,30 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
     drawn = self.drawn(task, ranker, encoder, _problem(2))
     observed = np.bincount(drawn.ravel(), minlength=len(ten.COUNTS))
     self.assertLess(np.sum((observed - 1600) ** 2 / 1600), 33.72)
+
+  def test_resampled_from_a_uniform_pool(self):
+    # Of a large pool, the draws follow the softmax over the catalogue; of a
+    # pool of one, they are uniform.
+    encoder, ranker = ten.encoder(), _Ranker()
+    problem = _problem(2)
+    softmax = reference.logits(problem[0], encoder.embeddings.numpy())
+    softmax = np.exp(softmax) / np.exp(softmax).sum(1, keepdims=True)
+    for num_pooled, expected in ((20_000, softmax), (1, None)):
+      task = _task(
+        encoder,
+        ranker,
+        sampler="sir",
+        num_pooled=num_pooled,
+        num_sampled=20_000,
+      )
+      drawn = self.drawn(task, ranker, encoder, problem)
+      for row in range(2):
+        observed = np.bincount(drawn[row], minlength=len(ten.COUNTS)) / 20_000
+        if expected is None:
+          self.assertAllEqual(np.sort(observed)[-2:], [0.0, 1.0])
+        else:
+          # Two stages of chance.
+          self.assertAllClose(observed, expected[row], atol=0.03)
 
   @parameterized.parameters("bir", "xir")
   def test_pools_by_importance_weights(self, sampler):
@@ -498,6 +528,7 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
 class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(
     ("num_sampled", 0),
+    ("num_pooled", 0),
     ("sampler", "dns"),
     ("kl_weight", -0.5),
     ("num_codewords", 0),
@@ -618,7 +649,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
   def _use(self, two_replicas):
     self.strategy = two_replicas
 
-  @parameterized.parameters("midx", "uniform", "bir", "xir")
+  @parameterized.parameters("midx", "uniform", "sir", "bir", "xir")
   def test_two_replicas_are_one(self, sampler):
     one = _two_tower(sampler=sampler)
     with self.strategy.scope():

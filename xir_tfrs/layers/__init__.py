@@ -13,6 +13,7 @@ from xir_tfrs.layers.history import (
 )
 from xir_tfrs.layers.inverted_multi_index import InvertedMultiIndex
 from xir_tfrs.layers.memory_bank import MemoryBank
+from xir_tfrs.layers.target_attention import TargetAttention
 
 __all__ = [
   "AttentionHistory",
@@ -25,4 +26,5 @@ __all__ = [
   "InvertedMultiIndex",
   "MeanHistory",
   "MemoryBank",
+  "TargetAttention",
 ]

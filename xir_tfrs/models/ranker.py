@@ -6,34 +6,42 @@ from typing import Any
 import tensorflow as tf
 
 from xir_tfrs.layers.candidate_table import CandidateTable
+from xir_tfrs.layers.target_attention import TargetAttention
 from xir_tfrs.models import embedder
+from xir_tfrs.ops import history
 
-KINDS = ("deepfm", "dcn")
+KINDS = ("deepfm", "dcn", "din")
 
 
 class Ranker(tf.keras.Model):
   """Scores pairs, where a tower could only encode each side alone.
 
   Ids and side features of both sides become fields, vectors of `dim` numbers
-  each, as in `Tower` but with embeddings of their own. Their pairs meet in one
-  of two ways, beside an MLP over all of them:
+  each, as in `Tower` but with embeddings of their own. With `history_length`,
+  what the query chose before is a field too: the events, each the sum of its
+  candidate's fields, weighted by what they say of the candidate that is scored
+  (`layers.TargetAttention`). The fields meet in one of three ways, an MLP over
+  all of them in each:
 
-      deepfm  a linear term for each field, and the inner products of all
-              pairs of fields (Guo et al. 2017);
+      deepfm  a linear term for each id and feature, and the inner products of
+              all pairs of fields (Guo et al. 2017);
       dcn     `num_cross_layers` cross layers x <- x0 * (W x + b) + x with
               full matrices W (DCN-V2, Wang et al. 2021; not the vectors of
-              the first DCN), side by side with the MLP.
+              the first DCN), side by side with the MLP;
+      din     the MLP alone, with the history (Zhou et al. 2018).
 
   Attributes:
-    query_embedder, candidate_embedder: `embedder.FeatureEmbedder`s.
+    query_embedder, candidate_embedder: `embedder.FeatureEmbedder`s; the first
+      is None without `num_queries`.
   """
 
   def __init__(
     self,
     *,
-    num_queries: int,
+    num_queries: int | None,
     num_candidates: int,
     kind: str = "deepfm",
+    history_length: int | None = None,
     dim: int = 32,
     hidden_units: Sequence[int] = (128, 64),
     num_cross_layers: int = 3,
@@ -46,9 +54,12 @@ class Ranker(tf.keras.Model):
     """Builds the ranker and its variables.
 
     Args:
-      num_queries: Number of query ids.
+      num_queries: Number of query ids; None: they tell nothing, as with
+        histories alone.
       num_candidates: Number of candidate ids.
       kind: One of `KINDS`.
+      history_length: Newest events of a history that count; None: it takes no
+        histories. din needs them.
       dim: Size of each field.
       hidden_units: Sizes of the MLP's ReLU layers; none: no MLP.
       num_cross_layers: dcn: cross layers.
@@ -72,9 +83,16 @@ class Ranker(tf.keras.Model):
         "`num_cross_layers` must be positive. "
         f"Received: `num_cross_layers` = {num_cross_layers}."
       )
+    if history_length is None and (kind == "din" or num_queries is None):
+      raise ValueError(
+        "`history_length` must be given where `kind` is 'din', or where there "
+        f"is no `num_queries`. Received: `kind` = {kind!r}, `num_queries` = "
+        f"{num_queries}."
+      )
     self._num_queries = num_queries
     self._num_candidates = num_candidates
     self._kind = kind
+    self._history_length = history_length
     self._dim = dim
     self._hidden_units = tuple(hidden_units)
     self._num_cross_layers = num_cross_layers
@@ -88,32 +106,43 @@ class Ranker(tf.keras.Model):
       for number, size in enumerate(self._hidden_units)
     ]
     self._output = embedder.dense(1, "output", seed + 5)
+    if history_length is not None:
+      self._attention = TargetAttention(dim, seed=seed + 700, name="attention")
     if kind == "deepfm":
       self._query_linear, self._candidate_linear = self._embedders(
         1, "linear", (query_table, candidate_table), seed + 250_000
       )
-    else:
+    elif kind == "dcn":
       fields = sum(
         1 + len(side.features)
         for side in (self.query_embedder, self.candidate_embedder)
+        if side is not None
       )
+      fields += self.takes_histories
       self._cross = [
         embedder.dense(fields * dim, f"cross_{number}", seed + 70 + number)
         for number in range(num_cross_layers)
       ]
     # Variables exist from here on: under a strategy, and for a checkpoint,
     # the first call is too late.
-    self(tf.zeros([1], tf.int64), tf.zeros([1, 1], tf.int64))
+    one = tf.zeros([1, 1], tf.int64)
+    self(one[0], one, history_ids=one if self.takes_histories else None)
 
   @property
   def kind(self) -> str:
     return self._kind
+
+  @property
+  def takes_histories(self) -> bool:
+    """Whether it needs `history_ids`."""
+    return self._history_length is not None
 
   def call(
     self,
     query_ids: tf.Tensor,
     candidate_ids: tf.Tensor,
     training: bool | None = None,
+    history_ids: tf.Tensor | tf.RaggedTensor | None = None,
   ) -> tf.Tensor:
     """Scores candidates for each query.
 
@@ -121,20 +150,38 @@ class Ranker(tf.keras.Model):
       query_ids: [batch] integer ids; those out of range are unknown.
       candidate_ids: [batch, n] integer ids; the same.
       training: Not used: rankers behave alike in training and serving.
+      history_ids: [batch, None] integer ids of candidates that each query
+        chose, the oldest first, ragged or padded with -1; for a ranker that
+        `takes_histories`.
 
     Returns:
       [batch, n] float32 scores.
+
+    Raises:
+      ValueError: It needs histories and has none, or takes none.
     """
     del training
+    if self.takes_histories != (history_ids is not None):
+      raise ValueError(
+        "`history_ids` must be given to a ranker with `history_length`, and to "
+        f"no other. Received: `history_length` = {self._history_length}, "
+        f"`history_ids` = {history_ids!r}."
+      )
     shape = tf.shape(candidate_ids)
     candidates = tf.reshape(candidate_ids, [-1])
-
-    def pairs(query_side, candidate_side):
-      """[batch * n, fields, size] fields of both sides."""
-      queries = tf.repeat(query_side(query_ids), shape[1], axis=0)
-      return tf.concat([queries, candidate_side(candidates)], axis=1)
-
-    fields = pairs(self.query_embedder, self.candidate_embedder)
+    of_candidates = self.candidate_embedder(candidates)
+    parts = [of_candidates]
+    if self._history_length is not None:
+      vectors = tf.reduce_sum(of_candidates, axis=1)
+      vectors = tf.reshape(vectors, [shape[0], shape[1], self._dim])
+      parts.insert(
+        0, self._of_history(history_ids, vectors, self._history_length)
+      )
+    if self.query_embedder is not None:
+      of_queries = self.query_embedder(query_ids)
+      parts.insert(0, tf.repeat(of_queries, shape[1], axis=0))
+    # [batch * n, fields, dim].
+    fields = tf.concat(parts, axis=1)
     flat = tf.reshape(fields, [-1, fields.shape[1] * fields.shape[2]])
     deep = flat
     for layer in self._mlp:
@@ -143,25 +190,45 @@ class Ranker(tf.keras.Model):
       crossed = flat
       for layer in self._cross:
         crossed = cross(flat, crossed, layer)
-      parts = [crossed, deep] if self._mlp else [crossed]
-      scores = self._output(tf.concat(parts, axis=1))[:, 0]
+      both = [crossed, deep] if self._mlp else [crossed]
+      scores = self._output(tf.concat(both, axis=1))[:, 0]
+    elif self._kind == "din":
+      scores = self._output(deep)[:, 0]
     else:
-      linear = pairs(self._query_linear, self._candidate_linear)
-      scores = tf.reduce_sum(linear, axis=[1, 2]) + pairwise_products(fields)
+      scores = pairwise_products(fields)
+      scores += tf.reduce_sum(self._candidate_linear(candidates), axis=[1, 2])
+      if self._query_linear is not None:
+        linear = tf.reduce_sum(self._query_linear(query_ids), axis=[1, 2])
+        scores += tf.repeat(linear, shape[1])
       if self._mlp:
         scores += self._output(deep)[:, 0]
     return tf.reshape(tf.cast(scores, tf.float32), shape)
 
+  def _of_history(
+    self,
+    history_ids: tf.Tensor | tf.RaggedTensor,
+    candidates: tf.Tensor,
+    length: int,
+  ) -> tf.Tensor:
+    """[batch * n, 1, dim] the histories' field, for [batch, n, dim] vectors."""
+    window, lengths = history.newest(history_ids, length, self._num_candidates)
+    events = self.candidate_embedder(tf.reshape(window, [-1]))
+    events = tf.reshape(tf.reduce_sum(events, axis=1), [-1, length, self._dim])
+    sums = self._attention(events, lengths, candidates)
+    return tf.reshape(sums, [-1, 1, self._dim])
+
   def get_config(self) -> dict:
     """JSON-ready; content of side features comes from the checkpoint."""
+    query_side = self.query_embedder
     tables = {
-      "query_table": self.query_embedder.table,
+      "query_table": None if query_side is None else query_side.table,
       "candidate_table": self.candidate_embedder.table,
     }
     return {
       "num_queries": self._num_queries,
       "num_candidates": self._num_candidates,
       "kind": self._kind,
+      "history_length": self._history_length,
       "dim": self._dim,
       "hidden_units": list(self._hidden_units),
       "num_cross_layers": self._num_cross_layers,
@@ -192,7 +259,9 @@ class Ranker(tf.keras.Model):
   def _embedders(self, dim, name, tables, seed):
     sizes = self._num_queries, self._num_candidates
     return [
-      embedder.FeatureEmbedder(
+      None
+      if size is None
+      else embedder.FeatureEmbedder(
         vocabulary_size=size,
         dim=dim,
         init_stddev=self._init_stddev,

@@ -10,7 +10,7 @@ import tensorflow_recommenders as tfrs
 from xir_tfrs import distribute
 from xir_tfrs.models import history_tower, towers
 from xir_tfrs.models.ranker import Ranker
-from xir_tfrs.ops import xla
+from xir_tfrs.ops import history, xla
 from xir_tfrs.optimizers import lazy_adam
 
 # What Keras reports of an epoch, means over its rows.
@@ -90,6 +90,9 @@ class TwoTower(tfrs.Model):
       )
     distribute.require_scope(self.trainable_variables, self.name)
     candidate_ids = inputs["candidate_id"]
+    further = {}
+    if getattr(self.ranker, "takes_histories", False):
+      further["history_ids"] = _histories(inputs)
     return self.task(
       self._query_embeddings(inputs, training),
       self.candidate_tower(candidate_ids, training=training),
@@ -99,6 +102,7 @@ class TwoTower(tfrs.Model):
       known_rows=inputs.get("known_row"),
       sample_weight=inputs.get("sample_weight"),
       training=training,
+      **further,
     )
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -220,16 +224,26 @@ class TwoTower(tfrs.Model):
     return self._encoded(self.candidate_tower, ids, features)
 
   def rerank_scores(
-    self, query_ids: tf.Tensor, candidate_ids: tf.Tensor
+    self,
+    query_ids: tf.Tensor,
+    candidate_ids: tf.Tensor,
+    history_ids: tf.Tensor | tf.RaggedTensor | None = None,
   ) -> tf.Tensor:
     """[n] query ids, [n, m] candidate ids -> [n, m] scores of the ranker.
+
+    Args:
+      query_ids: [n] dense ids.
+      candidate_ids: [n, m] dense ids.
+      history_ids: [n, None] dense candidate ids, oldest first, for a ranker
+        that takes histories.
 
     Raises:
       ValueError: The model has no ranker.
     """
     if self.ranker is None:
       raise ValueError("This model has no `ranker`: it cannot re-rank.")
-    return self.ranker(query_ids, candidate_ids, training=False)
+    given = {} if history_ids is None else {"history_ids": history_ids}
+    return self.ranker(query_ids, candidate_ids, training=False, **given)
 
   def get_config(self) -> dict:
     """JSON-ready config of the towers, all that inference needs.
@@ -290,7 +304,7 @@ class TwoTower(tfrs.Model):
     # One table with two owners is one object in a checkpoint: it could not be
     # restored into two.
     for side in ("query", "candidate"):
-      table = getattr(self.ranker, f"{side}_embedder").table
+      table = getattr(getattr(self.ranker, f"{side}_embedder"), "table", None)
       tower = getattr(self, f"{side}_tower")
       if table is not None and table is getattr(tower, "table", None):
         config[f"{side}_table"] = _SHARED
@@ -317,12 +331,8 @@ class TwoTower(tfrs.Model):
     """[batch, dim] embeddings of the rows' queries."""
     if not self.takes_histories:
       return self.query_tower(inputs["query_id"], training=training)
-    if "history_ids" not in inputs:
-      raise ValueError(
-        "A model with a HistoryTower needs `history_ids` in its batches. "
-        f"Received: {', '.join(inputs)}."
-      )
     if "history_row" not in inputs:
+      _require_histories(inputs)
       return self.query_tower(
         inputs["query_id"], inputs["history_ids"], training=training
       )
@@ -334,6 +344,24 @@ class TwoTower(tfrs.Model):
     )
     places = tf.stack([inputs["history_row"], inputs["history_position"]], 1)
     return tf.gather_nd(states, places)
+
+
+def _require_histories(inputs: Mapping[str, tf.Tensor]) -> None:
+  if "history_ids" not in inputs:
+    raise ValueError(
+      "A model with a HistoryTower needs `history_ids` in its batches. "
+      f"Received: {', '.join(inputs)}."
+    )
+
+
+def _histories(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor | tf.RaggedTensor:
+  """[batch, None] candidate ids that each row sees."""
+  _require_histories(inputs)
+  if "history_row" not in inputs:
+    return inputs["history_ids"]
+  return history.prefixes(
+    inputs["history_ids"], inputs["history_row"], inputs["history_position"]
+  )
 
 
 def _query_tower(

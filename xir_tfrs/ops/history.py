@@ -65,6 +65,42 @@ def last(states: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
   return tf.gather(states, tf.maximum(lengths - 1, 0), batch_dims=1)
 
 
+def prefixes(
+  window: tf.Tensor, rows: tf.Tensor, positions: tf.Tensor
+) -> tf.Tensor:
+  """The histories that windows begin with.
+
+  Args:
+    window: [w, length] ids, the oldest first.
+    rows: [n] integer, the window of each history.
+    positions: [n] integer, how many events of its window it has.
+
+  Returns:
+    [n, length] ids, padded with -1.
+  """
+  before = tf.range(window.shape[1]) < tf.cast(positions, tf.int32)[:, None]
+  return tf.where(before, tf.gather(window, rows), NO_EVENT)
+
+
+def weighted_sums(
+  weights: tf.Tensor, vectors: tf.Tensor, lengths: tf.Tensor
+) -> tf.Tensor:
+  """sum_j w_cj v_j over the events of each history, for each of m weightings.
+
+  Equation 3 of Zhou et al. 2018, whose weights are not normalised.
+
+  Args:
+    weights: [n, m, length]; those of padding count as 0.
+    vectors: [n, length, dim].
+    lengths: [n] integer events of each history.
+
+  Returns:
+    [n, m, dim] sums.
+  """
+  present = tf.sequence_mask(lengths, vectors.shape[1])[:, tf.newaxis]
+  return tf.matmul(tf.where(present, weights, 0.0), vectors)
+
+
 def aged_means(vectors: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
   """Mean of the events up to each column, weighted by their age.
 

@@ -21,7 +21,7 @@
                        serving_default is recommend
     scann_folder/      ScaNN's own files, for processes without TensorFlow
     ranker/            SavedModel, if the model has a ranker:
-                         rank(query_id, candidate_ids) -> scores
+                         rank(query_id, candidate_ids, HISTORY) -> scores
     lists/             ids, training counts, seen candidates, vocabularies
     recall_latency.png how ScaNN's settings were chosen
 
@@ -30,10 +30,11 @@ tower, raw (`xir_tfrs.serving.features`). Lists of ids are padded with "" or -1,
 and so are answers, with score -inf, where fewer than k remain. An `allow_ids`
 row of padding alone restricts nothing.
 
-HISTORY is there if the query tower encodes histories: `history` [n, H], the
-candidates that each query chose, the newest last. Padding may stand anywhere,
-unknown ids are dropped, and of long histories the newest ids count. What has
-the input also has the output `num_history`: how many of the ids are known.
+HISTORY is there if the query tower, or the ranker, takes histories: `history`
+[n, H], the candidates that each query chose, the newest last. Padding may stand
+anywhere, unknown ids are dropped, and of long histories the newest ids count.
+What has the input also has the output `num_history`, the ranker excepted: how
+many of the ids are known.
 Without known ids, a query with training rows has its training history. A
 session is a query of which there is a history alone, and any bundle answers
 it: a tower of query ids by a vector that is fitted to the history
@@ -237,7 +238,8 @@ class Bundle:
         training data, and in its history, as well.
       exclude_history: whether to leave out those in its history.
       rerank: whether the answers are the best by the ranker among what the
-        index has retrieved. Unknown queries are not ranked again.
+        index has retrieved. Unknown queries are not ranked again, but by a
+        ranker of histories those with a known one.
       rerank_depth: how many the index retrieves for the ranker; at least k
         are.
 
@@ -253,7 +255,7 @@ class Bundle:
     self._check_k("k", k)
     if rerank:
       self._check_k("rerank_depth", rerank_depth)
-      if query_ids is None:
+      if query_ids is None and not self.ranks_histories:
         raise ValueError(
           "`rerank` needs `query_ids`: the ranker scores known queries alone."
         )
@@ -264,7 +266,7 @@ class Bundle:
       )
     # Before the work: it may not be there.
     rank = self._rank if rerank else None
-    _, n = self._queries(query_ids, history)
+    queries, n = self._queries(query_ids, history)
     excluded = [self._lists("exclude_ids", exclude_ids, n)]
     if exclude_seen or exclude_history:
       excluded.append(self._lists("history", history, n))
@@ -282,14 +284,17 @@ class Bundle:
     )
     ids, scores = found["candidate_ids"], found["scores"]
     num_found = found["num_found"]
-    if rank is not None and query_ids is not None:
+    if rank is not None:
+      given, rankable = {}, found["known"]
+      if self.ranks_histories:
+        given["history"] = self._lists("history", history, n)
+        rankable = rankable | (found["num_history"] > 0)
       again = rank(
-        query_id=self._ids("query", query_ids),
+        query_id=queries,
         candidate_ids=tf.constant(ids, self.manifest.id_types.candidate),
+        **given,
       )
-      ranked = np.where(
-        found["known"][:, None], again["scores"].numpy(), scores
-      )
+      ranked = np.where(rankable[:, None], again["scores"].numpy(), scores)
       ids, scores = _best_again(ids, scores, ranked, k)
       num_found = np.minimum(num_found, k)
     return Recommendations(
@@ -471,6 +476,14 @@ class Bundle:
   def has_ranker(self) -> bool:
     """Whether it can rank again."""
     return RANKER in self.manifest.signatures
+
+  @property
+  def ranks_histories(self) -> bool:
+    """Whether it ranks again by histories."""
+    return (
+      self.has_ranker
+      and "history" in self.manifest.signatures[RANKER]["rank"]["inputs"]
+    )
 
   @functools.cached_property
   def _rank(self) -> Callable[..., dict[str, tf.Tensor]]:

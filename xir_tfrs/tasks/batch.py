@@ -20,6 +20,7 @@ class Inputs:
   known_candidate_ids: tf.Tensor | tf.RaggedTensor | None = None
   known_rows: tf.Tensor | None = None
   sample_weight: tf.Tensor | None = None
+  history_ids: tf.Tensor | tf.RaggedTensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Batch:
       `known_rows` [queries, None].
     known_rows: [batch] the entry of each row in `known_ids`, where rows share
       entries.
+    history_ids: [batch, None] integer ids of candidates that each row's query
+      chose before, where the caller gave them.
   """
 
   queries: tf.Tensor
@@ -56,6 +59,7 @@ class Batch:
   query_ids: tf.Tensor | None = None
   known_ids: tf.Tensor | tf.RaggedTensor | None = None
   known_rows: tf.Tensor | None = None
+  history_ids: tf.Tensor | tf.RaggedTensor | None = None
 
   def own(self, of_pool: tf.Tensor) -> tf.Tensor:
     """[batch] the entries of a [pool] tensor at the rows' own columns."""
@@ -64,6 +68,7 @@ class Batch:
 
   def first(self, num_rows: int) -> "Batch":
     """The first rows alone, each with weight 1; the pool stays."""
+    histories = self.history_ids
     known, rows = self.known_ids, self.known_rows
     if rows is not None:
       rows = rows[:num_rows]
@@ -78,6 +83,7 @@ class Batch:
       query_ids=None if self.query_ids is None else self.query_ids[:num_rows],
       known_ids=known,
       known_rows=rows,
+      history_ids=None if histories is None else histories[:num_rows],
     )
 
 
@@ -217,6 +223,7 @@ def make(
     query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
     known_ids=_as_known_ids(inputs.known_candidate_ids),
     known_rows=inputs.known_rows,
+    history_ids=inputs.history_ids,
   )
 
 

@@ -14,7 +14,7 @@ from xir_tfrs.tasks import arguments, retrieval
 from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
 
-SAMPLERS = ("midx", "midx_pop", "uniform", "bir", "xir")
+SAMPLERS = ("midx", "midx_pop", "uniform", "sir", "bir", "xir")
 
 # Pop weights of MIDX are counts to this power, as in word2vec.
 _POPULARITY_POWER = 0.75
@@ -62,17 +62,19 @@ class CoRRRetrieval(retrieval.RetrievalTask):
                 task.refresh())`). Until then the draws are uniform.
       midx_pop  in proportion to count_i^0.75 e^{q c(i)}.
       uniform   over the catalogue.
+      sir       drawn from `num_pooled` uniform candidates of each row in
+                proportion to e^{s_j}.
       bir       drawn from the candidates of the batch with weights
                 softmax_j(s_j - log pop_j), as in `BIRRetrieval`.
       xir       the same from batch and cache together; the next cache is
                 drawn as in `XIRRetrieval`.
 
-  A draw of bir or xir is distributed about as e^{s_j} over the catalogue
-  (exactly so for a pool without end that arrives by popularity), so its log Q
-  is the retriever's score itself. M - log Q is then 0 throughout: the
-  retriever's loss is the constant log(1 + num_sampled), and only its gradient
-  says anything. With the others, too, the value is no measure of progress, as
-  the proposal changes with the model: watch validation metrics.
+  A draw of sir, bir or xir is distributed about as e^{s_j} over the catalogue
+  (exactly so for a pool without end, which for bir and xir arrives by
+  popularity), so its log Q is the retriever's score itself. M - log Q is then
+  0 throughout: the retriever's loss is the constant log(1 + num_sampled), and
+  only its gradient says anything. With the others, too, the value is no measure
+  of progress, as the proposal changes with the model: watch validation metrics.
 
   Attributes:
     ranker: The ranker.
@@ -90,6 +92,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     ranker: Ranker,
     num_sampled: int = 20,
     sampler: str = "midx",
+    num_pooled: int = 100,
     kl_weight: float = 1.0,
     num_codewords: int = 8,
     cache_size: int = 2048,
@@ -107,9 +110,10 @@ class CoRRRetrieval(retrieval.RetrievalTask):
         tower. It is called once here, for `dim`.
       ranker: ([batch] query ids, [batch, n] candidate ids) -> [batch, n]
         scores, such as `models.Ranker`. A Keras layer is also given
-        `training`.
+        `training`, and one whose `takes_histories` is True, `history_ids`.
       num_sampled: Candidates drawn per query, with replacement.
       sampler: One of `SAMPLERS`, the proposals above.
+      num_pooled: sir: candidates that each row draws from.
       kl_weight: Weight of the divergence; >= 0. The paper has 1.
       num_codewords: midx: codewords per half of a vector.
       cache_size: xir: candidates in the cache.
@@ -132,6 +136,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     """
     super().__init__(remove_accidental_hits=remove_accidental_hits, **shared)
     arguments.require_positive("num_sampled", num_sampled)
+    arguments.require_positive("num_pooled", num_pooled)
     arguments.require_encoder(candidate_encoder)
     if not callable(ranker):
       raise ValueError(
@@ -152,6 +157,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     self.ranker = ranker
     self._num_sampled = num_sampled
     self._sampler = sampler
+    self._num_pooled = num_pooled
     self._kl_weight = kl_weight
     self._num_codewords = num_codewords
     self._cache_size = cache_size
@@ -205,6 +211,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       "ranker": self.ranker,
       "num_sampled": self._num_sampled,
       "sampler": self._sampler,
+      "num_pooled": self._num_pooled,
       "kl_weight": self._kl_weight,
       "num_codewords": self._num_codewords,
       "cache_size": self._cache_size,
@@ -247,15 +254,19 @@ class CoRRRetrieval(retrieval.RetrievalTask):
 
   def _retriever_scores(self, batch, sample, training):
     """M of the sampled [batch, n] and of the positives [batch]."""
-    embeddings = self._encode(tf.reshape(sample.ids, [-1]), training)
-    embeddings = tf.reshape(
-      tf.cast(embeddings, batch.queries.dtype),
-      [-1, self._num_sampled, embeddings.shape[1]],
-    )
     return (
-      tf.einsum("bd,bnd->bn", batch.queries, embeddings),
+      self._scores_of(batch, sample.ids, training),
       tf.reduce_sum(batch.queries * batch.positives, axis=1),
     )
+
+  def _scores_of(self, batch, ids, training):
+    """[batch, n] the retriever's scores of [batch, n] candidates."""
+    embeddings = self._encode(tf.reshape(ids, [-1]), training)
+    embeddings = tf.reshape(
+      tf.cast(embeddings, batch.queries.dtype),
+      [-1, ids.shape[1], embeddings.shape[1]],
+    )
+    return tf.einsum("bd,bnd->bn", batch.queries, embeddings)
 
   def _ranker_scores(self, batch, sample, training):
     """R of the sampled [batch, n] and of the positives [batch]."""
@@ -263,6 +274,13 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     keywords = {}
     if isinstance(self.ranker, tf.keras.layers.Layer):
       keywords["training"] = training
+    if getattr(self.ranker, "takes_histories", False):
+      if batch.history_ids is None:
+        raise ValueError(
+          f"{type(self).__name__} needs `history_ids`: its ranker scores "
+          "candidates by what queries chose before."
+        )
+      keywords["history_ids"] = batch.history_ids
     scores = self.ranker(batch.query_ids, ids, **keywords)
     scores = tf.cast(scores, batch.queries.dtype)
     return scores[:, 1:], scores[:, 0]
@@ -278,12 +296,13 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     if self._sampler in ("bir", "xir"):
       return self._sample_from_pool(batch, seed, training)
     if self._sampler == "uniform":
-      ids = _uniform_ids(
-        batch, self._num_sampled, len(self._candidate_counts), seed
-      )
+      ids = self._uniform(batch, self._num_sampled, seed)
       # Constant, so it cancels.
       log_q = tf.zeros_like(ids, batch.queries.dtype)
       positive_log_q = tf.zeros_like(batch.ids, batch.queries.dtype)
+    elif self._sampler == "sir":
+      ids, log_q = self._resampled(batch, seed, training)
+      positive_log_q = _own_scores(batch)
     else:
       assert self.index is not None  # The sampler is one of midx.
       ids, log_q = self.index.sample(
@@ -299,6 +318,32 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     if self._remove_accidental_hits or not self._positive_in_pool:
       keep = ids != batch.ids[:, tf.newaxis]
     return Sample(ids, log_q, positive_log_q, keep)
+
+  def _uniform(
+    self, batch: batches.Batch, number: int, seed: tf.Tensor
+  ) -> tf.Tensor:
+    """[batch, number] int64 candidates, each as likely as any other."""
+    return _uniform_ids(batch, number, len(self._candidate_counts), seed)
+
+  def _resampled(
+    self, batch: batches.Batch, seed: tf.Tensor, training: bool
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """[batch, num_sampled] ids and log proposals, drawn from uniform pools."""
+    pool = self._uniform(batch, self._num_pooled, seed)
+    scores = tf.stop_gradient(self._scores_of(batch, pool, training))
+    columns = midx.draw_columns(
+      scores,
+      seeds.uniform_rows(
+        seeds.fold_in(seed, 1),
+        tf.size(batch.ids),
+        self._num_sampled,
+        batch.first_row,
+      ),
+    )
+    return (
+      tf.gather(pool, columns, batch_dims=1),
+      tf.gather(scores, columns, batch_dims=1),
+    )
 
   def _sample_from_pool(
     self, batch: batches.Batch, seed: tf.Tensor, training: bool
@@ -331,9 +376,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     return Sample(
       ids=tf.gather(pool_ids, columns),
       log_q=tf.gather(scores, columns, batch_dims=1),
-      positive_log_q=tf.stop_gradient(
-        tf.reduce_sum(batch.queries * batch.positives, axis=1)
-      ),
+      positive_log_q=_own_scores(batch),
       keep=keep,
     )
 
@@ -391,6 +434,13 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       occurrence_decay=self._occurrence_decay,
       seed=self._seed,
     )
+
+
+def _own_scores(batch: batches.Batch) -> tf.Tensor:
+  """[batch] the retriever's scores of the positives, without gradient."""
+  return tf.stop_gradient(
+    tf.reduce_sum(batch.queries * batch.positives, axis=1)
+  )
 
 
 def _uniform_ids(

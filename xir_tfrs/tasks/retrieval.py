@@ -120,6 +120,7 @@ class RetrievalTask(tf.keras.layers.Layer):
     known_candidate_ids: tf.Tensor | tf.RaggedTensor | None = None,
     known_rows: tf.Tensor | None = None,
     sample_weight: tf.Tensor | None = None,
+    history_ids: tf.Tensor | tf.RaggedTensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
     """Loss of a batch whose rows are (query, positive candidate) pairs.
@@ -140,6 +141,9 @@ class RetrievalTask(tf.keras.layers.Layer):
         `known_candidate_ids`, which is then [queries, None]: the rows of a
         query share one. None: row i has entry i.
       sample_weight: [batch] weight of each row's loss; None: 1.
+      history_ids: [batch, None] integer ids of candidates that each query
+        chose before, the oldest first, for tasks that score with more than the
+        embeddings; others ignore them.
       training: Whether the state of the task moves; a Python bool.
 
     Returns:
@@ -158,6 +162,7 @@ class RetrievalTask(tf.keras.layers.Layer):
       known_candidate_ids=known_candidate_ids,
       known_rows=known_rows,
       sample_weight=sample_weight,
+      history_ids=history_ids,
       training=training,
     )
     return loss
