@@ -278,8 +278,9 @@ def test_ids_that_are_not_utf8_are_named(tmp_path):
     rows={},
     shards={"queries": (schema.Shard("q", 2),)},
   )
-  with pytest.raises(errors.DataError, match="row 2, column 'query_id'"):
-    tables.read_table(tmp_path, "queries", schema=made)
+  for read in (tables.read_table, tables.read_ids):
+    with pytest.raises(errors.DataError, match="row 2, column 'query_id'"):
+      read(tmp_path, "queries", schema=made)
 
 
 def test_table_checks(tmp_path):

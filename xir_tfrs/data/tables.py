@@ -122,13 +122,21 @@ def read_ids(
   *,
   schema: schema_lib.Schema | None = None,
 ) -> np.ndarray:
-  """[rows] object array of utf-8 bytes: the original ids by dense id."""
+  """[rows] object array of utf-8 bytes: the original ids by dense id.
+
+  Raises:
+    DataError: as `read_table`.
+  """
   schema = schema or schema_lib.Schema.load(data_dir)
   name = _id_name(table)
   spec = {name: tf.string, "count": tf.int64}
   ids = [np.empty(0, object)]
   for batch in _read(data_dir, table, schema, spec):
     batch.require_lengths(name, batch.lengths["count"], "one per count")
+    try:
+      b"\n".join(batch.values[name]).decode("utf-8")
+    except UnicodeDecodeError:
+      _decoded(batch, name)  # Names the row.
     ids.append(batch.values[name])
   return np.concatenate(ids)
 
