@@ -59,10 +59,12 @@ def _xir(resampler):
   return make
 
 
-def _corr(tower, counts, *, num_queries, **kwargs):
+def _corr(tower, counts, *, num_queries=None, history_length=None, **kwargs):
   ranker = models.Ranker(
     num_queries=num_queries,
     num_candidates=len(counts),
+    kind="din" if history_length else "deepfm",
+    history_length=history_length,
     dim=2,
     hidden_units=(3,),
     init_stddev=0.5,
