@@ -13,8 +13,9 @@ answers them: by their side features, or else by popularity. Metrics of queries
 with and without training rows stand apart below the total.
 
 For a model of histories each held-out row is a query of its own, encoded from
-what was before it. The table has the untrained rule of `evaluation.neighbours`
-beside it, the metrics with nothing masked, and those by length of the history.
+what was before it; --history_ties ranks a model of ids in the same way. The
+table has the untrained rule of `evaluation.neighbours` beside it, the metrics
+with nothing masked, and those by length of the history.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from xir_tfrs.programs import main, settings
 
 METRICS_FILE = "metrics.json"
 RERANK_DEPTH = 100
+_NEWEST_EVENTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,9 @@ class EvaluateConfig(settings.Settings):
     minimum=1,
   )
   history_ties: str | None = settings.setting(
-    "What rows see of their query's events of the same time, for a model of "
-    "histories; see pipelines.train. Not given: as it was trained.",
+    "What rows see of their query's events of the same time; see "
+    "pipelines.train. Not given: as a model of histories was trained. Given "
+    "for a model of ids: ranks it as one of histories is, row by row.",
     None,
     choices=histories.TIES,
   )
@@ -78,8 +81,7 @@ def evaluate(config: EvaluateConfig) -> report.Results:
 
   Raises:
     DataError: Data or model cannot be read, or do not belong together.
-    SettingsError: --rerank_depth is given for a model without a ranker, or
-      --history_ties for one without histories.
+    SettingsError: --rerank_depth is given for a model without a ranker.
   """
   model, run, restored = runs.load_model(config.model_dir, config.checkpoint)
   data_dir = directory.DataDir(config.data or run.data)
@@ -117,16 +119,14 @@ def evaluate(config: EvaluateConfig) -> report.Results:
 def _rule(
   config: EvaluateConfig, model: models.TwoTower, run: runs.RunConfig
 ) -> past.Rule | None:
-  """What rows see, for a model of histories."""
+  """What rows see, where each is a query of its own."""
   if model.takes_histories:
     ties = config.history_ties or run.train.get("history_ties", "strict")
     return past.Rule(model.query_tower.history_length, ties)
-  if config.history_ties is not None:
-    raise settings.SettingsError(
-      "--history_ties belongs to models of histories (pipelines.train "
-      f"--query_tower history); {config.model_dir} is none."
-    )
-  return None
+  if config.history_ties is None:
+    return None
+  # No model encodes these events, but the rule of neighbours goes by them.
+  return past.Rule(_NEWEST_EVENTS, config.history_ties)
 
 
 def run(config: EvaluateConfig) -> None:

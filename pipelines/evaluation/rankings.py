@@ -133,7 +133,7 @@ def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
     candidate_ids,
     data.counts > 0,
   )
-  if data.past is None:
+  if not model.takes_histories:
     queries, by_model = _encode(
       model.encode_queries, model.query_tower, data.query_ids, data.warm
     )
@@ -281,7 +281,7 @@ def second_stage(
     depth: Candidates per query.
 
   Returns:
-    The lists; of a model of histories, those with nothing masked as well.
+    The lists; where rows are queries, those with nothing masked as well.
   """
   lists = _reranked(model, first, data, depth)
   if data.past is None:

@@ -18,7 +18,8 @@ SEEN = {"validation": ("train",), "test": ("train", "validation")}
 class EvaluationData:
   """The queries of a split, and what each of them should find.
 
-  For models of histories, each held-out row is a query of its own.
+  For models of histories each held-out row is a query of its own, and for
+  others where that is asked for.
 
   Attributes:
     split: `"validation"` or `"test"`.

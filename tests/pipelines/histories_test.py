@@ -503,13 +503,32 @@ def test_ties_may_be_other_than_in_training(tiny, tmp_path):
     evaluate.EvaluateConfig(model_dir=str(path), history_ties="order")
   )
   assert found.histories.ties == "order"
-  run(tiny, tmp_path / "ids", epochs=1, query_tower="id")
-  with pytest.raises(settings.SettingsError, match="--history_ties belongs"):
+
+
+def test_a_model_of_ids_is_ranked_row_by_row(tiny, tmp_path):
+  ids, path = tmp_path / "ids", tmp_path / "m"
+  run(tiny, ids, epochs=1, query_tower="id")
+  run(tiny, path, epochs=1, global_batch_size=4)
+  by_ids, by_histories = (
     evaluate.evaluate(
-      evaluate.EvaluateConfig(
-        model_dir=str(tmp_path / "ids"), history_ties="order"
-      )
+      evaluate.EvaluateConfig(model_dir=str(one), history_ties="strict")
     )
+    for one in (ids, path)
+  )
+  assert by_ids.histories is not None
+  assert by_ids.queries == by_histories.queries == by_ids.pairs
+  # The same queries and masks: what is not trained is ranked alike.
+  for name in ("popularity", "neighbours"):
+    assert by_ids.metrics[name] == by_histories.metrics[name]
+  data = split.load_evaluation_data(str(tiny), "test", past.Rule(50, "strict"))
+  model = runs.load_model(ids)[0]
+  vectors = rankings.of_model(model, data)
+  row = np.flatnonzero(data.warm)[-1]
+  np.testing.assert_allclose(
+    vectors.queries[row],
+    model.encode_queries(tf.constant([data.query_ids[row]]))[0],
+    rtol=1e-6,
+  )
 
 
 def test_metrics_of_ids_have_no_histories(tiny, tmp_path):
