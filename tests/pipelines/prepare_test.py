@@ -412,7 +412,7 @@ def test_low_ratings_are_counted(tmp_path):
 
 def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
   """With the de-duplication broken, the check must see it."""
-  monkeypatch.setattr(passes.spill, "repeated", lambda *unused: [])
+  monkeypatch.setattr(passes.spill, "merged", lambda rows, *unused: rows)
   (tmp_path / "r.csv").write_text("user_id,item_id\n" + "1,a\n" * 3 + "1,b\n")
   made = prepare.prepare(
     _config(
