@@ -250,6 +250,7 @@ def test_the_wheel_holds_only_the_library(tmp_path):
 # They import without TensorFlow: a program's --help, and clients that have
 # none, need no more than these.
 _LIGHT = (
+  "pipelines.inspect",
   "pipelines.prepare",
   "pipelines.prepare_beam",
   "xir_tfrs",

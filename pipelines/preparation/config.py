@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from pipelines.preparation import spill
+from pipelines.preparation import datasets, spill
 from pipelines.readers import inputs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
@@ -24,6 +24,12 @@ class PrepareConfig(settings.Settings):
   output: str = setting("data directory to make.")
   overwrite: bool = setting("replace a data directory at --output.", False)
   name: str | None = setting("name of the data set; else that of a file.", None)
+  dataset: str | None = setting(
+    "public data set that --input is the download of, a folder or archive: its"
+    " files, columns and features are known. Other flags go before.",
+    None,
+    choices=tuple(datasets.DATA_SETS),
+  )
   split: str | None = setting(
     "how rows are divided: a share of each user's rows, one moment for all,"
     " each user's last rows, or as --train, --validation and --test say."
@@ -96,6 +102,25 @@ class PrepareConfig(settings.Settings):
         raise ValueError(
           f"--{name} must be below 1. Received: {getattr(self, name)}."
         )
+
+  def resolved(self) -> PrepareConfig:
+    """With the settings that `dataset` stands for.
+
+    Raises:
+      DataError: A file of the data set is not there.
+    """
+    if self.dataset is None:
+      return self
+    if len(self.input.paths) != 1:
+      raise ValueError(
+        "--dataset takes one --input, the folder or archive of the data set."
+        f" Received: {len(self.input.paths)}."
+      )
+    given = datasets.non_defaults(self)
+    if given.get("split") == "random":
+      del given["split"]  # As it was not given, or is what comes anyway.
+    flags = datasets.flags(self.dataset, self.input.paths[0], given)
+    return settings.build(type(self), flags)
 
   def _check_sessions(self) -> None:
     if not self.session_seconds:

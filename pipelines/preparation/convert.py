@@ -41,6 +41,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
     write: reads the source and writes everything but schema.json into the
       directory it is given.
   """
+  config = config.resolved()
   output = pathlib.Path(config.output)
   directories.check_output(output, config.overwrite)
   source = sources.open_source(config.input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipelines.readers import blocks, inputs, roles, source
 from xir_tfrs.data import errors
@@ -16,7 +17,13 @@ _POSITION_BITS = 40
 
 
 class TableSource(source.FileSource):
-  """One or more files of rows, which may be of different formats."""
+  """One or more files of rows, which may be of different formats.
+
+  Attributes:
+    sample: the first rows, all columns; None if there are none.
+  """
+
+  roles: roles.Roles
 
   def __init__(
     self,
@@ -49,6 +56,7 @@ class TableSource(source.FileSource):
       self.roles.item_list is not None
       or columns.is_list(sample.columns[self.roles.item])
     )
+    self.sample = sample
     self.has_times = self.roles.time is not None
     self.has_weights = self.roles.has_weights
     self._used = [self._in_file(file, first) for file in files]
@@ -59,6 +67,9 @@ class TableSource(source.FileSource):
       if name not in used and not any(u.startswith(f"{name}.") for u in used)
     )
     self.read_as = self._described()
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "sample": None}  # Workers need no sample.
 
   def pieces(self) -> list[blocks.Piece]:
     pieces = []

@@ -324,8 +324,10 @@ class _Text:
   def _delimited(self) -> Layout:
     by_format = {"tsv": "\t", "atomic": "\t"}
     kind = self.wish.format or (
-      self.by_name if self.by_name in ("csv", "tsv", "atomic") else None
+      self.by_name if self.by_name in ("csv", "tsv") else None
     )
+    if not self.wish.format and self._is_atomic():
+      kind = "atomic"
     lines, comment = self._body(), ""
     skipped = len(self.lines) - len(lines)
     if not lines or not lines[0].strip():
@@ -383,6 +385,15 @@ class _Text:
       multiline=quoting != "none"
       and any("\n" in field for row in rows for field in row),
     )
+
+  def _is_atomic(self) -> bool:
+    """Whether a name like .item means what it does in RecBole."""
+    wish = self.wish
+    if self.by_name != "atomic" or wish.names or wish.header is False:
+      return False
+    first = self._body()[:1]
+    is_table = any("\t" in line or ":" in line for line in first)
+    return wish.field_delimiter in (None, "\t") and (is_table or not first)
 
   def _body(self) -> list[str]:
     """The lines below comments and what Excel says of its delimiter."""

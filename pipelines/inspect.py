@@ -1,0 +1,190 @@
+"""What a file of interactions holds, and how to prepare it.
+
+    python -m pipelines.inspect ratings.csv
+    python -m pipelines.inspect log/ --events purchase:1,view:0.1
+
+Shows how the files are written, which columns are users, items and times, the
+first rows, counts, what looks odd, and the command that prepares them. It reads
+for about a second, and takes the flags of `pipelines.prepare` for the input.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.readers import inputs
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.programs import settings
+from xir_tfrs.programs.settings import setting
+
+if TYPE_CHECKING:
+  from pipelines.readers import blocks, tables
+
+_SECONDS = 1.0
+_CHUNK_BYTES = 1 << 20  # Between two looks at the clock.
+_EVENTS = 8  # So many different values may be kinds of events.
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig(settings.Settings):
+  """What to read."""
+
+  input: inputs.Input
+  rows: int = setting("first rows to show.", 5, minimum=1)
+
+
+def main(config: InspectConfig) -> None:
+  from pipelines.readers import sources, tables
+
+  small = min(config.input.chunk_bytes, _CHUNK_BYTES)
+  source = sources.open_source(
+    dataclasses.replace(config.input, chunk_bytes=small)
+  )
+  print(source.read_as or f"read as: {source.kind}", flush=True)
+  if source.ignored:
+    print(f"ignored columns: {', '.join(source.ignored)}")
+  seen = _Seen(source.size)
+  deadline = time.monotonic() + _SECONDS
+  for number, (_, block) in enumerate(source.blocks()):
+    if not number:
+      print(_first_rows(block, config.rows), flush=True)
+    seen.add(block)
+    if time.monotonic() > deadline:
+      break
+  print(seen)
+  for name, count in source.warnings.items():
+    if count:
+      print(f"warning: {name.replace('_', ' ')}: {count:,}")
+  if isinstance(source, tables.TableSource):
+    for hint in _hints(source):
+      print(f"hint: {hint}")
+    print(f"next: {_command(config, source)}")
+
+
+class _Seen:
+  """What was read so far."""
+
+  def __init__(self, size: int):
+    self._size, self._progress, self._rows = size, 0, 0
+    self._users: set[str] = set()
+    self._items: set[str] = set()
+    self._pairs: set[tuple[str, str]] = set()
+
+  def add(self, block: blocks.Block) -> None:
+    users, items = block.users.to_pylist(), block.items.to_pylist()
+    self._users.update(users)
+    self._items.update(items)
+    self._pairs.update(zip(users, items, strict=True))
+    self._rows += len(users)
+    self._progress = block.progress
+
+  def __str__(self) -> str:
+    share = min(self._progress / max(self._size, 1), 1)
+    part = "" if share >= 1 else f" in the first {share:.0%}"
+    repeats = self._rows - len(self._pairs)
+    return (
+      f"{self._rows:,} rows, {len(self._users):,} users,"
+      f" {len(self._items):,} items, {repeats:,} repeated pairs{part}"
+    )
+
+
+def _first_rows(block: blocks.Block, number: int) -> str:
+  columns = {
+    "user": block.users[:number].to_pylist(),
+    "item": block.items[:number].to_pylist(),
+  }
+  for name, values in (("time", block.times), ("weight", block.weights)):
+    if values is not None:
+      columns[name] = values[:number].tolist()
+  if block.ratings is not None:
+    columns["rating"] = block.ratings[:number].tolist()
+  cells = [list(columns)]
+  cells += [
+    [str(v) for v in row] for row in zip(*columns.values(), strict=True)
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return "\n".join(
+    "  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells
+  )
+
+
+def _hints(source: tables.TableSource) -> list[str]:
+  """What other columns may be good for, by their first values."""
+  from xir_tfrs.data.files import columns, names
+
+  sample = source.sample
+  if sample is None:
+    return []
+  hints = []
+  for name in source.ignored:
+    column = sample.columns.get(name)
+    if column is None or columns.is_list(column):
+      continue
+    values = [v for v in column[:10_000].to_pylist() if v is not None]
+    if names.guesses("event", [name]):
+      counts = collections.Counter(map(str, values)).most_common(_EVENTS)
+      kinds = ", ".join(kind for kind, _ in counts)
+      hints.append(
+        f"{name!r} holds {kinds}: choose and weigh them with --events"
+      )
+    elif names.guesses("rating", [name]):
+      hints.append(
+        f"{name!r} may choose rows: --min_rating leaves out the lower"
+      )
+  return hints
+
+
+def _command(config: InspectConfig, source: tables.TableSource) -> str:
+  """The command that prepares what was shown."""
+  given = {
+    one.name: value
+    for one, value in zip(
+      settings.settings_of(InspectConfig),
+      settings.values_of(config).values(),
+      strict=True,
+    )
+    if value != one.default and one.name != "rows"
+  }
+  roles = source.roles
+  for role, flag in (("user", "user_column"), ("time", "time_column")):
+    if getattr(roles, role) is not None:
+      given.setdefault(flag, getattr(roles, role))
+  if roles.item_list is None:
+    given.setdefault("item_column", roles.item)
+  words = ["python", "-m", "pipelines.prepare"]
+  for name, value in given.items():
+    values = (
+      value if name in ("input", "train", "validation", "test") else [value]
+    )
+    for one in values:
+      words += _flag(name, one)
+  words += ["--output", f"data/{source.name}"]
+  return shlex.join(words)
+
+
+def _flag(name: str, value: object) -> list[str]:
+  if isinstance(value, bool):
+    return [f"--{name}" if value else f"--no{name}"]
+  if isinstance(value, dict):
+    value = ",".join(f"{key}={one}" for key, one in value.items())
+  elif isinstance(value, list | tuple):
+    value = ",".join(map(str, value))
+  return [f"--{name}", str(value)]
+
+
+def _with_input(argv: Sequence[str]) -> list[str]:
+  """The command line, with files that stand before the flags as --input."""
+  program, *rest = argv
+  flags = next((k for k, word in enumerate(rest) if word.startswith("-")), None)
+  files = rest if flags is None else rest[:flags]
+  return [program, *(f"--input={name}" for name in files), *rest[len(files) :]]
+
+
+if __name__ == "__main__":
+  sys.exit(main_lib.run(InspectConfig, main, argv=_with_input(sys.argv)))

@@ -1,0 +1,319 @@
+"""Public data sets as they are downloaded: which files, read with which flags.
+
+Layouts are those that the data sets are published in. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xir_tfrs.data import errors
+from xir_tfrs.programs import settings
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A public data set.
+
+  Attributes:
+    files: setting -> pattern of the name of its file, for `input`, or `train`
+      and `test`, and the side files, which may be left out.
+    flags: setting -> value, where the user gives none.
+  """
+
+  files: Mapping[str, str]
+  flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_GENRES = (
+  "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama"
+  " Fantasy Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War"
+  " Western"
+).split()
+_RATED = ("user_id", "item_id", "rating", "timestamp")
+# From the 20M on: CSV with a header.
+_MOVIELENS = DataSet(
+  {"input": "ratings.csv", "item_file": "movies.csv"},
+  {
+    "user_column": "userId",
+    "item_column": "movieId",
+    "time_column": "timestamp",
+    "item_features": ("genres:token_seq",),
+    "separators": {"genres": "|"},
+  },
+)
+_AMAZON = {
+  "user_column": "reviewerID",
+  "item_column": "asin",
+  "time_column": "unixReviewTime",
+}
+
+DATA_SETS: dict[str, DataSet] = {
+  "movielens-100k": DataSet(
+    {"input": "u.data", "user_file": "u.user", "item_file": "u.item"},
+    {
+      "format": "tsv",
+      "names": _RATED,
+      "user_layout": {
+        "delimiter": "|",
+        "names": ["user_id", "age", "gender", "occupation", "zip"],
+      },
+      "user_features": ("age:float", "gender:token", "occupation:token"),
+      "item_layout": {
+        "delimiter": "|",
+        "encoding": "latin-1",
+        "quoting": "none",
+        "names": ["item_id", "title", "date", "video_date", "url"]
+        + [f"genre_{genre}" for genre in _GENRES],
+      },
+      "item_features": ("genre_*:token_seq",),
+    },
+  ),
+  "movielens-1m": DataSet(
+    {
+      "input": "ratings.dat",
+      "user_file": "users.dat",
+      "item_file": "movies.dat",
+    },
+    {
+      "format": "csv",
+      "delimiter": "::",
+      "encoding": "latin-1",
+      "names": _RATED,
+      "user_layout": {
+        "delimiter": "::",
+        "names": ["user_id", "gender", "age", "occupation", "zip"],
+      },
+      "user_features": ("gender:token", "age:token", "occupation:token"),
+      "item_layout": {
+        "delimiter": "::",
+        "encoding": "latin-1",
+        "quoting": "none",
+        "names": ["item_id", "title", "genres"],
+      },
+      "item_features": ("genres:token_seq",),
+      "separators": {"genres": "|"},
+    },
+  ),
+  "movielens-20m": _MOVIELENS,
+  "movielens-25m": _MOVIELENS,
+  "movielens-32m": _MOVIELENS,
+  "amazon-2014": DataSet({"input": "*.json*"}, _AMAZON),
+  "amazon-2018": DataSet({"input": "*.json*"}, _AMAZON),
+  "amazon-2023": DataSet(
+    {"input": "*.jsonl*"},
+    {
+      "user_column": "user_id",
+      "item_column": "parent_asin",
+      "time_column": "timestamp",
+    },
+  ),
+  "yelp": DataSet(
+    {
+      "input": "yelp_academic_dataset_review.json*",
+      "item_file": "yelp_academic_dataset_business.json*",
+    },
+    {
+      "user_column": "user_id",
+      "item_column": "business_id",
+      "time_column": "date",
+      "item_features": ("city:token", "categories:token_seq"),
+      "separators": {"categories": ", "},
+    },
+  ),
+  "gowalla": DataSet(
+    {"input": "*totalCheckins.txt*"},
+    {
+      "format": "tsv",
+      "names": ("user_id", "timestamp", "latitude", "longitude", "item_id"),
+    },
+  ),
+  # The splits of Gowalla, Yelp2018 and Amazon-Book as LightGCN has them.
+  "lightgcn": DataSet(
+    {"train": "train.txt", "test": "test.txt"}, {"format": "adjacency"}
+  ),
+  "retailrocket": DataSet(
+    {"input": "events.csv"},
+    {
+      "user_column": "visitorid",
+      "item_column": "itemid",
+      "time_column": "timestamp",
+    },
+  ),
+  "yoochoose": DataSet(
+    {"input": "yoochoose-clicks.dat*"},
+    {
+      "format": "csv",
+      "names": ("session_id", "timestamp", "item_id", "category"),
+      "user_column": "session_id",
+    },
+  ),
+  "mind": DataSet(
+    {"input": "behaviors.tsv", "item_file": "news.tsv"},
+    {
+      "format": "tsv",
+      "quoting": "none",
+      "names": ("impression_id", "user_id", "time", "history", "impressions"),
+      "item_list_column": "impressions",
+      "time_format": "%m/%d/%Y %I:%M:%S %p",
+      "item_key": "news_id",
+      "item_layout": {
+        "delimiter": "tab",
+        "quoting": "none",
+        "names": [
+          "news_id",
+          "category",
+          "subcategory",
+          "title",
+          "abstract",
+          "url",
+          "title_entities",
+          "abstract_entities",
+        ],
+      },
+      "item_features": ("category:token", "subcategory:token"),
+    },
+  ),
+  "book-crossing": DataSet(
+    {
+      "input": "*Book-Ratings.csv",
+      "user_file": "*Users.csv",
+      "item_file": "*Books.csv",
+    },
+    {
+      "delimiter": ";",
+      "encoding": "latin-1",
+      "quoting": "backslash",
+      "user_column": "User-ID",
+      "item_column": "ISBN",
+      "user_layout": {
+        "delimiter": ";",
+        "encoding": "latin-1",
+        "quoting": "backslash",
+      },
+      "user_features": ("Age:float",),
+      "item_layout": {
+        "delimiter": ";",
+        "encoding": "latin-1",
+        "quoting": "backslash",
+      },
+      "item_features": ("Book-Author:token", "Publisher:token"),
+    },
+  ),
+  # HetRec 2011: how often 2 thousand users played each artist.
+  "lastfm-2k": DataSet(
+    {"input": "user_artists.dat"},
+    {
+      "user_column": "userID",
+      "item_column": "artistID",
+      "weight_column": "weight",
+    },
+  ),
+  "lastfm-360k": DataSet(
+    {"input": "usersha1-artmbid-artname-plays.tsv"},
+    {
+      "format": "tsv",
+      "quoting": "none",
+      "names": ("user_id", "artist_mbid", "artist", "plays"),
+      "item_column": "artist",
+      "weight_column": "plays",
+    },
+  ),
+  # Kaggle's: purchases and hours of play.
+  "steam": DataSet(
+    {"input": "steam-200k.csv"},
+    {
+      "format": "csv",
+      "names": ("user_id", "item_id", "behavior", "hours", "zero"),
+      "event_column": "behavior",
+      "events": ("purchase",),
+    },
+  ),
+  "h-and-m": DataSet(
+    {"input": "transactions_train.csv*", "item_file": "articles.csv*"},
+    {
+      "user_column": "customer_id",
+      "item_column": "article_id",
+      "time_column": "t_dat",
+      "item_features": (
+        "product_type_name:token",
+        "colour_group_name:token",
+        "department_name:token",
+      ),
+    },
+  ),
+  "otto": DataSet(
+    {"input": "*train*.jsonl*"},
+    {
+      "user_column": "session",
+      "item_column": "events.aid",
+      "time_column": "events.ts",
+    },
+  ),
+}
+
+
+def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings that read a data set.
+
+  Args:
+    name: of `DATA_SETS`.
+    place: the folder or archive it was downloaded as, or its one file.
+    given: the settings that the user gives, which go before.
+
+  Raises:
+    DataError: A file that it needs is not there.
+  """
+  known = DATA_SETS[name]
+  found = _files(place)
+  used = {"name": name, **known.flags, **given}
+  used.pop("input", None)
+  for setting, pattern in known.files.items():
+    side = setting.removesuffix("_file")
+    if given.get(setting) and setting != "input":
+      continue
+    matches = [path for path in found if _matches(path, pattern)]
+    if matches:
+      is_side = setting != side
+      used[setting] = matches[0] if is_side else tuple(matches)
+      continue
+    if setting == side:
+      raise errors.DataError(
+        f"holds no {pattern}, which {name} has; name the folder or archive that"
+        " was downloaded",
+        path=place,
+      )
+    for more in ("features", "layout", "key"):
+      if f"{side}_{more}" not in given:
+        used.pop(f"{side}_{more}", None)
+    if side == "item" and "separators" not in given:
+      used.pop("separators", None)
+  return used
+
+
+def _files(place: str) -> Sequence[str]:
+  from xir_tfrs.data.files import addresses
+
+  if re.search(r"\.zip$", place, re.IGNORECASE) and "::" not in place:
+    return addresses.expand(f"zip://::{place}")
+  return addresses.expand(place)
+
+
+def _matches(path: str, pattern: str) -> bool:
+  from xir_tfrs.data.files import addresses
+
+  return fnmatch.fnmatch(addresses.name(path).lower(), pattern.lower())
+
+
+def non_defaults(config: Any) -> dict[str, Any]:
+  """The settings of a config that differ from their defaults."""
+  values = settings.values_of(config)
+  return {
+    one.name: values[one.name]
+    for one in settings.settings_of(type(config))
+    if values[one.name] != one.default
+  }

@@ -1,0 +1,90 @@
+"""`pipelines.inspect`: what it says, that the command works, and how light."""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from pipelines import inspect, prepare
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.programs import settings
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(capsys, *words):
+  argv = inspect._with_input(["inspect", *map(str, words)])
+  status = main_lib.run(inspect.InspectConfig, inspect.main, argv=argv)
+  return status, *capsys.readouterr()
+
+
+def test_it_shows_rows_counts_and_the_command(tmp_path, capsys):
+  path = tmp_path / "shop log.csv"
+  path.write_text(
+    "timestamp;visitorid;event;itemid;stars\n"
+    "1682944200117;7;view;a;3\n1682944200118;7;addtocart;a;5\n"
+    "1682944200119;8;view;b;1\n"
+  )
+  status, out, err = _run(capsys, path, "--rows=2")
+  assert (status, err) == (0, "")
+  assert "read as: CSV, ';', header, times 1682944200117 (Unix milli" in out
+  assert "  user  item  time\n  7     a     1682944200117\n" in out
+  assert "3 rows, 2 users, 2 items, 1 repeated pairs" in out
+  assert "'event' holds view, addtocart: choose and weigh" in out
+  assert "'stars' may choose rows" in out
+  assert out.count("168294420011") == 3
+  (command,) = [x for x in out.splitlines() if x.startswith("next: ")]
+  words = shlex.split(command.removeprefix("next: "))[2:]
+  parsed = settings.parse(prepare.PrepareConfig, words)
+  config = settings.build(prepare.PrepareConfig, parsed.given)
+  assert config.input.paths == (str(path),)
+  columns = config.input.columns
+  assert (columns.user, columns.item, columns.time) == (
+    "visitorid", "itemid", "timestamp"
+  )  # fmt: skip
+
+
+def test_the_command_repeats_what_was_said(tmp_path, capsys):
+  (tmp_path / "a.tsv").write_text("1\tU1\tN3-1 N4-0\n2\tU2\tN5-1\n")
+  said = ["--names=log,user,shown", "--item_list_column=shown", "--noheader"]
+  _, out, _ = _run(capsys, tmp_path / "a.tsv", *said)
+  assert "2 rows, 2 users, 2 items" in out
+  assert "--names log,user,shown" in out and "--noheader" in out
+  assert "--item_list_column shown" in out and "--item_column" not in out
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+  (tmp_path / "a.csv").write_text("user,thing\n1,2\n")
+  status, _, err = _run(capsys, tmp_path / "a.csv")
+  assert status == 1 and "no column is called like the item" in err
+  assert err.count("\n") == 1
+  assert _run(capsys)[0] == 2
+
+
+def test_it_starts_without_tensorflow(tmp_path):
+  (tmp_path / "a.csv").write_text("user,item\n1,2\n")
+  script = (
+    "import sys; from pipelines import inspect;"
+    "from xir_tfrs.programs import main as m;"
+    f"argv = ['inspect', '--input={tmp_path}'];"
+    "m.run(inspect.InspectConfig, inspect.main, argv=argv);"
+    "print(*{'tensorflow', 'apache_beam'} & sys.modules.keys())"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert "1 rows, 1 users" in done.stdout
+  assert done.stdout.endswith("\n\n")
+
+
+@pytest.mark.parametrize("words", [["a", "--rows", "3"], ["a", "b"]])
+def test_files_may_stand_before_the_flags(words):
+  files = [word for word in words if word.isalpha()]
+  expected = ["x", *(f"--input={f}" for f in files), *words[len(files) :]]
+  assert inspect._with_input(["x", *words]) == expected
