@@ -8,8 +8,6 @@ first rows, counts, what looks odd, and the command that prepares them. It reads
 for about a second, and takes the flags of `pipelines.prepare` for the input.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import shlex
@@ -76,7 +74,7 @@ class _Seen:
     self._items: set[str] = set()
     self._pairs: set[tuple[str, str]] = set()
 
-  def add(self, block: blocks.Block) -> None:
+  def add(self, block: "blocks.Block") -> None:
     users, items = block.users.to_pylist(), block.items.to_pylist()
     self._users.update(users)
     self._items.update(items)
@@ -94,7 +92,7 @@ class _Seen:
     )
 
 
-def _first_rows(block: blocks.Block, number: int) -> str:
+def _first_rows(block: "blocks.Block", number: int) -> str:
   columns = {
     "user": block.users[:number].to_pylist(),
     "item": block.items[:number].to_pylist(),
@@ -114,7 +112,7 @@ def _first_rows(block: blocks.Block, number: int) -> str:
   )
 
 
-def _hints(source: tables.TableSource) -> list[str]:
+def _hints(source: "tables.TableSource") -> list[str]:
   """What other columns may be good for, by their first values."""
   from xir_tfrs.data.files import columns, names
 
@@ -140,7 +138,7 @@ def _hints(source: tables.TableSource) -> list[str]:
   return hints
 
 
-def _command(config: InspectConfig, source: tables.TableSource) -> str:
+def _command(config: InspectConfig, source: "tables.TableSource") -> str:
   """The command that prepares what was shown."""
   given = {
     one.name: value

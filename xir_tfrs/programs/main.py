@@ -63,8 +63,10 @@ def run(
   """
   argv = [_as_utf8(x) for x in (sys.argv if argv is None else argv)]
   for stream in (sys.stdout, sys.stderr):
-    # What a terminal cannot show is shown as \\xe9, and no error.
-    if isinstance(stream, io.TextIOWrapper):
+    # What a terminal cannot show is shown as \\xe9, and no error. Of stderr
+    # that is so, and a stream that changed its file cannot be reconfigured.
+    wanted = stream.errors != "backslashreplace"
+    if isinstance(stream, io.TextIOWrapper) and wanted:
       stream.reconfigure(errors="backslashreplace")
   name, text = _program(function)
   logging.use_absl_handler()
