@@ -1,6 +1,7 @@
 """Types that several rooms of the library share."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -66,6 +67,11 @@ class Feature:
         f"`std` of feature {self.name!r} must be positive. "
         f"Received: {min(self.std)}."
       )
+
+  @property
+  def scope(self) -> str:
+    """The name, without what names in a graph cannot hold: `price (USD)`."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", self.name)
 
   @property
   def is_token(self) -> bool:

@@ -118,3 +118,15 @@ def test_inputs_have_names_of_their_own():
   raw, stored = tf.constant(["a", ""]), tf.constant([5, 6])
   found = reader([raw], {"item_price": stored})["item_price"]
   assert found.numpy().tolist() == [0, 6]
+
+
+def test_names_that_are_no_inputs_of_signatures():
+  names = ("Größe", "price (USD)", "price_(USD)", "2nd", "query_id")
+  found = features.of_schema(
+    schema.FeatureSchema(name=name, kind="float", mean=(0.0,), std=(1.0,))
+    for name in names
+  )
+  assert [one.name for one in found] == list(names)
+  inputs = [one.input for one in found]
+  assert len(set(inputs)) == len(inputs)
+  assert all(one.isascii() and one.isidentifier() for one in inputs)

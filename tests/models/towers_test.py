@@ -58,6 +58,36 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     ]
     self.assertAllClose(model(tf.range(3)), expected, atol=1e-6)
 
+  @parameterized.parameters(
+    "price (USD)", "Größe", "a\\b", "a,b", " lead", "#1"
+  )
+  def test_features_have_the_names_that_people_give(self, name):
+    features = (
+      types.Feature(name, "float", mean=(0.0,), std=(1.0,)),
+      types.Feature(f"{name}!", "token_seq", vocabulary_size=3),
+    )
+    columns = {
+      name: np.array([1.0, 2.0]),
+      f"{name}!": (np.array([1, 2]), np.array([0, 1, 2])),
+    }
+    model = models.Tower(
+      vocabulary_size=2, dim=4, features=features, columns=columns
+    )
+    # A graph has scopes, of which not every name is one.
+    found = tf.function(model)(tf.range(2))
+    self.assertAllClose(found, model(tf.range(2)))
+
+  @parameterized.parameters("tower.keras", "tower")
+  def test_saved_and_loaded_by_keras(self, name):
+    path = f"{self.get_temp_dir()}/{name}"
+    model = tower()
+    expected = model(tf.range(3, dtype=tf.int64))
+    model.save(path)
+    loaded = tf.keras.models.load_model(
+      path, custom_objects={"Tower": models.Tower} if "." in name else None
+    )
+    self.assertAllClose(loaded(tf.range(3, dtype=tf.int64)), expected)
+
   def test_unknown_row_of_tokens_starts_as_nothing(self):
     model = tower()
     self.assertAllEqual(weights(model, "brand_embedding")[0], np.zeros(6))

@@ -32,6 +32,12 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     expected = np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
     self.assertAllClose(model.compute_loss(BATCH), expected)
 
+  @parameterized.parameters("model.keras", "model", "model.h5")
+  def test_save_says_what_to_use_instead(self, name):
+    path = f"{self.get_temp_dir()}/{name}"
+    with self.assertRaisesRegex(NotImplementedError, "save_weights.*export"):
+      two_tower().save(path)
+
   def test_sample_weight_reaches_the_task(self):
     model = two_tower()
     heavy = BATCH | {"sample_weight": tf.fill([3], 2.0)}

@@ -59,9 +59,9 @@ class CandidateTable(tf.keras.layers.Layer):
         codes, row_splits = column
         self._sizes[feature.name] = len(codes)
         self._columns[feature.name] = (
-          self._variable(f"{feature.name}_codes", codes),
+          self._variable(f"{feature.scope}_codes", codes),
           self._variable(
-            f"{feature.name}_row_splits",
+            f"{feature.scope}_row_splits",
             np.append(row_splits, row_splits[-1]),
           ),
         )
@@ -69,7 +69,7 @@ class CandidateTable(tf.keras.layers.Layer):
         blank = 0 if feature.is_token else np.nan
         padding = np.full((1, *column.shape[1:]), blank, column.dtype)
         self._columns[feature.name] = self._variable(
-          feature.name, np.concatenate([column, padding])
+          feature.scope, np.concatenate([column, padding])
         )
 
   @property

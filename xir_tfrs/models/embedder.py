@@ -1,6 +1,7 @@
 """Ids and side features to vectors: what towers and rankers begin with."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -116,27 +117,16 @@ class FeatureEmbedder(tf.keras.Model):
     self, feature: Feature, seed: int
   ) -> tf.keras.layers.Layer:
     if not feature.is_token:
-      return dense(self._dim, f"{feature.name}_projection", seed)
+      return dense(self._dim, f"{feature.scope}_projection", seed)
     assert feature.vocabulary_size is not None  # `Feature` checks it.
     return self._embedding(
-      feature.vocabulary_size, f"{feature.name}_embedding", seed, unknown_row=0
+      feature.vocabulary_size, f"{feature.scope}_embedding", seed, unknown_row=0
     )
 
   def _embedding(
     self, size: int, name: str, seed: int, unknown_row: int | None = None
   ) -> tf.keras.layers.Embedding:
-    normal = tf.keras.initializers.RandomNormal(
-      stddev=self._init_stddev, seed=seed
-    )
-
-    def initializer(shape, dtype=None, **unused):
-      values = normal(shape, dtype)
-      if unknown_row is None:
-        return values
-      # Never trained if nothing was unknown then: better nothing than noise.
-      rows = tf.range(shape[0])[:, tf.newaxis]
-      return tf.where(rows == unknown_row, 0.0, values)
-
+    initializer = _Normal(self._init_stddev, seed, unknown_row)
     return tf.keras.layers.Embedding(
       size, self._dim, embeddings_initializer=initializer, name=name
     )
@@ -158,6 +148,30 @@ class FeatureEmbedder(tf.keras.Model):
     normalised = (value - feature.mean) / feature.std
     # A missing number is an average one.
     return layer(tf.where(tf.math.is_nan(value), 0.0, normalised))
+
+
+# Registered, as Keras makes layers of saved models anew from their config.
+@tf.keras.utils.register_keras_serializable("xir_tfrs")
+class _Normal(tf.keras.initializers.Initializer):
+  """Normal values, but zeros in the row of what is unknown."""
+
+  def __init__(self, stddev: float, seed: int, unknown_row: int | None) -> None:
+    self._config = {"stddev": stddev, "seed": seed, "unknown_row": unknown_row}
+    self._normal = tf.keras.initializers.RandomNormal(stddev=stddev, seed=seed)
+
+  def __call__(
+    self, shape: Sequence[int], dtype: Any = None, **unused: Any
+  ) -> tf.Tensor:
+    values = self._normal(shape, dtype)
+    unknown_row = self._config["unknown_row"]
+    if unknown_row is None:
+      return values
+    # Never trained if nothing was unknown then: better nothing than noise.
+    rows = tf.range(shape[0])[:, tf.newaxis]
+    return tf.where(rows == unknown_row, 0.0, values)
+
+  def get_config(self) -> dict:
+    return dict(self._config)
 
 
 def dense(

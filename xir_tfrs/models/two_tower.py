@@ -245,6 +245,15 @@ class TwoTower(tfrs.Model):
     given = {} if history_ids is None else {"history_ids": history_ids}
     return self.ranker(query_ids, candidate_ids, training=False, **given)
 
+  def save(self, *args: Any, **kwargs: Any) -> None:
+    """Raises NotImplementedError, which says what to use instead."""
+    raise NotImplementedError(
+      "`TwoTower.save` is not supported: the loss and its state have no form "
+      "that Keras loads. To train on or load later, use `save_weights` or "
+      "`tf.train.Checkpoint`; to serve, export `encode_queries` and "
+      "`encode_candidates`, or save the towers."
+    )
+
   def get_config(self) -> dict:
     """JSON-ready config of the towers, all that inference needs.
 

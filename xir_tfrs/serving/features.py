@@ -119,7 +119,7 @@ def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
   taken = set(RESERVED)
   found = []
   for feature in features:
-    name = re.sub(r"\W", "_", feature.name)
+    name = re.sub(r"\W", "_", feature.name, flags=re.ASCII)
     while name in taken or not name.isidentifier():
       name = f"feature_{name}"
     taken.add(name)
