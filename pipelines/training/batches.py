@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipelines.training import config as configs
 from xir_tfrs.data import datasets, errors, histories
+from xir_tfrs.ops import ragged
 
 Columns = Mapping[str, np.ndarray]
 
@@ -69,7 +70,10 @@ Examples = Callable[..., tf.data.Dataset]
 
 
 def examples(
-  config: configs.TrainConfig, columns: Columns, known: tf.RaggedTensor | None
+  config: configs.TrainConfig,
+  columns: Columns,
+  known: tf.RaggedTensor | None,
+  num_steps: int,
 ) -> Examples:
   """How training rows become batches.
 
@@ -77,27 +81,70 @@ def examples(
     config: The run.
     columns: By name, [n] arrays of the training rows.
     known: [num_queries, None] candidates that are no negatives of a query.
+    num_steps: Steps of the run.
   """
+  if config.jit_compile:
+    make, most_windows = _examples(config, columns, None, num_steps)
+    return _padded(make, known, most_windows)
+  make, _ = _examples(config, columns, known, num_steps)
+  return make
+
+
+def _examples(
+  config: configs.TrainConfig,
+  columns: Columns,
+  known: tf.RaggedTensor | None,
+  num_steps: int,
+) -> tuple[Examples, int | None]:
+  """How rows become batches, and the most windows of histories in one."""
   shared = {
     "global_batch_size": config.global_batch_size,
     "seed": config.seed,
   }
   if config.query_tower == "id":
-    return functools.partial(
+    make = functools.partial(
       datasets.training_dataset, columns, known=known, **shared
     )
+    return make, None
   rows = histories.Histories.of_rows(columns, config.history_ties)
   if config.history_examples == "rows":
-    return functools.partial(
+    make = functools.partial(
       histories.rows_before_dataset,
       rows,
       length=config.history_length,
       known=known,
       **shared,
     )
+    return make, None
   windows = histories.Windows.of_histories(rows, config.history_length)
   batches = histories.PositionBatches(rows, windows, **shared)
-  return functools.partial(batches.dataset, known=known)
+  make = functools.partial(batches.dataset, known=known)
+  return make, batches.most_windows(num_steps) if config.jit_compile else None
+
+
+def _padded(
+  make: Examples, known: tf.RaggedTensor | None, most_windows: int | None
+) -> Examples:
+  """The batches in shapes that are the same for all of them."""
+
+  def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    batch = dict(batch)
+    if known is not None:
+      ids = ragged.gather(known, batch["query_id"])
+      shape = [batch["query_id"].shape[0], width]
+      batch["known_candidate_ids"] = ids.to_tensor(-1, shape=shape)
+    if most_windows is not None:
+      for name, of_padding in (("history_ids", -1), ("history_query_ids", 0)):
+        x = batch[name]
+        missing = [[0, most_windows - tf.shape(x)[0]]]
+        missing += [[0, 0]] * (x.shape.rank - 1)
+        x = tf.pad(x, missing, constant_values=tf.constant(of_padding, x.dtype))
+        batch[name] = tf.ensure_shape(x, [most_windows, *x.shape[1:]])
+    return batch
+
+  if known is not None:
+    width = max(int(tf.reduce_max(known.row_lengths())), 1)
+  return lambda **which: make(**which).map(pad, num_parallel_calls=2)
 
 
 def distributed(

@@ -276,6 +276,13 @@ class TrainConfig(settings.Settings):
     only={"strategy": "mirrored"},
   )
 
+  jit_compile: bool = _setting(
+    "Compile the training step with XLA. For one GPU; the first step takes "
+    "seconds longer.",
+    False,
+    only={"strategy": "one"},
+  )
+
   eval_epochs: int = _setting("Epochs between validations.", 1, above=0)
   metric: str = _setting("Validation metric of the best checkpoint.", "ndcg@20")
   patience: int = _setting(
@@ -379,6 +386,7 @@ CHANGEABLE = frozenset(
     "strategy",
     "cpu_replicas",
     "estimator_probe",
+    "jit_compile",
   }
 )
 # The same, of the arguments of the task.

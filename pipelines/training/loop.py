@@ -123,6 +123,9 @@ class Loop:
       [r for r in run.directory.read_metrics() if r["kind"] == "validation"],
     )
     self._run_steps = tf.function(_run_steps, reduce_retracing=True)
+    self._train = run.model.gradient_step
+    if run.config.jit_compile:
+      self._train = tf.function(self._train, jit_compile=True)
 
   def go(self, show: bool, stop_after: int | None) -> TrainResult:
     """Trains until there is a reason to stop."""
@@ -181,7 +184,7 @@ class Loop:
     start = time.perf_counter()
     parts = [
       self._run_steps(
-        run.strategy, run.model, run.step, rows, tf.constant(per_call)
+        run.strategy, self._train, run.step, rows, tf.constant(per_call)
       )
       for _ in range(steps // per_call)
     ]
@@ -307,11 +310,11 @@ class _Log:
     self._events.close()
 
 
-def _run_steps(strategy, trained, step, batches_, num_steps):
+def _run_steps(strategy, train_on, step, batches_, num_steps):
   """Losses [num_steps] of as many steps, in one call of a graph."""
   losses = tf.TensorArray(tf.float32, size=num_steps)
   for i in tf.range(num_steps):
-    metrics = strategy.run(trained.gradient_step, args=(next(batches_),))
+    metrics = strategy.run(train_on, args=(next(batches_),))
     # Each replica has its share of the global mean.
     loss = strategy.reduce(
       tf.distribute.ReduceOp.SUM, metrics["loss"], axis=None

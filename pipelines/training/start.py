@@ -127,7 +127,7 @@ def start(
     schedule=calendar,
     rows=rows,
     known=known,
-    examples=batches.examples(config, rows, known),
+    examples=batches.examples(config, rows, known, calendar.total_steps),
     validation=split,
     model=model,
     step=step,

@@ -77,7 +77,7 @@ def built(data, **given):
   opened = directory.DataDir(data)
   model = build.build(made, opened.schema, opened.queries, opened.candidates)
   rows = opened.rows("train", in_order=True)
-  return model, batches.examples(made, rows, None)
+  return model, batches.examples(made, rows, None, 1)
 
 
 # Settings --------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_known_positives_come_with_positions(data):
   opened = directory.DataDir(data)
   rows = opened.rows("train", in_order=True)
   known = batches.datasets.candidates_by_query(rows, opened.schema.num_queries)
-  make = batches.examples(config(data), rows, known)
+  make = batches.examples(config(data), rows, known, 1)
   (batch,) = make(shares=[(10, 30)]).take(1)
   entries = batch["known_candidate_ids"].to_list()
   assert [entries[row] for row in batch["known_row"].numpy()] == [
@@ -246,7 +246,7 @@ def test_data_without_an_order_is_refused(data, tmp_path):
   opened = directory.DataDir(data)
   rows = dict(opened.rows("train"))
   with pytest.raises(errors.DataError, match="neither times nor their order"):
-    batches.examples(config(data), rows, None)
+    batches.examples(config(data), rows, None, 1)
 
 
 # Evaluation ------------------------------------------------------------------

@@ -295,6 +295,23 @@ class PositionBatches:
       .prefetch(tf.data.AUTOTUNE)
     )
 
+  def most_windows(self, num_steps: int) -> int:
+    """The most windows that one of the first batches has."""
+    total, windows = self._windows.num_rows, len(self._windows.num_targets)
+    first = np.arange(num_steps) * self._batch
+    # In the endless stream of windows: that of the first target of each batch,
+    # and that of the last.
+    numbers = []
+    for places in (first, first + self._batch - 1):
+      epochs = places // total
+      number = epochs * windows
+      for epoch in np.unique(epochs):
+        _, ends = self._epoch(int(epoch))
+        now = epochs == epoch
+        number[now] += np.searchsorted(ends, places[now] % total, side="right")
+      numbers.append(number)
+    return int((numbers[1] - numbers[0]).max()) + 1
+
   def _specs(self, sizes: set[int]) -> dict[str, tf.TensorSpec]:
     """What a share of one of `sizes` is made of."""
     size = sizes.pop() if len(sizes) == 1 else None
