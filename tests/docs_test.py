@@ -557,7 +557,7 @@ def test_table_of_the_guide_of_histories_is_the_results():
   of_validation = {
     max(run["validation"]["ndcg@10"]) for run in runs.values()
   } | {run["validation"]["ndcg@10"][3] for run in runs.values()}
-  claims = section[section.index("- **BIR is level") :]
+  claims = section[section.index("- **Whether the cache") :]
   for figure in re.findall(r"\.\d{4}", claims):
     assert float(figure) in of_validation, figure
 
