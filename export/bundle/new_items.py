@@ -50,7 +50,7 @@ def read_items(
   features: Sequence[manifest.Feature],
   id_column: str | None = None,
   id_type: str = "string",
-  separator: str = " ",
+  separator: str | None = None,
 ) -> Items:
   """Reads a file of items; its name says the format.
 
@@ -60,7 +60,8 @@ def read_items(
     id_column: the column of ids. Default: the first `:token` column, else that
       of `candidate_id`, `item_id` and `id` which is there.
     id_type: "string" or "int64".
-    separator: between the values of a sequence in text.
+    separator: between the values of a sequence in text. Default: of each
+      feature its own, else a space.
 
   Raises:
     DataError: the file is missing, broken or empty, or a value in it is not
@@ -77,11 +78,14 @@ def read_items(
   file = side_tables.open_file(path)
   id_column = _choose_id(path, file.header, id_column)
   kinds = {x.name: x.kind for x in features}
+  wanted = _columns(file.header, features)
+  several = [name[:-2] for name in wanted if name.endswith("_*")]
   table = file.read(
     id_column,
-    {name: kind for name, kind in kinds.items() if name in file.header},
-    separator,
+    wanted,
+    separator or " ",
     {x.name: x.length for x in features if x.kind == "float_seq"},
+    {} if separator else {x.name: x.separator for x in features if x.separator},
   )
   ids: list = table.ids
   if id_type == "int64":
@@ -94,9 +98,30 @@ def read_items(
     columns={
       x.name: _column(table.columns.get(x.name), x, len(ids)) for x in features
     },
-    missing=tuple(name for name in kinds if name not in file.header),
-    ignored=tuple(x for x in file.header if x not in kinds and x != id_column),
+    missing=tuple(name for name in kinds if name not in table.columns),
+    ignored=tuple(
+      column
+      for column in file.header
+      if column not in kinds
+      and column != id_column
+      and not any(column.startswith(f"{name}_") for name in several)
+    ),
   )
+
+
+def _columns(
+  header: dict[str, str | None], features: Sequence[manifest.Feature]
+) -> dict[str, str]:
+  """Column, or `NAME_*` for columns of 0 and 1, -> kind of the feature."""
+  found: dict[str, str] = {}
+  for x in features:
+    if x.name in header:
+      found[x.name] = x.kind
+    elif x.kind == "token_seq" and any(
+      column.startswith(f"{x.name}_") for column in header
+    ):
+      found[f"{x.name}_*"] = x.kind
+  return found
 
 
 def read_ids(

@@ -121,8 +121,10 @@ class RefreshOptions(settings.Settings):
     "candidate_id, item_id or id.",
     None,
   )
-  separator: str = settings.setting(
-    "Between the values of a sequence in text.", " "
+  separator: str | None = settings.setting(
+    "Between the values of a sequence in text. Default: of each feature that "
+    "which its data were prepared with, else a space.",
+    None,
   )
   target_recall: float | None = settings.setting(
     "Recall@10 that ScaNN is tuned to. Default: that of the bundle.",

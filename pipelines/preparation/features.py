@@ -58,7 +58,12 @@ def encode(
       vocabulary, rare = _vocabulary(values, min_token_count)
       rare_tokens += rare
       features.append(
-        schema_lib.FeatureSchema(name, kind, vocabulary=vocabulary)
+        schema_lib.FeatureSchema(
+          name,
+          kind,
+          vocabulary=vocabulary,
+          separator=table.separators.get(name),
+        )
       )
       codes = _codes(values, vocabulary)
       columns[name] = (
@@ -75,6 +80,7 @@ def encode(
           length=values.shape[1] if kind == "float_seq" else None,
           mean=mean,
           std=std,
+          separator=table.separators.get(name),
         )
       )
       columns[name] = _placed(values, dense_ids, num_rows, np.nan)

@@ -39,6 +39,24 @@ def test_items_of_a_file(tmp_path):
   np.testing.assert_array_equal(place, [[1, -2.5], [np.nan] * 2])
 
 
+def test_sequences_are_split_as_when_they_were_prepared(tmp_path):
+  path = tmp_path / "rows.csv"
+  path.write_text("id,words,tags,genre_a,genre_b,x\n1,a b|c,d;e,0,1,2\n")
+  features = (
+    manifest.Feature("words", "words", "token_seq", separator="|"),
+    manifest.Feature("tags", "tags", "token_seq"),
+    manifest.Feature("genre", "genre", "token_seq"),
+  )
+  found = new_items.read_items(path, features)
+  assert found.columns["words"] == [["a b", "c"]]
+  assert found.columns["tags"] == [["d;e"]]
+  assert found.columns["genre"] == [["b"]]
+  assert (found.ignored, found.missing) == (("x",), ())
+  found = new_items.read_items(path, features, separator=";")
+  assert found.columns["tags"] == [["d", "e"]]
+  assert found.columns["words"] == [["a b|c"]]
+
+
 def _side_rows(text, suffix, tmp_path):
   """What `pipelines.prepare` reads of the same file."""
   path = tmp_path / f"a{suffix}"

@@ -737,3 +737,30 @@ def test_odd_ids_are_counted(tmp_path):
   text = summary.text(made, "out", 1.0)
   assert "3 rows have an id such as nan or NULL" in text
   assert "2 ids differ from another by spaces alone" in text
+
+
+def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):
+  (tmp_path / "r.csv").write_text("user_id,item_id\n1,a\n1,b\n2,a\n2,b\n")
+  (tmp_path / "i.csv").write_text(
+    "movie,genre_x,genre_y,words,tags\na,1,0,u|v w,p;q\nb,1,1,u,\n"
+  )
+  config = _config(
+    tmp_path / "r.csv",
+    tmp_path / "out",
+    columns=inputs.Columns(
+      item_features=("genre_*", "words:token_seq", "tags:token_seq"),
+      separators={"tags": ";"},
+    ),
+  )
+  config = dataclasses.replace(
+    config,
+    input=dataclasses.replace(config.input, item_file=str(tmp_path / "i.csv")),
+  )
+  made = prepare.prepare(config)
+  found = {f.name: (f.vocabulary, f.separator) for f in made.candidate_features}
+  assert found == {
+    "genre": (("", "x", "y"), None),
+    "words": (("", "u", "v w"), "|"),
+    "tags": (("", "p", "q"), ";"),
+  }
+  assert schema.Schema.load(tmp_path / "out") == made

@@ -45,6 +45,7 @@ class FeatureSchema(_Struct, frozen=True):
     length: float_seq: the length of every vector.
     mean: float kinds: mean of each value over the table, missing left out.
     std: float kinds: standard deviation likewise, positive.
+    separator: of sequences in text: what stood between their values.
   """
 
   name: str
@@ -53,6 +54,7 @@ class FeatureSchema(_Struct, frozen=True):
   length: Annotated[int, msgspec.Meta(ge=1)] | None = None
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
+  separator: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
   def __post_init__(self) -> None:
     for field in ("vocabulary", "mean", "std"):

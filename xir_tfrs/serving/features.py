@@ -48,7 +48,9 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
 
   def about(self) -> manifest.Feature:
     """What a manifest says of it."""
-    return manifest.Feature(self.name, self.input, self.kind, self.length)
+    return manifest.Feature(
+      self.name, self.input, self.kind, self.length, self.separator
+    )
 
   def not_given(self, n: tf.Tensor) -> tf.Tensor:
     """The input for n rows without this feature."""
@@ -109,6 +111,7 @@ class _Described(Protocol):
   kind: types.FeatureKind
   length: int | None
   vocabulary: tuple[str, ...]
+  separator: str | None
 
 
 def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
@@ -125,7 +128,12 @@ def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
     taken.add(name)
     found.append(
       FeatureInput(
-        feature.name, name, feature.kind, feature.length, feature.vocabulary
+        feature.name,
+        name,
+        feature.kind,
+        feature.length,
+        feature.separator,
+        feature.vocabulary,
       )
     )
   return tuple(found)

@@ -71,12 +71,14 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
     input: of the input of signatures; the name, unless that is taken.
     kind: how it is encoded.
     length: of a float_seq.
+    separator: between the values of a sequence in text, as it was prepared.
   """
 
   name: str
   input: str
   kind: Literal["token", "token_seq", "float", "float_seq"]
   length: int | None = None
+  separator: str | None = None
 
   def __post_init__(self) -> None:
     if (self.kind == "float_seq") != (self.length is not None):
