@@ -436,7 +436,7 @@ def test_tables_of_the_performance_guide_are_the_results():
   checked = 0
   for section in sections:
     named = re.search(r"python -m benchmarks\.(\w+)", section)
-    if not named:
+    if not named or named[1] == "gpu":
       continue
     results = json.loads(
       (ROOT / f"benchmarks/results/{named[1]}.json").read_text()
@@ -459,6 +459,23 @@ def test_tables_of_the_performance_guide_are_the_results():
       assert any(abs(shown - f) <= p for f, p in found), case
       checked += 1
   assert checked > 20
+
+
+def test_table_of_the_steps_on_a_gpu_is_the_results():
+  guide = (ROOT / "docs/performance.md").read_text("utf-8")
+  file = ROOT / "benchmarks/results/gpu.json"
+  results = json.loads(file.read_text("utf-8"))["results"]
+  section = guide[guide.index("## On a GPU") :]
+  rows = re.findall(r"^\| (\w.*) \|$", section, re.M)
+  steps = [row.split(" | ") for row in rows if row.count(" | ") == 8]
+  assert len(steps) == 6
+  for name, *figures in steps:
+    expected = []
+    for part in ("batch 2,048, dim 64", "batch 8,192, dim 64"):
+      for mode in ("", " jit"):
+        one = results[part][name + mode]
+        expected += [f"{one['median_s'] * 1e3:.2f}", f"{one['ratio']:.2f}"]
+    assert figures == expected, name
 
 
 def test_tables_of_the_estimator_guide_are_the_results():
