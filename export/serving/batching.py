@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent import futures
 
@@ -21,6 +20,9 @@ class _Call:
   inputs: Arrays
   rows: int
   answer: asyncio.Future
+
+
+_Answer = tuple[_Call, Arrays | Exception]
 
 
 @dataclasses.dataclass
@@ -92,12 +94,18 @@ class Batcher:
   def _start(self, key: Hashable) -> None:
     batch = self._waiting.pop(key)
     batch.timer.cancel()
-    calls = [call for call in batch.calls if not call.answer.cancelled()]
-    if calls:
-      done = asyncio.get_running_loop().run_in_executor(
-        self._pool, self._compute, key, [call.inputs for call in calls]
-      )
-      done.add_done_callback(functools.partial(_deliver, calls))
+    done = asyncio.get_running_loop().run_in_executor(
+      self._pool, self._answer, key, batch.calls
+    )
+    done.add_done_callback(_deliver)
+
+  def _answer(self, key: Hashable, calls: list[_Call]) -> list[_Answer]:
+    # Clients may have gone while the pool had other work.
+    calls = [call for call in calls if not call.answer.done()]
+    if not calls:
+      return []
+    answers = self._compute(key, [call.inputs for call in calls])
+    return list(zip(calls, answers, strict=True))
 
   def _compute(
     self, key: Hashable, parts: list[Arrays]
@@ -149,8 +157,8 @@ def _widen(array: np.ndarray, width: int) -> np.ndarray:
   return np.concatenate([array, filling], axis=1)
 
 
-def _deliver(calls: list[_Call], done: asyncio.Future) -> None:
-  for call, answer in zip(calls, done.result(), strict=True):
+def _deliver(done: asyncio.Future[list[_Answer]]) -> None:
+  for call, answer in done.result():
     if call.answer.done():  # The client has gone away.
       continue
     if isinstance(answer, Exception):

@@ -10,6 +10,48 @@ from xir_tfrs.serving import manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits(settings.Settings):
+  """What clients may ask for, and how long they may take."""
+
+  max_body_mb: float = settings.setting(
+    "Largest request, after decompression, in units of 2^20 bytes.",
+    8.0,
+    above=0,
+    maximum=1024,
+  )
+  max_rows: int = settings.setting("Rows of a call.", 1024, minimum=1)
+  max_answers: int = settings.setting(
+    "Rows times k of a call.", 1 << 17, minimum=1
+  )
+  max_width: int = settings.setting(
+    "Values in a list of a row. The other lists of a call, and of those that "
+    "are joined with it, are filled up to the longest one.",
+    1 << 14,
+    minimum=1,
+  )
+  max_calls: int = settings.setting(
+    "Predict calls that wait or run at a time; more are refused.",
+    256,
+    minimum=1,
+  )
+  call_seconds: float = settings.setting(
+    "How long a predict call may wait and run; later it is refused.",
+    10.0,
+    above=0,
+  )
+  max_pending_mb: float = settings.setting(
+    "REST requests that are read or answered at a time, in units of 2^20 "
+    "bytes; more are refused.",
+    256.0,
+    above=0,
+  )
+
+  @property
+  def max_body_bytes(self) -> int:
+    return int(self.max_body_mb * (1 << 20))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeOptions(settings.Settings):
   """What to serve, and how."""
 
@@ -42,6 +84,7 @@ class ServeOptions(settings.Settings):
   shutdown_seconds: float = settings.setting(
     "How long calls may take at the end.", 10.0, minimum=0
   )
+  limits: Limits = dataclasses.field(default_factory=Limits)
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from google.protobuf import json_format
 from starlette import (
@@ -15,15 +17,17 @@ from starlette import (
   routing,
 )
 
+from export.serving import metrics as metrics_lib
 from export.serving import protos, service, tensors
 from xir_tfrs.data import errors
 
-MAX_BODY_BYTES = 64 << 20
+_T = TypeVar("_T")
 _STATUS = {
   "INVALID_ARGUMENT": 400,
   "NOT_FOUND": 404,
   "CANCELLED": 499,  # The client has gone; nobody reads this.
   "INTERNAL": 500,
+  "RESOURCE_EXHAUSTED": 429,
   "UNAVAILABLE": 503,
 }
 
@@ -44,21 +48,15 @@ def application(serve: service.Service) -> applications.Starlette:
   """The web application of a service."""
 
   async def predict(request: requests.Request) -> responses.Response:
-    with serve.metrics.request("rest") as call:
-      body = await _body(request)
-      content = await serve.convert(len(body), lambda: tensors.parse_json(body))
-      _, outputs = await serve.predict(
-        call,
-        request.path_params["name"],
-        request.path_params.get("version"),
-        content.get("signature_name", ""),
-        len(body),
-        lambda spec: tensors.from_json(content, spec),
-      )
-      answer = await serve.convert(
-        sum(x.nbytes for x in outputs.values()),
-        lambda: tensors.to_json(outputs, rows="instances" in content),
-      )
+    with (
+      serve.metrics.request("rest") as call,
+      serve.bodies.part() as take_bytes,
+      serve.calls.part() as take_calls,
+    ):
+      body = await _body(request, serve.limits.max_body_bytes, take_bytes)
+      take_calls(1)
+      work = serve.in_time(_answer(serve, call, request.path_params, body))
+      answer = await _unless_gone(request, work)
     return responses.Response(answer, media_type="application/json")
 
   async def status(request: requests.Request) -> responses.Response:
@@ -126,18 +124,62 @@ def _for_versions(
   ]
 
 
-async def _body(request: requests.Request) -> bytes:
+async def _answer(
+  serve: service.Service, call: metrics_lib.Call, path: dict, body: bytes
+) -> bytes:
+  content = await serve.convert(len(body), lambda: tensors.parse_json(body))
+  _, outputs = await serve.predict(
+    call,
+    path["name"],
+    path.get("version"),
+    content.get("signature_name", ""),
+    len(body),
+    lambda spec: tensors.from_json(content, spec),
+  )
+  return await serve.convert(
+    sum(x.nbytes for x in outputs.values()),
+    lambda: tensors.to_json(outputs, rows="instances" in content),
+  )
+
+
+async def _unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
+  """What `work` gives; it is cancelled when the client goes."""
+
+  async def gone() -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+      pass
+
+  tasks = working, leaving = (
+    asyncio.ensure_future(work),
+    asyncio.create_task(gone()),
+  )
+  try:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+      return working.result()
+  finally:
+    working.cancel()
+    leaving.cancel()
+  raise _gone_error()
+
+
+async def _body(
+  request: requests.Request, limit: int, take: Callable[[int], None]
+) -> bytes:
   body = bytearray()
   try:
     async for chunk in request.stream():
+      take(len(chunk))
       body += chunk
-      if len(body) > MAX_BODY_BYTES:
-        raise tensors.invalid(f"the body has more than {MAX_BODY_BYTES} bytes")
+      if len(body) > limit:
+        raise tensors.invalid(f"the body has more than {limit} bytes")
   except requests.ClientDisconnect:
-    raise tensors.RequestError(
-      "CANCELLED", "the client broke off the request"
-    ) from None
+    raise _gone_error() from None
   return bytes(body)
+
+
+def _gone_error() -> tensors.RequestError:
+  return tensors.RequestError("CANCELLED", "the client broke off the request")
 
 
 def _to_dict(message: json_format.Message) -> dict:
@@ -148,19 +190,27 @@ def _to_dict(message: json_format.Message) -> dict:
   )
 
 
-def _json(content: dict, status: int = 200) -> responses.Response:
+def _json(
+  content: dict, status: int = 200, headers: dict[str, str] | None = None
+) -> responses.Response:
   text = json.dumps(content, indent=1)
-  return responses.Response(text + "\n", status, media_type="application/json")
+  return responses.Response(
+    text + "\n", status, headers, media_type="application/json"
+  )
 
 
 async def _refuse(
   request: requests.Request, error: tensors.RequestError
 ) -> responses.Response:
-  return _json({"error": str(error)}, _STATUS[error.code])
+  headers = {}
+  if error.code in service.RETRY_CODES:
+    headers["Retry-After"] = str(service.RETRY_SECONDS)
+  return _json({"error": str(error)}, _STATUS[error.code], headers)
 
 
 async def _no_such_page(
   request: requests.Request, error: exceptions.HTTPException
 ) -> responses.Response:
-  content = {"error": f"{request.method} {request.url.path}: {error.detail}"}
+  path = tensors.short(request.url.path)
+  content = {"error": f"{request.method} {path}: {error.detail}"}
   return _json(content, error.status_code)

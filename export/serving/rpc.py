@@ -15,21 +15,26 @@ from tensorflow_serving.apis import (
   prediction_service_pb2_grpc,
 )
 
+from export.serving import metrics as metrics_lib
 from export.serving import protos, service, tensors
 
-MAX_MESSAGE_BYTES = 64 << 20
+# That are not predict calls.
+_SPARE_CALLS = 64
 _SIGNATURES = "signature_def"
 
 
 def server(serve: service.Service) -> grpc.aio.Server:
   """A server of a service, without a port yet."""
   made = grpc.aio.server(
+    # Beyond those that the service refuses itself, with a word: these are
+    # refused before their requests are in memory.
+    maximum_concurrent_rpcs=serve.limits.max_calls + _SPARE_CALLS,
     options=[
-      ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+      ("grpc.max_receive_message_length", serve.limits.max_body_bytes),
       ("grpc.max_send_message_length", -1),
       # Or a second server on the same port gets half of the calls.
       ("grpc.so_reuseport", 0),
-    ]
+    ],
   )
   prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
     _Prediction(serve), made
@@ -50,28 +55,35 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     context: grpc.aio.ServicerContext,
   ) -> predict_pb2.PredictResponse:
     try:
-      with self._serve.metrics.request("grpc") as call:
-        spec = request.model_spec
-        model, outputs = await self._serve.predict(
-          call,
-          spec.name,
-          _version(spec),
-          spec.signature_name,
-          request.ByteSize(),
-          lambda wanted: tensors.from_protos(request.inputs, wanted),
-        )
-        outputs = _filter(outputs, request.output_filter)
-        return await self._serve.convert(
-          sum(x.nbytes for x in outputs.values()),
-          lambda: predict_pb2.PredictResponse(
-            model_spec=protos.model_spec(spec.name, model, call.signature),
-            outputs={
-              name: tf.make_tensor_proto(x) for name, x in outputs.items()
-            },
-          ),
-        )
+      with (
+        self._serve.metrics.request("grpc") as call,
+        self._serve.calls.part() as take_calls,
+      ):
+        take_calls(1)
+        return await self._serve.in_time(self._answer(request, call))
     except tensors.RequestError as error:
       await _refuse(context, error)
+
+  async def _answer(
+    self, request: predict_pb2.PredictRequest, call: metrics_lib.Call
+  ) -> predict_pb2.PredictResponse:
+    spec = request.model_spec
+    model, outputs = await self._serve.predict(
+      call,
+      spec.name,
+      _version(spec),
+      spec.signature_name,
+      request.ByteSize(),
+      lambda wanted: tensors.from_protos(request.inputs, wanted),
+    )
+    outputs = _filter(outputs, request.output_filter)
+    return await self._serve.convert(
+      sum(x.nbytes for x in outputs.values()),
+      lambda: predict_pb2.PredictResponse(
+        model_spec=protos.model_spec(spec.name, model, call.signature),
+        outputs={name: tf.make_tensor_proto(x) for name, x in outputs.items()},
+      ),
+    )
 
   async def GetModelMetadata(  # noqa: N802
     self,
@@ -84,7 +96,8 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
       for field in request.metadata_field:
         if field != _SIGNATURES:
           raise tensors.invalid(
-            f"`metadata_field` must be {_SIGNATURES}. Received: {field}"
+            f"`metadata_field` must be {_SIGNATURES}. Received: "
+            + tensors.short(field)
           )
     except tensors.RequestError as error:
       await _refuse(context, error)
@@ -125,7 +138,8 @@ def _filter(
   for name in names:
     if name not in outputs:
       raise tensors.invalid(
-        f"`output_filter` must be of {', '.join(outputs)}. Received: {name}"
+        f"`output_filter` must be of {', '.join(outputs)}. Received: "
+        + tensors.short(name)
       )
   return {name: outputs[name] for name in names or outputs}
 
@@ -134,4 +148,7 @@ async def _refuse(
   context: grpc.aio.ServicerContext, error: tensors.RequestError
 ) -> None:
   """Ends the call; does not return."""
-  await context.abort(grpc.StatusCode[error.code], str(error))
+  metadata = ()
+  if error.code in service.RETRY_CODES:
+    metadata = (("grpc-retry-pushback-ms", f"{1000 * service.RETRY_SECONDS}"),)
+  await context.abort(grpc.StatusCode[error.code], str(error), metadata)

@@ -31,7 +31,7 @@ def run(options: options_lib.ServeOptions) -> None:
   Raises:
     DataError: the bundle or a port cannot be used.
   """
-  asyncio.run(_serve(options))
+  asyncio.run(_serve_until_signal(options))
   # A bundle that is being loaded, or an answer that takes longer than
   # `shutdown_seconds`, would hold up the end of the interpreter.
   logging.flush()
@@ -39,24 +39,34 @@ def run(options: options_lib.ServeOptions) -> None:
   os._exit(0)
 
 
-async def _serve(options: options_lib.ServeOptions) -> None:
+async def _serve_until_signal(options: options_lib.ServeOptions) -> None:
+  stop = asyncio.Event()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    asyncio.get_running_loop().add_signal_handler(number, stop.set)
+  await serve(options, stop)
+
+
+async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
+  """Serves until `stop` is set.
+
+  Raises:
+    DataError: the bundle or a port cannot be used.
+  """
   metrics = metrics_lib.Metrics()
   pool = futures.ThreadPoolExecutor(options.threads, "inference")
-  serve = service.Service(
+  answering = service.Service(
     options.model_name,
     models.Holder(options.bundle, options.index, metrics),
     metrics,
     lambda compute: batching.Batcher(
       compute, pool, options.max_batch_size, options.batch_timeout_ms / 1000
     ),
+    options.limits,
   )
-  stop = asyncio.Event()
-  for number in (signal.SIGTERM, signal.SIGINT):
-    asyncio.get_running_loop().add_signal_handler(number, stop.set)
   listening = _listen(options.host, options.port)
   web = _WebServer(
     uvicorn.Config(
-      rest.application(serve),
+      rest.application(answering),
       lifespan="off",
       log_config=None,
       log_level="warning",
@@ -65,7 +75,7 @@ async def _serve(options: options_lib.ServeOptions) -> None:
       timeout_graceful_shutdown=options.shutdown_seconds,
     )
   )
-  calls = rpc.server(serve)
+  calls = rpc.server(answering)
   grpc_port = _bind(calls, options.host, options.grpc_port)
   await calls.start()
   serving = asyncio.create_task(web.serve([listening]))
@@ -77,9 +87,9 @@ async def _serve(options: options_lib.ServeOptions) -> None:
     options.host,
   )
   try:
-    await _until(stop, _load_and_watch(serve, options))
+    await _until(stop, _load_and_watch(answering, options))
   finally:
-    serve.stopping = True
+    answering.stopping = True
     web.should_exit = True
     await calls.stop(options.shutdown_seconds)
     await serving
@@ -87,16 +97,16 @@ async def _serve(options: options_lib.ServeOptions) -> None:
 
 
 async def _load_and_watch(
-  serve: service.Service, options: options_lib.ServeOptions
+  answering: service.Service, options: options_lib.ServeOptions
 ) -> None:
-  model = await serve.holder.reload()
+  model = await answering.holder.reload()
   logging.info(
     "Ready as %s with version %d, index %s.",
     options.model_name,
     model.version,
     model.bundle.index,
   )
-  await serve.holder.watch(options.watch_seconds)
+  await answering.holder.watch(options.watch_seconds)
 
 
 async def _until(stop: asyncio.Event, work: Coroutine) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
@@ -12,13 +13,57 @@ from absl import logging
 
 from export.serving import batching, models, tensors
 from export.serving import metrics as metrics_lib
+from export.serving import options as options_lib
 
 DEFAULT_SIGNATURE = "serving_default"
 # Smaller bodies are read and written in the event loop: they take less time
 # there than a change of threads.
 _SMALL_BYTES = 1 << 14
+# Calls with a longer list are joined with their like alone: the lists of the
+# others would be filled up to it.
+_WIDE = 1 << 10
+# When a client that was refused by one of the codes may ask again.
+RETRY_SECONDS = 1
+RETRY_CODES = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
 _T = TypeVar("_T")
+
+
+class Share:
+  """Divides among clients what there is a limited amount of."""
+
+  def __init__(self, limit: int, what: str):
+    """Makes it.
+
+    Args:
+      limit: how much there is.
+      what: says what there is enough of already, in a refusal.
+    """
+    self._limit = limit
+    self._what = what
+    self._taken = 0
+
+  @contextlib.contextmanager
+  def part(self) -> Iterator[Callable[[int], None]]:
+    """A function that takes an amount; all of it is given back at the end.
+
+    The function raises `tensors.RequestError` if there is not as much.
+    """
+    mine = 0
+
+    def take(amount: int) -> None:
+      nonlocal mine
+      if self._taken + amount > self._limit:
+        raise tensors.RequestError(
+          "RESOURCE_EXHAUSTED", f"the server {self._what}; try again later"
+        )
+      self._taken += amount
+      mine += amount
+
+    try:
+      yield take
+    finally:
+      self._taken -= mine
 
 
 class Service:
@@ -28,6 +73,9 @@ class Service:
     name: of the model, in the addresses.
     holder: of the model.
     metrics: of the server.
+    limits: of the calls.
+    calls: divides the calls that may wait or run at a time.
+    bodies: divides the bytes of the bodies that may be in memory.
     stopping: whether the server is about to end.
   """
 
@@ -37,6 +85,7 @@ class Service:
     holder: models.Holder,
     metrics: metrics_lib.Metrics,
     make_batcher: Callable[[Callable], batching.Batcher],
+    limits: options_lib.Limits,
   ):
     """Makes it.
 
@@ -45,10 +94,16 @@ class Service:
       holder: of the model.
       metrics: of the server.
       make_batcher: makes one that runs the function it is given.
+      limits: of the calls.
     """
     self.name = name
     self.holder = holder
     self.metrics = metrics
+    self.limits = limits
+    self.calls = Share(limits.max_calls, "has as many calls as it takes")
+    self.bodies = Share(
+      int(limits.max_pending_mb * (1 << 20)), "reads as much as it takes"
+    )
     self.stopping = False
     self._batcher = make_batcher(self._run)
     # Apart from the one that calls TensorFlow, which has work that is waited
@@ -66,6 +121,21 @@ class Service:
       return work()
     return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
+  async def in_time(self, work: Awaitable[_T]) -> _T:
+    """What `work` gives; it is cancelled if it takes too long.
+
+    Raises:
+      tensors.RequestError: it takes longer than a call may.
+    """
+    try:
+      return await asyncio.wait_for(work, self.limits.call_seconds)
+    except asyncio.TimeoutError:
+      raise tensors.RequestError(
+        "UNAVAILABLE",
+        f"the server is busy: no answer in {self.limits.call_seconds:g} s; "
+        "try again later",
+      ) from None
+
   @property
   def ready(self) -> bool:
     """Whether it has a bundle and goes on."""
@@ -79,7 +149,8 @@ class Service:
     """
     if name != self.name:
       raise tensors.RequestError(
-        "NOT_FOUND", f"there is no model {name!r}, only {self.name!r}"
+        "NOT_FOUND",
+        f"there is no model {tensors.short(name)!r}, only {self.name!r}",
       )
     model = self.holder.model
     if model is None:
@@ -121,16 +192,19 @@ class Service:
     if signature not in model.signatures:
       raise tensors.RequestError(
         "NOT_FOUND",
-        f"there is no signature {signature!r}, only "
+        f"there is no signature {tensors.short(signature)!r}, only "
         + ", ".join(sorted(model.signatures)),
       )
     call.signature = signature
     spec = model.signatures[signature]["inputs"]
     inputs = await self.convert(size, lambda: read(spec))
-    tensors.check(inputs, spec, model.max_k)
+    tensors.check(inputs, spec, model.max_k, self.limits)
     scalars = tuple(x.item() for x in inputs.values() if not x.ndim)
+    wide = any(size > _WIDE for x in inputs.values() for size in x.shape[1:])
     try:
-      outputs = await self._batcher.call((model, signature, scalars), inputs)
+      outputs = await self._batcher.call(
+        (model, signature, scalars, wide), inputs
+      )
     except tf.errors.InvalidArgumentError as error:
       raise tensors.invalid(error.message.splitlines()[0]) from None
     except Exception as error:
@@ -141,9 +215,9 @@ class Service:
     return model, outputs
 
   def _run(
-    self, key: tuple[models.Model, str, tuple], inputs: tensors.Inputs
+    self, key: tuple[models.Model, str, tuple, bool], inputs: tensors.Inputs
   ) -> tensors.Inputs:
-    model, signature, _ = key
+    model, signature, *_ = key
     rows = max(len(x) for x in inputs.values() if x.ndim)
     self.metrics.batch_rows.labels(signature).observe(rows)
     return model.run(signature, inputs)

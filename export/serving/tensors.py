@@ -20,15 +20,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-# What one request may ask for; more belongs into export.batch_recommend.
-MAX_ROWS = 1024
-MAX_ANSWERS = 1 << 20  # Rows times k.
-# Of a list in each row. Calls are joined by making all lists as long as the
-# longest one.
-MAX_WIDTH = 1 << 16
+from export.serving import options
+
 # Of an input. TensorProto repeats its last value, so that few bytes can stand
 # for any size.
 MAX_ELEMENTS = 1 << 20
+_TOO_DEEP = "the body is nested too deeply"
 
 Inputs = dict[str, np.ndarray]
 Spec = Mapping[str, Mapping]
@@ -42,7 +39,7 @@ class RequestError(Exception):
   """
 
   def __init__(self, code: str, message: str):
-    super().__init__(message)
+    super().__init__(short(message, 1000))
     self.code = code
 
 
@@ -54,7 +51,9 @@ def parse_json(body: bytes) -> dict:
   """The request object of a predict call."""
   try:
     request = json.loads(body)
-  except (ValueError, RecursionError) as error:
+  except RecursionError:
+    raise invalid(_TOO_DEEP) from None
+  except ValueError as error:
     raise invalid(f"the body is not JSON: {error}") from None
   if not isinstance(request, dict):
     raise invalid(f"the body must be an object. Received: {_show(request)}")
@@ -62,7 +61,7 @@ def parse_json(body: bytes) -> dict:
     set(request) - {"signature_name", "inputs", "instances"}
   ):
     raise invalid(
-      f"`{unknown[0]}` is not known; a request has `signature_name` and "
+      f"`{short(unknown[0])}` is not known; a request has `signature_name` and "
       "either `inputs` or `instances`"
     )
   if ("inputs" in request) == ("instances" in request):
@@ -81,14 +80,17 @@ def from_json(request: dict, spec: Spec) -> Inputs:
   In row format an input without axes, such as k, must be the same in every
   instance.
   """
-  if "inputs" in request:
-    columns = request["inputs"]
-    if not isinstance(columns, dict) or _is_base64(columns):
-      columns = {_only_name(spec, "inputs"): columns}
-  else:
-    columns = _columns(request["instances"], spec)
-  _check_names(columns, spec)
-  return {name: _array(name, columns[name], spec[name]) for name in spec}
+  try:
+    if "inputs" in request:
+      columns = request["inputs"]
+      if not isinstance(columns, dict) or _is_base64(columns):
+        columns = {_only_name(spec, "inputs"): columns}
+    else:
+      columns = _columns(request["instances"], spec)
+    _check_names(columns, spec)
+    return {name: _array(name, columns[name], spec[name]) for name in spec}
+  except RecursionError:  # Comparing and showing values goes deeper than JSON.
+    raise invalid(_TOO_DEEP) from None
 
 
 def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
@@ -119,7 +121,9 @@ def from_protos(
   return {name: _from_proto(name, protos[name], spec[name]) for name in spec}
 
 
-def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
+def check(
+  inputs: Inputs, spec: Spec, max_k: int, limits: options.Limits
+) -> None:
   """Raises `RequestError` unless the signature can answer the inputs."""
   rows = {}
   for name, wanted in spec.items():
@@ -131,9 +135,11 @@ def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
       raise _wrong(name, wanted, _type(wanted["dtype"], shape))
     if shape:
       rows[name] = shape[0]
-    if inputs[name].size > MAX_ELEMENTS or any(x > MAX_WIDTH for x in shape):
+    if inputs[name].size > MAX_ELEMENTS or any(
+      x > limits.max_width for x in shape[1:]
+    ):
       raise invalid(
-        f"`{name}` must have at most {MAX_WIDTH} values in a row and "
+        f"`{name}` must have at most {limits.max_width} values in a row and "
         f"{MAX_ELEMENTS} in all. Received: {_type(wanted['dtype'], shape)}"
       )
   first = next(iter(rows))
@@ -143,17 +149,18 @@ def check(inputs: Inputs, spec: Spec, max_k: int) -> None:
         f"`{name}` must have as many rows as `{first}`, {rows[first]}. "
         f"Received: {count}"
       )
-  if not 1 <= rows[first] <= MAX_ROWS:
+  if not 1 <= rows[first] <= limits.max_rows:
     raise invalid(
-      f"`{first}` must have 1 to {MAX_ROWS} rows. Received: {rows[first]}"
+      f"`{first}` must have 1 to {limits.max_rows} rows. Received: "
+      f"{rows[first]}"
     )
   if "k" not in spec:
     return
   if not 1 <= inputs["k"] <= max_k:
     raise invalid(f"`k` must be from 1 to {max_k}. Received: {inputs['k']}")
-  if rows[first] * int(inputs["k"]) > MAX_ANSWERS:
+  if rows[first] * int(inputs["k"]) > limits.max_answers:
     raise invalid(
-      f"rows times `k` must be at most {MAX_ANSWERS}. Received: "
+      f"rows times `k` must be at most {limits.max_answers}. Received: "
       f"{rows[first]} rows, `k` = {inputs['k']}; ask in several calls"
     )
 
@@ -166,7 +173,8 @@ def _check_names(given: Collection[str], spec: Spec) -> None:
   for name in given:
     if name not in spec:
       raise invalid(
-        f"`{name}` is not an input of the signature; it has {', '.join(spec)}"
+        f"`{short(name)}` is not an input of the signature; it has "
+        + ", ".join(spec)
       )
 
 
@@ -326,7 +334,11 @@ def _type(dtype: str, shape: Collection[int | None]) -> str:
   return f"{dtype} [{', '.join(sizes)}]"
 
 
+def short(text: str, length: int = 60) -> str:
+  """The beginning of a text that clients sent."""
+  return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def _show(value: object) -> str:
   """A JSON value, short."""
-  text = json.dumps(value, ensure_ascii=False)
-  return text if len(text) <= 60 else f"{text[:57]}..."
+  return short(json.dumps(value, ensure_ascii=False))

@@ -10,19 +10,30 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.serving import batching, metrics, models, rest, service, tensors
+from export.serving import (
+  batching,
+  metrics,
+  models,
+  options,
+  rest,
+  service,
+  tensors,
+)
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 
+LIMITS = options.Limits()
 
-def _service(directory, pool):
+
+def _service(directory, pool, limits=LIMITS):
   counted = metrics.Metrics()
   return service.Service(
     "retriever",
     models.Holder(directory, "brute_force", counted),
     counted,
     lambda run: batching.Batcher(run, pool, 64, 0.01),
+    limits,
   )
 
 
@@ -142,6 +153,52 @@ def test_errors_of_the_model_become_status_codes(
   )
 
 
+def test_work_that_takes_too_long_is_given_up(tmp_path):
+  cancelled = []
+
+  async def work():
+    try:
+      await asyncio.Event().wait()
+    except asyncio.CancelledError:
+      cancelled.append(True)
+      raise
+
+  async def main():
+    limits = options.Limits(call_seconds=0.01)
+    with futures.ThreadPoolExecutor(1) as pool:
+      await _service(tmp_path, pool, limits).in_time(work())
+
+  with pytest.raises(
+    tensors.RequestError, match="no answer in 0.01 s"
+  ) as found:
+    asyncio.run(main())
+  assert cancelled and found.value.code == "UNAVAILABLE"
+
+
+def test_a_call_with_a_long_list_is_joined_with_its_like_alone(tmp_path):
+  shapes = []
+
+  class Model(_Faulty):
+    signatures = {
+      "rank": {"inputs": {"x": {"dtype": "int32", "shape": [None, None]}}}
+    }
+
+    def run(self, signature, inputs):
+      shapes.append(inputs["x"].shape)
+      return inputs
+
+  async def main():
+    with futures.ThreadPoolExecutor(1) as pool:
+      serve = _service(tmp_path, pool)
+      serve.holder.model = Model(None)
+      await asyncio.gather(
+        *(_predict(serve, [[1] * n], "rank") for n in (1, 1500, 2, 1100))
+      )
+
+  asyncio.run(main())
+  assert sorted(shapes) == [(2, 2), (2, 1500)]
+
+
 def test_nothing_is_answered_before_a_bundle_is_loaded(tmp_path):
   async def main():
     with futures.ThreadPoolExecutor(1) as pool:
@@ -155,9 +212,12 @@ def test_nothing_is_answered_before_a_bundle_is_loaded(tmp_path):
 async def _http(serve, method, path, body=b""):
   """Status of the answer of the web application, which is asked directly."""
   sent = []
+  parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
   async def receive():
-    return {"type": "http.request", "body": body, "more_body": False}
+    for part in parts:
+      return part
+    await asyncio.Event().wait()  # The client stays.
 
   async def send(message):
     sent.append(message)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from export.serving import tensors
+from export.serving import options, tensors
 
 SPEC = {
   "query_id": {"dtype": "string", "shape": [None]},
@@ -18,6 +18,7 @@ SPEC = {
   "exclude_ids": {"dtype": "int64", "shape": [None, None]},
 }
 MAX_K = 50
+LIMITS = options.Limits()
 
 
 def _row(**changes):
@@ -41,7 +42,7 @@ def _read(request, spec=SPEC):
   """As the server does it, through text."""
   request = tensors.parse_json(json.dumps(request).encode())
   inputs = tensors.from_json(request, spec)
-  tensors.check(inputs, spec, MAX_K)
+  tensors.check(inputs, spec, MAX_K, LIMITS)
   return inputs
 
 
@@ -146,7 +147,7 @@ def test_wrong_inputs_are_named(changes, message):
   [
     (b"{", "the body is not JSON"),
     (b"\xff", "the body is not JSON"),
-    (b"[" * 200_000, "the body is not JSON"),
+    (b"[" * 200_000, "the body is nested too deeply"),
     (b"[1]", "the body must be an object. Received: [1]"),
     (b"{}", "a request needs one of `inputs` and `instances`"),
     (b'{"inputs": 1, "instances": 2}', "one of `inputs` and `instances`"),
@@ -166,6 +167,21 @@ def test_wrong_requests_are_explained(body, message):
   with pytest.raises(tensors.RequestError) as caught:
     tensors.from_json(tensors.parse_json(body), SPEC)
   assert message in str(caught.value)
+
+
+def test_deep_nesting_is_refused_at_every_depth():
+  """Near Python's limit JSON is read, and then cannot be shown or compared."""
+  for depth in range(800, 1010, 5):
+    nested = b"[" * depth + b"]" * depth
+    for body in (
+      b'{"inputs": {"query_id": %s}}',
+      b'{"inputs": %s}',
+      b'{"instances": [{"query_id": "a"}, {"query_id": %s}]}',
+    ):
+      with pytest.raises(tensors.RequestError):
+        tensors.from_json(
+          tensors.parse_json(body % nested), {"query_id": SPEC["query_id"]}
+        )
 
 
 @pytest.mark.parametrize(
@@ -192,17 +208,15 @@ def test_too_many_answers_or_values_are_refused():
       "k": np.array(k, np.int32),
       "exclude_ids": np.zeros([rows, width], np.int64),
     }
-    tensors.check(inputs, spec, 10_000)
+    tensors.check(inputs, spec, 10_000, LIMITS)
 
-  check(104, 10_000, 0)
-  with pytest.raises(
-    tensors.RequestError, match="1048576.* 105 rows, `k` = 10"
-  ):
-    check(105, 10_000, 0)
-  check(16, 1, 1 << 16)
-  for rows, width in ((1, (1 << 16) + 1), (17, 1 << 16)):
+  check(13, 10_000, 0)
+  with pytest.raises(tensors.RequestError, match="131072.* 14 rows, `k` = 10"):
+    check(14, 10_000, 0)
+  check(64, 1, 1 << 14)
+  for rows, width in ((1, (1 << 14) + 1), (65, 1 << 14)):
     with pytest.raises(
-      tensors.RequestError, match="`exclude_ids` must .*65536"
+      tensors.RequestError, match="`exclude_ids` must .*16384"
     ):
       check(rows, 1, width)
 
@@ -230,7 +244,7 @@ def _protos(**changes):
 
 def test_protos_are_the_same_arrays_as_json():
   found = tensors.from_protos(_protos(), SPEC)
-  tensors.check(found, SPEC, MAX_K)
+  tensors.check(found, SPEC, MAX_K, LIMITS)
   for name, expected in _read({"inputs": _columns()}).items():
     _assert_same(found[name], expected)
 

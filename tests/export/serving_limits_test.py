@@ -1,0 +1,252 @@
+"""A server in this process, with a model of plain Python, and hostile clients.
+
+What clients may ask for and how long they may take: more is refused with a
+word, and others are answered.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+import types
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import (
+  predict_pb2,
+  prediction_service_pb2_grpc,
+)
+
+from export.serving import models, options, server
+
+LIMITS = options.Limits(
+  max_calls=4, max_body_mb=2.0, max_pending_mb=3.0, max_answers=5000
+)
+PREDICT = "/v1/models/retriever:predict"
+GRPC_OPTIONS = [("grpc.enable_retries", 0)]
+
+
+class Model:
+  """Answers `look_up` at once, and `wait` when `gate` is opened."""
+
+  version, max_k = 1, 10_000
+  bundle = types.SimpleNamespace(index="none")
+  signatures = {
+    name: {
+      "inputs": {
+        "x": {"dtype": "int32", "shape": [None]},
+        "k": {"dtype": "int32", "shape": []},
+      },
+      "outputs": {"ids": {"dtype": "string", "shape": [None, None]}},
+    }
+    for name in ("look_up", "wait")
+  }
+
+  def __init__(self):
+    self.gate, self.waiting, self.runs = threading.Event(), 0, []
+
+  def run(self, signature, inputs):
+    self.runs.append((signature, inputs["x"].tolist()))
+    if signature == "wait":
+      self.waiting += 1
+      assert self.gate.wait(30)
+      self.waiting -= 1
+    rows = [[b"%d" % x] * int(inputs["k"]) for x in inputs["x"]]
+    return {"ids": np.array(rows, object)}
+
+
+class Running:
+  """The server in a thread of its own, and how to ask it."""
+
+  def __init__(self, model, directory):
+    self.model = model
+    self.port, self.grpc_port = _free_port(), _free_port()
+    self._options = options.ServeOptions(
+      bundle=str(directory),
+      port=self.port,
+      grpc_port=self.grpc_port,
+      batch_timeout_ms=0.0,
+      threads=1,
+      limits=LIMITS,
+    )
+    self._thread = threading.Thread(target=asyncio.run, args=[self._serve()])
+    self._thread.start()
+    wait_for(lambda: self.status() == 200)
+    self.channel = grpc.insecure_channel(
+      f"127.0.0.1:{self.grpc_port}", GRPC_OPTIONS
+    )
+
+  async def _serve(self):
+    self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+    await server.serve(self._options, self._stop)
+
+  def stop(self):
+    self.channel.close()
+    self._loop.call_soon_threadsafe(self._stop.set)
+    self._thread.join()
+
+  def status(self, path="/readyz"):
+    with contextlib.suppress(OSError):
+      return self.http("GET", path)[0]
+
+  def http(self, method, path, body=None, headers=None):
+    """Status, text, and headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+    with contextlib.closing(connection):
+      connection.request(method, path, body, headers or {})
+      response = connection.getresponse()
+      return response.status, response.read().decode(), response.headers
+
+  def rest(self, signature="look_up", x=(7,), k=1):
+    """Status, content, and headers."""
+    status, text, headers = self.http("POST", PREDICT, body(signature, x, k))
+    return status, json.loads(text), headers
+
+  def grpc(self, signature="look_up", x=(7,), k=1):
+    """The call, which may be waited for or cancelled."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "retriever"
+    request.model_spec.signature_name = signature
+    for name, value in (("x", x), ("k", k)):
+      request.inputs[name].CopyFrom(tf.make_tensor_proto(value, tf.int32))
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+    return stub.Predict.future(request, timeout=30)
+
+  def connect(self, content=b""):
+    """A connection, on which `content` has been sent."""
+    connection = socket.create_connection(("127.0.0.1", self.port), 30)
+    connection.sendall(content)
+    return connection
+
+  def in_flight(self):
+    text = self.http("GET", "/metrics")[1]
+    return float(text.split("\nretriever_requests_in_flight ")[1].split()[0])
+
+
+def body(signature="look_up", x=(7,), k=1):
+  inputs = {"x": list(x), "k": k}
+  return json.dumps({"signature_name": signature, "inputs": inputs}).encode()
+
+
+def raw(content, *headers):
+  """A predict call, byte by byte."""
+  lines = [f"POST {PREDICT} HTTP/1.1", "Host: x", *headers]
+  if not any(x.startswith("Content-Length") for x in headers):
+    lines.append(f"Content-Length: {len(content)}")
+  return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def wait_for(find, seconds=30):
+  end = time.monotonic() + seconds
+  while not (found := find()):
+    assert time.monotonic() < end
+    time.sleep(0.01)
+  return found
+
+
+def _free_port():
+  with socket.create_server(("127.0.0.1", 0)) as listening:
+    return listening.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+  model = Model()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models.Holder, "_load", lambda self, version: (model, None))
+    made = Running(model, tmp_path_factory.mktemp("none"))
+    try:
+      yield made
+    finally:
+      model.gate.set()
+      made.stop()
+
+
+@pytest.fixture
+def busy(running):
+  """The only thread of the model is taken, until the test ends at last."""
+  running.model.gate.clear()
+  first = running.grpc("wait")
+  wait_for(lambda: running.model.waiting)
+  running.model.runs.clear()
+  yield running
+  running.model.gate.set()
+  first.result()
+  wait_for(lambda: running.in_flight() == 0)
+
+
+def test_calls_are_answered_by_both(running):
+  status, content, _ = running.rest(x=[7, 8], k=2)
+  assert (status, content) == (200, {"outputs": [["7", "7"], ["8", "8"]]})
+  outputs = running.grpc(x=[7]).result().outputs
+  assert tf.make_ndarray(outputs["ids"]).tolist() == [[b"7"]]
+
+
+def test_more_calls_than_the_limit_are_refused_and_told_to_come_again(busy):
+  others = [busy.grpc(x=[n]) for n in range(LIMITS.max_calls - 1)]
+  wait_for(lambda: busy.in_flight() == LIMITS.max_calls)
+  status, content, headers = busy.rest()
+  assert (status, headers["Retry-After"]) == (429, "1")
+  assert "as many calls as it takes; try again later" in content["error"]
+  refused = busy.grpc()
+  assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+  assert ("grpc-retry-pushback-ms", "1000") in refused.trailing_metadata()
+  assert busy.status("/healthz") == 200
+  busy.model.gate.set()
+  for n, call in enumerate(others):
+    outputs = call.result().outputs
+    assert tf.make_ndarray(outputs["ids"]).tolist() == [[b"%d" % n]]
+  assert busy.rest()[0] == 200
+
+
+def test_calls_of_clients_that_have_gone_are_not_run(busy):
+  left = busy.connect(raw(body(x=[1]))), busy.grpc(x=[2])
+  wait_for(lambda: busy.in_flight() == 3)
+  left[0].close()
+  left[1].cancel()
+  wait_for(lambda: busy.in_flight() == 1)
+  stays = busy.grpc(x=[3])
+  wait_for(lambda: busy.in_flight() == 2)
+  busy.model.gate.set()
+  stays.result()
+  assert busy.model.runs == [("look_up", [3])]
+
+
+def test_bodies_that_are_too_large_or_too_many_are_refused(running):
+  """Two of these fit into `max_body_mb` each, and not into `max_pending_mb`."""
+  content = body() + b" " * (7 << 18)
+  assert running.http("POST", PREDICT, content)[0] == 200
+  with running.connect(raw(content)[:-1]):
+    wait_for(lambda: running.in_flight() == 1)
+    status = wait_for(
+      lambda: (found := running.http("POST", PREDICT, content))[0] == 429
+      and found
+    )
+    assert "reads as much as it takes" in status[1]
+    assert running.rest()[0] == 200
+  wait_for(lambda: running.in_flight() == 0)
+  assert running.http("POST", PREDICT, content)[0] == 200
+  status, text, _ = running.http("POST", PREDICT, content + b" " * (1 << 18))
+  assert status == 400 and "more than 2097152 bytes" in text
+  status, content, _ = running.rest(x=[7] * 6, k=1000)
+  assert status == 400 and "must be at most 5000" in content["error"]
+
+
+def test_answers_do_not_repeat_long_names(running):
+  name = "n" * (1 << 20)
+  for status, text, _ in (
+    running.http("POST", PREDICT, body(name)),
+    running.http("POST", f"/v1/models/{name[:9000]}:predict", body()),
+    running.http("POST", f"/{name[:9000]}", b""),
+    running.http("POST", PREDICT, json.dumps({name: 1})),
+    running.http("POST", PREDICT, json.dumps({"inputs": {name: 1}})),
+  ):
+    assert status in (400, 404) and len(text) < 400
+  call = running.grpc(name)
+  assert call.code() == grpc.StatusCode.NOT_FOUND
+  assert len(call.details()) < 400
