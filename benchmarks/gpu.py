@@ -44,9 +44,10 @@ _SIZES = {
 }
 _PEER = "TFRS Retrieval"
 _MODES = {"": False, " jit": True}
+_LEFT_OUT = {"error": "left out, for want of time"}
 
 
-class _Budget:
+class Budget:
   """What there is time for."""
 
   def __init__(self, seconds: float) -> None:
@@ -55,7 +56,7 @@ class _Budget:
   def result(self, function: Callable[[], Any]) -> Any:
     """What the function returns, or {"error": why there is nothing}."""
     if time.monotonic() > self._end:
-      return {"error": "left out, for want of time"}
+      return dict(_LEFT_OUT)
     gc.collect()
     try:
       return function()
@@ -105,26 +106,29 @@ def run(sizes: Mapping[str, int]) -> dict[str, Any]:
   Returns:
     Section -> case -> what was found.
   """
-  budget = _Budget(sizes["seconds"])
+  budget = Budget(sizes["seconds"])
   small, large = sizes["small_batch"], sizes["batch"]
   dims = sizes["dim"], sizes["small_dim"]
   few = (_PEER, "SSL-Pop", "BIR", "XIR")
   sections = {
-    _title(small, dims[0]): lambda: _steps(sizes, budget, small, dims[0]),
-    _title(large, dims[0]): lambda: _steps(sizes, budget, large, dims[0]),
-    "against the CPU": lambda: _against_cpu(sizes, budget),
+    _title(small, dims[0]): lambda: steps(sizes, budget, small, dims[0]),
+    _title(large, dims[0]): lambda: steps(sizes, budget, large, dims[0]),
+    "against the CPU": lambda: against_cpu(sizes, budget),
     "memory": lambda: _memory(sizes, budget),
     "histories": lambda: _histories(sizes, budget),
-    _title(small, dims[1]): lambda: _steps(sizes, budget, small, dims[1], few),
-    _title(large, dims[1]): lambda: _steps(sizes, budget, large, dims[1], few),
+    _title(small, dims[1]): lambda: steps(sizes, budget, small, dims[1], few),
+    _title(large, dims[1]): lambda: steps(sizes, budget, large, dims[1], few),
     "rows per chunk": lambda: _chunks(sizes, budget),
     "resamplers": lambda: _resamplers(sizes, budget),
   }
   results = {}
   for name, measure in sections.items():
-    results[name] = measure()
+    found = measure()
     # At once: the machine may be gone before the end.
-    _print(name, results[name])
+    _print(name, found)
+    found = {case: x for case, x in found.items() if x != _LEFT_OUT}
+    if found:
+      results[name] = found
   return results
 
 
@@ -135,7 +139,7 @@ def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     _print(name, section)
 
 
-def _steps(sizes, budget, batch, dim, names=None):
+def steps(sizes, budget, batch, dim, names=None):
   """Case -> times of the steps of each task, plain and compiled."""
   data = _Data(sizes, batch, dim)
   cases = {}
@@ -233,12 +237,12 @@ def _peak(data, name, jit):
   return {"peak_mib": peak / 2**20, "median_s": seconds}
 
 
-def _against_cpu(sizes, budget):
+def against_cpu(sizes, budget, names=None):
   """Largest differences of loss and gradients from those of the CPU."""
   data = _Data(sizes, sizes["checked_batch"], sizes["small_dim"])
   gpu = "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"
   results = {}
-  names = tuple(tasks(data.counts, 1))
+  names = names or tuple(tasks(data.counts, 1))
   for name, resampler in itertools.chain(
     zip(names, itertools.repeat("expected")), [("XIR", "systematic")]
   ):

@@ -17,6 +17,7 @@ from benchmarks import (
   estimator_bias,
   floor,
   full_ranking,
+  gpu,
   harness,
   input_pipeline,
   memory,
@@ -71,6 +72,30 @@ def test_train_step(seconds):
   results = train_step.run(_TOWERS | {"repetitions": 2})
   _assert_times(results, seconds, lambda _: "TFRS Retrieval")
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
+
+
+def test_gpu(capsys):
+  sizes = {name: 8 for name in gpu._SIZES} | {"seconds": 0}
+  assert gpu.run(sizes) == {}
+  assert "for want of time" in capsys.readouterr().out
+  sizes |= {"queries": 50, "candidates": 60, "steps": 2, "repetitions": 1}
+  budget = gpu.Budget(1000)
+  peer = "TFRS Retrieval"
+  results = gpu.steps(sizes, budget, 16, 4, (peer, "SSL-Pop"))
+  assert list(results) == [peer, f"{peer} jit", "SSL-Pop", "SSL-Pop jit"]
+  for mode in ("", " jit"):
+    times = results["SSL-Pop" + mode]["median_s"], results[peer + mode]
+    assert results["SSL-Pop" + mode]["ratio"] == pytest.approx(
+      times[0] / times[1]["median_s"]
+    )
+  for found in gpu.against_cpu(sizes, budget, ["SSL-Pop"]).values():
+    assert found["plain"] == 0
+    assert found["jit"] < 1e-5
+  assert "ValueError: no" in budget.result(lambda: _raise("no"))["error"]
+
+
+def _raise(text):
+  raise ValueError(text)
 
 
 def test_methods(tmp_path, capsys):
