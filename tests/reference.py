@@ -872,6 +872,40 @@ def local_activation(events, candidate, score) -> np.ndarray:
   return total
 
 
+def routed_interests(events, initial_logits, num_rounds) -> np.ndarray:
+  """MIND's interests of one whole history; logits by age, the newest 0."""
+  events = np.asarray(events, np.float64)
+  interests = len(initial_logits[0])
+  logits = [
+    list(initial_logits[len(events) - 1 - j]) for j in range(len(events))
+  ]
+  for _ in range(num_rounds):
+    capsules = []
+    for k in range(interests):
+      total = np.zeros(events.shape[1])
+      for event, row in zip(events, logits, strict=True):
+        total += math.exp(row[k] - _log_sum_exp(row)) * event
+      length = np.linalg.norm(total)
+      capsules.append(length**2 / (1 + length**2) * total / max(length, 1e-9))
+    for event, row in zip(events, logits, strict=True):
+      for k in range(interests):
+        row[k] += float(np.dot(event, capsules[k]))
+  return np.array(capsules)
+
+
+def label_aware_attention(interests, label, power) -> np.ndarray:
+  """MIND's query of a training row; without a power, the best interest."""
+  scores = [float(np.dot(interest, label)) for interest in interests]
+  if power is None:
+    return np.asarray(interests)[scores.index(max(scores))]
+  powers = [score**power for score in scores]
+  total = _log_sum_exp(powers)
+  return sum(
+    math.exp(power_ - total) * np.asarray(interest)
+    for power_, interest in zip(powers, interests, strict=True)
+  )
+
+
 def attention(query, keys, values) -> np.ndarray:
   """Scaled dot-product attention of one query to some columns."""
   scores = [float(np.dot(query, key)) / len(query) ** 0.5 for key in keys]

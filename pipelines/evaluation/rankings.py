@@ -51,7 +51,8 @@ class Vectors:
   """Ranks by inner product.
 
   Attributes:
-    queries: [num_queries, dim] float32.
+    queries: [num_queries, dim] float32; or [num_queries, interests, dim], the
+      highest of whose scores counts.
     candidates: [num_candidates, dim] float32.
     by_model: [num_queries] bool, whether the model answers the query; the
       others are answered by popularity.
@@ -84,11 +85,13 @@ class Vectors:
     if self.by_model.all():
       return self
     # A last entry that is 0 for all others adds nothing to their scores.
-    by_counts = ~self.by_model[:, np.newaxis]
+    shape = [-1] + [1] * (self.queries.ndim - 1)
+    by_counts = (~self.by_model).reshape(shape)
     queries = np.where(by_counts, np.float32(0), self.queries)
+    last = np.broadcast_to(by_counts, (*queries.shape[:-1], 1))
     return dataclasses.replace(
       self,
-      queries=np.hstack([queries, by_counts.astype(np.float32)]),
+      queries=np.concatenate([queries, last.astype(np.float32)], axis=-1),
       candidates=np.hstack([self.candidates, _popularity(counts)]),
     )
 
@@ -154,7 +157,10 @@ def _encode_past(
   event_vectors: np.ndarray,
   indexed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `_encode` returns, of rows with what was before them."""
+  """What `_encode` returns, of rows with what was before them.
+
+  Of a model that has interests the vectors are [rows, interests, dim].
+  """
   events = _known_events(data, indexed)
   event_vectors = tf.constant(event_vectors)
 
@@ -171,8 +177,9 @@ def _encode_past(
     answerable = has_history
     if model.query_tower.query_tower is not None:
       answerable |= cold_start.is_answerable(has_rows, features)
+    flat = tf.reshape(vectors, [len(rows), -1])
     return tf.concat(
-      [vectors, tf.cast(answerable, tf.float32)[:, tf.newaxis]], axis=1
+      [flat, tf.cast(answerable, tf.float32)[:, tf.newaxis]], axis=1
     )
 
   found = runs.encode_in_batches(
@@ -180,7 +187,10 @@ def _encode_past(
     np.arange(len(events)),
     ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
   )
-  return found[:, :-1], found[:, -1] > 0
+  vectors = found[:, :-1]
+  if model.has_interests:
+    vectors = vectors.reshape(len(vectors), -1, event_vectors.shape[1])
+  return vectors, found[:, -1] > 0
 
 
 def _known_events(

@@ -288,7 +288,7 @@ def _collapsed(model: rankings.Vectors) -> bool:
   queries = queries[:: len(queries) // 256 + 1]
   candidates = candidates[:: len(candidates) // 4096 + 1]
   scores = queries @ candidates.T
-  return bool((np.ptp(scores, axis=1) <= 1e-6 * np.abs(scores).max()).all())
+  return bool((np.ptp(scores, axis=-1) <= 1e-6 * np.abs(scores).max()).all())
 
 
 def summary(found: Results) -> str:

@@ -52,9 +52,10 @@ class TrainConfig(settings.Settings):
   )
   history_encoder: str = _setting(
     "Encoder of histories. mean: a mean weighted by age; gru: a recurrent "
-    "network; attention: causal self-attention.",
+    "network; attention: causal self-attention; mind: several vectors, the "
+    "interests, which cannot be exported.",
     "attention",
-    choices=("attention", "gru", "mean"),
+    choices=("attention", "gru", "mean", "mind"),
     only=_HISTORIES,
   )
   history_length: int = _setting(

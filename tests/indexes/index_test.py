@@ -67,6 +67,47 @@ APPROXIMATE = (("scann_tree", _scann_tree), ("scann_flat", _scann_flat))
 ALL = EXACT + APPROXIMATE
 
 
+class InterestsTest(tf.test.TestCase, parameterized.TestCase):
+  """Queries of several vectors: a candidate has its highest score."""
+
+  @parameterized.named_parameters(
+    *EXACT, ("scann_all_leaves", _scann_all_leaves)
+  )
+  def test_searches_are_merged(self, make):
+    ids, vectors = _corpus(300)
+    queries = _queries(12).reshape(4, 3, DIM)
+    queries[1, 2] = queries[1, 0]  # The same answers twice.
+    index = make().index(ids, vectors)
+    excluded = [[f"item {i}" for i in range(row, 40)] for row in range(4)]
+    excluded = tf.ragged.constant(excluded)
+    best = (vectors @ queries.transpose(0, 2, 1)).max(axis=2)
+    for exclude, first in ((None, 0), (excluded, 40)):
+      found, scores = index.search(queries, 20, exclude)
+      for row in range(4):
+        of_row = np.copy(best[row])
+        if first:
+          of_row[row:first] = -np.inf
+        order = np.argsort(-of_row, kind="stable")[:20]
+        self.assertEqual(_text(found)[row], [ids[i] for i in order])
+        self.assertAllClose(scores[row], of_row[order], rtol=1e-4)
+
+  def test_restricted_padded_and_unusable(self):
+    ids, vectors = _corpus(30)
+    queries = _queries(4).reshape(2, 2, DIM)
+    queries[1] = np.nan
+    allow = tf.constant([["item 3", "item 7"], ["", ""]])
+    found, scores = (
+      indexes.BruteForceIndex()
+      .index(ids, vectors)
+      .search(queries, 3, allow=allow)
+    )
+    best = (vectors @ queries[0].T).max(axis=1)
+    expected = sorted((3, 7), key=lambda i: -best[i])
+    self.assertEqual(_text(found)[0], [*(f"item {i}" for i in expected), ""])
+    self.assertEqual(_text(found)[1], [""] * 3)
+    self.assertAllEqual(np.isneginf(scores), [[0, 0, 1], [1, 1, 1]])
+
+
 class ExactTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.named_parameters(*EXACT)
   def test_equals_numpy_sort(self, make):

@@ -91,6 +91,23 @@ def problem(seed, num_queries, num_candidates, dim, values):
   return queries, candidates, relevant, seen
 
 
+class InterestsTest(tf.test.TestCase):
+  def test_a_candidate_has_its_highest_score(self):
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=[7, 3, 4]).astype(np.float32)
+    candidates = rng.normal(size=[20, 4]).astype(np.float32)
+    relevant = ragged([[i, i + 5] for i in range(7)])
+    best = (candidates @ queries.transpose(0, 2, 1)).max(axis=2)
+    # The scores themselves, as the vectors of queries over a unit basis.
+    expected = xir.metrics.full_ranking(
+      best, np.eye(20, dtype=np.float32), relevant=relevant, ks=(3, 10)
+    )
+    found = xir.metrics.full_ranking(
+      queries, candidates, relevant=relevant, ks=(3, 10), query_chunk_size=4
+    )
+    self.assertAllClose(found, expected)
+
+
 class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(
     num_candidates=(1, 7, 60, 900),
@@ -324,7 +341,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
           query_chunk_size=2,
         )
     self.assertEqual(ranker.compile_ranker.cache_info().currsize, 1)
-    compiled = ranker.compile_ranker(5, False, "float64")
+    compiled = ranker.compile_ranker(5, False, "float64", False)
     self.assertEqual(compiled.experimental_get_tracing_count(), 1)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from tests import reference
 from xir_tfrs import layers, models, tasks, types
 from xir_tfrs.data import histories
 from xir_tfrs.layers import history as encoders
@@ -42,7 +43,8 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
     model = tower(encoder, query_tower=query_tower)
     queries = tf.range(3)
     positions = model.encode_positions(queries, ragged(HISTORIES))
-    self.assertEqual(positions.shape, (3, LENGTH + 1, 4))
+    interests = (4,) if encoder == "mind" else ()
+    self.assertEqual(positions.shape, (3, LENGTH + 1, *interests, 4))
     for row, events in enumerate(HISTORIES):
       events = events[-LENGTH:]
       for t in range(len(events) + 1):
@@ -295,6 +297,39 @@ class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
     scores = queries @ tf.transpose(model.encode_candidates(tf.range(12)))
     found = np.argmax(scores, axis=1) == rows["candidate_id"]
     self.assertGreater(found.mean(), 0.95)
+
+  @parameterized.parameters(None, 2)
+  def test_a_row_is_the_interest_that_fits_its_positive(self, power):
+    candidates = candidate_tower()
+    queries = models.HistoryTower(
+      candidates,
+      "mind",
+      LENGTH,
+      encoder_arguments={"num_interests": 3, "label_power": power},
+    )
+    task = tasks.SampledSoftmaxRetrieval(temperature=0.2, normalize=True)
+    model = models.TwoTower(queries, candidates, task)
+    self.assertTrue(model.has_interests)
+    single, positions = (
+      {name: tf.constant(x) for name, x in batch.items()}
+      for batch in self.batches()
+    )
+    ids = single["candidate_id"]
+    interests = model.encode_queries(
+      single["query_id"], history_ids=single["history_ids"]
+    )
+    self.assertEqual(interests.shape, (24, 3, 4))
+    self.assertAllClose(tf.norm(interests, axis=2), tf.ones([24, 3]))
+    labels = model.encode_candidates(ids)
+    chosen = tf.stack(
+      [
+        reference.label_aware_attention(u.numpy(), v.numpy(), power)
+        for u, v in zip(interests, labels, strict=True)
+      ]
+    )
+    expected = task(chosen, candidates(ids), candidate_ids=ids)
+    for batch in (single, positions):
+      self.assertAllClose(model.compute_loss(batch), expected, rtol=1e-5)
 
   def test_restored_from_config_and_checkpoint(self):
     model = self.model(query_tower=models.Tower(vocabulary_size=4, dim=4))

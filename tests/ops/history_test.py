@@ -125,6 +125,92 @@ class CausalAttentionTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(found, big)
 
 
+class InterestsTest(tf.test.TestCase, parameterized.TestCase):
+  def problem(self):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=[3, 5, 4]), rng.normal(size=[5, 3])
+
+  @parameterized.product(num_rounds=(1, 3), jit=(False, True))
+  def test_reference(self, num_rounds, jit):
+    events, logits = self.problem()
+    found = tf.function(history.routed_interests, jit_compile=jit)(
+      tf.constant(events), tf.constant(logits), tf.range(5)[None], num_rounds
+    )
+    self.assertEqual(found.shape, (3, 5, 3, 4))
+    for row in range(3):
+      for t in range(5):
+        expected = reference.routed_interests(
+          events[row, : t + 1], logits, num_rounds
+        )
+        self.assertAllClose(found[row, t], expected, rtol=1e-6)
+    # Of one column of each history alone.
+    own = history.routed_interests(
+      tf.constant(events),
+      tf.constant(logits),
+      tf.constant([[2], [4], [0]]),
+      num_rounds,
+    )
+    for row, t in enumerate((2, 4, 0)):
+      self.assertAllClose(own[row, 0], found[row, t], rtol=1e-6)
+
+  def test_no_gradient_through_the_weights(self):
+    events, logits = (tf.constant(x) for x in self.problem())
+    with tf.GradientTape() as tape:
+      tape.watch([events, logits])
+      found = history.routed_interests(events, logits, tf.constant([[4]]), 1)
+      loss = tf.reduce_sum(tf.sin(found))
+    by_events, by_logits = tape.gradient(loss, [events, logits])
+    self.assertIsNone(by_logits)
+
+    def of_events(value):
+      found = history.routed_interests(
+        tf.constant(value), logits, tf.constant([[4]]), 1
+      )
+      return float(tf.reduce_sum(tf.sin(found)))
+
+    # Of one round, whose weights do not depend on the events.
+    numeric = reference.numeric_gradient(of_events, events.numpy())
+    self.assertAllClose(by_events, numeric, atol=1e-6)
+
+  @parameterized.parameters(0.0, 1e-30, 1e18)
+  def test_extreme_events(self, scale):
+    events, logits = self.problem()
+    events = tf.constant(events * scale, tf.float32)
+    with tf.GradientTape() as tape:
+      tape.watch(events)
+      found = history.routed_interests(
+        events, tf.constant(logits, tf.float32), tf.range(5)[None], 3
+      )
+      loss = tf.reduce_sum(found)
+    self.assertTrue(np.isfinite(found).all())
+    self.assertTrue(np.isfinite(tape.gradient(loss, events)).all())
+    self.assertAllInRange(tf.norm(found, axis=-1), 0.0, 1.0 + 1e-5)
+
+  @parameterized.parameters(1, 2, None)
+  def test_label_aware_attention(self, power):
+    rng = np.random.default_rng(1)
+    interests, labels = rng.normal(size=[4, 3, 5]), rng.normal(size=[4, 5])
+    found = history.label_aware_attention(
+      tf.constant(interests), tf.constant(labels), power
+    )
+    for row in range(4):
+      expected = reference.label_aware_attention(
+        interests[row], labels[row], power
+      )
+      self.assertAllClose(found[row], expected)
+
+
+class PrefixesTest(tf.test.TestCase):
+  def test_histories_that_windows_begin_with(self):
+    window = tf.constant([[4, 5, 6], [7, 8, -1]], tf.int64)
+    found = history.prefixes(
+      window, tf.constant([1, 0, 0, 1]), tf.constant([1, 3, 0, 2])
+    )
+    self.assertAllEqual(
+      found, [[7, -1, -1], [4, 5, 6], [-1, -1, -1], [7, 8, -1]]
+    )
+
+
 class DropoutTest(tf.test.TestCase, parameterized.TestCase):
   def test_share_and_scale(self):
     x = tf.ones([500, 4, 10])

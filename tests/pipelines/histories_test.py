@@ -452,9 +452,14 @@ def test_trained_and_evaluated(data, tmp_path, capsys):
     assert mean / test_rows == pytest.approx(found.metrics["model"]["recall@5"])
 
 
-def test_the_second_stage_ranks_by_histories(data):
+@pytest.mark.parametrize("encoder", ["mean", "mind"])
+def test_the_second_stage_ranks_by_histories(data, encoder):
   model, _ = built(
-    data, task="corr", ranker="din", task_arguments="num_codewords=4"
+    data,
+    task="corr",
+    ranker="din",
+    task_arguments="num_codewords=4",
+    history_encoder=encoder,
   )
   for weight in model.ranker.trainable_weights:
     weight.assign(tf.random.stateless_normal(weight.shape, [0, 1]))
@@ -471,6 +476,9 @@ def test_the_second_stage_ranks_by_histories(data):
     np.testing.assert_allclose(lists.scores[row], scores[0], rtol=1e-4)
   seen = rows.seen[row].numpy()
   assert not np.isin(lists.ids[row], seen).any()
+  scores = first.queries[row] @ first.candidates.T
+  best = np.argsort(-np.reshape(scores, [-1, len(rows.counts)]).max(axis=0))
+  assert set(lists.ids[row]) == {*best[~np.isin(best, seen)][:5]}
   assert np.isin(lists.unmasked.ids, seen).any()
 
 

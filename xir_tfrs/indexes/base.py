@@ -106,9 +106,10 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """Best candidates of each query.
 
     Args:
-      queries: `[batch, dim]` float32 tensor. A query with a NaN, infinite or
-        larger entry than 1e15 gets no answers, only padding; the other queries
-        are unaffected.
+      queries: `[batch, dim]` float32 tensor; or `[batch, interests, dim]`: a
+        search for each, of which a candidate has its highest score. A query
+        with a NaN, infinite or larger entry than 1e15 gets no answers, only
+        padding; the other queries are unaffected.
       k: number of answers, an int or a scalar integer tensor; may exceed the
         corpus.
       exclude: ids that must not come back: `[batch, E]` padded with "" or -1,
@@ -134,12 +135,18 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """
     self._require_corpus()
     queries = self._check_queries(queries)
-    batch = tf.shape(queries)[0]
+    shape, batch = queries.shape, tf.shape(queries)[0]
     excluded, _ = self._listed("exclude", exclude, exclude_rows, batch)
     allowed = None
     if allow is not None or allow_rows is not None:
       allowed = self._listed("allow", allow, allow_rows, batch)
     num_answers = _check_k(k)
+    if shape.rank == 3:
+      interests = tf.shape(queries)[1]
+      queries = tf.reshape(queries, [-1, self.dim])
+      excluded = tf.repeat(excluded, interests, axis=0)
+      if allowed is not None:
+        allowed = tuple(tf.repeat(x, interests, axis=0) for x in allowed)
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
     # ScaNN fails the whole batch, or ends the process, for one bad query: let
     # it see zeros, and take the answers out again below.
@@ -160,10 +167,13 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       )
     rows = tf.where(usable[:, None], rows, NO_ROW)
     scores = tf.where(rows >= 0, scores, -np.inf)
-    shape = [queries.shape[0], tf.get_static_value(num_answers)]
+    if shape.rank == 3:
+      rows, scores = (tf.reshape(x, [batch, -1]) for x in (rows, scores))
+      rows, scores = _merged(rows, scores, num_answers)
+    answers = [shape[0], tf.get_static_value(num_answers)]
     return (
-      tf.ensure_shape(self.ids.ids(rows), shape),
-      tf.ensure_shape(scores, shape),
+      tf.ensure_shape(self.ids.ids(rows), answers),
+      tf.ensure_shape(scores, answers),
     )
 
   def similar(
@@ -236,13 +246,14 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
 
   def _check_queries(self, queries: TensorLike) -> tf.Tensor:
     queries = tf.convert_to_tensor(queries, dtype=tf.float32)
-    if not queries.shape.is_compatible_with([None, self.dim]):
+    wanted = [None] * (2 if queries.shape.rank == 3 else 1) + [self.dim]
+    if not queries.shape.is_compatible_with(wanted):
       raise ValueError(
         f"`queries` must be [batch, {self.dim}], as the index holds vectors "
         f"of dimension {self.dim}. Received: `queries` of shape "
         f"{queries.shape}."
       )
-    return tf.ensure_shape(queries, [None, self.dim])
+    return tf.ensure_shape(queries, wanted)
 
   def _listed(
     self,
@@ -278,6 +289,22 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       parts.append(row_lists)
       given |= tf.reduce_any(row_lists >= 0, axis=1)
     return _sorted_once(tf.concat(parts, axis=1)), given
+
+
+def _merged(
+  rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The k best of `[batch, m]` answers, m >= k, each row once, the best."""
+  best_first = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
+  rows = tf.gather(rows, best_first, batch_dims=1)
+  scores = tf.gather(scores, best_first, batch_dims=1)
+  by_row = tf.argsort(rows, axis=1, stable=True)
+  rows = tf.gather(rows, by_row, batch_dims=1)
+  scores = tf.gather(scores, by_row, batch_dims=1)
+  repeated = tf.pad(rows[:, 1:] == rows[:, :-1], [[0, 0], [1, 0]])
+  scores, places = tf.math.top_k(tf.where(repeated, -np.inf, scores), k)
+  rows = tf.gather(rows, places, batch_dims=1)
+  return tf.where(scores > -np.inf, rows, NO_ROW), scores
 
 
 def recall(

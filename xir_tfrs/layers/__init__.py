@@ -9,6 +9,7 @@ from xir_tfrs.layers.history import (
   AttentionHistory,
   GRUHistory,
   HistoryEncoder,
+  InterestHistory,
   MeanHistory,
 )
 from xir_tfrs.layers.inverted_multi_index import InvertedMultiIndex
@@ -23,6 +24,7 @@ __all__ = [
   "FrequencyEstimator",
   "GRUHistory",
   "HistoryEncoder",
+  "InterestHistory",
   "InvertedMultiIndex",
   "MeanHistory",
   "MemoryBank",

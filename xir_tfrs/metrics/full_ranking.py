@@ -165,7 +165,9 @@ def rank_all(
   `tf.config.experimental.enable_tensor_float_32_execution(False)` says not to.
 
   Args:
-    query_embeddings: [num_queries, dim] float tensor or array.
+    query_embeddings: [num_queries, dim] float tensor or array; or
+      [num_queries, interests, dim], where a candidate's score is the highest
+      of any.
     candidate_embeddings: [num_candidates, dim] float tensor or array; row i is
       the candidate with dense id i.
     relevant: [num_queries, None] integer ragged tensor of the dense ids that
@@ -204,8 +206,9 @@ def rank_all(
   else:
     seen = inputs.check_ids("seen", seen, num_queries, num_candidates)
   if query_chunk_size is None:
+    interests = queries.shape[1] if queries.ndim == 3 else 1
     query_chunk_size = top_k.queries_per_chunk(
-      num_candidates, queries.dtype.itemsize
+      num_candidates * interests, queries.dtype.itemsize
     )
   elif query_chunk_size < 1:
     raise ValueError(

@@ -67,13 +67,14 @@ def check_embeddings(
       raise ValueError(
         f"`{name}` must be floats. Received: dtype {array.dtype}."
       )
-    if array.ndim != 2 or 0 in array.shape:
+    several = array.ndim == 3 and name == "query_embeddings"  # Interests.
+    if not (array.ndim == 2 or several) or 0 in array.shape:
       raise ValueError(
         f"`{name}` must be [rows, dim] with at least one row and one column. "
         f"Received: shape {list(array.shape)}."
       )
   queries, candidates = arrays.values()
-  if queries.shape[1] != candidates.shape[1]:
+  if queries.shape[-1] != candidates.shape[1]:
     raise ValueError(
       "Embeddings must have the same dim. Received: `query_embeddings` "
       f"{list(queries.shape)} and `candidate_embeddings` "
@@ -84,13 +85,13 @@ def check_embeddings(
   norms = []
   for name, array in arrays.items():
     array = arrays[name] = array.astype(dtype, copy=False)
-    broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    broken = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
     if len(broken):
       raise ValueError(
         f"`{name}` has NaN or infinity in row {broken[0]} ({len(broken)} of "
         f"{len(array)} rows): the model that made it has diverged."
       )
-    norms.append(np.linalg.norm(array.astype(np.float64), axis=1).max())
+    norms.append(np.linalg.norm(array.astype(np.float64), axis=-1).max())
   # |score| <= norm x norm. Beyond the dtype, infinity - infinity is NaN.
   if norms[0] * norms[1] > np.finfo(dtype).max:
     raise ValueError(

@@ -23,7 +23,8 @@ def make_ranker(
     k: how many to find, at most num_candidates.
 
   Returns:
-    A function of a chunk of queries [chunk, dim], and of the rows and ids of
+    A function of a chunk of queries [chunk, dim], or of their interests
+    [chunk, interests, dim], and of the rows and ids of
     its relevant and of its seen candidates, four [n] arrays. It returns what
     `compile_ranker` describes, as arrays.
   """
@@ -34,7 +35,9 @@ def make_ranker(
     table = np.pad(table, [(0, padding), (0, 0)])
   else:
     column = tf.constant(np.pad(column, (0, padding)))
-  rank = compile_ranker(k, column is not None, table.dtype.name)
+  compiled = functools.partial(
+    compile_ranker, k, column is not None, table.dtype.name
+  )
   table = tf.constant(table)
   outside = np.arange(num_candidates, num_candidates + padding, dtype=np.int64)
 
@@ -53,6 +56,7 @@ def make_ranker(
     ]
     if column is not None:
       arguments.append(column)
+    rank = compiled(queries.ndim == 3)
     return [output.numpy() for output in rank(*arguments)]
 
   return rank_chunk
@@ -83,11 +87,12 @@ def unique_rows(
 
 @functools.cache
 def compile_ranker(
-  k: int, expand: bool, dtype: str
+  k: int, expand: bool, dtype: str, interests: bool
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
   """Compiles the ranking of one chunk; any sizes, so traced once.
 
-  The function takes queries [chunk, dim], table [num_rows, dim],
+  The function takes queries [chunk, dim], or with `interests` [chunk,
+  interests, dim], whose score is the highest, table [num_rows, dim],
   relevant [n, 2] and masked [m, 2] pairs of (row, candidate), and, if
   `expand`, column [num_columns]: the row of the table of each candidate. It
   returns
@@ -98,13 +103,17 @@ def compile_ranker(
   """
   pairs = tf.TensorSpec([None, 2], tf.int64)
   matrix = tf.TensorSpec([None, None], dtype)
-  signature = [matrix, matrix, pairs, pairs]
+  queries = tf.TensorSpec([None, None, None], dtype) if interests else matrix
+  signature = [queries, matrix, pairs, pairs]
   if expand:
     signature.append(tf.TensorSpec([None], tf.int64))
 
   @tf.function(input_signature=signature, autograph=False)
   def rank_chunk(queries, table, relevant, masked, column=None):
-    scores = tf.matmul(queries, table, transpose_b=True)
+    if interests:
+      scores = tf.reduce_max(tf.einsum("qkd,rd->qkr", queries, table), axis=1)
+    else:
+      scores = tf.matmul(queries, table, transpose_b=True)
     if expand:
       scores = tf.gather(scores, column, axis=1)
     scores = _mask(scores, masked)

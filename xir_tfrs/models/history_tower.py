@@ -131,7 +131,7 @@ class HistoryTower(tf.keras.Model):
         called for the events.
 
     Returns:
-      [n, dim] vectors.
+      [n, dim] vectors; [n, interests, dim] with an encoder that has interests.
     """
     vectors, lengths = self._events(history_ids, training, event_vectors)
     if training:
@@ -139,8 +139,9 @@ class HistoryTower(tf.keras.Model):
       states = history.last(states, lengths)
     else:
       states = self.encoder.last(vectors, lengths)
-    states = tf.where(lengths[:, tf.newaxis] > 0, states, self._start)
-    return states + self._of_ids(query_ids, features, training)
+    some = tf.reshape(lengths > 0, [-1] + [1] * (states.shape.rank - 1))
+    states = tf.where(some, states, self._start)
+    return self._with_ids(states, query_ids, features, training)
 
   def encode_positions(
     self,
@@ -163,15 +164,15 @@ class HistoryTower(tf.keras.Model):
 
     Returns:
       [n, history_length + 1, dim]: column t is the vector after t events.
-      Those after the last event mean nothing.
+      Those after the last event mean nothing. With interests
+      [n, history_length + 1, interests, dim].
     """
     vectors, lengths = self._events(history_ids, training)
     randomness = self._randomness(lengths, first_row) if training else {}
     states = self.encoder(vectors, lengths, **randomness)
     start = tf.broadcast_to(self._start, tf.shape(states[:, :1]))
     states = tf.concat([start, states], axis=1)
-    of_ids = self._of_ids(query_ids, None, training)
-    return states + of_ids[..., tf.newaxis, :]
+    return self._with_ids(states, query_ids, None, training)
 
   def get_config(self) -> dict:
     """JSON-ready; the candidate tower is left out, as it has another owner."""
@@ -231,20 +232,22 @@ class HistoryTower(tf.keras.Model):
     shape = [-1, self.history_length, vectors.shape[1]]
     return tf.reshape(vectors, shape), lengths
 
-  def _of_ids(
+  def _with_ids(
     self,
+    states: tf.Tensor,
     query_ids: tf.Tensor | None,
     features: Mapping[str, Any] | None,
     training: bool,
   ) -> tf.Tensor:
-    """What the query tower adds: [n, dim], or a 0."""
+    """[n, ..., dim] states, with what the query tower adds to all of a row."""
     if self.query_tower is None:
-      return tf.zeros([1])
+      return states
     if features:
       vectors = self.query_tower.encode(query_ids, features)
     else:
       vectors = self.query_tower(query_ids, training=training)
-    return tf.cast(vectors, tf.float32)
+    shape = [-1] + [1] * (states.shape.rank - 2) + [states.shape[-1]]
+    return states + tf.reshape(tf.cast(vectors, tf.float32), shape)
 
   def _randomness(
     self, lengths: tf.Tensor, first_row: int | tf.Tensor | None = None

@@ -93,9 +93,15 @@ class TwoTower(tfrs.Model):
     further = {}
     if getattr(self.ranker, "takes_histories", False):
       further["history_ids"] = _histories(inputs)
+    candidates = self.candidate_tower(candidate_ids, training=training)
+    queries = self._query_embeddings(inputs, training)
+    if self.has_interests:
+      queries = self.query_tower.encoder.of_labels(
+        self._normalized(queries), self._normalized(candidates)
+      )
     return self.task(
-      self._query_embeddings(inputs, training),
-      self.candidate_tower(candidate_ids, training=training),
+      queries,
+      candidates,
       candidate_ids=candidate_ids,
       query_ids=inputs["query_id"],
       known_candidate_ids=inputs.get("known_candidate_ids"),
@@ -182,6 +188,11 @@ class TwoTower(tfrs.Model):
     """Whether queries are encoded from their histories."""
     return isinstance(self.query_tower, history_tower.HistoryTower)
 
+  @property
+  def has_interests(self) -> bool:
+    """Whether a query has several vectors; its score is the highest."""
+    return self.takes_histories and self.query_tower.encoder.has_interests
+
   def encode_queries(
     self,
     ids: tf.Tensor,
@@ -190,6 +201,8 @@ class TwoTower(tfrs.Model):
     event_vectors: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """[n] query ids -> [n, dim]; inner products are the model's scores.
+
+    Of a model that `has_interests` [n, interests, dim].
 
     Args:
       ids: [n] dense ids; those the tower does not know have no embedding.
@@ -331,13 +344,13 @@ class TwoTower(tfrs.Model):
   def _normalized(self, embeddings: tf.Tensor) -> tf.Tensor:
     embeddings = tf.cast(embeddings, tf.float32)
     if self.normalize:
-      return tf.math.l2_normalize(embeddings, axis=1)
+      return tf.math.l2_normalize(embeddings, axis=-1)
     return embeddings
 
   def _query_embeddings(
     self, inputs: Mapping[str, tf.Tensor], training: bool
   ) -> tf.Tensor:
-    """[batch, dim] embeddings of the rows' queries."""
+    """[batch, dim] of the rows' queries, or [batch, interests, dim]."""
     if not self.takes_histories:
       return self.query_tower(inputs["query_id"], training=training)
     if "history_row" not in inputs:

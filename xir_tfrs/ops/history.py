@@ -155,6 +155,79 @@ def causal_attention(
   return tf.matmul(tf.nn.softmax(logits), values)
 
 
+def routed_interests(
+  events: tf.Tensor,
+  initial_logits: tf.Tensor,
+  columns: tf.Tensor,
+  num_rounds: int,
+) -> tf.Tensor:
+  """Interests of the events up to some columns, by dynamic routing.
+
+      b_jk = initial logits, by age;  then in each round
+      w_jk = softmax_k(b_jk);  u_k = squash(sum_j w_jk e_j)
+      b_jk <- b_jk + e_j . u_k
+      squash(z) = |z|^2 / (1 + |z|^2) z / |z|
+
+  Behaviour-to-interest routing of MIND, Li et al. 2019, algorithm 1. No
+  gradient goes through the weights w.
+
+  Args:
+    events: [n, length, dim] mapped vectors e of a window.
+    initial_logits: [length, interests], by age in events.
+    columns: [n, m] or [1, m] integer; column t has the interests of the events
+      up to t.
+    num_rounds: Rounds, at least 1.
+
+  Returns:
+    [n, m, interests, dim] tensor.
+  """
+  ages = columns[:, :, tf.newaxis] - tf.range(tf.shape(events)[1])
+  visible = tf.cast(ages >= 0, events.dtype)[..., tf.newaxis]
+  # [n or 1, m, length, interests].
+  logits = tf.gather(initial_logits, tf.maximum(ages, 0))
+  fixed = tf.stop_gradient(events)
+  for number in range(num_rounds):
+    weights = tf.stop_gradient(tf.nn.softmax(logits)) * visible
+    # A full weight for each of n: a broadcast one would not fit `einsum`.
+    weights += tf.zeros_like(events[:, :1, :1, tf.newaxis])
+    if number == num_rounds - 1:
+      return squash(tf.einsum("nmjk,njd->nmkd", weights, events))
+    interests = squash(tf.einsum("nmjk,njd->nmkd", weights, fixed))
+    logits += tf.einsum("njd,nmkd->nmjk", fixed, interests)
+  raise ValueError(f"`num_rounds` must be positive. Received: {num_rounds}.")
+
+
+def squash(z: tf.Tensor) -> tf.Tensor:
+  """|z|^2 / (1 + |z|^2) z / |z| of [..., dim] vectors (Sabour et al. 2017)."""
+  square = tf.reduce_sum(tf.square(z), axis=-1, keepdims=True)
+  # At 0 the root has no gradient.
+  return z * tf.sqrt(square + 1e-12) / (1.0 + square)
+
+
+def label_aware_attention(
+  interests: tf.Tensor, labels: tf.Tensor, power: int | None
+) -> tf.Tensor:
+  """What a row's interests are to its label.
+
+      sum_k softmax_k((u_k . v)^power) u_k
+
+  Li et al. 2019, section 3.4; without a power, its limit: the best interest.
+
+  Args:
+    interests: [n, interests, dim].
+    labels: [n, dim].
+    power: At least 1; None: only the interest of the highest score counts.
+
+  Returns:
+    [n, dim] tensor.
+  """
+  scores = tf.einsum("nkd,nd->nk", interests, labels)
+  if power is None:
+    return tf.gather(interests, tf.argmax(scores, axis=1), batch_dims=1)
+  weights = tf.nn.softmax(scores**power)
+  return tf.einsum("nk,nkd->nd", weights, interests)
+
+
 def dropout(
   x: tf.Tensor,
   rate: float,

@@ -3,6 +3,7 @@
 from xir_tfrs.layers.history.attention import AttentionHistory
 from xir_tfrs.layers.history.encoder import HistoryEncoder
 from xir_tfrs.layers.history.gru import GRUHistory
+from xir_tfrs.layers.history.interests import InterestHistory
 from xir_tfrs.layers.history.mean import MeanHistory
 
 # By the name that settings use.
@@ -10,6 +11,7 @@ ENCODERS: dict[str, type[HistoryEncoder]] = {
   "mean": MeanHistory,
   "gru": GRUHistory,
   "attention": AttentionHistory,
+  "mind": InterestHistory,
 }
 
 __all__ = [
@@ -17,5 +19,6 @@ __all__ = [
   "AttentionHistory",
   "GRUHistory",
   "HistoryEncoder",
+  "InterestHistory",
   "MeanHistory",
 ]

@@ -1,7 +1,7 @@
 """What encoders of a history have in common."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import tensorflow as tf
 
@@ -20,7 +20,12 @@ class HistoryEncoder(tf.keras.layers.Layer):
   histories that it begins with.
 
   Axes: n = histories, length = columns, dim = size of the vectors.
+
+  Attributes:
+    has_interests: Whether a state is several vectors, [interests, dim].
   """
+
+  has_interests: ClassVar[bool] = False
 
   def __init__(
     self,
@@ -76,7 +81,8 @@ class HistoryEncoder(tf.keras.layers.Layer):
       first_row: Number of row 0 in the global batch.
 
     Returns:
-      [n, length, dim] states. Those of padding mean nothing.
+      [n, length, dim] states. Those of padding mean nothing. With interests
+      [n, length, interests, dim].
     """
     return self.states(
       vectors, lengths, _Dropout(self._dropout, seed, first_row)

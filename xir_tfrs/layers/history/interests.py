@@ -1,0 +1,99 @@
+"""Several interests of a history."""
+
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from xir_tfrs.layers.history import encoder
+from xir_tfrs.ops import history
+
+
+class InterestHistory(encoder.HistoryEncoder):
+  """Several vectors for a history, by routing of events to capsules.
+
+  MIND ("Multi-Interest Network with Dynamic Routing for Recommendation at
+  Tmall", Li et al., CIKM 2019): `ops.history.routed_interests`. A candidate's
+  score is its highest with any of them; in training, a row is that interest
+  which fits its positive best (`ops.history.label_aware_attention`).
+
+  The initial logits of the routing are drawn once for each age of an event,
+  not at each call as in the paper: a history always has the same interests.
+  States are [n, length, interests, dim].
+  """
+
+  has_interests: ClassVar[bool] = True
+
+  def __init__(
+    self,
+    *,
+    num_interests: int = 4,
+    num_rounds: int = 3,
+    label_power: int | None = None,
+    **shared: Any,
+  ) -> None:
+    """Builds the layer.
+
+    Args:
+      num_interests: Vectors of a history.
+      num_rounds: Rounds of the routing.
+      label_power: In training, what scores of the interests are raised to
+        before a softmax mixes them; None: the best interest alone, as in
+        serving.
+      **shared: See `HistoryEncoder`.
+
+    Raises:
+      ValueError: An argument out of its range.
+    """
+    super().__init__(**shared)
+    for name, value in (
+      ("num_interests", num_interests),
+      ("num_rounds", num_rounds),
+      ("label_power", label_power),
+    ):
+      if value is not None and value < 1:
+        raise ValueError(
+          f"`{name}` must be positive. Received: `{name}` = {value}."
+        )
+    self._num_interests = num_interests
+    self._num_rounds = num_rounds
+    self._label_power = label_power
+    self._logits = tf.random.stateless_normal(
+      [self.length, num_interests], [self._seed, 60]
+    )
+    self._shared_map = tf.keras.layers.Dense(
+      self.dim,
+      use_bias=False,
+      kernel_initializer=tf.keras.initializers.GlorotUniform(self._seed),
+      name="shared_map",
+    )
+
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
+  ) -> tf.Tensor:
+    del lengths
+    return self._routed(dropout(vectors), tf.range(self.length)[tf.newaxis])
+
+  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """[n, interests, dim] after the last events; these columns alone."""
+    newest = tf.maximum(lengths - 1, 0)[:, tf.newaxis]
+    return self._routed(vectors, newest)[:, 0]
+
+  def of_labels(self, interests: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """[n, dim] queries of training rows, whose positives are `labels`."""
+    return history.label_aware_attention(interests, labels, self._label_power)
+
+  def get_config(self) -> dict:
+    return super().get_config() | {
+      "num_interests": self._num_interests,
+      "num_rounds": self._num_rounds,
+      "label_power": self._label_power,
+    }
+
+  def _routed(self, vectors: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    # Scaled as in `AttentionHistory`: of small vectors nothing is routed.
+    return history.routed_interests(
+      self._shared_map(vectors * self.dim**0.5),
+      self._logits,
+      columns,
+      self._num_rounds,
+    )
