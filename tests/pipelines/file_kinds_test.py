@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 import zipfile
 
 import fsspec
@@ -107,10 +108,6 @@ _KINDS = {
   "pretty.json": (_csv(json.dumps(_objects(), indent=2)), "json, times"),
   "repr.json": (_csv("".join(f"{one!r}\n" for one in _objects())), "json"),
   "a.feather": (lambda p: feather.write_feather(_table(), str(p)), "arrow"),
-  "old.feather": (
-    lambda p: feather.write_feather(_table(), str(p), version=1),
-    "arrow",
-  ),
   "a.orc": (lambda p: orc.write_table(_table(), str(p)), "orc"),
   "a.parquet": (lambda p: pq.write_table(_table(), p), "parquet"),
   "u.data": (_csv(_text("", "\t")), "TSV, no header, times 1682944200"),
@@ -474,7 +471,46 @@ def test_a_damaged_file_is_named(tmp_path, name):
   assert str(caught.value).startswith(str(path))
 
 
-def test_a_workbook_is_told(tmp_path):
+def test_bytes_that_were_changed_are_named_or_read(tmp_path):
+  """No file of any kind ends in another error, or in one of several lines."""
+  rng = random.Random(0)
+  for _ in range(3):
+    for name, (write, _) in _KINDS.items():
+      path = tmp_path / name
+      write(path)
+      path.write_bytes(_changed(path.read_bytes(), rng))
+      try:
+        _read(_open(path, chunk_bytes=rng.choice([7, 50, 1 << 20])))
+      except errors.DataError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+def _changed(data, rng):
+  data = bytearray(data)
+  for _ in range(rng.choice([1, 1, 2, 5])):
+    place = rng.randrange(len(data) + 1)
+    what = rng.randrange(5)
+    if what == 0:
+      data[place : place + 1] = bytes([rng.randrange(256)])
+    elif what == 1:
+      data[place:place] = rng.choice(
+        b'",;|\t\n\r\\#:{}[]\x00\xff\xe9 0-'
+      ).to_bytes()
+    elif what == 2:
+      del data[place : place + rng.randrange(1, 9)]
+    elif what == 3:
+      del data[place:]
+    else:
+      data[place:place] = rng.choice(
+        [b"\n\n", b'"\n"', b"nan", b"1e400", b"::"]
+      )
+  return bytes(data)
+
+
+def test_other_formats_are_told(tmp_path):
+  feather.write_feather(_table(), str(tmp_path / "old.feather"), version=1)
+  with pytest.raises(errors.DataError, match="first version of Feather"):
+    _open(tmp_path / "old.feather")
   with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as archive:
     archive.writestr("[Content_Types].xml", "<x/>")
   with pytest.raises(errors.DataError, match="workbook of Excel"):

@@ -109,6 +109,10 @@ def test_whole_seconds_of_typed_columns(column):
 def test_typed_times_keep_their_fractions():
   found, values = _read(pa.array([-1_001, 7_999], pa.timestamp("ms")))
   assert (found.unit, values) == ("ms", [-1001, 7999])
+  nano = pa.array([_NOON * 10**9 + 1], pa.timestamp("ns", "UTC"))
+  assert _read(nano)[1] == [_NOON * 10**9 + 1]
+  with pytest.raises(errors.DataError, match="00.000000001Z' is not a whole"):
+    _read(nano, unit="s")
   coarse = times.Times("typed", "s")
   with pytest.raises(errors.DataError, match="line 12.*--time_unit ms"):
     coarse.convert(pa.array([1000, 1001], pa.timestamp("ms")), "t", _PLACES)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
-from pyarrow import feather, orc
+from pyarrow import orc
 from pyarrow import parquet as pq
 
 from xir_tfrs.data import errors
@@ -46,7 +46,8 @@ class ColumnFile(rows.RowFile):
       if addresses.is_remote(path):
         source = addresses.open_binary(path)
       self._groups = _GROUPS[layout.format](source)
-    super().__init__(path, layout, rows.leaves(self._groups.schema))
+      names = rows.leaves(self._groups.schema)
+    super().__init__(path, layout, names)
     self.can_be_cut = layout.format == "parquet"
 
   def __reduce__(self):  # What reads a file cannot go to another process.
@@ -148,44 +149,25 @@ class _Parquet(_Groups):
 
 
 class _Arrow(_Groups):
-  """The batches of an Arrow file, or of Feather's older form."""
+  """The batches of an Arrow file, which is what Feather writes."""
 
   def __init__(self, source: Any):
     if isinstance(source, str):
       source = pa.memory_map(source)
-    first = source.read(4)
-    source.seek(0)
-    if first == b"FEA1":
-      self._batches = feather.read_table(source).to_batches()
-      self.schema = self._batches[0].schema
-    else:
-      self._file = pa.ipc.open_file(source)
-      self.schema = self._file.schema
-      self._batches = _Lazy(self._file)
-    self.sizes = [len(batch) for batch in self._batches]
+    self._file = pa.ipc.open_file(source)
+    self.schema = self._file.schema
+    self.sizes = [
+      len(self._file.get_batch(k)) for k in range(self._file.num_record_batches)
+    ]
 
   def batches(
     self, groups: range, names: list[str], rows: int
   ) -> Iterator[pa.RecordBatch]:
     for group in groups:
-      batch = self._batches[group].select(names)
+      batch = self._file.get_batch(group).select(names)
+      batch.validate(full=True)  # What a damaged file holds may crash others.
       for start in range(0, max(len(batch), 1), rows):
         yield batch.slice(start, rows)
-
-
-class _Lazy(Sequence[pa.RecordBatch]):
-  """The batches of a file, read when they are asked for."""
-
-  def __init__(self, file: pa.ipc.RecordBatchFileReader):
-    self._file = file
-
-  def __len__(self) -> int:
-    return self._file.num_record_batches
-
-  def __getitem__(self, k: int) -> pa.RecordBatch:  # type: ignore[override]
-    if not 0 <= k < len(self):
-      raise IndexError(k)
-    return self._file.get_batch(k)
 
 
 class _Orc(_Groups):

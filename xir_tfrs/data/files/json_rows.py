@@ -91,7 +91,7 @@ class _LineFile(_JsonFile):
     self._load: Callable[[str], Any] = json.loads
     try:
       return _as_text(arrow_json.read_json(pa.BufferReader(whole)).schema)
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeDecodeError):
       pass
     first = whole.lstrip().partition(b"\n")[0].decode("utf-8", "replace")
     if first.startswith(("{'", "{u'", "{}")):
@@ -137,7 +137,7 @@ class _LineFile(_JsonFile):
         )
         if len(table) == expected:  # Else lines are blank or objects not one.
           return table, places.Places(self.path, chunk.first_line)
-      except pa.ArrowException:
+      except (pa.ArrowException, UnicodeDecodeError):
         pass
     objects, numbers = [], []
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):

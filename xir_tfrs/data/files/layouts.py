@@ -41,7 +41,6 @@ _PACKED = (".gz", ".bz2", ".zip", ".zst", ".xz")
 _MAGIC = {
   b"PAR1": "parquet",
   b"ARROW1": "arrow",
-  b"FEA1": "arrow",
   b"ORC": "orc",
 }
 # Stands for `::` and the like, as the parsers know single bytes alone.
@@ -168,12 +167,18 @@ def detect(address: addresses.Address, wish: Wish | None = None) -> Layout:
     first = file.read(16)
   by_name = _SUFFIXES.get(suffix(address))
   format_ = wish.format or _binary_format(first) or by_name
-  if format_ in ("parquet", "arrow", "orc", "tfrecord"):
-    return Layout(format_)
+  if first.startswith(b"FEA1"):
+    raise errors.DataError(
+      "is of the first version of Feather, which is not read safely; write it"
+      " again with a newer program, or as Parquet",
+      path=address,
+    )
   if first.startswith(b"SQLite format 3"):
     raise errors.DataError(
       "is an SQLite database; write its table to a CSV file", path=address
     )
+  if format_ in ("parquet", "arrow", "orc", "tfrecord"):
+    return Layout(format_)
   compression = wish.compression or streams.compression_of(first)
   compression = None if compression == "none" else compression
   encoding, text, is_whole = _head(address, compression, wish.encoding)
@@ -303,7 +308,7 @@ class _Text:
     lines = self._body()
     fields = [len(line.split()) for line in lines if line.strip()]
     if "\t" in found:
-      if self._means_something(self._split(lines[:1], "\t", "double")[0]):
+      if self._means_something(self._first_fields("\t")):
         return False
       if found["\t"] > 2 and len(lines) > 1:
         if self._has_times("\t") or self.by_name is None:

@@ -140,7 +140,8 @@ class Times:
       return values * (want // have)
     cut = np.flatnonzero(values % (have // want))
     if cut.size:
-      raise self._fraction(int(cut[0]), str(column[int(cut[0])]), name, where)
+      text = column.cast(pa.string())[int(cut[0])].as_py()
+      raise self._fraction(int(cut[0]), text, name, where)
     return values // (have // want)
 
   @property
@@ -313,7 +314,9 @@ def detect(
   if pa.types.is_date(kind):
     return Times("typed", unit or "s", str(next(_some(column), "")))
   if pa.types.is_timestamp(kind):
-    example = str(next(_some(column), "")).removesuffix("+00:00")
+    # Not as Python's, which have no nanoseconds.
+    text = column.drop_null()[:1].cast(pa.string()).to_pylist()
+    example = text[0].removesuffix("Z") if text else ""
     return Times(
       "typed", unit or _coarsest(column), example, kind.tz is not None
     )
