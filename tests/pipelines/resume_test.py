@@ -146,6 +146,8 @@ def test_killed_process_goes_on_bit_for_bit(data, whole, tmp_path):
   assert steps_logged(path)[-1] == _KILLED_AT
   saved = tf.train.latest_checkpoint(str(path / "checkpoints"))
   assert saved.endswith("-15")
+  with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.write('{"kind": "train", "st')  # Killed while it wrote.
 
   result = run(data, path, resume=True, epochs=3)
   assert result.outcome == "finished" and result.step > _KILLED_AT
