@@ -79,6 +79,14 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     for plain, compiled in zip(*map(tf.nest.flatten, found), strict=True):
       self.assertAllClose(plain, compiled, rtol=1e-5, atol=1e-6)
 
+  def test_compiled_by_xla_batches_need_a_size(self):
+    model = two_tower()
+    model.compile(optimizers.LazyAdam(), jit_compile=True)
+    rows = tf.data.Dataset.from_tensor_slices(BATCH)
+    with self.assertRaisesRegex(ValueError, "drop_remainder"):
+      model.fit(rows.batch(2), verbose=0)
+    model.fit(rows.batch(2, drop_remainder=True), verbose=0)
+
   def test_means_are_not_in_checkpoints(self):
     model = two_tower()
     model.compile(tf.keras.optimizers.SGD(0.0))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from xir_tfrs import distribute
-from xir_tfrs.ops import chunks, forms, fused, resampling
+from xir_tfrs.ops import chunks, forms, fused, resampling, xla
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +182,13 @@ def make(
     cross_replica: Whether the pool is the global batch.
 
   Raises:
-    ValueError: Shapes do not agree.
+    ValueError: Shapes do not agree, or XLA is to compile and they are not
+      known.
   """
   queries = _at_least_float32(inputs.query_embeddings)
   positives = tf.cast(inputs.candidate_embeddings, queries.dtype)
   _require_same_rows(queries, positives, ids)
+  _require_known_size(queries)
   first_row, global_batch_size = distribute.global_rows(tf.shape(ids)[0])
   if distribute.num_replicas() > 1:
     # Gathering zero rows from all replicas crashes TensorFlow.
@@ -239,6 +241,15 @@ def _require_same_rows(
     raise ValueError(
       "`candidate_ids` must be [batch], like the rows of the embeddings. "
       f"Received: {ids.shape} for {queries.shape}."
+    )
+
+
+def _require_known_size(queries: tf.Tensor) -> None:
+  if xla.compiling() and queries.shape[0] is None:
+    raise ValueError(
+      "A step that XLA compiles needs to know how many rows a batch has: make "
+      "batches with `drop_remainder=True`. "
+      f"Received: `query_embeddings` of shape {queries.shape}."
     )
 
 
