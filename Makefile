@@ -9,8 +9,8 @@
 # PYTHON=/path/to/python3.12 picks the interpreter (3.10, 3.11 or 3.12).
 # JOBS: tests that run at a time; each holds about 3 GiB.
 
-BENCHMARKS := floor resampling train_step input_pipeline catalogue_scaling \
-  memory full_ranking estimator_bias serving
+BENCHMARKS := floor resampling train_step history input_pipeline \
+  catalogue_scaling memory full_ranking estimator_bias serving
 
 .PHONY: quickstart check test wheel-check bench lint format clean
 .DELETE_ON_ERROR:

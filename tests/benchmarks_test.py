@@ -19,6 +19,7 @@ from benchmarks import (
   full_ranking,
   gpu,
   harness,
+  history,
   input_pipeline,
   memory,
   methods,
@@ -72,6 +73,19 @@ def test_train_step(seconds):
   results = train_step.run(_TOWERS | {"repetitions": 2})
   _assert_times(results, seconds, lambda _: "TFRS Retrieval")
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
+
+
+def test_history(seconds, capsys):
+  sizes = {name: 12 for name in history._SIZES} | {"dim": 4, "repetitions": 2}
+  results = history.run(sizes)
+  steps = results["steps"]
+  _assert_times(steps, seconds, lambda _: "tf_keras, TFRS Retrieval")
+  assert {"SSL-Pop, rows", "XIR, positions"} <= steps.keys()
+  for result in steps.values():
+    assert result["rows_per_s"] == pytest.approx(12 / result["median_s"])
+  assert results["answers"].keys() == {"recommend"}
+  history.show(results, sizes)
+  assert "full softmax, positions" in capsys.readouterr().out
 
 
 def test_gpu(capsys):

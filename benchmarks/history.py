@@ -1,0 +1,282 @@
+r"""Times training steps and answers of queries that are histories.
+
+    python -m benchmarks.history
+
+Steps: whole ones, with optimizer, at the sizes of Amazon Sports, of causal
+attention over the last items. The peer is what users of TFRS build: layers of
+tf_keras, a padded history for each row, the same vectors for events and
+candidates, `tfrs.tasks.Retrieval`. Ours encode such rows, or positions of
+windows that rows share. All cases take turns in one process; `ratio` is to the
+peer's median.
+
+Answers: one query at a time, a history of ids to its best candidates, as the
+signature `recommend` of a bundle has it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+import xir_tfrs as xir
+from benchmarks import harness
+from export.bundle import encoders, histories, signatures
+from xir_tfrs.data import histories as rows_lib
+
+_SIZES = {
+  "queries": (8_000, "Number of queries."),
+  "events": (8, "Events of a query, on average."),
+  "candidates": (18_357, "Number of candidates."),
+  "dim": (64, "Size of the embeddings."),
+  "length": (20, "Newest events that are encoded."),
+  "batch": (1024, "Rows per step."),
+  "cache": (2048, "Candidates in the cache of XIR."),
+  "repetitions": (10, "Repetitions of a step, of which the median counts."),
+  "catalogue": (41_000, "Candidates that an answer is chosen from."),
+  "history": (50, "Events of a query that asks."),
+  "answers": (200, "Answers, of which the median counts."),
+}
+_PEER = "tf_keras, TFRS Retrieval"
+_BLOCKS = 2
+_Step = Callable[[], Any]
+
+
+class Peer(tfrs.Model):
+  """SASRec by layers of tf_keras, a row for each history."""
+
+  def __init__(self, counts: np.ndarray, dim: int, length: int) -> None:
+    super().__init__()
+    layers = tf.keras.layers
+    # Candidate i is row i + 1: 0 is padding.
+    self._items = layers.Embedding(len(counts) + 1, dim, mask_zero=True)
+    self._positions = layers.Embedding(length, dim)
+    self._length = length
+    self._blocks = [
+      (
+        layers.LayerNormalization(),
+        layers.MultiHeadAttention(1, dim),
+        layers.LayerNormalization(),
+        layers.Dense(4 * dim, "relu"),
+        layers.Dense(dim),
+      )
+      for _ in range(_BLOCKS)
+    ]
+    self._norm = layers.LayerNormalization()
+    self._task = tfrs.tasks.Retrieval()
+    self._popularity = tf.constant(counts / counts.sum(), tf.float32)
+
+  def compute_loss(self, inputs, training=False):
+    history, ids = inputs["history_ids"] + 1, inputs["candidate_id"]
+    mask = history > 0
+    x = self._items(history) + self._positions(tf.range(self._length))
+    for norm, attention, hidden_norm, hidden, output in self._blocks:
+      normed = norm(x)
+      x += attention(
+        normed,
+        normed,
+        attention_mask=mask[:, tf.newaxis],
+        use_causal_mask=True,
+      )
+      x += output(hidden(hidden_norm(x)))
+    newest = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1) - 1
+    states = tf.gather(self._norm(x), tf.maximum(newest, 0), batch_dims=1)
+    return self._task(
+      states,
+      self._items(ids + 1),
+      candidate_sampling_probability=tf.gather(self._popularity, ids),
+      compute_metrics=False,
+    )
+
+
+def run(sizes: dict[str, int]) -> dict[str, dict[str, dict[str, float]]]:
+  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+
+  Returns:
+    "steps" and "answers" -> case -> `median_s` and the like. A step also has
+    its `ratio` to the peer and `rows_per_s`.
+  """
+  found = {
+    "steps": harness.summarise(
+      harness.measure(steps(sizes), repetitions=sizes["repetitions"])
+    ),
+    "answers": harness.summarise(
+      harness.measure(answers(sizes), repetitions=sizes["answers"])
+    ),
+  }
+  peer = found["steps"][_PEER]["median_s"]
+  for result in found["steps"].values():
+    result["ratio"] = result["median_s"] / peer
+    result["rows_per_s"] = sizes["batch"] / result["median_s"]
+  return found
+
+
+def steps(sizes: Mapping[str, int]) -> dict[str, _Step]:
+  """Training steps by name."""
+  batches, counts = _batches(sizes)
+  peer = Peer(counts, sizes["dim"], sizes["length"])
+  cases = {_PEER: _step(peer, batches["rows"])}
+  for name, make in _tasks(counts, sizes["cache"]).items():
+    for examples, batch in batches.items():
+      towers = _towers(sizes["candidates"], sizes)
+      model = xir.models.TwoTower(*towers, make(towers[1]))
+      cases[f"{name}, {examples}"] = _step(model, batch)
+  return cases
+
+
+def answers(sizes: Mapping[str, int]) -> dict[str, Callable[[], Any]]:
+  """What answers one query, by name."""
+  number, dim = sizes["catalogue"], sizes["dim"]
+  model = xir.models.TwoTower(
+    *_towers(number, {**sizes, "length": sizes["history"]})
+  )
+  ids = xir.indexes.IdTable(np.arange(number))
+  vectors = encoders.encode_rows(_encoder(ids, model), np.arange(number))
+  tower = encoders.TrainedEncoder(
+    xir.indexes.IdTable([b"nobody"]),
+    np.zeros(1, np.int64),
+    model.encode_queries,
+    model.query_tower.look_up,
+    further=histories.further_inputs(dim),
+  )
+  retriever = signatures.Retriever(
+    xir.indexes.BruteForceIndex().index(ids, vectors.embedding),
+    histories.HistoryEncoder(tower, ids, vectors.embedding),
+    _encoder(ids, model),
+    np.ones(number, np.int64),
+    (np.zeros(2, np.int64), np.zeros(0, np.int32)),
+    unknown_query="features",
+    max_k=100,
+  )
+  nothing = tf.zeros([1, 0], tf.int64)
+  query = tf.constant(["somebody"])
+
+  @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int64)])
+  def recommend(history):
+    found = retriever.recommend(query, (), 10, nothing, nothing, history)
+    return found["candidate_ids"]
+
+  history = np.random.default_rng(0).integers(
+    number, size=[1, sizes["history"]]
+  )
+  given = tf.constant(history)
+  return {"recommend": lambda: recommend(given).numpy()}
+
+
+def _encoder(
+  ids: xir.indexes.IdTable, model: xir.models.TwoTower
+) -> encoders.TrainedEncoder:
+  """The candidate tower of a model, all of whose candidates are trained."""
+  return encoders.TrainedEncoder(
+    ids,
+    np.ones(ids.size, np.int64),
+    model.encode_candidates,
+    model.candidate_tower.look_up,
+  )
+
+
+def _batches(
+  sizes: Mapping[str, int],
+) -> tuple[dict[str, dict[str, tf.Tensor]], np.ndarray]:
+  """The same rows in both ways, by name; and the counts of the candidates."""
+  rng = np.random.default_rng(0)
+  lengths = 1 + rng.geometric(1 / sizes["events"], sizes["queries"])
+  shares = 1 / np.arange(1, sizes["candidates"] + 1) ** 0.8
+  columns = {
+    "query_id": np.repeat(np.arange(len(lengths)), lengths),
+    "candidate_id": rng.choice(
+      len(shares), lengths.sum(), p=shares / shares.sum()
+    ),
+    "event": np.arange(lengths.sum()),
+  }
+  counts = np.bincount(columns["candidate_id"], minlength=len(shares))
+  rows = rows_lib.Histories.of_rows(columns)
+  windows = rows_lib.Windows.of_histories(rows, sizes["length"])
+  shared = rows_lib.PositionBatches(
+    rows, windows, global_batch_size=sizes["batch"], seed=0
+  ).share(0, 0, sizes["batch"])
+  before = np.arange(sizes["length"]) < shared["history_position"][:, None]
+  single = {
+    "query_id": shared["query_id"],
+    "candidate_id": shared["candidate_id"],
+    "history_ids": np.where(
+      before, shared["history_ids"][shared["history_row"]], -1
+    ),
+  }
+  batches = {
+    name: {key: tf.constant(value) for key, value in batch.items()}
+    for name, batch in (("rows", single), ("positions", shared))
+  }
+  return batches, np.maximum(counts, 1)
+
+
+def _towers(
+  candidates: int, sizes: Mapping[str, int]
+) -> tuple[xir.models.HistoryTower, xir.models.Tower]:
+  tower = xir.models.Tower(
+    vocabulary_size=candidates, dim=sizes["dim"], init_stddev=0.02
+  )
+  queries = xir.models.HistoryTower(
+    tower,
+    "attention",
+    sizes["length"],
+    encoder_arguments={"num_blocks": _BLOCKS},
+  )
+  return queries, tower
+
+
+def _tasks(
+  counts: np.ndarray, cache_size: int
+) -> dict[str, Callable[[tf.keras.Model], xir.tasks.RetrievalTask]]:
+  """Name -> function of the candidate tower that makes the task."""
+  return {
+    "SSL-Pop": lambda _: xir.tasks.SampledSoftmaxRetrieval(
+      candidate_counts=counts
+    ),
+    "XIR": lambda tower: xir.tasks.XIRRetrieval(
+      candidate_counts=counts, candidate_encoder=tower, cache_size=cache_size
+    ),
+    "full softmax": lambda tower: xir.tasks.FullSoftmaxRetrieval(
+      candidate_encoder=tower
+    ),
+  }
+
+
+def _step(model: tfrs.Model, batch: Mapping[str, tf.Tensor]) -> _Step:
+  """A training step, traced; returns when it is done."""
+  model.compile(optimizer=tf.keras.optimizers.Adam(0.001))
+  step = tf.function(lambda: model.train_step(batch)["loss"])
+  return lambda: step().numpy()
+
+
+def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+  """Prints the tables."""
+  harness.print_table(
+    f"Batch {sizes['batch']:,}, histories of {sizes['length']}, "
+    f"{sizes['candidates']:,} candidates, dim {sizes['dim']}; median of "
+    f"{sizes['repetitions']}",
+    ("", "ms", "ratio", "rows/s"),
+    [
+      (
+        name,
+        f"{1e3 * result['median_s']:.1f}",
+        f"{result['ratio']:.2f}",
+        f"{result['rows_per_s']:,.0f}",
+      )
+      for name, result in results["steps"].items()
+    ],
+  )
+  harness.print_table(
+    f"A history of {sizes['history']}, {sizes['catalogue']:,} candidates; "
+    f"median of {sizes['answers']}",
+    ("", "ms"),
+    [
+      (name, f"{1e3 * result['median_s']:.2f}")
+      for name, result in results["answers"].items()
+    ],
+  )
+
+
+if __name__ == "__main__":
+  harness.main("history", _SIZES, run, show)
