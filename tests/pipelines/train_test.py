@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,13 +203,19 @@ def test_without_validation_the_newest_checkpoint_is_the_result(
   assert tf.train.latest_checkpoint(str(tmp_path / "m/best")) is None
 
 
-def test_wrong_use_is_refused(data, tmp_path):
-  path = tmp_path / "m"
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+  """The directory of a run of one epoch; it must not change."""
+  path = tmp_path_factory.mktemp("made") / "m"
   run(config(data, path, epochs=1))
+  return path
+
+
+def test_wrong_use_is_refused(data, made, tmp_path):
   with pytest.raises(errors.DataError, match="--resume.*--overwrite"):
-    run(config(data, path, epochs=1))
+    run(config(data, made, epochs=1))
   with pytest.raises(errors.DataError, match="cannot change --dim"):
-    run(config(data, path, dim=4), resume=True)
+    run(config(data, made, dim=4), resume=True)
   with pytest.raises(errors.DataError, match="schema.json"):
     run(config(tmp_path / "nothing", tmp_path / "n"))
   with pytest.raises(ValueError, match="--task must be one of"):
@@ -236,13 +243,13 @@ def test_a_model_dir_that_is_a_file(data, tmp_path):
   assert (tmp_path / "m").read_text() == "mine"
 
 
-def test_data_that_changed_is_refused(data, tmp_path):
+def test_data_that_changed_is_refused(data, made, tmp_path):
   moved = tmp_path / "data"
   moved.mkdir()
   for file in data.iterdir():
     if file.is_file():
       (moved / file.name).write_bytes(file.read_bytes())
-  run(config(moved, tmp_path / "m", epochs=1))
+  shutil.copytree(made, tmp_path / "m")
   schema = schema_lib.Schema.load(moved)
   msgspec.structs.replace(schema, name="another").save(moved)
   with pytest.raises(errors.DataError, match="schema.json differs"):
