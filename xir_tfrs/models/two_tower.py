@@ -159,7 +159,9 @@ class TwoTower(tfrs.Model):
       return super().train_step(batch)
     with tf.GradientTape() as tape:
       loss = self.compute_loss(dict(batch), training=True)
-      regularization_loss = tf.add_n([tf.zeros([]), *self.losses])
+      regularization_loss = tf.reduce_sum(
+        [tf.reduce_sum(loss) for loss in self.losses]
+      )
       total_loss = loss + regularization_loss
     variables = self.trainable_variables
     gradients = tape.gradient(total_loss, variables)
@@ -171,7 +173,7 @@ class TwoTower(tfrs.Model):
         for gradient in gradients
       ]
     self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    return {
+    return {metric.name: metric.result() for metric in self.metrics} | {
       "loss": loss,
       "regularization_loss": regularization_loss,
       "total_loss": total_loss,
