@@ -214,6 +214,9 @@ class FileSource(Source):
     return self._side_files.fingerprints()
 
   def side_tables(self) -> SideTables:
-    return self._side_files.read(
-      self._config, self.roles.user or "user_id", self.roles.item
+    # A number is a place in one file, and says nothing of another.
+    user, item = (
+      role if role and not role.isdigit() else f"{side}_id"
+      for side, role in (("user", self.roles.user), ("item", self.roles.item))
     )
+    return self._side_files.read(self._config, user, item)

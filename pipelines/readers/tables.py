@@ -50,7 +50,7 @@ class TableSource(source.FileSource):
       first.path,
       first.header_line,
       sample,
-      not (first.layout.is_delimited and _numbered(first.names)),
+      not (first.layout.is_delimited and names.are_numbers(first.names)),
     )
     self._is_exploded = sample is not None and (
       self.roles.item_list is not None
@@ -165,8 +165,3 @@ class TableSource(source.FileSource):
       )
       read += len(block.users)
     self.warnings.update(file.warnings)
-
-
-def _numbered(found: Sequence[str]) -> bool:
-  """Whether columns have numbers in place of names."""
-  return list(found) == [str(k + 1) for k in range(len(found))]

@@ -210,7 +210,7 @@ _SIDE = [
   ("item_id:token\tp:float\na\tcheap\n", "line 2, column 'p'", "not a number"),
   ("item_id:token\tp:float\na\n", "line 2, column 'p'", "1 fields"),
   ("item_id:token\tp\na\t1\n", "line 1, column 'p'", "no kind"),
-  ("id:token\tp:float\na\t1\n", "line 1, column 'item_id'", "no such column"),
+  ("code:token\tp:float\na\t1\n", "line 1, column 'item_id'", "--item_key"),
   ("item_id:token\n", "line 1", "no column has a kind"),
   ("item_id:token\tp:float\n", "line 1", "no rows below the header"),
   ("item_id:token\tcount:float\na\t1\n", "line 1, column 'count'", "are taken"),

@@ -229,3 +229,32 @@ def test_side_features_by_flag(tmp_path, kind):
     items.columns["image"], [[1, 2], [np.nan, np.nan]]
   )
   assert items.columns["n"].to_pylist() == ["4", "5"]
+
+
+@pytest.mark.parametrize("has_header", [False, True])
+def test_ids_of_side_files_are_found(tmp_path, has_header):
+  """By name, or in the first column of a file without a header."""
+  header = "user_id,item_id,rating\n" if has_header else ""
+  (tmp_path / "r.csv").write_text(header + "1,10,5\n2,11,4\n")
+  (tmp_path / "named.csv").write_text("title,movie id,price\nx,11,3\n")
+  (tmp_path / "plain.dat").write_text("10::Heat (1995)::2.5\n11::Tea::3\n")
+  for name, feature, ids, prices in (
+    ("named.csv", "price:float", ["11"], [3]),
+    ("plain.dat", "3:float", ["10", "11"], [2.5, 3]),
+  ):
+    source, _ = _read(
+      tmp_path / "r.csv",
+      item_file=str(tmp_path / name),
+      columns=inputs.Columns(item_features=(feature,)),
+    )
+    _, items = source.side_tables()
+    assert items.ids == ids
+    assert items.columns[feature[:-6]].tolist() == prices
+  (tmp_path / "odd.csv").write_text("title,price\nx,3\n")
+  source, _ = _read(
+    tmp_path / "r.csv",
+    item_file=str(tmp_path / "odd.csv"),
+    columns=inputs.Columns(item_features=("price:float",)),
+  )
+  with pytest.raises(errors.DataError, match="column of ids with --item_key"):
+    source.side_tables()

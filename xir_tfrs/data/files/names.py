@@ -66,6 +66,11 @@ def guesses(role: str, columns: Iterable[str]) -> list[str]:
   return [column for tier, column in found if tier == best]
 
 
+def are_numbers(columns: Iterable[str]) -> bool:
+  """Whether columns have numbers in place of names: 1, 2, 3, ..."""
+  return all(name == str(k) for k, name in enumerate(columns, 1))
+
+
 def matching(name: str, columns: Sequence[str]) -> str | None:
   """The column that is meant by `name`: the same but for case and spaces."""
   if name in columns:

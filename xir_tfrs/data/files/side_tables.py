@@ -232,6 +232,10 @@ def id_of(file: TableFile, name: str, flag: str) -> str:
     return found
   role = flag.strip("-").partition("_")[0]
   near = names_lib.guesses(role, file.header)
+  if not near:
+    near = names_lib.guesses("key", file.header)
+  if names_lib.are_numbers(file.header):
+    near = ["1"]  # Of a file without a header the first column.
   if len(near) == 1:
     return near[0]
   there = ", ".join(map(repr, file.header))
