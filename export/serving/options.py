@@ -40,15 +40,37 @@ class Limits(settings.Settings):
     above=0,
   )
   max_pending_mb: float = settings.setting(
-    "REST requests that are read or answered at a time, in units of 2^20 "
-    "bytes; more are refused.",
+    "REST requests that are read or answered at a time, and answers that "
+    "clients have not read, each in units of 2^20 bytes; more are refused.",
     256.0,
+    above=0,
+  )
+  max_connections: int = settings.setting(
+    "REST connections; for a new one, the one that has been silent for the "
+    "longest time is closed.",
+    512,
+    minimum=1,
+  )
+  request_seconds: float = settings.setting(
+    "How long a client may take to send a request, or the first one of a "
+    "connection; later the connection is closed.",
+    30.0,
+    above=0,
+  )
+  answer_seconds: float = settings.setting(
+    "How long a client may take to read an answer; later the connection is "
+    "closed.",
+    30.0,
     above=0,
   )
 
   @property
   def max_body_bytes(self) -> int:
     return int(self.max_body_mb * (1 << 20))
+
+  @property
+  def max_pending_bytes(self) -> int:
+    return int(self.max_pending_mb * (1 << 20))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +102,12 @@ class ServeOptions(settings.Settings):
   )
   watch_seconds: float = settings.setting(
     "How often to look for a new bundle.", 5.0, minimum=0.01
+  )
+  drain_seconds: float = settings.setting(
+    "How long new calls are answered at the end, while /readyz fails and "
+    "answers close their connections.",
+    3.0,
+    minimum=0,
   )
   shutdown_seconds: float = settings.setting(
     "How long calls may take at the end.", 10.0, minimum=0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -12,9 +14,11 @@ from starlette import (
   applications,
   convertors,
   exceptions,
+  middleware,
   requests,
   responses,
   routing,
+  types,
 )
 
 from export.serving import metrics as metrics_lib
@@ -44,8 +48,13 @@ class _ModelName(convertors.StringConvertor):
 convertors.register_url_convertor("model", _ModelName())
 
 
-def application(serve: service.Service) -> applications.Starlette:
-  """The web application of a service."""
+def application(serve: service.Service, host: str) -> applications.Starlette:
+  """The web application of a service.
+
+  Args:
+    serve: the service.
+    host: of the server, under which its operator asks it.
+  """
 
   async def predict(request: requests.Request) -> responses.Response:
     with (
@@ -89,6 +98,8 @@ def application(serve: service.Service) -> applications.Starlette:
     )
 
   async def reload(request: requests.Request) -> responses.Response:
+    if _is_foreign(request, host):
+      return _json({"error": "no web page may ask for this"}, 403)
     try:
       model = await serve.holder.reload()
     except errors.DataError as error:
@@ -105,11 +116,46 @@ def application(serve: service.Service) -> applications.Starlette:
       routing.Route("/metrics", metrics),
       routing.Route("/-/reload", reload, methods=["POST"]),
     ],
+    middleware=[middleware.Middleware(_closing_connections, serve=serve)],
     exception_handlers={
       tensors.RequestError: _refuse,
       exceptions.HTTPException: _no_such_page,
     },
   )
+
+
+def _closing_connections(
+  app: types.ASGIApp, serve: service.Service
+) -> types.ASGIApp:
+  """Tells clients at the end to go on with another connection."""
+
+  async def wrapped(
+    scope: types.Scope, receive: types.Receive, send: types.Send
+  ) -> None:
+    async def close(message: types.Message) -> None:
+      if serve.stopping and message["type"] == "http.response.start":
+        headers = [*message["headers"], (b"connection", b"close")]
+        message = {**message, "headers": headers}
+      await send(message)
+
+    await app(scope, receive, close)
+
+  return wrapped
+
+
+def _is_foreign(request: requests.Request, host: str) -> bool:
+  """Whether a page that the operator looks at may have sent it.
+
+  Browsers tell the page's `Origin`. A page whose own name leads to this
+  server, which needs none, has that name as the `Host`.
+  """
+  try:
+    name = urllib.parse.urlsplit(f"//{request.headers['host']}").hostname
+    if name not in ("localhost", host):
+      ipaddress.ip_address(name or "")
+  except (KeyError, ValueError):
+    return True
+  return "origin" in request.headers
 
 
 def _for_versions(

@@ -18,6 +18,9 @@ from tensorflow_serving.apis import (
 from export.serving import metrics as metrics_lib
 from export.serving import protos, service, tensors
 
+# Clients open another connection by themselves.
+_IDLE_SECONDS = 300
+_AGE_SECONDS = 1800
 # That are not predict calls.
 _SPARE_CALLS = 64
 _SIGNATURES = "signature_def"
@@ -32,6 +35,14 @@ def server(serve: service.Service) -> grpc.aio.Server:
     options=[
       ("grpc.max_receive_message_length", serve.limits.max_body_bytes),
       ("grpc.max_send_message_length", -1),
+      # Silent connections, idle ones, and those that nobody reads; no client
+      # can keep one, or what waits to be read there, for ever.
+      ("grpc.server_handshake_timeout_ms", _ms(serve.limits.request_seconds)),
+      ("grpc.max_connection_idle_ms", _ms(_IDLE_SECONDS)),
+      ("grpc.keepalive_time_ms", _ms(serve.limits.answer_seconds)),
+      ("grpc.keepalive_timeout_ms", _ms(serve.limits.answer_seconds)),
+      ("grpc.max_connection_age_ms", _ms(_AGE_SECONDS)),
+      ("grpc.max_connection_age_grace_ms", _ms(serve.limits.answer_seconds)),
       # Or a second server on the same port gets half of the calls.
       ("grpc.so_reuseport", 0),
     ],
@@ -124,6 +135,10 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
       return protos.status(self._serve.model(spec.name, _version(spec)))
     except tensors.RequestError as error:
       await _refuse(context, error)
+
+
+def _ms(seconds: float) -> int:
+  return int(1000 * seconds)
 
 
 def _version(spec: model_pb2.ModelSpec) -> int | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import os
+import resource
 import signal
 import socket
 import sys
+import typing
 from collections.abc import Coroutine, Iterator
 from concurrent import futures
 
@@ -15,7 +19,14 @@ import grpc
 import uvicorn
 from absl import logging
 
-from export.serving import batching, models, rest, rpc, service
+from export.serving import (
+  batching,
+  connections,
+  models,
+  rest,
+  rpc,
+  service,
+)
 from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 from xir_tfrs.data import errors
@@ -23,6 +34,8 @@ from xir_tfrs.data import errors
 # Longer than load balancers keep a connection that is idle: they must be the
 # ones to close it, or a request may meet a closing connection.
 _KEEP_ALIVE_SECONDS = 75
+# Besides those of REST connections: TensorFlow's, and those of gRPC.
+_OTHER_FILES = 128
 
 
 def run(options: options_lib.ServeOptions) -> None:
@@ -66,10 +79,11 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
   listening = _listen(options.host, options.port)
   web = _WebServer(
     uvicorn.Config(
-      rest.application(answering),
+      rest.application(answering, options.host),
+      http=_connections(options.limits),
       lifespan="off",
       log_config=None,
-      log_level="warning",
+      log_level="error",
       access_log=False,
       timeout_keep_alive=_KEEP_ALIVE_SECONDS,
       timeout_graceful_shutdown=options.shutdown_seconds,
@@ -79,6 +93,7 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
   grpc_port = _bind(calls, options.host, options.grpc_port)
   await calls.start()
   serving = asyncio.create_task(web.serve([listening]))
+  watching = asyncio.create_task(_watch_clients(web, options.limits))
   logging.info(
     "Loads %s; REST on port %d, gRPC on port %d of %s.",
     options.bundle,
@@ -90,9 +105,12 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
     await _until(stop, _load_and_watch(answering, options))
   finally:
     answering.stopping = True
+    if stop.is_set():
+      await asyncio.sleep(options.drain_seconds)
     web.should_exit = True
     await calls.stop(options.shutdown_seconds)
     await serving
+    watching.cancel()
   logging.info("Stopped.")
 
 
@@ -117,6 +135,33 @@ async def _until(stop: asyncio.Event, work: Coroutine) -> None:
     task.cancel()
   for task in done:
     task.result()
+
+
+async def _watch_clients(
+  web: uvicorn.Server, limits: options_lib.Limits
+) -> None:
+  shortest = min(limits.request_seconds, limits.answer_seconds)
+  while True:
+    await asyncio.sleep(min(1.0, shortest / 4))
+    for connection in list(web.server_state.connections):
+      connection.check_time()
+
+
+def _connections(limits: options_lib.Limits) -> type[asyncio.Protocol]:
+  """Of as many connections as there may be files."""
+  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+  if 0 <= most < limits.max_connections + _OTHER_FILES:
+    logging.warning(
+      "Takes %d connections, not %d: the system allows %d open files (see "
+      "ulimit -n).",
+      allowed := max(1, most - _OTHER_FILES),
+      limits.max_connections,
+      most,
+    )
+    limits = dataclasses.replace(limits, max_connections=allowed)
+  made = functools.partial(connections.Connection, limits=limits)
+  return typing.cast(type[asyncio.Protocol], made)
 
 
 class _WebServer(uvicorn.Server):

@@ -101,9 +101,7 @@ class Service:
     self.metrics = metrics
     self.limits = limits
     self.calls = Share(limits.max_calls, "has as many calls as it takes")
-    self.bodies = Share(
-      int(limits.max_pending_mb * (1 << 20)), "reads as much as it takes"
-    )
+    self.bodies = Share(limits.max_pending_bytes, "reads as much as it takes")
     self.stopping = False
     self._batcher = make_batcher(self._run)
     # Apart from the one that calls TensorFlow, which has work that is waited

@@ -610,6 +610,7 @@ def switching(exported, tmp_path_factory):
     "--watch_seconds=0.1",
     "--max_batch_size=4",
     f"--batch_timeout_ms={SLOW_MS}",
+    "--drain_seconds=0",
   )
   running.directory = root / "live"
   try:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import select
 import socket
 import threading
 import time
@@ -22,10 +23,16 @@ from tensorflow_serving.apis import (
   prediction_service_pb2_grpc,
 )
 
-from export.serving import models, options, server
+from export.serving import connections, models, options, server
 
 LIMITS = options.Limits(
-  max_calls=4, max_body_mb=2.0, max_pending_mb=3.0, max_answers=5000
+  max_calls=4,
+  max_body_mb=2.0,
+  max_pending_mb=3.0,
+  max_answers=100_000,
+  max_connections=20,
+  request_seconds=3.0,
+  answer_seconds=3.0,
 )
 PREDICT = "/v1/models/retriever:predict"
 GRPC_OPTIONS = [("grpc.enable_retries", 0)]
@@ -72,6 +79,7 @@ class Running:
       grpc_port=self.grpc_port,
       batch_timeout_ms=0.0,
       threads=1,
+      drain_seconds=1.0,
       limits=LIMITS,
     )
     self._thread = threading.Thread(target=asyncio.run, args=[self._serve()])
@@ -85,10 +93,14 @@ class Running:
     self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
     await server.serve(self._options, self._stop)
 
-  def stop(self):
-    self.channel.close()
+  def begin_stop(self):
     self._loop.call_soon_threadsafe(self._stop.set)
-    self._thread.join()
+
+  def stop(self):
+    if self._thread.is_alive():
+      self.channel.close()
+      self.begin_stop()
+      self._thread.join()
 
   def status(self, path="/readyz"):
     with contextlib.suppress(OSError):
@@ -233,8 +245,8 @@ def test_bodies_that_are_too_large_or_too_many_are_refused(running):
   assert running.http("POST", PREDICT, content)[0] == 200
   status, text, _ = running.http("POST", PREDICT, content + b" " * (1 << 18))
   assert status == 400 and "more than 2097152 bytes" in text
-  status, content, _ = running.rest(x=[7] * 6, k=1000)
-  assert status == 400 and "must be at most 5000" in content["error"]
+  status, content, _ = running.rest(x=[7] * 11, k=10_000)
+  assert status == 400 and "must be at most 100000" in content["error"]
 
 
 def test_answers_do_not_repeat_long_names(running):
@@ -250,3 +262,123 @@ def test_answers_do_not_repeat_long_names(running):
   call = running.grpc(name)
   assert call.code() == grpc.StatusCode.NOT_FOUND
   assert len(call.details()) < 400
+
+
+def _is_cut_off(connection):
+  poll = select.poll()
+  poll.register(connection, select.POLLRDHUP)
+  return bool(poll.poll(0))
+
+
+def test_clients_that_keep_the_server_waiting_are_cut_off(running):
+  kept = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+  kept.request("GET", "/healthz")
+  kept.getresponse().read()
+  refused = raw(b"", "Content-Length: 9").replace(b":predict", b":classify")
+  slow = [
+    running.connect(),
+    running.connect(b"POST "),
+    running.connect(raw(body(), "Content-Length: 100000")),
+    running.connect(raw(body()) + b"POST "),
+    running.connect(refused),
+    socket.create_connection(("127.0.0.1", running.grpc_port), 30),
+  ]
+  with contextlib.ExitStack() as stack:
+    for connection in slow:
+      stack.enter_context(connection)
+
+    def all_are_cut_off():
+      for connection in slow[1:3]:
+        with contextlib.suppress(OSError):
+          connection.sendall(b" ")  # Slowly is not silently.
+      return all(map(_is_cut_off, slow[:5]))
+
+    wait_for(all_are_cut_off)
+    slow[5].settimeout(30)
+    with contextlib.suppress(ConnectionError):
+      while slow[5].recv(4096):  # gRPC says hello, and then good-bye.
+        pass
+  # What is idle between two requests is not late.
+  kept.request("GET", "/healthz")
+  assert kept.getresponse().read() == b"ok\n"
+  kept.close()
+
+
+def test_clients_that_do_not_read_are_cut_off_the_oldest_at_once(
+  running, monkeypatch
+):
+  """Each has answers of 1.4 MB: together more than may wait to be read."""
+  content = raw(body(x=[10**9] * 10, k=10_000)) * 5
+  with contextlib.ExitStack() as stack:
+    unread = []
+    patch = stack.enter_context(monkeypatch.context())
+    patch.setattr(connections.Connection, "check_time", lambda self: None)
+    for _ in range(12):
+      connection = stack.enter_context(socket.socket())
+      connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+      connection.connect(("127.0.0.1", running.port))
+      connection.sendall(content)
+      assert select.select([connection], [], [], 30)[0]
+      unread.append(connection)
+    wait_for(lambda: _is_cut_off(unread[0]))
+    patch.undo()
+    assert running.rest()[0] == 200
+    unread[-1].settimeout(30)
+    answers = b""
+    while answers.count(b"HTTP/1.1 200") < 5:
+      answers += unread[-1].recv(1 << 20)
+    wait_for(lambda: _is_cut_off(unread[-2]))
+
+
+def test_many_idle_connections_shut_nobody_out(busy):
+  working = busy.connect(raw(body(x=[5])))
+  wait_for(lambda: busy.in_flight() == 2)
+  idle = [busy.connect() for _ in range(3 * LIMITS.max_connections)]
+  assert busy.status("/healthz") == 200
+  assert busy.rest(signature="none")[0] == 404
+  wait_for(lambda: sum(map(_is_cut_off, idle)) > LIMITS.max_connections)
+  assert not _is_cut_off(idle[-1])
+  busy.model.gate.set()
+  assert working.recv(4096).startswith(b"HTTP/1.1 200")
+  for connection in (working, *idle):
+    connection.close()
+
+
+@pytest.mark.parametrize(
+  "headers",
+  [
+    {"Origin": "http://attacker.example"},
+    {"Origin": "null"},
+    {"Host": "attacker.example"},
+    {"Host": "127.0.0.1.attacker.example:80"},
+    {"Host": "[::1"},
+    {"Host": ""},
+  ],
+)
+def test_web_pages_cannot_ask_for_a_reload(running, headers):
+  assert running.http("POST", "/-/reload", b"", headers)[0] == 403
+
+
+def test_operators_can_ask_for_a_reload(running):
+  for host in ("localhost:1", "[::1]:1"):
+    assert running.http("POST", "/-/reload", b"", {"Host": host})[0] == 200
+
+
+def test_a_stop_closes_connections_after_an_answer(running):
+  """Last: it ends the server."""
+  kept = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+
+  def ask(path):
+    kept.request("GET", path)
+    response = kept.getresponse()
+    response.read()
+    return response.status, response.headers["Connection"]
+
+  assert ask("/readyz") == (200, None)
+  running.begin_stop()
+  status, connection = wait_for(
+    lambda: (answer := ask("/readyz"))[0] == 503 and answer
+  )
+  assert connection == "close"
+  running.stop()
+  assert running.status() is None

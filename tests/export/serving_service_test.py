@@ -229,7 +229,7 @@ async def _http(serve, method, path, body=b""):
     "query_string": b"",
     "headers": [],
   }
-  await rest.application(serve)(scope, receive, send)
+  await rest.application(serve, "127.0.0.1")(scope, receive, send)
   return sent[0]["status"]
 
 

@@ -1,0 +1,94 @@
+"""REST connections: how many there are, and how long they wait for a client."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+import h11
+from uvicorn.protocols.http import h11_impl
+
+from export.serving import options
+
+# A closed socket sends nothing more, and its memory is free at once.
+_FORGET = struct.pack("ii", 1, 0)
+
+
+class Connection(h11_impl.H11Protocol):
+  """Uvicorn's connection, cut off if its client keeps the server waiting.
+
+  Uvicorn itself closes one that is idle between two requests.
+  """
+
+  def __init__(self, *args: Any, limits: options.Limits, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self._limits = limits
+    self._heard = self.loop.time()  # When the client last sent anything.
+    # What the server waits for, of which request, and since when.
+    self._waits: tuple[str, object] | None = None
+    self._since = self._heard
+
+  def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    """Makes room for this one, if there are too many."""
+    super().connection_made(transport)
+    if len(self.connections) <= self._limits.max_connections:
+      return
+    others = [x for x in self.connections if x is not self and not x._works()]
+    min(others, key=lambda x: x._heard, default=self)._cut_off()
+
+  def data_received(self, data: bytes) -> None:
+    self._heard = self.loop.time()
+    super().data_received(data)
+
+  def pause_writing(self) -> None:
+    """Called when the client does not read; too much unread is thrown away."""
+    super().pause_writing()
+    unread = [x for x in self.connections if x.flow.write_paused]
+    size = sum(x.transport.get_write_buffer_size() for x in unread)
+    for one in sorted(unread, key=lambda x: x._heard):
+      if size <= self._limits.max_pending_bytes:
+        break
+      size -= one.transport.get_write_buffer_size()
+      one._cut_off()
+
+  def check_time(self) -> None:
+    """Cuts it off if the client is late; to be called now and then."""
+    waits, now = self._waits_for(), self.loop.time()
+    if waits != self._waits:
+      self._waits, self._since = waits, now
+    if waits is None:
+      return
+    limit = {
+      "request": self._limits.request_seconds,
+      "reading": self._limits.answer_seconds,
+    }[waits[0]]
+    if now - self._since > limit:
+      self._cut_off()
+
+  def _waits_for(self) -> tuple[str, object] | None:
+    """None while it is idle or works on an answer."""
+    if self.transport.is_closing() or self.flow.write_paused:
+      return "reading", self.cycle
+    if self._works():
+      return None
+    begun = bool(self.conn.trailing_data[0])
+    if begun or self.cycle is None or self.conn.their_state is h11.SEND_BODY:
+      return "request", self.cycle
+    return None
+
+  def _works(self) -> bool:
+    """Whether it is the client who waits."""
+    return (
+      self.cycle is not None
+      and not self.cycle.response_complete
+      and not self.cycle.more_body
+      and not self.flow.write_paused
+    )
+
+  def _cut_off(self) -> None:
+    connected = self.transport.get_extra_info("socket")
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
+    self.connections.discard(self)
+    self.transport.abort()
