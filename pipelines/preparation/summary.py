@@ -137,6 +137,9 @@ def _warning(schema: schema_lib.Schema, name: str, n: int) -> str:
 
 
 def _describe(feature: schema_lib.FeatureSchema) -> str:
+  parts = [feature.kind]
   if feature.is_token:
-    return f"{feature.name} ({feature.kind}, {len(feature.vocabulary)} tokens)"
-  return f"{feature.name} ({feature.kind})"
+    parts.append(f"{len(feature.vocabulary)} tokens")
+  if feature.separator is not None:
+    parts.append(f"split at {feature.separator!r}")
+  return f"{feature.name} ({', '.join(parts)})"

@@ -764,3 +764,5 @@ def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):
     "tags": (("", "p", "q"), ";"),
   }
   assert schema.Schema.load(tmp_path / "out") == made
+  text = summary.text(made, "out", 1.0)
+  assert "words (token_seq, 3 tokens, split at '|')" in text

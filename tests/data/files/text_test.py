@@ -108,3 +108,8 @@ def test_a_fingerprint_is_taken_on_the_way(tmp_path):
   part = text.TextFile(path)
   list(part.chunks(3, stop=size - 1))
   assert part.fingerprint() == addresses.fingerprint(path)
+
+
+def test_a_list_of_ids_may_begin_with_a_byte_order_mark(tmp_path):
+  (tmp_path / "ids.txt").write_bytes("\ufeff7\r\n\u2028é\n".encode())
+  assert text.read_lines(tmp_path / "ids.txt") == ["7", "\u2028é"]
