@@ -15,7 +15,7 @@ from export import export_retriever
 from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
-from xir_tfrs.data import records, runs, tables
+from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
 
@@ -163,7 +163,7 @@ def write_data(
 def make_model(
   encoder: str, tags: np.ndarray, ranker: xir.models.Ranker | None = None
 ) -> xir.models.TwoTower:
-  adds_ids, normalize = MODELS[encoder]
+  adds_ids, normalize = MODELS.get(encoder, (False, True))
   candidates = xir.models.Tower(
     vocabulary_size=NUM_CANDIDATES,
     dim=DIM,
@@ -394,6 +394,13 @@ def test_a_ranker_of_histories(tmp_path):
   # Nothing is known of them: as popular as before.
   found = loaded.recommend(["nobody"], k=3, rerank=True)
   assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
+
+
+def test_several_vectors_for_a_query_are_refused(tmp_path):
+  _, tags = write_data(tmp_path / "data")
+  with pytest.raises(errors.DataError, match="--history_encoder mind has sev"):
+    export(tmp_path, make_model("mind", tags))
+  assert not (tmp_path / "bundle").exists()
 
 
 def test_stored_histories_are_the_newest_in_order_of_time():
