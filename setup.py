@@ -48,6 +48,8 @@ EXTRAS = {
     "starlette>=1.0,<2",
     "uvicorn>=0.30,<1",
     "prometheus-client>=0.20,<1",
+    # From 1.81 on it needs protobuf 7.
+    "grpcio-health-checking>=1.71,<1.81",
   ],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
   "plots": ["matplotlib>=3.8"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import ipaddress
 import json
 import urllib.parse
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -62,7 +65,7 @@ def application(serve: service.Service, host: str) -> applications.Starlette:
       serve.bodies.part() as take_bytes,
       serve.calls.part() as take_calls,
     ):
-      body = await _body(request, serve.limits.max_body_bytes, take_bytes)
+      body = await _body(request, serve, take_bytes)
       take_calls(1)
       work = serve.in_time(_answer(serve, call, request.path_params, body))
       answer = await _unless_gone(request, work)
@@ -210,8 +213,12 @@ async def _unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
 
 
 async def _body(
-  request: requests.Request, limit: int, take: Callable[[int], None]
+  request: requests.Request,
+  serve: service.Service,
+  take: Callable[[int], None],
 ) -> bytes:
+  """The body, which has been decompressed, and taken by its size."""
+  limit = serve.limits.max_body_bytes
   body = bytearray()
   try:
     async for chunk in request.stream():
@@ -221,7 +228,28 @@ async def _body(
         raise tensors.invalid(f"the body has more than {limit} bytes")
   except requests.ClientDisconnect:
     raise _gone_error() from None
-  return bytes(body)
+  packed = bytes(body)
+  encoding = request.headers.get("content-encoding", "identity").lower()
+  if encoding == "identity":
+    return packed
+  if encoding != "gzip":
+    raise tensors.invalid(
+      f"`Content-Encoding` must be gzip. Received: {tensors.short(encoding)}"
+    )
+  content = await serve.convert(limit, lambda: _decompress(packed, limit))
+  take(len(content))
+  return content
+
+
+def _decompress(packed: bytes, limit: int) -> bytes:
+  try:
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+      content = file.read(limit + 1)
+  except (OSError, EOFError, zlib.error) as error:
+    raise tensors.invalid(f"the body is not gzip: {error}") from None
+  if len(content) > limit:
+    raise tensors.invalid(f"the body has more than {limit} bytes")
+  return content
 
 
 def _gone_error() -> tensors.RequestError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import grpc
 import tensorflow as tf
+from grpc_health.v1 import health, health_pb2_grpc
 from tensorflow_serving.apis import (
   get_model_metadata_pb2,
   get_model_status_pb2,
@@ -26,8 +27,10 @@ _SPARE_CALLS = 64
 _SIGNATURES = "signature_def"
 
 
-def server(serve: service.Service) -> grpc.aio.Server:
-  """A server of a service, without a port yet."""
+def server(
+  serve: service.Service,
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+  """A server of a service, without a port yet, and what tells its health."""
   made = grpc.aio.server(
     # Beyond those that the service refuses itself, with a word: these are
     # refused before their requests are in memory.
@@ -51,7 +54,9 @@ def server(serve: service.Service) -> grpc.aio.Server:
     _Prediction(serve), made
   )
   model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(serve), made)
-  return made
+  healthy = health.aio.HealthServicer()
+  health_pb2_grpc.add_HealthServicer_to_server(healthy, made)
+  return made, healthy
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):

@@ -18,6 +18,7 @@ from concurrent import futures
 import grpc
 import uvicorn
 from absl import logging
+from grpc_health.v1 import health, health_pb2
 
 from export.serving import (
   batching,
@@ -34,6 +35,8 @@ from xir_tfrs.data import errors
 # Longer than load balancers keep a connection that is idle: they must be the
 # ones to close it, or a request may meet a closing connection.
 _KEEP_ALIVE_SECONDS = 75
+# The health service's name for the server as a whole.
+_ALL = ""
 # Besides those of REST connections: TensorFlow's, and those of gRPC.
 _OTHER_FILES = 128
 
@@ -89,7 +92,8 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
       timeout_graceful_shutdown=options.shutdown_seconds,
     )
   )
-  calls = rpc.server(answering)
+  calls, healthy = rpc.server(answering)
+  await healthy.set(_ALL, health_pb2.HealthCheckResponse.NOT_SERVING)
   grpc_port = _bind(calls, options.host, options.grpc_port)
   await calls.start()
   serving = asyncio.create_task(web.serve([listening]))
@@ -102,9 +106,10 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
     options.host,
   )
   try:
-    await _until(stop, _load_and_watch(answering, options))
+    await _until(stop, _load_and_watch(answering, healthy, options))
   finally:
     answering.stopping = True
+    await healthy.enter_graceful_shutdown()
     if stop.is_set():
       await asyncio.sleep(options.drain_seconds)
     web.should_exit = True
@@ -115,9 +120,12 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
 
 
 async def _load_and_watch(
-  answering: service.Service, options: options_lib.ServeOptions
+  answering: service.Service,
+  healthy: health.aio.HealthServicer,
+  options: options_lib.ServeOptions,
 ) -> None:
   model = await answering.holder.reload()
+  await healthy.set(_ALL, health_pb2.HealthCheckResponse.SERVING)
   logging.info(
     "Ready as %s with version %d, index %s.",
     options.model_name,

@@ -6,6 +6,7 @@ word, and others are answered.
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
 import select
@@ -18,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
   predict_pb2,
   prediction_service_pb2_grpc,
@@ -249,6 +251,37 @@ def test_bodies_that_are_too_large_or_too_many_are_refused(running):
   assert status == 400 and "must be at most 100000" in content["error"]
 
 
+def test_compressed_bodies_are_taken_up_to_their_limit(running):
+  def post(content, encoding="gzip"):
+    headers = {"Content-Encoding": encoding}
+    status, text, _ = running.http("POST", PREDICT, content, headers)
+    return status, text
+
+  packed = gzip.compress(body(x=[7]))
+  assert post(packed) == (200, '{"outputs": [["7"]]}')
+  bomb = gzip.compress(body(x=[7]) + b" " * (64 << 20))
+  assert len(bomb) < 100_000
+  for content, encoding, message in (
+    (bomb, "gzip", "more than 2097152 bytes"),
+    (bomb[:-9], "gzip", "more than 2097152 bytes"),
+    (packed[:-9], "gzip", "the body is not gzip"),
+    (packed[:20] + b"x" + packed[21:], "gzip", "the body is not gzip"),
+    (body(x=[7]), "gzip", "the body is not gzip"),
+    (packed, "br", "`Content-Encoding` must be gzip. Received: br"),
+  ):
+    status, text = post(content, encoding)
+    assert status == 400 and message in text
+
+
+def test_compressed_messages_are_bounded_too(running):
+  request = predict_pb2.PredictRequest()
+  request.inputs["x"].tensor_content = bytes(64 << 20)
+  stub = prediction_service_pb2_grpc.PredictionServiceStub(running.channel)
+  with pytest.raises(grpc.RpcError) as caught:
+    stub.Predict(request, timeout=30, compression=grpc.Compression.Gzip)
+  assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_answers_do_not_repeat_long_names(running):
   name = "n" * (1 << 20)
   for status, text, _ in (
@@ -374,11 +407,16 @@ def test_a_stop_closes_connections_after_an_answer(running):
     response.read()
     return response.status, response.headers["Connection"]
 
+  health = health_pb2_grpc.HealthStub(running.channel)
+  check = health_pb2.HealthCheckRequest()
   assert ask("/readyz") == (200, None)
+  assert health.Check(check).status == health_pb2.HealthCheckResponse.SERVING
   running.begin_stop()
   status, connection = wait_for(
     lambda: (answer := ask("/readyz"))[0] == 503 and answer
   )
   assert connection == "close"
+  found = health.Check(check).status
+  assert found == health_pb2.HealthCheckResponse.NOT_SERVING
   running.stop()
   assert running.status() is None
