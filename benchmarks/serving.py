@@ -14,18 +14,22 @@ clustered vectors, it compares
 One client asks one query after another, then several threads do at once, then
 queries come in batches. It also reports how many of the exact top k each
 finds, how long a fresh process that has imported all takes until its first
-answer, and the sizes of the artefacts.
+answer, the sizes of the artefacts, and how long a call of the server takes by
+REST, on a connection that is kept and on a new one for each call.
 """
 
 import concurrent.futures
+import contextlib
+import http.client
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -141,8 +145,8 @@ def measure(directory: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
   Returns:
     `candidates` and `dim`, `scann` settings, `cases`: case -> figures of
-    `_figures`, `ready`: what is loaded -> seconds of `_ready`, and
-    `megabytes` of each part of the bundle.
+    `_figures`, `ready`: what is loaded -> seconds of `_ready`, `megabytes`
+    of each part of the bundle, and `rest` of `_rest`.
   """
   loaded = {
     name: bundle.Bundle.load(directory, name) for name in bundle.INDEXES
@@ -169,6 +173,7 @@ def measure(directory: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     "cases": _figures(cases, queries, sizes),
     "ready": _ready(directory, queries[0], sizes),
     "megabytes": parts,
+    "rest": _rest(directory, exact, sizes),
   }
 
 
@@ -336,6 +341,82 @@ def _ready(
   }
 
 
+def _rest(
+  directory: str, exact: bundle.Bundle, sizes: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+  """Latency of a call of the server, by how it is connected."""
+  none = tf.zeros([1, 0], exact.manifest.id_types.candidate).numpy().tolist()
+  lists = {"exclude_ids": none, "allow_ids": none}
+  body = json.dumps(
+    {
+      "signature_name": "search",
+      "inputs": {
+        "query_embeddings": exact.vectors[:1].tolist(),
+        "k": sizes["k"],
+        **lists,
+      },
+    }
+  )
+
+  def ask(connection: http.client.HTTPConnection) -> float:
+    start = time.perf_counter()
+    connection.request("POST", "/v1/models/retriever:predict", body)
+    response = connection.getresponse()
+    content = response.read()
+    if response.status != 200:
+      raise RuntimeError(f"{response.status}: {content.decode()}")
+    return time.perf_counter() - start
+
+  def ask_anew() -> float:
+    with contextlib.closing(_connection(port)) as connection:
+      return ask(connection)
+
+  with _server(directory) as port:
+    kept = _connection(port)
+    seconds: dict[str, list[float]] = {"kept": [], "new": []}
+    ask(kept)
+    for _ in range(sizes["queries"]):
+      seconds["kept"].append(ask(kept))
+      seconds["new"].append(ask_anew())
+    kept.close()
+  return {
+    name: {
+      f"p{p}_ms": 1e3 * float(np.percentile(found, p)) for p in (50, 95, 99)
+    }
+    for name, found in seconds.items()
+  }
+
+
+def _connection(port: int) -> http.client.HTTPConnection:
+  return http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+
+@contextlib.contextmanager
+def _server(directory: str) -> Iterator[int]:
+  """The port of a server of the bundle, which is ready."""
+  given = [f"--bundle={directory}", "--port=0", "--grpc_port=0"]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "export.serve", *given, "--batch_timeout_ms=0"],
+    cwd=_ROOT,
+    stderr=subprocess.PIPE,
+    encoding="utf-8",
+  )
+  try:
+    port, said = 0, []
+    for line in process.stderr:
+      said.append(line)
+      if found := re.search(r"REST on port (\d+)", line):
+        port = int(found[1])
+      if "Ready as" in line:
+        break
+    else:
+      raise RuntimeError("the server ended: " + "".join(said[-5:]))
+    yield port
+  finally:
+    process.kill()
+    process.communicate()
+
+
 def print_tables(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
   """Prints what `run` returns."""
   for corpus, result in results.items():
@@ -368,6 +449,14 @@ def print_tables(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
       [
         (name, f"{start['import_s']:.2f}", f"{start['ready_s']:.2f}")
         for name, start in result["ready"].items()
+      ],
+    )
+    harness.print_table(
+      "a call of the server by REST, ms",
+      ("connection", "p50", "p95", "p99"),
+      [
+        (name, *(f"{case[f'p{p}_ms']:.2f}" for p in (50, 95, 99)))
+        for name, case in result["rest"].items()
       ],
     )
     harness.print_table(

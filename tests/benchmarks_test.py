@@ -340,6 +340,9 @@ def test_serving(monkeypatch, capsys):
   for start in result["ready"].values():
     assert start["import_s"] > 0 and start["ready_s"] > 0
   assert {"brute_force", "scann", "scann_folder"} <= result["megabytes"].keys()
+  assert list(result["rest"]) == ["kept", "new"]
+  for case in result["rest"].values():
+    assert 0 < case["p50_ms"] <= case["p95_ms"] <= case["p99_ms"]
   serving.print_tables(results, sizes)
   assert f"{recall['TFRS ScaNN']:.4f}" in capsys.readouterr().out
 
