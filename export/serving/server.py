@@ -37,8 +37,10 @@ from xir_tfrs.data import errors
 _KEEP_ALIVE_SECONDS = 75
 # The health service's name for the server as a whole.
 _ALL = ""
+# Connections that are accepted before the first of them makes room.
+_BACKLOG = 64
 # Besides those of REST connections: TensorFlow's, and those of gRPC.
-_OTHER_FILES = 128
+_OTHER_FILES = _BACKLOG + 128
 
 
 def run(options: options_lib.ServeOptions) -> None:
@@ -88,6 +90,7 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
       log_config=None,
       log_level="error",
       access_log=False,
+      backlog=_BACKLOG,
       timeout_keep_alive=_KEEP_ALIVE_SECONDS,
       timeout_graceful_shutdown=options.shutdown_seconds,
     )

@@ -377,6 +377,20 @@ def test_many_idle_connections_shut_nobody_out(busy):
     connection.close()
 
 
+def test_connections_are_as_many_as_files_allow(monkeypatch):
+  """A burst of connections is accepted before the first one makes room."""
+  given = []
+  monkeypatch.setattr(server.resource, "getrlimit", lambda kind: (100, 256))
+  monkeypatch.setattr(
+    server.resource, "setrlimit", lambda kind, limits: given.append(limits)
+  )
+  made = server._connections(options.Limits())
+  assert given == [(256, 256)]
+  allowed = made.keywords["limits"].max_connections
+  assert allowed + server._BACKLOG <= 128
+  assert server._connections(LIMITS).keywords["limits"] is LIMITS
+
+
 @pytest.mark.parametrize(
   "headers",
   [
