@@ -15,6 +15,7 @@ from export import export_retriever
 from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
+from export.serving import options as server_options
 from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
@@ -427,7 +428,7 @@ def test_server_joins_calls_of_different_width(world):
     request = {"query_id": [query], "history": [history], "k": 3}
     request |= {"exclude_ids": [[""]], "allow_ids": [[""]]}
     calls.append(tensors.from_json({"inputs": request}, spec))
-    tensors.check(calls[-1], spec, model.max_k)
+    tensors.check(calls[-1], spec, model.max_k, server_options.Limits())
   found = model.run("recommend", batching.join(calls))
   for row, (query, events) in enumerate([(-1, [3]), (2, [3, 7])]):
     best = world.ranking(world.vector(query, events))[:3]
