@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,26 @@ def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
       f"Received: {name!r}."
     )
   known = [field.name for field in dataclasses.fields(form)]
-  for argument in config.loss_arguments:
-    if argument not in known:
+  owner = f"--loss {name}"
+  _require_known("loss_arguments", owner, config, known, noun="setting")
+  with settings.naming(owner):
+    return xir.ops.forms.build({"name": name, **config.loss_arguments})
+
+
+def _require_known(
+  setting: str,
+  owner: str,
+  config: configs.TrainConfig,
+  known: Sequence[str],
+  noun: str = "argument",
+) -> None:
+  """Raises SettingsError for a name in --SETTING that its owner has not."""
+  for name in getattr(config, setting):
+    if name not in known:
       raise settings.SettingsError(
-        f"--loss_arguments: --loss {name} has no setting {argument!r}, but "
+        f"--{setting}: {owner} has no {noun} {name!r}, but "
         f"{', '.join(known) or 'none at all'}."
       )
-  with settings.naming(f"--loss {name}"):
-    return xir.ops.forms.build({"name": name, **config.loss_arguments})
 
 
 def build(
@@ -142,13 +154,9 @@ def _history_tower(
 ) -> xir.models.HistoryTower:
   """A tower over histories, and over ids where there is a tower of them."""
   known = history_argument_names(config.history_encoder)
-  for name in config.history_arguments:
-    if name not in known:
-      raise settings.SettingsError(
-        f"--history_arguments: --history_encoder {config.history_encoder} has "
-        f"no argument {name!r}, but {', '.join(known)}."
-      )
-  with settings.naming(f"--history_encoder {config.history_encoder}"):
+  owner = f"--history_encoder {config.history_encoder}"
+  _require_known("history_arguments", owner, config, known)
+  with settings.naming(owner):
     return xir.models.HistoryTower(
       candidate_tower,
       config.history_encoder,
@@ -267,11 +275,7 @@ def _task_arguments(config: configs.TrainConfig) -> dict[str, Any]:
       raise settings.SettingsError(
         f"--task_arguments: {name} has a flag, --{name}."
       )
-    if name not in known:
-      raise settings.SettingsError(
-        f"--task_arguments: --task {config.task} has no argument {name!r}, "
-        f"but {', '.join(known)}."
-      )
+  _require_known("task_arguments", f"--task {config.task}", config, known)
   return config.task_arguments
 
 
@@ -372,13 +376,9 @@ def _optimizer(
   known = [
     name for name in inspect.signature(named).parameters if name in _OF_RULES
   ]
-  for name in config.optimizer_arguments:
-    if name not in known:
-      raise settings.SettingsError(
-        f"--optimizer_arguments: --optimizer {config.optimizer} has no "
-        f"argument {name!r}, but {', '.join(known)}."
-      )
-  with settings.naming(f"--optimizer {config.optimizer}"):
+  owner = f"--optimizer {config.optimizer}"
+  _require_known("optimizer_arguments", owner, config, known)
+  with settings.naming(owner):
     return kind(rate, **own, **config.optimizer_arguments)
 
 
