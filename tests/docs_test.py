@@ -175,6 +175,26 @@ def test_marks_give_a_reason_or_a_test(path):
       assert path.name in (ROOT / what).read_text("utf-8"), what
 
 
+def anchors(path):
+  """The anchors of a page's headings, as GitHub and mkdocs make them."""
+  text = _BLOCK.sub("", path.read_text("utf-8"))
+  headings = re.findall(r"^#+ (.+)$", text, re.M)
+  kept = [re.sub(r"[^\w\- ]", "", heading).lower() for heading in headings]
+  return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+  text = _BLOCK.sub("", path.read_text("utf-8"))
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if target.startswith(("http://", "https://")):
+      continue
+    name, _, anchor = target.partition("#")
+    page = path.parent / name if name else path
+    assert page.exists(), target
+    assert not anchor or anchor in anchors(page), target
+
+
 def test_readers_of_documents_see_every_block(tmp_path):
   file = tmp_path / "a.md"
   file.write_text(
@@ -559,7 +579,7 @@ def test_table_of_the_guide_of_histories_is_the_results():
   guide = (ROOT / "docs/histories.md").read_text("utf-8")
   file = ROOT / "results/runs/histories.json"
   runs = json.loads(file.read_text("utf-8"))["runs"]
-  section = guide[guide.index("## What it reaches") :]
+  section = guide[guide.index("## See what it reaches") :]
   shown = set()
   for line in re.findall(r"^\| (\w.*) \|$", section, re.M):
     name, *figures = line.split(" | ")
