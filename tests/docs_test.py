@@ -485,7 +485,7 @@ def test_table_of_the_steps_on_a_gpu_is_the_results():
   guide = (ROOT / "docs/performance.md").read_text("utf-8")
   file = ROOT / "benchmarks/results/gpu.json"
   results = json.loads(file.read_text("utf-8"))["results"]
-  section = guide[guide.index("## On a GPU") :]
+  section = guide[guide.index("## Train on a GPU") :]
   rows = re.findall(r"^\| (\w.*) \|$", section, re.M)
   steps = [row.split(" | ") for row in rows if row.count(" | ") == 8]
   assert len(steps) == 6
