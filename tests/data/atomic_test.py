@@ -194,7 +194,19 @@ def test_a_writer_on_another_host_is_refused_until_it_is_silent(
   assert (output / MARK).read_text() == "of b"
 
 
-def test_a_host_that_comes_back_removes_its_own(tmp_path, another_host):
+@pytest.fixture
+def later(monkeypatch):
+  """From now on the clock of the file system is so many seconds ahead."""
+
+  def become(seconds):
+    now = atomic._now
+    monkeypatch.setattr(atomic, "_now", lambda path: now(path) + seconds)
+
+  return become
+
+
+def test_what_killed_programs_left_is_removed(tmp_path, another_host, later):
+  """At once on the same host, on another one when it has been silent."""
   output = tmp_path / "out"
   for host in ("a", "a-b"):
     (tmp_path / f".out.partial-{host}-01234567").mkdir()
@@ -209,6 +221,9 @@ def test_a_host_that_comes_back_removes_its_own(tmp_path, another_host):
     ".out.partial-a-b-01234567",
     ".out.old-a-b-01234567",
   }
+  later(atomic._LAPSE)
+  write(output, overwrite=True)
+  assert names(tmp_path) == {"out", ".out.partial-12"}
 
 
 def test_a_volume_without_locks(tmp_path, monkeypatch):
@@ -235,6 +250,17 @@ def test_a_holder_shows_that_it_is_alive(tmp_path, monkeypatch):
     while lock.stat().st_mtime < 2 and time.monotonic() < deadline:
       time.sleep(0.01)
     assert lock.stat().st_mtime > 2
+
+
+def test_a_directory_that_is_written_shows_that_it_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(atomic, "_BEAT", 0.01)
+  with new(tmp_path / "out") as directory:
+    os.utime(directory, (1, 1))
+    deadline = time.monotonic() + 60
+    while directory.stat().st_mtime < 2 and time.monotonic() < deadline:
+      time.sleep(0.01)
+    assert directory.stat().st_mtime > 2
+    (directory / MARK).write_text("x")
 
 
 def test_a_failed_switch_without_exchange_is_undone(
@@ -339,7 +365,7 @@ def test_a_lock_whose_file_was_just_removed_is_taken_again(
         pass
 
 
-def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host):
+def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host, later):
   path = tmp_path / "a[1].json"
   atomic.write_text(path, "é")
   with pytest.raises(RuntimeError), atomic.new_file(path) as partial:
@@ -347,17 +373,12 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host):
     raise RuntimeError
   assert path.read_text(encoding="utf-8") == "é"
   assert names(tmp_path) == {"a[1].json"}
-  # Left over by killed programs: of us, of us but perhaps still at work, and
-  # of another host.
-  another_host("a")
-  leftovers = [atomic._hidden(path, "partial") for _ in range(2)]
-  another_host("b")
-  leftovers.append(atomic._hidden(path, "partial"))
-  for leftover in leftovers:
-    leftover.write_text("half")
-  for leftover in (leftovers[0], leftovers[2]):
-    os.utime(leftover, (1, 1))
-  another_host("a")
+  # Left by programs that were killed, or are still at work, on any host.
+  for host in ("a", "b"):
+    another_host(host)
+    atomic._hidden(path, "partial").write_text("half")
   atomic.write_text(path, "new")
-  assert path.read_text() == "new"
-  assert names(tmp_path) == {path.name, *(x.name for x in leftovers[1:])}
+  assert path.read_text() == "new" and len(names(tmp_path)) == 3
+  later(atomic._STALE_FILE)
+  atomic.write_text(path, "newer")
+  assert path.read_text() == "newer" and names(tmp_path) == {path.name}

@@ -9,8 +9,9 @@ ends in the host and a random number, and then takes its place in one step:
 
 A lock is a file that is locked (flock) and names its holder. The operating
 system gives it up when its holder ends, however that ends. A holder on another
-host may be out of sight of flock, so that a holder also touches its file every
-`_BEAT` seconds, and another host takes over after `_LAPSE` seconds of silence.
+host may be out of sight of flock, so a holder also touches its file, and the
+directory it writes, every `_BEAT` seconds. After `_LAPSE` seconds of silence
+another host takes over, and removes what was left.
 Process ids are only shown: in containers all programs have the same.
 
 Nothing here needs TensorFlow.
@@ -40,7 +41,6 @@ import msgspec
 from xir_tfrs.data import errors
 
 LOCK_FILE = ".lock"  # In a directory that is `locked`.
-LOCK_FILE = ".lock"  # In a directory that is `locked`.
 _BEAT = 20.0
 _LAPSE = 120.0
 # A file is written within moments; a partial one of this age is left over.
@@ -63,7 +63,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   for leftover in _leftovers(path, "partial"):
-    _remove_if_stale(leftover)
+    if _is_silent(leftover, _STALE_FILE):
+      leftover.unlink(missing_ok=True)
   partial = _hidden(path, "partial")
   try:
     yield partial
@@ -85,8 +86,9 @@ def new_directory(
   """Gives a new directory that takes the place of `output` at the end.
 
   On an exception, Ctrl-C included, the new directory is removed and `output`
-  is as it was. A program that is killed leaves a hidden directory behind,
-  which the next program that writes to `output` on this host removes.
+  is as it was. A program that is killed leaves a hidden directory behind. The
+  next program that writes to `output` removes it: at once on the same host, on
+  another one when it is two minutes old.
 
   Args:
     output: Where the directory is to be. If this is a link, the link stays
@@ -116,6 +118,7 @@ def new_directory(
     partial = _hidden(output, "partial")
     try:
       partial.mkdir()
+      claim.keep_alive(partial)
       yield partial
       _sync_all(partial)
       claim.confirm()
@@ -229,11 +232,16 @@ class _Claim:
   def __init__(self, path: pathlib.Path, owner: _Holder, descriptor: int):
     self._path, self._owner, self._descriptor = path, owner, descriptor
     self._over = threading.Event()
+    self._touched: list[int | pathlib.Path] = [descriptor]
     content = msgspec.json.encode(owner)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, content, 0)
-    self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+    self._beat = threading.Thread(target=self._touch, daemon=True)
     self._beat.start()
+
+  def keep_alive(self, path: pathlib.Path) -> None:
+    """Shows other hosts that `path` is being written, until the release."""
+    self._touched.append(path)
 
   def confirm(self) -> None:
     """Raises a `DataError` if another program has taken over."""
@@ -254,10 +262,11 @@ class _Claim:
       self._path.unlink()
     os.close(self._descriptor)
 
-  def _keep_alive(self) -> None:
+  def _touch(self) -> None:
     while not self._over.wait(_BEAT):
-      with contextlib.suppress(OSError):
-        os.utime(self._descriptor)
+      for path in self._touched:
+        with contextlib.suppress(OSError):
+          os.utime(path)
 
 
 @contextlib.contextmanager
@@ -351,26 +360,29 @@ def _hidden(path: pathlib.Path, role: str) -> pathlib.Path:
   return path.with_name(f".{path.name}.{role}-{_host()}-{secrets.token_hex(4)}")
 
 
-def _leftovers(
-  path: pathlib.Path, role: str, host: str | None = None
-) -> list[pathlib.Path]:
-  """Hidden siblings of `path` that this host made, or those of `host`."""
+def _leftovers(path: pathlib.Path, role: str) -> list[pathlib.Path]:
+  """Hidden siblings of `path` that programs have made, on any host."""
   prefix = glob.escape(f".{path.name}.{role}-")
-  host = glob.escape(_host()) if host is None else host
-  return list(path.parent.glob(f"{prefix}{host}-????????"))
+  return list(path.parent.glob(f"{prefix}*-????????"))
 
 
-def _remove_if_stale(leftover: pathlib.Path) -> None:
-  with contextlib.suppress(FileNotFoundError):
-    age = _now(leftover.parent) - leftover.stat().st_mtime
-    if age > _STALE_FILE:
-      leftover.unlink()
+def _is_silent(path: pathlib.Path, seconds: float) -> bool:
+  """Whether nobody has touched it for so long; also if it has gone."""
+  try:
+    # Copying sets the time of the content, and nothing sets this one.
+    return _now(path.parent) - path.stat().st_ctime >= seconds
+  except FileNotFoundError:
+    return True
+
+
+def _is_of_this_host(leftover: pathlib.Path) -> bool:
+  return leftover.name[:-9].endswith(f"-{_host()}")
 
 
 def _tidy(output: pathlib.Path) -> None:
   """Mends what killed programs left of `output`, whose lock is held."""
   old = max(
-    _leftovers(output, "old", host="*"),
+    _leftovers(output, "old"),
     key=lambda path: path.stat().st_ctime,
     default=None,
   )
@@ -378,7 +390,8 @@ def _tidy(output: pathlib.Path) -> None:
     os.rename(old, output)  # Killed between the two renames of `_take_place`.
   for role in ("partial", "old"):
     for leftover in _leftovers(output, role):
-      shutil.rmtree(leftover, ignore_errors=True)
+      if _is_of_this_host(leftover) or _is_silent(leftover, _LAPSE):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _take_place(
