@@ -29,8 +29,9 @@ INSTALL = [
   "msgspec>=0.19,<1",
   "pyyaml>=6",
   "tqdm>=4.66",
-  # tensorboard 2.20 imports pkg_resources, which setuptools 81 removed.
-  "setuptools<81",
+  # tensorboard 2.20 imports pkg_resources, which setuptools 81 removed. Before
+  # 78.1.1 a package index could write anywhere (CVE-2025-47273).
+  "setuptools>=78.1.1,<81",
 ]
 EXTRAS = {
   "scann": ["scann==1.4.2"],
