@@ -527,7 +527,10 @@ def test_tables_of_results_are_the_results():
     tables = re.findall(r"^<!-- (\w+) -->\n\n((?:\|.*\n)+)", text, re.M)
     assert len(tables) == len(re.findall(r"^<!-- \w+ -->", text, re.M)) >= 1
     for name, table in tables:
-      assert table == report.table(results[name]), (document, name)
+      # A document may leave rows out; report.md has them all.
+      kept, rows = table.splitlines(), report.table(results[name]).splitlines()
+      assert kept[:2] == rows[:2] and len(kept) > 2, (document, name)
+      assert set(kept) <= set(rows), (document, name)
       shown.add(name)
     for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
       assert (ROOT / document).parent.joinpath(figure).exists(), figure
