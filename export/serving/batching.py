@@ -9,10 +9,9 @@ from concurrent import futures
 
 import numpy as np
 
-Arrays = Mapping[str, np.ndarray]
+from export.serving import tensors
 
-# What fills up rows that are shorter than those of another call.
-_PADDING = {"O": b"", "i": -1, "f": np.nan}
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -153,7 +152,7 @@ def _widen(array: np.ndarray, width: int) -> np.ndarray:
   if not missing:
     return array
   shape = (len(array), missing, *array.shape[2:])
-  filling = np.full(shape, _PADDING[array.dtype.kind], array.dtype)
+  filling = np.full(shape, tensors.PADDING[array.dtype.kind], array.dtype)
   return np.concatenate([array, filling], axis=1)
 
 

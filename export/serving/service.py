@@ -197,6 +197,7 @@ class Service:
     spec = model.signatures[signature]["inputs"]
     inputs = await self.convert(size, lambda: read(spec))
     tensors.check(inputs, spec, model.max_k, self.limits)
+    inputs = tensors.fill(inputs, spec)
     scalars = tuple(x.item() for x in inputs.values() if not x.ndim)
     wide = any(size > _WIDE for x in inputs.values() for size in x.shape[1:])
     try:

@@ -5,7 +5,10 @@ described as in the manifest of a bundle:
 
     inputs: name -> {"dtype": "string", "shape": [None, None]}
 
-The first axis of every input that has axes is `n`, the rows of the request.
+The first axis of every input that has axes is `n`, the rows of the request. The
+first of these inputs, such as `query_id`, says what is asked about. The others
+may be left out, or be null: then they are filled with "", -1 or NaN, which mean
+"not given".
 Everything that is wrong with a request is a `RequestError` that names the
 input, what came and what is wanted.
 """
@@ -25,6 +28,8 @@ from export.serving import options
 # Of an input. TensorProto repeats its last value, so that few bytes can stand
 # for any size.
 MAX_ELEMENTS = 1 << 20
+# What means "not given", by the kind of an array's type.
+PADDING = {"O": b"", "i": -1, "f": np.nan}
 _TOO_DEEP = "the body is nested too deeply"
 
 Inputs = dict[str, np.ndarray]
@@ -87,8 +92,14 @@ def from_json(request: dict, spec: Spec) -> Inputs:
         columns = {_only_name(spec, "inputs"): columns}
     else:
       columns = _columns(request["instances"], spec)
+    columns = {name: x for name, x in columns.items() if x is not None}
     _check_names(columns, spec)
-    return {name: _array(name, columns[name], spec[name]) for name in spec}
+    needed = _needed(spec)
+    return {
+      name: _array(name, columns[name], wanted, name not in needed)
+      for name, wanted in spec.items()
+      if name in columns
+    }
   except RecursionError:  # Comparing and showing values goes deeper than JSON.
     raise invalid(_TOO_DEEP) from None
 
@@ -118,7 +129,26 @@ def from_protos(
 ) -> Inputs:
   """Arrays of the inputs of a PredictRequest; not yet checked."""
   _check_names(protos, spec)
-  return {name: _from_proto(name, protos[name], spec[name]) for name in spec}
+  return {
+    name: _from_proto(name, protos[name], wanted)
+    for name, wanted in spec.items()
+    if name in protos
+  }
+
+
+def fill(inputs: Inputs, spec: Spec) -> Inputs:
+  """All inputs of the signature; those that were left out are padding."""
+  rows = len(next(x for x in inputs.values() if x.ndim))
+  filled = {}
+  for name, wanted in spec.items():
+    dtype = np.dtype(tf.as_dtype(wanted["dtype"]).as_numpy_dtype)
+    shape = [rows, *(size or 0 for size in wanted["shape"][1:])]
+    filled[name] = (
+      inputs[name]
+      if name in inputs
+      else np.full(shape, PADDING[dtype.kind], dtype)
+    )
+  return filled
 
 
 def check(
@@ -126,8 +156,8 @@ def check(
 ) -> None:
   """Raises `RequestError` unless the signature can answer the inputs."""
   rows = {}
-  for name, wanted in spec.items():
-    shape = inputs[name].shape
+  for name in inputs:
+    wanted, shape = spec[name], inputs[name].shape
     if len(shape) != len(wanted["shape"]) or any(
       want not in (None, got)
       for want, got in zip(wanted["shape"], shape, strict=True)
@@ -165,9 +195,16 @@ def check(
     )
 
 
+def _needed(spec: Spec) -> list[str]:
+  """Inputs that may not be left out."""
+  first = next(name for name, wanted in spec.items() if wanted["shape"])
+  return [first, *(name for name in spec if not spec[name]["shape"])]
+
+
 def _check_names(given: Collection[str], spec: Spec) -> None:
-  for name, wanted in spec.items():
+  for name in _needed(spec):
     if name not in given:
+      wanted = spec[name]
       text = _type(wanted["dtype"], wanted["shape"])
       raise invalid(f"`{name}` is missing; it must be {text}")
   for name in given:
@@ -192,12 +229,14 @@ def _columns(instances: object, spec: Spec) -> dict[str, object]:
         f"`instances` must be objects. Received: {_show(row)} at {place}"
       )
     try:
-      _check_names(row, spec)
+      _check_names([name for name in row if row[name] is not None], spec)
     except RequestError as error:
       raise invalid(f"instance {place}: {error}") from None
   columns = {}
   for name, wanted in spec.items():
-    column = [row[name] for row in instances]
+    column = [row.get(name) for row in instances]
+    if all(value is None for value in column):
+      continue
     if not wanted["shape"]:
       for value in column:
         if value != column[0] or isinstance(value, bool):
@@ -218,10 +257,22 @@ def _only_name(spec: Spec, key: str) -> str:
   return next(iter(spec))
 
 
-def _array(name: str, value: object, wanted: Mapping) -> np.ndarray:
-  """Nested lists to an array of the wanted type and rank."""
+def _array(
+  name: str, value: object, wanted: Mapping, optional: bool
+) -> np.ndarray:
+  """Nested lists to an array of the wanted type and rank.
+
+  Args:
+    name: of the input.
+    value: what came.
+    wanted: its type and shape.
+    optional: whether null, of a row or a value, means "not given".
+  """
+  dtype = np.dtype(tf.as_dtype(wanted["dtype"]).as_numpy_dtype)
   level, shape = [value], []
-  for _ in wanted["shape"]:
+  for size in wanted["shape"]:
+    if optional and None in level:
+      level = _instead_of_null(level, size)
     for part in level:
       if not isinstance(part, list):
         raise _wrong(name, wanted, f"{_show(part)} where a list is wanted")
@@ -238,12 +289,21 @@ def _array(name: str, value: object, wanted: Mapping) -> np.ndarray:
   read = _READERS[wanted["dtype"]]
   leaves = []
   for leaf in level:
+    if optional and leaf is None:
+      leaves.append(PADDING[dtype.kind])
+      continue
     try:
       leaves.append(read(leaf))
     except (TypeError, ValueError):
       raise _wrong(name, wanted, _show(leaf)) from None
-  dtype = tf.as_dtype(wanted["dtype"]).as_numpy_dtype
   return np.array(leaves, dtype).reshape(shape)
+
+
+def _instead_of_null(rows: list, size: int | None) -> list:
+  """Rows of a list each; null is one of nulls, as long as the others."""
+  if size is None:
+    size = max((len(x) for x in rows if isinstance(x, list)), default=0)
+  return [[None] * size if x is None else x for x in rows]
 
 
 def _read_string(value: object) -> bytes:

@@ -285,6 +285,21 @@ def test_every_signature(server, loaded, world):
   np.testing.assert_allclose(answer["embedding"], expected, rtol=1e-5)
 
 
+def test_lists_and_side_features_may_be_left_out(server, loaded, world):
+  queries = world.query_ids[:2]
+  expected = _expected(loaded.recommend(queries, k=4))
+  assert _same(server.rest({"query_id": queries, "k": 4}), expected)
+  assert _same(server.grpc({"query_id": queries, "k": 4})[0], expected)
+  names = ["item 3", "item 8"]
+  features = {"price": [None, 7.0]}
+  found = server.rest({"candidate_id": names, **features}, "encode_candidate")
+  np.testing.assert_allclose(
+    found["embedding"],
+    loaded.encode_candidates(names, features),
+    rtol=1e-5,
+  )
+
+
 def test_row_format(server, loaded, world):
   queries = world.query_ids[:3]
   instances = [

@@ -43,7 +43,7 @@ def _read(request, spec=SPEC):
   request = tensors.parse_json(json.dumps(request).encode())
   inputs = tensors.from_json(request, spec)
   tensors.check(inputs, spec, MAX_K, LIMITS)
-  return inputs
+  return tensors.fill(inputs, spec)
 
 
 def _assert_same(found, expected):
@@ -83,6 +83,42 @@ def test_lists_may_be_empty(width):
   assert inputs["exclude_ids"].shape == (2, width)
 
 
+def test_what_is_left_out_or_null_is_not_given():
+  nothing = {
+    "age": [np.nan] * 2,
+    "place": [[np.nan] * 2] * 2,
+    "exclude_ids": np.zeros([2, 0]),
+  }
+  given = {"query_id": ["a", "b"], "k": 3}
+  row = {"query_id": "a", "k": 3}
+  for request in (
+    {"inputs": given},
+    {"inputs": {**given, **dict.fromkeys(nothing)}},
+    {"instances": [row, {**row, **dict.fromkeys(nothing)}]},
+  ):
+    found = _read(request)
+    assert list(found) == list(SPEC)
+    for name, expected in nothing.items():
+      np.testing.assert_array_equal(found[name], expected)
+      assert found[name].dtype == SPEC[name]["dtype"]
+  some = {"age": [None, 2], "place": [None, [1, None]]}
+  some["exclude_ids"] = [[7, None, 8], None]
+  by_row = [
+    {**row, **{name: values[i] for name, values in some.items()}}
+    for i in range(2)
+  ]
+  for request in ({"inputs": {**given, **some}}, {"instances": by_row}):
+    found = _read(request)
+    np.testing.assert_array_equal(found["age"], [np.nan, 2])
+    np.testing.assert_array_equal(found["place"], [[np.nan] * 2, [1, np.nan]])
+    np.testing.assert_array_equal(
+      found["exclude_ids"], [[7, -1, 8], [-1, -1, -1]]
+    )
+  protos = _protos(**dict.fromkeys(nothing))
+  found = tensors.fill(tensors.from_protos(protos, SPEC), SPEC)
+  np.testing.assert_array_equal(found["place"], nothing["place"])
+
+
 def test_a_single_input_goes_without_its_name():
   spec = {"query_id": SPEC["query_id"]}
   text = {"b64": base64.b64encode(b"a").decode()}
@@ -100,7 +136,12 @@ def test_a_single_input_goes_without_its_name():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"age": None}, "`age` is missing; it must be float32 [n]"),
+    ({"query_id": None}, "`query_id` is missing; it must be string [n]"),
+    ({"k": None}, "`k` is missing; it must be int32 []"),
+    (
+      {"query_id": ["a", None]},
+      "`query_id` must be string [n]. Received: null",
+    ),
     ({"ages": [1, 2]}, "`ages` is not an input of the signature; it has"),
     ({"query_id": [7, "b"]}, "`query_id` must be string [n]. Received: 7"),
     ({"query_id": ["b", {"b64": "?"}]}, 'Received: {"b64": "?"}'),
@@ -113,7 +154,7 @@ def test_a_single_input_goes_without_its_name():
     ({"query_id": []}, "`age` must have as many rows as `query_id`, 0."),
     ({"age": ["1", 2]}, '`age` must be float32 [n]. Received: "1"'),
     ({"age": [True, 2]}, "`age` must be float32 [n]. Received: true"),
-    ({"age": [None, 2]}, "`age` must be float32 [n]. Received: null"),
+    ({"place": [None, [1]]}, "different length, 1 and 2"),
     ({"age": [1e39, 2]}, "`age` must be float32 [n]. Received: 1e+39"),
     (
       {"place": [[1], [2]]},
@@ -277,7 +318,7 @@ def _negative():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"age": None}, "`age` is missing"),
+    ({"query_id": None}, "`query_id` is missing"),
     ({"x": tf.make_tensor_proto(1)}, "`x` is not an input"),
     (
       {"k": tf.make_tensor_proto(3, tf.int64)},
