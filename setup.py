@@ -10,6 +10,15 @@ import re
 
 from setuptools import find_packages, setup
 
+# The programs. `xir-tfrs` runs them from a place within the package, so that
+# nobody's site-packages get packages called `pipelines` and `export`.
+PROGRAMS = {
+  f"xir_tfrs._programs.{name}": name
+  for name in find_packages(
+    include=["pipelines", "pipelines.*", "export", "export.*"]
+  )
+}
+
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r'^__version__ = "(.+)"$',
@@ -74,7 +83,13 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.10,<3.13",
-  packages=find_packages(include=["xir_tfrs", "xir_tfrs.*"]),
+  packages=[*find_packages(include=["xir_tfrs", "xir_tfrs.*"]), *PROGRAMS],
+  package_dir={
+    package: name.replace(".", "/") for package, name in PROGRAMS.items()
+  },
+  entry_points={
+    "console_scripts": ["xir-tfrs = xir_tfrs.programs.command:main"]
+  },
   package_data={"xir_tfrs": ["py.typed"]},
   install_requires=INSTALL,
   extras_require=EXTRAS,

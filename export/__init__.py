@@ -1,4 +1,4 @@
-"""Programs, run from a checkout: `python -m export.NAME`."""
+"""Programs around bundles, which `xir-tfrs` runs."""
 
 import os
 

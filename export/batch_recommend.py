@@ -1,6 +1,6 @@
-"""Recommends to all queries of a bundle at once, exactly, into files.
+"""Recommends to all queries of a bundle at once, into files.
 
-  python -m export.batch_recommend --bundle DIR --output OUT --k 100
+  xir-tfrs recommend --bundle DIR --output OUT --k 100
     [--exclude_seen] [--format tfrecord] [--queries FILE]
 
 OUT gets `part-00000-of-00007.parquet` and so on, in the order of the queries,

@@ -1,12 +1,12 @@
-"""Exports a trained retriever as a bundle that answers top-k queries.
+"""Exports a trained model as a bundle that answers top-k queries.
 
-  python -m export.export_retriever --data DIR --model_dir DIR --output BUNDLE
+  xir-tfrs export --data DIR --model_dir DIR --output BUNDLE
 
 Restores the best checkpoint (or the last, if there is none), encodes every
 candidate, builds the indexes, tunes ScaNN to a recall and measures it against
 exact search. Writes a directory of SavedModels with original ids; a model's
-ranker comes along. `xir_tfrs.serving.bundle` has the layout; `python -m
-export.query` asks it.
+ranker comes along. `xir_tfrs.serving.bundle` has the layout; `xir-tfrs query`
+asks it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Asks a bundle for the best candidates of a query.
 
-  python -m export.query --bundle DIR --query_id U --k 10 [--exclude_seen]
+  xir-tfrs query --bundle DIR --query_id U --k 10 [--exclude_seen]
     [--rerank]
-  python -m export.query --bundle DIR --history I1,I2,I3 [--query_id U]
+  xir-tfrs query --bundle DIR --history I1,I2,I3 [--query_id U]
 
 With --history, for who has just chosen these candidates, the newest last.
 Prints one table per query on stdout, or with --json one JSON object per line.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class QueryOptions(settings.Settings):
   """What to ask."""
 
-  bundle: str = settings.setting("Made by export.export_retriever.")
+  bundle: str = settings.setting("Made by xir-tfrs export.")
   query_id: tuple[str, ...] = settings.setting(
     "Original id. Needed without --history.", (), multi=True
   )

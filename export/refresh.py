@@ -1,6 +1,6 @@
 """Adds, changes and removes items of a bundle, without training.
 
-  python -m export.refresh --bundle DIR [--items FILE] [--remove FILE]
+  xir-tfrs refresh --bundle DIR [--items FILE] [--remove FILE]
     [--output DIR]
 
 The bundle's own candidate tower encodes the items of a file: new ids are added,

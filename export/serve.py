@@ -1,6 +1,6 @@
-"""A small reference server for bundles, with TensorFlow Serving's formats.
+"""Serves a bundle by REST and gRPC, as TensorFlow Serving does.
 
-  python -m export.serve --bundle DIR [--index scann|brute_force]
+  xir-tfrs serve --bundle DIR [--index scann|brute_force]
     [--host 127.0.0.1 --port 8501 --grpc_port 8500] [--model_name retriever]
 
 Answers predict calls by REST and gRPC, joins those that come at the same time,
@@ -30,7 +30,7 @@ def serve(options: ServeOptions) -> None:
   except ModuleNotFoundError as error:
     raise errors.DataError(
       f"{error}; the server needs more than the rest: pip install "
-      "'.[scann,serving]'"
+      "'xir-tfrs[scann,serving]'"
     ) from error
   logging.set_verbosity(logging.INFO)
   server.run(options)

@@ -1,6 +1,6 @@
-"""Checks a bundle: its files, what is in them, and what it answers.
+"""Checks the files of a bundle, what is in them, and its answers.
 
-  python -m export.verify --bundle DIR [--index scann] [--json]
+  xir-tfrs verify --bundle DIR [--index scann] [--json]
 
 Prints a line per check, and exits with 0 if all are fine, with 1 if not. What
 the bundle answers is compared with NumPy on its own vectors: a bundle that
@@ -21,7 +21,7 @@ from xir_tfrs.serving import manifest
 class VerifyOptions(settings.Settings):
   """What to check, and how thoroughly."""
 
-  bundle: str = settings.setting("Made by export.export_retriever.")
+  bundle: str = settings.setting("Made by xir-tfrs export.")
   index: str | None = settings.setting(
     "Default: all that the bundle has.", None, choices=manifest.INDEXES
   )

@@ -1,4 +1,4 @@
-"""Programs, run from a checkout: `python -m pipelines.NAME`."""
+"""Programs that prepare data, train and evaluate, which `xir-tfrs` runs."""
 
 import os
 

@@ -1,6 +1,6 @@
-r"""Prints the bytes, the traffic and the time that a run of XIR needs.
+r"""Prints the memory, traffic and time that a run of XIR needs.
 
-    python -m pipelines.capacity --candidates 100000000 \
+    xir-tfrs capacity --candidates 100000000 \
       --interactions 10000000000 --dim 32 --global_batch_size 16384 --devices 8
 
 This is arithmetic: it reads no data and measures nothing. Memory and traffic

@@ -1,6 +1,6 @@
-r"""Ranks the whole catalogue with a trained model, and says how well it does.
+r"""Measures a trained model by ranking the whole catalogue.
 
-    python -m pipelines.evaluate --data DATA --model_dir MODEL
+    xir-tfrs evaluate --data DATA --model_dir MODEL
 
 prints one table with the model beside the popularity ranking (and, for
 generated data, the generator's own) and writes MODEL/metrics.json. Candidates
@@ -18,15 +18,21 @@ table has the untrained rule of `evaluation.neighbours` beside it, the metrics
 with nothing masked, and those by length of the history.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
-from pipelines.evaluation import neighbours, past, rankings, report, split
-from xir_tfrs import models
-from xir_tfrs.data import directory, histories, json_files, runs
+from xir_tfrs.data import json_files
 from xir_tfrs.programs import main, settings
+
+if TYPE_CHECKING:
+  from pipelines.evaluation import past, rankings, report
+  from xir_tfrs import models
+  from xir_tfrs.data import runs
 
 METRICS_FILE = "metrics.json"
 RERANK_DEPTH = 100
@@ -37,17 +43,17 @@ _NEWEST_EVENTS = 50
 class EvaluateConfig(settings.Settings):
   """What to evaluate."""
 
-  model_dir: str = settings.setting("Directory made by pipelines.train.")
+  model_dir: str = settings.setting("Directory made by xir-tfrs train.")
   data: str | None = settings.setting(
-    "Directory made by pipelines.prepare. Not given: the model's.", None
+    "Directory made by xir-tfrs prepare. Not given: the model's.", None
   )
   split: str = settings.setting(
-    "What to rank.", "test", choices=tuple(split.SEEN)
+    "What to rank.", "test", choices=("validation", "test")
   )
   checkpoint: str = settings.setting(
     "Which to restore; without a validation the best is the latest.",
     "best",
-    choices=runs.WHICH,
+    choices=("best", "latest"),
   )
   ks: tuple[int, ...] = settings.setting("Cut-offs.", (10, 20, 50), minimum=1)
   rerank_depth: int | None = settings.setting(
@@ -58,10 +64,10 @@ class EvaluateConfig(settings.Settings):
   )
   history_ties: str | None = settings.setting(
     "What rows see of their query's events of the same time; see "
-    "pipelines.train. Not given: as a model of histories was trained. Given "
+    "xir-tfrs train. Not given: as a model of histories was trained. Given "
     "for a model of ids: ranks it as one of histories is, row by row.",
     None,
-    choices=histories.TIES,
+    choices=("strict", "order"),
   )
   output: str | None = settings.setting(
     f"File to write. Not given: MODEL_DIR/{METRICS_FILE}.", None
@@ -83,6 +89,10 @@ def evaluate(config: EvaluateConfig) -> report.Results:
     DataError: Data or model cannot be read, or do not belong together.
     SettingsError: --rerank_depth is given for a model without a ranker.
   """
+  # Here, as they import TensorFlow: --help does not wait for it.
+  from pipelines.evaluation import neighbours, rankings, report, split
+  from xir_tfrs.data import directory, runs
+
   model, run, restored = runs.load_model(config.model_dir, config.checkpoint)
   data_dir = directory.DataDir(config.data or run.data)
   runs.check_fit(run, data_dir, config.model_dir)
@@ -97,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> report.Results:
     others["reranked"] = rankings.second_stage(model, first, data, depth)
   elif depth is not None:
     raise settings.SettingsError(
-      "--rerank_depth belongs to models with a ranker (pipelines.train --task "
+      "--rerank_depth belongs to models with a ranker (xir-tfrs train --task "
       f"corr); {config.model_dir} has none."
     )
   others["popularity"] = rankings.of_popularity(data, vectors.indexed)
@@ -120,6 +130,8 @@ def _rule(
   config: EvaluateConfig, model: models.TwoTower, run: runs.RunConfig
 ) -> past.Rule | None:
   """What rows see, where each is a query of its own."""
+  from pipelines.evaluation import past
+
   if model.takes_histories:
     ties = config.history_ties or run.train.get("history_ties", "strict")
     return past.Rule(model.query_tower.history_length, ties)
@@ -131,6 +143,8 @@ def _rule(
 
 def run(config: EvaluateConfig) -> None:
   """Prints and writes what `evaluate` finds."""
+  from pipelines.evaluation import report
+
   output = config.output or pathlib.Path(config.model_dir) / METRICS_FILE
   found = evaluate(config)
   print(report.summary(found))

@@ -1,11 +1,11 @@
-"""What a file of interactions holds, and how to prepare it.
+"""Shows what a file of interactions holds, and how to prepare it.
 
-    python -m pipelines.inspect ratings.csv
-    python -m pipelines.inspect log/ --events purchase:1,view:0.1
+    xir-tfrs inspect ratings.csv
+    xir-tfrs inspect log/ --events purchase:1,view:0.1
 
-Shows how the files are written, which columns are users, items and times, the
+Prints how the files are written, which columns are users, items and times, the
 first rows, counts, what looks odd, and the command that prepares them. It reads
-for about a second, and takes the flags of `pipelines.prepare` for the input.
+for about a second, and takes the flags of `xir-tfrs prepare` for the input.
 """
 
 import collections
@@ -33,8 +33,15 @@ _EVENTS = 8  # So many different values may be kinds of events.
 class InspectConfig(settings.Settings):
   """What to read."""
 
+  common = (
+    *("input", "user_column", "item_column", "time_column", "events"),
+    *("format", "delimiter", "header", "names", "rows"),
+  )
+
   input: inputs.Input
-  rows: int = setting("first rows to show.", 5, minimum=1)
+  rows: int = setting(
+    "first rows to show.", 5, minimum=1, section="What to print"
+  )
 
 
 def main(config: InspectConfig) -> None:
@@ -155,7 +162,7 @@ def _command(config: InspectConfig, source: "tables.TableSource") -> str:
       given.setdefault(flag, getattr(roles, role))
   if roles.item_list is None:
     given.setdefault("item_column", roles.item)
-  words = ["python", "-m", "pipelines.prepare"]
+  words = ["xir-tfrs", "prepare"]
   for name, value in given.items():
     values = (
       value if name in ("input", "train", "validation", "test") else [value]

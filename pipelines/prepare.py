@@ -1,11 +1,12 @@
-"""Raw interactions to TFRecords, a candidate table and schema.json.
+"""Turns raw interactions into a data directory, to train on.
 
-    python -m pipelines.prepare --input ratings.csv --output data/ratings
-    python -m pipelines.prepare --format synthetic --output data/synthetic
+    xir-tfrs prepare --input ratings.csv --output data/ratings
+    xir-tfrs prepare --format synthetic --output data/synthetic
 
-Reads files once, in chunks; memory is bounded by the tables of users and
-items, not by the interactions, which go through files beside --output. The
-output appears complete or not at all. docs/own_data.md is the guide.
+--output gets TFRecords, a table of candidates and schema.json, complete or not
+at all. Files are read once, in chunks; memory is bounded by the tables of users
+and items, not by the interactions, which go through files beside --output.
+docs/own_data.md is the guide.
 """
 
 from __future__ import annotations

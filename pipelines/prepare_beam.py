@@ -1,10 +1,10 @@
-"""`pipelines.prepare` on Apache Beam, for data beyond one machine.
+"""`xir-tfrs prepare` on Apache Beam, for data beyond one machine.
 
-    python -m pipelines.prepare_beam --input 'log/*.csv' --output data/log
-    python -m pipelines.prepare_beam --input 'log/*.csv' --output data/log \\
+    xir-tfrs prepare_beam --input 'log/*.csv' --output data/log
+    xir-tfrs prepare_beam --input 'log/*.csv' --output data/log \\
       --runner FlinkRunner --flink_master localhost:8081
 
-Takes the flags of `pipelines.prepare` and writes the same files, byte for
+Takes the flags of `xir-tfrs prepare` and writes the same files, byte for
 byte; all other flags go to Beam. --input and --output must be on a file system
 that all workers see under the same paths.
 

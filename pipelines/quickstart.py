@@ -1,7 +1,7 @@
-r"""The main job, end to end: raw interactions to top-k answers.
+r"""Runs the main job, end to end: raw interactions to answers.
 
-    python -m pipelines.quickstart
-    python -m pipelines.quickstart --input FILE.csv --user_column U ...
+    xir-tfrs quickstart
+    xir-tfrs quickstart --input FILE.csv --user_column U ...
 
 prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
 XIR with the same settings, ranks the whole catalogue with each, prints one
@@ -9,8 +9,10 @@ table, exports XIR with a ScaNN index, and asks it for three users' candidates.
 Where interactions have times, it also trains XIR with histories in the place of
 user ids, and asks it for the candidates of a visitor whom it does not know.
 Each part is a program of its own, and is named before it runs; --input takes
-the flags of pipelines.prepare.
+the flags of xir-tfrs prepare.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import os
@@ -20,18 +22,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import evaluate, prepare
 from pipelines.preparation import config as prepare_config
-from pipelines.preparation import summary
-from pipelines.training import checkpoints
 from pipelines.training import config as configs
-from pipelines.training import loop as training
-from xir_tfrs.data import directory, histories, json_files
+from xir_tfrs.data import json_files
+from xir_tfrs.programs import command, settings
 from xir_tfrs.programs import main as main_lib
-from xir_tfrs.programs import settings
 from xir_tfrs.programs.settings import setting
+
+if TYPE_CHECKING:
+  from xir_tfrs.data import directory
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
@@ -54,6 +56,11 @@ _SESSION = 3
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig(prepare_config.PrepareConfig):
   """What to prepare, and what to make of it; the flags."""
+
+  common = (
+    *("input", "user_column", "item_column", "time_column", "min_rating"),
+    *("output", "tasks", "epochs", "dim"),
+  )
 
   output: str = setting(
     "directory for everything that is made.", "runs/quickstart"
@@ -87,10 +94,14 @@ def quickstart(
     DataError: The input or a directory cannot be used.
     ProgramError: A part cannot do its work; the message says why.
   """
+  # Here, as they import TensorFlow: --help does not wait for it.
+  from pipelines.preparation import summary
+  from xir_tfrs.data import directory
+
   start = time.monotonic()
   output = pathlib.Path(config.output)
   data = output / "data"
-  _announce("Prepare", f"pipelines.prepare --output {data} ...")
+  _announce("Prepare", f"xir-tfrs prepare --output {data} ...")
   began = time.monotonic()
   schema = prepare.prepare(config.preparation)
   print(summary.text(schema, data, time.monotonic() - began))
@@ -129,6 +140,8 @@ def _train(
     name: A task; or another name, of a model of the last task.
     given: Settings over those of the preset.
   """
+  from pipelines.training import loop
+
   output = pathlib.Path(config.output)
   given = {
     "data": str(output / "data"),
@@ -140,9 +153,9 @@ def _train(
     **given,
   }
   flags = " ".join(f"--{key} {value}" for key, value in given.items())
-  _announce(f"Train {name}", f"pipelines.train {flags}")
+  _announce(f"Train {name}", f"xir-tfrs train {flags}")
   train = configs.from_preset(**given)
-  trained = training.train(train, overwrite=True)
+  trained = loop.train(train, overwrite=True)
   if trained.outcome == "interrupted":
     raise KeyboardInterrupt
   evaluated = evaluate.evaluate(
@@ -164,7 +177,7 @@ def _compare(
   what = "Compare"
   if model_dir.name == HISTORY:
     what = "Compare: each test row found from what its user did before"
-  _announce(what, f"pipelines.evaluate --data {data} --model_dir {model_dir}")
+  _announce(what, f"xir-tfrs evaluate --data {data} --model_dir {model_dir}")
   print(format_table(table))
 
 
@@ -177,13 +190,13 @@ def _answer(
   """Exports a model and asks it, which leaves out what the asker has seen."""
   _run(
     f"Export {model_dir.name}",
-    "export.export_retriever",
+    "export",
     *("--data", data, "--model_dir", model_dir, "--output", bundle),
     "--overwrite",
   )
   title = "Answer a visitor" if "--history" in asked else "Answer"
   answer = ["--bundle", bundle, "--k", "10", "--exclude_seen", *asked]
-  _run(title, "export.query", *answer)
+  _run(title, "query", *answer)
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
@@ -217,6 +230,8 @@ def _some_queries(data: directory.DataDir, count: int) -> list[str]:
 
 def _a_session(data: directory.DataDir) -> list[str]:
   """Original ids of candidates that somebody chose one after another."""
+  from xir_tfrs.data import histories
+
   rows = histories.Histories.of_rows(data.rows("train", in_order=True)).columns
   of_one = rows["query_id"] == data.queries.counts.argmax()
   chosen = data.ids("candidates")[rows["candidate_id"][of_one][-_SESSION:]]
@@ -224,25 +239,25 @@ def _a_session(data: directory.DataDir) -> list[str]:
   return [x.decode() for x in chosen if b"," not in x]
 
 
-def _announce(title: str, command: str | None) -> None:
+def _announce(title: str, line: str | None) -> None:
   print(f"\n=== {title}", flush=True)
-  if command:
-    print(f"    python -m {command}", flush=True)
+  if line:
+    print(f"    {line}", flush=True)
 
 
-def _run(title: str, module: str, *arguments: object) -> None:
+def _run(title: str, name: str, *arguments: object) -> None:
   arguments = [str(argument) for argument in arguments]
-  _announce(title, shlex.join([module, *arguments]))
+  _announce(title, shlex.join(["xir-tfrs", name, *arguments]))
   # A process of its own, as a user would run it: pipelines and export share
   # directories, not code.
   done = subprocess.run(
-    [sys.executable, "-m", module, *arguments],
+    [sys.executable, "-m", command.__name__, name, *arguments],
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     check=False,
   )
   if done.returncode:
     raise main_lib.ProgramError(
-      f"{module} failed with exit status {done.returncode}."
+      f"xir-tfrs {name} failed with exit status {done.returncode}."
     )
 
 
@@ -252,21 +267,22 @@ def _what_next(output: pathlib.Path, task: str, query: str) -> str:
     [
       "  your own file      make quickstart ARGS='--input FILE.csv "
       "--user_column U --item_column I --time_column T'",
-      f"  train longer       python -m pipelines.train --model_dir "
+      f"  train longer       xir-tfrs train --model_dir "
       f"{output / task} --resume --epochs 30",
-      f"  every figure       python -m pipelines.evaluate --model_dir "
-      f"{output / task}",
+      f"  every figure       xir-tfrs evaluate --model_dir {output / task}",
       f"  curves             tensorboard --logdir {output}",
-      f"  ask again          python -m export.query {ask} --k 20",
+      f"  ask again          xir-tfrs query {ask} --k 20",
       "  guides             docs/",
     ]
   )
 
 
 def main(config: QuickstartConfig) -> None:
+  from pipelines.training import checkpoints, loop
+
   try:
     quickstart(config)
-  except (training.TrainingDiverged, checkpoints.CheckpointNotSaved) as error:
+  except (loop.TrainingDiverged, checkpoints.CheckpointNotSaved) as error:
     raise main_lib.ProgramError(str(error)) from error
 
 

@@ -1,6 +1,6 @@
-r"""Trains and ranks the grids behind the published tables and figures.
+r"""Trains the grids behind the published tables and figures.
 
-    python -m pipelines.reproduce --experiment table2 --data data/gowalla \
+    xir-tfrs reproduce --experiment table2 --data data/gowalla \
       --output runs/reproduce --seeds 0,1
 
 leaves a folder per run in OUTPUT/runs, and OUTPUT/EXPERIMENT_DATA.json with
@@ -8,10 +8,12 @@ settings, curves, metrics, times and paired tests of all finished runs of the
 experiment. The same command again goes on where it was interrupted, by Ctrl-C
 or by force. Runs that experiments have in common are made once.
 
-    python -m pipelines.reproduce --report --output runs/reproduce
+    xir-tfrs reproduce --report --output runs/reproduce
 
 makes tables (Markdown) and figures (PNG) of every such file.
 """
+
+from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
@@ -22,11 +24,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import logging
 
-from pipelines.reproduction import experiments, report, results, runs
+from pipelines.reproduction import experiments
 from xir_tfrs.programs import main, settings
+
+if TYPE_CHECKING:
+  from pipelines.reproduction import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,7 @@ class ReproduceConfig(settings.Settings):
     "What to run.", None, choices=tuple(experiments.EXPERIMENTS)
   )
   data: str | None = settings.setting(
-    "Directory made by pipelines.prepare.", None
+    "Directory made by xir-tfrs prepare.", None
   )
   seeds: tuple[int, ...] = settings.setting(
     "Seeds of the models.", (0,), minimum=0
@@ -92,6 +98,9 @@ def planned(
   Raises:
     SettingsError: An unknown case.
   """
+  # Here, as they import TensorFlow: --help does not wait for it.
+  from pipelines.reproduction import results, runs
+
   plan = experiments.EXPERIMENTS[experiment]
   known = [case.name for case in plan.cases]
   for name in cases or ():
@@ -129,6 +138,8 @@ def carry_out(
     threads: Threads of each run; 0: as many as there are cores.
     after_each: Is called after each run.
   """
+  from pipelines.reproduction import runs
+
   left = [run for run in plan if not runs.is_finished(run)]
   print(f"{len(plan):,} runs, {len(plan) - len(left):,} of them finished")
   with concurrent.futures.ProcessPoolExecutor(
@@ -175,6 +186,8 @@ def _stop_with_parent() -> None:
 
 def run(config: ReproduceConfig) -> int:
   """Carries out an experiment, or reports on all of them."""
+  from pipelines.reproduction import report, results, runs
+
   if config.report:
     for path in report.write(config.output):
       print(f"Written to {path}")

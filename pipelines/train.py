@@ -1,17 +1,17 @@
 r"""Trains two towers.
 
-    python -m pipelines.train --data DATA --model_dir MODEL --task xir
+    xir-tfrs train --data DATA --model_dir MODEL --task xir
 
 leaves in MODEL: config.json, metrics.jsonl, checkpoints/, best/ (the best
 checkpoint by --metric on the validation split), events/ (TensorBoard). A run
 that was interrupted, by Ctrl-C or by force, goes on with
 
-    python -m pipelines.train --model_dir MODEL --resume
+    xir-tfrs train --model_dir MODEL --resume
 
 A flag that is not given is as the preset has it; the defaults below are those
 of `default`. A run like another one, but for what is given:
 
-    python -m pipelines.train --config OTHER/config.json --model_dir MODEL
+    xir-tfrs train --config OTHER/config.json --model_dir MODEL
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 class TrainFlags(configs.TrainConfig):
   """What the program takes: a run, and how to begin it."""
 
-  resume: bool = settings.setting("Go on with the run in --model_dir.", False)
+  common = (*configs.TrainConfig.common, "resume", "overwrite")
+
+  resume: bool = settings.setting(
+    "Go on with the run in --model_dir.", False, section="The run"
+  )
   overwrite: bool = settings.setting(
     "Begin anew where a run was before.", False
   )
@@ -71,7 +75,7 @@ def _order(given: Mapping[str, Any]) -> _Order:
       return _Order(configs.resumed(old, given), resume, overwrite)
   if not given.get("data"):
     raise settings.SettingsError(
-      "--data is needed: a directory made by python -m pipelines.prepare"
+      "--data is needed: a directory made by xir-tfrs prepare"
     )
   return _Order(configs.from_preset(**given), resume, overwrite)
 
@@ -105,12 +109,12 @@ def _report(config: configs.TrainConfig, result: loop.TrainResult) -> None:
       f"at step {result.validation['step']:,}"
     )
   if result.outcome == "interrupted":
-    following = f"pipelines.train --model_dir {config.model_dir} --resume"
+    following = f"xir-tfrs train --model_dir {config.model_dir} --resume"
   else:
     following = (
-      f"pipelines.evaluate --data {config.data} --model_dir {config.model_dir}"
+      f"xir-tfrs evaluate --data {config.data} --model_dir {config.model_dir}"
     )
-  print(f"Next: python -m {following}")
+  print(f"Next: {following}")
 
 
 if __name__ == "__main__":

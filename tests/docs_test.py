@@ -263,7 +263,7 @@ def flags_of(program, arguments, monkeypatch):
 
   def idle_run(config_class, function, **options):
     names.update(one.name for one in settings.settings_of(config_class))
-    names.update(("config", "debug", "help"))
+    names.update(("config", "debug", "help", "helpfull"))
     return real(config_class, _idle, **options)
 
   def idle_app(main, flags_parser=flags.FLAGS):

@@ -6,6 +6,7 @@ folder of programs; only two files load ScaNN.
 """
 
 import ast
+import os
 import pathlib
 import re
 import subprocess
@@ -217,12 +218,18 @@ def test_the_import_path_is_left_alone(path):
     for node in ast.walk(_tree(path))
     if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
   ]
-  if path != pathlib.Path("xir_tfrs/serving/scann_folder.py"):
+  # The second is the process of a program, and gives it its packages.
+  if str(path) not in {
+    "xir_tfrs/serving/scann_folder.py",
+    "xir_tfrs/programs/command.py",
+  }:
     assert not changes, f"{path}:{changes[0].lineno}"
 
 
-def test_the_wheel_holds_only_the_library(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
   """Built from a copy: setuptools writes beside its sources."""
+  tmp_path = tmp_path_factory.mktemp("wheel")
   source = tmp_path / "source"
   files = [pathlib.Path(n) for n in ("setup.py", "pyproject.toml", "README.md")]
   files += [*_modules(*_FOLDERS, "tests"), pathlib.Path("xir_tfrs/py.typed")]
@@ -235,14 +242,52 @@ def test_the_wheel_holds_only_the_library(tmp_path):
     check=True,
     capture_output=True,
   )
-  (wheel,) = tmp_path.glob("*.whl")
-  names = zipfile.ZipFile(wheel).namelist()
+  (built,) = tmp_path.glob("*.whl")
+  return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_the_library_and_hides_the_programs(wheel):
+  names = wheel.namelist()
   tops = {_first(name.split("/")[0].split("-")[0]) for name in names}
   assert tops == {"xir_tfrs"}
   packed = {name for name in names if name.endswith(".py")}
-  assert packed == {str(path) for path in _modules("xir_tfrs")}
+  programs = _modules("pipelines", "export")
+  assert packed == {str(path) for path in _modules("xir_tfrs")} | {
+    f"xir_tfrs/_programs/{path}" for path in programs
+  }
   # Or type checkers ignore every annotation of an installed xir_tfrs.
   assert "xir_tfrs/py.typed" in names
+
+
+def test_the_command_of_the_wheel_runs_its_own_programs(wheel, tmp_path):
+  wheel.extractall(tmp_path)
+  # Somebody else's packages of the same name.
+  for name in ("pipelines", "export"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise SystemExit('theirs')")
+  script = """
+import sys
+from xir_tfrs.programs import command
+sys.argv = ["xir-tfrs", "query", "--help"]
+try:
+  command.main()
+except SystemExit as end:
+  assert not end.code, end.code
+import export, os
+print(export.__file__, os.environ["PYTHONPATH"].split(os.pathsep)[0])
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  place = tmp_path / "xir_tfrs/_programs"
+  last = done.stdout.splitlines()[-1]
+  assert last == f"{place}/export/__init__.py {place}"
 
 
 # TensorFlow ------------------------------------------------------------------
@@ -250,9 +295,11 @@ def test_the_wheel_holds_only_the_library(tmp_path):
 # They import without TensorFlow: a program's --help, and clients that have
 # none, need no more than these.
 _LIGHT = (
-  "pipelines.inspect",
-  "pipelines.prepare",
-  "pipelines.prepare_beam",
+  *("pipelines.evaluate", "pipelines.inspect", "pipelines.prepare"),
+  *("pipelines.prepare_beam", "pipelines.quickstart", "pipelines.reproduce"),
+  *("pipelines.train", "pipelines.capacity"),
+  *("export.export_retriever", "export.query", "export.serve"),
+  *("export.refresh", "export.verify", "export.batch_recommend"),
   "xir_tfrs",
   "xir_tfrs.data.errors",
   "xir_tfrs.data.atomic",
@@ -260,6 +307,7 @@ _LIGHT = (
   "xir_tfrs.data.json_files",
   "xir_tfrs.data.schema",
   "xir_tfrs.data.schema",
+  "xir_tfrs.programs.command",
   "xir_tfrs.programs.main",
   "xir_tfrs.programs.progress",
   "xir_tfrs.programs.settings",

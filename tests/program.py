@@ -35,7 +35,7 @@ def run(name: str, *arguments: object) -> Done:
     # That the module is imported already.
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-      runpy.run_module(name, run_name="__main__")
+      runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as end:
       status = end.code
   assert status is None or isinstance(status, int), status

@@ -54,7 +54,7 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
     f"{time.monotonic() - start:.1f} s"
   )
   _report(
-    f"Next: python -m export.query --bundle {options.output} --query_id "
+    f"Next: xir-tfrs query --bundle {options.output} --query_id "
     f"{shlex.quote(query_id)} --k 10 --exclude_seen"
   )
   return written

@@ -21,6 +21,7 @@ class IndexOptions(settings.Settings):
     manifest.INDEXES,
     flag="index",
     choices=manifest.INDEXES,
+    section="Indexes",
   )
   target_recall: float = settings.setting(
     "Recall@10 against exact search that ScaNN's settings are tuned to.",
@@ -67,8 +68,15 @@ class IndexOptions(settings.Settings):
 class ExportOptions(IndexOptions):
   """What to export."""
 
-  data: str = settings.setting("Directory made by pipelines.prepare.")
-  model_dir: str = settings.setting("Directory made by pipelines.train.")
+  common = (
+    *("data", "model_dir", "output", "overwrite", "index", "target_recall"),
+    *("query_id_type", "candidate_id_type", "unknown_query"),
+  )
+
+  data: str = settings.setting(
+    "Directory made by xir-tfrs prepare.", section="The bundle"
+  )
+  model_dir: str = settings.setting("Directory made by xir-tfrs train.")
   output: str = settings.setting("The bundle to write.")
   overwrite: bool = settings.setting("Replace a bundle at --output.", False)
   query_id_type: str = settings.setting(
@@ -159,7 +167,7 @@ class RefreshOptions(settings.Settings):
 class BatchOptions(settings.Settings):
   """What to recommend to whom."""
 
-  bundle: str = settings.setting("Made by export.export_retriever.")
+  bundle: str = settings.setting("Made by xir-tfrs export.")
   output: str = settings.setting("The directory to write.")
   k: int = settings.setting(
     "Number of answers; a query with fewer gets a shorter list.",

@@ -1,1 +1,1 @@
-"""The parts of the reference server, `python -m export.serve`."""
+"""The parts of the reference server, `xir-tfrs serve`."""

@@ -18,6 +18,7 @@ class Limits(settings.Settings):
     8.0,
     above=0,
     maximum=1024,
+    section="Limits",
   )
   max_rows: int = settings.setting("Rows of a call.", 1024, minimum=1)
   max_answers: int = settings.setting(
@@ -77,7 +78,14 @@ class Limits(settings.Settings):
 class ServeOptions(settings.Settings):
   """What to serve, and how."""
 
-  bundle: str = settings.setting("Made by export.export_retriever.")
+  common = (
+    *("bundle", "index", "host", "port", "grpc_port", "model_name"),
+    *("max_batch_size", "batch_timeout_ms", "threads"),
+  )
+
+  bundle: str = settings.setting(
+    "Made by xir-tfrs export.", section="The server"
+  )
   index: str | None = settings.setting(
     "Default: scann if the bundle has it.", None, choices=manifest.INDEXES
   )

@@ -33,7 +33,7 @@ def _convert(
   """`convert.Convert`: both passes, and between them the tables."""
   if config.session_seconds:
     raise errors.DataError(
-      "--session_gap is not for prepare_beam; use pipelines.prepare"
+      "--session_gap is not for prepare_beam; use xir-tfrs prepare"
     )
   work = directory / "work"
   work.mkdir()

@@ -122,7 +122,7 @@ def load(path: str | os.PathLike[str]) -> Results:
     DataError: It is missing, damaged or of another version.
   """
   return json_files.read(
-    path, Results, remedy="run pipelines.evaluate again", format=FORMAT
+    path, Results, remedy="run xir-tfrs evaluate again", format=FORMAT
   )
 
 

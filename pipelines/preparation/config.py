@@ -20,8 +20,13 @@ _VALIDATION = 0.1
 class PrepareConfig(settings.Settings):
   """What to read, how to divide it, and where to write it; the flags."""
 
+  common = (
+    *("input", "output", "user_column", "item_column", "time_column"),
+    *("dataset", "item_file", "min_rating", "split", "overwrite"),
+  )
+
   input: inputs.Input
-  output: str = setting("data directory to make.")
+  output: str = setting("data directory to make.", section="What to write")
   overwrite: bool = setting("replace a data directory at --output.", False)
   name: str | None = setting("name of the data set; else that of a file.", None)
   dataset: str | None = setting(
@@ -36,9 +41,12 @@ class PrepareConfig(settings.Settings):
     " Default: given with --train, else random.",
     None,
     choices=_SPLITS,
+    section="Training, validation and test rows",
   )
   keep_repeats: bool = setting(
-    "keep all rows of a user and item, not only the first of them.", False
+    "keep all rows of a user and item, not only the first of them.",
+    False,
+    section="Repeats and sessions",
   )
   repeats: str = setting(
     "which row of a user and item is kept: the first or the last in time, the"
@@ -53,7 +61,11 @@ class PrepareConfig(settings.Settings):
     None,
   )
   test_fraction: float = setting(
-    "share of test rows.", 0.2, minimum=0, only=_FRACTIONS
+    "share of test rows.",
+    0.2,
+    minimum=0,
+    only=_FRACTIONS,
+    section="Training, validation and test rows",
   )
   validation_fraction: float | None = setting(
     "share of the other rows that validate. Default: 0.1 with --split random,"
@@ -67,7 +79,9 @@ class PrepareConfig(settings.Settings):
     10,
   )
   dense_ids: bool = setting(
-    "ids are 0 ... n - 1 already: keep them as the dense ids.", False
+    "ids are 0 ... n - 1 already: keep them as the dense ids.",
+    False,
+    section="Ids and tokens",
   )
   min_token_count: int = setting(
     "tokens in fewer rows of a side file become unknown.", 1, minimum=1
@@ -78,6 +92,7 @@ class PrepareConfig(settings.Settings):
     None,
     minimum=1,
     maximum=spill.MAX_BUCKETS,
+    section="Memory",
   )
 
   def __post_init__(self):

@@ -92,7 +92,7 @@ def text(
   ]
   lines += [
     f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s",
-    f"next: python -m pipelines.train --data {output} --model_dir MODEL_DIR",
+    f"next: xir-tfrs train --data {output} --model_dir MODEL_DIR",
   ]
   return "\n".join(lines)
 

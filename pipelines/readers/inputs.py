@@ -37,6 +37,7 @@ class Columns(settings.Settings):
     " items and times.",
     None,
     flag="user_column",
+    section="Which columns mean what",
   )
   item: str | None = setting(
     "column of item ids; a list of them gives as many rows.",
@@ -190,6 +191,7 @@ class FileLayout(settings.Settings):
     " quoting and header.",
     None,
     choices=COMPRESSIONS,
+    section="How the files are written",
   )
   encoding: str | None = setting(
     "of text: utf-8, latin-1, utf-16, windows-1252, ...", None
@@ -219,6 +221,7 @@ class SyntheticConfig(settings.Settings):
     flag="synthetic_users",
     minimum=1,
     only=_GENERATED,
+    section="Generated data",
   )
   num_items: int = setting(
     "items to generate.",
@@ -280,6 +283,7 @@ class Input(settings.Settings):
     (),
     flag="input",
     multi=True,
+    section="What to read",
   )
   train: tuple[str, ...] = setting(
     "file, pattern or folder of training rows, where the splits exist already:"
@@ -302,6 +306,7 @@ class Input(settings.Settings):
   user_file: str | None = setting(
     "side features of users. Default: the .user file beside an .inter file.",
     None,
+    section="Side features",
   )
   user_layout: dict[str, Any] = setting(
     "how the user file is written, where it is not detected: by the names of"
@@ -314,14 +319,20 @@ class Input(settings.Settings):
   )
   item_layout: dict[str, Any] = setting("the same of the item file.", {})
   data_dir: str | None = setting(
-    "folder of TFDS data sets. Default: that of TFDS.", None, only=_TFDS
+    "folder of TFDS data sets. Default: that of TFDS.",
+    None,
+    only=_TFDS,
+    section="TensorFlow Datasets",
   )
   tfds_split: str = setting(
     "TFDS splits to read, joined by +.", "all", only=_TFDS
   )
   synthetic: SyntheticConfig = SyntheticConfig()
   chunk_bytes: int = setting(
-    "bytes of text that are parsed at a time.", 16 << 20, minimum=1
+    "bytes of text that are parsed at a time.",
+    16 << 20,
+    minimum=1,
+    section="Memory",
   )
 
   def __post_init__(self):

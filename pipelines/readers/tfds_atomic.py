@@ -11,7 +11,7 @@
     )
 
 An example is a user with the sequence of its rows: one example per row makes
-TFDS write about 10,000 rows/s. `python -m pipelines.prepare --format tfds
+TFDS write about 10,000 rows/s. `xir-tfrs prepare --format tfds
 --input atomic_interactions/ratings --data_dir tfds` reads it back; once
 written it needs neither this module nor the file.
 

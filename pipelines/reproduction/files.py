@@ -12,7 +12,7 @@ from xir_tfrs.data import json_files
 
 RUN_FILE = "run.json"
 FORMAT = 2
-_REMEDY = "make it again with pipelines.reproduce"
+_REMEDY = "make it again with xir-tfrs reproduce"
 
 # Metrics by name, and the `epoch` after which they were measured.
 Point = dict[str, int | float]

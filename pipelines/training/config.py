@@ -27,7 +27,14 @@ _HISTORIES = {"query_tower": ("history", "both")}
 class TrainConfig(settings.Settings):
   """One training run. The defaults are the preset `default`."""
 
-  data: str = _setting("Directory made by pipelines.prepare.", "")
+  common = (
+    *("data", "model_dir", "task", "query_tower", "preset", "dim"),
+    *("epochs", "global_batch_size", "learning_rate", "metric"),
+  )
+
+  data: str = _setting(
+    "Directory made by xir-tfrs prepare.", "", section="The run"
+  )
   model_dir: str = _setting("Directory for checkpoints and metrics.", "")
   task: str = _setting("Retrieval method.", "xir", choices=tuple(methods.TASKS))
   preset: str = _setting(
@@ -43,7 +50,9 @@ class TrainConfig(settings.Settings):
     maximum=2**32 - 1,
   )
 
-  dim: int = _setting("Size of the embeddings.", 64, above=0)
+  dim: int = _setting(
+    "Size of the embeddings.", 64, above=0, section="The towers"
+  )
   query_tower: str = _setting(
     "What queries are encoded from. id: their ids and side features; history: "
     "the candidates that they chose before; both: the sum of the two.",
@@ -57,6 +66,7 @@ class TrainConfig(settings.Settings):
     "attention",
     choices=("attention", "gru", "mean", "mind"),
     only=_HISTORIES,
+    section="Histories",
   )
   history_length: int = _setting(
     "Newest events of a history that are encoded.",
@@ -90,7 +100,9 @@ class TrainConfig(settings.Settings):
     {},
     only=_HISTORIES,
   )
-  use_features: bool = _setting("Give side features to the towers.", True)
+  use_features: bool = _setting(
+    "Give side features to the towers.", True, section="The towers"
+  )
   query_hidden: tuple[int, ...] = _setting(
     "Sizes of the query tower's hidden layers; none: a sum of embeddings.",
     (),
@@ -107,7 +119,9 @@ class TrainConfig(settings.Settings):
     above=0,
   )
 
-  normalize: bool = _setting("Score by cosine, not inner product.", True)
+  normalize: bool = _setting(
+    "Score by cosine, not inner product.", True, section="The loss"
+  )
   temperature: float | None = _setting(
     "Scores are divided by this. Not given: 0.1, or 0.2 for tasks that "
     "resample, whose draws sharpen the loss already; with histories half of "
@@ -157,6 +171,7 @@ class TrainConfig(settings.Settings):
     None,
     above=0,
     only=_RESAMPLING,
+    section="Settings of one method",
   )
   resampler: str = _setting(
     "How candidates are drawn.", "systematic", only=_RESAMPLING
@@ -218,7 +233,7 @@ class TrainConfig(settings.Settings):
   )
 
   global_batch_size: int = _setting(
-    "Rows per step, on all replicas.", 1024, above=0
+    "Rows per step, on all replicas.", 1024, above=0, section="Training"
   )
   epochs: int = _setting("Passes over the training rows.", 20, above=0)
   optimizer: str = _setting(
@@ -234,8 +249,9 @@ class TrainConfig(settings.Settings):
     "Initial learning rate. Not given, with histories: 0.002.", 0.02, above=0
   )
   learning_rate_schedule: str = _setting(
-    "step: times `learning_rate_decay` every `decay_epochs` epochs; cosine: "
-    "down to 0 at the last of `epochs`, which cannot be changed on resuming.",
+    "How it falls. step: times `learning_rate_decay` every `decay_epochs` "
+    "epochs; cosine: down to 0 at the last of `epochs`, which cannot be changed "
+    "on resuming.",
     "step",
     choices=("step", "cosine"),
   )
@@ -269,6 +285,7 @@ class TrainConfig(settings.Settings):
     "all machines that TF_CONFIG lists.",
     "one",
     choices=("one", "mirrored", "multi_worker"),
+    section="Devices",
   )
   cpu_replicas: int = _setting(
     "Use this many parts of the CPU instead of GPUs. 0: GPUs.",
@@ -284,7 +301,12 @@ class TrainConfig(settings.Settings):
     only={"strategy": "one"},
   )
 
-  eval_epochs: int = _setting("Epochs between validations.", 1, above=0)
+  eval_epochs: int = _setting(
+    "Epochs between validations.",
+    1,
+    above=0,
+    section="Validation, checkpoints and logs",
+  )
   metric: str = _setting("Validation metric of the best checkpoint.", "ndcg@20")
   patience: int = _setting(
     "Stop after this many validations without a better one; 0: never.",

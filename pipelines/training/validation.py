@@ -31,7 +31,7 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
     rule = past.Rule.of_training(settings.values_of(config))
     return split.load_evaluation_data(data, "validation", rule)
   print(
-    "There is no validation split (pipelines.prepare --validation_fraction): "
+    "There is no validation split (xir-tfrs prepare --validation_fraction): "
     "no validation metrics, no best checkpoint, no early stopping.",
     file=sys.stderr,
   )

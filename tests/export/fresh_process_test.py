@@ -107,4 +107,4 @@ def test_error_is_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert ": Error: " in last and "python -m" in last
+    assert ": Error: " in last and "xir-tfrs" in last

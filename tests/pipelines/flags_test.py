@@ -332,7 +332,7 @@ assert "tensorflow" not in sys.modules
 
 
 def test_help_and_wrong_flags_do_not_wait_for_tensorflow():
-  calls = [["--help"], *(arguments for arguments, _ in _WRONG)]
+  calls = [["--helpfull"], *(arguments for arguments, _ in _WRONG)]
   done = subprocess.run(
     [sys.executable, "-c", _WITHOUT_TENSORFLOW.format(calls=calls)],
     capture_output=True,

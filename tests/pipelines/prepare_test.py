@@ -621,8 +621,7 @@ def test_command_line(tmp_path):
   assert made.name == "tiny" and made.split == schema.Split("leave_last")
   assert "leakage: none in 5 checks" in done.stdout
   assert (
-    f"next: python -m pipelines.train --data {tmp_path / 'out'} --model_dir"
-    in done.stdout
+    f"next: xir-tfrs train --data {tmp_path / 'out'} --model_dir" in done.stdout
   )
   assert "Traceback" not in done.stderr
 

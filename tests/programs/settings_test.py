@@ -200,7 +200,7 @@ def test_naming_takes_our_own_errors_only():
 
 
 def test_help_says_what_may_be_given():
-  text = settings.help_text(_Config)
+  text = settings.full_help(_Config)
   assert "--data: Directory. Needed." in text
   assert "--dim: Size. Default: 64." in text
   assert "--kind: Kind. Default: a. One of a, b, c." in text

@@ -225,7 +225,7 @@ class Batch:
     if wrong.size:
       raise errors.DataError(
         f"{values[wrong[0]]} is outside [0, {limit}); {what} are whole"
-        " numbers from 0 without gaps, which pipelines.prepare assigns",
+        " numbers from 0 without gaps, which xir-tfrs prepare assigns",
         path=self.path,
         row=self.shard_rows + int(wrong[0]) + 1,
         column=name,

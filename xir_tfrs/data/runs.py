@@ -123,8 +123,8 @@ class RunDir:
       RunConfig,
       remedy="train again with --overwrite",
       missing=(
-        ", so this directory holds no training run; make one with python -m"
-        f" pipelines.train --data DATA --model_dir {self.path}"
+        ", so this directory holds no training run; make one with xir-tfrs"
+        f" train --data DATA --model_dir {self.path}"
       ),
       format=FORMAT,
     )
@@ -183,15 +183,15 @@ class RunDir:
       except ValueError as error:  # Such as an empty file.
         raise errors.DataError(
           f"cannot be read ({errors.first_line(error)}): copy the directory"
-          " again, or go on with the training by python -m pipelines.train"
+          " again, or go on with the training by xir-tfrs train"
           f" --model_dir {self.path} --resume",
           path=self.path / name / "checkpoint",
         ) from None
       if found is not None:
         return str(self.path / name / os.path.basename(found))
     raise errors.DataError(
-      "holds no checkpoint: go on with the training by python -m"
-      f" pipelines.train --model_dir {self.path} --resume",
+      "holds no checkpoint: go on with the training by"
+      f" xir-tfrs train --model_dir {self.path} --resume",
       path=self.path,
     )
 
@@ -253,7 +253,7 @@ def load_model(
       f"cannot be restored as {CONFIG} describes the model"
       f" ({errors.first_line(error)}): one of them was changed, is damaged or"
       " only partly copied. Copy the directory again, or go back to an earlier"
-      f" checkpoint with python -m pipelines.train --model_dir {run.path}"
+      f" checkpoint with xir-tfrs train --model_dir {run.path}"
       " --resume",
       path=found,
     ) from error

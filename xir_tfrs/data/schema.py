@@ -205,8 +205,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
       path,
       remedy=REMEDY,
       missing=(
-        ", so this is not a finished data directory; make one with python -m"
-        f" pipelines.prepare --input FILE --output {os.fspath(data_dir)}"
+        ", so this is not a finished data directory; make one with"
+        f" xir-tfrs prepare --input FILE --output {os.fspath(data_dir)}"
       ),
     )
     schema = json_files.decode(

@@ -4,7 +4,7 @@ A program is a docstring, a config, and a function that takes it:
 
     '''Counts the rows of a file.
 
-        python -m pipelines.count --input FILE
+        xir-tfrs count --input FILE
     '''
 
     import dataclasses

@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 from absl import flags, logging
 
 from xir_tfrs.data import errors
-from xir_tfrs.programs import settings
+from xir_tfrs.programs import command, settings
 
 # What a disk says that is full, that is read-only, or that fails.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -80,7 +81,7 @@ def run(
   try:
     parsed = settings.parse(config_class, argv, keep_unknown=keep_unknown)
     if parsed.help:
-      print(f"{text}\n\nFlags:\n{settings.help_text(config_class)}")
+      print(_help(name, text, config_class, full=parsed.help == "full"))
       sys.stdout.flush()
       return 0
     if parsed.rest and not keep_unknown:
@@ -114,6 +115,27 @@ def run(
   return status
 
 
+def _help(name: str, text: str, config_class: type, *, full: bool) -> str:
+  """What --help or --helpfull prints.
+
+  Args:
+    name: Of the program.
+    text: Its docstring; --help shows it up to its first example.
+    config_class: Its settings.
+    full: Whether it is --helpfull.
+  """
+  if full:
+    return f"{text}\n\n{settings.full_help(config_class)}"
+  short = re.match(r".*?\n\n +.*?(?=\n\n|\n\S|\Z)", text, re.DOTALL)
+  shown = len(settings.common_of(config_class))
+  number = len(settings.settings_of(config_class))
+  more = f"All {number} settings" if shown < number else "More on each"
+  return (
+    f"{short[0] if short else text}\n\n{settings.short_help(config_class)}\n\n"
+    f"{more}: xir-tfrs {name} --helpfull"
+  )
+
+
 def _config(
   config_class: type,
   make: Callable[[Mapping[str, Any]], Any] | None,
@@ -133,7 +155,7 @@ def _program(function: Callable[..., Any]) -> tuple[str, str]:
   module = inspect.getmodule(function)
   spec = getattr(module, "__spec__", None)
   name = spec.name if spec else pathlib.Path(sys.argv[0]).stem
-  return name.rpartition(".")[2], (module.__doc__ or "").strip()
+  return command.name_of(name), (module.__doc__ or "").strip()
 
 
 def _as_utf8(argument: str) -> str:

@@ -28,7 +28,7 @@ from collections.abc import (
   Mapping,
   Sequence,
 )
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import yaml
@@ -38,6 +38,8 @@ from xir_tfrs.data import errors
 
 _Config = TypeVar("_Config")
 
+# Choices that `--help` shows.
+_FEW = 12
 # Packages whose argument checks raise ValueError.
 _OURS = ("xir_tfrs", "pipelines", "export", "benchmarks")
 _KINDS = {
@@ -64,6 +66,7 @@ def setting(
   above: float | None = None,
   multi: bool = False,
   only: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+  section: str = "",
 ) -> Any:
   """A field of a config.
 
@@ -80,6 +83,8 @@ def setting(
     only: Values of other settings, by name, with which this one is used; a
       tuple lists several. Of several such mappings one is enough. Otherwise
       the setting is refused where it is given.
+    section: The heading under which `--helpfull` shows it, and those that
+      follow up to the next one with a section.
   """
   about = _About(
     text,
@@ -90,6 +95,7 @@ def setting(
     above,
     multi,
     tuple([only] if isinstance(only, Mapping) else only),
+    section,
   )
   metadata = {"setting": about}
   if isinstance(default, dict):
@@ -111,6 +117,7 @@ class _About:
   above: float | None = None
   multi: bool = False
   only: tuple[Mapping[str, Any], ...] = ()
+  section: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +218,13 @@ class Setting:
 
 
 class Settings:
-  """Base of a frozen dataclass that checks its values, also in Python."""
+  """Base of a frozen dataclass that checks its values, also in Python.
+
+  Attributes:
+    common: The settings that `--help` shows, by name, in its order. None: all.
+  """
+
+  common: ClassVar[Sequence[str]] = ()
 
   def __post_init__(self) -> None:
     for one in settings_of(type(self)):
@@ -404,7 +417,7 @@ class Parsed:
     from_file: The names of those that --config gives.
     file: The file of --config.
     rest: Arguments that are no flags of the program.
-    help: Whether it asks for help.
+    help: "short", "full" or "": the help that it asks for.
     debug: Whether it asks for tracebacks.
   """
 
@@ -412,7 +425,7 @@ class Parsed:
   from_file: frozenset[str]
   file: str | None
   rest: list[str]
-  help: bool
+  help: str
   debug: bool
 
   def origin_of(self, text: str) -> str:
@@ -426,7 +439,8 @@ _GENERAL = {
   "config": "YAML or JSON file of settings, by the names of their flags. Flags "
   "on the command line override it.",
   "debug": "Show the traceback of every error.",
-  "help": "Show this help.",
+  "help": "Show the settings that matter first.",
+  "helpfull": "Show all settings, by subject.",
 }
 
 
@@ -465,7 +479,9 @@ def parse(
     raise SettingsError(f"{error}; see --help.") from None
   in_file, file = {}, None
   # Help comes first: the file may be what one needs help with.
-  wants_help = bool(values["help"].value)
+  wants_help = "short" if values["help"].value else ""
+  if values["helpfull"].value:
+    wants_help = "full"
   if values["config"].present and not wants_help:
     file = str(values["config"].value)
     in_file = read_file(file, config_class)
@@ -484,29 +500,69 @@ def parse(
   )
 
 
-def help_text(config_class: type) -> str:
-  """A paragraph for each flag of a program."""
+def common_of(config_class: type) -> list[Setting]:
+  """The settings that `--help` shows: `Settings.common`, or else all."""
+  known = {one.name: one for one in settings_of(config_class)}
+  names = getattr(config_class, "common", ())
+  return [known[name] for name in names] or list(known.values())
+
+
+def short_help(config_class: type) -> str:
+  """What `--help` says of the flags of a program."""
   lines = []
-  for one in settings_of(config_class):
-    text = one.about.help
-    if one.default is dataclasses.MISSING:
-      text += " Needed."
-    elif one.default not in (None, "", (), {}):
-      text += f" Default: {_shown(one.default)}."
-    if one.about.choices:
-      text += f" One of {', '.join(map(str, one.about.choices))}."
-    if one.about.multi:
-      text += " May be repeated."
-    if one.about.only:
-      text += f" With {one.belongs_to}."
-    lines += _paragraph(one.name, one.type is bool, text)
-  for name, text in _GENERAL.items():
-    lines += _paragraph(name, False, text)
+  for one in common_of(config_class):
+    lines += _paragraph(one.name, one.type is bool, _in_short(one))
   return "\n".join(lines)
 
 
+def full_help(config_class: type) -> str:
+  """What `--helpfull` says: all flags, under the headings of their subjects."""
+  sections: dict[str, list[str]] = {}
+  heading = "Flags"
+  for one in settings_of(config_class):
+    heading = one.about.section or heading
+    lines = sections.setdefault(heading, [])
+    lines += _paragraph(one.name, one.type is bool, _in_full(one))
+  for name, text in _GENERAL.items():
+    lines = sections.setdefault("Every program has", [])
+    lines += _paragraph(name, False, text)
+  return "\n\n".join(
+    "\n".join([f"{heading}:", *lines]) for heading, lines in sections.items()
+  )
+
+
+def _in_short(one: Setting) -> str:
+  """The first sentence, and what may be given."""
+  sentence = re.match(r".*?\.(?= |$)", one.about.help)
+  text = sentence[0] if sentence else one.about.help
+  return text + _values(one, _FEW)
+
+
+def _in_full(one: Setting) -> str:
+  text = one.about.help + _values(one, len(one.about.choices))
+  if one.about.multi:
+    text += " May be repeated."
+  if one.about.only:
+    text += f" With {one.belongs_to}."
+  return text
+
+
+def _values(one: Setting, most: int) -> str:
+  """Its default, and at most so many choices."""
+  text = ""
+  if one.default is dataclasses.MISSING:
+    text += " Needed."
+  elif one.default not in (None, "", (), {}):
+    text += f" Default: {_shown(one.default)}."
+  if one.about.choices:
+    shown, hidden = one.about.choices[:most], one.about.choices[most:]
+    more = f" and {len(hidden)} more" if hidden else ""
+    text += f" One of {', '.join(map(str, shown))}{more}."
+  return text
+
+
 def _paragraph(name: str, is_bool: bool, text: str) -> list[str]:
-  start = f"  --{'[no]' if is_bool else ''}{name}: {text}"
+  start = f"  --{'[no]' if is_bool else ''}{name}: {text[0].upper()}{text[1:]}"
   return textwrap.wrap(start, 79, subsequent_indent="      ")
 
 

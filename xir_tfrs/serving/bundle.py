@@ -490,7 +490,7 @@ class Bundle:
     if not self.has_ranker:
       raise errors.DataError(
         f"{self.directory}: has no ranker, so it cannot re-rank; ask without "
-        "--rerank, or export a model that has one (python -m pipelines.train "
+        "--rerank, or export a model that has one (xir-tfrs train "
         "--task corr)"
       )
     self._ranker = tf.saved_model.load(

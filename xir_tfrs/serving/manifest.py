@@ -246,10 +246,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     pathlib.Path(directory) / FILE_NAME,
     Manifest,
     remedy=_REMEDY,
-    missing=(
-      ", so this is not a bundle; make one with python -m "
-      "export.export_retriever"
-    ),
+    missing=(", so this is not a bundle; make one with xir-tfrs export"),
     format=FORMAT,
   )
 

@@ -134,8 +134,8 @@ class ScannFolder:
       Settings,
       remedy=_REMEDY,
       missing=(
-        f", so {path} is not a ScaNN folder; python -m "
-        "export.export_retriever writes one as BUNDLE/scann_folder"
+        f", so {path} is not a ScaNN folder; xir-tfrs export "
+        "writes one as BUNDLE/scann_folder"
       ),
       format=FORMAT,
     )
