@@ -250,8 +250,8 @@ class TrainConfig(settings.Settings):
   )
   learning_rate_schedule: str = _setting(
     "How it falls. step: times `learning_rate_decay` every `decay_epochs` "
-    "epochs; cosine: down to 0 at the last of `epochs`, which cannot be changed "
-    "on resuming.",
+    "epochs; cosine: down to 0 at the last of `epochs`, which cannot be "
+    "changed on resuming.",
     "step",
     choices=("step", "cosine"),
   )

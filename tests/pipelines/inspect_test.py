@@ -36,7 +36,7 @@ def test_it_shows_rows_counts_and_the_command(tmp_path, capsys):
   assert "'stars' may choose rows" in out
   assert out.count("168294420011") == 3
   (command,) = [x for x in out.splitlines() if x.startswith("next: ")]
-  words = shlex.split(command.removeprefix("next: "))[2:]
+  words = shlex.split(command.removeprefix("next: "))[1:]
   parsed = settings.parse(prepare.PrepareConfig, words)
   config = settings.build(prepare.PrepareConfig, parsed.given)
   assert config.input.paths == (str(path),)
