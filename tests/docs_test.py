@@ -35,6 +35,7 @@ from pipelines.reproduction import report
 from pipelines.training import config as configs
 from tests import forked
 from tools import check_wheel
+from xir_tfrs.programs import command as command_lib
 from xir_tfrs.programs import main as programs_main
 from xir_tfrs.programs import settings
 
@@ -49,8 +50,11 @@ _BLOCK = re.compile(
 )
 _NO_BLOCK_RUNS = re.compile(r"^<!-- no block is run: .+ -->$", re.MULTILINE)
 _COMMAND = re.compile(
-  r"^\s*(\$ )?(\.venv/bin/)?(python|pip|make|curl|docker) ", re.MULTILINE
+  r"^\s*(\$ )?(\.venv/bin/)?(python|pip|make|curl|docker|xir-tfrs) ",
+  re.MULTILINE,
 )
+# The program of each command of `xir-tfrs`.
+_COMMANDS = command_lib.programs()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,10 +313,10 @@ def unrun_commands():
     found = []
     for block in blocks(path, "bash"):
       if (block.mark or "").startswith("not run"):
-        script = block.code.replace(".venv/bin/python", "python")
+        script = block.code.replace(".venv/bin/", "")
         found += commands(script)
     outside = _BLOCK.sub("", path.read_text("utf-8"))
-    for span in re.findall(r"`((?:python -m|make) [^`]+)`", outside):
+    for span in re.findall(r"`((?:python -m|make|xir-tfrs) [^`]+)`", outside):
       found += [shlex.split(span.replace("\n", " "))]
     for words in found:
       if words[:2] == ["python", "-m"]:
@@ -320,6 +324,11 @@ def unrun_commands():
         yield path, words[2], words[3:] or ["--help"]
       elif words[0] == "make":
         yield path, "make", words[1:]
+      elif words[0] == "xir-tfrs" and words[1] in _COMMANDS:
+        yield path, _COMMANDS[words[1]], words[2:] or ["--help"]
+      elif words[0] == "xir-tfrs":
+        # COMMAND stands for any of them.
+        assert words[1] in {"--help", "--version", "COMMAND"}, (path, words)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
     with forked.programs(environment) as faster:
       subprocess.run("python -m pipelines.prepare ...", shell=True, env=faster)
 
-Meanwhile a process has TensorFlow and the library loaded. The `python` that
-comes first in the PATH of `faster` has it fork one for each program, with the
-arguments, folder, environment, files, signals and exit status that the program
-would have. What is no program of ours, such as a script, gets the real Python.
+Meanwhile a process has TensorFlow and the library loaded. `python` and
+`xir-tfrs`, which come first in the PATH of `faster`, have it fork one for each
+program, with the arguments, folder, environment, files, signals and exit status
+that the program would have. What is no program of ours, such as a script, gets
+the real Python.
 
 Nothing has run in TensorFlow before a fork, so there is nothing to share. Tests
 of what a program loads, and when, need a process of their own.
@@ -26,20 +27,22 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_PROGRAMS = ("pipelines.", "export.", "benchmarks.")
+_COMMAND = "xir_tfrs.programs.command"
+_PROGRAMS = ("pipelines.", "export.", "benchmarks.", _COMMAND)
 
 
 @contextlib.contextmanager
 def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-  """Gives an environment in which `python -m PROGRAM` starts at once."""
+  """Gives an environment in which programs start at once."""
   with tempfile.TemporaryDirectory(prefix="xir-python-") as folder:
     address = os.path.join(folder, "socket")
-    stub = pathlib.Path(folder, "python")
-    stub.write_text(
-      f'#!/bin/sh\nexec "{sys.executable}" -ISB "{__file__}" ask "{address}"'
-      ' "$@"\n'
-    )
-    stub.chmod(0o755)
+    for name, first in (("python", ""), ("xir-tfrs", f"-m {_COMMAND}")):
+      stub = pathlib.Path(folder, name)
+      stub.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -ISB "{__file__}" ask "{address}"'
+        f' {first} "$@"\n'
+      )
+      stub.chmod(0o755)
     server = subprocess.Popen(
       [sys.executable, __file__, "serve", address],
       env=environment | {"PYTHONPATH": str(_ROOT)},

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from tests import forked
+from xir_tfrs.programs import command
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ROWS = """user_id:token\titem_id:token
@@ -26,22 +27,20 @@ dan\ttea
 dan\tcoffee
 dan\tcake
 """
-_STEPS = ("prepare", "train", "evaluate", "export_retriever", "query")
+_STEPS = ("prepare", "train", "evaluate", "export", "query")
 
 
 def _commands():
   """The README's commands by their program."""
   text = (_ROOT / "README.md").read_text("utf-8")
+  # `xir-tfrs NAME`, or its program: `python -m pipelines.NAME`.
   lines = re.findall(
-    r"^python -m (?:pipelines|export)\.(\w+) (.*)$", text, re.M
-  )
-  modules = dict(
-    re.findall(r"^python -m ((?:pipelines|export)\.(\w+)) ", text, re.M)
+    r"^((?:xir-tfrs |python -m (?:pipelines|export)\.)(\w+)) (.*)$", text, re.M
   )
   found = {}
-  for name, arguments in lines:
-    (module,) = [full for full, short in modules.items() if short == name]
-    found.setdefault(name, [module, *arguments.split()])
+  for start, name, arguments in lines:
+    words = [*start.split(), *arguments.split()]
+    found.setdefault(command.name_of(name), words)
   return found
 
 
@@ -54,10 +53,9 @@ def outputs(tmp_path_factory):
   printed = {"folder": folder}
   with forked.programs(os.environ) as environment:
     for name in _STEPS:
-      module, *arguments = commands[name]
-      arguments = ["ann" if x == "42" else x for x in arguments]
+      words = ["ann" if x == "42" else x for x in commands[name]]
       done = subprocess.run(
-        ["python", "-m", module, *arguments],
+        words,
         cwd=folder,
         env=environment,
         capture_output=True,
