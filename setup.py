@@ -62,7 +62,8 @@ EXTRAS = {
     "grpcio-health-checking>=1.71,<1.81",
   ],
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
-  "plots": ["matplotlib>=3.8"],
+  # Charts, and the pages they stand on.
+  "plots": ["matplotlib>=3.8", "jinja2>=3.1,<4"],
   "test": [
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
@@ -90,7 +91,7 @@ setup(
   entry_points={
     "console_scripts": ["xir-tfrs = xir_tfrs.programs.command:main"]
   },
-  package_data={"xir_tfrs": ["py.typed"]},
+  package_data={"": ["*.html"], "xir_tfrs": ["py.typed"]},
   install_requires=INSTALL,
   extras_require=EXTRAS,
   classifiers=[

@@ -3,10 +3,11 @@ r"""Measures a trained model by ranking the whole catalogue.
     xir-tfrs evaluate --data DATA --model_dir MODEL
 
 prints one table with the model beside the popularity ranking (and, for
-generated data, the generator's own) and writes MODEL/metrics.json. Candidates
-that a query was trained on are masked; on the test split those of the
-validation split too. A model with a ranker has a second column: its
---rerank_depth best candidates of each query, re-ranked.
+generated data, the generator's own), and writes MODEL/metrics.json, what each
+query got (by_query.npz, by which `xir-tfrs compare` pairs runs) and a page to
+look at, MODEL/report.html. Candidates that a query was trained on are masked;
+on the test split those of the validation split too. A model with a ranker has
+a second column: its --rerank_depth best candidates of each query, re-ranked.
 
 Queries and candidates without training rows are ranked as an exported bundle
 answers them: by their side features, or else by popularity. Metrics of queries
@@ -22,19 +23,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.evaluation import places
 from xir_tfrs.data import json_files
 from xir_tfrs.programs import main, settings
 
 if TYPE_CHECKING:
-  from pipelines.evaluation import past, rankings, report
+  import numpy as np
+
+  from pipelines.evaluation import examples, past, report
   from xir_tfrs import models
   from xir_tfrs.data import runs
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE = places.METRICS_FILE
 RERANK_DEPTH = 100
 _NEWEST_EVENTS = 50
 
@@ -70,7 +73,19 @@ class EvaluateConfig(settings.Settings):
     choices=("strict", "order"),
   )
   output: str | None = settings.setting(
-    f"File to write. Not given: MODEL_DIR/{METRICS_FILE}.", None
+    f"File to write. Not given: MODEL_DIR/{METRICS_FILE}. The other files "
+    "stand beside it.",
+    None,
+  )
+  report: bool = settings.setting(
+    "Write report.html too: curves, metrics with confidence intervals, example "
+    "queries. Needs the extra `plots`.",
+    True,
+  )
+  bundle: str | None = settings.setting(
+    "Bundle of the model: the report shows recall and latency of its index.",
+    None,
+    only={"report": True},
   )
 
   def __post_init__(self) -> None:
@@ -82,6 +97,32 @@ class EvaluateConfig(settings.Settings):
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What `rank` finds.
+
+  Attributes:
+    results: The content of metrics.json.
+    by_query: The model's recall and NDCG of each query.
+    users: [num_queries] dense ids of the queries.
+    examples: The content of examples.json; None: without a report.
+  """
+
+  results: report.Results
+  by_query: dict[str, np.ndarray]
+  users: np.ndarray
+  examples: examples.Examples | None
+
+  def write(self, place: places.Place) -> None:
+    """Writes the files of an evaluation."""
+    from pipelines.evaluation import by_query as by_query_lib
+
+    by_query_lib.write(place.by_query, self.users, self.by_query)
+    if self.examples is not None:
+      json_files.write(place.examples, self.examples)
+    json_files.write(place.metrics, self.results)
+
+
 def evaluate(config: EvaluateConfig) -> report.Results:
   """Evaluates a trained model beside what it is measured against.
 
@@ -89,8 +130,20 @@ def evaluate(config: EvaluateConfig) -> report.Results:
     DataError: Data or model cannot be read, or do not belong together.
     SettingsError: --rerank_depth is given for a model without a ranker.
   """
+  return rank(dataclasses.replace(config, report=False, bundle=None)).results
+
+
+def rank(config: EvaluateConfig) -> Evaluation:
+  """Does the same, and keeps what the files beside metrics.json hold."""
   # Here, as they import TensorFlow: --help does not wait for it.
-  from pipelines.evaluation import neighbours, rankings, report, split
+  from pipelines.evaluation import (
+    drawn,
+    examples,
+    neighbours,
+    rankings,
+    report,
+    split,
+  )
   from xir_tfrs.data import directory, runs
 
   model, run, restored = runs.load_model(config.model_dir, config.checkpoint)
@@ -100,11 +153,12 @@ def evaluate(config: EvaluateConfig) -> report.Results:
   data = split.load_evaluation_data(data_dir, config.split, rule)
   vectors = rankings.of_model(model, data)
   others: dict[str, rankings.Ranker] = {}
-  depth = config.rerank_depth
+  reranked, depth = None, config.rerank_depth
   if model.ranker is not None:
     depth = depth or RERANK_DEPTH
     first = vectors.with_popularity(data.counts)
-    others["reranked"] = rankings.second_stage(model, first, data, depth)
+    reranked = rankings.second_stage(model, first, data, depth)
+    others["reranked"] = reranked
   elif depth is not None:
     raise settings.SettingsError(
       "--rerank_depth belongs to models with a ranker (xir-tfrs train --task "
@@ -116,14 +170,19 @@ def evaluate(config: EvaluateConfig) -> report.Results:
   oracle = rankings.of_oracle(data_dir.path, data)
   if oracle is not None:
     others["oracle"] = oracle
-  return report.results(
+  results, by_query = report.results(
     vectors,
     others,
     data,
     ks=config.ks,
     checkpoint=os.path.relpath(restored, config.model_dir),
     rerank_depth=depth,
+    occurrence=drawn.in_checkpoint(restored, data.counts),
   )
+  shown = None
+  if config.report:
+    shown = examples.of_rankings(vectors, reranked, data, data_dir)
+  return Evaluation(results, by_query["model"], data.query_ids, shown)
 
 
 def _rule(
@@ -142,17 +201,23 @@ def _rule(
 
 
 def run(config: EvaluateConfig) -> None:
-  """Prints and writes what `evaluate` finds."""
+  """Prints and writes what `rank` finds."""
   from pipelines.evaluation import report
+  from pipelines.pages import writing
 
-  output = config.output or pathlib.Path(config.model_dir) / METRICS_FILE
-  found = evaluate(config)
+  place = places.Place.of(config.model_dir, config.output)
+  evaluation = rank(config)
+  found = evaluation.results
   print(report.summary(found))
   print(report.table(found))
   for warning in found.warnings:
     print(f"Warning: {warning}", file=sys.stderr)
-  json_files.write(output, found)
-  print(f"Written to {output}")
+  evaluation.write(place)
+  print(f"Written to {place.metrics}")
+  if config.report and writing.write_run(
+    config.model_dir, place, config.bundle
+  ):
+    print(f"Report: {place.report}")
 
 
 if __name__ == "__main__":

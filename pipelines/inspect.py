@@ -13,7 +13,6 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.readers import inputs
@@ -183,13 +182,6 @@ def _flag(name: str, value: object) -> list[str]:
   return [f"--{name}", str(value)]
 
 
-def _with_input(argv: Sequence[str]) -> list[str]:
-  """The command line, with files that stand before the flags as --input."""
-  program, *rest = argv
-  flags = next((k for k, word in enumerate(rest) if word.startswith("-")), None)
-  files = rest if flags is None else rest[:flags]
-  return [program, *(f"--input={name}" for name in files), *rest[len(files) :]]
-
-
 if __name__ == "__main__":
-  sys.exit(main_lib.run(InspectConfig, main, argv=_with_input(sys.argv)))
+  argv = main_lib.words_as_flags(sys.argv, "input")
+  sys.exit(main_lib.run(InspectConfig, main, argv=argv))

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines import evaluate, prepare
+from pipelines.evaluation import places
 from pipelines.preparation import config as prepare_config
 from pipelines.training import config as configs
 from xir_tfrs.data import json_files
@@ -33,6 +34,7 @@ from xir_tfrs.programs import main as main_lib
 from xir_tfrs.programs.settings import setting
 
 if TYPE_CHECKING:
+  from pipelines.evaluation import report as report_lib
   from xir_tfrs.data import directory
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,6 +70,7 @@ class QuickstartConfig(prepare_config.PrepareConfig):
   tasks: tuple[str, ...] = setting("methods; the last is exported.", TASKS)
   epochs: int = setting("most epochs to train each.", 10, minimum=1)
   dim: int = setting("size of the embeddings.", 32, minimum=1)
+  report: bool = setting("write pages to look at: report.html.", True)
 
   @property
   def preparation(self) -> prepare_config.PrepareConfig:
@@ -120,11 +123,15 @@ def quickstart(
 
   queries = _some_queries(prepared, _NUM_ANSWERS)
   asked = [x for query in queries for x in ("--query_id", query)]
-  _answer(data, output / last, output / "bundle", asked)
+  bundle = output / "bundle"
+  _answer(data, output / last, bundle, asked)
   session = _a_session(prepared) if with_times else []
   if session:
-    bundle = output / "history_bundle"
-    _answer(data, output / HISTORY, bundle, ["--history", ",".join(session)])
+    of_history = output / "history_bundle"
+    asked = ["--history", ",".join(session)]
+    _answer(data, output / HISTORY, of_history, asked)
+  if config.report:
+    _report(config, bundle, with_times)
   _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
   print(_what_next(output, last, queries[0]))
   return found
@@ -158,15 +165,40 @@ def _train(
   trained = loop.train(train, overwrite=True)
   if trained.outcome == "interrupted":
     raise KeyboardInterrupt
-  evaluated = evaluate.evaluate(
-    evaluate.EvaluateConfig(model_dir=train.model_dir)
-  )
+  evaluated = _evaluate(train.model_dir, config.report)
   table = {
     name if ranking == "model" else ranking: {m: metrics[m] for m in METRICS}
     for ranking, metrics in evaluated.metrics.items()
   }
   table[name]["ms/step"] = trained.step_milliseconds
   return table
+
+
+def _evaluate(model_dir: str, report: bool) -> report_lib.Results:
+  """Ranks a model; what it finds is kept for the pages."""
+  asked = evaluate.EvaluateConfig(model_dir=model_dir, report=report)
+  evaluation = evaluate.rank(asked)
+  evaluation.write(places.Place.of(model_dir))
+  return evaluation.results
+
+
+def _report(
+  config: QuickstartConfig, bundle: pathlib.Path, with_times: bool
+) -> None:
+  """Writes the page of all methods, and that of the model of histories."""
+  from pipelines.pages import writing
+
+  output = pathlib.Path(config.output)
+  _announce("Report", None)
+  runs = [output / task for task in config.tasks]
+  written = [output / places.REPORT_FILE]
+  done = writing.write_comparison(runs, written[0], runs[-1], bundle)
+  if done and with_times:
+    place = places.Place.of(output / HISTORY)
+    writing.write_run(output / HISTORY, place)
+    written.append(place.report)
+  if done:
+    print("\n".join(f"  {path}" for path in written))
 
 
 def _compare(

@@ -233,6 +233,7 @@ def wheel(tmp_path_factory):
   source = tmp_path / "source"
   files = [pathlib.Path(n) for n in ("setup.py", "pyproject.toml", "README.md")]
   files += [*_modules(*_FOLDERS, "tests"), pathlib.Path("xir_tfrs/py.typed")]
+  files += _pages()
   for path in files:
     (source / path).parent.mkdir(parents=True, exist_ok=True)
     (source / path).write_bytes((_ROOT / path).read_bytes())
@@ -246,6 +247,13 @@ def wheel(tmp_path_factory):
   return zipfile.ZipFile(built)
 
 
+def _pages():
+  """What the programs show in a browser."""
+  for folder in ("pipelines", "export"):
+    for path in sorted((_ROOT / folder).rglob("*.html")):
+      yield path.relative_to(_ROOT)
+
+
 def test_the_wheel_holds_the_library_and_hides_the_programs(wheel):
   names = wheel.namelist()
   tops = {_first(name.split("/")[0].split("-")[0]) for name in names}
@@ -255,6 +263,8 @@ def test_the_wheel_holds_the_library_and_hides_the_programs(wheel):
   assert packed == {str(path) for path in _modules("xir_tfrs")} | {
     f"xir_tfrs/_programs/{path}" for path in programs
   }
+  pages = {f"xir_tfrs/_programs/{path}" for path in _pages()}
+  assert pages and pages <= {*names}
   # Or type checkers ignore every annotation of an installed xir_tfrs.
   assert "xir_tfrs/py.typed" in names
 
@@ -297,7 +307,7 @@ print(export.__file__, os.environ["PYTHONPATH"].split(os.pathsep)[0])
 _LIGHT = (
   *("pipelines.evaluate", "pipelines.inspect", "pipelines.prepare"),
   *("pipelines.prepare_beam", "pipelines.quickstart", "pipelines.reproduce"),
-  *("pipelines.train", "pipelines.capacity"),
+  *("pipelines.train", "pipelines.capacity", "pipelines.compare"),
   *("export.export_retriever", "export.query", "export.serve"),
   *("export.refresh", "export.verify", "export.batch_recommend"),
   "xir_tfrs",

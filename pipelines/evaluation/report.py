@@ -7,7 +7,9 @@ import msgspec
 import numpy as np
 
 import xir_tfrs as xir
-from pipelines.evaluation import rankings, split
+from pipelines.evaluation import by_query as by_query_lib
+from pipelines.evaluation import drawn, rankings, split
+from pipelines.evaluation import intervals as intervals_lib
 from xir_tfrs.data import json_files
 
 FORMAT = 2
@@ -28,6 +30,10 @@ LENGTHS = (
 )
 TIED, UNTIED = "the time of the row before", "a time of their own"
 Metrics = dict[str, float]
+# Ends of 95 % confidence intervals of the means, by metric.
+Intervals = dict[str, tuple[float, float]]
+# Metrics of each query, by ranking and name: [num_queries].
+ByQuery = dict[str, dict[str, np.ndarray]]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -38,11 +44,13 @@ class Part(msgspec.Struct, frozen=True):
     pairs: Pairs that they should find.
     metrics: By ranking; empty without queries. Coverage is not in it where
       there are other queries too.
+    intervals: By ranking, of recall and NDCG.
   """
 
   queries: int
   pairs: int
   metrics: dict[str, Metrics]
+  intervals: dict[str, Intervals] = {}
 
 
 class Band(Part, frozen=True, kw_only=True):
@@ -94,6 +102,15 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
       model is one of histories; `oracle`, if the data was generated.
     by_query: The same of queries with and without training rows.
     by_training_count: The same of candidates by their training rows.
+    by_seen: The same of queries by the candidates they had before, where
+      queries are ids; of a model of histories, see `histories.by_length`.
+    intervals: 95 % confidence intervals of recall and NDCG, by ranking; see
+      `evaluation.intervals`.
+    differences: The model's recall and NDCG less those of another ranking, by
+      its name.
+    concentration: `gini@k`, by ranking: how unequally the candidates are shown
+      in the lists of k.
+    occurrence: Who is drawn, if the method has a cache.
     histories: What is said of a model of histories alone; else None.
     warnings: Sentences.
   """
@@ -111,6 +128,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
   metrics: dict[str, Metrics]
   by_query: dict[str, Part]
   by_training_count: dict[str, Band]
+  by_seen: dict[str, Part] = {}
+  intervals: dict[str, Intervals] = {}
+  differences: dict[str, dict[str, intervals_lib.PairedTest]] = {}
+  concentration: dict[str, Metrics] = {}
+  occurrence: drawn.Occurrence | None = None
   histories: OfHistories | None = None
   warnings: tuple[str, ...]
 
@@ -134,7 +156,8 @@ def results(
   ks: Sequence[int],
   checkpoint: str,
   rerank_depth: int | None = None,
-) -> Results:
+  occurrence: drawn.Occurrence | None = None,
+) -> tuple[Results, ByQuery]:
   """Ranks, and measures.
 
   Args:
@@ -144,12 +167,18 @@ def results(
     ks: Cut-offs.
     checkpoint: What `model` was restored from.
     rerank_depth: See `Results`.
+    occurrence: See `Results`.
+
+  Returns:
+    What is found; and recall and NDCG of each query.
   """
   rankers = {"model": model.with_popularity(data.counts), **others}
   whole = {name: ranker.rank(data, ks) for name, ranker in rankers.items()}
+  by_query = {name: _paired(ranking) for name, ranking in whole.items()}
+  measured = _Measured(whole, by_query, data)
   metrics = {name: ranking.means() for name, ranking in whole.items()}
-  by_query = _by_query(whole, data)
-  return Results(
+  parts = {WARM: measured.part(data.warm), COLD: measured.part(~data.warm)}
+  found = Results(
     split=data.split,
     checkpoint=checkpoint,
     queries=len(data.query_ids),
@@ -160,40 +189,98 @@ def results(
     ks=tuple(ks),
     rerank_depth=rerank_depth,
     metrics=metrics,
-    by_query=by_query,
+    by_query=parts,
     by_training_count={
-      name: _band(rankers, whole, data, ks, low, high)
-      for name, low, high in BANDS
+      name: _band(rankers, measured, ks, low, high) for name, low, high in BANDS
     },
-    histories=_of_histories(rankers, whole, data, ks),
-    warnings=_warnings(model, data, by_query[WARM].metrics or metrics, max(ks)),
+    by_seen={} if data.past else measured.by_number(data.seen.row_lengths()),
+    intervals=measured.intervals(),
+    differences=measured.differences(),
+    concentration={name: r.concentration() for name, r in whole.items()},
+    occurrence=occurrence,
+    histories=_of_histories(rankers, measured, ks),
+    warnings=_warnings(model, data, parts[WARM].metrics or metrics, max(ks)),
   )
+  return found, by_query
 
 
-def _by_query(
-  whole: Mapping[str, xir.metrics.Ranking], data: split.EvaluationData
-) -> dict[str, Part]:
-  """Metrics of queries with, and of those without training rows."""
+def _paired(ranking: xir.metrics.Ranking) -> dict[str, np.ndarray]:
+  """Recall and NDCG of each query."""
   return {
-    WARM: _part(whole, data, data.warm),
-    COLD: _part(whole, data, ~data.warm),
+    name: values
+    for name, values in ranking.by_query().items()
+    if name.partition("@")[0] in by_query_lib.PAIRED
   }
 
 
-def _part(
-  whole: Mapping[str, xir.metrics.Ranking],
-  data: split.EvaluationData,
-  rows: np.ndarray,
-) -> Part:
-  """Metrics of some of the queries, `rows` [num_queries] bool."""
-  lengths = data.relevant.row_lengths().numpy()
-  metrics = {}
-  if rows.any():
-    metrics = {name: r.means_of(rows) for name, r in whole.items()}
-  return Part(int(rows.sum()), int(lengths[rows].sum()), metrics)
+def _intervals(
+  by_query: Mapping[str, np.ndarray], users: np.ndarray
+) -> Intervals:
+  """Of the means; without those that a single user has no say on."""
+  found = {
+    name: intervals_lib.interval(values, users)
+    for name, values in by_query.items()
+  }
+  return {name: ends for name, ends in found.items() if ends is not None}
 
 
-def _of_histories(rankers, whole, data, ks) -> OfHistories | None:
+class _Measured:
+  """Rankings of a split, and what is read from them of some of its queries."""
+
+  def __init__(
+    self,
+    whole: Mapping[str, xir.metrics.Ranking],
+    by_query: ByQuery,
+    data: split.EvaluationData,
+  ) -> None:
+    self.data = data
+    self._whole, self._by_query = whole, by_query
+    self._lengths = data.relevant.row_lengths().numpy()
+
+  def part(self, rows: np.ndarray) -> Part:
+    """Metrics of some of the queries, `rows` [num_queries] bool."""
+    metrics, of_part = {}, {}
+    if rows.any():
+      metrics = {name: r.means_of(rows) for name, r in self._whole.items()}
+      of_part = self.intervals(rows)
+    pairs = int(self._lengths[rows].sum())
+    return Part(int(rows.sum()), pairs, metrics, of_part)
+
+  def by_number(self, numbers: np.ndarray) -> dict[str, Part]:
+    """Parts by `LENGTHS` of [num_queries] numbers of events."""
+    numbers = np.asarray(numbers)
+    return {
+      name: self.part((numbers >= low) & (numbers <= high))
+      for name, low, high in LENGTHS
+    }
+
+  def intervals(self, rows: np.ndarray | None = None) -> dict[str, Intervals]:
+    """Intervals by ranking, of all or `rows` [num_queries] bool of them."""
+    if rows is None:
+      rows = np.ones(len(self.data.query_ids), bool)
+    users = self.data.query_ids[rows]
+    return {
+      name: _intervals({m: x[rows] for m, x in values.items()}, users)
+      for name, values in self._by_query.items()
+    }
+
+  def differences(self) -> dict[str, dict[str, intervals_lib.PairedTest]]:
+    """See `Results`."""
+    ours, users = self._by_query["model"], self.data.query_ids
+    if len(np.unique(users)) < 2:
+      return {}
+    return {
+      name: {
+        metric: intervals_lib.paired_test(ours[metric] - values[metric], users)
+        for metric in ours
+      }
+      for name, values in self._by_query.items()
+      if name != "model"
+    }
+
+
+def _of_histories(rankers, measured, ks) -> OfHistories | None:
+  data = measured.data
   past = data.past
   if past is None:
     return None
@@ -209,38 +296,35 @@ def _of_histories(rankers, whole, data, ks) -> OfHistories | None:
       name: ranker.rank(unfiltered, ks).means()
       for name, ranker in unmasked.items()
     },
-    by_length={
-      name: _part(
-        whole, data, (past.num_events >= low) & (past.num_events <= high)
-      )
-      for name, low, high in LENGTHS
-    },
+    by_length=measured.by_number(past.num_events),
     by_time={
-      TIED: _part(whole, data, past.tied),
-      UNTIED: _part(whole, data, ~past.tied),
+      TIED: measured.part(past.tied),
+      UNTIED: measured.part(~past.tied),
     },
   )
 
 
-def _band(rankers, whole, data, ks, low, high) -> Band:
+def _band(rankers, measured, ks, low, high) -> Band:
   """Metrics on candidates with `low` to `high` training rows."""
+  data = measured.data
   wanted = (data.counts >= low) & (data.counts <= high)
   if data.past is not None:
     # Each row has one candidate to find, whose rank stays as it is.
-    of_rows = _part(whole, data, wanted[data.past.targets])
+    of_rows = measured.part(wanted[data.past.targets])
     return Band(candidates=int(wanted.sum()), **msgspec.structs.asdict(of_rows))
   part, rows = data.restricted_to(wanted)
-  metrics = {}
+  metrics, of_band = {}, {}
   if len(rows):
-    metrics = {
-      name: ranker.rank(part, ks, rows).means()
-      for name, ranker in rankers.items()
-    }
+    for name, ranker in rankers.items():
+      ranking = ranker.rank(part, ks, rows)
+      metrics[name] = ranking.means()
+      of_band[name] = _intervals(_paired(ranking), part.query_ids)
   return Band(
     candidates=int(wanted.sum()),
     pairs=part.num_pairs,
     queries=len(rows),
     metrics=metrics,
+    intervals=of_band,
   )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pipelines.evaluation import drawn, intervals
 from xir_tfrs.data import json_files
 
 RUN_FILE = "run.json"
@@ -16,22 +17,6 @@ _REMEDY = "make it again with xir-tfrs reproduce"
 
 # Metrics by name, and the `epoch` after which they were measured.
 Point = dict[str, int | float]
-
-
-class Occurrence(msgspec.Struct, frozen=True):
-  """Shares of the tenths of the catalogue, the most popular one first.
-
-  Attributes:
-    interactions: Of the training rows.
-    draws: Of all draws so far.
-    cache: Of the entries of the cache.
-    distinct: Share of the cache's entries that are not copies of another.
-  """
-
-  interactions: tuple[float, ...]
-  draws: tuple[float, ...]
-  cache: tuple[float, ...]
-  distinct: float
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -73,7 +58,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
   steps_per_epoch: int
   curve: tuple[Point, ...]
   stages: tuple[Stage, ...]
-  occurrence: Occurrence | None = None
+  occurrence: drawn.Occurrence | None = None
 
   @property
   def last_epoch(self) -> int:
@@ -90,7 +75,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
   seconds_per_epoch: float
   peak_gib: float
   curve: tuple[Point, ...]
-  occurrence: Occurrence | None = None
+  occurrence: drawn.Occurrence | None = None
 
   def after(self, epoch: int) -> Point | None:
     """Metrics after an epoch; None if the run was not ranked there."""
@@ -109,20 +94,12 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
   runs: tuple[RunSummary, ...]
 
 
-class PairedTest(msgspec.Struct, frozen=True):
-  """See `results.paired_test`."""
-
-  difference: float
-  standard_error: float
-  p: float
-
-
 class Comparison(msgspec.Struct, frozen=True):
   """A case against its baseline, over the seeds that both have."""
 
   case: str
   seeds: tuple[int, ...]
-  metrics: dict[str, PairedTest]
+  metrics: dict[str, intervals.PairedTest]
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):

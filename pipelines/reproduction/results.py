@@ -5,12 +5,12 @@ the runs.
 """
 
 import collections
-import math
 import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from pipelines.evaluation import intervals
 from pipelines.reproduction import experiments, files, runs
 from xir_tfrs.data import json_files
 from xir_tfrs.data import schema as schema_lib
@@ -100,22 +100,6 @@ def _case(
   )
 
 
-def paired_test(differences: np.ndarray) -> files.PairedTest:
-  """Tests whether the mean over queries is 0.
-
-  Args:
-    differences: [num_queries] of a metric, one method's minus another's.
-
-  Returns:
-    The mean, its standard error, and the two-sided p by the normal
-    approximation of the paired t-test; there are thousands of queries.
-  """
-  difference = float(differences.mean())
-  error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
-  p = math.erfc(abs(difference) / error / math.sqrt(2.0)) if error else 1.0
-  return files.PairedTest(difference, error, p)
-
-
 def _runs_of(folder: pathlib.Path) -> list[_Found]:
   """Folder and state of each seed that was ranked at least once."""
   found = []
@@ -157,7 +141,7 @@ def _comparisons(
     if case is baseline or not seeds:
       continue
     tests = {
-      metric: paired_test(differences)
+      metric: intervals.paired_test(differences)
       for metric, differences in _differences(mine, base, seeds, epoch).items()
     }
     comparisons.append(files.Comparison(case.name, tuple(seeds), tests))

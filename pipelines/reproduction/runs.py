@@ -14,9 +14,8 @@ import math
 import pathlib
 
 import numpy as np
-import tensorflow as tf
 
-from pipelines.evaluation import past, rankings
+from pipelines.evaluation import drawn, past, rankings
 from pipelines.evaluation import split as evaluation_split
 from pipelines.reproduction import experiments, files
 from pipelines.training import config as configs
@@ -30,7 +29,6 @@ BY_QUERY = "by_query"
 # Those that are paired.
 PAIRED = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 KS = (10, 20, 50)
-_CACHE = "model/task/cache/{}/.ATTRIBUTES/VARIABLE_VALUE"
 # Epochs after which a run is ranked, as far as it goes.
 _STAGES = (1, 2, 3, 5, 10, 20, 30, 60, 100, 150, 200)
 
@@ -167,7 +165,9 @@ def _state(
     steps_per_epoch=run.steps_per_epoch,
     curve=(*(before.curve if before else ()), point),
     stages=(*(before.stages if before else ()), stage),
-    occurrence=_occurrence_in(checkpoint, run.data),
+    occurrence=drawn.in_checkpoint(
+      checkpoint, directory.DataDir(run.data).candidates.counts
+    ),
   )
 
 
@@ -193,42 +193,3 @@ def _write(
     **{name: metrics[name].astype(np.float32) for name in PAIRED},
   )
   json_files.write(path / files.RUN_FILE, state)
-
-
-def _occurrence_in(checkpoint: str, data: str) -> files.Occurrence | None:
-  """Who is drawn and cached; None if the method has no cache."""
-  # The restored model is for inference: it has no task, and so no cache.
-  saved = tf.train.load_checkpoint(checkpoint)
-  if not saved.has_tensor(_CACHE.format("occurrence_counts")):
-    return None
-  draws = saved.get_tensor(_CACHE.format("occurrence_counts"))
-  ids = saved.get_tensor(_CACHE.format("ids"))
-  return _occurrence(
-    directory.DataDir(data).candidates.counts,
-    draws,
-    np.bincount(ids, minlength=len(draws)),
-  )
-
-
-def _occurrence(
-  counts: np.ndarray, draws: np.ndarray, cached: np.ndarray
-) -> files.Occurrence:
-  """Shares of tenths of the catalogue, the most popular first.
-
-  Args:
-    counts: [num_candidates] training rows.
-    draws: [num_candidates] how often each was drawn so far.
-    cached: [num_candidates] how often each is in the cache now.
-  """
-  tenths = np.array_split(np.argsort(-counts, kind="stable"), 10)
-
-  def shares(values):
-    total = max(float(values.sum()), 1.0)
-    return tuple(round(float(values[t].sum()) / total, 5) for t in tenths)
-
-  return files.Occurrence(
-    interactions=shares(counts),
-    draws=shares(draws),
-    cache=shares(cached),
-    distinct=round(float((cached > 0).sum() / cached.sum()), 4),
-  )

@@ -1,7 +1,6 @@
 """Tests of pipelines.evaluate, on data small enough to rank by hand."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -13,92 +12,11 @@ import tensorflow as tf
 import xir_tfrs as xir
 from pipelines import evaluate
 from pipelines.evaluation import rankings, report, split
-from tests import program
-from xir_tfrs.data import errors, records, runs, tables
+from tests import program, tiny_runs
+from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
 from xir_tfrs.types import Feature
-
-_NUM_QUERIES, _NUM_CANDIDATES = 6, 40
-# Query 4 has no test pair; (3, 9) was trained on and comes again in the test.
-# Query 5 and candidate 38 have no training rows.
-_ROWS = {
-  "train": [(q, c) for q in range(4) for c in range(q, 10)]
-  + [(4, 39)] * 30
-  + [(4, c) for c in range(10, 38)],
-  "validation": [(0, 20), (1, 20), (4, 0)],
-  "test": [
-    *[(0, 30), (0, 31), (1, 32), (2, 39), (3, 9), (3, 9), (3, 33)],
-    *[(5, 38), (5, 39)],
-  ],
-}
-_COUNTS = [1, 2, 3] + [4] * 7 + [1] * 28 + [0, 30]
-
-
-def _write_data(directory, rows=None):
-  rows = rows or _ROWS
-  directory.mkdir()
-  shards = {}
-  for name, pairs in rows.items():
-    if not pairs:
-      continue
-    file = records.shard_name(name, 0, 1)
-    with records.BlockWriter(directory / file) as writer:
-      writer.append(
-        {
-          "query_id": np.array([q for q, _ in pairs], np.int64),
-          "candidate_id": np.array([c for _, c in pairs], np.int64),
-        }
-      )
-    shards[name] = (schema_lib.Shard(file, len(pairs)),)
-  sizes = {"queries": _NUM_QUERIES, "candidates": _NUM_CANDIDATES}
-  for side, (table, size) in enumerate(sizes.items()):
-    ids = np.array([f"{table}{i}" for i in range(size)], object)
-    trained = [pair[side] for pair in rows.get("train", ())]
-    counts = np.bincount(np.array(trained, np.int64), minlength=size)
-    content = tables.Table(ids, counts, {})
-    shards[table] = tables.write_table(directory, table, content, ())
-  schema_lib.Schema(
-    name="tiny",
-    num_queries=_NUM_QUERIES,
-    num_candidates=_NUM_CANDIDATES,
-    rows={name: len(pairs) for name, pairs in rows.items()},
-    shards=shards,
-  ).save(directory)
-  return directory
-
-
-def _tower(side, size, seed=0, **features):
-  return xir.models.Tower(
-    vocabulary_size=size, dim=4, seed=seed + size, name=side, **features
-  )
-
-
-def _model(seed=0, query_tower=None):
-  return xir.models.TwoTower(
-    query_tower or _tower("query_tower", _NUM_QUERIES, seed),
-    _tower("candidate_tower", _NUM_CANDIDATES, seed),
-    normalize=True,
-  )
-
-
-def _write_model(directory, model, data, checkpoints=("checkpoints",)):
-  schema = (data / schema_lib.FILE_NAME).read_bytes()
-  run = runs.RunDir(directory)
-  config = runs.RunConfig(
-    data=str(data),
-    model=model.get_config(),
-    schema_sha256=hashlib.sha256(schema).hexdigest(),
-    train={},
-  )
-  with run.locked():
-    run.create(config, overwrite=False)
-  for number, name in enumerate(checkpoints):
-    checkpoint = tf.train.Checkpoint(model=model, step=tf.Variable(number))
-    tf.train.CheckpointManager(
-      checkpoint, str(directory / name), max_to_keep=1
-    ).save(checkpoint_number=number)
-  return directory
 
 
 def _evaluate(data, model_dir, **given):
@@ -115,7 +33,7 @@ def _rank(model, loaded, ks):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return _write_data(tmp_path_factory.mktemp("evaluate") / "data")
+  return tiny_runs.write_data(tmp_path_factory.mktemp("evaluate") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +44,9 @@ def loaded(data):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
   directory = tmp_path_factory.mktemp("evaluate") / "model"
-  return _write_model(directory, _model(), data, ("checkpoints", "best"))
+  return tiny_runs.write_model(
+    directory, tiny_runs.two_tower(), data, ("checkpoints", "best")
+  )
 
 
 def _lists(ragged):
@@ -146,7 +66,7 @@ def test_test_split_masks_training_and_validation(loaded):
   ]
   assert loaded.num_repeated == 1
   assert loaded.num_pairs == 8
-  assert loaded.counts.tolist() == _COUNTS
+  assert loaded.counts.tolist() == tiny_runs.COUNTS
 
 
 def test_validation_split_masks_training_only(data):
@@ -190,7 +110,7 @@ def test_popularity_with_counts_beyond_float32(loaded):
 
 def test_cold_queries_and_candidates_are_ranked_as_they_are_served(loaded):
   """Untrained vectors decide nothing; nobody finds candidate 38."""
-  model = _model()
+  model = tiny_runs.two_tower()
   results = rankings.rank(model, loaded, (2, 10, 40))
   for tower, row in ((model.query_tower, 5), (model.candidate_tower, 38)):
     table = tower.weights[0]
@@ -208,10 +128,13 @@ def test_cold_queries_and_candidates_are_ranked_as_they_are_served(loaded):
 def test_cold_query_with_side_features_is_ranked_by_them(loaded):
   city = Feature("city", "token", vocabulary_size=3)
   codes = np.array([1, 1, 2, 2, 1, 2])
-  tower = _tower(
-    "query_tower", _NUM_QUERIES, features=(city,), columns={"city": codes}
+  tower = tiny_runs.tower(
+    "query_tower",
+    tiny_runs.NUM_QUERIES,
+    features=(city,),
+    columns={"city": codes},
   )
-  model = _model(query_tower=tower)
+  model = tiny_runs.two_tower(query_tower=tower)
   vectors = rankings.of_model(model, loaded)
   assert vectors.by_model.all()
   np.testing.assert_allclose(
@@ -224,10 +147,13 @@ def test_cold_query_with_side_features_is_ranked_by_them(loaded):
   )
   # One whose city is not known either is answered by popularity.
   codes[5] = 0
-  tower = _tower(
-    "query_tower", _NUM_QUERIES, features=(city,), columns={"city": codes}
+  tower = tiny_runs.tower(
+    "query_tower",
+    tiny_runs.NUM_QUERIES,
+    features=(city,),
+    columns={"city": codes},
   )
-  vectors = rankings.of_model(_model(query_tower=tower), loaded)
+  vectors = rankings.of_model(tiny_runs.two_tower(query_tower=tower), loaded)
   assert vectors.by_model.tolist() == [True] * 4 + [False]
 
 
@@ -235,7 +161,7 @@ def test_evaluate(data, loaded, trained):
   results = _evaluate(data, trained, ks=(2, 40))
   assert results.checkpoint == "best/ckpt-1"
   assert list(results.metrics) == ["model", "popularity"]
-  expected = _rank(_model(), loaded, (2, 40))
+  expected = _rank(tiny_runs.two_tower(), loaded, (2, 40))
   assert results.metrics["model"] == pytest.approx(expected)
   # All but the repeated pair and the candidate that is not in the index.
   assert expected["recall@40"] == (1 + 1 + 1 + 1 / 2 + 1 / 2) / 5
@@ -270,7 +196,7 @@ def test_warm_and_cold_queries_stand_apart(data, trained):
 
 
 def test_means_with_parts(data, loaded):
-  ranking = rankings.rank(_model(), loaded, (2,))
+  ranking = rankings.rank(tiny_runs.two_tower(), loaded, (2,))
   means = rankings.means_with_parts(ranking, loaded.warm)
   assert means["cold/recall@2"] == 1 / 2
   mean = (4 * means["warm/recall@2"] + means["cold/recall@2"]) / 5
@@ -289,7 +215,7 @@ def test_without_cold_queries_nothing_is_said_of_them(data, trained):
 def test_oracle_of_generated_data(data, trained, tmp_path):
   generated = shutil.copytree(data, tmp_path / "data")
   candidates = np.zeros([40, 6], np.float32)
-  for query, candidate in _ROWS["test"]:
+  for query, candidate in tiny_runs.ROWS["test"]:
     candidates[candidate, query] = 1
   np.savez(
     generated / schema_lib.ORACLE_FILE,
@@ -315,10 +241,10 @@ def test_table_is_aligned(data, trained):
 
 
 def test_collapsed_model_warns(data, tmp_path):
-  model = _model()
+  model = tiny_runs.two_tower()
   for weight in model.candidate_tower.weights:
     weight.assign(tf.ones_like(weight) * 0.3)
-  directory = _write_model(tmp_path / "model", model, data)
+  directory = tiny_runs.write_model(tmp_path / "model", model, data)
   results = _evaluate(data, directory, ks=(2,))
   assert results.by_query[report.WARM].metrics["model"]["recall@2"] == 0.0
   assert any("collapsed" in warning for warning in results.warnings)
@@ -333,10 +259,10 @@ def test_sound_model_does_not_warn(data, trained):
 @pytest.fixture(scope="module")
 def ranked(data, tmp_path_factory):
   """A model with a ranker, and its directory."""
-  model = _model()
+  model = tiny_runs.two_tower()
   ranker = xir.models.Ranker(
-    num_queries=_NUM_QUERIES,
-    num_candidates=_NUM_CANDIDATES,
+    num_queries=tiny_runs.NUM_QUERIES,
+    num_candidates=tiny_runs.NUM_CANDIDATES,
     dim=3,
     hidden_units=(4,),
     init_stddev=1.0,
@@ -345,7 +271,7 @@ def ranked(data, tmp_path_factory):
     model.query_tower, model.candidate_tower, normalize=True, ranker=ranker
   )
   directory = tmp_path_factory.mktemp("evaluate") / "ranked"
-  return model, _write_model(directory, model, data)
+  return model, tiny_runs.write_model(directory, model, data)
 
 
 def _reranked(model, loaded, depth):
@@ -357,7 +283,7 @@ def _reranked(model, loaded, depth):
       candidates @ model.encode_queries(tf.constant([query_id])).numpy()[0]
     )
     if query_id == 5:
-      scores = np.array(_COUNTS, float)
+      scores = np.array(tiny_runs.COUNTS, float)
     scores[38] = -np.inf
     scores[loaded.seen[row].numpy()] = -np.inf
     best = np.argsort(-scores, kind="stable")[:depth]
@@ -429,23 +355,29 @@ def test_without_a_ranker_there_is_no_second_stage(data, trained):
 
 
 def test_checkpoint_that_is_evaluated(data, loaded, tmp_path):
-  directory = _write_model(tmp_path / "model", _model(1), data)
-  best = tf.train.Checkpoint(model=_model(2), step=tf.Variable(7))
+  directory = tiny_runs.write_model(
+    tmp_path / "model", tiny_runs.two_tower(1), data
+  )
+  best = tf.train.Checkpoint(model=tiny_runs.two_tower(2), step=tf.Variable(7))
   tf.train.CheckpointManager(best, str(directory / "best"), 1).save(7)
   for name, seed in (("best", 2), ("latest", 1)):
     results = _evaluate(data, directory, checkpoint=name, ks=(10,))
-    expected = _rank(_model(seed), loaded, (10,))
+    expected = _rank(tiny_runs.two_tower(seed), loaded, (10,))
     assert results.metrics["model"] == pytest.approx(expected)
 
 
 def test_other_data(data, trained, tmp_path):
-  other = _write_data(tmp_path / "data", _ROWS | {"validation": [(0, 1)]})
+  other = tiny_runs.write_data(
+    tmp_path / "data", tiny_runs.ROWS | {"validation": [(0, 1)]}
+  )
   with pytest.raises(errors.DataError, match="is not the data that"):
     _evaluate(other, trained)
 
 
 def test_split_without_rows(tmp_path):
-  data = _write_data(tmp_path / "data", _ROWS | {"validation": []})
+  data = tiny_runs.write_data(
+    tmp_path / "data", tiny_runs.ROWS | {"validation": []}
+  )
   with pytest.raises(errors.DataError, match="validation split has no rows"):
     split.load_evaluation_data(data, "validation")
   # Nor does it hinder the test split.
@@ -478,6 +410,7 @@ def test_program(data, trained, tmp_path):
     "2,10",
     "--output",
     output,
+    "--noreport",
   )
   assert done.returncode == 0, done.stderr
   assert "best/ckpt-1 on the test split: 5 queries, 8 pairs" in done.stdout
@@ -486,7 +419,7 @@ def test_program(data, trained, tmp_path):
   written = report.load(output)
   assert written == _evaluate(data, trained, ks=(2, 10))
   assert json.loads(output.read_text())["metrics"]["model"]["recall@10"] > 0
-  assert os.listdir(tmp_path) == ["metrics.json"]
+  assert {*os.listdir(tmp_path)} == {"metrics.json", "by_query.npz"}
 
 
 def test_program_says_what_is_wrong(data, tmp_path):

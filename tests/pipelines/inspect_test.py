@@ -5,8 +5,6 @@ import shlex
 import subprocess
 import sys
 
-import pytest
-
 from pipelines import inspect, prepare
 from xir_tfrs.programs import main as main_lib
 from xir_tfrs.programs import settings
@@ -15,7 +13,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _run(capsys, *words):
-  argv = inspect._with_input(["inspect", *map(str, words)])
+  argv = main_lib.words_as_flags(["inspect", *map(str, words)], "input")
   status = main_lib.run(inspect.InspectConfig, inspect.main, argv=argv)
   return status, *capsys.readouterr()
 
@@ -81,10 +79,3 @@ def test_it_starts_without_tensorflow(tmp_path):
   )
   assert "1 rows, 1 users" in done.stdout
   assert done.stdout.endswith("\n\n")
-
-
-@pytest.mark.parametrize("words", [["a", "--rows", "3"], ["a", "b"]])
-def test_files_may_stand_before_the_flags(words):
-  files = [word for word in words if word.isalpha()]
-  expected = ["x", *(f"--input={f}" for f in files), *words[len(files) :]]
-  assert inspect._with_input(["x", *words]) == expected

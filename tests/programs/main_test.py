@@ -231,3 +231,10 @@ def test_a_closed_pipe_is_silent(command):
   process.stdout.close()
   assert process.stderr.read() == ""
   assert process.wait(timeout=60) == 141
+
+
+def test_words_may_stand_before_the_flags():
+  argv = ["x", "a", "b c", "--rows", "3"]
+  expected = ["x", "--input=a", "--input=b c", "--rows", "3"]
+  assert main.words_as_flags(argv, "input") == expected
+  assert main.words_as_flags(["x", "a"], "run") == ["x", "--run=a"]

@@ -33,15 +33,26 @@ class Ranking:
     hits: [num_queries, max_k] bool, whether the candidate at that rank, the
       best first, is relevant; see `at_k`.
     num_relevant: [num_queries] relevant candidates of each query.
-    covered: [number of ks, num_candidates] bool, whether a candidate stands in
-      a list of that length.
+    shown: [number of ks, num_candidates] int64, in how many of the lists of
+      that length a candidate stands.
     ks: the cut-offs.
   """
 
   hits: np.ndarray
   num_relevant: np.ndarray
-  covered: np.ndarray
+  shown: np.ndarray
   ks: tuple[int, ...]
+
+  @property
+  def covered(self) -> np.ndarray:
+    """[number of ks, num_candidates] bool, whether any list holds it."""
+    return self.shown > 0
+
+  def concentration(self) -> dict[str, float]:
+    """The `gini` of how often candidates are shown, as `gini@k`."""
+    return {
+      f"gini@{k}": gini(row) for row, k in zip(self.shown, self.ks, strict=True)
+    }
 
   def means(self) -> dict[str, float]:
     """Every metric at every cut-off, as `full_ranking` returns them."""
@@ -72,6 +83,23 @@ class Ranking:
     for name, function in at_k.METRICS.items():
       for k in self.ks:
         yield f"{name}@{k}", function(hits, num_relevant, min(k, hits.shape[1]))
+
+
+def gini(counts: np.ndarray) -> float:
+  """Gini coefficient: 0 where all counts are equal, near 1 where one has all.
+
+    2 sum_i i x_i / (n sum_i x_i) - (n + 1) / n, with x_1 <= ... <= x_n
+
+  Args:
+    counts: [n] not negative; all zero counts as equal.
+  """
+  total = counts.sum()
+  if not total:
+    return 0.0
+  n = len(counts)
+  ranks = np.arange(1, n + 1)
+  ascending = np.sort(counts).astype(np.float64)
+  return float(2 * (ranks @ ascending) / (n * total) - (n + 1) / n)
 
 
 def full_ranking(
@@ -219,7 +247,7 @@ def rank_all(
 
   rankable = candidates[found]
   # A list longer than what can be found ends with it.
-  hits, covered = _rank(
+  hits, shown = _rank(
     queries,
     rankable,
     relevant.renumbered(found, num_candidates),
@@ -227,12 +255,12 @@ def rank_all(
     [min(k, len(rankable)) for k in ks],
     query_chunk_size,
   )
-  covered_of_all = np.zeros([len(ks), num_candidates], dtype=bool)
-  covered_of_all[:, found] = covered
+  shown_of_all = np.zeros([len(ks), num_candidates], dtype=np.int64)
+  shown_of_all[:, found] = shown
   # Metrics go by the size of the catalogue.
   missing = min(max(ks), num_candidates) - hits.shape[1]
   hits = np.pad(hits, [(0, 0), (0, missing)])
-  return Ranking(hits, relevant.lengths, covered_of_all, ks)
+  return Ranking(hits, relevant.lengths, shown_of_all, ks)
 
 
 def _rank(
@@ -247,12 +275,12 @@ def _rank(
 
   Returns:
     hits: [num_queries, max_k] bool, as `at_k` takes it.
-    covered: [number of cuts, num_candidates] bool, whether a candidate stands
-      in a list of that length.
+    shown: [number of cuts, num_candidates] int64, in how many of the lists of
+      that length a candidate stands.
   """
   num_queries, max_k = len(queries), max(cuts)
   hits = np.zeros([num_queries, max_k], dtype=bool)
-  covered = np.zeros([len(cuts), len(candidates)], dtype=bool)
+  shown = np.zeros([len(cuts), len(candidates)], dtype=np.int64)
   rank_chunk = ranker.make_ranker(candidates, max_k)
   for start in range(0, num_queries, chunk):
     stop = min(start + chunk, num_queries)
@@ -265,10 +293,12 @@ def _rank(
     hit = ranks < max_k
     hits[start + rows[hit], ranks[hit]] = True
     other_ranks = _other_ranks(rows, num_before, others.shape)
-    for row, cut in zip(covered, cuts, strict=True):
-      row[ids[hit & (ranks < cut)]] = True
-      row[others[(others >= 0) & (other_ranks < cut)]] = True
-  return hits, covered
+    for row, cut in zip(shown, cuts, strict=True):
+      relevant_ones = ids[hit & (ranks < cut)]
+      rest = others[(others >= 0) & (other_ranks < cut)]
+      for placed in (relevant_ones, rest):
+        row += np.bincount(placed, minlength=len(row))
+  return hits, shown
 
 
 def _relevant_ranks(

@@ -81,11 +81,11 @@ def rank_lists(
   hits = np.zeros([len(ids), max(cuts)], bool)
   depth = min(hits.shape[1], ids.shape[1])
   hits[:, :depth] = found[:, :depth]
-  covered = np.zeros([len(cuts), num_candidates], bool)
-  for row, cut in zip(covered, cuts, strict=True):
-    shown = ids[:, :cut]
-    row[shown[shown >= 0]] = True
-  return Ranking(hits, relevant.lengths, covered, ks)
+  tops = [ids[:, :cut] for cut in cuts]
+  shown = np.stack(
+    [np.bincount(top[top >= 0], minlength=num_candidates) for top in tops]
+  )
+  return Ranking(hits, relevant.lengths, shown, ks)
 
 
 def _check_lists(

@@ -24,7 +24,7 @@ _FOLDERS = ("pipelines", "export")
 _SHORT = {"export_retriever": "export", "batch_recommend": "recommend"}
 # The order in which somebody needs them; all others follow.
 _ORDER = (
-  *("quickstart", "inspect", "prepare", "train", "tune", "evaluate"),
+  *("quickstart", "inspect", "prepare", "train", "tune", "evaluate", "compare"),
   *("export", "query", "verify", "refresh", "recommend", "serve"),
 )
 

@@ -136,6 +136,14 @@ def _help(name: str, text: str, config_class: type, *, full: bool) -> str:
   )
 
 
+def words_as_flags(argv: Sequence[str], flag: str) -> list[str]:
+  """The command line, with the words before its flags as values of `flag`."""
+  program, *rest = argv
+  first = next((k for k, word in enumerate(rest) if word.startswith("-")), None)
+  words = rest if first is None else rest[:first]
+  return [program, *(f"--{flag}={word}" for word in words), *rest[len(words) :]]
+
+
 def _config(
   config_class: type,
   make: Callable[[Mapping[str, Any]], Any] | None,

@@ -1,0 +1,50 @@
+"""Shows runs on the same data side by side, on a page.
+
+    xir-tfrs compare runs/ssl_pop runs/xir --output compare.html
+
+has their metrics with confidence intervals, a paired test of each against the
+first, curves over each other, and the settings that differ. Each run is a
+directory of xir-tfrs train that xir-tfrs evaluate has ranked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+
+from xir_tfrs.programs import main as main_lib
+from xir_tfrs.programs import settings
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(settings.Settings):
+  """What to compare."""
+
+  run: tuple[str, ...] = settings.setting(
+    "Directory of a run; more follow, each with a flag or as a bare word.",
+    multi=True,
+  )
+  output: str = settings.setting("Page to write.", "compare.html")
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if len(set(self.run)) < max(len(self.run), 2):
+      raise settings.SettingsError(
+        "--run must name at least two runs, none of them twice. Received: "
+        f"{' '.join(self.run)}."
+      )
+
+
+def compare(config: CompareConfig) -> int:
+  from pipelines.pages import writing  # After --help: it imports TensorFlow.
+
+  if not writing.write_comparison(config.run, pathlib.Path(config.output)):
+    return 1
+  print(f"Written to {config.output}")
+  return 0
+
+
+if __name__ == "__main__":
+  argv = main_lib.words_as_flags(sys.argv, "run")
+  sys.exit(main_lib.run(CompareConfig, compare, argv=argv))

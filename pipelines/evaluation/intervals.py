@@ -1,0 +1,103 @@
+"""How sure a mean over queries is.
+
+Rows of one user are alike, so where each held-out row is a query of its own
+they are not so many independent ones: errors go by users.
+
+Axes: n = queries.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import msgspec
+import numpy as np
+
+LEVEL = 0.95
+_Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+
+class PairedTest(msgspec.Struct, frozen=True):
+  """See `paired_test`."""
+
+  difference: float
+  standard_error: float
+  p: float
+
+
+def mean_and_error(
+  values: np.ndarray, users: np.ndarray | None = None
+) -> tuple[float, float]:
+  """A mean, and its standard error.
+
+    error^2 = G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2 / n^2
+
+  over the G users g, the cluster-robust error of Liang and Zeger (1986). Where
+  each user has one value, it is the usual s / sqrt(n).
+
+  Args:
+    values: [n].
+    users: [n] whose value each is; None: each is of another user.
+
+  Returns:
+    Both. The error of a single user's values is not known: NaN.
+  """
+  values = np.asarray(values, np.float64)
+  mean = float(values.mean())
+  deviations = values - mean
+  if users is not None:
+    _, place = np.unique(users, return_inverse=True)
+    deviations = np.bincount(place, deviations)
+  groups = len(deviations)
+  if groups < 2:
+    return mean, math.nan
+  total = float((deviations**2).sum())
+  return mean, math.sqrt(total * groups / (groups - 1)) / len(values)
+
+
+def interval(
+  values: np.ndarray, users: np.ndarray | None = None
+) -> tuple[float, float] | None:
+  """The 95 % confidence interval of the mean of values between 0 and 1.
+
+  By the normal approximation, which is good from some thirty users on. Where
+  all values are 0, or all are 1, that would be sure of it: the share of users
+  of whom it does not hold has an exact upper end then, 1 - 0.025^(1 / G), which
+  bounds the mean (Clopper and Pearson, 1934).
+
+  Args:
+    values: [n] of a metric.
+    users: see `mean_and_error`.
+
+  Returns:
+    Lower and upper end; None where the error is not known.
+  """
+  mean, error = mean_and_error(values, users)
+  if math.isnan(error):
+    return None
+  if error == 0.0 and mean in (0.0, 1.0):
+    groups = len(values) if users is None else len(np.unique(users))
+    rest = 1 - ((1 - LEVEL) / 2) ** (1 / groups)
+    return (0.0, rest) if mean == 0.0 else (1 - rest, 1.0)
+  return max(mean - _Z * error, 0.0), min(mean + _Z * error, 1.0)
+
+
+def paired_test(
+  differences: np.ndarray, users: np.ndarray | None = None
+) -> PairedTest:
+  """Tests whether a mean over queries is 0.
+
+  Args:
+    differences: [n] of a metric, one method's minus another's.
+    users: see `mean_and_error`.
+
+  Returns:
+    The mean, its standard error, and the two-sided p by the normal
+    approximation of the paired t-test; there are thousands of queries.
+  """
+  difference, error = mean_and_error(differences, users)
+  p = 1.0
+  if error > 0:
+    p = math.erfc(abs(difference) / error / math.sqrt(2.0))
+  return PairedTest(difference, error, p)
