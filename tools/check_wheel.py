@@ -31,23 +31,9 @@ _EXPORT = (
   "--index brute_force"
 )
 
-# Goes on where README's sample ends: its model learns which candidate belongs
-# to each query.
-TRAIN = """
-import numpy as np
-
-query_tower = tf.keras.layers.Embedding(50, 8)
-candidate_tower = tf.keras.layers.Embedding(40, 8)
-model = TwoTower(query_tower, candidate_tower, np.full(40, 25))
-model.compile(optimizer=tf.keras.optimizers.Adam(0.05))
-query = np.random.default_rng(0).integers(0, 50, 1024)
-rows = {"query_id": query, "candidate_id": query % 40}
-model.fit(
-    tf.data.Dataset.from_tensor_slices(rows).batch(128), epochs=6, verbose=0)
-scores = tf.matmul(
-    query_tower(tf.range(50)), candidate_tower(tf.range(40)), transpose_b=True)
-found = np.argmax(scores, axis=1) == np.arange(50) % 40
-assert found.mean() > 0.9, found.mean()
+# Goes on where README's sample ends: user 7 chooses among these items.
+FOUND = """
+assert ((350 <= ids.numpy()) & (ids.numpy() < 400)).all(), ids.numpy()
 """
 
 _ASK = """
@@ -94,7 +80,7 @@ def main() -> None:
     away.mkdir()
     _run([python, "-m", "pip", "check"], away)
     _run([python, "-c", _MODULES], away)
-    _run([python, "-c", sample[1] + TRAIN], away)
+    _run([python, "-c", sample[1] + FOUND], away)
     installed = json.loads(_run([python, "-c", _ASK, bundle], away))
     checkout = json.loads(_run([sys.executable, "-c", _ASK, bundle], _ROOT))
   assert installed["where"].startswith(name), installed["where"]
