@@ -564,8 +564,8 @@ def test_table_of_the_readme_is_the_results():
   }
   section = README.read_text("utf-8").partition("## What it reaches")[2]
   shown = set()
-  for name, cells in re.findall(r"^\| (\w+), (.*) \|", section, re.M):
-    found = list(map(float, cells.split(" | ")[1:5]))
+  for name, cells in re.findall(r"^\| ([A-Z]\w+), (.*) \|", section, re.M):
+    found = list(map(float, cells.split("|")[1:5]))
     keys = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
     assert found == [sources[name][key] for key in keys], name
     shown.add(name)
