@@ -9,6 +9,7 @@ with a row per query:
     query_id        string or int64, as in the bundle
     candidate_ids   list of the same, best first, at most k
     scores          list of float32
+    titles          list of strings, if the bundle has titles of candidates
 
 or the same as one tf.train.Example per query; and `_run.json`, what was asked
 for, and whether it is complete. A file appears when it is whole: if the

@@ -79,6 +79,7 @@ class _Answer:
     source: "popularity", or the index.
     reranked: whether the ranker chose.
     ids, scores: the candidates, best first.
+    titles: those of `ids`; None if the bundle has none.
   """
 
   query_id: str | None
@@ -88,6 +89,7 @@ class _Answer:
   reranked: bool
   ids: list[str] | list[int]
   scores: list[float]
+  titles: list[str] | None
 
 
 def answer(
@@ -144,22 +146,23 @@ def _answer(
     reranked=rankable and rerank,
     ids=found.ids[row][real].tolist(),
     scores=found.scores[row][real].tolist(),
+    titles=None if found.titles is None else found.titles[row][real].tolist(),
   )
 
 
 def _as_json(found: _Answer) -> str:
-  return json.dumps(
-    {
-      "query_id": found.query_id,
-      "known": found.known,
-      "num_history": found.num_history,
-      "index": found.source,
-      "reranked": found.reranked,
-      "candidate_ids": found.ids,
-      "scores": [round(x, 6) for x in found.scores],
-    },
-    ensure_ascii=False,
-  )
+  content = {
+    "query_id": found.query_id,
+    "known": found.known,
+    "num_history": found.num_history,
+    "index": found.source,
+    "reranked": found.reranked,
+    "candidate_ids": found.ids,
+    "scores": [round(x, 6) for x in found.scores],
+  }
+  if found.titles is not None:
+    content["titles"] = found.titles
+  return json.dumps(content, ensure_ascii=False)
 
 
 def _as_table(found: _Answer, k: int) -> str:
@@ -177,11 +180,14 @@ def _as_table(found: _Answer, k: int) -> str:
     kind, shape = "count", "10.0f"
   elif not found.known and not found.num_history:
     heading = f"{who}: unknown ({found.source})"
-  lines = [heading, f"{'rank':>4}  {'id':<{width}}  {kind:>10}"]
-  for rank, (name, score) in enumerate(
-    zip(names, found.scores, strict=True), start=1
+  titles = found.titles or [""] * len(names)
+  more = "" if found.titles is None else "  title"
+  lines = [heading, f"{'rank':>4}  {'id':<{width}}  {kind:>10}{more}"]
+  for rank, (name, score, title) in enumerate(
+    zip(names, found.scores, titles, strict=True), start=1
   ):
-    lines.append(f"{rank:>4}  {name:<{width}}  {score:{shape}}")
+    line = f"{rank:>4}  {name:<{width}}  {score:{shape}}  {title}"
+    lines.append(line.rstrip())
   if len(names) < k:
     lines.append(f"only {len(names)} of {k} candidates remain")
   return "\n".join(lines) + "\n"

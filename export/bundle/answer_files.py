@@ -1,6 +1,7 @@
 """Files of answers to many queries, as Parquet or TFRecord.
 
-A row is `query_id`, `candidate_ids` and `scores`. A writer is made for a bundle
+A row is `query_id`, `candidate_ids`, `scores` and, where the bundle has titles,
+`titles`. A writer is made for a bundle
 once, and opened for each file.
 """
 
@@ -54,14 +55,16 @@ def parquet_writer(loaded: bundle.Bundle) -> OpenWriter:
     pa.type_for_alias(getattr(loaded.manifest.id_types, side))
     for side in ("query", "candidate")
   )
-  candidate_ids = pa.array(loaded.candidate_ids, candidate_type)
-  schema = pa.schema(
-    {
-      "query_id": query_type,
-      "candidate_ids": pa.list_(candidate_type),
-      "scores": pa.list_(pa.float32()),
-    }
-  )
+  by_row = [pa.array(loaded.candidate_ids, candidate_type)]
+  fields = {
+    "query_id": query_type,
+    "candidate_ids": pa.list_(candidate_type),
+    "scores": pa.list_(pa.float32()),
+  }
+  if loaded.titles is not None:
+    by_row.append(pa.array(loaded.titles, pa.string()))
+    fields["titles"] = pa.list_(pa.string())
+  schema = pa.schema(fields)
 
   @contextlib.contextmanager
   def open_writer(path: pathlib.Path) -> Iterator[Write]:
@@ -69,12 +72,10 @@ def parquet_writer(loaded: bundle.Bundle) -> OpenWriter:
 
       def write(answers: Answers) -> None:
         splits = pa.array(np.append(0, answers.num_found.cumsum()), pa.int32())
+        ids, *titles = (x.take(pa.array(answers.rows)) for x in by_row)
         lists = [
           pa.ListArray.from_arrays(splits, values)
-          for values in (
-            candidate_ids.take(pa.array(answers.rows)),
-            pa.array(answers.scores),
-          )
+          for values in (ids, pa.array(answers.scores), *titles)
         ]
         queries = pa.array(answers.query_ids, query_type)
         writer.write_table(pa.table([queries, *lists], schema))
@@ -87,6 +88,9 @@ def parquet_writer(loaded: bundle.Bundle) -> OpenWriter:
 def tfrecord_writer(loaded: bundle.Bundle) -> OpenWriter:
   """Writes files of a `tf.train.Example` per query."""
   candidate_ids = np.array([_encoded(x) for x in loaded.candidate_ids], object)
+  titles = None
+  if loaded.titles is not None:
+    titles = np.array([_encoded(x) for x in loaded.titles], object)
 
   @contextlib.contextmanager
   def open_writer(path: pathlib.Path) -> Iterator[Write]:
@@ -105,6 +109,8 @@ def tfrecord_writer(loaded: bundle.Bundle) -> OpenWriter:
               float_list=tf.train.FloatList(value=answers.scores[part])
             ),
           }
+          if titles is not None:
+            features["titles"] = _feature(titles[answers.rows[part]])
           example = tf.train.Example(
             features=tf.train.Features(feature=features)
           )

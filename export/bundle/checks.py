@@ -280,6 +280,25 @@ def allowed_only(probe: Probe) -> str:
   return f"{len(queries)} queries, {size} allowed each"
 
 
+def titles(probe: Probe) -> str:
+  """Answers carry the titles that are listed."""
+  listed = probe.bundle.titles
+  if listed is None:
+    return "not asked: the bundle has none"
+  found = probe.bundle.recommend(probe.query_ids, k=probe.k)
+  if found.titles is None:
+    raise errors.DataError("answers have none, but lists/candidate_titles has")
+  rows = probe.rows_of(found.ids)
+  for answer, shown in zip(rows, found.titles, strict=True):
+    for row, title in zip(answer.tolist(), shown, strict=True):
+      if title != (listed[row] if row >= 0 else ""):
+        raise errors.DataError(
+          f"{probe.ids[row]!r} is answered with the title {title!r}, not "
+          f"{listed[row]!r}"
+        )
+  return f"those of {len(rows)} answers"
+
+
 def seen_left_out(probe: Probe) -> str:
   """`exclude_seen` leaves out the training candidates."""
   found = probe.bundle.recommend(probe.query_ids, k=probe.k, exclude_seen=True)
@@ -447,6 +466,7 @@ CHECKS: dict[str, Callable[[Probe], str]] = {
   "exclusions": exclusions,
   "allowed only": allowed_only,
   "seen left out": seen_left_out,
+  "titles": titles,
   "similar items": similar_items,
   "unknown query": unknown_query,
   "sessions": sessions,

@@ -20,12 +20,14 @@ class Corpus:
     vectors: `[n, dim]` float32.
     counts: `[n]` int64.
     seen: row splits by query, and rows `[pairs]` int32.
+    titles: n titles; None if the bundle has none.
   """
 
   ids: Sequence[str] | Sequence[int]
   vectors: np.ndarray
   counts: np.ndarray
   seen: tuple[np.ndarray, np.ndarray]
+  titles: Sequence[str] | None = None
 
 
 def of_bundle(old: bundle.Bundle) -> Corpus:
@@ -36,11 +38,16 @@ def of_bundle(old: bundle.Bundle) -> Corpus:
     vectors=old.vectors,
     counts=np.array(old.counts),
     seen=tuple(map(np.array, old.seen)),
+    titles=None if old.titles is None else list(old.titles),
   )
 
 
 def change(
-  old: Corpus, new_ids: Sequence, new_vectors: np.ndarray, gone: set
+  old: Corpus,
+  new_ids: Sequence,
+  new_vectors: np.ndarray,
+  gone: set,
+  new_titles: Sequence[str] = (),
 ) -> tuple[Corpus, dict]:
   """Adds, changes and removes candidates.
 
@@ -51,6 +58,7 @@ def change(
     new_ids: m ids, of old or of new candidates.
     new_vectors: `[m, dim]` their vectors.
     gone: ids to remove; those that are not there are ignored.
+    new_titles: m titles, where "" leaves a title as it is; or none.
 
   Returns:
     The new candidates, and the numbers "added", "changed", "removed", and
@@ -77,6 +85,12 @@ def change(
     counts=np.append(old.counts[keep], np.zeros(len(added), np.int64)),
     seen=(pairs[splits], new_row[rows[keep[rows]]]),
   )
+  if old.titles is not None:
+    title_of = dict(zip(old.ids, old.titles, strict=True))
+    titled = zip(new_ids, new_titles, strict=False)
+    title_of.update((x, title) for x, title in titled if title)
+    titles = [title_of.get(x, "") for x in corpus.ids]
+    corpus = dataclasses.replace(corpus, titles=titles)
   return corpus, {
     "added": len(added),
     "changed": len(new_ids) - len(added),

@@ -101,6 +101,7 @@ def _write(
     )
   else:
     query_tower = _tower(queries, model.encode_queries, model.query_tower)
+  titles = data.titles()
   sample = indexing.sample_queries(queries.counts)
   built, about = indexing.build_indexes(
     options,
@@ -123,6 +124,8 @@ def _write(
       event_tower=event_tower,
       history_length=history_length,
       unknown_query=options.unknown_query,
+      titles=None if titles is None else [x.encode() for x in titles[kept]],
+      item_title=data.schema.item_title,
       max_k=options.max_k,
     ),
     about={

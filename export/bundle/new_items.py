@@ -37,12 +37,15 @@ class Items:
       given; float_seq: `[n, length]` float32 likewise.
     missing: features that the file does not have.
     ignored: columns of the file that are no feature.
+    titles: n titles, "" for none; empty if they were not asked for, or the file
+      has none.
   """
 
   ids: list[str] | list[int]
   columns: dict[str, Column]
   missing: tuple[str, ...]
   ignored: tuple[str, ...]
+  titles: tuple[str, ...] = ()
 
 
 def read_items(
@@ -51,6 +54,7 @@ def read_items(
   id_column: str | None = None,
   id_type: str = "string",
   separator: str | None = None,
+  title: str | None = None,
 ) -> Items:
   """Reads a file of items; its name says the format.
 
@@ -62,13 +66,14 @@ def read_items(
     id_type: "string" or "int64".
     separator: between the values of a sequence in text. Default: of each
       feature its own, else a space.
+    title: the column of titles, which is read if it is there.
 
   Raises:
     DataError: the file is missing, broken or empty, or a value in it is not
       what its column must hold.
   """
   try:
-    from xir_tfrs.data.files import side_tables
+    from xir_tfrs.data.files import names, side_tables
   except ImportError as error:
     raise errors.DataError(
       f"reading items needs pyarrow ({error}); pip install 'xir-tfrs[data]'",
@@ -79,6 +84,8 @@ def read_items(
   id_column = _choose_id(path, file.header, id_column)
   kinds = {x.name: x.kind for x in features}
   wanted = _columns(file.header, features)
+  if title is not None:
+    title = names.matching(title, list(file.header))
   several = [name[:-2] for name in wanted if name.endswith("_*")]
   table = file.read(
     id_column,
@@ -86,6 +93,7 @@ def read_items(
     separator or " ",
     {x.name: x.length for x in features if x.kind == "float_seq"},
     {} if separator else {x.name: x.separator for x in features if x.separator},
+    title,
   )
   ids: list = table.ids
   if id_type == "int64":
@@ -103,9 +111,10 @@ def read_items(
       column
       for column in file.header
       if column not in kinds
-      and column != id_column
+      and column not in (id_column, title)
       and not any(column.startswith(f"{name}_") for name in several)
     ),
+    titles=() if table.titles is None else tuple(table.titles.to_pylist()),
   )
 
 

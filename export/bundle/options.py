@@ -129,6 +129,10 @@ class RefreshOptions(settings.Settings):
     "candidate_id, item_id or id.",
     None,
   )
+  item_title: str | None = settings.setting(
+    "Column of titles in --items. Default: as the data of the bundle call it.",
+    None,
+  )
   separator: str | None = settings.setting(
     "Between the values of a sequence in text. Default: of each feature that "
     "which its data were prepared with, else a space.",
@@ -155,6 +159,7 @@ class RefreshOptions(settings.Settings):
       )
     for name, used, flag in (
       ("id_column", self.items, "items"),
+      ("item_title", self.items, "items"),
       ("separator", self.items, "items"),
       ("overwrite", self.output, "output"),
     ):

@@ -82,7 +82,9 @@ def _write(
   if options.items:
     about["encode_seconds"] = round(time.monotonic() - start_encoding, 3)
   gone = _read_removals(options, items.ids, old.manifest)
-  corpus, changes = corpora.change(corpus, items.ids, vectors, gone)
+  corpus, changes = corpora.change(
+    corpus, items.ids, vectors, gone, items.titles
+  )
   about = {**changes, **about}
   _report_changes(about)
   built, described = _build(options, old, corpus)
@@ -131,19 +133,44 @@ def _read_items(
   """The items of --items, none without, and what was found in it."""
   if not options.items:
     return new_items.Items([], {}, (), ()), {}
+  title = _title_column(options, old.manifest)
   found = new_items.read_items(
     options.items,
     old.manifest.candidate_features,
     options.id_column,
     old.manifest.id_types.candidate,
     options.separator,
+    title,
   )
+  if options.item_title and not found.titles:
+    raise errors.DataError(
+      "has no column of that name, which --item_title asks for",
+      path=options.items,
+      column=options.item_title,
+    )
+  if title and not found.titles:
+    _report(
+      f"{options.items} has no column {title!r}, so new items have no titles "
+      "(--item_title names another)"
+    )
   return found, {
     "items": pathlib.Path(options.items).name,
     "unknown_tokens": count_unknown(old.candidate_features, found.columns),
     "not_given": found.missing,
     "ignored": found.ignored,
   }
+
+
+def _title_column(
+  options: options_lib.RefreshOptions, old: manifests.Manifest
+) -> str | None:
+  if options.item_title and old.item_title is None:
+    raise errors.DataError(
+      "has no titles, so --item_title has no use; prepare the data with "
+      "--item_title, and export again",
+      path=options.bundle,
+    )
+  return options.item_title or old.item_title
 
 
 def _query_tower(
@@ -311,6 +338,10 @@ def _contents(
     scann_folder=(old.directory / bundle.FOLDER).is_dir(),
     history_length=old.manifest.history_length,
     unknown_query=old.manifest.unknown_query,
+    titles=(
+      None if corpus.titles is None else [x.encode() for x in corpus.titles]
+    ),
+    item_title=old.manifest.item_title,
     max_k=old.manifest.max_k,
   )
 

@@ -38,6 +38,7 @@ class Retriever(tf.Module):
     *,
     unknown_query: str,
     max_k: int,
+    titles: Sequence[bytes] | None = None,
     name: str | None = None,
   ):
     """Takes the parts.
@@ -53,6 +54,7 @@ class Retriever(tf.Module):
         `bundle.UNKNOWN_QUERY`: the candidates with the highest counts, what
         the tower says, or "features": the first if it is not answerable.
       max_k: most answers that may be asked for.
+      titles: n utf-8 titles by row of the index, to go with answers.
       name: name of the module.
     """
     super().__init__(name=name)
@@ -83,18 +85,27 @@ class Retriever(tf.Module):
         tf.Variable(x, trainable=False, name=f"seen_{name}")
         for name, x in zip(("row_splits", "rows"), seen, strict=True)
       )
+      self._titles = None
+      if titles is not None:
+        self._titles = tf.Variable(
+          tf.constant(titles, tf.string), trainable=False, name="titles"
+        )
 
   def search(self, embeddings, k, exclude_ids, allow_ids) -> dict:
     """The signature `search`."""
     nothing = _no_rows(embeddings)
-    return self._search(embeddings, k, exclude_ids, allow_ids, nothing)
+    return self._titled(
+      self._search(embeddings, k, exclude_ids, allow_ids, nothing)
+    )
 
   def similar_items(self, ids, k) -> dict:
     """The signature `similar_items`."""
     nothing = tf.zeros([tf.size(ids), 0], ids.dtype)
     rows = self.index.ids.rows(ids)
     vectors = self.index.vectors_of(rows)
-    return self._search(vectors, k, nothing, nothing, rows[:, None])
+    return self._titled(
+      self._search(vectors, k, nothing, nothing, rows[:, None])
+    )
 
   def recommend(
     self,
@@ -122,7 +133,7 @@ class Retriever(tf.Module):
         lambda: self._with_popular(found, popular, k, exclude_ids, allow_ids),
         lambda: found,
       )
-    found = {**found, "known": known, "popular": popular}
+    found = {**self._titled(found), "known": known, "popular": popular}
     if history_ids is not None:
       found["num_history"] = query.num_history
     return found
@@ -185,6 +196,14 @@ class Retriever(tf.Module):
         embeddings, k, exclude_ids, allow_ids, exclude_rows
       )
     )
+
+  def _titled(self, found: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Answers with their titles, if there are any."""
+    if self._titles is None:
+      return found
+    rows = self.index.ids.rows(found["candidate_ids"])
+    titles = tf.gather(self._titles, tf.maximum(rows, 0))
+    return {**found, "titles": tf.where(rows >= 0, titles, "")}
 
   def _gets_popular(self, query: encoders.Encoded) -> tf.Tensor:
     """`[n]` bool, which queries the most popular candidates answer."""

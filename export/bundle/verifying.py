@@ -200,6 +200,9 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
     and (np.diff(splits) >= 0).all(),
     "row splits of the seen candidates do not fit the queries",
   )
+  if manifest.item_title is not None:
+    titles = len(id_lists.StringList.load(lists / bundle.TITLES))
+    _require(titles == sizes["candidate"], f"{titles} titles of the candidates")
   _require(
     len(seen) == manifest.num_seen_pairs
     and seen.min(initial=0) >= 0

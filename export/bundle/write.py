@@ -43,6 +43,8 @@ class Contents:
     scann_folder: whether to write what processes without TensorFlow need.
     unknown_query: what queries without training rows get, one of
       `bundle.UNKNOWN_QUERY`; "features" is popularity if there are none.
+    titles: what is shown of the candidates by row of the indexes, utf-8 bytes.
+    item_title: the column they come from; None: there are none.
     max_k: most answers that may be asked for.
   """
 
@@ -59,6 +61,8 @@ class Contents:
   history_length: int | None = None
   scann_folder: bool = True
   unknown_query: str = "features"
+  titles: Sequence[bytes] | None = None
+  item_title: str | None = None
   max_k: int = MAX_K
 
   def __post_init__(self) -> None:
@@ -170,6 +174,7 @@ def _write_retrievers(
     seen=contents.seen,
     unknown_query=contents.unknown_query,
     max_k=contents.max_k,
+    titles=contents.titles,
   )
   return {
     name: signatures.save_retriever(retriever(index), directory / name)
@@ -181,6 +186,8 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   lists.mkdir()
   id_lists.save_ids(lists / "query_ids", contents.query_ids)
   id_lists.save_ids(lists / "candidate_ids", contents.candidate_ids)
+  if contents.titles is not None:
+    id_lists.save(lists / bundle.TITLES, contents.titles)
   np.save(lists / "candidate_counts.npy", contents.candidate_counts)
   np.save(lists / "seen_row_splits.npy", contents.seen[0])
   np.save(lists / "seen_candidates.npy", contents.seen[1])
@@ -209,6 +216,7 @@ def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
     ),
     "history_length": contents.history_length,
     "unknown_query": contents.unknown_query,
+    "item_title": contents.item_title,
     "query_features": tuple(x.about() for x in towers["query"].inputs),
     "candidate_features": tuple(x.about() for x in towers["candidate"].inputs),
     "tower_sha256": {

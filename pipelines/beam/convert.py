@@ -35,6 +35,11 @@ def _convert(
     raise errors.DataError(
       "--session_gap is not for prepare_beam; use xir-tfrs prepare"
     )
+  if source.roles is not None and source.roles.title is not None:
+    raise errors.DataError(
+      "--item_title among the interactions is not for prepare_beam; use"
+      " pipelines.prepare, or give titles in an --item_file"
+    )
   work = directory / "work"
   work.mkdir()
   tables = source.side_tables()

@@ -93,6 +93,8 @@ def convert(
     )
   users = table(ids.users, ids.dense_users, user_side, source.name)
   items = table(ids.items, ids.dense_items, item_side, source.name)
+  if source.roles is not None and source.roles.title is not None:
+    items = items.with_titles(ids.titles.of(len(items.ids)))
   arranged = passes.arrange(
     buckets,
     len(items.ids),
@@ -162,7 +164,9 @@ def finish(
     name: tables_lib.write_table(
       directory,
       name,
-      tables_lib.Table(of_side.ids, counts[name], encoded.columns),
+      tables_lib.Table(
+        of_side.ids, counts[name], encoded.columns, of_side.titles
+      ),
       encoded.features,
     )
     for (name, encoded), of_side in zip(
@@ -177,6 +181,7 @@ def finish(
     "rows_tied_in_time": arranged.tied,
     **_table_warnings(written, **tables),
     **_odd_ids(users.ids, items.ids, written),
+    "items_without_title": items.untitled,
   }
   if config.keep_repeats:
     # Doing something again is no leak, but who ranks new items must know.
@@ -195,6 +200,7 @@ def finish(
     interaction_features=_interaction_features(row_dtype(source)),
     query_features=tables["queries"].features,
     candidate_features=tables["candidates"].features,
+    item_title=None if items.titles is None else _title(config, source),
     source=schema_lib.Source(
       source.kind, _with_splits(files, source.splits), _options(config, source)
     ),
@@ -233,12 +239,26 @@ class Table:
     permutation: first-appearance code -> dense id; None if they are the same.
     side: side features, or None.
     side_ids: dense id of each row of `side`.
+    titles: [rows] object array of str, by dense id; None: there are none.
   """
 
   ids: list[str]
   permutation: np.ndarray | None
   side: side_tables.SideTable | None
   side_ids: np.ndarray
+  titles: np.ndarray | None = None
+
+  def with_titles(self, titles: np.ndarray) -> Table:
+    """With titles by first-appearance code."""
+    if self.permutation is not None:
+      titles, by_code = np.empty_like(titles), titles
+      titles[self.permutation] = by_code
+    return dataclasses.replace(self, titles=titles)
+
+  @property
+  def untitled(self) -> int:
+    """How many ids have no title, where there are titles."""
+    return 0 if self.titles is None else int((self.titles == "").sum())
 
 
 def table(
@@ -251,11 +271,17 @@ def table(
   side_ids = vocab.add(side.ids if side else ())
   ids = vocab.ids()
   if dense is None:
-    return Table(ids, None, side, side_ids)
-  permutation = dense.permutation(ids, path)
-  ordered = np.empty(len(ids), object)
-  ordered[permutation] = ids
-  return Table(ordered.tolist(), permutation, side, permutation[side_ids])
+    made = Table(ids, None, side, side_ids)
+  else:
+    permutation = dense.permutation(ids, path)
+    ordered = np.empty(len(ids), object)
+    ordered[permutation] = ids
+    made = Table(ordered.tolist(), permutation, side, permutation[side_ids])
+  if side is None or side.titles is None:
+    return made
+  titles = np.full(len(ids), "", object)
+  titles[side_ids] = side.titles.to_numpy(zero_copy_only=False)
+  return made.with_titles(titles)
 
 
 def _encode(rows: Table, min_token_count: int) -> features.Encoded:
@@ -319,6 +345,12 @@ def _with_splits(
   """Says of each file of interactions which split it is, where that is so."""
   of_file = itertools.zip_longest(files, splits)
   return tuple({**f, "split": s} if s else f for f, s in of_file)
+
+
+def _title(config: PrepareConfig, source: source_lib.Source) -> str | None:
+  """The column of titles, as its file has it."""
+  found = source.roles.title if source.roles else None
+  return found or config.input.columns.item_title
 
 
 def _options(

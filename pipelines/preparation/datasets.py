@@ -23,10 +23,12 @@ class DataSet:
     files: setting -> pattern of the name of its file, for `input`, or `train`
       and `test`, and the side files, which may be left out.
     flags: setting -> value, where the user gives none.
+    others: patterns of files beside them that are not read.
   """
 
   files: Mapping[str, str]
   flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  others: Sequence[str] = ()
 
 
 _GENRES = (
@@ -43,6 +45,7 @@ _MOVIELENS = DataSet(
     "item_column": "movieId",
     "time_column": "timestamp",
     "item_features": ("genres:token_seq",),
+    "item_title": "title",
     "separators": {"genres": "|"},
   },
 )
@@ -71,6 +74,7 @@ DATA_SETS: dict[str, DataSet] = {
         + [f"genre_{genre}" for genre in _GENRES],
       },
       "item_features": ("genre_*:token_seq",),
+      "item_title": "title",
     },
   ),
   "movielens-1m": DataSet(
@@ -96,14 +100,15 @@ DATA_SETS: dict[str, DataSet] = {
         "names": ["item_id", "title", "genres"],
       },
       "item_features": ("genres:token_seq",),
+      "item_title": "title",
       "separators": {"genres": "|"},
     },
   ),
   "movielens-20m": _MOVIELENS,
   "movielens-25m": _MOVIELENS,
   "movielens-32m": _MOVIELENS,
-  "amazon-2014": DataSet({"input": "*.json*"}, _AMAZON),
-  "amazon-2018": DataSet({"input": "*.json*"}, _AMAZON),
+  "amazon-2014": DataSet({"input": "*.json*"}, _AMAZON, ("meta_*",)),
+  "amazon-2018": DataSet({"input": "*.json*"}, _AMAZON, ("meta_*",)),
   "amazon-2023": DataSet(
     {"input": "*.jsonl*"},
     {
@@ -111,6 +116,7 @@ DATA_SETS: dict[str, DataSet] = {
       "item_column": "parent_asin",
       "time_column": "timestamp",
     },
+    ("meta_*",),
   ),
   "yelp": DataSet(
     {
@@ -122,6 +128,7 @@ DATA_SETS: dict[str, DataSet] = {
       "item_column": "business_id",
       "time_column": "date",
       "item_features": ("city:token", "categories:token_seq"),
+      "item_title": "name",
       "separators": {"categories": ", "},
     },
   ),
@@ -176,6 +183,7 @@ DATA_SETS: dict[str, DataSet] = {
         ],
       },
       "item_features": ("category:token", "subcategory:token"),
+      "item_title": "title",
     },
   ),
   "book-crossing": DataSet(
@@ -202,15 +210,19 @@ DATA_SETS: dict[str, DataSet] = {
         "quoting": "backslash",
       },
       "item_features": ("Book-Author:token", "Publisher:token"),
+      "item_title": "Book-Title",
     },
   ),
   # HetRec 2011: how often 2 thousand users played each artist.
   "lastfm-2k": DataSet(
-    {"input": "user_artists.dat"},
+    {"input": "user_artists.dat", "item_file": "artists.dat"},
     {
       "user_column": "userID",
       "item_column": "artistID",
       "weight_column": "weight",
+      "item_key": "id",
+      "item_layout": {"delimiter": "tab", "quoting": "none"},
+      "item_title": "name",
     },
   ),
   "lastfm-360k": DataSet(
@@ -244,6 +256,7 @@ DATA_SETS: dict[str, DataSet] = {
         "colour_group_name:token",
         "department_name:token",
       ),
+      "item_title": "prod_name",
     },
   ),
   "otto": DataSet(
@@ -276,7 +289,12 @@ def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
     side = setting.removesuffix("_file")
     if given.get(setting) and setting != "input":
       continue
-    matches = [path for path in found if _matches(path, pattern)]
+    matches = [
+      path
+      for path in found
+      if _matches(path, pattern)
+      and not any(_matches(path, other) for other in known.others)
+    ]
     if matches:
       is_side = setting != side
       used[setting] = matches[0] if is_side else tuple(matches)
@@ -290,8 +308,9 @@ def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for more in ("features", "layout", "key"):
       if f"{side}_{more}" not in given:
         used.pop(f"{side}_{more}", None)
-    if side == "item" and "separators" not in given:
-      used.pop("separators", None)
+    if side == "item":  # It alone has sequences and titles.
+      for more in {"separators", "item_title"} - set(given):
+        used.pop(more, None)
   return used
 
 

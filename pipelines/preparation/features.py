@@ -84,9 +84,8 @@ def encode(
         )
       )
       columns[name] = _placed(values, dense_ids, num_rows, np.nan)
-  return Encoded(
-    tuple(features), columns, num_rows - len(dense_ids), rare_tokens
-  )
+  missing = num_rows - len(dense_ids) if features else 0
+  return Encoded(tuple(features), columns, missing, rare_tokens)
 
 
 def _flat(values: pa.Array) -> pa.Array:

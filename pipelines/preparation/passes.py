@@ -34,12 +34,21 @@ _LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-  """The vocabularies of the first pass, and the check that ids are dense."""
+  """The vocabularies of the first pass, and the check that ids are dense.
+
+  Attributes:
+    users, items: original ids.
+    dense_users, dense_items: the checks, if asked for.
+    titles: of the items, where the interactions have them.
+  """
 
   users: vocabulary.Vocabulary
   items: vocabulary.Vocabulary
   dense_users: vocabulary.DenseIds | None
   dense_items: vocabulary.DenseIds | None
+  titles: vocabulary.Titles = dataclasses.field(
+    default_factory=vocabulary.Titles
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +119,8 @@ def spill_rows(
         ids.users.encode(block.users),
         ids.items.encode(block.items),
       )
+      if block.titles is not None:
+        ids.titles.add(items, block.titles)
       split = source.split_of(file)
       rows = encoded(block, users, items, read, buckets.dtype, split)
       read += len(rows)

@@ -47,6 +47,8 @@ _WARNINGS = {
   " their features are missing",
   "items_without_features": "{n} of {items} items are not in the item file:"
   " their features are missing",
+  "items_without_title": "{n} of {items} items have no title: programs show"
+  " their ids alone",
   "rare_tokens": "{n} tokens are in fewer rows than --min_token_count and"
   " became unknown",
 }
@@ -83,6 +85,8 @@ def text(
     if found:
       described = ", ".join(_describe(feature) for feature in found)
       lines.append(f"{table} features: {described}")
+  if schema.item_title is not None:
+    lines.append(f"item titles: {schema.item_title}")
   if ignored := schema.source.options.get("ignored_columns"):
     lines.append(f"ignored columns: {', '.join(ignored)}")
   lines += [

@@ -39,6 +39,34 @@ class Vocabulary:
     return codes[distinct.indices.to_numpy()]
 
 
+class Titles:
+  """The first title of each id, by the codes of a `Vocabulary`."""
+
+  def __init__(self):
+    self._titles = np.empty(0, object)
+
+  def add(self, codes: np.ndarray, titles: pa.Array) -> None:
+    """Takes the titles of [n] codes; "" is none."""
+    self._grow(int(codes.max(initial=-1)) + 1)
+    given = pc.not_equal(titles, "").to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(given & (self._titles[codes] == ""))
+    first, places = np.unique(codes[rows], return_index=True)
+    self._titles[first] = titles.take(pa.array(rows[places])).to_numpy(
+      zero_copy_only=False
+    )
+
+  def of(self, size: int) -> np.ndarray:
+    """[size] object array of str, by code."""
+    self._grow(size)
+    return self._titles[:size]
+
+  def _grow(self, size: int) -> None:
+    if size > len(self._titles):
+      more = np.full(max(size, 2 * len(self._titles)), "", object)
+      more[: len(self._titles)] = self._titles
+      self._titles = more
+
+
 class DenseIds:
   """Ids that are dense already: the strings "0", "1", ... "n - 1".
 

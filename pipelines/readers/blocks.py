@@ -32,6 +32,7 @@ class Block:
     times: [n] int64 or None.
     weights: [n] float32, finite and not negative, or None.
     ratings: [n] float64 or None.
+    titles: [n] string array of the titles of the items, or None.
   """
 
   places: places_lib.Places
@@ -41,6 +42,7 @@ class Block:
   times: np.ndarray | None = None
   weights: np.ndarray | None = None
   ratings: np.ndarray | None = None
+  titles: pa.Array | None = None
 
   def error(self, row: int, column: str, message: str) -> errors.DataError:
     """An error about the value of `column` in a row of this block."""
@@ -95,9 +97,8 @@ def from_columns(
   where = table.places
 
   def of(
-    name: str | None,
-    read: Callable[[Any, str, places_lib.Places], np.ndarray],
-  ) -> np.ndarray | None:
+    name: str | None, read: Callable[[Any, str, places_lib.Places], Any]
+  ) -> Any:
     return None if name is None else read(table.columns[name], name, where)
 
   times = roles.times or times_lib.Times("number", None)
@@ -112,6 +113,7 @@ def from_columns(
     times=of(roles.time, times.convert),
     weights=weights,
     ratings=of(roles.rating, columns.finite),
+    titles=of(roles.title, columns.titles),
   )
 
 

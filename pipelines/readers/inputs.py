@@ -100,6 +100,11 @@ class Columns(settings.Settings):
     (),
   )
   item_features: tuple[str, ...] = setting("the same of the item file.", ())
+  item_title: str | None = setting(
+    "column of the item file, or without one of the interactions, that is shown"
+    " with the ids of items. It is no feature.",
+    None,
+  )
   user_key: str | None = setting(
     "column of ids in the user file. Default: that of the interactions, or the"
     " one that is called so.",

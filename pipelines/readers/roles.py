@@ -41,7 +41,7 @@ class Roles:
   """The columns of an input, by what they mean; None: there is none.
 
   Attributes:
-    user, item, time, weight, rating, event: names of columns.
+    user, item, time, weight, rating, event, title: names of columns.
     times: how times are written.
     item_list: how `item` lists items in text.
     weights_of_events: event -> weight, of the events to keep; None: all alike.
@@ -62,6 +62,7 @@ class Roles:
   )
   missing_user: str | None = None
   guessed: tuple[str, ...] = ()
+  title: str | None = None
 
   @property
   def has_weights(self) -> bool:
@@ -73,7 +74,7 @@ class Roles:
   def columns(self) -> dict[str, pa.DataType | None]:
     """Column -> the type to read it as, if there is a likely one."""
     wanted: dict[str, pa.DataType | None] = {}
-    for name in (self.user, self.item, self.event):
+    for name in (self.user, self.item, self.event, self.title):
       if name is not None:
         wanted[name] = None
     if self.time is not None:
@@ -87,7 +88,9 @@ class Roles:
   def __str__(self) -> str:
     named = {
       role: getattr(self, role)
-      for role in ("user", "item", "time", "weight", "rating", "event")
+      for role in (
+        *("user", "item", "time", "weight", "rating", "event", "title"),
+      )
     }
     parts = [
       f"{role} {name!r}" for role, name in named.items() if name is not None
@@ -180,6 +183,7 @@ class _Resolver:
       weights,
       config.missing_user,
       tuple(self._guessed),
+      self._named(config.item_title),
     )
 
   def _named(self, name: str | None) -> str | None:

@@ -179,8 +179,13 @@ class SideFiles:
       config.separator,
       separators=self._separators(config, config.item_features),
       wish=self.item_wish,
+      title=config.item_title,
     )
     return users or None, items or None
+
+  def of_rows(self, config: inputs.Columns) -> inputs.Columns:
+    """What is said of the interactions: titles stand in the item file."""
+    return dataclasses.replace(config, item_title=None) if self.item else config
 
   def _separators(
     self, config: inputs.Columns, features: Sequence[str]

@@ -45,7 +45,7 @@ class TableSource(source.FileSource):
       (files[0], None),
     )
     self.roles = roles.resolve(
-      config,
+      side_files.of_rows(config),
       first.names,
       first.path,
       first.header_line,

@@ -46,7 +46,7 @@ class TfdsSource(source.FileSource):
     self._full_name = builder.info.full_name
     self._serialized = builder.info.features.get_serialized_info()
     names = list(self._serialized)
-    self.roles = roles.resolve(config, names, self._path)
+    self.roles = roles.resolve(side_files.of_rows(config), names, self._path)
     self._used = list(self.roles.columns)
     time = self.roles.time
     self.has_times = time is not None

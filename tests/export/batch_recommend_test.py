@@ -56,6 +56,7 @@ def _read_tfrecord(path):
         "query_id": feature["query_id"].bytes_list.value[0].decode(),
         "candidate_ids": ids,
         "scores": list(feature["scores"].float_list.value),
+        "titles": [x.decode() for x in feature["titles"].bytes_list.value],
       }
     )
   return rows
@@ -89,6 +90,7 @@ def test_every_query_gets_its_best(world, options, monkeypatch, kind, read):
     scores = _scores(world, query)
     best = np.argsort(-scores, kind="stable")[:7]
     assert row["candidate_ids"] == [world.candidate_ids[c] for c in best]
+    assert row["titles"] == list(map(world.title_of, row["candidate_ids"]))
     np.testing.assert_allclose(row["scores"], scores[best], rtol=1e-5)
   written = json.loads((pathlib.Path(options.output) / "_run.json").read_text())
   assert written == msgspec.structs.asdict(run)
@@ -144,6 +146,7 @@ class _Loaded:
     )
     self.unknown_query = unknown_query
     self.query_ids = np.array([70, -5])
+    self.titles = None
     self.candidate_ids = np.array([11, 12, 13, 14])
     self.counts = np.array([5, 9, 5, 0])
     self.seen = np.array([0, 1, 1]), np.array([2], np.int32)

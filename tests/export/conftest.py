@@ -44,6 +44,11 @@ class World:
   columns: dict
   model: xir.models.TwoTower
 
+  @staticmethod
+  def title_of(candidate_id: str) -> str:
+    """The title of a candidate; some have none."""
+    return "" if candidate_id.endswith("3") else f"The ‘{candidate_id}’"
+
   def ranking(self, query: int, leave_out=()) -> list[str]:
     """Candidate ids, best first, for the dense id of a query."""
     scores = self.candidate_vectors @ self.query_vectors[query]
@@ -64,7 +69,12 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     (1, "candidates", candidate_ids, CANDIDATE_FEATURES, columns),
   ):
     counts.append(np.bincount(pairs[:, side], minlength=len(ids)))
-    table = tables.Table(np.array(ids, object), counts[-1], values)
+    table = tables.Table(
+      np.array(ids, object),
+      counts[-1],
+      values,
+      np.array([World.title_of(i) for i in ids], object) if side else None,
+    )
     shards[name] = tables.write_table(directory, name, table, features)
   train = []
   for part in (pairs[:160], pairs[160:]):
@@ -79,6 +89,7 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     rows={"train": len(pairs)},
     shards={"train": tuple(train), **shards},
     candidate_features=CANDIDATE_FEATURES,
+    item_title="name",
     split=schema_lib.Split("random", seed=10),
   ).save(directory)
   return counts[1]

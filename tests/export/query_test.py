@@ -17,17 +17,22 @@ def test_table(world, exported):
   best = world.ranking(1)
   scores = -np.sort(-(world.candidate_vectors @ world.query_vectors[1]))
   assert lines[0] == f"query {world.query_ids[1]} (brute_force)"
-  assert lines[1].split() == ["rank", "id", "score"]
+  assert lines[1].split() == ["rank", "id", "score", "title"]
   for rank in range(3):
     assert lines[2 + rank].split() == [
       str(rank + 1),
       *best[rank].split(),
       f"{scores[rank]:.4f}",
+      *world.title_of(best[rank]).split(),
     ]
-  assert len({len(line) for line in lines[1:5]}) == 1
+  assert len({line.find(" The") for line in lines[2:5] if "The" in line}) == 1
   assert lines[6] == "query nobody: unknown, so the most popular candidates"
-  assert lines[7].split() == ["rank", "id", "count"]
-  assert int(lines[8].split()[-1]) == world.counts.max()
+  assert lines[7].split() == ["rank", "id", "count", "title"]
+  assert int(lines[8].split()[3]) == world.counts.max()
+  found = json.loads(
+    query.answer(exported, [world.query_ids[1]], 3, as_json=True)
+  )
+  assert found["titles"] == list(map(world.title_of, found["candidate_ids"]))
 
 
 def test_fewer_candidates_than_asked_for(world, exported):

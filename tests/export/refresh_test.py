@@ -25,11 +25,11 @@ from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 CSV = """\
-item_id,note,tag,words,price,place
-neu 1,x,a,w x,1.5,0.5 -1
-neü 2,x,zz,w ü q,-3,0 0.25
-item 3,x,b,y,0.125,2 2
-neu 3,x,,,,
+item_id,note,Name,tag,words,price,place
+neu 1,x,A new one,a,w x,1.5,0.5 -1
+neü 2,x,,zz,w ü q,-3,0 0.25
+item 3,x,No. 3,b,y,0.125,2 2
+neu 3,x,Neü,,,,
 """
 # The same as the tower has it: tokens are codes, 0 is unknown.
 ROWS = [-1, -1, 3]
@@ -146,6 +146,21 @@ def test_answers_are_those_of_numpy(world, refreshed, answering, index):
   assert (found.ids[:, -1] == "").all()
   new = {"neu 1", "neü 2", "neu 3", "item 3"}
   assert all(new <= {*row} for row in found.ids)
+
+
+def test_titles_follow_their_items(world, refreshed, answering):
+  named = {"neu 1": "A new one", "neü 2": "", "item 3": "No. 3", "neu 3": "Neü"}
+  expected = [
+    named[name] if name in named else world.title_of(name)
+    for name in refreshed.ids
+  ]
+  for loaded in answering.values():
+    assert list(loaded.titles) == expected
+    assert loaded.title("neu 3") == "Neü"
+    assert loaded.title("item 0") == loaded.title("nobody") == ""
+    found = loaded.similar_items(["item 3"], 300)
+    title = dict(zip(refreshed.ids, expected, strict=True)) | {"": ""}
+    assert found.titles[0].tolist() == [title[x] for x in found.ids[0]]
 
 
 def test_removed_candidates_never_come_back(world, refreshed, answering):

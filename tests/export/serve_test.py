@@ -148,6 +148,7 @@ def _expected(found):
     "candidate_ids": found.ids.tolist(),
     "scores": found.scores.tolist(),
     "num_found": found.num_found.tolist(),
+    "titles": found.titles.tolist(),
   }
   if hasattr(found, "known"):
     answer["known"] = found.known.tolist()

@@ -11,6 +11,7 @@ from pipelines.preparation import datasets
 from pipelines.readers import inputs, sources
 from xir_tfrs.data import errors
 
+_TITLE = "the title"  # As a feature of items, in the imitations.
 _NOON = 1_682_944_200  # 2023-05-01 12:30:00 UTC
 _GENRES_100K = "|".join("01"[k in (1, 16)] for k in range(19))
 _MOVIELENS = {
@@ -44,7 +45,12 @@ _IMITATIONS = {
       "u1.base": "x",
     },
     [("196", "242", _NOON), ("186", "302", _NOON)],
-    {"genre": ["Action", "Thriller"], "age": 24.0, "occupation": "technician"},
+    {
+      "genre": ["Action", "Thriller"],
+      "age": 24.0,
+      "occupation": "technician",
+      _TITLE: "Caf\xe9 (1997)",
+    },
   ),
   "movielens-1m": (
     {
@@ -56,22 +62,26 @@ _IMITATIONS = {
       "README": "x",
     },
     [("1", "1193", _NOON)],
-    {"genres": ["Drama", "War"], "gender": "F"},
+    {
+      "genres": ["Drama", "War"],
+      "gender": "F",
+      _TITLE: 'Caf\xe9, "The" (1995)',
+    },
   ),
   "movielens-20m": (
     _MOVIELENS,
     [("1", "2", _NOON)],
-    {"genres": ["Action", "Crime"]},
+    {"genres": ["Action", "Crime"], _TITLE: "Heat, The (1995)"},
   ),
   "movielens-25m": (
     _MOVIELENS,
     [("1", "2", _NOON)],
-    {"genres": ["Action", "Crime"]},
+    {"genres": ["Action", "Crime"], _TITLE: "Heat, The (1995)"},
   ),
   "movielens-32m": (
     _MOVIELENS,
     [("1", "2", _NOON)],
-    {"genres": ["Action", "Crime"]},
+    {"genres": ["Action", "Crime"], _TITLE: "Heat, The (1995)"},
   ),
   "amazon-2014": (_AMAZON, [("A1", "B2", _NOON)], {}),
   "amazon-2018": (_AMAZON, [("A1", "B2", _NOON)], {}),
@@ -87,7 +97,8 @@ _IMITATIONS = {
           "user_id": "A1",
           "timestamp": _NOON * 1000 + 7,
         }
-      )
+      ),
+      "meta_All_Beauty.jsonl": '{"parent_asin": "B2", "title": "Soap"}',
     },
     [("A1", "B2", _NOON * 1000 + 7)],
     {},
@@ -106,6 +117,7 @@ _IMITATIONS = {
       "yelp_academic_dataset_business.json": json.dumps(
         {
           "business_id": "B2",
+          "name": "Tea\n& Co",
           "city": "Reno",
           "attributes": {"WiFi": "no"},
           "categories": "Tea Rooms, Bars",
@@ -113,7 +125,11 @@ _IMITATIONS = {
       ),
     },
     [("A1", "B2", _NOON)],
-    {"city": "Reno", "categories": ["Tea Rooms", "Bars"]},
+    {
+      "city": "Reno",
+      "categories": ["Tea Rooms", "Bars"],
+      _TITLE: "Tea & Co",
+    },
   ),
   "gowalla": (
     {
@@ -159,7 +175,7 @@ _IMITATIONS = {
       "entity_embedding.vec": "x",
     },
     [("U13740", "N6", _NOON), ("U91836", "N8", _NOON)],
-    {"category": "sports", "subcategory": "golf"},
+    {"category": "sports", "subcategory": "golf", _TITLE: '"Quoted'},
   ),
   "book-crossing": (
     {
@@ -172,7 +188,11 @@ _IMITATIONS = {
       "BX-Users.csv": '"User-ID";"Location";"Age"\r\n"276725";"x, y";NULL\r\n',
     },
     [("276725", "034545104X")],
-    {"Book-Author": "K\xe4the", "Publisher": "P"},
+    {
+      "Book-Author": "K\xe4the",
+      "Publisher": "P",
+      _TITLE: 'Erz\xe4hlung; "zwei"',
+    },
   ),
   "lastfm-2k": (
     {
@@ -180,7 +200,7 @@ _IMITATIONS = {
       "artists.dat": "id\tname\n51\tDuran\n",
     },
     [("2", "51", 13883.0)],
-    {},
+    {_TITLE: "Duran"},
   ),
   "lastfm-360k": (
     {"usersha1-artmbid-artname-plays.tsv": '00ab\t3bd\tthe "x\t2137\n'},
@@ -199,12 +219,12 @@ _IMITATIONS = {
     {
       "transactions_train.csv": "t_dat,customer_id,article_id,price,"
       "sales_channel_id\n2023-05-01,000058a,0663713001,0.05,2\n",
-      "articles.csv": "article_id,product_type_name,colour_group_name,"
-      "department_name\n0663713001,Top,Black,Jersey\n",
+      "articles.csv": "article_id,prod_name,product_type_name,"
+      "colour_group_name,department_name\n0663713001,Ada,Top,Black,Jersey\n",
       "customers.csv": "customer_id,age\n000058a,49\n",
     },
     [("000058a", "0663713001", _NOON - 45_000)],
-    {"product_type_name": "Top"},
+    {"product_type_name": "Top", _TITLE: "Ada"},
   ),
   "otto": (
     {
@@ -250,6 +270,9 @@ def _check(config, name):
     for feature, column in table.columns.items()
     for value in column.tolist()[:1]
   }
+  items = source.side_tables()[1]
+  if items is not None and items.titles is not None:
+    read[_TITLE] = items.titles[0].as_py()
   assert {feature: read[feature] for feature in features} == features
 
 

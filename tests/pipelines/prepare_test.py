@@ -12,7 +12,7 @@ from pipelines import prepare
 from pipelines.preparation import passes, spill, summary
 from pipelines.readers import inputs
 from tests import program
-from xir_tfrs.data import errors, records, schema, tables
+from xir_tfrs.data import directory, errors, records, schema, tables
 from xir_tfrs.data.files import text
 
 
@@ -765,3 +765,59 @@ def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):
   assert schema.Schema.load(tmp_path / "out") == made
   text = summary.text(made, "out", 1.0)
   assert "words (token_seq, 3 tokens, split at '|')" in text
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_titles_of_the_interactions(tmp_path, dense):
+  raw = tmp_path / "raw.csv"
+  rows = ["0,2,", "0,0,Heat", '1,2,"Café\n 2"', "1,1,", "2,2,Later", "2,0,"]
+  raw.write_text("user_id,item_id,Title\n" + "\n".join(rows) + "\n")
+  columns = inputs.Columns(item_title="title")
+  config = _config(
+    raw, tmp_path / "out", columns=columns, chunk_bytes=16, dense_ids=dense
+  )
+  made = prepare.prepare(config)
+  assert made.item_title == "Title"
+  assert not made.candidate_features
+  assert made.warnings["items_without_title"] == 1
+  found = directory.DataDir(tmp_path / "out")
+  ids = [x.decode() for x in found.ids("candidates")]
+  titles = dict(zip(ids, found.titles(), strict=True))
+  assert titles == {"2": "Café 2", "0": "Heat", "1": ""}
+  assert ids == (["0", "1", "2"] if dense else ["2", "0", "1"])
+  assert "1 of 3 items have no title" in summary.text(made, "out", 1)
+
+
+def test_titles_of_the_item_file(tmp_path):
+  raw, items = tmp_path / "raw.csv", tmp_path / "items.csv"
+  raw.write_text("user_id,item_id,name\n1,a,x\n1,b,x\n2,a,x\n")
+  items.write_text("item_id,name,price\nc,Sea,2\nb, Bee,3\n")
+
+  def config(title):
+    made = _config(
+      raw, tmp_path / "out", columns=inputs.Columns(item_title=title)
+    )
+    return dataclasses.replace(
+      made,
+      input=dataclasses.replace(made.input, item_file=str(items)),
+      overwrite=True,
+    )
+
+  made = prepare.prepare(config("NAME"))
+  found = directory.DataDir(tmp_path / "out")
+  ids = [x.decode() for x in found.ids("candidates")]
+  assert dict(zip(ids, found.titles(), strict=True)) == {
+    "a": "",
+    "b": "Bee",
+    "c": "Sea",
+  }
+  # It is no feature, and none are asked for.
+  assert not made.candidate_features
+  assert not made.warnings["items_without_features"]
+  with pytest.raises(
+    errors.DataError, match="items.csv, line 1, column .no.: no such c"
+  ):
+    prepare.prepare(config("no"))
+  plain = _config(raw, tmp_path / "out", overwrite=True)
+  prepare.prepare(dataclasses.replace(plain, input=inputs.Input((str(raw),))))
+  assert directory.DataDir(tmp_path / "out").titles() is None

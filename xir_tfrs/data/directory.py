@@ -114,6 +114,14 @@ class DataDir:
     """[rows] object array of utf-8 bytes: the original ids; not kept."""
     return tables.read_ids(self.path, table, schema=self.schema)
 
+  def titles(self) -> np.ndarray | None:
+    """[num_candidates] object array of str: what is shown of each candidate.
+
+    Those that `pipelines.prepare --item_title` kept, by dense id, "" where an
+    item has none; None if there are none at all. Not kept.
+    """
+    return tables.read_titles(self.path, schema=self.schema)
+
   def _table(self, name: str, id_column: str) -> tables.Table:
     table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False

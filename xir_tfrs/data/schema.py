@@ -139,6 +139,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     interaction_features: columns of the interaction records; see
       `data.records`.
     query_features, candidate_features: side features of the two tables.
+    item_title: the column that the titles of candidates come from; None: they
+      have none. See `tables.read_titles`.
     source, split: where the rows come from and how they were divided.
     leakage: check -> number of offending rows, measured after the split.
     warnings: what was skipped or repaired -> how often.
@@ -155,6 +157,7 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
   )
   query_features: tuple[FeatureSchema, ...] = ()
   candidate_features: tuple[FeatureSchema, ...] = ()
+  item_title: str | None = None
   source: Source = Source()
   split: Split = Split()
   leakage: dict[str, int] = {}

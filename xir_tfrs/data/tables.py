@@ -7,6 +7,7 @@ Their records hold columns of a block of rows each:
     NAME                        token: codes; float, float_seq: values, NaN
                                 where missing
     NAME/values, NAME/lengths   token_seq: codes, and how many a row has
+    /title                      candidates: titles to show, if there are any
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from xir_tfrs.data import schema as schema_lib
 
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
 
+# No feature can be called so.
+_TITLE = "/title"
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -35,11 +39,14 @@ class Table:
     columns: name -> side feature, as `layers.CandidateTable` takes it: token
       int32 [rows]; token_seq (values int32 [n], row_splits int64 [rows + 1]);
       float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
+    titles: [rows] object array of str, what is shown of each, "" where there
+      is none; None if there are none at all, or they were not read.
   """
 
   ids: np.ndarray | None
   counts: np.ndarray
   columns: dict[str, Column]
+  titles: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.counts)
@@ -141,6 +148,30 @@ def read_ids(
   return np.concatenate(ids)
 
 
+def read_titles(
+  data_dir: str | os.PathLike[str],
+  *,
+  schema: schema_lib.Schema | None = None,
+) -> np.ndarray | None:
+  """[num_candidates] object array of str: what is shown of each candidate.
+
+  Returns:
+    Titles by dense id, "" for a candidate without; None if the data have none.
+
+  Raises:
+    DataError: as `read_table`.
+  """
+  schema = schema or schema_lib.Schema.load(data_dir)
+  if schema.item_title is None:
+    return None
+  spec = {_TITLE: tf.string, "count": tf.int64}
+  titles = [np.empty(0, object)]
+  for batch in _read(data_dir, "candidates", schema, spec):
+    batch.require_lengths(_TITLE, batch.lengths["count"], "one per count")
+    titles.append(_decoded(batch, _TITLE))
+  return np.concatenate(titles)
+
+
 def _read(
   data_dir: str | os.PathLike[str],
   table: str,
@@ -168,7 +199,7 @@ def _decoded(batch: records.Batch, name: str) -> np.ndarray:
       ids[row] = value.decode("utf-8")
     except UnicodeDecodeError as error:
       raise errors.DataError(
-        f"{value!r} is not utf-8 ({error.reason}); write ids as utf-8",
+        f"{value!r} is not utf-8 ({error.reason}); write text as utf-8",
         path=batch.path,
         row=batch.shard_rows + row + 1,
         column=name,
@@ -190,6 +221,9 @@ def _block(
     _id_name(table): np.array(ids, np.object_),
     "count": rows.counts[low:high],
   }
+  if rows.titles is not None:
+    titles = [title.encode("utf-8") for title in rows.titles[low:high]]
+    block[_TITLE] = np.array(titles, np.object_)
   for feature in features:
     column = rows.columns[feature.name]
     if isinstance(column, tuple):  # token_seq

@@ -22,13 +22,15 @@
     scann_folder/      ScaNN's own files, for processes without TensorFlow
     ranker/            SavedModel, if the model has a ranker:
                          rank(query_id, candidate_ids, HISTORY) -> scores
-    lists/             ids, training counts, seen candidates, vocabularies
+    lists/             ids, titles, training counts, seen candidates,
+                       vocabularies
     recall_latency.png how ScaNN's settings were chosen
 
 Ids are the user's own, strings or int64. FEATURES are the side features of the
 tower, raw (`xir_tfrs.serving.features`). Lists of ids are padded with "" or -1,
 and so are answers, with score -inf, where fewer than k remain. An `allow_ids`
-row of padding alone restricts nothing.
+row of padding alone restricts nothing. Where the data have titles of
+candidates, whatever answers `candidate_ids` also has `titles`, "" for none.
 
 HISTORY is there if the query tower, or the ranker, takes histories: `history`
 [n, H], the candidates that each query chose, the newest last. Padding may stand
@@ -72,6 +74,7 @@ FOLDER = "scann_folder"
 LISTS = "lists"
 RANKER = "ranker"
 FEATURES = "features.json"
+TITLES = "candidate_titles"
 
 
 class Recommendations(NamedTuple):
@@ -88,6 +91,8 @@ class Recommendations(NamedTuple):
       and the scores their training counts.
     num_history: `[n]` int32, how many known ids the given history has; 0 where
       a tower of query ids has training rows to answer from.
+    titles: `[n, k]` object array of str, those of `ids`, "" for none; None if
+      the bundle has no titles.
   """
 
   ids: np.ndarray
@@ -96,6 +101,7 @@ class Recommendations(NamedTuple):
   num_found: np.ndarray
   popular: np.ndarray
   num_history: np.ndarray
+  titles: np.ndarray | None = None
 
 
 class SimilarItems(NamedTuple):
@@ -104,6 +110,7 @@ class SimilarItems(NamedTuple):
   ids: np.ndarray
   scores: np.ndarray
   num_found: np.ndarray
+  titles: np.ndarray | None = None
 
 
 class Queries(NamedTuple):
@@ -127,6 +134,7 @@ class Bundle:
       bundle = xir.serving.Bundle.load("BUNDLE")
       found = bundle.recommend(["u1", "u2"], k=10, exclude_seen=True)
       print(found.ids[0], found.scores[0])
+      print(found.titles, bundle.title("i1"))  # If the data have titles.
 
   Attributes:
     directory: where it is.
@@ -283,7 +291,7 @@ class Bundle:
       },
     )
     ids, scores = found["candidate_ids"], found["scores"]
-    num_found = found["num_found"]
+    num_found, titles = found["num_found"], found.get("titles")
     if rank is not None:
       given, rankable = {}, found["known"]
       if self.ranks_histories:
@@ -295,7 +303,10 @@ class Bundle:
         **given,
       )
       ranked = np.where(rankable[:, None], again["scores"].numpy(), scores)
-      ids, scores = _best_again(ids, scores, ranked, k)
+      order, scores = _best_again(scores, ranked, k)
+      ids = np.take_along_axis(ids, order, axis=1)
+      if titles is not None:
+        titles = np.take_along_axis(titles, order, axis=1)
       num_found = np.minimum(num_found, k)
     return Recommendations(
       _decode(ids),
@@ -304,18 +315,23 @@ class Bundle:
       num_found,
       found["popular"],
       found["num_history"],
+      None if titles is None else _decode(titles),
     )
 
   def similar_items(self, ids: Sequence[Id], k: int = 10) -> SimilarItems:
     """The nearest candidates of each candidate; none of an unknown one."""
     self._check_k("k", k)
-    answers = self.signatures["similar_items"](
-      ids=self._ids("candidate", ids), k=tf.constant(k, tf.int32)
+    answers = _to_numpy(
+      self.signatures["similar_items"](
+        ids=self._ids("candidate", ids), k=tf.constant(k, tf.int32)
+      )
     )
+    titles = answers.get("titles")
     return SimilarItems(
-      _decode(answers["candidate_ids"].numpy()),
-      answers["scores"].numpy(),
-      answers["num_found"].numpy(),
+      _decode(answers["candidate_ids"]),
+      answers["scores"],
+      answers["num_found"],
+      None if titles is None else _decode(titles),
     )
 
   def encode_queries(
@@ -458,6 +474,32 @@ class Bundle:
     return _decode(ids), encoder.event_vectors.numpy()
 
   @functools.cached_property
+  def titles(self) -> Sequence[str] | None:
+    """What is shown of each candidate, in the order of `candidate_ids`.
+
+    "" for a candidate without; None if the bundle has no titles.
+    """
+    if self.manifest.item_title is None:
+      return None
+    return id_lists.StringList.load(self.directory / LISTS / TITLES)
+
+  def title(self, candidate_id: Id) -> str:
+    """What is shown of a candidate; "" for none, or an unknown id."""
+    if self.titles is None:
+      return ""
+    (candidate_id,) = ids_lib.check_ids(
+      "candidate", [candidate_id], self.manifest.id_types.candidate
+    )
+    row = self._row_of.get(candidate_id)
+    return "" if row is None else self.titles[row]
+
+  @functools.cached_property
+  def _row_of(self) -> dict[Id, int]:
+    ids = self.candidate_ids
+    listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    return {candidate: row for row, candidate in enumerate(listed)}
+
+  @functools.cached_property
   def counts(self) -> np.ndarray:
     """`[num_candidates]` int64 training counts."""
     return self._list("candidate_counts")
@@ -552,15 +594,15 @@ class Bundle:
 
 
 def _best_again(
-  ids: np.ndarray, retrieved: np.ndarray, ranked: np.ndarray, k: int
+  retrieved: np.ndarray, ranked: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The k best by `ranked`; padding, with -inf in `retrieved`, stays last."""
+  """Places and scores of the k best by `ranked`.
+
+  Padding, with -inf in `retrieved`, stays last.
+  """
   scores = np.where(np.isneginf(retrieved), -np.inf, ranked)
   order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-  return (
-    np.take_along_axis(ids, order, axis=1),
-    np.take_along_axis(scores, order, axis=1),
-  )
+  return order, np.take_along_axis(scores, order, axis=1)
 
 
 def _padding(id_type: str) -> tf.Tensor:

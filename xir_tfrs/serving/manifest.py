@@ -133,6 +133,8 @@ class Manifest(
       encodes; None for a tower that encodes query ids.
     unknown_query: what queries get that training did not know, one of
       `bundle.UNKNOWN_QUERY`.
+    item_title: the column that titles of candidates come from; None: there
+      are none.
     query_features, candidate_features: side features of the towers.
     tower_sha256: of the towers, by side; see `tower_hash`.
     indexes: by name.
@@ -156,6 +158,7 @@ class Manifest(
   id_types: IdTypes
   history_length: int | None = None
   unknown_query: Literal["popularity", "features", "tower"]
+  item_title: str | None = None
   query_features: tuple[Feature, ...] = ()
   candidate_features: tuple[Feature, ...] = ()
   tower_sha256: dict[str, str]

@@ -97,6 +97,19 @@ def strings(
   return pc.fill_null(column, "")
 
 
+def titles(
+  column: ArrowColumn, name: str, places: places_lib.Places
+) -> pa.Array:
+  """Text to show, of one line each; null becomes ""."""
+  column = plain(column)
+  if is_list(column):
+    raise places.error(None, name, "holds lists, expected the text of a title")
+  text = strings(column, name, places)
+  # Neither a line break nor what a terminal obeys.
+  text = pc.replace_substring_regex(text, r"[\s\pC]+", " ")
+  return pc.utf8_trim_whitespace(text)
+
+
 def whole_numbers(values: np.ndarray) -> np.ndarray | None:
   """int64 values, or None if one is no whole number that is held exactly."""
   if values.dtype.kind == "u" and values.max(initial=0) >= 2**63:

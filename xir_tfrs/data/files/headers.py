@@ -67,6 +67,7 @@ def side_kinds(
   path: str,
   flag: str,
   line: int | None = 1,
+  may_be_none: bool = False,
 ) -> dict[str, str]:
   """The features to read from a side table: name -> kind.
 
@@ -77,6 +78,7 @@ def side_kinds(
     path: the file, for errors.
     flag: the flag that `wanted` came from, for errors.
     line: the line of the header, or None if the file has no lines.
+    may_be_none: whether there may be no features.
   """
   chosen = (
     typed(wanted, path, required=False)
@@ -85,7 +87,7 @@ def side_kinds(
       name: kind for name, kind in header.items() if kind and name != id_column
     }
   )
-  if not chosen:
+  if not chosen and not may_be_none:
     raise errors.DataError(
       f"no column has a kind; name the features with {flag} {_EXPECTED}",
       path=path,
@@ -139,7 +141,7 @@ def require_column(
     raise errors.DataError(
       f"no such column; the file has {', '.join(map(repr, available))}; name"
       " the right one with --user_column, --item_column, --time_column,"
-      " --weight_column, --rating_column, --user_features or"
+      " --weight_column, --rating_column, --item_title, --user_features or"
       " --item_features",
       path=path,
       line=line,

@@ -44,6 +44,7 @@ class SideTable:
       empty list, NaN.
     places: where the rows stand; None if they come from no file.
     separators: sequence -> what stands between its values, where it is text.
+    titles: [rows] string array of what is shown of each row, if asked for.
   """
 
   ids: list[str]
@@ -51,6 +52,7 @@ class SideTable:
   columns: dict[str, Column]
   places: places_lib.Places | None = None
   separators: dict[str, str] = dataclasses.field(default_factory=dict)
+  titles: pa.Array | None = None
 
 
 # Column -> its kind, the ids first with kind "id"; the values of each, and
@@ -82,6 +84,7 @@ class TableFile:
     separator: str | None = " ",
     lengths: Mapping[str, int] | None = None,
     separators: Mapping[str, str] | None = None,
+    title: str | None = None,
   ) -> SideTable:
     """Reads the ids and some features.
 
@@ -95,6 +98,7 @@ class TableFile:
       lengths: float_seq -> how many numbers a row has; else as many as the
         longest.
       separators: sequence -> its own separator.
+      title: the column of titles; it may be a feature, too.
 
     Raises:
       DataError: a value is not what its column holds, an id is empty or stands
@@ -105,7 +109,8 @@ class TableFile:
     several = {name: self._columns(name) for name in kinds if name[-1:] == "*"}
     plain = {name: kind for name, kind in kinds.items() if name not in several}
     single = {name: "float" for names in several.values() for name in names}
-    values, places = self._load({**single, **plain, id_column: "id"})
+    shown = {} if title is None else {title: "token"}
+    values, places = self._load({**shown, **single, **plain, id_column: "id"})
     ids = columns.id_strings(values[id_column], id_column, places)
     if not len(ids):
       raise errors.DataError(
@@ -134,6 +139,7 @@ class TableFile:
       {
         name: mark for name, mark in convert.separators.items() if name in kinds
       },
+      None if title is None else columns.titles(values[title], title, places),
     )
 
   def _columns(self, pattern: str) -> list[str]:
@@ -197,6 +203,7 @@ def read(
   *,
   separators: Mapping[str, str] | None = None,
   wish: layouts.Wish | None = None,
+  title: str | None = None,
 ) -> SideTable:
   """Reads the features that a flag names; see `headers.side_kinds`.
 
@@ -207,12 +214,22 @@ def read(
     flag: what `wanted` came from, for errors.
     separator, separators: as for `TableFile.read`.
     wish: what the user says of the file.
+    title: the column of titles, as `--item_title` names it. With one, there
+      may be no features.
   """
   file = open_file(path, wish)
   line = file.header_line
   id_column = id_of(file, id_column, flag)
+  if title is not None:
+    title = title_of(file, title)
   kinds = headers.side_kinds(
-    file.header, id_column, wanted, file.path, flag, line
+    file.header,
+    id_column,
+    wanted,
+    file.path,
+    flag,
+    line,
+    may_be_none=title is not None,
   )
   for name in separators or {}:
     if name not in kinds:
@@ -222,7 +239,9 @@ def read(
         path=file.path,
         column=name,
       )
-  return file.read(id_column, kinds, separator, separators=separators)
+  return file.read(
+    id_column, kinds, separator, separators=separators, title=title
+  )
 
 
 def id_of(file: TableFile, name: str, flag: str) -> str:
@@ -246,6 +265,21 @@ def id_of(file: TableFile, name: str, flag: str) -> str:
     line=file.header_line,
     column=name,
   )
+
+
+def title_of(file: TableFile, name: str) -> str:
+  """The column of titles that the user means."""
+  found = names_lib.matching(name, list(file.header))
+  if found is None:
+    there = ", ".join(map(repr, file.header))
+    raise errors.DataError(
+      f"no such column; the file has {there}: name the one of titles with"
+      " --item_title, which stands in the item file where there is one",
+      path=file.path,
+      line=file.header_line,
+      column=name,
+    )
+  return found
 
 
 def _of_rows(file: rows_lib.RowFile) -> TableFile:
