@@ -20,13 +20,14 @@ def next_cache(
   """Draws the next cache, with replacement, in proportion to the weights.
 
   Args:
-    candidate_ids: [n] integer ids to draw from. An id that stands here several
-      times is not likelier for it.
+    candidate_ids: [n] integer ids to draw from. Repeating an id does not make
+      it more likely.
     weights: [n] weights >= 0, the same for the same id; the paper's `o`. If
       all are zero, every distinct id is equally likely.
     cache_size: How many ids to draw.
     seed: [2] integer seed, or a scalar.
-    distinct: Whether no id stands here twice, which then is not looked at.
+    distinct: Whether the caller knows that no id is repeated, which saves the
+      search for repeats.
 
   Returns:
     [cache_size] ids, of the type of `candidate_ids`.
@@ -51,14 +52,14 @@ def entry_steps(
   next_ids: tf.Tensor,
   step: int | tf.Tensor,
 ) -> tf.Tensor:
-  """Since which step each id of the next cache has been there unbroken.
+  """The step since which each id of the next cache has been there.
 
   Args:
     ids: [cache_size] ids of the cache before.
     entered: [cache_size] int64 >= 0, the steps at which they entered; the same
       for the same id.
     next_ids: [n] ids of the next cache.
-    step: The step at which ids enter that were not there before.
+    step: The step for ids that were not there before.
 
   Returns:
     [n] int64 steps, the same for the same id.

@@ -1,8 +1,8 @@
 """Loops over chunks of an axis, of static shapes where the sizes are known.
 
-XLA compiles a loop whose chunks all have one size, known when it is traced: so
-what is left over at the end is a chunk of its own behind the loop. Where sizes
-are not known before the step runs, the last chunk of the loop is the shorter.
+XLA compiles a loop whose chunks all have one size, known when it is traced. So
+the remainder is a chunk of its own after the loop. Where sizes are not known
+before the step runs, the last chunk of the loop is shorter instead.
 """
 
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def fold(
 
   Args:
     step: (carry, start, length) -> (carry, tensors [length, ...]).
-    total: Length of what is gone through; an int for static shapes.
+    total: Length of the axis; an int for static shapes.
     chunk: Length of a chunk; an int if `total` is one.
-    carry: What the first step gets: a structure of tensors of fixed shape.
-    like: For each of the tensors that a step returns, one like all of them
-      together: [total, ...].
+    carry: Carry of the first step: a structure of tensors of fixed shape.
+    like: For each tensor that a step returns, a tensor [total, ...] of the
+      type and shape that all steps give together.
 
   Returns:
-    (the last carry, the tensors of all steps, one behind the other).
+    (the last carry, the tensors of all steps, concatenated).
   """
   static = isinstance(total, int) and isinstance(chunk, int)
   in_loop = total

@@ -34,7 +34,7 @@ def sampled_softmax(
     positive_scores: [batch] scores of the positives.
     log_q: [batch, n] log proposal of the sampled; no gradient.
     positive_log_q: [batch] log proposal of the positives; no gradient.
-    keep: [batch, n] bool, which of the sampled count; None: all.
+    keep: [batch, n] bool, which sampled candidates count; None: all.
 
   Returns:
     [batch] losses, >= 0.
@@ -57,22 +57,22 @@ def sampled_kl(
       P_ra(j) = softmax_{j in S}(R(j) - log q_j)      P_re: the same with M
       sum_{j in S} P_ra(j) (log P_ra(j) - log P_re(j))
 
-  The positive is not part of it. The ranker is the teacher: the gradient goes
-  to the retriever alone. It is 0 where R - M is the same for all of S.
+  The positive is not part of it. The ranker is the teacher: only the retriever
+  gets a gradient. The divergence is 0 where R - M is the same for all of S.
 
   Args:
     ranker_scores: [batch, n] scores R; no gradient.
     retriever_scores: [batch, n] scores M.
     log_q: [batch, n] log proposal of the sampled; no gradient.
-    keep: [batch, n] bool, which of the sampled count; None: all.
+    keep: [batch, n] bool, which sampled candidates count; None: all.
 
   Returns:
     [batch] divergences, >= 0 up to rounding; 0 where nothing is kept.
   """
   if keep is None:
     keep = tf.ones_like(log_q, tf.bool)
-  # A row of nothing but -inf has no softmax: it takes part in full, and the
-  # terms are left out of the sum.
+  # A row of only -inf has no softmax: compute it unmasked, and leave its terms
+  # out of the sum.
   among = keep | ~tf.reduce_any(keep, axis=1, keepdims=True)
   ranker, retriever = (
     tf.nn.log_softmax(masking.mask_logits(_corrected(scores, log_q), among))

@@ -1,4 +1,4 @@
-"""A query vector for someone whom training did not know, from a history.
+"""A query vector for a user who was not in training, from a history.
 
 Axes: n = histories, length = columns of a window, dim = size of a vector.
 """
@@ -9,7 +9,7 @@ _SMALLEST = 1e-30
 
 
 def catalogue(vectors: tf.Tensor, ridge: float) -> tuple[tf.Tensor, tf.Tensor]:
-  """What `fold_in` needs to know of all items.
+  """The statistics of all items that `fold_in` needs.
 
   Args:
     vectors: [num_items, dim] float32.
@@ -18,10 +18,10 @@ def catalogue(vectors: tf.Tensor, ridge: float) -> tuple[tf.Tensor, tf.Tensor]:
 
   Returns:
     ([dim] m, the mean vector; [dim, dim] (V_c^T V_c + lambda I)^-1 of the
-    vectors less m, but for a positive factor).
+    centered vectors, up to a positive factor).
   """
   mean = tf.reduce_mean(vectors, axis=0)
-  # Without a copy of the catalogue, which the vectors less m would be.
+  # Centering the vectors themselves would copy the catalogue.
   squares = tf.matmul(vectors, vectors, transpose_a=True)
   squares -= tf.cast(tf.shape(vectors)[0], tf.float32) * tf.tensordot(
     mean, mean, axes=0
@@ -48,19 +48,19 @@ def fold_in(
   and so on. This is the step for one user of alternating least squares (Hu,
   Koren and Volinsky, ICDM 2008, equation 4), for item vectors that were trained
   by any method, with an intercept: items of the history should score
-  above the others, at whatever level. Their confidences are small against that
-  of the whole catalogue, which makes the step linear in the history; larger
-  ones find no more.
+  above the others, at whatever level. Their confidences are small compared
+  with that of the whole catalogue, which makes the step linear in the history;
+  larger ones find no more.
 
   Args:
     vectors: [n, length, dim] float32 windows of items; see `ops.history`.
     lengths: [n] items of each history.
     mean, inverse: Of `catalogue`.
-    power: How fast the weight of an item falls with its age; 0: not at all.
+    power: How fast the weight of an item falls with its age; 0: it does not.
 
   Returns:
     [n, dim] vectors of length 1, since only their directions compare items;
-    zeros where the history has nothing to say.
+    zeros where the history gives no direction.
   """
   ages = lengths[:, tf.newaxis] - tf.range(tf.shape(vectors)[1])
   weights = tf.where(

@@ -1,4 +1,4 @@
-"""Streaming estimate of how often candidates come.
+"""Streaming estimate of how often candidates occur.
 
 Yi et al. 2019 (RecSys), Algorithms 2 and 3. Hashed tables hold, per cell, the
 mean gap between the batches a candidate is in, in steps: the reciprocal is
@@ -163,7 +163,7 @@ def longest_gap(gaps: tf.Tensor, *, step: tf.Tensor) -> tf.Tensor:
 def gap_of_share(
   shares: tf.Tensor, batch_size: int, *, count_appearances: bool
 ) -> tf.Tensor:
-  """Expected gap of what makes up a share q of the rows, in steps.
+  """Expected gap, in steps, of a candidate with a share q of the rows.
 
       1 / (1 - (1 - q)^batch_size),  or 1 / (q batch_size) for appearances
 
@@ -183,10 +183,10 @@ def gap_of_share(
 def log_error(
   log_estimate: tf.Tensor, counts: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-  """How far an estimate is from true counts, by its logarithm.
+  """Distance of an estimate from true counts, in logarithms.
 
   A constant factor on all candidates changes no softmax and counts as no
-  error. Candidates that never came are left out.
+  error. Candidates that never occurred are left out.
 
   Args:
     log_estimate: [n] log of the estimated frequencies.
@@ -194,8 +194,8 @@ def log_error(
 
   Returns:
     Scalars float64: `"log_correlation"` of the two logarithms,
-    `"candidate_log_error"`, the mean distance with every candidate alike, and
-    `"row_log_error"`, with every candidate as often as it comes.
+    `"candidate_log_error"`, the mean distance over candidates, and
+    `"row_log_error"`, with every candidate weighted by its count.
   """
   counts = tf.cast(counts, tf.float64)
   came = counts > 0

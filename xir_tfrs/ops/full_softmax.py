@@ -42,13 +42,13 @@ def full_softmax(
 
   Args:
     queries: [batch, dim] float32 or float64; scores are inner products.
-    positives: [batch, dim] embeddings of the rows' positives: they stand for
-      these candidates in the loss.
+    positives: [batch, dim] embeddings of the rows' positives, used for these
+      candidates in the loss.
     positive_ids: [batch] int64, their ids in `[0, num_candidates)`.
     row_weights: [batch] weight of each row's loss; no gradient.
     encode: [n] int64 ids -> [n, dim] embeddings of the type of `queries`. It
-      is called twice for each candidate, and must give the same both times.
-      The variables it uses take their gradient, a dense one.
+      is called twice for each candidate, and must return the same both times.
+      The variables that it uses get a dense gradient.
     num_candidates: Size of the catalogue.
     form: Form of the loss; None: the cross entropy.
     positive_in_pool: Whether the positive is also one of the candidates of S,
@@ -60,13 +60,13 @@ def full_softmax(
     The scalar `sum_i row_weights_i loss_i`.
 
   Raises:
-    ValueError: A form that the catalogue does not suit.
+    ValueError: The form does not suit the catalogue.
   """
   form = forms.CrossEntropy() if form is None else form
   if forms.CATALOGUE not in form.suits:
     raise ValueError(
-      f"The loss {form.name!r} is for sampled pools. For the catalogue there "
-      f"are: {', '.join(forms.names_for(forms.CATALOGUE))}."
+      f"The loss {form.name!r} is for sampled pools. Losses for the catalogue: "
+      f"{', '.join(forms.names_for(forms.CATALOGUE))}."
     )
   chunk = candidate_chunk_size or _chunk_size(chunks.size(queries))
   catalogue = _Catalogue(
@@ -97,7 +97,7 @@ def full_softmax(
 
 @dataclasses.dataclass(frozen=True)
 class _Catalogue:
-  """All candidates, seen a chunk at a time.
+  """All candidates, a chunk at a time.
 
   Attributes are the arguments of `full_softmax`.
   """
@@ -133,7 +133,7 @@ class _Catalogue:
     return losses, log_sum, by_sum, by_positive
 
   def gradients(self, queries, positive, log_sum, by_sum, variables):
-    """Gradients by way of S.
+    """Gradients through S.
 
     Args:
       queries: [batch, dim].
@@ -197,7 +197,7 @@ class _Catalogue:
     self, queries: tf.Tensor, positive: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """[batch] log S, by a running sum relative to the highest term so far,
-    and [batch, K] the best scores that are asked for."""
+    and [batch, K] the best scores, if the form needs them."""
     minus_infinity = tf.fill(
       tf.shape(positive), tf.constant(-math.inf, positive.dtype)
     )
@@ -251,9 +251,9 @@ class _Catalogue:
 class _Sum:
   """How the gradient of a variable is summed up over the chunks.
 
-  A sum of whole variables would cost a pass over the table of embeddings for
-  each chunk of it: gradients in rows are collected, and added up once. XLA adds
-  rows to a table without a copy of it.
+  Summing whole variables would cost a pass over the table of embeddings for
+  each chunk. So gradients in rows are collected, and added up once. XLA adds
+  rows to a table without copying it.
 
   A gradient is a tensor, `tf.IndexedSlices`, or None where a chunk does not
   use the variable. A total is a tensor, or TensorArrays of indices and values.
@@ -265,7 +265,7 @@ class _Sum:
     gradient: Any,
     num_chunks: chunks.Size,
   ) -> None:
-    """Begins with the gradient of the first chunk."""
+    """Starts with the gradient of the first chunk."""
     self._variable = variable
     in_rows = isinstance(gradient, tf.IndexedSlices)
     self._in_rows = in_rows and not xla.compiling()

@@ -7,9 +7,9 @@ The losses of the library are made of the sum over a pool,
 with `a_j` = 1 / q_j (sampled softmax), or the count n_j of column j in a
 resample (BIR, XIR), or 0 where a column is masked. What a loss makes of log S
 and the positive's score is its form (`ops.forms`). The gradient needs only
-e^{t_j} and two numbers per row: so each chunk's logits are made, used for the
-loss and for the gradient, and forgotten. No [batch, pool] matrix is ever held.
-`Form.dense` has the same in dense form; the tests hold the two equal.
+e^{t_j} and two numbers per row. So each chunk's logits are computed, used for
+the loss and for the gradient, and dropped. No [batch, pool] matrix is ever
+held. `Form.dense` computes the same densely; tests hold the two equal.
 
 Axes: batch = rows, one per query; pool = candidates; dim = embedding size.
 """
@@ -28,13 +28,13 @@ _CHUNK_ELEMENTS = 2**19
 _CHUNK_ELEMENTS_ON_GPU = 2**24
 _FEWEST_ROWS = 16
 
-# Sums of terms relative to the highest logit: less than this is no term.
+# Terms are relative to the highest logit: a smaller sum means no term.
 _NOTHING = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """What the rows of a batch are scored against.
+  """Candidates that the rows of a batch are scored against.
 
   Attributes:
     embeddings: [pool, dim] float tensor.
@@ -42,8 +42,8 @@ class Pool:
     log_q: [pool] log of the proposal by which the candidates arrived.
     own_offset: If the rows' positives are columns of the pool: the column of
       row 0's. None: they are not.
-    in_use: [pool] bool, which columns there are: a pool of static size may
-      have room for more. None: all.
+    in_use: [pool] bool, which columns hold a candidate: a pool of static size
+      may have unused ones. None: all.
   """
 
   embeddings: tf.Tensor
@@ -100,9 +100,9 @@ def pool_softmax(
     positives: [batch, dim] embeddings of the rows' positives.
     positive_ids: [batch] their ids.
     row_weights: [batch] weight of each row's loss; no gradient.
-    pool: What the rows are scored against.
-    form: Form of the loss; None: the cross entropy. One without the positive
-      in the partition masks own columns and accidental hits in any case.
+    pool: The candidates.
+    form: Form of the loss; None: the cross entropy. A form without the positive
+      in the partition always masks own columns and accidental hits.
     positive_log_q: [batch] log proposal of the positives; None: they are not
       corrected.
     resampler: How to draw from the pool; None: every column counts once.
@@ -117,7 +117,7 @@ def pool_softmax(
       Ragged, or padded with -1.
     known_rows: [batch] integer entry of `known_ids`, then [queries, None], of
       each row; None: its own.
-    count_draws: Whether to sum the draws up, which costs a pass.
+    count_draws: Whether to sum up the draws, which costs a pass.
     row_chunk_size: Rows per chunk; None: chosen from the size of the pool.
 
   Returns:
@@ -126,8 +126,8 @@ def pool_softmax(
     resampler, or without `count_draws`.
 
   Raises:
-    ValueError: A form that needs to know the proposal of the positives, and
-      no `positive_log_q`; or one that resampled pools do not suit.
+    ValueError: The form needs the proposal of the positives, and there is no
+      `positive_log_q`; or it does not suit resampled pools.
   """
   form = forms.CrossEntropy() if form is None else form
   _require_what_it_needs(form, positive_log_q, resampler)
@@ -140,9 +140,8 @@ def pool_softmax(
   corrected = (
     positive_log_q is not None and resampler is None and form.corrects_positive
   )
-  # Where it is corrected alike, the own column can stand for the positive
-  # itself, which costs nothing; leaving it out costs two passes over the
-  # logits.
+  # If it is corrected in the same way, the own column can serve as the positive
+  # itself, which costs nothing. Masking it costs two passes over the logits.
   own_stands_in = (
     form.own_column_stands_in
     and corrected
@@ -175,8 +174,8 @@ def pool_softmax(
       q, v = part(queries), part(positives)
       logits = tf.matmul(q, pool_embeddings, transpose_b=True)
       if own_stands_in:
-        # The very number that the sum has: a rounding apart, a loss near 0
-        # could be negative.
+        # Take the same number that is in the sum: with another rounding, a
+        # loss near 0 could be negative.
         own = tf.cast(start + tf.range(size), tf.int64) + pool.own_offset
         positive = tf.gather(logits, own, batch_dims=1)
       else:
@@ -191,7 +190,7 @@ def pool_softmax(
         start,
       )
       weight = part(row_weights)
-      # The factors are multiplied into what is [rows, dim], not [rows, pool].
+      # Scale tensors of [rows, dim], not of [rows, pool].
       to_terms = (weight * to_terms)[:, tf.newaxis]
       to_positive = (weight * to_positive)[:, tf.newaxis]
       d_q = to_terms * tf.matmul(terms, pool_embeddings) + to_positive * v
@@ -239,7 +238,7 @@ def column_mask(
   known_rows: tf.Tensor | None,
   keep_own: bool = False,
 ) -> masking.ColumnMask:
-  """Which columns of a pool count, as `pool_softmax` has it.
+  """Which columns of a pool count in `pool_softmax`.
 
   Args:
     form: Form of the loss.
@@ -247,7 +246,7 @@ def column_mask(
     pool: The pool.
     mask_own_column, mask_accidental_hits, known_ids, known_rows: As in
       `pool_softmax`.
-    keep_own: Whether the own column counts whatever the others say.
+    keep_own: Whether the own column counts whatever the other masks say.
   """
   without_positive = not form.positive_in_partition
   own: masking.Own = "as others"
@@ -270,7 +269,7 @@ def column_mask(
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-  """What a chunk of rows makes of its logits."""
+  """Losses and derivatives of a chunk of rows, from its logits."""
 
   form: forms.Form
   log_q: tf.Tensor
@@ -287,7 +286,7 @@ class _Columns:
       positive: [rows] s_p.
       keep: [rows, pool] bool, which columns count; None: all.
       positive_log_q: [rows] log q_p, or None.
-      correction: [rows] what t_p is less than s_p by.
+      correction: [rows] s_p - t_p.
       start: Number of the first row.
 
     Returns:
@@ -339,11 +338,11 @@ class _Columns:
     terms, highest = _exp(values, keep)
     weights = terms
     if self.form.pairwise:
-      # Draws go by the scores, whatever the loss makes of them.
+      # Draws use the plain scores, whatever the form of the loss.
       weights, _ = _exp(logits, keep)
     counts = resampling.counts_from_weights(
-      # Relative to the rarest candidate: 1 / q alone would overflow for one
-      # in 10^38.
+      # Relative to the rarest candidate: 1 / q itself would overflow for a
+      # share of 1e-38.
       weights * tf.exp(tf.reduce_min(self.log_q) - self.log_q),
       self.resampler.num_resampled,
       seed=self.resampler.seed,

@@ -1,8 +1,8 @@
 """Windows of events, and what encoders of a history compute over them.
 
 A window holds the newest events of a history in its first columns, oldest
-first; the columns behind them are padding. So column t can see the columns up
-to t alone, and padding changes nothing before it.
+first; the columns after them are padding. Column t sees only the columns up to
+t, so padding changes nothing before it.
 
 Axes: n = histories, length = columns of a window, dim = size of a vector.
 """
@@ -25,7 +25,7 @@ def newest(
     history_ids: [n, None] integer ids, oldest first; ragged, or padded with
       -1 anywhere. Ids outside `[0, num_ids)` are dropped.
     length: Columns of the window.
-    num_ids: Number of known ids; an int64 scalar if it is a tensor.
+    num_ids: Number of known ids: an int or an int64 scalar.
 
   Returns:
     ([n, length] int64 window, padded with -1; [n] int32 events in it).
@@ -33,7 +33,7 @@ def newest(
   if isinstance(history_ids, tf.RaggedTensor):
     history_ids = history_ids.to_tensor(NO_EVENT)
   ids = tf.cast(history_ids, tf.int64)
-  # A history of no columns has nothing to sort.
+  # Without columns there is nothing to sort.
   ids = tf.pad(ids, [[0, 0], [0, 1]], constant_values=NO_EVENT)
   known = (ids >= 0) & (ids < num_ids)
   from_end = tf.cumsum(tf.cast(known, tf.int32), axis=1, reverse=True)
@@ -68,12 +68,12 @@ def last(states: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
 def prefixes(
   window: tf.Tensor, rows: tf.Tensor, positions: tf.Tensor
 ) -> tf.Tensor:
-  """The histories that windows begin with.
+  """Prefixes of windows, as histories.
 
   Args:
     window: [w, length] ids, the oldest first.
     rows: [n] integer, the window of each history.
-    positions: [n] integer, how many events of its window it has.
+    positions: [n] integer, the number of events of the prefix.
 
   Returns:
     [n, length] ids, padded with -1.
@@ -188,7 +188,7 @@ def routed_interests(
   fixed = tf.stop_gradient(events)
   for number in range(num_rounds):
     weights = tf.stop_gradient(tf.nn.softmax(logits)) * visible
-    # A full weight for each of n: a broadcast one would not fit `einsum`.
+    # `einsum` needs the weights in full, not broadcast along n.
     weights += tf.zeros_like(events[:, :1, :1, tf.newaxis])
     if number == num_rounds - 1:
       return squash(tf.einsum("nmjk,njd->nmkd", weights, events))
@@ -207,7 +207,7 @@ def squash(z: tf.Tensor) -> tf.Tensor:
 def label_aware_attention(
   interests: tf.Tensor, labels: tf.Tensor, power: int | None
 ) -> tf.Tensor:
-  """What a row's interests are to its label.
+  """The interests of a row, weighted by their scores with its label.
 
       sum_k softmax_k((u_k . v)^power) u_k
 
@@ -238,7 +238,7 @@ def dropout(
   """Sets a share of the entries to 0, and scales up the others.
 
   Args:
-    x: [n, ...] float tensor; all but n is static.
+    x: [n, ...] float tensor, static but for n.
     rate: Share of entries set to 0, in [0, 1).
     seed: [2] integer seed.
     first_row: Number of row 0 in the global batch: rows lose the same entries

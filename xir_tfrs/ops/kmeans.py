@@ -1,4 +1,4 @@
-"""k-means, the same result each time: no thread and no clock has a say.
+"""Deterministic k-means: independent of threads and of the clock.
 
 Axes: n (points), K (codewords), dim.
 """
@@ -18,7 +18,7 @@ def initial_codewords(
 
   Args:
     points: [n, dim] float tensor.
-    num_codewords: K; more than there are distinct points repeats some.
+    num_codewords: K; if it exceeds the distinct points, some are repeated.
     seed: [2] integer seed, or a scalar.
 
   Returns:
@@ -35,7 +35,7 @@ def initial_codewords(
     )[0]
     codeword = points[tf.minimum(place, tf.shape(points)[0] - 1)]
     distances = tf.reduce_sum(tf.square(points - codeword), axis=1)
-    # The first is drawn as any point; there is nothing to be far from yet.
+    # The first is a uniform draw: there are no distances yet.
     weights = tf.where(number == 0, distances, tf.minimum(weights, distances))
     return number + 1, weights, chosen.write(number, codeword)
 
@@ -52,13 +52,13 @@ def initial_codewords(
 
 
 def nearest(points: tf.Tensor, codewords: tf.Tensor) -> tf.Tensor:
-  """[n] int64 number of the nearest codeword, the lower one of equals.
+  """[n] int64 number of the nearest codeword; of equals, the lower number.
 
   Args:
     points: [n, dim] float tensor.
     codewords: [K, dim] float tensor.
   """
-  # |x - c|^2 less |x|^2, which all codewords share.
+  # |x - c|^2 - |x|^2: the second term is the same for all codewords.
   distances = tf.reduce_sum(tf.square(codewords), axis=1) - 2.0 * tf.matmul(
     points, codewords, transpose_b=True
   )
@@ -68,7 +68,7 @@ def nearest(points: tf.Tensor, codewords: tf.Tensor) -> tf.Tensor:
 def means(
   points: tf.Tensor, codes: tf.Tensor, codewords: tf.Tensor
 ) -> tf.Tensor:
-  """[K, dim] mean of each codeword's points; without points, the old one.
+  """[K, dim] mean of each codeword's points, or itself if it has none.
 
   Args:
     points: [n, dim] float tensor.

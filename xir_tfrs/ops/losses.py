@@ -1,6 +1,6 @@
-"""The cross entropy per example, dense: the obvious form of what `fused` does.
+"""The cross entropy per example, dense: a plain version of the kernel `fused`.
 
-Other forms of the loss, and this one as such, are in `forms`.
+The forms of the loss, this one among them, are in `forms`.
 
 Axes: batch = rows, one per query; pool = candidates a row is scored against.
 `positive_logits` = s(u, i) of the row's positive i; `counts` = n_j, how often
@@ -22,12 +22,12 @@ def sampled_softmax(
       -log( e^{s_p} / (e^{s_p} + sum_j e^{s_j}) )
 
   With logits corrected by -log q this is the sampled softmax (Bengio and
-  Senecal 2008; SSL-Pop in Chen et al. 2022). The positive stands in the
-  denominator in any case: mask its own column, or it counts twice.
+  Senecal 2008; SSL-Pop in Chen et al. 2022). The positive is always in the
+  denominator: mask its own column, or it counts twice.
 
   Args:
-    logits: [batch, pool] logits, log-Q corrected where that is wanted.
-    positive_logits: [batch] logits of the positives, corrected alike.
+    logits: [batch, pool] logits, with or without log-Q correction.
+    positive_logits: [batch] logits of the positives, corrected in the same way.
     keep: [batch, pool] bool, which columns count; None: all.
 
   Returns:

@@ -31,20 +31,20 @@ class ColumnMask:
     known_rows: tf.Tensor | None = None,
     in_use: tf.Tensor | None = None,
   ) -> None:
-    """Says what is left out.
+    """Sets what is left out.
 
     Args:
       positive_ids: [batch] id of each row's positive.
       pool_ids: [pool] ids, of the same type.
       own_offset: Column of row 0's own positive; None: rows have none.
-      own: Whether a row's own column is left out, or kept whatever else
-        applies to it; otherwise it is a column as others are.
+      own: Whether a row's own column is left out, or kept whatever the other
+        masks say; otherwise it is treated like other columns.
       accidental_hits: Leave out every column with the positive's id.
       known_ids: [batch, None] ids of other positives of each row's query,
         whose columns are left out; ragged, or padded with -1. With
         `known_rows` [queries, None]: an entry serves several rows.
       known_rows: [batch] integer, the entry of each row; None: its own.
-      in_use: [pool] bool, which columns there are; None: all.
+      in_use: [pool] bool, which columns hold a candidate; None: all.
     """
     self._positive_ids = positive_ids
     self._pool_ids = pool_ids
@@ -99,10 +99,10 @@ class ColumnMask:
 
 
 class _RaggedKnown:
-  """Columns of known candidates, of ids in a ragged tensor.
+  """Columns of known candidates, from ids in a ragged tensor.
 
-  Columns with the id of a row's positive are not meant; `positive_ids` is None
-  where they are left out anyway.
+  Columns with the id of a row's positive are not included. `positive_ids` is
+  None where the caller masks them anyway.
   """
 
   def __init__(
@@ -135,7 +135,7 @@ class _RaggedKnown:
     rows = chunks.part(self._rows, start, size)
     entries, of_rows = tf.unique(rows)
     mask = columns_mask(ragged.gather(self._columns, entries), self._pool)
-    # Of as many entries as rows, row i has entry i.
+    # With as many entries as rows, entry i belongs to row i.
     mask = tf.cond(
       tf.size(entries) < tf.size(rows),
       lambda: tf.gather(mask, of_rows),
@@ -148,7 +148,7 @@ class _RaggedKnown:
 
 
 class _PaddedKnown:
-  """The same, of ids in a padded tensor: every shape is static.
+  """The same, from ids in a padded tensor: every shape is static.
 
   Each id has a place in the order of the pool's ids, the first of its columns;
   a row marks the places of its known ids, and a column looks up its own.
@@ -164,7 +164,7 @@ class _PaddedKnown:
     places = search.lower_bound(ordered, ids)
     found = tf.gather(ordered, tf.minimum(places, self._pool - 1))
     is_other = tf.equal(found, ids) & (ids != positive_ids[:, tf.newaxis])
-    # What is not to be marked is, in a column too many.
+    # Ids that must not be marked go to an extra column.
     self._places = tf.where(is_other, places, self._pool)
 
   def columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
@@ -213,7 +213,7 @@ def own_columns(
   Args:
     batch: Number of rows.
     pool: Number of columns.
-    offset: Column of row 0; how many rows stand before it in the global batch.
+    offset: Column of row 0: the number of rows before it in the global batch.
 
   Returns:
     [batch, pool] bool tensor.
@@ -234,17 +234,17 @@ def known_columns(
   with every column.
 
   Args:
-    known_ids: [batch, None] ids of the candidates that each row's query is
-      known to want, none of them twice.
-    positive_ids: [batch] id of each row's positive, which is not among them
-      here: `accidental_hits` are another matter. None: no id is left out.
+    known_ids: [batch, None] distinct ids of the candidates that the query of
+      each row is known to want.
+    positive_ids: [batch] id of each row's positive, which is left out here;
+      `accidental_hits` finds its columns. None: no id is left out.
     pool_ids: [pool] ids, of the same type.
 
   Returns:
     [batch, None] int32 columns, in no particular order.
   """
   ids = tf.cast(known_ids.values, pool_ids.dtype)
-  # Hardly any has a column; those that cannot are not worth a search.
+  # Few ids have a column; a filter drops most of the others before the search.
   places = tf.where(_may_be_among(pool_ids, ids))[:, 0]
   ids = tf.gather(ids, places)
   rows = ragged.row_numbers(known_ids, places)
@@ -281,7 +281,7 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
 
 
 def _may_be_among(pool_ids: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-  """[n] bool, True wherever an id is in the pool, and by chance elsewhere.
+  """[n] bool: True if an id is in the pool, and sometimes if it is not.
 
   A Bloom filter of one hash, the last bits.
   """

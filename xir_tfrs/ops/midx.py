@@ -32,8 +32,8 @@ class InvertedLists(NamedTuple):
     order: [N] int64, the candidates, bucket after bucket.
     offsets: [K * K + 1] int64: bucket b is `order[offsets[b]:offsets[b + 1]]`.
     cumulative_weights: [N + 1] float64: total weight of the candidates before
-      each place in `order`. float64 is exact for counts, and tells candidates
-      apart where float32 has run out of digits.
+      each place in `order`. float64 is exact for counts; float32 would not
+      distinguish candidates in large catalogues.
   """
 
   order: tf.Tensor
@@ -73,7 +73,7 @@ def log_bucket_weights(lists: InvertedLists, num_codewords: int) -> tf.Tensor:
   """[K, K] float32 log omega: the log total weight, -inf where empty."""
   ends = tf.gather(lists.cumulative_weights, lists.offsets)
   omega = tf.reshape(ends[1:] - ends[:-1], [num_codewords] * 2)
-  # A difference of sums may round to something else than 0.
+  # A difference of sums may not round to exactly 0.
   sizes = tf.reshape(lists.offsets[1:] - lists.offsets[:-1], omega.shape)
   log_omega = tf.math.log(tf.where(sizes > 0, omega, 1.0))
   return tf.cast(tf.where(sizes > 0, log_omega, float("-inf")), tf.float32)
@@ -102,7 +102,7 @@ def log_first(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
 
 
 def log_second(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
-  """[batch, K, K] log P(k1 | k0, q); -inf throughout where no k1 has any."""
+  """[batch, K, K] log P(k1 | k0, q); -inf where all buckets of k0 are empty."""
   second = _second(scores, log_omega)
   total = tf.reduce_logsumexp(second, axis=2, keepdims=True)
   # -inf - -inf would be NaN.
@@ -180,7 +180,7 @@ def draw_columns(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
   Args:
     log_weights: [batch, m] logs of weights; need not be normalised. A row of
-      nothing but -inf draws its last column.
+      only -inf draws its last column.
     uniform: [batch, n] uniform on [0, 1).
 
   Returns:
@@ -189,8 +189,8 @@ def draw_columns(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
   highest = tf.reduce_max(log_weights, axis=1, keepdims=True)
   highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
   cumulative = tf.cumsum(tf.exp(log_weights - highest), axis=1)
-  # Exactly 1 from the last column with a weight on, and 1 > u: a column of no
-  # weight is never drawn, whatever the rounding.
+  # Exactly 1 from the last column with a weight on, and 1 > u: a column of
+  # weight 0 is never drawn, whatever the rounding.
   cumulative = tf.math.divide_no_nan(cumulative, cumulative[:, -1:])
   drawn = tf.raw_ops.UpperBound(
     sorted_inputs=cumulative,

@@ -9,7 +9,7 @@ def log_popularity(counts: tf.Tensor) -> tf.Tensor:
 
   In-batch candidates arrive by popularity, so this is the log-Q of a batch
   (Chen et al. 2022, `pop(i)` of equation 3). A candidate without training
-  interactions counts as one interaction: nothing is ever `log(0)`.
+  interactions counts as one interaction, so `log(0)` never occurs.
 
   Args:
     counts: [num_candidates] training interactions per candidate, >= 0.
@@ -29,7 +29,7 @@ def log_mixture(
   log_q_others: float | tf.Tensor,
   num_others: int | tf.Tensor,
 ) -> tf.Tensor:
-  """Log of the proposal of batch candidates mixed with others.
+  """Log of the proposal of a pool of batch candidates and others.
 
       Q*_j = B / (B + B') q_j + B' / (B + B') q'_j
 
@@ -57,11 +57,11 @@ def log_mixture(
 
 
 def log_complement(log_q: tf.Tensor) -> tf.Tensor:
-  """log(1 - q): how likely a draw is another candidate.
+  """log(1 - q): the log probability that a draw is another candidate.
 
   Args:
-    log_q: Tensor of log probabilities. One that rounding cannot tell from 1
-      is taken for the highest that can be.
+    log_q: Tensor of log probabilities. Those that round to 1 are replaced by
+      the highest number below 1.
 
   Returns:
     Tensor of the same shape and type; finite.

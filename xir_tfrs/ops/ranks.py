@@ -7,7 +7,7 @@ import math
 
 import tensorflow as tf
 
-# Halvings of the range of a row's scores: what float32 can tell apart.
+# Halvings of the range of a row's scores: the resolution of float32.
 _HALVINGS = 24
 
 
@@ -45,7 +45,7 @@ def kth_best(
   num_columns = tf.cast(num_columns, scores.dtype)
   # More than K is as good as K, and does not overflow.
   log_weights = tf.minimum(-log_q - tf.math.log(num_columns), math.log(k))
-  # Sums of weights that are K but for rounding.
+  # A sum that equals K up to rounding counts as K.
   enough = k * (1.0 - 1e-5)
 
   def has_enough(threshold: tf.Tensor) -> tf.Tensor:
@@ -72,7 +72,7 @@ def kth_best(
 
 
 def merge_best(best: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
-  """The K best scores so far, with those of another chunk of candidates.
+  """The K best of the scores so far and those of another chunk.
 
   Args:
     best: [batch, K] scores, -inf where there are fewer.

@@ -47,8 +47,8 @@ def log_importance_weights(
   corrected = logits - tf.cast(log_q, logits.dtype)
   if keep is not None:
     corrected = masking.mask_logits(corrected, keep)
-  # The loss's gradient is that of the drawn items' scores; how they came to
-  # be drawn is held fixed.
+  # The gradient of the loss goes through the scores of the drawn items, not
+  # through how they were drawn.
   corrected = tf.stop_gradient(corrected)
   return corrected - tf.where(
     tf.reduce_any(tf.math.is_finite(corrected), axis=1, keepdims=True),
@@ -109,7 +109,7 @@ def counts_from_weights(
   method: str,
   first_row: int | tf.Tensor = 0,
 ) -> tf.Tensor:
-  """`resample_counts` for weights that are no logs: [batch, pool], >= 0."""
+  """`resample_counts` for plain weights, [batch, pool] >= 0, not logs."""
   draw = {
     "systematic": _systematic,
     "multinomial": _multinomial,
@@ -157,10 +157,10 @@ def _cumulative(weights):
 def _cumsum_rows(weights):
   """[batch, pool] sums of each row up to and including each column.
 
-  On a CPU `tf.cumsum` would be the dearest part of resampling by far; a product
-  with a triangle of ones, block by block, takes half its time. Sums stay in
-  order: a column has one term more than the column before, all are >= 0, and
-  rounding keeps order, so no count comes out negative.
+  On a CPU `tf.cumsum` would be by far the slowest part of resampling; a product
+  with a triangle of ones, block by block, takes half the time. Sums never
+  decrease: a column has one more term than the column before, terms are >= 0,
+  and rounding is monotonic. So no count is negative.
   """
   pool = weights.shape[1]
   if pool is None or pool % _BLOCK or tf.config.list_physical_devices("GPU"):
@@ -188,7 +188,7 @@ def _systematic(weights, num_resampled, seed, first_row):
   m = tf.cast(num_resampled, weights.dtype)
   u = _uniform(seed, weights, 1, first_row)
   cumulative = _cumsum_rows(weights)
-  # A few units in the last place more than m at the end, and then cut: rounded
+  # Make the last sum slightly larger than m, and clip it: if it were rounded
   # down, the last draw would be lost.
   above_one = 1.0 + 4.0 * np.finfo(weights.dtype.as_numpy_dtype).eps
   scale = tf.math.divide_no_nan(m * above_one, cumulative[:, -1:])
@@ -201,7 +201,7 @@ def _multinomial(weights, num_resampled, seed, first_row):
   # Order statistics of m uniforms are normalised sums of m + 1 exponentials.
   arrivals = tf.cumsum(-tf.math.log1p(-u), axis=1)
   points = tf.math.divide_no_nan(arrivals[:, :-1], arrivals[:, -1:])
-  # Strictly below 1, which the last cumulative weight is exactly.
+  # Strictly below 1, the value of the last cumulative weight.
   below_one = 1.0 - tf.constant(2.0**-24, weights.dtype)
   points = tf.minimum(points, below_one)
   drawn = tf.searchsorted(points, _cumulative(weights), side="left")
@@ -215,7 +215,7 @@ def _lattice(weights, num_resampled, seed, first_row):
   multiples = tf.math.floormod(
     tf.cast(multiples, tf.float64) * _GOLDEN_RATIO, 1.0
   )
-  # Not floormod, which takes as long as all the rest.
+  # `floormod` would take as long as everything else together.
   offsets = u + tf.cast(multiples, weights.dtype)
   offsets -= tf.floor(offsets)
   expected = _expected(weights, num_resampled, seed, first_row)

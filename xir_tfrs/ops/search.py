@@ -1,4 +1,4 @@
-"""Looking values up: in a sorted vector, and among each other."""
+"""Search: in a sorted vector, and for equal ids."""
 
 import tensorflow as tf
 
@@ -19,7 +19,7 @@ def lower_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 def upper_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  """How many of the sorted numbers are no more than each value; see above."""
+  """How many of the sorted numbers are at most each value; see above."""
   return _bound(ordered, values, "right")
 
 
@@ -30,7 +30,7 @@ def numbers(ids: tf.Tensor) -> tf.Tensor:
     ids: [n] integers.
 
   Returns:
-    [n] int32 in [0, n): the same for two places if they have the same id.
+    [n] int32 in [0, n): two places get the same number if their ids are equal.
   """
   if not xla.compiling():
     return tf.unique(ids)[1]
@@ -47,7 +47,7 @@ def numbers(ids: tf.Tensor) -> tf.Tensor:
 
 
 def multiplicities(ids: tf.Tensor) -> tf.Tensor:
-  """[n] int32: how often the id of each place stands among the [n] ids."""
+  """[n] int32: how often each id occurs among the [n] ids."""
   number = numbers(ids)
   sizes = tf.math.unsorted_segment_sum(
     tf.ones_like(number), number, tf.size(number)

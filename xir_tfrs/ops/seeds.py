@@ -1,11 +1,11 @@
 """Stateless randomness: every draw is a function of (seed, step, stream).
 
-Nothing but the step needs saving, so a restored run draws what an
-uninterrupted one would have drawn.
+Only the step needs saving: a restored run draws what an uninterrupted run would
+have drawn.
 
-All numbers are made of the bits of Philox by operations that XLA has too, so a
-compiled step draws what a plain one draws. TensorFlow's own functions do not
-promise that: compiled, they take other bits, and of seeds the last 32 alone.
+All numbers are made from the bits of Philox by operations that XLA has too, so
+a compiled step draws what a plain step draws. TensorFlow's own functions do not
+promise that: compiled, they use other bits, and only the last 32 of a seed.
 """
 
 import tensorflow as tf
@@ -42,7 +42,7 @@ def step_seed(
     seed: Base seed of the run.
     step: Training step.
     stream: Which of the step's independent draws.
-    replica: Leave 0 for what must be the same on all replicas.
+    replica: 0 for draws that must be the same on all replicas.
 
   Returns:
     [2] int64 seed for `tf.random.stateless_*`.
@@ -52,9 +52,9 @@ def step_seed(
 
 
 def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-  """[2] int64 seed from a [2] seed and a number: one of many streams of it.
+  """[2] int64 seed from a [2] seed and a number, for a stream of its own.
 
-  What `tf.random.experimental.stateless_fold_in` gives in a plain step.
+  Equals `tf.random.experimental.stateless_fold_in` in a plain step.
   """
   folded = _bits([1], *_key_and_counter(seed), tf.int64)
   number = tf.cast(number, tf.int64)
@@ -75,8 +75,8 @@ def uniform_rows(
 ) -> tf.Tensor:
   """Rows `[first_row, first_row + num_rows)` of an endless uniform matrix.
 
-  Row i holds the same numbers whoever asks for it, so chunks of rows, or
-  replicas that hold some of the rows, draw what one device would.
+  Row i always holds the same numbers, so chunks of rows, and replicas that hold
+  some of the rows, draw what one device would.
 
   Args:
     seed: [2] integer seed, or a scalar.
@@ -146,7 +146,7 @@ def uniform_ids(
 
 
 def _key_and_counter(seed: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """([1], [2]) uint64: where Philox starts, as TensorFlow has it for a seed."""
+  """([1], [2]) uint64: key and counter that TensorFlow derives from a seed."""
   mixed = _bits(
     [2],
     tf.constant([_SCRAMBLING_KEY], tf.uint64),
@@ -159,7 +159,7 @@ def _key_and_counter(seed: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _bits(
   shape: tf.Tensor | list, key: tf.Tensor, counter: tf.Tensor, dtype: tf.DType
 ) -> tf.Tensor:
-  """Integers of which every bit is as likely 0 as 1."""
+  """Integers with independent, uniform bits."""
   return tf.raw_ops.StatelessRandomUniformFullIntV2(
     shape=shape, key=key, counter=counter, alg=_PHILOX, dtype=dtype
   )

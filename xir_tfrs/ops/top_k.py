@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# Scores of a chunk of queries that still fit the cache of a CPU. Beyond 32 MiB
+# Scores of a chunk of queries fit into the cache of a CPU. Beyond 32 MiB
 # the C library returns the memory after each chunk, and page faults take longer
 # than the product.
 CHUNK_BYTES = 20 * 2**20
-# Fewer queries than this would read the candidates more often than it saves.
+# With fewer queries, reading the candidates again costs more than it saves.
 MIN_CHUNK = 32
 # Shorter blocks save nothing over `tf.math.top_k`.
 _MIN_BLOCK = 4
@@ -54,10 +54,10 @@ def top_k(scores: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def whole_blocks(n: int, k: int) -> int:
-  """The least number of columns from `n` on that `top_k` need not pad.
+  """The smallest number of columns >= `n` that `top_k` need not pad.
 
-  As many block maxima as candidates in the k blocks is the least work, so a
-  block has the square root of n / k columns.
+  The work is least with as many block maxima as candidates in the k blocks, so
+  a block has the square root of n / k columns.
   """
   while (block := int((n / k) ** 0.5)) >= _MIN_BLOCK and n % block:
     n += 1

@@ -1,7 +1,7 @@
 """Whether XLA compiles what is being traced.
 
-Where shapes depend on values, as in `tf.unique`, XLA needs another form of the
-same, whose shapes are static. In a plain step that form may cost more.
+Where shapes depend on values, as in `tf.unique`, XLA needs another algorithm,
+with static shapes. In a plain step that algorithm may cost more.
 """
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ from tensorflow.python.ops import control_flow_util
 
 
 def compiling() -> bool:
-  """Whether the function being traced is compiled, as `jit_compile` asks for.
+  """Whether the function that is being traced has `jit_compile=True`.
 
   TensorFlow has no public way to tell.
   """

@@ -58,15 +58,14 @@ __all__ = [
 
 
 def build(loss: str | Mapping[str, Any] | Form) -> Form:
-  """The form of a name, of a name with settings, or itself.
+  """The form for a name, for a name with settings, or the form itself.
 
   Args:
     loss: A key of `FORMS`; or a dict with that as its `name`, and settings,
       as `Form.get_config` returns it; or a form.
 
   Raises:
-    ValueError: There is no such form or setting, or a setting is not what it
-      may be.
+    ValueError: There is no such form or setting, or a setting is out of range.
   """
   if isinstance(loss, Form):
     return loss
@@ -88,5 +87,5 @@ def build(loss: str | Mapping[str, Any] | Form) -> Form:
 
 
 def names_for(pool_kind: str) -> list[str]:
-  """Names of the forms that suit a kind of pools, such as `SAMPLED`."""
+  """Names of the forms that suit a kind of pool, such as `SAMPLED`."""
   return [name for name, form in FORMS.items() if pool_kind in form.suits]

@@ -1,4 +1,4 @@
-"""What a form of the loss is: settings, and one formula per row.
+"""A form of the loss: settings, and one formula per row.
 
 Every loss of the library compares a positive p with the columns j of a pool,
 
@@ -6,9 +6,9 @@ Every loss of the library compares a positive p with the columns j of a pool,
 
 where a_j is 1 / q_j (sampled softmax), the count of column j in a resample
 (BIR, XIR), 1 (the whole catalogue), or 0 (masked). A form is a function of
-log S and s_p, and of little else, so the kernels (`ops.fused`,
-`ops.full_softmax`) need to know nothing more of it. They take its derivatives
-by differentiating `Form.loss`, which costs [rows] operations.
+log S and s_p, and of the few other values in `Rows`, so the kernels
+(`ops.fused`, `ops.full_softmax`) need no other knowledge of it. They
+differentiate `Form.loss` itself, which costs [rows] operations.
 
 Axes: rows = batch, one per query; pool = columns.
 """
@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from xir_tfrs.ops import masking
 
-# What a task's pools are, and so which forms it can train with.
+# The kinds of pools; a task's kind decides which forms it can train with.
 SAMPLED = "sampled"
 RESAMPLED = "resampled"
 CATALOGUE = "catalogue"
@@ -30,7 +30,7 @@ RANKER = "ranker"
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """What a form may know of some rows; [rows] tensors where not said.
+  """The values that a form may use; [rows] tensors unless stated.
 
   Attributes:
     log_sum: log S, as defined above; finite.
@@ -73,15 +73,15 @@ def setting(
   most: float | None = None,
   choices: Sequence[str] = (),
 ) -> Any:
-  """A field of a form, with what it may be.
+  """A field of a form, with its allowed values.
 
   Args:
-    default: Its value where none is given; it also says the type.
-    text: What it is, for the help of a program.
-    above: It must be more than this.
-    least: It must be this or more.
-    most: It must be this or less.
-    choices: Values of a setting that is a string.
+    default: Its default, which also sets the type.
+    text: Its description, for the help of a program.
+    above: It must be greater than this.
+    least: It must be at least this.
+    most: It must be at most this.
+    choices: Allowed values of a string.
   """
   return dataclasses.field(
     default=default,
@@ -100,14 +100,14 @@ class Form:
   """Base of the forms of the loss. Its fields are the settings.
 
   Attributes:
-    name: What it is called, in `forms.FORMS`.
+    name: Its key in `forms.FORMS`.
     suits: The kinds of pools it can be used with.
-    needs_log_q: Whether it needs to know the proposal of the candidates.
+    needs_log_q: Whether it needs the proposal of the candidates.
     corrects_positive: Whether the positive is corrected by log q_p where
       columns are.
-    own_column_stands_in: Whether a row whose only column is its own has loss
-      0 without being told so: then the own column can stand for the positive,
-      which spares the kernel a mask.
+    own_column_stands_in: Whether its formula gives loss 0 to a row whose only
+      column is its own. The own column can then serve as the positive, which
+      saves the kernel a mask.
     pairwise: Whether columns count by `activate(s_j - s_p)` instead of s_j.
   """
 
@@ -126,25 +126,25 @@ class Form:
   def positive_in_partition(self) -> bool:
     """Whether the positive is a term of the denominator.
 
-    If not, columns that hold it are masked in any case.
+    If not, columns that hold it are always masked.
     """
     return True
 
   @property
   def num_best(self) -> int:
-    """The K of `Rows.kth_best`; 0: the form does not ask for it."""
+    """The K of `Rows.kth_best`; 0 if the form does not use it."""
     return 0
 
   def loss(self, rows: Rows) -> tf.Tensor:
-    """[rows] losses. Rows without a column are taken care of elsewhere."""
+    """[rows] losses. The caller handles rows without a column."""
     raise NotImplementedError
 
   def activate(self, differences: tf.Tensor) -> tf.Tensor:
-    """[rows, pool] what stands for s_j, from s_j - s_p; 0 for 0."""
+    """[rows, pool] what replaces s_j, from s_j - s_p; 0 for 0."""
     raise NotImplementedError
 
   def get_config(self) -> dict[str, Any]:
-    """Name and settings, as JSON; `forms.build` makes the form of it."""
+    """Name and settings, as JSON; `forms.build` restores the form."""
     return {"name": self.name} | dataclasses.asdict(self)
 
   def dense(
@@ -159,7 +159,7 @@ class Form:
     log_q: tf.Tensor | None = None,
     kth_best: tf.Tensor | None = None,
   ) -> tf.Tensor:
-    """Losses of rows whose scores are all there: what the kernels compute.
+    """The losses that the kernels compute, from a matrix of scores.
 
     Args:
       scores: [batch, pool] s_j.
@@ -187,9 +187,9 @@ class Form:
       positive -= positive_scores
     log_weights = tf.stop_gradient(tf.cast(log_weights, scores.dtype))
     terms = masking.mask_logits(values + log_weights, keep)
-    # Activations may be -inf: such a column is not there.
+    # Activations may be -inf: such a column does not count.
     some = tf.reduce_any(tf.math.is_finite(terms), axis=1)
-    # Where nothing is kept anything finite will do, with gradient 0.
+    # Rows without a kept column need any finite value, with gradient 0.
     terms = tf.where(some[:, tf.newaxis], terms, tf.zeros_like(terms))
     if log_num_terms is None:
       log_num_terms = tf.math.log(tf.cast(tf.shape(scores)[1], scores.dtype))
@@ -222,7 +222,7 @@ def losses_and_derivatives(
     log_sum: [rows] log S; anything where a row is empty.
     score: [rows] s_p.
     empty: [rows] bool, which rows have no column.
-    correction: [rows] what t_p is less than s_p by.
+    correction: [rows] s_p - t_p.
     **others: The other attributes of `Rows`.
   """
   log_sum = tf.where(empty, score, log_sum)
@@ -244,9 +244,9 @@ def losses_and_derivatives(
 def activated(
   form: Form, scores: tf.Tensor, positive: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-  """[rows, pool] what columns count by, and its derivative by s_j.
+  """[rows, pool] values of the columns, and their derivative by s_j.
 
-  The derivative is None where it is 1 throughout.
+  The derivative is None if it is 1 everywhere.
   """
   if not form.pairwise:
     return scores, None
@@ -258,7 +258,7 @@ def activated(
 
 
 def _check(form: str, field: dataclasses.Field, value: Any) -> None:
-  """Raises ValueError for a setting that is not what it may be."""
+  """Raises ValueError for a setting that is out of range."""
   rules = field.metadata
   kind = type(field.default)
   fits = isinstance(value, kind)

@@ -33,7 +33,7 @@ class Decoupled(base.Form):
 
   Decoupled contrastive learning (Yeh et al. 2022,
   https://arxiv.org/abs/2110.06848), and equation 3 of Chen et al. 2022 as it
-  is printed. A positive that wins already is still pulled. The loss may be
+  is printed. The positive is pulled even after it has won. The loss may be
   negative.
   """
 

@@ -14,7 +14,7 @@ _HIGHEST_EXPONENT = 50.0
 class GeneralizedCrossEntropy(base.Form):
   """(1 - p^power) / power instead of -log p.
 
-  Zhang and Sabuncu 2018 (https://arxiv.org/abs/1805.07836), who have a power
+  Zhang and Sabuncu 2018 (https://arxiv.org/abs/1805.07836), who use a power
   of 0.7 for images. Its gradient is p^power times that of -log p: positives
   that the model finds unlikely, many of which are noise, count less. p is the
   positive's probability among all candidates, as n terms estimate it,
@@ -22,7 +22,7 @@ class GeneralizedCrossEntropy(base.Form):
       p = e^{s_p} / (Z / n),
 
   with Z the partition, with or without the positive. So p may exceed 1, and
-  the loss be negative.
+  the loss may be negative.
 
   With 0.07 and without the positive this is the strongest setting found on
   Gowalla (docs/results.md).
@@ -46,6 +46,6 @@ class GeneralizedCrossEntropy(base.Form):
       + rows.score
       - rows.log_partition(self.positive_in_partition)
     )
-    # p^power of a positive far above all others would overflow.
+    # For a positive far above all others, p^power would overflow.
     exponent = tf.minimum(self.power * log_p, _HIGHEST_EXPONENT)
     return -tf.math.expm1(exponent) / self.power

@@ -19,12 +19,12 @@ class LogQCorrected(base.Form):
   over the n columns that count; Khrylchenko et al. 2025
   (https://arxiv.org/abs/2507.09331). No gradient goes through P, the model's
   estimate of the positive's share of the full softmax. The positive is given,
-  not drawn: it has no correction and no place in the sum, and what is drawn is
-  drawn given that it is not the positive. The gradient estimates that of the
-  full softmax, and is it where every other candidate is a column once and Q is
-  uniform. The value may be negative: it is no measure of progress.
+  not drawn, so it has no correction and is not in the sum; the other columns
+  are drawn given that they are not the positive. The gradient estimates that of
+  the full softmax, and equals it if every other candidate is a column once and
+  Q is uniform. The value may be negative, and does not measure progress.
 
-  It has no settings. For tasks that sample and know by what distribution.
+  It has no settings. It is for tasks that sample from a known distribution.
   """
 
   name: ClassVar[str] = "logq_corrected"

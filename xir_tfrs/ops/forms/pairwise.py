@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from xir_tfrs.ops.forms import base
 
-# Below this, an activation is taken for 0: its logarithm's slope overflows.
+# Smaller activations count as 0, because the slope of their log overflows.
 _SMALLEST = 1e-6
 ACTIVATIONS = ("tanh", "atan", "relu")
 
@@ -52,7 +52,7 @@ class PairwiseSoftmax(base.Form):
       return (math.log(2.0) - tf.math.softplus(-2.0 * d)) / self.tau_star
     more_than_one = tf.atan(d) if self.activation == "atan" else d
     inside = more_than_one > _SMALLEST - 1.0
-    # A place outside takes no part in the gradient, where it would be NaN.
+    # Places outside get no gradient, which would be NaN there.
     logs = tf.math.log1p(tf.where(inside, more_than_one, 0.0))
     return tf.where(inside, logs / self.tau_star, -math.inf)
 

@@ -14,12 +14,12 @@ class SoftmaxAtK(base.Form):
 
   SL@K of Yang et al. 2025 (https://arxiv.org/abs/2508.05673), a bound of
   NDCG@K: beta is the score by which a candidate is among the query's best K.
-  No gradient goes through the weight, and the positive is no term of the
-  denominator, unless `positive_in_partition`.
+  No gradient goes through the weight. The positive is not in the denominator,
+  unless `positive_in_partition`.
 
-  Here beta is the K-th best score of the candidates that are no positives, as
+  Here beta is the K-th best score among candidates other than positives, as
   the row's pool estimates it: column j of n stands for 1 / (n q_j)
-  candidates (`ops.ranks.kth_best`). It is new at every step and for every
+  candidates (`ops.ranks.kth_best`). It is computed at every step, for every
   row. The paper keeps one per query, the K-th best of its training positives
   and 1,000 uniform candidates, and renews it every 5 or 20 epochs.
 
