@@ -41,7 +41,6 @@ import msgspec
 from xir_tfrs.data import errors
 
 LOCK_FILE = ".lock"  # In a directory that is `locked`.
-LOCK_FILE = ".lock"  # In a directory that is `locked`.
 _BEAT = 20.0
 _LAPSE = 120.0
 # A file is written within moments; a partial one of this age is left over.
