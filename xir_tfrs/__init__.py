@@ -32,7 +32,7 @@ if typing.TYPE_CHECKING:
     types,
   )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
   "data",

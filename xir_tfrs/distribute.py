@@ -10,12 +10,21 @@ def num_replicas() -> int:
 
   Raises:
     RuntimeError: In cross-replica context, where "this replica" means nothing.
+
+  Examples:
+    >>> xir.distribute.num_replicas()
+    1
   """
   return _context().num_replicas_in_sync
 
 
 def replica_id() -> tf.Tensor:
-  """Scalar int64: which of `num_replicas()` this one is."""
+  """Scalar int64: which of `num_replicas()` this one is.
+
+  Examples:
+    >>> int(xir.distribute.replica_id())
+    0
+  """
   return tf.cast(_context().replica_id_in_sync_group, tf.int64)
 
 
@@ -28,6 +37,9 @@ def require_scope(variables: Iterable[tf.Variable], owner: str) -> None:
 
   Raises:
     ValueError: One was made outside the scope of the strategy that is used.
+
+  Examples:
+    >>> xir.distribute.require_scope([tf.Variable(1.0)], "tower")
   """
   if num_replicas() == 1:
     return
@@ -54,6 +66,10 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [sum of rows, ...] tensor, the same on every replica.
+
+  Examples:
+    >>> xir.distribute.all_gather(tf.constant([1, 2])).numpy()
+    array([1, 2], dtype=int32)
   """
   context = _context()
   if context.num_replicas_in_sync == 1:
@@ -81,6 +97,14 @@ def encode_together(
 
   Returns:
     [n, dim] tensor, the same on every replica.
+
+  Examples:
+    >>> table = tf.constant([[1.0], [2.0], [3.0]])
+    >>> xir.distribute.encode_together(
+    ...   lambda ids: tf.gather(table, ids), tf.constant([2, 0])
+    ... ).numpy()
+    array([[3.],
+           [1.]], dtype=float32)
   """
   replicas = num_replicas()
   if replicas == 1 or ids.shape[0] == 0:
@@ -91,7 +115,12 @@ def encode_together(
 
 
 def all_reduce_sum(x: tf.Tensor) -> tf.Tensor:
-  """Sum of `x` over all replicas, the same on every replica."""
+  """Sum of `x` over all replicas, the same on every replica.
+
+  Examples:
+    >>> xir.distribute.all_reduce_sum(tf.constant([1, 2])).numpy()
+    array([1, 2], dtype=int32)
+  """
   context = _context()
   if context.num_replicas_in_sync == 1:
     return x
@@ -107,6 +136,11 @@ def global_rows(num_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   Returns:
     (first, total): scalars int64. This replica holds rows
     `[first, first + num_rows)` of `total`.
+
+  Examples:
+    >>> first, total = xir.distribute.global_rows(tf.constant(32))
+    >>> int(first), int(total)
+    (0, 32)
   """
   num_rows = tf.cast(num_rows, tf.int64)
   if num_replicas() == 1:

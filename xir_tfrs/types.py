@@ -28,6 +28,11 @@ class Feature:
     length: `float_seq`: numbers per row.
     mean: Float kinds: what is subtracted; 1 value, or `length` values.
     std: Float kinds: what is divided by; as many values as `mean`, all > 0.
+
+  Examples:
+    >>> price = xir.types.Feature("price", "float", mean=(9.5,), std=(2.0,))
+    >>> price.is_token, price.width
+    (False, 1)
   """
 
   name: str

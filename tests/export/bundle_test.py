@@ -7,8 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
+import xir_tfrs as xir
 from export.bundle import signatures
-from tests import reference
+from tests import examples, reference
 from xir_tfrs.data import errors, json_files
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
@@ -70,6 +71,13 @@ def test_edge_sizes(world, loaded):
     loaded.recommend([world.query_ids[0]], k=0)
   with pytest.raises(ValueError, match="2 lists for 1 queries"):
     loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[], []])
+
+
+@pytest.mark.parametrize("name", xir.serving.__all__)
+def test_example(name, exported, tmp_path, monkeypatch):
+  (tmp_path / "bundle").symlink_to(exported)
+  monkeypatch.chdir(tmp_path)
+  assert examples.run(getattr(xir.serving, name)), "it has no example"
 
 
 def test_default_index_is_scann(exported):

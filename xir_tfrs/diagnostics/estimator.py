@@ -46,6 +46,19 @@ class EstimatorProbe:
 
   A measurement runs on one device, with a whole global batch at a time. Call
   it outside the scope of a strategy.
+
+  Examples:
+    >>> query_tower = xir.models.Tower(vocabulary_size=8, dim=4)
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=9, dim=4)
+    >>> task = xir.tasks.SampledSoftmaxRetrieval(candidate_counts=[1] * 9)
+    >>> model = xir.models.TwoTower(query_tower, candidate_tower, task)
+    >>> rows = {"query_id": np.arange(8), "candidate_id": np.arange(8)}
+    >>> probe = xir.diagnostics.EstimatorProbe(
+    ...   model, rows, probe_size=4, batch_size=4, repetitions=2
+    ... )
+    >>> found = probe.measure()
+    >>> sorted(found)[:3]
+    ['bias', 'bias_half_temperature', 'cosine']
   """
 
   def __init__(

@@ -37,6 +37,15 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
   Attributes:
     ids: the `IdTable` of the corpus; None before `index`.
     vectors: `[n, dim]` float32 variable, the vectors; None before `index`.
+
+  Examples:
+    >>> index: xir.indexes.RetrievalIndex = xir.indexes.BruteForceIndex()
+    >>> _ = index.index([10, 20, 30], [[1.0], [2.0], [3.0]])
+    >>> index.size, index.dim
+    (3, 1)
+    >>> ids, _ = index.search([[1.0]], k=2, allow=[[10, 20]])
+    >>> ids.numpy()
+    array([[20, 10]], dtype=int32)
   """
 
   def __init__(self, name: str | None = None):
@@ -326,6 +335,13 @@ def recall(
   Returns:
     A number in [0, 1], mean over all answers of all queries. Answers are
     compared by id, so a tie broken otherwise counts as a miss.
+
+  Examples:
+    >>> rng = np.random.default_rng(0)
+    >>> vectors = rng.normal(size=[50, 4]).astype("float32")
+    >>> exact = xir.indexes.BruteForceIndex().index(np.arange(50), vectors)
+    >>> xir.indexes.recall(exact, exact, vectors[:9], k=5)
+    1.0
   """
   found = index.search(queries, k)[0].numpy()
   wanted, scores = (x.numpy() for x in exact.search(queries, k))

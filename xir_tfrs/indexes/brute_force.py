@@ -13,6 +13,12 @@ class BruteForceIndex(base.RetrievalIndex):
 
   A SavedModel of it needs nothing beyond TensorFlow, TensorFlow Serving
   included.
+
+  Examples:
+    >>> index = xir.indexes.BruteForceIndex().index(["tea", "milk"], np.eye(2))
+    >>> ids, scores = index.search([[2.0, 1.0]], k=2, exclude=[["tea"]])
+    >>> ids.numpy()  # Padding, where fewer remain.
+    array([[b'milk', b'']], dtype=object)
   """
 
   def _store(self, embeddings: np.ndarray) -> tf.Variable:

@@ -34,6 +34,13 @@ def top_rows(
   Returns:
     rows (int64) and scores (float32), both `[batch, k]`, best first, padded
     with -1 and -inf.
+
+  Examples:
+    >>> vectors, queries = tf.eye(3), tf.constant([[3.0, 2.0, 1.0]])
+    >>> nothing = tf.zeros([1, 0], tf.int64)
+    >>> rows, scores = xir.indexes.top_rows(vectors, queries, 2, nothing)
+    >>> rows.numpy(), scores.numpy()
+    (array([[0, 1]]), array([[3., 2.]], dtype=float32))
   """
 
   def best(part: slice) -> Rows:

@@ -19,6 +19,13 @@ class IdTable(tf.Module):
   """Row i stands for the i-th id; -1 is no row, "" or -1 is no id.
 
   A `tf.Module`: several modules may share one, and it is saved once.
+
+  Examples:
+    >>> table = xir.indexes.IdTable(["tea", "milk"])
+    >>> table.rows(tf.constant(["milk", "coffee"])).numpy()
+    array([ 1, -1])
+    >>> table.ids(tf.constant([0, -1], tf.int64)).numpy()
+    array([b'tea', b''], dtype=object)
   """
 
   def __init__(self, ids: TensorLike, name: str | None = None):

@@ -47,6 +47,13 @@ class ScannSettings:
     num_reorder: candidates scored again, exactly, beyond those excluded.
     max_fetch: a query with more than this many answers and exclusions
       together is scored exactly.
+
+  Examples:
+    >>> index = xir.indexes.ScannIndex(exact_below=100, num_leaves=4)
+    >>> vectors = np.random.default_rng(0).normal(size=[200, 4])
+    >>> settings = index.index(range(200), vectors).settings
+    >>> isinstance(settings, xir.indexes.ScannSettings), settings.num_leaves
+    (True, 4)
   """
 
   num_leaves: int
@@ -65,6 +72,16 @@ class TuningPoint:
     num_leaves_to_search, num_reorder: the setting.
     recall: share of the exact top k that it finds.
     milliseconds: median time of a single query, in ScaNN alone.
+
+  Examples:
+    >>> point = xir.indexes.TuningPoint(
+    ...   num_leaves_to_search=20,
+    ...   num_reorder=100,
+    ...   recall=0.99,
+    ...   milliseconds=0.4,
+    ... )
+    >>> point.recall
+    0.99
   """
 
   num_leaves_to_search: int
@@ -76,6 +93,7 @@ class TuningPoint:
 class ScannIndex(base.RetrievalIndex):
   """Approximate top-k, with exclusions and padding as exact as brute force.
 
+  ScaNN (Guo et al. 2020).
   Which candidates are found is approximate (measure it with
   `xir_tfrs.indexes.recall`); all else is not. ScaNN is asked for k answers
   plus as many as the longest list of exclusions of the batch, and the excluded
@@ -85,6 +103,14 @@ class ScannIndex(base.RetrievalIndex):
 
   Builds are not deterministic: two indexes over the same vectors may disagree
   on a few answers.
+
+  Examples:
+    >>> vectors = np.random.default_rng(0).normal(size=[200, 4])
+    >>> index = xir.indexes.ScannIndex(exact_below=100)
+    >>> _ = index.index(range(200), vectors)
+    >>> ids, scores = index.search(vectors[:2].astype("float32"), k=5)
+    >>> ids.shape
+    TensorShape([2, 5])
   """
 
   def __init__(
@@ -341,6 +367,9 @@ def load_ops() -> types.ModuleType:
 
   Raises:
     ImportError: if ScaNN is missing or does not fit this TensorFlow.
+
+  Examples:
+    >>> ops = xir.indexes.load_ops()  # ImportError without ScaNN.
   """
   try:
     from scann.scann_ops.py import scann_ops
@@ -355,7 +384,13 @@ def load_ops() -> types.ModuleType:
 
 
 def scann_version() -> str | None:
-  """Version of the installed ScaNN; its own `__version__` is not kept."""
+  """Version of the installed ScaNN; its own `__version__` is not kept.
+
+  Examples:
+    >>> version = xir.indexes.scann_version()
+    >>> version is None or version.startswith("1.")
+    True
+  """
   try:
     return importlib.metadata.version("scann")
   except importlib.metadata.PackageNotFoundError:

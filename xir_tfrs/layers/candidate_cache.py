@@ -10,7 +10,9 @@ POLICIES = ("occurrence", "recency")
 
 
 class CandidateCache(tf.keras.layers.Layer):
-  """Candidates that were drawn often, and how often (Algorithm 2 of XIR).
+  """Candidates that were drawn often, and how often.
+
+  Algorithm 2 of Chen et al. 2022.
 
       o <- occurrence_decay * o + draws of this step
       cache <- cache_size candidates, in proportion to o
@@ -24,6 +26,15 @@ class CandidateCache(tf.keras.layers.Layer):
     entered: [cache_size] int64 variable, the update that brought each id in;
       unlike the others it is only looked at.
     step: int64 variable, updates so far.
+
+  Examples:
+    >>> cache = xir.layers.CandidateCache(num_candidates=100, cache_size=4)
+    >>> pool_ids = tf.constant([5, 6, 7, 8, 9], tf.int64)
+    >>> cache.update(pool_ids, draws=tf.constant([2.0, 1.0, 0.0, 1.0, 3.0]))
+    >>> cache.ids.shape, set(cache.ids.numpy()) <= {5, 6, 8, 9}
+    (TensorShape([4]), True)
+    >>> cache.occurrence_counts.numpy()[5:10]
+    array([2., 1., 0., 1., 3.])
   """
 
   def __init__(

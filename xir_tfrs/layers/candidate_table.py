@@ -20,6 +20,17 @@ class CandidateTable(tf.keras.layers.Layer):
   are in the checkpoint and no graph has to hold them.
 
   Row `num_rows` stands for an unknown id: code 0, no tokens, missing numbers.
+
+  Examples:
+    >>> price = xir.types.Feature("price", "float", mean=(0.0,), std=(1.0,))
+    >>> kind = xir.types.Feature("kind", "token", vocabulary_size=3)
+    >>> table = xir.layers.CandidateTable(
+    ...   [price, kind],
+    ...   {"price": np.array([9.5, 2.0]), "kind": np.array([1, 2])},
+    ... )
+    >>> found = table(tf.constant([1, -1]))  # -1 is unknown.
+    >>> found["price"].numpy(), found["kind"].numpy()
+    (array([ 2., nan], dtype=float32), array([2, 0], dtype=int32))
   """
 
   def __init__(

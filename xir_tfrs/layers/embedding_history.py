@@ -14,13 +14,20 @@ class EmbeddingHistory(tf.keras.layers.Layer):
 
       D(t; dt) = mean_i || g(i; theta_t) - g(i; theta_{t - dt}) ||_2
 
-  The feature drift of Wang et al. 2021 (CBNS), as a mean over the candidates
+  The feature drift of Wang et al. 2021a (CBNS), as a mean over the candidates
   that are watched instead of a sum over those of a batch.
 
   Attributes:
     embeddings: [11, num_watched, dim] float32 variable; step t is in slot
       t mod 11.
     recorded: int64 variable, updates so far.
+
+  Examples:
+    >>> history = xir.layers.EmbeddingHistory(num_watched=3, dim=2)
+    >>> history.update(tf.zeros([3, 2]))
+    >>> history.update(tf.constant([[3.0, 4.0]] * 3))
+    >>> float(history.drift(1))
+    5.0
   """
 
   def __init__(

@@ -44,6 +44,15 @@ class FrequencyEstimator(tf.keras.layers.Layer):
     step: int64 variable: batches so far, without those of no rows.
     hash_coefficients: [num_hashes, 7] int64 variable: state, so that tables
       and hashes stay together in a checkpoint.
+
+  Examples:
+    >>> estimator = xir.layers.FrequencyEstimator(
+    ...   num_buckets=1024, learning_rate=0.5
+    ... )
+    >>> for _ in range(8):
+    ...   estimator.update(tf.constant([3, 4]))
+    >>> estimator.probability(tf.constant([3])).numpy()
+    array([1.], dtype=float32)
   """
 
   def __init__(

@@ -25,6 +25,13 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
     codes: [num_candidates, 2] int64 variable, each candidate's codewords.
     order, offsets, cumulative_weights: variables, the candidates by bucket;
       see `ops.midx.InvertedLists`.
+
+  Examples:
+    >>> index = xir.layers.InvertedMultiIndex(num_candidates=6, dim=2)
+    >>> index.refresh(tf.reshape(tf.range(12.0), [6, 2]))
+    >>> ids, log_prob = index.sample(tf.ones([1, 2]), 3, seed=0)
+    >>> ids.shape, log_prob.shape
+    (TensorShape([1, 3]), TensorShape([1, 3]))
   """
 
   def __init__(

@@ -8,7 +8,7 @@ from xir_tfrs.layers import state
 class MemoryBank(tf.keras.layers.Layer):
   """First in, first out: the newest `bank_size` embeddings, as constants.
 
-  The bank M of Wang et al. 2021 (CBNS), with the ids, which its masks need.
+  The bank M of Wang et al. 2021a (CBNS), with the ids, which its masks need.
   Slots fill up from 0 and are then overwritten in turn, so slots
   [0, filled) are in use.
 
@@ -19,6 +19,13 @@ class MemoryBank(tf.keras.layers.Layer):
       time they came.
     head: int64 variable, the slot that is written next.
     filled: int64 variable, slots in use.
+
+  Examples:
+    >>> bank = xir.layers.MemoryBank(bank_size=3, dim=2)
+    >>> ids, log_q = tf.constant([7, 8], tf.int64), tf.zeros([2])
+    >>> bank.update(tf.ones([2, 2]), ids, log_q)
+    >>> int(bank.filled), bank.ids.numpy()
+    (2, array([ 7,  8, -1]))
   """
 
   def __init__(

@@ -11,11 +11,16 @@ class TargetAttention(tf.keras.layers.Layer):
       u_c = sum_j a(v_j, v_c) v_j
       a(v_j, v_c) = w . sigmoid(W [v_j, v_c, v_j * v_c] + b) + b'
 
-  The local activation unit of DIN ("Deep Interest Network for Click-Through
-  Rate Prediction", Zhou et al., KDD 2018). As there, the weights are not
-  normalised: many events that fit say more than one does.
+  The local activation unit of DIN (Zhou et al. 2018). As there, the
+  weights are not normalised: many events that fit say more than one does.
 
   Axes: n = histories, length = columns of a window, m = candidates of each.
+
+  Examples:
+    >>> attention = xir.layers.TargetAttention(dim=4)
+    >>> events, candidates = tf.ones([2, 5, 4]), tf.ones([2, 3, 4])
+    >>> attention(events, tf.constant([5, 1]), candidates).shape
+    TensorShape([2, 3, 4])
   """
 
   def __init__(

@@ -36,6 +36,16 @@ class Ranking:
     shown: [number of ks, num_candidates] int64, in how many of the lists of
       that length a candidate stands.
     ks: the cut-offs.
+
+  Examples:
+    >>> ranking = xir.metrics.Ranking(
+    ...   hits=np.array([[False, True]]),
+    ...   num_relevant=np.array([1]),
+    ...   covered=np.array([[True, True, False, False]]),
+    ...   ks=(2,),
+    ... )
+    >>> ranking.means()["mrr@2"], ranking.means()["coverage@2"]
+    (0.5, 0.5)
   """
 
   hits: np.ndarray
@@ -130,6 +140,18 @@ def full_ranking(
 
   Raises:
     ValueError: as there.
+
+  Examples:
+    >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> candidates = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+    >>> found = xir.metrics.full_ranking(
+    ...   queries,
+    ...   candidates,
+    ...   relevant=tf.ragged.constant([[1], [2]]),
+    ...   ks=[1, 2],
+    ... )
+    >>> found["recall@1"], found["recall@2"]
+    (0.5, 1.0)
   """
   return rank_all(
     query_embeddings,
@@ -166,6 +188,15 @@ def full_ranking_by_query(
 
   Raises:
     ValueError: as there.
+
+  Examples:
+    >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> candidates = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+    >>> found = xir.metrics.full_ranking_by_query(
+    ...   queries, candidates, relevant=tf.ragged.constant([[1], [2]]), ks=[1]
+    ... )
+    >>> found["hit@1"]
+    array([0., 1.])
   """
   return rank_all(
     query_embeddings,
@@ -216,6 +247,19 @@ def rank_all(
   Raises:
     ValueError: if an argument is malformed, ids are out of range or repeated,
       embeddings hold NaN or infinity, or no query has anything relevant.
+
+  Examples:
+    >>> queries = np.array([[1.0, 0.0]])
+    >>> candidates = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+    >>> ranking = xir.metrics.rank_all(
+    ...   queries,
+    ...   candidates,
+    ...   relevant=tf.ragged.constant([[1]]),
+    ...   seen=tf.ragged.constant([[0]]),
+    ...   ks=[2],
+    ... )
+    >>> ranking.hits
+    array([[ True, False]])
   """
   ks = inputs.check_ks(ks)
   queries, candidates = inputs.check_embeddings(

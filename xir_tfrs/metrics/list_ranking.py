@@ -28,6 +28,17 @@ def list_ranking(
   Returns:
     What `full_ranking` returns, with its rule for ties: among equal scores
     relevant candidates come last, then the lower id comes first.
+
+  Examples:
+    >>> found = xir.metrics.list_ranking(
+    ...   candidate_ids=[[4, 2, -1]],
+    ...   scores=[[0.9, 0.8, 0.0]],
+    ...   relevant=tf.ragged.constant([[2, 3]]),
+    ...   num_candidates=5,
+    ...   ks=[2],
+    ... )
+    >>> found["recall@2"]
+    0.5
   """
   return rank_lists(
     candidate_ids,
@@ -60,6 +71,17 @@ def rank_lists(
   Raises:
     ValueError: if an argument is malformed, ids are out of range or repeated,
       a score is NaN, or no query has anything relevant.
+
+  Examples:
+    >>> ranking = xir.metrics.rank_lists(
+    ...   candidate_ids=[[4, 2, -1]],
+    ...   scores=[[0.9, 0.8, 0.0]],
+    ...   relevant=tf.ragged.constant([[2]]),
+    ...   num_candidates=5,
+    ...   ks=[2],
+    ... )
+    >>> ranking.hits
+    array([[False,  True]])
   """
   ks = inputs.check_ks(ks)
   ids, scores = _check_lists(candidate_ids, scores, num_candidates)

@@ -36,13 +36,28 @@ def encode(
 
   Returns:
     [n, dim] embeddings.
+
+  Examples:
+    >>> tower = xir.models.Tower(vocabulary_size=3, dim=2)
+    >>> encode = xir.models.TwoTower(tower, tower).encode_queries
+    >>> ids, has_rows = tf.constant([0, 1]), tf.constant([True, False])
+    >>> xir.models.cold_start.encode(encode, ids, has_rows, {}).numpy()[1]
+    array([0., 0.], dtype=float32)
   """
   unknown = tf.cast(UNKNOWN_ID, ids.dtype)
   return encoder(tf.where(has_rows, ids, unknown), features)
 
 
 def is_answerable(has_rows: tf.Tensor, features: Features) -> tf.Tensor:
-  """[n] bool, whether anything is known of an id; arguments as of `encode`."""
+  """[n] bool, whether anything is known of an id; arguments as of `encode`.
+
+  Examples:
+    >>> price = tf.constant([np.nan, 2.0, np.nan])
+    >>> xir.models.cold_start.is_answerable(
+    ...   tf.constant([True, False, False]), {"price": price}
+    ... ).numpy()
+    array([ True,  True, False])
+  """
   answerable = tf.convert_to_tensor(has_rows)
   for value in features.values():
     answerable |= _is_given(value)

@@ -22,15 +22,17 @@ class HistoryTower(tf.keras.Model):
   did not know differs in nothing from one that it knew. An empty history has
   a learned vector of its own.
 
-  Example:
-
-    tower = HistoryTower(candidate_tower, encoder="attention")
-    tower(query_ids, tf.ragged.constant([[3, 7], [5]]))  # [2, dim]
-
   Attributes:
     candidate_tower: Encodes the events; it is the one of the candidates.
     encoder: The `layers.HistoryEncoder`.
     query_tower: Encodes the ids of the queries, or None.
+
+  Examples:
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=9, dim=4)
+    >>> tower = xir.models.HistoryTower(candidate_tower, encoder="attention")
+    >>> query_ids = tf.constant([0, 1])
+    >>> tower(query_ids, tf.ragged.constant([[3, 7], [5]])).shape
+    TensorShape([2, 4])
   """
 
   def __init__(

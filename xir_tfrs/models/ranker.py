@@ -26,13 +26,21 @@ class Ranker(tf.keras.Model):
       deepfm  a linear term for each id and feature, and the inner products of
               all pairs of fields (Guo et al. 2017);
       dcn     `num_cross_layers` cross layers x <- x0 * (W x + b) + x with
-              full matrices W (DCN-V2, Wang et al. 2021; not the vectors of
+              full matrices W (DCN-V2, Wang et al. 2021b; not the vectors of
               the first DCN), side by side with the MLP;
       din     the MLP alone, with the history (Zhou et al. 2018).
 
   Attributes:
     query_embedder, candidate_embedder: `embedder.FeatureEmbedder`s; the first
       is None without `num_queries`.
+
+  Examples:
+    >>> ranker = xir.models.Ranker(
+    ...   num_queries=5, num_candidates=9, kind="dcn", dim=4, hidden_units=(8,)
+    ... )
+    >>> candidate_ids = tf.constant([[1, 2, 3], [4, 5, 6]])
+    >>> ranker(tf.constant([0, 1]), candidate_ids).shape
+    TensorShape([2, 3])
   """
 
   def __init__(
@@ -278,7 +286,7 @@ class Ranker(tf.keras.Model):
 def cross(
   x0: tf.Tensor, x: tf.Tensor, layer: tf.keras.layers.Dense
 ) -> tf.Tensor:
-  """x0 * (W x + b) + x: a cross layer, equation 1 of Wang et al. 2021.
+  """x0 * (W x + b) + x: a cross layer, equation 1 of Wang et al. 2021b.
 
   Args:
     x0: [rows, width] what the first layer saw.

@@ -22,6 +22,17 @@ class Tower(embedder.FeatureEmbedder):
 
   Attributes:
     table: The `layers.CandidateTable` of side features, or None.
+
+  Examples:
+    >>> kind = xir.types.Feature("kind", "token", vocabulary_size=3)
+    >>> tower = xir.models.Tower(
+    ...   vocabulary_size=2,
+    ...   dim=4,
+    ...   features=[kind],
+    ...   columns={"kind": np.array([1, 2])},
+    ... )
+    >>> tower(tf.constant([0, 1, -1])).shape  # -1 is unknown.
+    TensorShape([3, 4])
   """
 
   def __init__(

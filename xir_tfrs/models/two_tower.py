@@ -48,6 +48,18 @@ class TwoTower(tfrs.Model):
     task: The loss, one of `xir_tfrs.tasks`; None in a model for inference.
     normalize: Whether scores are cosines.
     ranker: Scores pairs of ids for a second stage, e.g. `Ranker`; or None.
+
+  Examples:
+    >>> query_tower = xir.models.Tower(vocabulary_size=8, dim=4)
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=9, dim=4)
+    >>> task = xir.tasks.BIRRetrieval(candidate_counts=[2] * 9)
+    >>> model = xir.models.TwoTower(query_tower, candidate_tower, task)
+    >>> model.compile(optimizer=xir.optimizers.LazyAdam(0.05))
+    >>> rows = {"query_id": np.arange(8), "candidate_id": np.arange(8)}
+    >>> batches = tf.data.Dataset.from_tensor_slices(rows).batch(4)
+    >>> history = model.fit(batches, epochs=1, verbose=0)
+    >>> model.encode_queries(tf.constant([0, 5])).shape
+    TensorShape([2, 4])
   """
 
   def __init__(

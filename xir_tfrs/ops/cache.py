@@ -31,6 +31,12 @@ def next_cache(
 
   Returns:
     [cache_size] ids, of the type of `candidate_ids`.
+
+  Examples:
+    >>> ids, weights = tf.constant([5, 6, 7]), tf.constant([1.0, 0.0, 3.0])
+    >>> cache = xir.ops.cache.next_cache(ids, weights, 8, seed=0)
+    >>> sorted(set(cache.numpy().tolist()))
+    [5, 7]
   """
   weights = tf.cast(weights, tf.float64)
   weights = tf.where(tf.reduce_any(weights > 0), weights, 1.0)
@@ -63,6 +69,11 @@ def entry_steps(
 
   Returns:
     [n] int64 steps, the same for the same id.
+
+  Examples:
+    >>> ids, entered = tf.constant([5, 6]), tf.constant([1, 2], tf.int64)
+    >>> xir.ops.cache.entry_steps(ids, entered, tf.constant([6, 7]), 3).numpy()
+    array([2, 3])
   """
   numbers = search.numbers(tf.concat([ids, next_ids], 0))
   before, after = tf.split(numbers, [tf.size(ids), tf.size(next_ids)])

@@ -14,12 +14,22 @@ Size: TypeAlias = int | tf.Tensor
 
 
 def size(x: tf.Tensor) -> Size:
-  """Length of the first axis; an int where it is static."""
+  """Length of the first axis; an int where it is static.
+
+  Examples:
+    >>> xir.ops.chunks.size(tf.zeros([5, 2]))
+    5
+  """
   return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
 
 
 def part(x: tf.Tensor, start: Size, length: Size) -> tf.Tensor:
-  """`x[start : start + length]`; of static shape if the length is an int."""
+  """`x[start : start + length]`; of static shape if the length is an int.
+
+  Examples:
+    >>> xir.ops.chunks.part(tf.range(5), 1, 3).numpy()
+    array([1, 2, 3], dtype=int32)
+  """
   others = x.shape.rank - 1
   return tf.slice(x, [start] + [0] * others, [length] + [-1] * others)
 
@@ -43,6 +53,16 @@ def fold(
 
   Returns:
     (the last carry, the tensors of all steps, concatenated).
+
+  Examples:
+    >>> x = tf.range(5)
+    >>> def step(total, start, length):
+    ...   part = xir.ops.chunks.part(x, start, length)
+    ...   return total + tf.reduce_sum(part), (2 * part,)
+    >>> zero = tf.constant(0)
+    >>> total, (doubled,) = xir.ops.chunks.fold(step, 5, 2, zero, (x,))
+    >>> int(total), doubled.numpy()
+    (10, array([0, 2, 4, 6, 8], dtype=int32))
   """
   static = isinstance(total, int) and isinstance(chunk, int)
   in_loop = total

@@ -38,6 +38,15 @@ def sampled_softmax(
 
   Returns:
     [batch] losses, >= 0.
+
+  Examples:
+    >>> scores, log_q = tf.zeros([1, 3]), tf.zeros([1, 3])
+    >>> positive, positive_log_q = tf.zeros([1]), tf.zeros([1])
+    >>> loss = xir.ops.corr.sampled_softmax(
+    ...   scores, positive, log_q, positive_log_q
+    ... )
+    >>> print(f"{loss[0]:.4f} = {np.log(4):.4f}")
+    1.3863 = 1.3863
   """
   return losses.sampled_softmax(
     _corrected(scores, log_q),
@@ -68,6 +77,12 @@ def sampled_kl(
 
   Returns:
     [batch] divergences, >= 0 up to rounding; 0 where nothing is kept.
+
+  Examples:
+    >>> scores = tf.constant([[1.0, 2.0]])
+    >>> kl = xir.ops.corr.sampled_kl(scores, scores + 5.0, tf.zeros([1, 2]))
+    >>> print(f"{abs(kl[0]):.4f}")  # Only differences of scores count.
+    0.0000
   """
   if keep is None:
     keep = tf.ones_like(log_q, tf.bool)

@@ -19,6 +19,11 @@ def catalogue(vectors: tf.Tensor, ridge: float) -> tuple[tf.Tensor, tf.Tensor]:
   Returns:
     ([dim] m, the mean vector; [dim, dim] (V_c^T V_c + lambda I)^-1 of the
     centered vectors, up to a positive factor).
+
+  Examples:
+    >>> mean, inverse = xir.ops.fold_in.catalogue(tf.eye(3), ridge=1.0)
+    >>> mean.shape, inverse.shape
+    (TensorShape([3]), TensorShape([3, 3]))
   """
   mean = tf.reduce_mean(vectors, axis=0)
   # Centering the vectors themselves would copy the catalogue.
@@ -45,10 +50,10 @@ def fold_in(
       q = (V_c^T V_c + lambda I)^-1 sum_j a_j^-power (v_j - m)
 
   over the items of a history, a_j = 1 for the newest, 2 for the one before,
-  and so on. This is the step for one user of alternating least squares (Hu,
-  Koren and Volinsky, ICDM 2008, equation 4), for item vectors that were trained
-  by any method, with an intercept: items of the history should score
-  above the others, at whatever level. Their confidences are small compared
+  and so on. This is the step for one user of alternating least squares (Hu et
+  al. 2008, equation 4), for item vectors that were trained by any method, with
+  an intercept: items of the history should score above the others, at whatever
+  level. Their confidences are small compared
   with that of the whole catalogue, which makes the step linear in the history;
   larger ones find no more.
 
@@ -61,6 +66,15 @@ def fold_in(
   Returns:
     [n, dim] vectors of length 1, since only their directions compare items;
     zeros where the history gives no direction.
+
+  Examples:
+    >>> items = tf.constant([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> mean, inverse = xir.ops.fold_in.catalogue(items, ridge=1.0)
+    >>> history = tf.gather(items, [[0, 0]])  # [1, 2, dim]
+    >>> xir.ops.fold_in.fold_in(
+    ...   history, tf.constant([2]), mean, inverse, power=0.0
+    ... ).numpy()
+    array([[1., 0.]], dtype=float32)
   """
   ages = lengths[:, tf.newaxis] - tf.range(tf.shape(vectors)[1])
   weights = tf.where(

@@ -26,6 +26,11 @@ def as_keys(ids: tf.Tensor) -> tf.Tensor:
   """[n] int64 keys of [n] integer or string ids.
 
   Strings are fingerprinted to 63 bits, the same in every process.
+
+  Examples:
+    >>> keys = xir.ops.frequency.as_keys(tf.constant(["tea", "milk", "tea"]))
+    >>> keys.dtype, bool(keys[0] == keys[2])
+    (tf.int64, True)
   """
   ids = tf.convert_to_tensor(ids)
   if ids.dtype == tf.string:
@@ -34,7 +39,12 @@ def as_keys(ids: tf.Tensor) -> tf.Tensor:
 
 
 def hash_coefficients(num_hashes: int, *, seed: int) -> tf.Tensor:
-  """[num_hashes, 7] int64: the hash functions of `cells`, drawn by `seed`."""
+  """[num_hashes, 7] int64: the hash functions of `cells`, drawn by `seed`.
+
+  Examples:
+    >>> xir.ops.frequency.hash_coefficients(2, seed=0).shape
+    TensorShape([2, 7])
+  """
   return tf.random.stateless_uniform(
     [num_hashes, 7],
     seed=seeds.as_pair(seed),
@@ -65,6 +75,13 @@ def cells(
 
   Returns:
     [num_hashes, n] int64 in [0, num_buckets).
+
+  Examples:
+    >>> coefficients = xir.ops.frequency.hash_coefficients(2, seed=0)
+    >>> keys = tf.constant([3, 4, 3], tf.int64)
+    >>> cells = xir.ops.frequency.cells(keys, coefficients, num_buckets=100)
+    >>> cells.shape, bool(tf.reduce_all(cells[:, 0] == cells[:, 2]))
+    (TensorShape([2, 3]), True)
   """
   part = 2**_PART_BITS - 1
   parts = (
@@ -103,6 +120,10 @@ def update_rate(
 
   Returns:
     [cells] float64 in (0, 1].
+
+  Examples:
+    >>> xir.ops.frequency.update_rate(0.5, tf.constant([1.0, 2.0])).numpy()
+    array([0.5 , 0.75])
   """
   appearances = tf.cast(appearances, tf.float64)
   kept = math.log1p(-learning_rate) if learning_rate < 1.0 else -math.inf
@@ -134,6 +155,16 @@ def next_gap(
 
   Returns:
     [cells] float32, the next B.
+
+  Examples:
+    >>> xir.ops.frequency.next_gap(
+    ...   gap=tf.constant([4.0]),
+    ...   last_seen=tf.constant([10], tf.int64),
+    ...   appearances=tf.constant([1.0]),
+    ...   rate=tf.constant([0.5], tf.float64),
+    ...   step=tf.constant(12, tf.int64),
+    ... ).numpy()
+    array([3.], dtype=float32)
   """
   # In float32 the last bit would depend on where in the vector a cell stands,
   # and so on the order of the batch.
@@ -155,6 +186,12 @@ def longest_gap(gaps: tf.Tensor, *, step: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [n] float32, > 0.
+
+  Examples:
+    >>> gaps = tf.constant([[2.0, 3.0], [5.0, 1.0]])
+    >>> step = tf.constant(9, tf.int64)
+    >>> xir.ops.frequency.longest_gap(gaps, step=step).numpy()
+    array([5., 3.], dtype=float32)
   """
   unknown = tf.cast(tf.maximum(step, 1), tf.float32)
   return tf.reduce_max(tf.where(gaps > 0, gaps, unknown), axis=0)
@@ -174,6 +211,13 @@ def gap_of_share(
 
   Returns:
     [...] float64.
+
+  Examples:
+    >>> shares = tf.constant([0.5, 0.25], tf.float64)
+    >>> xir.ops.frequency.gap_of_share(
+    ...   shares, batch_size=1, count_appearances=True
+    ... ).numpy()
+    array([2., 4.])
   """
   if count_appearances:
     return 1.0 / (shares * batch_size)
@@ -196,6 +240,13 @@ def log_error(
     Scalars float64: `"log_correlation"` of the two logarithms,
     `"candidate_log_error"`, the mean distance over candidates, and
     `"row_log_error"`, with every candidate weighted by its count.
+
+  Examples:
+    >>> log_estimate = tf.math.log([0.2, 0.4, 0.1])
+    >>> counts = tf.constant([2, 4, 1])  # The same, but for a factor.
+    >>> found = xir.ops.frequency.log_error(log_estimate, counts)
+    >>> print(f"{found['log_correlation']:.3f}")
+    1.000
   """
   counts = tf.cast(counts, tf.float64)
   came = counts > 0

@@ -61,6 +61,19 @@ def full_softmax(
 
   Raises:
     ValueError: The form does not suit the catalogue.
+
+  Examples:
+    >>> table = tf.zeros([4, 2])
+    >>> loss = xir.ops.full_softmax.full_softmax(
+    ...   tf.ones([1, 2]),
+    ...   tf.zeros([1, 2]),
+    ...   tf.constant([0], tf.int64),
+    ...   tf.ones([1]),
+    ...   lambda ids: tf.gather(table, ids),
+    ...   num_candidates=4,
+    ... )
+    >>> print(f"{loss:.4f} = {np.log(4):.4f}")
+    1.3863 = 1.3863
   """
   form = forms.CrossEntropy() if form is None else form
   if forms.CATALOGUE not in form.suits:

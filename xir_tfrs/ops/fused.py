@@ -44,6 +44,13 @@ class Pool:
       row 0's. None: they are not.
     in_use: [pool] bool, which columns hold a candidate: a pool of static size
       may have unused ones. None: all.
+
+  Examples:
+    >>> pool = xir.ops.fused.Pool(
+    ...   embeddings=tf.eye(3), ids=tf.range(3), log_q=tf.zeros([3])
+    ... )
+    >>> pool.embeddings.shape
+    TensorShape([3, 3])
   """
 
   embeddings: tf.Tensor
@@ -62,6 +69,13 @@ class Resampler:
     method: One of `resampling.METHODS`.
     seed: [2] integer seed.
     first_row: Number of row 0 in the global batch.
+
+  Examples:
+    >>> resampler = xir.ops.fused.Resampler(
+    ...   num_resampled=8, method="systematic", seed=tf.constant([0, 1])
+    ... )
+    >>> resampler.num_resampled
+    8
   """
 
   num_resampled: int | tf.Tensor
@@ -128,6 +142,18 @@ def pool_softmax(
   Raises:
     ValueError: The form needs the proposal of the positives, and there is no
       `positive_log_q`; or it does not suit resampled pools.
+
+  Examples:
+    >>> pool = xir.ops.fused.Pool(tf.zeros([3, 2]), tf.range(3), tf.zeros([3]))
+    >>> loss, _ = xir.ops.fused.pool_softmax(
+    ...   queries=tf.ones([1, 2]),
+    ...   positives=tf.zeros([1, 2]),
+    ...   positive_ids=tf.constant([7]),
+    ...   row_weights=tf.ones([1]),
+    ...   pool=pool,
+    ... )
+    >>> print(f"{loss:.4f} = {np.log(4):.4f}")
+    1.3863 = 1.3863
   """
   form = forms.CrossEntropy() if form is None else form
   _require_what_it_needs(form, positive_log_q, resampler)
@@ -247,6 +273,21 @@ def column_mask(
     mask_own_column, mask_accidental_hits, known_ids, known_rows: As in
       `pool_softmax`.
     keep_own: Whether the own column counts whatever the other masks say.
+
+  Examples:
+    >>> pool_ids = tf.constant([7, 8, 7])
+    >>> pool = xir.ops.fused.Pool(tf.eye(3), pool_ids, tf.zeros([3]))
+    >>> mask = xir.ops.fused.column_mask(
+    ...   xir.ops.forms.CrossEntropy(),
+    ...   tf.constant([7]),
+    ...   pool,
+    ...   mask_own_column=False,
+    ...   mask_accidental_hits=True,
+    ...   known_ids=None,
+    ...   known_rows=None,
+    ... )
+    >>> mask.keep(0, 1).numpy()
+    array([[False,  True, False]])
   """
   without_positive = not form.positive_in_partition
   own: masking.Own = "as others"

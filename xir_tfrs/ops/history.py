@@ -29,6 +29,14 @@ def newest(
 
   Returns:
     ([n, length] int64 window, padded with -1; [n] int32 events in it).
+
+  Examples:
+    >>> history_ids = tf.ragged.constant([[3, 1, 2], [5]])
+    >>> window, lengths = xir.ops.history.newest(
+    ...   history_ids, length=2, num_ids=9
+    ... )
+    >>> window.numpy().tolist(), lengths.numpy().tolist()
+    ([[1, 2], [5, -1]], [2, 1])
   """
   if isinstance(history_ids, tf.RaggedTensor):
     history_ids = history_ids.to_tensor(NO_EVENT)
@@ -61,6 +69,11 @@ def last(states: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [n, dim] tensor.
+
+  Examples:
+    >>> states = tf.constant([[[1.0], [2.0], [3.0]]])
+    >>> xir.ops.history.last(states, tf.constant([2])).numpy()
+    array([[2.]], dtype=float32)
   """
   return tf.gather(states, tf.maximum(lengths - 1, 0), batch_dims=1)
 
@@ -77,6 +90,12 @@ def prefixes(
 
   Returns:
     [n, length] ids, padded with -1.
+
+  Examples:
+    >>> window = tf.constant([[3, 1, 2]])
+    >>> rows, positions = tf.constant([0, 0]), tf.constant([1, 2])
+    >>> xir.ops.history.prefixes(window, rows, positions).numpy().tolist()
+    [[3, -1, -1], [3, 1, -1]]
   """
   before = tf.range(window.shape[1]) < tf.cast(positions, tf.int32)[:, None]
   return tf.where(before, tf.gather(window, rows), NO_EVENT)
@@ -96,6 +115,12 @@ def weighted_sums(
 
   Returns:
     [n, m, dim] sums.
+
+  Examples:
+    >>> weights, lengths = tf.constant([[[2.0, 1.0]]]), tf.constant([2])
+    >>> vectors = tf.ones([1, 2, 3])
+    >>> xir.ops.history.weighted_sums(weights, vectors, lengths).numpy()
+    array([[[3., 3., 3.]]], dtype=float32)
   """
   present = tf.sequence_mask(lengths, vectors.shape[1])[:, tf.newaxis]
   return tf.matmul(tf.where(present, weights, 0.0), vectors)
@@ -114,6 +139,13 @@ def aged_means(vectors: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [n, length, dim] means.
+
+  Examples:
+    >>> vectors = tf.constant([[[2.0], [4.0]]])
+    >>> log_weights = tf.zeros([2])
+    >>> xir.ops.history.aged_means(vectors, log_weights).numpy()[0]
+    array([[2.],
+           [3.]], dtype=float32)
   """
   length = log_weights.shape[0]
   ages = tf.range(length)[:, tf.newaxis] - tf.range(length)[tf.newaxis, :]
@@ -145,6 +177,15 @@ def causal_attention(
 
   Returns:
     [n, heads, m, dim] tensor.
+
+  Examples:
+    >>> keys = tf.zeros([1, 1, 2, 4])
+    >>> values = tf.constant([[[[2.0], [4.0]]]])
+    >>> columns = tf.constant([[0, 1]])
+    >>> found = xir.ops.history.causal_attention(keys, keys, values, columns)
+    >>> found.numpy()[0, 0]
+    array([[2.],
+           [3.]], dtype=float32)
   """
   logits = tf.matmul(queries, keys, transpose_b=True)
   logits *= tf.cast(queries.shape[-1], logits.dtype) ** -0.5
@@ -180,6 +221,13 @@ def routed_interests(
 
   Returns:
     [n, m, interests, dim] tensor.
+
+  Examples:
+    >>> events, initial_logits = tf.ones([1, 3, 2]), tf.zeros([3, 4])
+    >>> xir.ops.history.routed_interests(
+    ...   events, initial_logits, columns=tf.constant([[2]]), num_rounds=2
+    ... ).shape
+    TensorShape([1, 1, 4, 2])
   """
   ages = columns[:, :, tf.newaxis] - tf.range(tf.shape(events)[1])
   visible = tf.cast(ages >= 0, events.dtype)[..., tf.newaxis]
@@ -198,7 +246,12 @@ def routed_interests(
 
 
 def squash(z: tf.Tensor) -> tf.Tensor:
-  """|z|^2 / (1 + |z|^2) z / |z| of [..., dim] vectors (Sabour et al. 2017)."""
+  """|z|^2 / (1 + |z|^2) z / |z| of [..., dim] vectors (Sabour et al. 2017).
+
+  Examples:
+    >>> xir.ops.history.squash(tf.constant([[3.0, 4.0]])).numpy().round(3)
+    array([[0.577, 0.769]], dtype=float32)
+  """
   square = tf.reduce_sum(tf.square(z), axis=-1, keepdims=True)
   # At 0 the root has no gradient.
   return z * tf.sqrt(square + 1e-12) / (1.0 + square)
@@ -220,6 +273,11 @@ def label_aware_attention(
 
   Returns:
     [n, dim] tensor.
+
+  Examples:
+    >>> interests, labels = tf.eye(2)[tf.newaxis], tf.constant([[0.1, 0.9]])
+    >>> xir.ops.history.label_aware_attention(interests, labels, None).numpy()
+    array([[0., 1.]], dtype=float32)
   """
   scores = tf.einsum("nkd,nd->nk", interests, labels)
   if power is None:
@@ -246,6 +304,12 @@ def dropout(
 
   Returns:
     Tensor like `x`, of the same expectation.
+
+  Examples:
+    >>> seed = tf.constant([0, 1])
+    >>> dropped = xir.ops.history.dropout(tf.ones([1, 100]), 0.5, seed=seed)
+    >>> sorted(set(dropped.numpy()[0].tolist()))
+    [0.0, 2.0]
   """
   if not rate:
     return x

@@ -23,6 +23,12 @@ def initial_codewords(
 
   Returns:
     [K, dim] codewords.
+
+  Examples:
+    >>> points = tf.constant([[0.0], [0.0], [9.0]])
+    >>> codewords = xir.ops.kmeans.initial_codewords(points, 2, seed=0)
+    >>> sorted(codewords.numpy()[:, 0].tolist())
+    [0.0, 9.0]
   """
   uniform = tf.random.stateless_uniform(
     [num_codewords], seed=seeds.as_pair(seed), dtype=tf.float64
@@ -57,6 +63,12 @@ def nearest(points: tf.Tensor, codewords: tf.Tensor) -> tf.Tensor:
   Args:
     points: [n, dim] float tensor.
     codewords: [K, dim] float tensor.
+
+  Examples:
+    >>> points = tf.constant([[1.0], [8.0]])
+    >>> codewords = tf.constant([[0.0], [9.0]])
+    >>> xir.ops.kmeans.nearest(points, codewords).numpy()
+    array([0, 1])
   """
   # |x - c|^2 - |x|^2: the second term is the same for all codewords.
   distances = tf.reduce_sum(tf.square(codewords), axis=1) - 2.0 * tf.matmul(
@@ -74,6 +86,13 @@ def means(
     points: [n, dim] float tensor.
     codes: [n] int64 codeword of each point.
     codewords: [K, dim] the codewords before.
+
+  Examples:
+    >>> points = tf.constant([[1.0], [3.0]])
+    >>> codes = tf.constant([0, 0], tf.int64)
+    >>> xir.ops.kmeans.means(points, codes, tf.constant([[0.0], [9.0]])).numpy()
+    array([[2.],
+           [9.]], dtype=float32)
   """
   # A product, as a segment sum on a GPU would add up in any order.
   members = tf.one_hot(codes, tf.shape(codewords)[0], dtype=points.dtype)
@@ -94,6 +113,13 @@ def lloyd(
 
   Returns:
     (codewords, codes): [K, dim], and [n] int64 nearest codeword of each point.
+
+  Examples:
+    >>> points = tf.constant([[0.0], [2.0], [8.0], [10.0]])
+    >>> start = tf.constant([[0.0], [2.0]])
+    >>> codewords, codes = xir.ops.kmeans.lloyd(points, start, max_iterations=9)
+    >>> codewords.numpy()[:, 0], codes.numpy()
+    (array([1., 9.], dtype=float32), array([0, 0, 1, 1]))
   """
 
   def step(number, codewords, codes, unused_moved):

@@ -32,6 +32,12 @@ def sampled_softmax(
 
   Returns:
     [batch] losses, >= 0.
+
+  Examples:
+    >>> logits, positive_logits = tf.zeros([1, 3]), tf.zeros([1])
+    >>> loss = xir.ops.losses.sampled_softmax(logits, positive_logits)
+    >>> print(f"{loss[0]:.4f} = {np.log(4):.4f}")
+    1.3863 = 1.3863
   """
   if keep is not None:
     logits = masking.mask_logits(logits, keep)
@@ -57,6 +63,13 @@ def resampled_softmax(
 
   Returns:
     [batch] losses, >= 0.
+
+  Examples:
+    >>> logits, positive_logits = tf.zeros([1, 2]), tf.zeros([1])
+    >>> counts = tf.constant([[5.0, 2.0]])
+    >>> loss = xir.ops.losses.resampled_softmax(logits, positive_logits, counts)
+    >>> print(f"{loss[0]:.4f} = {np.log(8):.4f}")
+    2.0794 = 2.0794
   """
   counts = tf.stop_gradient(tf.cast(counts, logits.dtype))
   # log 0 = -inf drops the column; where the count is 0 the logit may be

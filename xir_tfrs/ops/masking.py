@@ -17,7 +17,15 @@ Own: TypeAlias = Literal["as others", "left out", "kept"]
 
 
 class ColumnMask:
-  """Which columns of a pool count for each row."""
+  """Which columns of a pool count for each row.
+
+  Examples:
+    >>> mask = xir.ops.masking.ColumnMask(
+    ...   tf.constant([7]), tf.constant([7, 8, 9]), accidental_hits=True
+    ... )
+    >>> mask.keep(start=0, size=1).numpy()
+    array([[False,  True,  True]])
+  """
 
   def __init__(
     self,
@@ -188,6 +196,11 @@ def mask_logits(logits: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [batch, pool] tensor of the type of `logits`.
+
+  Examples:
+    >>> logits, keep = tf.zeros([1, 2]), tf.constant([[True, False]])
+    >>> xir.ops.masking.mask_logits(logits, keep).numpy()
+    array([[  0., -inf]], dtype=float32)
   """
   return tf.where(keep, logits, tf.constant(float("-inf"), logits.dtype))
 
@@ -201,6 +214,12 @@ def accidental_hits(positive_ids: tf.Tensor, pool_ids: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [batch, pool] bool tensor.
+
+  Examples:
+    >>> positive_ids, pool_ids = tf.constant([3, 4]), tf.constant([3, 4, 3])
+    >>> xir.ops.masking.accidental_hits(positive_ids, pool_ids).numpy()
+    array([[ True, False,  True],
+           [False,  True, False]])
   """
   return tf.equal(positive_ids[:, tf.newaxis], pool_ids[tf.newaxis, :])
 
@@ -217,6 +236,11 @@ def own_columns(
 
   Returns:
     [batch, pool] bool tensor.
+
+  Examples:
+    >>> xir.ops.masking.own_columns(batch=2, pool=3, offset=1).numpy()
+    array([[False,  True, False],
+           [False, False,  True]])
   """
   rows = tf.range(tf.cast(batch, tf.int64)) + tf.cast(offset, tf.int64)
   columns = tf.range(tf.cast(pool, tf.int64))
@@ -242,6 +266,12 @@ def known_columns(
 
   Returns:
     [batch, None] int32 columns, in no particular order.
+
+  Examples:
+    >>> xir.ops.masking.known_columns(
+    ...   tf.ragged.constant([[7, 9]]), tf.constant([7]), tf.constant([9, 8, 7])
+    ... )
+    <tf.RaggedTensor [[0]]>
   """
   ids = tf.cast(known_ids.values, pool_ids.dtype)
   # Few ids have a column; a filter drops most of the others before the search.
@@ -269,6 +299,12 @@ def columns_mask(columns: tf.RaggedTensor, pool: int | tf.Tensor) -> tf.Tensor:
   Args:
     columns: [batch, None] columns of each row, such as `known_columns`.
     pool: Number of columns.
+
+  Examples:
+    >>> columns = tf.ragged.constant([[0, 2], []], dtype=tf.int32)
+    >>> xir.ops.masking.columns_mask(columns, pool=3).numpy()
+    array([[ True, False,  True],
+           [False, False, False]])
   """
   values = tf.range(tf.size(columns.values, tf.int64))
   rows = ragged.row_numbers(columns, values)

@@ -34,6 +34,12 @@ class InvertedLists(NamedTuple):
     cumulative_weights: [N + 1] float64: total weight of the candidates before
       each place in `order`. float64 is exact for counts; float32 would not
       distinguish candidates in large catalogues.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> isinstance(lists, xir.ops.midx.InvertedLists), lists.order.numpy()
+    (True, array([0, 1, 2]))
   """
 
   order: tf.Tensor
@@ -42,7 +48,13 @@ class InvertedLists(NamedTuple):
 
 
 def halves(vectors: tf.Tensor) -> tf.Tensor:
-  """Cuts [n, dim] vectors into [n, 2, half]; an odd dim gains a zero."""
+  """Cuts [n, dim] vectors into [n, 2, half]; an odd dim gains a zero.
+
+  Examples:
+    >>> xir.ops.midx.halves(tf.constant([[1.0, 2.0, 3.0]])).numpy()
+    array([[[1., 2.],
+            [3., 0.]]], dtype=float32)
+  """
   dim = vectors.shape[1]
   if dim % 2:
     vectors = tf.pad(vectors, [[0, 0], [0, 1]])
@@ -58,6 +70,12 @@ def invert(
     codes: [N, 2] int64, the codewords of each candidate's halves.
     weights: [N] weights > 0: 1, or a candidate's popularity.
     num_codewords: K.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> lists.offsets.numpy()  # Bucket (1, 0) is empty.
+    array([0, 1, 2, 2, 3])
   """
   buckets = codes[:, 0] * num_codewords + codes[:, 1]
   order = tf.cast(tf.argsort(buckets, stable=True), tf.int64)
@@ -70,7 +88,15 @@ def invert(
 
 
 def log_bucket_weights(lists: InvertedLists, num_codewords: int) -> tf.Tensor:
-  """[K, K] float32 log omega: the log total weight, -inf where empty."""
+  """[K, K] float32 log omega: the log total weight, -inf where empty.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> xir.ops.midx.log_bucket_weights(lists, num_codewords=2).numpy()
+    array([[  0.,   0.],
+           [-inf,   0.]], dtype=float32)
+  """
   ends = tf.gather(lists.cumulative_weights, lists.offsets)
   omega = tf.reshape(ends[1:] - ends[:-1], [num_codewords] * 2)
   # A difference of sums may not round to exactly 0.
@@ -85,6 +111,11 @@ def codeword_scores(queries: tf.Tensor, codebooks: tf.Tensor) -> tf.Tensor:
   Args:
     queries: [batch, dim] vectors.
     codebooks: [2, K, half] codewords of the first and the second halves.
+
+  Examples:
+    >>> queries, codebooks = tf.ones([1, 4]), tf.ones([2, 3, 2])
+    >>> xir.ops.midx.codeword_scores(queries, codebooks).shape
+    TensorShape([2, 1, 3])
   """
   codebooks = tf.cast(codebooks, queries.dtype)
   return tf.einsum("bhd,hkd->hbk", halves(queries), codebooks)
@@ -96,13 +127,31 @@ def log_first(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
   Args:
     scores: [2, batch, K] from `codeword_scores`.
     log_omega: [K, K] from `log_bucket_weights`; not all -inf.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> log_omega = xir.ops.midx.log_bucket_weights(lists, num_codewords=2)
+    >>> scores = tf.zeros([2, 1, 2])  # [halves, batch, codewords]
+    >>> tf.exp(xir.ops.midx.log_first(scores, log_omega)).numpy().round(3)
+    array([[0.667, 0.333]], dtype=float32)
   """
   second = tf.reduce_logsumexp(_second(scores, log_omega), axis=2)
   return tf.nn.log_softmax(scores[0] + second)
 
 
 def log_second(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
-  """[batch, K, K] log P(k1 | k0, q); -inf where all buckets of k0 are empty."""
+  """[batch, K, K] log P(k1 | k0, q); -inf where all buckets of k0 are empty.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> log_omega = xir.ops.midx.log_bucket_weights(lists, num_codewords=2)
+    >>> scores = tf.zeros([2, 1, 2])  # [halves, batch, codewords]
+    >>> tf.exp(xir.ops.midx.log_second(scores, log_omega)).numpy().round(3)
+    array([[[0.5, 0.5],
+            [0. , 1. ]]], dtype=float32)
+  """
   second = _second(scores, log_omega)
   total = tf.reduce_logsumexp(second, axis=2, keepdims=True)
   # -inf - -inf would be NaN.
@@ -110,7 +159,16 @@ def log_second(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
 
 
 def log_partition(scores: tf.Tensor, log_omega: tf.Tensor) -> tf.Tensor:
-  """[batch] log of sum_i weight_i e^{q c(i)}, over the whole catalogue."""
+  """[batch] log of sum_i weight_i e^{q c(i)}, over the whole catalogue.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> log_omega = xir.ops.midx.log_bucket_weights(lists, num_codewords=2)
+    >>> scores = tf.zeros([2, 1, 2])  # [halves, batch, codewords]
+    >>> tf.exp(xir.ops.midx.log_partition(scores, log_omega)).numpy().round(3)
+    array([3.], dtype=float32)
+  """
   both = scores[0][:, :, tf.newaxis] + _second(scores, log_omega)
   return tf.reduce_logsumexp(both, axis=[1, 2])
 
@@ -131,6 +189,15 @@ def log_prob(
 
   Returns:
     [batch, n] logs; their exponentials sum to 1 over the catalogue.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> log_omega = xir.ops.midx.log_bucket_weights(lists, num_codewords=2)
+    >>> scores = tf.zeros([2, 1, 2])  # [halves, batch, codewords]
+    >>> found = xir.ops.midx.log_prob(scores, log_omega, codes[tf.newaxis], 0.0)
+    >>> tf.exp(found).numpy().round(3)
+    array([[0.333, 0.333, 0.333]], dtype=float32)
   """
   first = tf.gather(scores[0], codes[:, :, 0], batch_dims=1)
   second = tf.gather(scores[1], codes[:, :, 1], batch_dims=1)
@@ -151,6 +218,16 @@ def draw(
 
   Returns:
     [batch, n] int64 candidates.
+
+  Examples:
+    >>> codes = tf.constant([[0, 0], [0, 1], [1, 1]], tf.int64)
+    >>> lists = xir.ops.midx.invert(codes, tf.ones([3]), num_codewords=2)
+    >>> log_omega = xir.ops.midx.log_bucket_weights(lists, num_codewords=2)
+    >>> scores = tf.zeros([2, 1, 2])  # [halves, batch, codewords]
+    >>> uniform = tf.random.stateless_uniform([1, 50, 4], seed=[0, 1])
+    >>> drawn = xir.ops.midx.draw(scores, lists, uniform)
+    >>> sorted(set(drawn.numpy()[0].tolist()))
+    [0, 1, 2]
   """
   num_codewords = scores.shape[2]
   log_omega = log_bucket_weights(lists, num_codewords)
@@ -185,6 +262,12 @@ def draw_columns(log_weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [batch, n] int64 columns.
+
+  Examples:
+    >>> log_weights = tf.math.log([[1.0, 3.0]])
+    >>> uniform = tf.constant([[0.1, 0.9]])
+    >>> xir.ops.midx.draw_columns(log_weights, uniform).numpy()
+    array([[0, 1]])
   """
   highest = tf.reduce_max(log_weights, axis=1, keepdims=True)
   highest = tf.where(tf.math.is_finite(highest), highest, 0.0)

@@ -16,6 +16,11 @@ def log_popularity(counts: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [num_candidates] float32 `log(max(counts, 1) / sum(max(counts, 1)))`.
+
+  Examples:
+    >>> log_q = xir.ops.proposals.log_popularity(tf.constant([3, 0]))
+    >>> tf.exp(log_q).numpy()  # No interaction counts as one.
+    array([0.75, 0.25], dtype=float32)
   """
   counts = tf.maximum(tf.cast(counts, tf.float64), 1.0)
   return tf.cast(
@@ -45,6 +50,13 @@ def log_mixture(
 
   Returns:
     [n] log Q*, of the type of `log_q`.
+
+  Examples:
+    >>> log_q = tf.math.log([0.5, 0.1])
+    >>> log_uniform = float(np.log(0.2))
+    >>> log_q = xir.ops.proposals.log_mixture(log_q, 8, log_uniform, 8)
+    >>> tf.exp(log_q).numpy().round(3)
+    array([0.35, 0.15], dtype=float32)
   """
   num_rows = tf.cast(num_rows, log_q.dtype)
   num_others = tf.cast(num_others, log_q.dtype)
@@ -65,6 +77,11 @@ def log_complement(log_q: tf.Tensor) -> tf.Tensor:
 
   Returns:
     Tensor of the same shape and type; finite.
+
+  Examples:
+    >>> log_q = tf.math.log([0.25])
+    >>> tf.exp(xir.ops.proposals.log_complement(log_q)).numpy()
+    array([0.75], dtype=float32)
   """
   log_q = tf.convert_to_tensor(log_q)
   resolution = np.finfo(log_q.dtype.as_numpy_dtype).eps

@@ -12,6 +12,11 @@ def gather(ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.RaggedTensor:
 
   Returns:
     [m, None] tensor.
+
+  Examples:
+    >>> ragged = tf.ragged.constant([[1, 2], [3]])
+    >>> xir.ops.ragged.gather(ragged, tf.constant([1, 0]))
+    <tf.RaggedTensor [[3], [1, 2]]>
   """
   gathered = tf.raw_ops.RaggedGather(
     params_nested_splits=[ragged.row_splits],
@@ -37,5 +42,11 @@ def row_numbers(ragged: tf.RaggedTensor, places: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [m] int32 rows.
+
+  Examples:
+    >>> ragged = tf.ragged.constant([[1, 2], [3]])
+    >>> places = tf.constant([0, 1, 2], tf.int64)
+    >>> xir.ops.ragged.row_numbers(ragged, places).numpy()
+    array([0, 0, 1], dtype=int32)
   """
   return tf.searchsorted(ragged.row_splits, places, side="right") - 1

@@ -35,6 +35,12 @@ def kth_best(
 
   Returns:
     [batch] scores, without gradient; -inf where there are fewer than K.
+
+  Examples:
+    >>> scores = tf.constant([[5.0, 1.0, 3.0]])
+    >>> log_q = tf.math.log([1 / 3] * 3)  # Every candidate once.
+    >>> xir.ops.ranks.kth_best(scores, None, log_q, k=2).numpy()
+    array([3.], dtype=float32)
   """
   scores = tf.stop_gradient(scores)
   kept = scores
@@ -80,6 +86,11 @@ def merge_best(best: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [batch, K], without gradient, best first.
+
+  Examples:
+    >>> best, scores = tf.constant([[5.0, 3.0]]), tf.constant([[4.0, 1.0, 9.0]])
+    >>> xir.ops.ranks.merge_best(best, scores).numpy()
+    array([[9., 5.]], dtype=float32)
   """
   scores = tf.stop_gradient(tf.concat([best, scores], axis=1))
   return tf.math.top_k(scores, best.shape[1]).values

@@ -43,6 +43,13 @@ def log_importance_weights(
   Returns:
     [batch, pool] log softmax of `logits - log_q` over the kept columns,
     without gradient; -inf where a column is not kept.
+
+  Examples:
+    >>> logits = tf.constant([[1.0, 1.0]])
+    >>> log_q = tf.math.log([0.75, 0.25])
+    >>> weights = xir.ops.resampling.log_importance_weights(logits, log_q)
+    >>> tf.exp(weights).numpy().round(2)  # The rare one counts three times.
+    array([[0.25, 0.75]], dtype=float32)
   """
   corrected = logits - tf.cast(log_q, logits.dtype)
   if keep is not None:
@@ -81,6 +88,16 @@ def resample_counts(
 
   Raises:
     ValueError: Unknown method, or `num_resampled` not positive.
+
+  Examples:
+    >>> log_weights = tf.math.log([[0.5, 0.25, 0.25]])
+    >>> xir.ops.resampling.resample_counts(
+    ...   log_weights, 4, seed=0, method="expected"
+    ... ).numpy()
+    array([[2., 1., 1.]], dtype=float32)
+    >>> counts = xir.ops.resampling.resample_counts(log_weights, 8, seed=0)
+    >>> float(tf.reduce_sum(counts))
+    8.0
   """
   validate_method(method)
   if num_resampled <= 0:
@@ -109,7 +126,15 @@ def counts_from_weights(
   method: str,
   first_row: int | tf.Tensor = 0,
 ) -> tf.Tensor:
-  """`resample_counts` for plain weights, [batch, pool] >= 0, not logs."""
+  """`resample_counts` for plain weights, [batch, pool] >= 0, not logs.
+
+  Examples:
+    >>> weights = tf.constant([[0.5, 0.5, 0.0]])
+    >>> xir.ops.resampling.counts_from_weights(
+    ...   weights, 4, seed=tf.constant([0, 1]), method="systematic"
+    ... ).numpy()
+    array([[2., 2., 0.]], dtype=float32)
+  """
   draw = {
     "systematic": _systematic,
     "multinomial": _multinomial,
@@ -128,12 +153,21 @@ def effective_sample_size(log_weights: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [batch] `1 / sum_j w_j^2`, between 1 and the pool size.
+
+  Examples:
+    >>> log_weights = tf.math.log([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    >>> xir.ops.resampling.effective_sample_size(log_weights).numpy()
+    array([2., 1.], dtype=float32)
   """
   return tf.exp(-tf.reduce_logsumexp(2.0 * log_weights, axis=1))
 
 
 def validate_method(method: str, argument: str = "method") -> None:
-  """Raises ValueError, which names the argument, for an unknown method."""
+  """Raises ValueError, which names the argument, for an unknown method.
+
+  Examples:
+    >>> xir.ops.resampling.validate_method("systematic")
+  """
   if method not in METHODS:
     raise ValueError(
       f"`{argument}` must be one of {METHODS}. "

@@ -14,12 +14,23 @@ def lower_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
   Returns:
     int32 tensor of the shape of `values`, in [0, n].
+
+  Examples:
+    >>> ordered, values = tf.constant([1, 3, 3]), tf.constant([3])
+    >>> xir.ops.search.lower_bound(ordered, values).numpy()
+    array([1], dtype=int32)
   """
   return _bound(ordered, values, "left")
 
 
 def upper_bound(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  """How many of the sorted numbers are at most each value; see above."""
+  """How many of the sorted numbers are at most each value; see above.
+
+  Examples:
+    >>> ordered, values = tf.constant([1, 3, 3]), tf.constant([3])
+    >>> xir.ops.search.upper_bound(ordered, values).numpy()
+    array([3], dtype=int32)
+  """
   return _bound(ordered, values, "right")
 
 
@@ -31,6 +42,11 @@ def numbers(ids: tf.Tensor) -> tf.Tensor:
 
   Returns:
     [n] int32 in [0, n): two places get the same number if their ids are equal.
+
+  Examples:
+    >>> numbers = xir.ops.search.numbers(tf.constant([70, 50, 70])).numpy()
+    >>> bool(numbers[0] == numbers[2] != numbers[1])
+    True
   """
   if not xla.compiling():
     return tf.unique(ids)[1]
@@ -47,7 +63,12 @@ def numbers(ids: tf.Tensor) -> tf.Tensor:
 
 
 def multiplicities(ids: tf.Tensor) -> tf.Tensor:
-  """[n] int32: how often each id occurs among the [n] ids."""
+  """[n] int32: how often each id occurs among the [n] ids.
+
+  Examples:
+    >>> xir.ops.search.multiplicities(tf.constant([70, 50, 70])).numpy()
+    array([2, 1, 2], dtype=int32)
+  """
   number = numbers(ids)
   sizes = tf.math.unsorted_segment_sum(
     tf.ones_like(number), number, tf.size(number)

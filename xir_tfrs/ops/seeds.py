@@ -46,6 +46,12 @@ def step_seed(
 
   Returns:
     [2] int64 seed for `tf.random.stateless_*`.
+
+  Examples:
+    >>> stream = xir.ops.seeds.NEXT_CACHE
+    >>> seed = xir.ops.seeds.step_seed(17, step=3, stream=stream)
+    >>> seed.shape, seed.dtype
+    (TensorShape([2]), tf.int64)
   """
   base = tf.stack([tf.cast(seed, tf.int64), tf.cast(stream, tf.int64)])
   return fold_in(fold_in(base, step), replica)
@@ -55,6 +61,11 @@ def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
   """[2] int64 seed from a [2] seed and a number, for a stream of its own.
 
   Equals `tf.random.experimental.stateless_fold_in` in a plain step.
+
+  Examples:
+    >>> seed = xir.ops.seeds.as_pair(17)
+    >>> xir.ops.seeds.fold_in(seed, 3).shape
+    TensorShape([2])
   """
   folded = _bits([1], *_key_and_counter(seed), tf.int64)
   number = tf.cast(number, tf.int64)
@@ -62,7 +73,12 @@ def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
 
 
 def as_pair(seed: int | tf.Tensor) -> tf.Tensor:
-  """A [2] int64 seed from one, or from a scalar."""
+  """A [2] int64 seed from one, or from a scalar.
+
+  Examples:
+    >>> xir.ops.seeds.as_pair(17).shape
+    TensorShape([2])
+  """
   seed = tf.cast(seed, tf.int64)
   return tf.stack([seed, tf.zeros_like(seed)]) if seed.shape.rank == 0 else seed
 
@@ -86,6 +102,12 @@ def uniform_rows(
 
   Returns:
     [num_rows, width] float32 tensor, uniform on [0, 1).
+
+  Examples:
+    >>> all_rows = xir.ops.seeds.uniform_rows(0, num_rows=4, width=3)
+    >>> later = xir.ops.seeds.uniform_rows(0, num_rows=2, width=3, first_row=2)
+    >>> bool(tf.reduce_all(all_rows[2:] == later))
+    True
   """
   blocks = (tf.cast(width, tf.int64) + _PHILOX_BLOCK - 1) // _PHILOX_BLOCK
   key, counter = _key_and_counter(seed)
@@ -112,6 +134,11 @@ def uniform(seed: int | tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
   Args:
     seed: [2] integer seed, or a scalar.
     size: How many.
+
+  Examples:
+    >>> numbers = xir.ops.seeds.uniform(0, 1000)
+    >>> numbers.dtype, bool(tf.reduce_all(numbers < 1.0))
+    (tf.float64, True)
   """
   bits = _bits([size], *_key_and_counter(seed), tf.int64)
   # The 20 lower ones of the first 32, before the last 32.
@@ -133,6 +160,11 @@ def uniform_ids(
     seed: [2] integer seed, or a scalar.
     size: How many.
     num_ids: How many there are to draw from.
+
+  Examples:
+    >>> ids = xir.ops.seeds.uniform_ids(0, 100, num_ids=3)
+    >>> sorted(set(ids.numpy().tolist()))
+    [0, 1, 2]
   """
   key, counter = _key_and_counter(seed)
   return tf.raw_ops.StatelessRandomUniformIntV2(

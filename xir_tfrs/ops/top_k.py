@@ -32,6 +32,11 @@ def top_k(scores: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   Returns:
     values `[batch, k]`, best first, and columns `[batch, k]` int32; of equal
     scores the lower column comes first, except among scores of -inf.
+
+  Examples:
+    >>> values, columns = xir.ops.top_k.top_k(tf.constant([[1.0, 9.0, 5.0]]), 2)
+    >>> values.numpy(), columns.numpy()
+    (array([[9., 5.]], dtype=float32), array([[1, 2]], dtype=int32))
   """
   batch, n = tf.unstack(tf.shape(scores))
   block = tf.cast(tf.sqrt(n / k), tf.int32)
@@ -58,6 +63,10 @@ def whole_blocks(n: int, k: int) -> int:
 
   The work is least with as many block maxima as candidates in the k blocks, so
   a block has the square root of n / k columns.
+
+  Examples:
+    >>> xir.ops.top_k.whole_blocks(1000, 10)
+    1000
   """
   while (block := int((n / k) ** 0.5)) >= _MIN_BLOCK and n % block:
     n += 1
@@ -70,5 +79,9 @@ def queries_per_chunk(n: int, itemsize: int = 4) -> int:
   Args:
     n: number of candidates.
     itemsize: bytes of a score.
+
+  Examples:
+    >>> xir.ops.top_k.queries_per_chunk(1_000_000)
+    32
   """
   return max(MIN_CHUNK, CHUNK_BYTES // (n * itemsize))

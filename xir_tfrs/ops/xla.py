@@ -12,6 +12,10 @@ def compiling() -> bool:
   """Whether the function that is being traced has `jit_compile=True`.
 
   TensorFlow has no public way to tell.
+
+  Examples:
+    >>> xir.ops.xla.compiling()
+    False
   """
   graph = tf.compat.v1.get_default_graph()
   return control_flow_util.GraphOrParentsInXlaContext(graph)

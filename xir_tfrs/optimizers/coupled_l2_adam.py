@@ -8,10 +8,18 @@ import tensorflow as tf
 class CoupledL2Adam(tf.keras.optimizers.Adam):
   """Adam whose gradient is `g + l2 * w`, of every weight at every step.
 
+  Adam is that of Kingma and Ba 2015.
   The classical form, which code for the methods of this library was published
   with (PyTorch calls it `weight_decay` of Adam). It is not AdamW, whose decay
   bypasses the moments, and not a penalty on the rows of a batch: each step
   costs a pass over all weights.
+
+  Examples:
+    >>> weight = tf.Variable(1.0)
+    >>> optimizer = xir.optimizers.CoupledL2Adam(0.1, l2=0.01)
+    >>> _ = optimizer.apply_gradients([(tf.constant(0.0), weight)])
+    >>> bool(weight < 1.0)  # By the penalty alone.
+    True
   """
 
   def __init__(

@@ -24,6 +24,17 @@ class LazyAdam(tf.keras.optimizers.Adam):
   Adam's do, but for the last moves of rows that have not come up again, and
   for the rate, which is that of the step of the catching up. Where every row
   is touched at every step, it is Adam.
+
+  Examples:
+    >>> table = tf.Variable(tf.ones([3, 2]))
+    >>> optimizer = xir.optimizers.LazyAdam(0.1)
+    >>> with tf.GradientTape() as tape:
+    ...   loss = tf.reduce_sum(tf.gather(table, [1]))
+    >>> optimizer.minimize(loss, [table], tape=tape)  # Moves row 1 alone.
+    >>> table.numpy().round(2)
+    array([[1. , 1. ],
+           [0.9, 0.9],
+           [1. , 1. ]], dtype=float32)
   """
 
   def __init__(self, learning_rate: Any = 0.001, **kwargs: Any) -> None:

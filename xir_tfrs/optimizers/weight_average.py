@@ -22,6 +22,14 @@ class WeightAverage(tf.Module):
   Attributes:
     averages: One variable for each weight.
     num_updates: int64 variable, n.
+
+  Examples:
+    >>> weight = tf.Variable(0.0)
+    >>> average = xir.optimizers.WeightAverage([weight])
+    >>> _ = weight.assign(1.0)
+    >>> average.update(decay=0.99)
+    >>> print(f"{average.averages[0].numpy():.2f}")  # Fast at first.
+    0.90
   """
 
   def __init__(

@@ -93,6 +93,12 @@ class Recommendations(NamedTuple):
       a tower of query ids has training rows to answer from.
     titles: `[n, k]` object array of str, those of `ids`, "" for none; None if
       the bundle has no titles.
+
+  Examples:
+    >>> bundle = xir.serving.Bundle.load("bundle")
+    >>> found = bundle.recommend(["nobody"], k=3)
+    >>> found.popular, found.num_found
+    (array([ True]), array([3], dtype=int32))
   """
 
   ids: np.ndarray
@@ -105,7 +111,14 @@ class Recommendations(NamedTuple):
 
 
 class SimilarItems(NamedTuple):
-  """Answers for n candidates; as in `Recommendations`."""
+  """Answers for n candidates; as in `Recommendations`.
+
+  Examples:
+    >>> bundle = xir.serving.Bundle.load("bundle")
+    >>> found = bundle.similar_items([bundle.candidate_ids[0]], k=2)
+    >>> found.ids.shape, found.num_found
+    ((1, 2), array([2], dtype=int32))
+  """
 
   ids: np.ndarray
   scores: np.ndarray
@@ -144,6 +157,13 @@ class Bundle:
     query_features, candidate_features: side features of the towers.
     candidate_ids: original ids by row of the index.
     query_ids: original ids by dense id.
+
+  Examples:
+    >>> bundle = xir.serving.Bundle.load("bundle")
+    >>> who = [bundle.query_ids[0], "nobody"]
+    >>> found = bundle.recommend(who, k=3, exclude_seen=True)
+    >>> found.ids.shape, found.known
+    ((2, 3), array([ True, False]))
   """
 
   def __init__(

@@ -91,6 +91,13 @@ class ScannFolder:
   Attributes:
     size: number of candidates.
     dim: dimension of the vectors.
+
+  Examples:
+    >>> folder = xir.serving.ScannFolder.load("bundle/scann_folder")
+    >>> queries = np.ones([2, folder.dim], np.float32)
+    >>> ids, scores = folder.search(queries, k=3)
+    >>> ids.shape, scores.shape
+    ((2, 3), (2, 3))
   """
 
   def __init__(

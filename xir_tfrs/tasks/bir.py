@@ -24,6 +24,17 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
   that suits SSL-Pop. Its value is no measure of progress: where the positive
   may be drawn and the model is sure of it, all draws are the positive, and the
   loss is log(1 + num_resampled). Watch validation metrics.
+
+  Examples:
+    >>> task = xir.tasks.BIRRetrieval(
+    ...   candidate_counts=[9, 3, 1], num_resampled=8
+    ... )
+    >>> queries = tf.constant([[1.0, 0.0], [0.0, 1.0]])
+    >>> candidates = tf.constant([[1.0, 1.0], [0.0, 2.0]])
+    >>> ids = tf.constant([0, 2])
+    >>> loss = task(queries, candidates, candidate_ids=ids)
+    >>> loss.shape, bool(loss > 0)
+    (TensorShape([]), True)
   """
 
   def __init__(

@@ -80,6 +80,29 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     ranker: The ranker.
     index: The `layers.InvertedMultiIndex`; None for other samplers.
     cache: The `layers.CandidateCache`; None for other samplers than xir.
+
+  Examples:
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=9, dim=2)
+    >>> ranker = xir.models.Ranker(
+    ...   num_queries=5, num_candidates=9, dim=2, hidden_units=(4,)
+    ... )
+    >>> task = xir.tasks.CoRRRetrieval(
+    ...   candidate_counts=[1] * 9,
+    ...   candidate_encoder=candidate_tower,
+    ...   ranker=ranker,
+    ...   num_sampled=4,
+    ...   num_codewords=2,
+    ... )
+    >>> task.refresh()  # Before each epoch.
+    >>> ids = tf.constant([0, 7])
+    >>> loss = task(
+    ...   tf.ones([2, 2]),
+    ...   candidate_tower(ids),
+    ...   candidate_ids=ids,
+    ...   query_ids=tf.constant([3, 4]),
+    ... )
+    >>> bool(loss > 0)
+    True
   """
 
   pool_kind: ClassVar[str] = forms.RANKER

@@ -21,7 +21,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       -log( e^{s'_p} / (e^{s'_p} + sum_{j in M and B, j != p} e^{s'_j}) )
       s'_j = s_j - log q_j
 
-  CBNS, Wang et al. 2021: the bank M keeps the embeddings of the last
+  CBNS, Wang et al. 2021a: the bank M keeps the embeddings of the last
   `bank_size` candidates with the q they came with, as constants, so they cost
   no encoding. It is used before the batch goes into it. Columns with the id
   of the row's positive are left out.
@@ -37,6 +37,15 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       until the first call.
     history: The `layers.EmbeddingHistory` of the candidates whose drift is
       watched, or None.
+
+  Examples:
+    >>> task = xir.tasks.CrossBatchRetrieval(
+    ...   bank_size=8, warmup_steps=0, candidate_counts=[2, 1]
+    ... )
+    >>> ids = tf.constant([0, 1])
+    >>> loss = task(tf.eye(2), tf.eye(2), candidate_ids=ids)
+    >>> int(task.bank.filled)
+    2
   """
 
   def __init__(

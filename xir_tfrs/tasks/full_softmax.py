@@ -26,6 +26,17 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
   every candidate stands in the pool once, there are no accidental hits, the
   pool of each replica is the catalogue whether `cross_replica` or not, and
   `row_chunk_size` and `seed` change nothing.
+
+  Examples:
+    >>> vectors = tf.constant([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> task = xir.tasks.FullSoftmaxRetrieval(
+    ...   candidate_encoder=lambda ids: tf.gather(vectors, ids),
+    ...   num_candidates=3,
+    ... )
+    >>> ids = tf.constant([0])
+    >>> loss = task(tf.ones([1, 2]), tf.gather(vectors, ids), candidate_ids=ids)
+    >>> print(f"{loss:.4f} = {np.log(2 * np.e + 1) - 1:.4f}")
+    0.8620 = 0.8620
   """
 
   pool_kind: ClassVar[str] = forms.CATALOGUE

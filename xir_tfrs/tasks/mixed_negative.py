@@ -30,6 +30,18 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   at every step, with gradient, and are the same on all replicas.
 
   With `cross_replica=False` B is the number of rows of the replica.
+
+  Examples:
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=50, dim=2)
+    >>> task = xir.tasks.MixedNegativeRetrieval(
+    ...   candidate_encoder=candidate_tower,
+    ...   candidate_counts=[3] * 50,
+    ...   num_uniform=16,
+    ... )
+    >>> ids = tf.constant([0, 7])
+    >>> loss = task(tf.ones([2, 2]), candidate_tower(ids), candidate_ids=ids)
+    >>> bool(loss > 0)
+    True
   """
 
   def __init__(

@@ -27,6 +27,13 @@ class RetrievalTask(tf.keras.layers.Layer):
   Attributes:
     pool_kind: What its pools are, one of those in `ops.forms`: it says which
       forms of the loss the task can train with.
+
+  Examples:
+    >>> task = xir.tasks.SampledSoftmaxRetrieval(loss="psl", temperature=0.1)
+    >>> isinstance(task, xir.tasks.RetrievalTask)
+    True
+    >>> task.temperature, task.form.name
+    (0.1, 'psl')
   """
 
   pool_kind: ClassVar[str] = forms.SAMPLED

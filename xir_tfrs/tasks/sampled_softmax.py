@@ -27,6 +27,16 @@ class SampledSoftmaxRetrieval(retrieval.RetrievalTask):
 
   `loss="logq_corrected"` is the corrected log-Q of Khrylchenko et al. 2025, in
   which the positive is no sample; see `ops.forms.LogQCorrected`.
+
+  Examples:
+    >>> ssl = xir.tasks.SampledSoftmaxRetrieval()
+    >>> ssl_pop = xir.tasks.SampledSoftmaxRetrieval(candidate_counts=[9, 1])
+    >>> queries, candidates = tf.eye(2), tf.eye(2)
+    >>> ids = tf.constant([0, 1])
+    >>> print(f"{ssl(queries, candidates, candidate_ids=ids):.3f}")
+    0.313
+    >>> print(f"{ssl_pop(queries, candidates, candidate_ids=ids):.3f}")
+    0.751
   """
 
   _positive_in_pool_by_default: ClassVar[bool] = False

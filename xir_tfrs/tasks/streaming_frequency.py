@@ -24,6 +24,13 @@ class StreamingFrequencyRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
 
   Attributes:
     frequency_estimator: The `layers.FrequencyEstimator`.
+
+  Examples:
+    >>> task = xir.tasks.StreamingFrequencyRetrieval(num_buckets=1024)
+    >>> names = tf.constant(["tea", "milk"])  # Ids may be strings.
+    >>> loss = task(tf.eye(2), tf.eye(2), candidate_ids=names)
+    >>> bool(loss > 0), int(task.frequency_estimator.step)
+    (True, 1)
   """
 
   def __init__(

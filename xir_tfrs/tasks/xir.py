@@ -37,6 +37,21 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
 
   Attributes:
     cache: The `layers.CandidateCache`.
+
+  Examples:
+    >>> candidate_tower = xir.models.Tower(vocabulary_size=3, dim=2)
+    >>> task = xir.tasks.XIRRetrieval(
+    ...   candidate_counts=[9, 3, 1],
+    ...   candidate_encoder=candidate_tower,
+    ...   cache_size=2,
+    ...   num_resampled=8,
+    ... )
+    >>> ids = tf.constant([0, 2])
+    >>> loss = task(tf.ones([2, 2]), candidate_tower(ids), candidate_ids=ids)
+    >>> bool(loss > 0), task.cache.ids.shape
+    (True, TensorShape([2]))
+    >>> int(task.cache.step)  # A training step has renewed the cache.
+    1
   """
 
   def __init__(

@@ -15,10 +15,16 @@ class AttentionHistory(encoder.HistoryEncoder):
       x = x + Attention(LayerNorm(x));  x = x + W2 relu(W1 LayerNorm(x))
       state = LayerNorm(x)
 
-  "Self-Attentive Sequential Recommendation" (SASRec), Kang and McAuley, ICDM
-  2018, with the residual connections of a pre-norm Transformer. The vectors
+  SASRec (Kang and McAuley 2018), with the residual connections of a pre-norm
+  Transformer (Vaswani et al. 2017 have the other kind). The vectors
   are scaled by sqrt(dim): otherwise the blocks and positions drown them in
   the first epochs.
+
+  Examples:
+    >>> encoder = xir.layers.AttentionHistory(dim=4, length=3, num_heads=2)
+    >>> vectors = tf.ones([2, 3, 4])  # Two histories of up to three events.
+    >>> encoder.last(vectors, lengths=tf.constant([3, 1])).shape
+    TensorShape([2, 4])
   """
 
   def __init__(

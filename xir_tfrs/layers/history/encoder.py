@@ -23,6 +23,15 @@ class HistoryEncoder(tf.keras.layers.Layer):
 
   Attributes:
     has_interests: Whether a state is several vectors, [interests, dim].
+
+  Examples:
+    >>> class Newest(xir.layers.HistoryEncoder):
+    ...   def states(self, vectors, lengths, dropout):
+    ...     return dropout(vectors)
+    >>> encoder = Newest(dim=2, length=3)
+    >>> vectors = tf.constant([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]])
+    >>> encoder.last(vectors, lengths=tf.constant([2])).numpy()
+    array([[3., 4.]], dtype=float32)
   """
 
   has_interests: ClassVar[bool] = False

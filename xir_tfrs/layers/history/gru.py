@@ -11,8 +11,13 @@ from xir_tfrs.ops import xla
 class GRUHistory(encoder.HistoryEncoder):
   """GRU over the events, then a linear layer.
 
-  "Session-based Recommendations with Recurrent Neural Networks", Hidasi et
-  al., ICLR 2016.
+  GRU4Rec, Hidasi et al. 2016.
+
+  Examples:
+    >>> encoder = xir.layers.GRUHistory(dim=4, length=3, units=8)
+    >>> vectors = tf.ones([2, 3, 4])  # Two histories of up to three events.
+    >>> encoder.last(vectors, lengths=tf.constant([3, 1])).shape
+    TensorShape([2, 4])
   """
 
   def __init__(self, *, units: int | None = None, **shared: Any) -> None:

@@ -11,14 +11,19 @@ from xir_tfrs.ops import history
 class InterestHistory(encoder.HistoryEncoder):
   """Several vectors for a history, by routing of events to capsules.
 
-  MIND ("Multi-Interest Network with Dynamic Routing for Recommendation at
-  Tmall", Li et al., CIKM 2019): `ops.history.routed_interests`. A candidate's
+  MIND (Li et al. 2019): `ops.history.routed_interests`. A candidate's
   score is its highest with any of them; in training, a row is that interest
   which fits its positive best (`ops.history.label_aware_attention`).
 
   The initial logits of the routing are drawn once for each age of an event,
   not at each call as in the paper: a history always has the same interests.
   States are [n, length, interests, dim].
+
+  Examples:
+    >>> encoder = xir.layers.InterestHistory(dim=4, length=3, num_interests=2)
+    >>> vectors = tf.ones([2, 3, 4])  # Two histories of up to three events.
+    >>> encoder.last(vectors, lengths=tf.constant([3, 1])).shape
+    TensorShape([2, 2, 4])
   """
 
   has_interests: ClassVar[bool] = True

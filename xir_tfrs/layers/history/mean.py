@@ -11,8 +11,13 @@ from xir_tfrs.ops import history
 class MeanHistory(encoder.HistoryEncoder):
   """Mean of the events with a learned weight for each age, then dense layers.
 
-  YouTubeDNN's bag of watches ("Deep Neural Networks for YouTube
-  Recommendations", Covington et al., RecSys 2016), with weights by age.
+  YouTubeDNN's bag of watches (Covington et al. 2016), with weights by age.
+
+  Examples:
+    >>> encoder = xir.layers.MeanHistory(dim=4, length=3)
+    >>> vectors = tf.ones([2, 3, 4])  # Two histories of up to three events.
+    >>> encoder.last(vectors, lengths=tf.constant([3, 1])).shape
+    TensorShape([2, 4])
   """
 
   def __init__(

@@ -66,6 +66,12 @@ def build(loss: str | Mapping[str, Any] | Form) -> Form:
 
   Raises:
     ValueError: There is no such form or setting, or a setting is out of range.
+
+  Examples:
+    >>> xir.ops.forms.build({"name": "psl", "tau_star": 0.1}).tau_star
+    0.1
+    >>> xir.ops.forms.build("psl") == xir.ops.forms.PairwiseSoftmax()
+    True
   """
   if isinstance(loss, Form):
     return loss
@@ -87,5 +93,10 @@ def build(loss: str | Mapping[str, Any] | Form) -> Form:
 
 
 def names_for(pool_kind: str) -> list[str]:
-  """Names of the forms that suit a kind of pool, such as `SAMPLED`."""
+  """Names of the forms that suit a kind of pool, such as `SAMPLED`.
+
+  Examples:
+    >>> xir.ops.forms.names_for(xir.ops.forms.RANKER)
+    ['cross_entropy']
+  """
   return [name for name, form in FORMS.items() if pool_kind in form.suits]

@@ -45,6 +45,20 @@ class Rows:
     kth_best: () -> score of the K-th best of the other candidates, as the pool
       estimates it; -inf where there are fewer; no gradient. K is
       `Form.num_best`.
+
+  Examples:
+    >>> rows = xir.ops.forms.Rows(
+    ...   log_sum=tf.math.log([3.0]),
+    ...   score=tf.zeros([1]),
+    ...   positive=tf.zeros([1]),
+    ...   in_sum=False,
+    ...   log_num_terms=tf.math.log(3.0),
+    ...   log_q=None,
+    ...   num_columns=lambda: tf.constant(3.0),
+    ...   kth_best=lambda: tf.zeros([1]),
+    ... )
+    >>> xir.ops.forms.CrossEntropy().loss(rows).numpy().round(4)  # log 4
+    array([1.3863], dtype=float32)
   """
 
   log_sum: tf.Tensor
@@ -109,6 +123,13 @@ class Form:
       column is its own. The own column can then serve as the positive, which
       saves the kernel a mask.
     pairwise: Whether columns count by `activate(s_j - s_p)` instead of s_j.
+
+  Examples:
+    >>> form = xir.ops.forms.build("bsl")
+    >>> isinstance(form, xir.ops.forms.Form)
+    True
+    >>> form.get_config()["negative_weight"]
+    1.22
   """
 
   name: ClassVar[str]

@@ -12,7 +12,7 @@ from xir_tfrs.ops.forms import base
 class BilateralSoftmax(base.Form):
   """negative_weight log Z - temperature_ratio t_p: two temperatures.
 
-  BSL of Wu et al. 2024 (https://arxiv.org/abs/2312.12882). In its symbols
+  BSL of Wu et al. 2024. In its symbols
 
       -s_p / tau1 + w log sum_j e^{s_j / tau2},
 
@@ -27,6 +27,15 @@ class BilateralSoftmax(base.Form):
 
   Where the two differ, adding a constant to all scores changes the loss: use
   it with cosine scores.
+
+  Examples:
+    >>> task = xir.tasks.SampledSoftmaxRetrieval(
+    ...   loss=xir.ops.forms.BilateralSoftmax(negative_weight=1.1),
+    ...   candidate_counts=[2, 1],
+    ... )
+    >>> ids = tf.constant([0, 1])
+    >>> print(f"{task(tf.eye(2), tf.eye(2), candidate_ids=ids):.3f}")
+    -0.925
   """
 
   name: ClassVar[str] = "bsl"

@@ -20,7 +20,7 @@ class PairwiseSoftmax(base.Form):
       d_j = tau* (s_j - s_p)
       sigma(d) = tanh(d) + 1, or atan(d) + 1, or max(d + 1, 0)
 
-  PSL of Yang et al. 2024 (https://arxiv.org/abs/2411.00163). For |d| <= 1 all
+  PSL of Yang et al. 2024. For |d| <= 1 all
   three lie between exp(d) and the step at 0, so they are closer to a ranking
   metric than the softmax is, and a candidate far above the positive, which may
   be a false negative, counts less. tau* -> 0 gives the softmax loss without
@@ -29,6 +29,15 @@ class PairwiseSoftmax(base.Form):
   The paper's own temperature tau, for which d = (cos_j - cos_p) / tau, is the
   task's temperature / tau*. Published setting for Gowalla: tau* = 0.05 and
   tau = 2, so `temperature` = 0.1, with cosine scores; any activation.
+
+  Examples:
+    >>> task = xir.tasks.SampledSoftmaxRetrieval(
+    ...   loss=xir.ops.forms.PairwiseSoftmax(activation="tanh"),
+    ...   candidate_counts=[2, 1],
+    ... )
+    >>> ids = tf.constant([0, 1])
+    >>> print(f"{task(tf.eye(2), tf.eye(2), candidate_ids=ids):.3f}")
+    -1.025
   """
 
   name: ClassVar[str] = "psl"

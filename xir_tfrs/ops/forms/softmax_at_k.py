@@ -12,7 +12,7 @@ from xir_tfrs.ops.forms import base
 class SoftmaxAtK(base.Form):
   """sigmoid((s_p - beta) / tau_w) (log S - t_p): rows near the top K count.
 
-  SL@K of Yang et al. 2025 (https://arxiv.org/abs/2508.05673), a bound of
+  SL@K of Yang et al. 2025, a bound of
   NDCG@K: beta is the score by which a candidate is among the query's best K.
   No gradient goes through the weight. The positive is not in the denominator,
   unless `positive_in_partition`.
@@ -27,6 +27,15 @@ class SoftmaxAtK(base.Form):
   is tau_w / the task's temperature. Published setting for Gowalla: K = 20,
   `temperature` = 0.1 and tau_w = 1, so `weight_temperature` = 10, with cosine
   scores; and a tenth of the learning rate of the softmax loss.
+
+  Examples:
+    >>> task = xir.tasks.SampledSoftmaxRetrieval(
+    ...   loss=xir.ops.forms.SoftmaxAtK(k=1),
+    ...   candidate_counts=[2, 1],
+    ... )
+    >>> ids = tf.constant([0, 1])
+    >>> print(f"{task(tf.eye(2), tf.eye(2), candidate_ids=ids):.3f}")
+    -0.927
   """
 
   name: ClassVar[str] = "sl_at_k"
