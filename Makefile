@@ -2,6 +2,7 @@
 # make check        a file of tests for each package, in under two minutes
 # make test         every test
 # make wheel-check  installs the wheel into an empty environment and uses it
+# make docs         the guides and the API reference, as pages in site/
 # make bench        every benchmark, against peers
 # make lint         formatting, static checks, types
 #
@@ -12,7 +13,7 @@
 BENCHMARKS := floor resampling train_step history input_pipeline \
   catalogue_scaling memory full_ranking estimator_bias serving
 
-.PHONY: quickstart check test wheel-check bench lint format clean
+.PHONY: quickstart check test wheel-check docs bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -50,6 +51,9 @@ test: $(READY)
 wheel-check: $(READY)
 	$(BIN)/python tools/check_wheel.py
 
+docs: $(READY)
+	$(BIN)/mkdocs build --clean
+
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -64,4 +68,4 @@ $(READY): setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

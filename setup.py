@@ -64,6 +64,7 @@ EXTRAS = {
   "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
   # Charts, and the pages they stand on.
   "plots": ["matplotlib>=3.8", "jinja2>=3.1,<4"],
+  "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0,<2"],
   "test": [
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",

@@ -42,7 +42,7 @@ from xir_tfrs.programs import settings
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [README, *GUIDES]
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *GUIDES]
 
 _BLOCK = re.compile(
   r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",

@@ -52,6 +52,26 @@ def test_example(name):
   assert examples.run(_THINGS[name]), "it has no example"
 
 
+# The reference ---------------------------------------------------------------
+
+
+def test_every_public_name_is_in_the_reference():
+  pages = sorted((_ROOT / "docs/api").glob("*.md"))
+  text = "\n".join(page.read_text("utf-8") for page in pages)
+  shown = set(re.findall(r"^::: xir_tfrs\.(\S+)$", text, re.MULTILINE))
+  for name in _THINGS:
+    # A page of `ops` shows all that is public in a module.
+    assert {name, name.rpartition(".")[0]} & shown, f"docs/api/: {name}"
+
+
+def test_every_page_is_in_the_navigation():
+  """`make docs` would leave it out in silence."""
+  docs = _ROOT / "docs"
+  navigation = (_ROOT / "mkdocs.yml").read_text("utf-8")
+  for page in sorted(docs.rglob("*.md")):
+    assert f": {page.relative_to(docs)}\n" in navigation, page
+
+
 # Papers ----------------------------------------------------------------------
 
 _PAPER = re.compile(

@@ -1,6 +1,8 @@
 """Answers of a bundle against NumPy, and bundles that cannot be used."""
 
+import functools
 import json
+import os
 import shutil
 
 import msgspec
@@ -73,10 +75,17 @@ def test_edge_sizes(world, loaded):
     loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[], []])
 
 
+_load = functools.cache(bundle.Bundle.load)
+
+
 @pytest.mark.parametrize("name", xir.serving.__all__)
 def test_example(name, exported, tmp_path, monkeypatch):
   (tmp_path / "bundle").symlink_to(exported)
   monkeypatch.chdir(tmp_path)
+  # One load for all, as it takes a second.
+  monkeypatch.setattr(
+    bundle.Bundle, "load", lambda path: _load(os.path.realpath(path))
+  )
   assert examples.run(getattr(xir.serving, name)), "it has no example"
 
 

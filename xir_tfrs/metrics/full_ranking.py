@@ -41,7 +41,7 @@ class Ranking:
     >>> ranking = xir.metrics.Ranking(
     ...   hits=np.array([[False, True]]),
     ...   num_relevant=np.array([1]),
-    ...   covered=np.array([[True, True, False, False]]),
+    ...   shown=np.array([[1, 1, 0, 0]]),
     ...   ks=(2,),
     ... )
     >>> ranking.means()["mrr@2"], ranking.means()["coverage@2"]
