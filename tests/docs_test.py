@@ -28,8 +28,10 @@ import sys
 import absl.app
 import numpy as np
 import pytest
+import yaml
 from absl import flags
 
+import xir_tfrs
 from benchmarks import estimator_bias, serving
 from pipelines.reproduction import report
 from pipelines.training import config as configs
@@ -658,3 +660,11 @@ def test_makefile_has_the_commands_of_the_readme():
   ci = (ROOT / ".ci/run").read_text()
   for target in ("lint", "test", "wheel-check"):
     assert f"\nmake {target}\n" in ci
+
+
+def test_the_version_is_the_same_everywhere():
+  changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+  released = re.findall(r"^## \[(\d.*)\] - (\S+)$", changelog, re.M)
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+  assert released[0] == (xir_tfrs.__version__, citation["date-released"])
+  assert citation["version"] == xir_tfrs.__version__

@@ -15,4 +15,6 @@ def on_page_markdown(markdown: str, page, **unused) -> str:
 
 def _named(found: re.Match) -> str:
   is_picture, text, path = found.groups()
-  return f"{'Figure: ' if is_picture else ''}{text} (`{path}` in the repository)"
+  return (
+    f"{'Figure: ' if is_picture else ''}{text} (`{path}` in the repository)"
+  )

@@ -14,9 +14,10 @@ _HIGHEST_EXPONENT = 50.0
 class GeneralizedCrossEntropy(base.Form):
   """(1 - p^power) / power instead of -log p.
 
-  Zhang and Sabuncu 2018, who use a power of 0.7 for images. Its gradient is p^power times that of -log p: positives
-  that the model finds unlikely, many of which are noise, count less. p is the
-  positive's probability among all candidates, as n terms estimate it,
+  Zhang and Sabuncu 2018, who use a power of 0.7 for images. Its gradient is
+  p^power times that of -log p: positives that the model finds unlikely, many of
+  which are noise, count less. p is the positive's probability among all
+  candidates, as n terms estimate it,
 
       p = e^{s_p} / (Z / n),
 

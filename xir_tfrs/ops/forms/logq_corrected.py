@@ -17,11 +17,12 @@ class LogQCorrected(base.Form):
       P = e^{s_p} / (e^{s_p} + (1/n) sum_j e^{s_j - log Q'_j})
 
   over the n columns that count; Khrylchenko et al. 2025. No gradient goes
-  through P, the model's estimate of the positive's share of the full softmax. The positive is given,
-  not drawn, so it has no correction and is not in the sum; the other columns
-  are drawn given that they are not the positive. The gradient estimates that of
-  the full softmax, and equals it if every other candidate is a column once and
-  Q is uniform. The value may be negative, and does not measure progress.
+  through P, the model's estimate of the positive's share of the full softmax.
+  The positive is given, not drawn, so it has no correction and is not in the
+  sum; the other columns are drawn given that they are not the positive. The
+  gradient estimates that of the full softmax, and equals it if every other
+  candidate is a column once and Q is uniform. The value may be negative, and
+  does not measure progress.
 
   It has no settings. It is for tasks that sample from a known distribution.
 
