@@ -31,6 +31,7 @@ CHECK := tests/imports_test.py tests/ops/losses_test.py \
   tests/programs/settings_test.py tests/pipelines/readers_test.py \
   tests/pipelines/splits_test.py tests/pipelines/schedule_test.py \
   tests/pipelines/evaluate_test.py tests/pipelines/reproduce_test.py \
+  tests/pipelines/tuning_space_test.py \
   tests/pipelines/prepare_beam_test.py tests/export/retriever_test.py \
   tests/export/serving_tensors_test.py
 SOURCES := xir_tfrs pipelines export benchmarks tests tools setup.py

@@ -65,6 +65,9 @@ EXTRAS = {
   # Charts, and the pages they stand on.
   "plots": ["matplotlib>=3.8", "jinja2>=3.1,<4"],
   "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0,<2"],
+  "tune": ["optuna>=5,<6", "matplotlib>=3.8"],
+  # What benchmarks.peers compares with.
+  "bench": ["implicit==0.7.3", "scipy>=1.11", "optuna>=5,<6"],
   "test": [
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",

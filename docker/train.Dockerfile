@@ -13,7 +13,7 @@ WORKDIR /app
 COPY setup.py pyproject.toml README.md ./
 COPY xir_tfrs xir_tfrs
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
-  --editable '.[gpu,scann,data,plots]'
+  --editable '.[gpu,scann,data,plots,tune]'
 COPY pipelines pipelines
 COPY export export
 

@@ -27,19 +27,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from pipelines.evaluation import places
-from xir_tfrs.data import json_files
+from xir_tfrs.data import errors, json_files
 from xir_tfrs.programs import main, settings
 
 if TYPE_CHECKING:
   import numpy as np
 
   from pipelines.evaluation import examples, past, report
-  from xir_tfrs import models
   from xir_tfrs.data import runs
 
 METRICS_FILE = places.METRICS_FILE
 RERANK_DEPTH = 100
-_NEWEST_EVENTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,8 @@ class EvaluateConfig(settings.Settings):
   )
   history_ties: str | None = settings.setting(
     "What rows see of their query's events of the same time; see "
-    "xir-tfrs train. Not given: as a model of histories was trained. Given "
-    "for a model of ids: ranks it as one of histories is, row by row.",
+    "xir-tfrs train. Not given: as the model was validated. Given for a model "
+    "of ids: ranks it as one of histories is, row by row.",
     None,
     choices=("strict", "order"),
   )
@@ -144,12 +142,17 @@ def rank(config: EvaluateConfig) -> Evaluation:
     report,
     split,
   )
-  from xir_tfrs.data import directory, runs
+  from xir_tfrs.data import runs
 
   model, run, restored = runs.load_model(config.model_dir, config.checkpoint)
-  data_dir = directory.DataDir(config.data or run.data)
-  runs.check_fit(run, data_dir, config.model_dir)
-  rule = _rule(config, model, run)
+  data_dir = runs.data_of(run, config.model_dir, config.data)
+  if run.train.get("rows") == "all":
+    raise errors.DataError(
+      "was trained on all rows (--refit, or --rows all), so nothing is held "
+      "out to evaluate it on; evaluate the run that it was refitted from",
+      path=config.model_dir,
+    )
+  rule = _rule(config, run)
   data = split.load_evaluation_data(data_dir, config.split, rule)
   vectors = rankings.of_model(model, data)
   others: dict[str, rankings.Ranker] = {}
@@ -185,19 +188,12 @@ def rank(config: EvaluateConfig) -> Evaluation:
   return Evaluation(results, by_query["model"], data.query_ids, shown)
 
 
-def _rule(
-  config: EvaluateConfig, model: models.TwoTower, run: runs.RunConfig
-) -> past.Rule | None:
+def _rule(config: EvaluateConfig, run: runs.RunConfig) -> past.Rule | None:
   """What rows see, where each is a query of its own."""
   from pipelines.evaluation import past
 
-  if model.takes_histories:
-    ties = config.history_ties or run.train.get("history_ties", "strict")
-    return past.Rule(model.query_tower.history_length, ties)
-  if config.history_ties is None:
-    return None
-  # No model encodes these events, but the rule of neighbours goes by them.
-  return past.Rule(_NEWEST_EVENTS, config.history_ties)
+  given = {"history_ties": config.history_ties} if config.history_ties else {}
+  return past.Rule.of_training({"query_tower": "id"} | run.train | given)
 
 
 def run(config: EvaluateConfig) -> None:

@@ -12,6 +12,12 @@ A flag that is not given is as the preset has it; the defaults below are those
 of `default`. A run like another one, but for what is given:
 
     xir-tfrs train --config OTHER/config.json --model_dir MODEL
+
+To go into service, a run is trained once more on all rows, those of the
+validation and the test split included, for the epochs after which its
+validation was best:
+
+    xir-tfrs train --refit MODEL --model_dir LIVE
 """
 
 from __future__ import annotations
@@ -41,6 +47,11 @@ class TrainFlags(configs.TrainConfig):
   overwrite: bool = settings.setting(
     "Begin anew where a run was before.", False
   )
+  refit: str | None = settings.setting(
+    "Directory of a run whose settings to train with once more, on all rows, "
+    "until the epoch after which its validation was best.",
+    None,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,7 @@ def _order(given: Mapping[str, Any]) -> _Order:
   given = dict(given)
   resume = given.pop("resume", False)
   overwrite = given.pop("overwrite", False)
+  refit = given.pop("refit", None)
   if not given.get("model_dir"):
     raise settings.SettingsError(
       "--model_dir is needed: where should the run be kept?"
@@ -64,6 +76,15 @@ def _order(given: Mapping[str, Any]) -> _Order:
     raise settings.SettingsError(
       "--resume and --overwrite are two ways to begin: give one of them."
     )
+  if refit:
+    if resume:
+      raise settings.SettingsError(
+        "--refit begins a run, and --resume goes on with one: leave out "
+        "--refit to go on."
+      )
+    from pipelines.training import refitting  # Imports TensorFlow.
+
+    return _Order(refitting.config_of(refit, given), False, overwrite)
   if resume:
     from xir_tfrs.data import runs  # Imports TensorFlow.
 
@@ -110,6 +131,11 @@ def _report(config: configs.TrainConfig, result: loop.TrainResult) -> None:
     )
   if result.outcome == "interrupted":
     following = f"xir-tfrs train --model_dir {config.model_dir} --resume"
+  elif config.rows == "all":
+    following = (
+      f"xir-tfrs export --data {config.data} --model_dir "
+      f"{config.model_dir} --output BUNDLE"
+    )
   else:
     following = (
       f"xir-tfrs evaluate --data {config.data} --model_dir {config.model_dir}"

@@ -33,4 +33,4 @@ rm -rf "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --upgrade pip
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --editable '.[scann,data,beam,serving,plots,docs,test]'
+  --editable '.[scann,data,beam,serving,plots,tune,bench,docs,test]'

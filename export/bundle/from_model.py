@@ -64,9 +64,8 @@ def _write(
   options: ExportOptions, directory: pathlib.Path
 ) -> tuple[manifest.Manifest, str]:
   """Writes the bundle; its manifest, and a query id to try."""
-  data = data_lib.DataDir(options.data)
   model, config, checkpoint = runs.load_model(options.model_dir)
-  runs.check_fit(config, data, options.model_dir)
+  data = runs.data_of(config, options.model_dir, options.data)
   checkpoint = os.path.relpath(checkpoint, options.model_dir)
   _report(f"restored {checkpoint}")
   if model.has_interests:

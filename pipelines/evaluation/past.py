@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from xir_tfrs.data import directory, errors, histories
 
+# Events that a row sees where no model says how many.
+_NEWEST_EVENTS = 50
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -26,10 +29,12 @@ class Rule:
 
   @classmethod
   def of_training(cls, settings: Mapping[str, Any]) -> Rule | None:
-    """That of a run's settings; None: its queries are ids."""
-    if settings["query_tower"] == "id":
-      return None
-    return cls(settings["history_length"], settings["history_ties"])
+    """That of a run's settings; None: its rows are not ranked one by one."""
+    ties = settings.get("history_ties")
+    if settings["query_tower"] != "id":
+      return cls(settings["history_length"], ties or "strict")
+    # No model encodes these events, but the rule of neighbours goes by them.
+    return None if ties is None else cls(_NEWEST_EVENTS, ties)
 
 
 @dataclasses.dataclass(frozen=True)

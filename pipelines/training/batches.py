@@ -106,7 +106,7 @@ def _examples(
       datasets.training_dataset, columns, known=known, **shared
     )
     return make, None
-  rows = histories.Histories.of_rows(columns, config.history_ties)
+  rows = histories.Histories.of_rows(columns, config.resolved.history_ties)
   if config.history_examples == "rows":
     make = functools.partial(
       histories.rows_before_dataset,

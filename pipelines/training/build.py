@@ -34,23 +34,6 @@ _OF_RULES = (
 # Tables of a frequency estimate, if --task_arguments does not say.
 _NUM_HASHES = 4
 
-# Found on Gowalla (docs/results.md), where nothing else is said.
-_ROWS = {"mask_known_positives": True, "popularity_weight": 0.15}
-
-
-def rows_of_loss(config: configs.TrainConfig) -> dict[str, Any]:
-  """What rows count and against what: the settings of `_ROWS`, all given."""
-  plain = (
-    methods.TASKS[config.task].loss == "cross_entropy"
-    or config.loss == "logq_corrected"
-  )
-  default = configs.CROSS_ENTROPY if plain else _ROWS
-  given = {name: getattr(config, name) for name in _ROWS}
-  return {
-    name: default[name] if value is None else value
-    for name, value in given.items()
-  }
-
 
 def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
   """The form of a run's loss.
@@ -58,7 +41,7 @@ def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
   Raises:
     SettingsError: There is no such form, or no such setting of it.
   """
-  name = config.loss or methods.TASKS[config.task].loss
+  name = str(config.resolved.loss)
   form = xir.ops.forms.FORMS.get(name)
   if form is None:
     raise settings.SettingsError(
@@ -241,7 +224,7 @@ def _task(
     "num_buckets": lambda: _num_buckets(config, len(counts), given),
     "num_hashes": lambda: given.get("num_hashes", _NUM_HASHES),
     "ranker": lambda: _ranker(config, query_tower, candidate_tower),
-    "temperature": lambda: _temperature(config),
+    "temperature": lambda: config.resolved.temperature,
   }
   arguments = {}
   for name in parameters(method.task):
@@ -325,15 +308,6 @@ def _num_buckets(
   if config.num_buckets is not None:
     return config.num_buckets
   return -(-8 * num_candidates // max(given.get("num_hashes", _NUM_HASHES), 1))
-
-
-def _temperature(config: configs.TrainConfig) -> float:
-  if config.temperature is not None:
-    return config.temperature
-  if not config.normalize:
-    return 1.0
-  temperature = methods.TASKS[config.task].cosine_temperature
-  return temperature if config.query_tower == "id" else temperature / 2
 
 
 def optimizer(

@@ -11,6 +11,7 @@ from pipelines.training import methods, old_settings
 from xir_tfrs.programs import settings
 
 _setting = settings.setting
+_Span = settings.Span
 _XIR = {"task": "xir"}
 _CORR = {"task": "corr"}
 _CACHE = (_XIR, _CORR | {"negative_sampler": "xir"})
@@ -36,7 +37,18 @@ class TrainConfig(settings.Settings):
     "Directory made by xir-tfrs prepare.", "", section="The run"
   )
   model_dir: str = _setting("Directory for checkpoints and metrics.", "")
-  task: str = _setting("Retrieval method.", "xir", choices=tuple(methods.TASKS))
+  rows: str = _setting(
+    "Rows that are trained on. all: those of the validation and the test split "
+    "too, so that nothing is left to evaluate the model on.",
+    "train",
+    choices=("train", "all"),
+  )
+  task: str = _setting(
+    "Retrieval method.",
+    "xir",
+    choices=tuple(methods.TASKS),
+    search=("ssl_pop", "xir", "mns", "bir", "full_softmax"),
+  )
   preset: str = _setting(
     "Settings to start from.", "default", choices=("default", "plain", "paper")
   )
@@ -58,6 +70,7 @@ class TrainConfig(settings.Settings):
     "the candidates that they chose before; both: the sum of the two.",
     "id",
     choices=("id", "history", "both"),
+    search=("id", "history", "both"),
   )
   history_encoder: str = _setting(
     "Encoder of histories. mean: a mean weighted by age; gru: a recurrent "
@@ -65,6 +78,7 @@ class TrainConfig(settings.Settings):
     "interests, which cannot be exported.",
     "attention",
     choices=("attention", "gru", "mean", "mind"),
+    search=("attention", "gru"),
     only=_HISTORIES,
     section="Histories",
   )
@@ -82,18 +96,20 @@ class TrainConfig(settings.Settings):
     choices=("positions", "rows"),
     only=_HISTORIES,
   )
-  history_ties: str = _setting(
+  history_ties: str | None = _setting(
     "What a row sees of its query's events of the same time. strict: none; "
-    "order: those before it in the file, as published leave-last tables do.",
-    "strict",
+    "order: those before it in the file, as published leave-last tables do. "
+    "Not given: strict. Given for a model of ids: validates it row by row, as "
+    "one of histories is.",
+    None,
     choices=("strict", "order"),
-    only=_HISTORIES,
   )
   history_dropout: float = _setting(
     "Share of the encoder's entries that a step of training sets to 0.",
     0.2,
     minimum=0,
     only=_HISTORIES,
+    search=_Span(0.0, 0.5),
   )
   history_arguments: dict[str, Any] = _setting(
     "Arguments of the encoder that have no flag: name=value,..., in JSON.",
@@ -101,7 +117,10 @@ class TrainConfig(settings.Settings):
     only=_HISTORIES,
   )
   use_features: bool = _setting(
-    "Give side features to the towers.", True, section="The towers"
+    "Give side features to the towers.",
+    True,
+    section="The towers",
+    search=(True, False),
   )
   query_hidden: tuple[int, ...] = _setting(
     "Sizes of the query tower's hidden layers; none: a sum of embeddings.",
@@ -128,12 +147,14 @@ class TrainConfig(settings.Settings):
     "it; 1 for inner products.",
     None,
     above=0,
+    search=_Span(0.03, 0.5, log=True),
   )
   loss: str | None = _setting(
     "Form of the loss, one of xir_tfrs.ops.forms.FORMS. Not given: "
     "generalized_cross_entropy, without the positive in the denominator; "
     "cross_entropy for full_softmax and corr.",
     None,
+    search=("generalized_cross_entropy", "cross_entropy", "decoupled", "bsl"),
   )
   loss_arguments: dict[str, Any] = _setting(
     "Settings of the form of the loss: name=value,..., in JSON.", {}
@@ -161,6 +182,7 @@ class TrainConfig(settings.Settings):
     "whose ranks most metrics count. Not given: 0.15; 0 for full_softmax and "
     "corr.",
     None,
+    search=_Span(0.0, 0.5),
   )
   positive_in_pool: bool | None = _setting(
     "Whether the positive is also in the pool. Not given: as the task.", None
@@ -180,7 +202,12 @@ class TrainConfig(settings.Settings):
     "Candidates in the cache.", 2048, above=0, only=_CACHE
   )
   cache_weight: float = _setting(
-    "Share of the cache in the loss.", 0.5, minimum=0, maximum=1, only=_XIR
+    "Share of the cache in the loss.",
+    0.5,
+    minimum=0,
+    maximum=1,
+    only=_XIR,
+    search=_Span(0.1, 0.9),
   )
   occurrence_decay: float = _setting(
     "Share of the draw counts that is kept at each step.",
@@ -233,9 +260,19 @@ class TrainConfig(settings.Settings):
   )
 
   global_batch_size: int = _setting(
-    "Rows per step, on all replicas.", 1024, above=0, section="Training"
+    "Rows per step, on all replicas.",
+    1024,
+    above=0,
+    search=(256, 512, 1024, 2048),
+    section="Training",
   )
   epochs: int = _setting("Passes over the training rows.", 20, above=0)
+  stop_epoch: int | None = _setting(
+    "End the run after this epoch, with the learning rates that it has on the "
+    "way to --epochs. Not given: after --epochs.",
+    None,
+    above=0,
+  )
   optimizer: str = _setting(
     "The optimizer. Not given, with histories: adam.",
     "lazy_adam",
@@ -246,7 +283,10 @@ class TrainConfig(settings.Settings):
     {},
   )
   learning_rate: float = _setting(
-    "Initial learning rate. Not given, with histories: 0.002.", 0.02, above=0
+    "Initial learning rate. Not given, with histories: 0.002.",
+    0.02,
+    above=0,
+    search=_Span(0.001, 0.1, log=True),
   )
   learning_rate_schedule: str = _setting(
     "How it falls. step: times `learning_rate_decay` every `decay_epochs` "
@@ -254,6 +294,7 @@ class TrainConfig(settings.Settings):
     "changed on resuming.",
     "step",
     choices=("step", "cosine"),
+    search=("step", "cosine"),
   )
   learning_rate_decay: float = _setting(
     "Factor on the learning rate, every `decay_epochs` epochs; 1: none.",
@@ -272,6 +313,7 @@ class TrainConfig(settings.Settings):
     0.0,
     minimum=0,
     only={"optimizer": "coupled_l2_adam"},
+    search=_Span(1e-7, 1e-3, log=True),
   )
   average_epochs: float = _setting(
     "Evaluate and serve not the last weights but an exponential average of "
@@ -337,6 +379,35 @@ class TrainConfig(settings.Settings):
     # to them, that decides (docs/histories.md).
     return 0.1 if self.query_tower == "id" else 0.02
 
+  @property
+  def resolved(self) -> TrainConfig:
+    """The same run, with values for the settings that are not given.
+
+    Their defaults go by the task and the towers.
+    """
+    method = methods.TASKS[self.task]
+    loss = self.loss or method.loss
+    plain = method.loss == "cross_entropy" or loss == "logq_corrected"
+    of_rows = CROSS_ENTROPY if plain else _ROWS
+    temperature = method.cosine_temperature if self.normalize else 1.0
+    if self.normalize and self.query_tower != "id":
+      temperature /= 2
+    defaults = {
+      "init_stddev": self.embedding_stddev,
+      "history_ties": None if self.query_tower == "id" else "strict",
+      "temperature": temperature,
+      "loss": loss,
+      **{name: of_rows[name] for name in _ROWS},
+    }
+    return dataclasses.replace(
+      self,
+      **{
+        name: value
+        for name, value in defaults.items()
+        if getattr(self, name) is None
+      },
+    )
+
   @staticmethod
   def settings_in(
     content: Mapping[str, Any], path: str | os.PathLike[str]
@@ -347,6 +418,12 @@ class TrainConfig(settings.Settings):
     return settings.as_dict(of_run(content["train"], path, content.get("data")))
 
 
+# What rows count and against what, where nothing else is said: found on Gowalla
+# (docs/results.md).
+_ROWS: dict[str, Any] = {
+  "mask_known_positives": True,
+  "popularity_weight": 0.15,
+}
 # The loss as the methods' papers have it.
 CROSS_ENTROPY: dict[str, Any] = {
   "mask_known_positives": False,
@@ -401,6 +478,7 @@ CHANGEABLE = frozenset(
     "data",
     "model_dir",
     "epochs",
+    "stop_epoch",
     "patience",
     "eval_epochs",
     "checkpoint_steps",
@@ -422,13 +500,10 @@ def changed(old: TrainConfig, new: TrainConfig) -> str | None:
   if old.learning_rate_schedule == "cosine":
     may -= {"epochs"}
   # Settings that a run does not use may be anything.
-  before, after = settings.as_dict(old), settings.as_dict(new)
+  before, after = (settings.as_dict(one.resolved) for one in (old, new))
   for one in (before, after):
     for name in CHANGEABLE_ARGUMENTS & one["task_arguments"].keys():
       del one["task_arguments"][name]
-  # Runs from before it could be left out have it.
-  before["init_stddev"] = old.embedding_stddev
-  after["init_stddev"] = new.embedding_stddev
   for name in after:
     if name not in may and before.get(name) != after[name]:
       return name
@@ -455,6 +530,22 @@ def of_run(
   return TrainConfig(**(found if data is None else found | {"data": data}))
 
 
+def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+  """What the preset of the given settings changes, for their towers.
+
+  Raises:
+    SettingsError: Unknown preset.
+  """
+  preset = given.get("preset", "default")
+  if preset not in PRESETS:
+    raise settings.SettingsError(
+      f"--preset must be one of {', '.join(PRESETS)}. Received: {preset!r}."
+    )
+  if given.get("query_tower", "id") == "id":
+    return PRESETS[preset]
+  return PRESETS[preset] | HISTORIES
+
+
 def from_preset(**given: Any) -> TrainConfig:
   """A config from a preset's settings, with the given ones over them.
 
@@ -462,15 +553,7 @@ def from_preset(**given: Any) -> TrainConfig:
     SettingsError: Unknown preset, a setting out of its range, or one that the
       run would not use.
   """
-  preset = given.get("preset", "default")
-  if preset not in PRESETS:
-    raise settings.SettingsError(
-      f"--preset must be one of {', '.join(PRESETS)}. Received: {preset!r}."
-    )
-  settings_of_preset = PRESETS[preset]
-  if given.get("query_tower", "id") != "id":
-    settings_of_preset = settings_of_preset | HISTORIES
-  return _checked(TrainConfig(**(settings_of_preset | given)), given)
+  return _checked(TrainConfig(**(preset_settings(given) | given)), given)
 
 
 def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:

@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from xir_tfrs.data import runs
 from xir_tfrs.programs import progress as progress_lib
 
 TrainingDiverged = health.TrainingDiverged
+# Takes the rows of all validations so far, and says whether to pause.
+Watch = Callable[[Sequence[Mapping[str, Any]]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class TrainResult:
 
   Attributes:
     step: Steps done, over all sessions of the run.
-    outcome: `"finished"`, `"stopped early"`, `"paused"` (by `stop_after`) or
-      `"interrupted"`.
+    outcome: `"finished"`, `"stopped early"`, `"paused"` (by `stop_after` or
+      `watch`) or `"interrupted"`.
     validation: Metrics of the best checkpoint; empty without validation.
     seconds: Time of this session's steps, without validation.
     examples_per_second: In this session, without validation.
@@ -62,6 +64,7 @@ def train(
   progress: bool = True,
   stop_after: int | None = None,
   strategy: tf.distribute.Strategy | None = None,
+  watch: Watch | None = None,
 ) -> TrainResult:
   """Runs or resumes a training run.
 
@@ -72,6 +75,8 @@ def train(
     progress: Show a progress line.
     stop_after: Pause at the end of this epoch of the run, to be resumed.
     strategy: A strategy made already, instead of `config.strategy`.
+    watch: Is asked after each validation, and on resuming, whether to pause;
+      for a run of one process.
 
   Returns:
     How it ended.
@@ -95,7 +100,7 @@ def train(
       config, strategy, held, resume=resume, overwrite=overwrite
     )
     show = progress and run.workers.is_chief
-    return Loop(run, saved, interrupted).go(show, stop_after)
+    return Loop(run, saved, interrupted, watch).go(show, stop_after)
 
 
 class Loop:
@@ -106,6 +111,7 @@ class Loop:
     run: start_lib.Run,
     saved_step: int | None,
     interrupted: threading.Event,
+    watch: Watch | None = None,
   ) -> None:
     """Takes a run.
 
@@ -113,15 +119,18 @@ class Loop:
       run: The run.
       saved_step: Step of its newest checkpoint.
       interrupted: Set when it should stop.
+      watch: See `train`.
     """
     self._run = run
     self._saved_step = saved_step
     self._interrupted = interrupted
+    self._watch = watch
     self._log = _Log(run.directory)
     self._validations = validation.Validations(
       run.config,
       [r for r in run.directory.read_metrics() if r["kind"] == "validation"],
     )
+    self._pauses = self._asks_to_pause()
     self._run_steps = tf.function(_run_steps, reduce_retracing=True)
     self._train = run.model.gradient_step
     if run.config.jit_compile:
@@ -203,10 +212,14 @@ class Loop:
       return "finished"
     if self._validations.should_stop:
       return "stopped early"
-    if self._run.now >= pause:
+    if self._run.now >= pause or self._pauses:
       return "paused"
     stop = self._run.workers.any(self._interrupted.is_set())
     return "interrupted" if stop else None
+
+  def _asks_to_pause(self) -> bool:
+    rows = self._validations.rows
+    return self._watch is not None and len(rows) > 0 and self._watch(rows)
 
   def _probe(self) -> xir.diagnostics.EstimatorProbe | None:
     """What compares the loss with the full softmax, if asked for."""
@@ -268,6 +281,7 @@ class Loop:
     self._log.write(row)
     self._validations.add(row)
     report.write(self._validations.line(row, is_best))
+    self._pauses = self._asks_to_pause()
 
   def _save(self) -> None:
     self._require_finite_weights()

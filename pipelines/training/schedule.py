@@ -22,7 +22,8 @@ class Schedule:
   @property
   def total_steps(self) -> int:
     """Steps after which the run is finished."""
-    return self.end_of_epoch(self.config.epochs)
+    epochs = self.config.epochs
+    return self.end_of_epoch(min(epochs, self.config.stop_epoch or epochs))
 
   @property
   def steps_per_epoch(self) -> float:

@@ -97,7 +97,7 @@ def start(
   workers = strategies.Workers(strategy)
   # Refuses a batch of fewer rows than replicas, before anything is read.
   datasets.shares(config.global_batch_size, strategy.num_replicas_in_sync)
-  data = directories.DataDir(config.data)
+  data = directories.DataDir(config.data, all_rows=config.rows == "all")
   schema = data.schema
   if not schema.rows["train"]:
     raise errors.DataError("there are no training rows", path=config.data)
@@ -156,13 +156,13 @@ def _data(
   config: configs.TrainConfig, data: directories.DataDir
 ) -> tuple[batches.Columns, tf.RaggedTensor | None]:
   """The training rows, and what is masked with them."""
-  count = build.rows_of_loss(config)
+  used = config.resolved
   columns = data.rows("train", in_order=config.query_tower != "id")
   rows = batches.training_rows(columns, config.data)
   known = None
-  if count["mask_known_positives"]:
+  if used.mask_known_positives:
     known = datasets.candidates_by_query(rows, data.schema.num_queries)
-  rows = batches.with_popularity(rows, count["popularity_weight"])
+  rows = batches.with_popularity(rows, used.popularity_weight or 0.0)
   return rows, known
 
 

@@ -30,6 +30,9 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
   if data.schema.rows["validation"]:
     rule = past.Rule.of_training(settings.values_of(config))
     return split.load_evaluation_data(data, "validation", rule)
+  if config.rows == "all":
+    print("Trained on all rows: nothing is left to validate or test.")
+    return None
   print(
     "There is no validation split (xir-tfrs prepare --validation_fraction): "
     "no validation metrics, no best checkpoint, no early stopping.",
@@ -39,21 +42,26 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
 
 
 class Validations:
-  """The validations of a run so far."""
+  """The validations of a run so far.
+
+  Attributes:
+    rows: Their rows of metrics.jsonl.
+    ks: The cut-offs that are measured.
+  """
 
   def __init__(
     self, config: configs.TrainConfig, rows: list[dict[str, Any]]
   ) -> None:
     """Takes those of earlier sessions, the rows of metrics.jsonl."""
     self._metric, self._patience = config.metric, config.patience
-    self._rows = rows
+    self.rows = rows
     k = int(config.metric.partition("@")[2])
     self.ks = tuple(sorted({*_KS, k}))
 
   @property
   def best(self) -> dict[str, Any] | None:
     """The row of the best one."""
-    return max(self._rows, key=lambda row: row[self._metric], default=None)
+    return max(self.rows, key=lambda row: row[self._metric], default=None)
 
   @property
   def should_stop(self) -> bool:
@@ -61,7 +69,7 @@ class Validations:
     if not self._patience or self.best is None:
       return False
     step = self.best["step"]
-    since = [row for row in self._rows if row["step"] > step]
+    since = [row for row in self.rows if row["step"] > step]
     return len(since) >= self._patience
 
   def is_best(self, row: dict[str, Any]) -> bool:
@@ -69,7 +77,7 @@ class Validations:
     return self.best is None or row[self._metric] > self.best[self._metric]
 
   def add(self, row: dict[str, Any]) -> None:
-    self._rows.append(row)
+    self.rows.append(row)
 
   def line(self, row: dict[str, Any], is_best: bool) -> str:
     """A line that says what was measured."""

@@ -92,7 +92,6 @@ def built(data, **given):
       "--query_tower id.",
     ),
     ({"query_tower": "id", "history_length": 5}, "--history_length belongs"),
-    ({"query_tower": "id", "history_ties": "order"}, "--history_ties belongs"),
     ({"query_hidden": (8,)}, "--query_hidden belongs to --query_tower id or"),
     ({"estimator_probe": 8}, "--estimator_probe belongs to --query_tower id"),
     (

@@ -425,11 +425,10 @@ def test_runs_that_name_no_shape_had_none(data, tmp_path):
 @pytest.mark.parametrize("task", methods.TASKS)
 def test_every_task_can_be_built_with_the_default_shape(data, tmp_path, task):
   settings = config(data, tmp_path, task=task)
-  rows = model.rows_of_loss(settings)
+  used = settings.resolved
   plain = task in ("full_softmax", "corr")
-  assert (rows == {"mask_known_positives": False, "popularity_weight": 0}) == (
-    plain
-  )
+  assert used.mask_known_positives is not plain
+  assert used.popularity_weight == (0 if plain else 0.15)
   built = model.build(
     settings,
     schema_lib.Schema.load(data),

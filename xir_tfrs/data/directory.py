@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from xir_tfrs.data import atomic, errors, records, tables
@@ -58,18 +59,30 @@ class DataDir:
 
   Attributes:
     path: The directory.
-    schema: What it holds.
+    schema: What it holds; with `all_rows`, its training rows are all rows.
     schema_sha256: The hash of schema.json, by which a run knows its data.
   """
 
-  def __init__(self, path: str | os.PathLike[str]) -> None:
+  def __init__(
+    self, path: str | os.PathLike[str], all_rows: bool = False
+  ) -> None:
     """Opens a directory made by `pipelines.prepare`.
+
+    Args:
+      path: The directory.
+      all_rows: Whether the rows of all splits are training rows, for a model
+        that goes into service and from which nothing is held out.
 
     Raises:
       DataError: This is no data directory, or its schema cannot be used.
     """
     self.path = pathlib.Path(path)
-    self.schema, self.schema_sha256 = schema_lib.Schema.load_hashed(path)
+    self._on_disk, self.schema_sha256 = schema_lib.Schema.load_hashed(path)
+    self._all_rows = all_rows
+    self.schema = self._on_disk
+    if all_rows:
+      total = sum(self.schema.rows.values())
+      self.schema = msgspec.structs.replace(self.schema, rows={"train": total})
     self._rows: dict[tuple[str, bool], Mapping[str, np.ndarray]] = {}
 
   def rows(
@@ -89,13 +102,27 @@ class DataDir:
     in_order = in_order or (split, True) in self._rows
     key = split, in_order
     if key not in self._rows:
-      self._rows[key] = records.read_interactions(
-        self.path,
-        split,
-        schema=self.schema,
-        columns=_COLUMNS + (_ORDER if in_order else ()),
-      )
+      columns = _COLUMNS + (_ORDER if in_order else ())
+      self._rows[key] = self._read(split, columns)
     return self._rows[key]
+
+  def _read(
+    self, split: str, columns: Sequence[str]
+  ) -> Mapping[str, np.ndarray]:
+    splits: Sequence[str] = [split]
+    if self._all_rows and split == "train":
+      splits = schema_lib.SPLITS
+    parts = [
+      records.read_interactions(
+        self.path, name, schema=self._on_disk, columns=columns
+      )
+      for name in splits
+    ]
+    if len(parts) == 1:
+      return parts[0]
+    return {
+      name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+    }
 
   @functools.cached_property
   def queries(self) -> tables.Table:
@@ -126,14 +153,18 @@ class DataDir:
     table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False
     )
-    if not any(
+    ids = None
+    if any(
       column.name == "sample_weight"
       for column in self.schema.interaction_features
     ):
-      return table
-    rows = self.rows("train")
-    trained = rows["sample_weight"] != 0
-    if trained.all():
-      return table
-    counts = np.bincount(rows[id_column][trained], minlength=len(table))
+      rows = self.rows("train")
+      trained = rows["sample_weight"] != 0
+      if not trained.all():
+        ids = rows[id_column][trained]
+    if ids is None and self._all_rows:
+      ids = self.rows("train")[id_column]
+    if ids is None:
+      return table  # Its counts are those of the train split.
+    counts = np.bincount(ids, minlength=len(table))
     return dataclasses.replace(table, counts=counts)

@@ -274,6 +274,27 @@ def _require_finite(model: models.TwoTower, checkpoint: str) -> None:
       )
 
 
+def data_of(
+  config: RunConfig,
+  run_dir: str | os.PathLike[str],
+  data: str | os.PathLike[str] | None = None,
+) -> directory.DataDir:
+  """Opens the data of a run, with the training rows that the run had.
+
+  Args:
+    config: The run.
+    run_dir: Its directory, for errors.
+    data: Where its data is now; None: where it was.
+
+  Raises:
+    DataError: It cannot be opened, or is not what the run was trained on.
+  """
+  all_rows = config.train.get("rows") == "all"
+  found = directory.DataDir(data or config.data, all_rows)
+  check_fit(config, found, run_dir)
+  return found
+
+
 def check_fit(
   config: RunConfig,
   data: directory.DataDir,

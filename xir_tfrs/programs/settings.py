@@ -55,6 +55,21 @@ class SettingsError(ValueError):
   """A setting that cannot be as it was given; the message names it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """The numbers from `low` to `high`.
+
+  Attributes:
+    low: The least of them.
+    high: The greatest of them.
+    log: Whether a search spreads its values evenly over the logarithm.
+  """
+
+  low: float
+  high: float
+  log: bool = False
+
+
 def setting(
   text: str,
   default: Any = dataclasses.MISSING,
@@ -67,6 +82,7 @@ def setting(
   multi: bool = False,
   only: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
   section: str = "",
+  search: Span | Sequence[Any] = (),
 ) -> Any:
   """A field of a config.
 
@@ -85,6 +101,8 @@ def setting(
       the setting is refused where it is given.
     section: The heading under which `--helpfull` shows it, and those that
       follow up to the next one with a section.
+    search: Values that a search for good settings tries; (): it leaves the
+      setting alone.
   """
   about = _About(
     text,
@@ -96,6 +114,7 @@ def setting(
     multi,
     tuple([only] if isinstance(only, Mapping) else only),
     section,
+    search if isinstance(search, Span) else tuple(search),
   )
   metadata = {"setting": about}
   if isinstance(default, dict):
@@ -118,6 +137,7 @@ class _About:
   multi: bool = False
   only: tuple[Mapping[str, Any], ...] = ()
   section: str = ""
+  search: Span | tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

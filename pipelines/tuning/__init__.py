@@ -1,0 +1,1 @@
+"""A search for the method and the settings that suit some data."""

@@ -1,0 +1,167 @@
+"""What a search may choose, and what it tries first. Without training."""
+
+import types
+
+import pytest
+
+from pipelines.training import config as configs
+from pipelines.tuning import space as spaces
+from xir_tfrs.data import schema
+from xir_tfrs.programs import settings
+
+Span = settings.Span
+
+
+def data(times=False, features=False, candidates=100):
+  return types.SimpleNamespace(
+    interaction_features=(schema.InteractionFeature("timestamp", "int64"),)[
+      : int(times)
+    ],
+    query_features=(),
+    candidate_features=("brand",)[: int(features)],
+    num_candidates=candidates,
+  )
+
+
+def space_of(*narrowed, about=None, **given):
+  return spaces.of(given, narrowed, about or data())[0]
+
+
+def test_what_is_declared_can_be_trained():
+  """Each value is allowed, and the default is among what is tried."""
+  declared = {
+    one.name: one
+    for one in settings.settings_of(configs.TrainConfig)
+    if one.about.search
+  }
+  assert {"task", "temperature", "loss", "learning_rate"} <= declared.keys()
+  for name, one in declared.items():
+    search = one.about.search
+    tried = search
+    if isinstance(search, Span):
+      assert search.low < search.high and (search.low > 0 or not search.log)
+      tried = search.low, search.high
+    for value in tried:
+      assert one.convert(value, name) == value
+  for task in declared["task"].about.search:
+    for tower in declared["query_tower"].about.search:
+      run = configs.from_preset(task=task, query_tower=tower).resolved
+      for name in ("temperature", "learning_rate", "popularity_weight"):
+        search = declared[name].about.search
+        assert search.low <= getattr(run, name) <= search.high, (task, name)
+      assert run.loss in declared["loss"].about.search
+
+
+def test_a_setting_is_chosen_only_where_it_is_used():
+  space = space_of(about=data(times=True, features=True))
+
+  def first_of(one, search):
+    if one.name == "task":
+      return task
+    return search.low if isinstance(search, Span) else search[0]
+
+  task = "ssl_pop"
+  chosen = space.choose(first_of)
+  assert chosen["query_tower"] == "id" and chosen["use_features"] is True
+  assert not {"cache_weight", "history_encoder", "l2"} & chosen.keys()
+  task = "xir"
+  assert space.choose(first_of)["cache_weight"] == 0.1
+  assert space.config(space.choose(first_of)).cache_weight == 0.1
+
+
+def test_the_defaults_come_first():
+  first = space_of(about=data(times=True)).first()
+  assert [(x["query_tower"], x["task"]) for x in first] == [
+    ("id", "ssl_pop"),
+    ("id", "xir"),
+    ("history", "ssl_pop"),
+    ("history", "xir"),
+  ]
+  space = space_of()
+  for chosen in space.first():
+    default = configs.from_preset(task=chosen["task"])
+    assert space.config(chosen).resolved == default.resolved
+  # A default that is not to be tried is left to the search.
+  narrow = space_of("temperature=0.3..0.4", "task=mns,cbns").first()
+  assert [x["task"] for x in narrow] == ["mns"]
+  assert "temperature" not in narrow[0] and "learning_rate" in narrow[0]
+  assert space_of(task="bir").first()[0].keys() >= {"temperature", "loss"}
+
+
+def test_what_is_given_is_that_of_all_trials_that_use_it():
+  space = space_of(temperature=0.3, cache_size=64)
+  assert "temperature" not in space.searched
+  xir, ssl_pop = (space.config({"task": t}) for t in ("xir", "ssl_pop"))
+  assert (xir.temperature, xir.cache_size) == (0.3, 64)
+  assert ssl_pop.temperature == 0.3
+  assert "cache_size" not in space.settings({"task": "ssl_pop"})
+  with pytest.raises(settings.SettingsError, match="belongs.*no trial has"):
+    space_of("task=ssl_pop,mns", cache_size=64)
+  with pytest.raises(settings.SettingsError, match="--cache_weight belongs"):
+    space_of("cache_weight=0.2..0.3", task="mns")
+  # The penalty is part of the search where it is part of the optimizer.
+  assert "l2" in space_of(optimizer="coupled_l2_adam").searched
+  assert "l2" not in space_of().searched
+
+
+def test_what_the_data_leaves_out():
+  space, notes = spaces.of({}, (), data(candidates=10**6))
+  assert not {"query_tower", "use_features"} & space.searched.keys()
+  assert "full_softmax" not in space.searched["task"]
+  assert "full_softmax is not tried: 1,000,000 candidates" in notes[0]
+  assert "full_softmax" in space_of().searched["task"]
+  asked = space_of("task=full_softmax,xir", about=data(candidates=10**6))
+  assert asked.searched["task"] == ("full_softmax", "xir")
+  # Both kinds of models are measured by the same.
+  both, notes = spaces.of({}, (), data(times=True))
+  assert both.fixed["history_ties"] == "strict" and "row by row" in notes[0]
+  of_ids = space_of(about=data(times=True), query_tower="id")
+  assert "history_ties" not in of_ids.fixed
+
+
+def test_space():
+  searched = space_of(
+    "dim=32,64",
+    "temperature=0.05..0.3",
+    "cache_size=256..8192",
+    "cache_weight=0.4..0.6",
+    "use_features=true,false",
+    "task=xir",
+  ).searched
+  assert searched["dim"] == (32, 64)
+  assert searched["temperature"] == Span(0.05, 0.3, log=True)
+  assert searched["cache_size"] == Span(256, 8192, log=True)
+  assert searched["cache_weight"] == Span(0.4, 0.6)
+  assert searched["use_features"] == (True, False)
+  assert "task" not in searched
+  assert space_of("task=xir").fixed["task"] == "xir"
+
+
+@pytest.mark.parametrize(
+  ("narrowed", "message"),
+  [
+    ("temperature", "must be NAME=LOW..HIGH or NAME=VALUE"),
+    ("temperatur=1,2", "no setting 'temperatur'; did you mean 'temperature'"),
+    ("temperature=warm,cold", "--space temperature must be a number"),
+    ("temperature=0.3..0.1", "LOW..HIGH, the lower first"),
+    ("temperature=0..1", "--space temperature must be positive"),
+    ("loss=a..b", "takes values, not a range"),
+    ("seed=1,2,3", "seed is nothing that a search can choose"),
+    ("epochs=1,2", "epochs is nothing that a search can choose"),
+    ("candidate_hidden=8,16", "candidate_hidden is nothing"),
+    ("task=svd,xir", "--space task must be one of ssl, "),
+  ],
+)
+def test_wrong_spaces(narrowed, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    space_of(narrowed)
+
+
+def test_one_of_flag_and_space():
+  with pytest.raises(settings.SettingsError, match="give one of them"):
+    space_of("temperature=0.1..0.2", temperature=0.3)
+
+
+def test_numbers_are_written_short():
+  chosen = {"temperature": 0.123456789, "task": "ssl_pop"}
+  assert space_of().settings(chosen)["temperature"] == 0.1235
