@@ -1,4 +1,4 @@
-r"""Chooses the method and its settings for some data, on its validation split.
+r"""Chooses the method and its settings, by the validation split.
 
     xir-tfrs tune --data DATA --output TUNED --trials 40 --epochs 20
 

@@ -130,6 +130,8 @@ def test_temperature_is_half_of_that_of_ids(data, given, temperature):
 
 def test_runs_of_ids_say_nothing_of_histories():
   of_ids = settings.as_dict(configs.from_preset())
+  # Unless they are validated as histories are.
+  assert of_ids.pop("history_ties") is None
   assert not any(name.startswith("history") for name in of_ids)
   assert of_ids["query_tower"] == "id"
 

@@ -61,7 +61,7 @@ def refitted(small_data, tmp_path_factory):
   (old / runs.METRICS).write_text("".join(json.dumps(x) + "\n" for x in found))
   done = program.run("pipelines.train", "--refit", old, "--model_dir", new)
   assert done.returncode == 0, done.stderr
-  assert "export.export_retriever" in done.stdout
+  assert "xir-tfrs export --data" in done.stdout
   return old, new
 
 

@@ -103,14 +103,17 @@ class DataDir:
     key = split, in_order
     if key not in self._rows:
       columns = _COLUMNS + (_ORDER if in_order else ())
-      self._rows[key] = self._read(split, columns)
+      rows = self._read(split, columns)
+      if self._all_rows and split != "train":
+        rows = {name: column[:0] for name, column in rows.items()}
+      self._rows[key] = rows
     return self._rows[key]
 
   def _read(
     self, split: str, columns: Sequence[str]
   ) -> Mapping[str, np.ndarray]:
     splits: Sequence[str] = [split]
-    if self._all_rows and split == "train":
+    if self._all_rows:
       splits = schema_lib.SPLITS
     parts = [
       records.read_interactions(
