@@ -37,7 +37,7 @@ CHECK := tests/imports_test.py tests/ops/losses_test.py \
 SOURCES := xir_tfrs pipelines export benchmarks tests tools setup.py
 
 quickstart: $(READY)
-	$(BIN)/python -m pipelines.quickstart $(ARGS)
+	$(BIN)/xir-tfrs quickstart $(ARGS)
 
 bench: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit; done

@@ -387,7 +387,7 @@ def test_quickstart_on_a_users_file(tmp_path):
   (tmp_path / "ratings.csv").write_text("\n".join(lines) + "\n")
   arguments = arguments.removeprefix("ARGS=")
   output = run(
-    f"python -m pipelines.quickstart {arguments} --output q --epochs 2",
+    f"xir-tfrs quickstart {arguments} --output q --epochs 2",
     tmp_path,
   )
   tables = [part.partition("===")[0] for part in output.split("=== Compare")]

@@ -26,6 +26,7 @@ _COMMANDS = (
   "--synthetic_items 150 --synthetic_interactions 4000",
   "train --data data --model_dir run --task bir --dim 8 --epochs 1 "
   "--global_batch_size 256",
+  "evaluate --model_dir run",
   "export --data data --model_dir run --output bundle --index brute_force",
 )
 _QUERY = "query --bundle bundle --query_id u1 --query_id nobody --k 5 --json"
