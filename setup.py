@@ -76,6 +76,14 @@ EXTRAS = {
     "types-PyYAML",
   ],
 }
+# What the commands need, but for beam, which few want.
+EXTRAS["all"] = sorted(
+  {
+    needed
+    for name in ("scann", "data", "serving", "plots", "tune")
+    for needed in EXTRAS[name]
+  }
+)
 
 setup(
   name="xir-tfrs",

@@ -82,6 +82,7 @@ def main() -> None:
     _run([python, "-c", _MODULES], away)
     _run([python, "-c", sample[1] + FOUND], away)
     command = python.parent / "xir-tfrs"
+    _try_without_the_extra(command, away)
     _run([python, "-m", "pip", "install", "-q", f"{wheel}[data]"], away)
     _try_help(command, away)
     for arguments in _COMMANDS:
@@ -129,6 +130,21 @@ def _install(folder: pathlib.Path, wheel: pathlib.Path) -> pathlib.Path:
   return python
 
 
+def _try_without_the_extra(command: pathlib.Path, folder: pathlib.Path) -> None:
+  """What reads files says which extra it needs."""
+  done = subprocess.run(
+    [command, *_COMMANDS[0].split()],
+    cwd=folder,
+    env=_environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1, done
+  assert done.stderr.endswith("pip install 'xir-tfrs[data]'\n"), done.stderr
+  assert done.stderr.count("\n") == 1, done.stderr
+
+
 def _try_help(command: pathlib.Path, folder: pathlib.Path) -> None:
   """Has every command of the overview show its help."""
   overview = _run([command, "--help"], folder)
@@ -142,13 +158,18 @@ def _try_help(command: pathlib.Path, folder: pathlib.Path) -> None:
     print(f"xir-tfrs {name} --help: {took:.2f} s")
 
 
+def _environment() -> dict[str, str]:
+  """This one, without PYTHONPATH."""
+  inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  return inherited | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
 def _run(command: list[object], folder: pathlib.Path) -> str:
-  """What a command prints to stdout, without PYTHONPATH."""
-  environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  """What a command prints to stdout."""
   done = subprocess.run(
     [str(part) for part in command],
     cwd=folder,
-    env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    env=_environment(),
     stdout=subprocess.PIPE,
     text=True,
     check=True,

@@ -138,6 +138,24 @@ def test_a_full_disk_is_one_line(error, line, capsys):
   assert capsys.readouterr().err == f"main_test: Error: {line}\n"
 
 
+def test_a_missing_extra_is_named(capsys):
+  error = ModuleNotFoundError("No module named 'x'", name="pyarrow.compute")
+
+  def fail(config):
+    raise error
+
+  assert main.run(_Nothing, fail, argv=["program"]) == 1
+  told = "No module named 'x': pip install 'xir-tfrs[data]'"
+  assert capsys.readouterr().err == f"main_test: Error: {told}\n"
+  setup = (_ROOT / "setup.py").read_text("utf-8")
+  for extra in main._EXTRAS.values():
+    assert f'  "{extra}": [' in setup
+  # One of ours, or of no extra, is a bug.
+  error.name = "xir_tfrs.nothing"
+  with pytest.raises(ModuleNotFoundError):
+    main.run(_Nothing, fail, argv=["program"])
+
+
 def test_a_setting_of_a_file_is_named_with_the_file(command, tmp_path):
   path = tmp_path / "run.yaml"
   path.write_text("how: setting\ntimes: 2\n")

@@ -23,6 +23,16 @@ from xir_tfrs.programs import command, settings
 
 # What a disk says that is full, that is read-only, or that fails.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# The extra of the package that brings a module.
+_EXTRAS = {
+  **dict.fromkeys(("pyarrow", "fsspec", "tensorflow_datasets"), "data"),
+  **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serving"),
+  **dict.fromkeys(("tensorflow_serving", "grpc_health"), "serving"),
+  **dict.fromkeys(("matplotlib", "jinja2"), "plots"),
+  "apache_beam": "beam",
+  "optuna": "tune",
+  "scann": "scann",
+}
 
 
 class ProgramError(RuntimeError):
@@ -44,9 +54,9 @@ def run(
   """Runs a program.
 
   What the user can put right is one line on stderr: `settings.SettingsError`,
-  with status 2; `errors.DataError`, `ProgramError`, `OSError` and what
-  TensorFlow raises where a disk is full, with status 1. --debug adds the
-  traceback. All else is a bug, and is raised.
+  with status 2; `errors.DataError`, `ProgramError`, `OSError`, what TensorFlow
+  raises where a disk is full, and a missing package of an extra, with status 1.
+  --debug adds the traceback. All else is a bug, and is raised.
   SIGTERM unwinds the stack as Ctrl-C does.
 
   Args:
@@ -182,5 +192,9 @@ def _line(error: Exception) -> str | None:
   if isinstance(error, _TOLD):
     text = str(error) or type(error).__name__
     return " ".join(line.strip() for line in text.splitlines())
+  if isinstance(error, ModuleNotFoundError):
+    extra = _EXTRAS.get((error.name or "").partition(".")[0])
+    if extra:
+      return f"{error}: pip install 'xir-tfrs[{extra}]'"
   is_of_disk = any(os.strerror(number) in str(error) for number in _OF_DISK)
   return errors.first_line(error) if is_of_disk else None
