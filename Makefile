@@ -1,6 +1,7 @@
 # make quickstart   the main job, end to end, on generated data
 # make check        a file of tests for each package, in under two minutes
 # make test         every test
+# make fuzz         broken and odd inputs, for SECONDS (60)
 # make wheel-check  installs the wheel into an empty environment and uses it
 # make docs         the guides and the API reference, as pages in site/
 # make bench        every benchmark, against peers
@@ -13,13 +14,14 @@
 BENCHMARKS := floor resampling train_step history input_pipeline \
   catalogue_scaling memory full_ranking estimator_bias serving
 
-.PHONY: quickstart check test wheel-check docs bench lint format clean
+.PHONY: quickstart check test fuzz wheel-check docs bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS := 2
+SECONDS := 60
 # A file for each package, quick ones; a test sees that no package is left out.
 CHECK := tests/imports_test.py tests/ops/losses_test.py \
   tests/ops/resampling_test.py tests/ops/masking_test.py \
@@ -48,6 +50,9 @@ check: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run --seconds=$(SECONDS) $(ARGS)
 
 wheel-check: $(READY)
 	$(BIN)/python tools/check_wheel.py

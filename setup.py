@@ -71,6 +71,7 @@ EXTRAS = {
   "test": [
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.100,<7",
     "ruff==0.14.5",
     "mypy>=1.18,<3",
     "types-PyYAML",

@@ -1,6 +1,7 @@
 """Types that several rooms of the library share."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
@@ -67,10 +68,15 @@ class Feature:
         f"Feature {self.name!r} needs {self.width} values of `mean` and "
         f"`std`. Received: {len(self.mean)} and {len(self.std)}."
       )
-    if min(self.std) <= 0:
+    if not all(map(math.isfinite, self.mean)):
       raise ValueError(
-        f"`std` of feature {self.name!r} must be positive. "
-        f"Received: {min(self.std)}."
+        f"`mean` of feature {self.name!r} must be finite. "
+        f"Received: {self.mean}."
+      )
+    if not all(0 < std < math.inf for std in self.std):
+      raise ValueError(
+        f"`std` of feature {self.name!r} must be positive and finite. "
+        f"Received: {self.std}."
       )
 
   @property

@@ -74,9 +74,9 @@ def _checks(
   yield _attempt("nothing else", _nothing_else, directory, manifest)
   yield _attempt("versions", _versions, directory, manifest)
   yield _attempt("towers", _towers, directory, manifest)
-  yield _attempt("lists", _lists, directory, manifest)
   if not whole.ok:
     return  # Damaged files can end the process that loads them.
+  yield _attempt("lists", _lists, directory, manifest)
   for name in manifest.signatures:
     if name not in bundle.INDEXES:
       yield _attempt(name, _part, directory, manifest, name)
@@ -187,7 +187,7 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
       not {"", -1} & set(ids), f"an empty {side} id, or -1, which is padding"
     )
   counts, splits, seen = (
-    np.load(lists / f"{name}.npy")
+    id_lists.load_array(lists / f"{name}.npy")
     for name in ("candidate_counts", "seen_row_splits", "seen_candidates")
   )
   _require(

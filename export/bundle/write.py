@@ -140,7 +140,7 @@ def write_folder(
     searcher=searcher,
     files=manifest.list_files(folder),
   )
-  json_files.write(folder / scann_folder.SETTINGS, manifest.seal(settings))
+  json_files.write(folder / scann_folder.SETTINGS, json_files.seal(settings))
 
 
 def _write_towers(

@@ -635,6 +635,13 @@ class CallTest(tf.test.TestCase, parameterized.TestCase):
         traced(*batch), _call(eager_task, *batch, training=True), rtol=1e-5
       )
 
+  @parameterized.parameters("ssl", "xir_systematic")
+  def test_ids_must_be_integers(self, name):
+    query, candidates, ids = _batch(5)
+    for wrong in (list("abcde"), ids.astype(np.float32)):
+      with self.assertRaisesRegex(ValueError, "`candidate_ids` must be dense"):
+        _make(name)(query, candidates, candidate_ids=wrong, query_ids=ids)
+
   @parameterized.product(name=_METHODS, dtype=(tf.int32, tf.int64))
   def test_type_of_ids(self, name, dtype):
     query, candidates, ids = _batch(5)
@@ -942,6 +949,26 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
     self.assertLess(after["loss"], before["loss"])
     for variable in model.variables:
       self.assertTrue(np.isfinite(variable.numpy()).all(), variable.name)
+
+  @parameterized.parameters(*_METHODS)
+  def test_mixed_policies_train_like_float32(self, name):
+    ids = tf.constant([0, 3, 4, 4, 8])
+    results = []
+    for policy in ("float32", "mixed_float16", "mixed_bfloat16"):
+      tf.keras.mixed_precision.set_global_policy(policy)
+      query_tower, tower = (
+        models.Tower(vocabulary_size=size, dim=_DIM, seed=seed)
+        for size, seed in ((_NUM_QUERIES, 1), (_NUM_CANDIDATES, 2))
+      )
+      model = models.TwoTower(query_tower, tower, _make(name, tower=tower))
+      model.compile(tf.keras.optimizers.Adagrad(0.1))
+      batch = {"query_id": ids % _NUM_QUERIES, "candidate_id": ids}
+      losses = model.gradient_step(batch)
+      results.append((float(losses["loss"]), query_tower.get_weights()[0]))
+    (loss, weights), *others = results
+    for other, learnt in others:
+      self.assertAllClose(other, loss, rtol=0.01)
+      self.assertAllClose(learnt, weights, atol=0.01)
 
   @parameterized.parameters(*_TASKS)
   def test_evaluation_moves_no_state(self, name):

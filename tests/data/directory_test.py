@@ -49,7 +49,7 @@ def path(tmp_path):
       )
     ),
     candidate_features=FEATURES,
-  ).save(tmp_path)
+  ).with_hashes(tmp_path).save(tmp_path)
   return tmp_path
 
 
@@ -95,6 +95,7 @@ def test_rows_of_weight_0_are_not_counted(path):
   columns = COLUMNS | {"sample_weight": np.array([0.5, 2, 0], np.float32)}
   with records.BlockWriter(path / "train") as writer:
     writer.append(columns)
+  schema.Schema.load(path).with_hashes(path).save(path)
   data = directory.DataDir(path)
   assert data.queries.counts.tolist() == [1, 1]
   assert data.candidates.counts.tolist() == [1, 0, 0, 1]

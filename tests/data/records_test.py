@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from xir_tfrs.data import errors, records, schema, tables
+from xir_tfrs.data import directory, errors, records, schema, tables
 
 
 def _interactions(rows, seed=0):
@@ -140,7 +140,7 @@ def test_missing_shard_truncation_and_wrong_counts(tmp_path):
   (tmp_path / "flip").write_bytes(data[:40] + b"\x00\x01" + data[42:])
   assert "flip: truncated or damaged" in message([("flip", 20)])
   (tmp_path / "empty").write_bytes(b"")
-  assert "holds 0 rows" in message([("empty", 20)])
+  assert "too few for the 20 rows" in message([("empty", 20)])
   assert "train shards hold 20 rows, but there should be 9" in message(
     [("a", 20)], rows=9
   )
@@ -203,7 +203,7 @@ def _table():
   image = rng.random([5, 2]).astype(np.float32)
   image[3] = np.nan
   return tables.Table(
-    ids=np.array(["a", "é", "c d", "", "5"], object),
+    ids=np.array(["a", "é", "c d", " ", "5"], object),
     counts=np.array([3, 0, 2**40, 1, 1]),
     columns={
       "brand": np.array([1, 2, 0, 1, 1], np.int32),
@@ -281,6 +281,30 @@ def test_ids_that_are_not_utf8_are_named(tmp_path):
   for read in (tables.read_table, tables.read_ids):
     with pytest.raises(errors.DataError, match="row 2, column 'query_id'"):
       read(tmp_path, "queries", schema=made)
+
+
+@pytest.mark.parametrize(
+  ("third", "message"),
+  [(b"a", "the id 'a' stands twice"), (b"", "empty id")],
+)
+def test_wrong_ids_of_own_records_are_found_before_training(
+  tmp_path, third, message
+):
+  with tf.io.TFRecordWriter(str(tmp_path / "c")) as writer:
+    for value in (b"a", b"b", third):
+      row = {"candidate_id": np.array([value], object), "count": np.array([1])}
+      writer.write(records.encode(row))
+  schema.Schema(
+    name="t",
+    num_queries=0,
+    num_candidates=3,
+    rows={},
+    shards={"candidates": (schema.Shard("c", 3),)},
+  ).save(tmp_path)
+  with pytest.raises(errors.DataError) as caught:
+    directory.DataDir(tmp_path).candidates  # noqa: B018
+  where = f"{tmp_path / 'c'}, row 3, column 'candidate_id'"
+  assert str(caught.value) == f"{where}: {message}"
 
 
 def test_table_checks(tmp_path):

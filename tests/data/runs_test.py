@@ -83,6 +83,14 @@ def test_config_round_trip(tmp_path):
   fields = json.loads((tmp_path / "run" / "config.json").read_text())
   assert fields["format"] == 1 and fields["train"]["ks"] == [1, 2]
   assert os.listdir(tmp_path / "run") == ["config.json"]
+  # Changed since, it is another run; of older versions there is no hash.
+  fields["model"]["normalize"] = True
+  (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
+  with pytest.raises(errors.DataError, match="config.json: its content has c"):
+    run.read_config()
+  del fields["sha256"]
+  (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
+  assert run.read_config().model["normalize"] is True
 
 
 def test_a_run_is_not_begun_anew_by_accident(tmp_path):
@@ -184,11 +192,20 @@ def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
   np.testing.assert_array_equal(first_weight(trained), first_weight(model(7)))
 
 
-def test_a_list_of_checkpoints_that_is_empty_is_named(tmp_path):
-  (tmp_path / "best").mkdir()
-  (tmp_path / "best/checkpoint").write_bytes(b"")
-  with pytest.raises(errors.DataError, match="best/checkpoint: cannot be read"):
-    runs.RunDir(tmp_path).checkpoint()
+def test_the_newest_checkpoint_does_not_pass_for_a_best_that_is_lost(tmp_path):
+  run = new_run(tmp_path / "run", checkpoints=1, best=2)
+  state = run.path / "best" / "checkpoint"
+  right = state.read_text()
+  for damaged, message in (
+    ("", "best/checkpoint: cannot be read"),
+    ("model_checkp", "best/checkpoint: names no checkpoint that is there"),
+    (right.replace("ckpt-2", "ckpt-3"), "best/checkpoint: names no checkpoint"),
+    (None, "best/checkpoint: names no checkpoint"),
+  ):
+    state.unlink() if damaged is None else state.write_text(damaged)
+    with pytest.raises(errors.DataError, match=message):
+      run.checkpoint()
+    assert run.checkpoint("latest") == str(run.path / "checkpoints" / "ckpt-1")
 
 
 def test_checkpoints_that_cannot_be_loaded(tmp_path):

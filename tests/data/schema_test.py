@@ -126,6 +126,34 @@ START = (
       '[{"name": "brand", "kind": "text"}]}',
       "field query_features[0].kind: Invalid enum value 'text'",
     ),
+    (
+      START + '"shards": {}, "query_features": '
+      '[{"name": "price", "kind": "float", "mean": [1], "std": [0]}]}',
+      "field query_features[0]: `std` of feature 'price' must be positive",
+    ),
+    (
+      START + '"shards": {}, "query_features": '
+      '[{"name": "brand", "kind": "token", "vocabulary": ["", "a", "a"]}]}',
+      "field query_features[0]: feature 'brand': a token stands twice",
+    ),
+    (
+      START + '"shards": {"trian": []}}',
+      "`shards` must be of train, validation, test, queries, candidates",
+    ),
+    (
+      START + '"shards": {"train": [{"file": "../a", "rows": 1}]}}',
+      "field shards.train[0]: `file` must be a path in the directory",
+    ),
+    (
+      START + '"shards": {}, "interaction_features": '
+      '[{"name": "query_id", "dtype": "float32"}]}',
+      "field interaction_features[0]: `dtype` of 'query_id' must be int64",
+    ),
+    (
+      START + '"shards": {}, "candidate_features": '
+      '[{"name": "count", "kind": "float", "mean": [1], "std": [1]}]}',
+      "`candidate_features`: the name 'count' stands twice",
+    ),
   ],
 )
 def test_what_is_refused(tmp_path, text, message):

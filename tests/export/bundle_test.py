@@ -104,7 +104,7 @@ def _edit_manifest(directory, change):
   content = json.loads(path.read_text())
   change(content)
   manifest = msgspec.convert(content, manifests.Manifest)
-  json_files.write(path, manifests.seal(manifest))
+  json_files.write(path, json_files.seal(manifest))
 
 
 @pytest.fixture

@@ -116,7 +116,11 @@ def served_vectors(model, counts):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
-  root = tmp_path_factory.mktemp("world")
+  return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: pathlib.Path) -> World:
+  """Writes `data` and `model` below `root`."""
   rng = np.random.default_rng(3)
   query_ids = [f"Grüße, {i}" for i in range(NUM_QUERIES)]
   candidate_ids = [f"item {i}" for i in range(NUM_CANDIDATES)]
@@ -194,7 +198,10 @@ def world(tmp_path_factory) -> World:
 @pytest.fixture(scope="session")
 def exported(world, tmp_path_factory) -> pathlib.Path:
   """A bundle of both indexes, the ScaNN one with a searcher of ScaNN's."""
-  output = tmp_path_factory.mktemp("bundles") / "both"
+  return export_both(world, tmp_path_factory.mktemp("bundles") / "both")
+
+
+def export_both(world: World, output: pathlib.Path) -> pathlib.Path:
   export_retriever.export_retriever(
     export_retriever.ExportOptions(
       data=str(world.data),

@@ -14,7 +14,7 @@ import pytest
 import xir_tfrs as xir
 from export.bundle import write
 from xir_tfrs.data import errors, id_lists, json_files
-from xir_tfrs.serving import manifest, scann_folder
+from xir_tfrs.serving import scann_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE, DIM = 2000, 8
@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_read_here(folders, tmp_path):
   )
 
   def fails(message, **changes):
-    changed = manifest.seal(msgspec.structs.replace(settings, **changes))
+    changed = json_files.seal(msgspec.structs.replace(settings, **changes))
     json_files.write(path / "settings.json", changed)
     with pytest.raises(errors.DataError, match=message):
       scann_folder.ScannFolder.load(path)

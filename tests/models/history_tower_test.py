@@ -205,6 +205,10 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       model(tf.range(3), ragged(HISTORIES)),
     )
 
+  def test_save_says_what_to_use_instead(self):
+    with self.assertRaisesRegex(NotImplementedError, "save_weights.*export"):
+      tower("mean").save(f"{self.get_temp_dir()}/tower.keras")
+
   def test_encoder_arguments(self):
     model = tower(
       "attention", encoder_arguments={"num_blocks": 1, "num_heads": 2}

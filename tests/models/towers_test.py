@@ -87,6 +87,9 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
       path, custom_objects={"Tower": models.Tower} if "." in name else None
     )
     self.assertAllClose(loaded(tf.range(3, dtype=tf.int64)), expected)
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    self.assertAllClose(clone(tf.range(3)), expected)
 
   def test_unknown_row_of_tokens_starts_as_nothing(self):
     model = tower()

@@ -45,6 +45,30 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
       model.compute_loss(heavy), 2 * model.compute_loss(BATCH)
     )
 
+  @parameterized.parameters("mixed_float16", "mixed_bfloat16")
+  def test_gradients_that_float16_cannot_hold_still_train(self, policy):
+    # Of a large batch each row's gradient is as small.
+    rows = BATCH | {"sample_weight": tf.fill([3], 1e-7)}
+    learnt = []
+    for name in ("float32", policy):
+      tf.keras.mixed_precision.set_global_policy(name)
+      self.addCleanup(tf.keras.mixed_precision.set_global_policy, "float32")
+      model = two_tower()
+      model.compile(tf.keras.optimizers.SGD(1e7))
+      before = model.query_tower.get_weights()[0]
+      model.train_step(rows)
+      learnt.append(model.query_tower.get_weights()[0] - before)
+    self.assertGreater(np.abs(learnt[0]).max(), 0.01)
+    self.assertAllClose(*learnt, atol=0.02 * np.abs(learnt[0]).max())
+
+  def test_names_in_place_of_ids_are_explained(self):
+    names = {"query_id": tf.constant(["a"]), "candidate_id": tf.constant([0])}
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(1.0))
+    rows = tf.data.Dataset.from_tensors(names)
+    with self.assertRaisesRegex(ValueError, "dense ids.*StringLookup"):
+      model.fit(rows, verbose=0)
+
   def test_fit_and_evaluate_report_means_over_rows(self):
     model = two_tower()
     model.compile(tf.keras.optimizers.SGD(0.0))

@@ -153,6 +153,8 @@ class DataDir:
     return tables.read_titles(self.path, schema=self.schema)
 
   def _table(self, name: str, id_column: str) -> tables.Table:
+    if tables.is_foreign(self.schema, name):
+      self.ids(name)  # Raises if they are wrong.
     table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False
     )

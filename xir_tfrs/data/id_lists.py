@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from xir_tfrs.data import errors
+
 
 class StringList(Sequence[str]):
   """A read-only list of strings, decoded one at a time."""
@@ -39,9 +41,24 @@ class StringList(Sequence[str]):
   def load(cls, path: str | os.PathLike[str]) -> StringList:
     """Maps the files that `save` wrote under the same `path`."""
     return cls(
-      np.load(f"{path}.data.npy", mmap_mode="r"),
-      np.load(f"{path}.offsets.npy", mmap_mode="r"),
+      load_array(f"{path}.data.npy"), load_array(f"{path}.offsets.npy")
     )
+
+
+def load_array(path: str | os.PathLike[str]) -> np.ndarray:
+  """Maps a .npy file.
+
+  Raises:
+    DataError: It is missing or damaged.
+  """
+  try:
+    return np.load(path, mmap_mode="r")
+  except (OSError, ValueError, EOFError) as error:
+    raise errors.DataError(
+      f"is no array that can be read ({errors.first_line(error)}); copy or"
+      " export it again",
+      path=path,
+    ) from None
 
 
 def save(path: str | os.PathLike[str], strings: Sequence[bytes]) -> None:
@@ -74,5 +91,5 @@ def load_ids(
       there: a stray one would replace the ids.
   """
   if id_type == "int64":
-    return np.load(f"{path}.npy", mmap_mode="r")
+    return load_array(f"{path}.npy")
   return StringList.load(path)

@@ -11,6 +11,7 @@ Nothing here needs TensorFlow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -22,6 +23,8 @@ import msgspec
 from xir_tfrs.data import atomic, errors
 
 _T = TypeVar("_T")
+# A struct with a field `sha256`.
+_Sealed = TypeVar("_Sealed", bound=msgspec.Struct)
 _INDENT = 1
 # The end of msgspec's messages: "Expected `int`, got `str` - at `$.rows[0]`".
 _AT = re.compile(r" - at `(?P<key>key in )?\$?(?P<path>.*)`$", re.DOTALL)
@@ -108,6 +111,46 @@ def decode(
   raise errors.DataError(
     f"{message}; {remedy}", path=path, line=line, field=field
   )
+
+
+def seal(value: _Sealed) -> _Sealed:
+  """The value with its own hash: a damaged file must not pass for another."""
+  # As it will be read: numbers of NumPy, say, are written as others.
+  value = msgspec.json.decode(encode(value).encode(), type=type(value))
+  return msgspec.structs.replace(value, sha256=_digest(value))
+
+
+def read_sealed(
+  path: str | os.PathLike[str],
+  type: type[_Sealed],
+  *,
+  remedy: str,
+  missing: str,
+  format: int,
+) -> _Sealed:
+  """Reads what `seal` gave; the arguments are those of `read`.
+
+  Raises:
+    DataError: The file is missing, damaged or of another format.
+  """
+  value = read(path, type, remedy=remedy, missing=missing, format=format)
+  require_seal(path, value, remedy=remedy)
+  return value
+
+
+def require_seal(
+  path: str | os.PathLike[str], value: msgspec.Struct, *, remedy: str
+) -> None:
+  """Raises a `DataError` unless a value has the hash that `seal` gave it."""
+  if getattr(value, "sha256") != _digest(value):  # noqa: B009
+    raise errors.DataError(
+      f"its content has changed since it was written; {remedy}", path=path
+    )
+
+
+def _digest(value: msgspec.Struct) -> str:
+  content = msgspec.json.encode(msgspec.structs.replace(value, sha256=""))
+  return hashlib.sha256(content).hexdigest()
 
 
 def write(path: str | os.PathLike[str], value: Any) -> None:

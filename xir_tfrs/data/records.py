@@ -169,7 +169,25 @@ def check_rows(
   shards: Sequence[schema_lib.Shard],
   expected: int,
 ) -> int:
-  """The rows of `shards` by the schema; a `DataError` unless `expected`."""
+  """The rows of `shards` by the schema; a `DataError` unless `expected`.
+
+  Also if a file is missing, or too small for its rows: memory for them is
+  taken before they are read.
+  """
+  for shard in shards:
+    path = pathlib.Path(data_dir) / shard.file
+    try:
+      size = path.stat().st_size
+    except OSError as error:
+      raise errors.DataError(
+        f"file not found ({error.strerror}); {schema_lib.REMEDY}", path=path
+      ) from None
+    if shard.rows > size:
+      raise errors.DataError(
+        f"holds {size} bytes, too few for the {shard.rows} rows that"
+        f" {schema_lib.FILE_NAME} says; {schema_lib.REMEDY}",
+        path=path,
+      )
   found = sum(shard.rows for shard in shards)
   if found != expected:
     raise errors.DataError(
@@ -336,7 +354,17 @@ def read_file(
     raise errors.DataError(
       f"truncated or damaged ({errors.first_line(e)}); {remedy}", path=path
     ) from None
-  except (tf.errors.InvalidArgumentError, tf.errors.InternalError) as e:
+  except OSError as e:
+    raise errors.DataError(
+      f"cannot be read ({e.strerror or e}); {remedy}", path=path
+    ) from None
+  except UnicodeDecodeError:  # Of TensorFlow, of its own message.
+    raise errors.DataError(
+      f"its records do not match {schema_lib.FILE_NAME} (a column's name is"
+      f" not UTF-8); {remedy}",
+      path=path,
+    ) from None
+  except tf.errors.OpError as e:
     raise errors.DataError(
       f"its records do not match {schema_lib.FILE_NAME}"
       f" ({errors.first_line(e)}); {remedy}",

@@ -50,6 +50,8 @@ class RunConfig(
     model: what `TwoTower.from_config` takes.
     train: the settings of the run, by name.
     versions: package -> version that trained.
+    sha256: of the other fields; "" in runs of older versions, where nobody
+      sees whether they were changed.
   """
 
   format: int = FORMAT
@@ -58,6 +60,7 @@ class RunConfig(
   model: dict[str, Any]
   train: dict[str, Any]
   versions: dict[str, str | None] = {}
+  sha256: str = ""
 
 
 class RunDir:
@@ -110,7 +113,7 @@ class RunDir:
   def write_config(self, config: RunConfig) -> None:
     """Writes config.json."""
     if self.writable:
-      json_files.write(self.path / CONFIG, config)
+      json_files.write(self.path / CONFIG, json_files.seal(config))
 
   def read_config(self) -> RunConfig:
     """What `write_config` wrote.
@@ -118,16 +121,21 @@ class RunDir:
     Raises:
       DataError: No run was started here, or its config cannot be read.
     """
-    return json_files.read(
-      self.path / CONFIG,
+    path, remedy = self.path / CONFIG, "train again with --overwrite"
+    config = json_files.read(
+      path,
       RunConfig,
-      remedy="train again with --overwrite",
+      remedy=remedy,
       missing=(
         ", so this directory holds no training run; make one with xir-tfrs"
         f" train --data DATA --model_dir {self.path}"
       ),
       format=FORMAT,
     )
+    if config.sha256:
+      json_files.require_seal(path, config, remedy=remedy)
+    # It is of the file, and no part of what the run is.
+    return msgspec.structs.replace(config, sha256="")
 
   def event_writer(self) -> tf.summary.SummaryWriter:
     """Writer of the events that TensorBoard shows."""
@@ -178,17 +186,21 @@ class RunDir:
         f"`checkpoint` must be one of {', '.join(WHICH)}. Received: {which!r}."
       )
     for name in (BEST, CHECKPOINTS)[WHICH.index(which) :]:
+      folder = self.path / name
+      problem = "names no checkpoint that is there"
       try:
-        found = tf.train.latest_checkpoint(paths.literal(self.path / name))
-      except ValueError as error:  # Such as an empty file.
-        raise errors.DataError(
-          f"cannot be read ({errors.first_line(error)}): copy the directory"
-          " again, or go on with the training by xir-tfrs train"
-          f" --model_dir {self.path} --resume",
-          path=self.path / name / "checkpoint",
-        ) from None
+        found = tf.train.latest_checkpoint(paths.literal(folder))
+      except (ValueError, tf.errors.OpError) as error:  # Such as an empty file.
+        found, problem = None, f"cannot be read ({errors.first_line(error)})"
       if found is not None:
-        return str(self.path / name / os.path.basename(found))
+        return str(folder / os.path.basename(found))
+      # Not the next one, as if a run without validation had left none here.
+      if (folder / "checkpoint").exists() or any(folder.glob("*.index")):
+        raise errors.DataError(
+          f"{problem}: copy the directory again, or go on with the training by"
+          f" xir-tfrs train --model_dir {self.path} --resume",
+          path=folder / "checkpoint",
+        )
     raise errors.DataError(
       "holds no checkpoint: go on with the training by"
       f" xir-tfrs train --model_dir {self.path} --resume",

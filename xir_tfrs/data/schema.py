@@ -27,6 +27,16 @@ KINDS = types.FEATURE_KINDS
 REMEDY = "prepare the data again with --overwrite"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# Dense ids are int32 in memory.
+TableSize = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+# The columns of interaction records that mean something, and their types.
+COLUMNS = {
+  "query_id": "int64",
+  "candidate_id": "int64",
+  "event": "int64",
+  "timestamp": "int64",
+  "sample_weight": "float32",
+}
 
 
 class _Struct(
@@ -71,6 +81,9 @@ class FeatureSchema(_Struct, frozen=True):
         f"feature {self.name!r}: `vocabulary` must begin with '' (code 0 is"
         f" unknown). Received: {self.vocabulary[:3]}..."
       )
+    if len(set(self.vocabulary)) < len(self.vocabulary):
+      raise ValueError(f"feature {self.name!r}: a token stands twice.")
+    self.feature()  # Raises unless mean and std are as they must be.
 
   @property
   def is_token(self) -> bool:
@@ -94,12 +107,19 @@ class InteractionFeature(_Struct, frozen=True):
   name: str
   dtype: Literal["int64", "float32"]
 
+  def __post_init__(self) -> None:
+    wanted = COLUMNS.get(self.name, self.dtype)
+    if self.dtype != wanted:
+      raise ValueError(
+        f"`dtype` of {self.name!r} must be {wanted}. Received: {self.dtype}."
+      )
+
 
 class Shard(_Struct, frozen=True):
   """A TFRecord file.
 
   Attributes:
-    file: its name.
+    file: its path in the directory.
     rows: how many rows, not records, it holds.
     sha256: of its content, which is compared when the file is read; None: it
       is not, as in directories of a user's own.
@@ -108,6 +128,14 @@ class Shard(_Struct, frozen=True):
   file: str
   rows: Count
   sha256: str | None = None
+
+  def __post_init__(self) -> None:
+    path = pathlib.PurePosixPath(self.file)
+    inside = path.parts and not path.is_absolute() and ".." not in path.parts
+    if not inside or "\0" in self.file:
+      raise ValueError(
+        f"`file` must be a path in the directory. Received: {self.file!r}."
+      )
 
 
 class Split(_Struct, frozen=True):
@@ -125,6 +153,12 @@ class Source(_Struct, frozen=True):
   kind: str = "unknown"
   files: tuple[dict[str, Any], ...] = ()
   options: dict[str, Any] = {}
+
+
+def _require_distinct(field: str, names: Sequence[str]) -> None:
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"`{field}`: the name {name!r} stands twice.")
 
 
 class Schema(_Struct, frozen=True, omit_defaults=False):
@@ -147,8 +181,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
   """
 
   name: str
-  num_queries: Count
-  num_candidates: Count
+  num_queries: TableSize
+  num_candidates: TableSize
   rows: dict[str, Count]
   shards: dict[str, tuple[Shard, ...]]
   interaction_features: tuple[InteractionFeature, ...] = (
@@ -165,8 +199,25 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
   format: int = FORMAT
 
   def __post_init__(self) -> None:
+    for field, known in (("rows", SPLITS), ("shards", (*SPLITS, *TABLES))):
+      for name in getattr(self, field):
+        if name not in known:
+          raise ValueError(
+            f"`{field}` must be of {', '.join(known)}. Received: {name!r}."
+          )
     rows = {split: self.rows.get(split, 0) for split in SPLITS}
     msgspec.structs.force_setattr(self, "rows", rows)
+    columns = [column.name for column in self.interaction_features]
+    if not {"query_id", "candidate_id"} <= set(columns):
+      raise ValueError(
+        "`interaction_features` must have query_id and candidate_id."
+        f" Received: {', '.join(columns)}."
+      )
+    _require_distinct("interaction_features", columns)
+    for table, own in (("query", "query_id"), ("candidate", "candidate_id")):
+      names = [f.name for f in getattr(self, f"{table}_features")]
+      # A table's records have these columns beside those of its features.
+      _require_distinct(f"{table}_features", [own, "count", *names])
 
   def num_rows(self, table: str) -> int:
     """Rows of a table: `num_queries` or `num_candidates`."""

@@ -132,19 +132,29 @@ def read_ids(
   """[rows] object array of utf-8 bytes: the original ids by dense id.
 
   Raises:
-    DataError: as `read_table`.
+    DataError: as `read_table`; or, in files that the schema has no hash of, an
+      id is empty or stands twice.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   name = _id_name(table)
   spec = {name: tf.string, "count": tf.int64}
   ids = [np.empty(0, object)]
+  # `prepare` gives each id once; who wrote files without hashes may not.
+  unchecked = is_foreign(schema, table)
+  known: set[bytes] = set()
   for batch in _read(data_dir, table, schema, spec):
     batch.require_lengths(name, batch.lengths["count"], "one per count")
     try:
       b"\n".join(batch.values[name]).decode("utf-8")
     except UnicodeDecodeError:
       _decoded(batch, name)  # Names the row.
-    ids.append(batch.values[name])
+    values = batch.values[name]
+    if unchecked:
+      before = len(known)
+      known.update(values)
+      if len(known) < before + len(values) or b"" in known:
+        raise _wrong_id(batch, name, ids)
+    ids.append(values)
   return np.concatenate(ids)
 
 
@@ -205,6 +215,31 @@ def _decoded(batch: records.Batch, name: str) -> np.ndarray:
         column=name,
       ) from None
   return ids
+
+
+def is_foreign(schema: schema_lib.Schema, table: str) -> bool:
+  """Whether a table's files may be of another program than `prepare`."""
+  return any(shard.sha256 is None for shard in schema.shards.get(table, ()))
+
+
+def _wrong_id(
+  batch: records.Batch, name: str, before: Sequence[np.ndarray]
+) -> errors.DataError:
+  """The error of the first id that is empty or was there before."""
+  values = batch.values[name].tolist()
+  known = {value for earlier in before for value in earlier}
+  row = next(
+    row
+    for row, value in enumerate(values)
+    if not value or value in known or value in values[:row]
+  )
+  value = values[row].decode()
+  return errors.DataError(
+    f"the id {value!r} stands twice" if value else "empty id",
+    path=batch.path,
+    row=batch.shard_rows + row + 1,
+    column=name,
+  )
 
 
 def _block(

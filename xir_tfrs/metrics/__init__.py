@@ -1,6 +1,7 @@
 """Metrics of a trained retriever's rankings."""
 
 from xir_tfrs.metrics.at_k import METRICS, NAMES
+from xir_tfrs.metrics.callback import RankingCallback
 from xir_tfrs.metrics.full_ranking import (
   Ranking,
   full_ranking,
@@ -13,6 +14,7 @@ __all__ = [
   "METRICS",
   "NAMES",
   "Ranking",
+  "RankingCallback",
   "full_ranking",
   "full_ranking_by_query",
   "list_ranking",

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from xir_tfrs.layers import candidate_table
+from xir_tfrs.ops import ids as ids_lib
 from xir_tfrs.types import Feature
 
 
@@ -94,6 +95,7 @@ class FeatureEmbedder(tf.keras.Model):
       [n, 1 + number of features, dim] vectors, that of the id first.
     """
     del training
+    ids = ids_lib.dense("ids", ids)
     return tf.stack(self.fields(ids, self.look_up(ids)), axis=1)
 
   def build_from_config(self, config: Any) -> None:

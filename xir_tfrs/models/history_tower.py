@@ -176,6 +176,15 @@ class HistoryTower(tf.keras.Model):
     states = tf.concat([start, states], axis=1)
     return self._with_ids(states, query_ids, None, training)
 
+  def save(self, *args: Any, **kwargs: Any) -> None:
+    """Raises NotImplementedError, which says what to use instead."""
+    raise NotImplementedError(
+      "`HistoryTower.save` is not supported: the tower shares the candidate "
+      "tower of its model, which Keras would load apart. To train on or load "
+      "later, use `save_weights` or `tf.train.Checkpoint`; to serve, export "
+      "`TwoTower.encode_queries`."
+    )
+
   def get_config(self) -> dict:
     """JSON-ready; the candidate tower is left out, as it has another owner."""
     return {

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from xir_tfrs.layers import candidate_table
 from xir_tfrs.models import embedder
+from xir_tfrs.ops import ids as ids_lib
 from xir_tfrs.types import Feature
 
 
@@ -102,6 +103,7 @@ class Tower(embedder.FeatureEmbedder):
       [n, dim] embeddings.
     """
     del training
+    ids = ids_lib.dense("ids", ids)
     return self.encode(ids, self.look_up(ids))
 
   def encode(

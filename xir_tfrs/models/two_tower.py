@@ -167,7 +167,8 @@ class TwoTower(tfrs.Model):
       `loss`, `regularization_loss` and `total_loss` of the batch, scalars: this
       replica's shares, of which the global loss is the sum.
     """
-    if not xla.compiling():
+    scaling = _scaling(self.optimizer)
+    if not xla.compiling() and scaling is None:
       return super().train_step(batch)
     with tf.GradientTape() as tape:
       loss = self.compute_loss(dict(batch), training=True)
@@ -175,9 +176,13 @@ class TwoTower(tfrs.Model):
         [tf.reduce_sum(loss) for loss in self.losses]
       )
       total_loss = loss + regularization_loss
+      scaled = scaling.get_scaled_loss(total_loss) if scaling else total_loss
     variables = self.trainable_variables
-    gradients = tape.gradient(total_loss, variables)
-    if not isinstance(self.optimizer, lazy_adam.LazyAdam):
+    gradients = tape.gradient(scaled, variables)
+    if scaling:
+      gradients = scaling.get_unscaled_gradients(gradients)
+    inner = scaling.inner_optimizer if scaling else self.optimizer
+    if xla.compiling() and not isinstance(inner, lazy_adam.LazyAdam):
       # Other optimizers count the distinct rows, which is no static shape;
       # they go through the whole table in any case.
       gradients = [
@@ -380,6 +385,15 @@ class TwoTower(tfrs.Model):
     )
     places = tf.stack([inputs["history_row"], inputs["history_position"]], 1)
     return tf.gather_nd(states, places)
+
+
+def _scaling(optimizer: Any) -> Any:
+  """An optimizer that wants scaled losses, as of `mixed_float16`; or None.
+
+  Gradients of a mean over a batch are below what float16 can hold.
+  """
+  wants = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+  return optimizer if wants else None
 
 
 def _require_histories(inputs: Mapping[str, tf.Tensor]) -> None:

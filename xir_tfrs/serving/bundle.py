@@ -561,7 +561,7 @@ class Bundle:
     return self._ranker.signatures["rank"]
 
   def _list(self, name: str) -> np.ndarray:
-    return np.load(self.directory / LISTS / f"{name}.npy", mmap_mode="r")
+    return id_lists.load_array(self.directory / LISTS / f"{name}.npy")
 
   def _check_k(self, name: str, value: int) -> None:
     largest = self.manifest.max_k

@@ -12,7 +12,7 @@ import pathlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
@@ -30,9 +30,6 @@ PARTS = (
   *("lists", "scann_folder", "recall_latency.png"),
 )
 _REMEDY = "copy or export the bundle again"
-
-# A struct with a field `sha256`.
-Sealed = TypeVar("Sealed", bound=msgspec.Struct)
 
 
 class TensorSpec(TypedDict):
@@ -143,7 +140,7 @@ class Manifest(
     data, checkpoint, training: what the bundle was made from.
     encode_seconds: how long the candidates took to encode.
     refreshes: what `export.refresh` has changed.
-    sha256: of all of the above; see `seal`.
+    sha256: of all of the above; see `json_files.seal`.
   """
 
   format: int
@@ -234,7 +231,7 @@ def save(directory: pathlib.Path, about: Mapping[str, Any]) -> Manifest:
       "files": list_files(directory),
     }
   )
-  manifest = seal(manifest)
+  manifest = json_files.seal(manifest)
   json_files.write(directory / FILE_NAME, manifest)
   return manifest
 
@@ -245,7 +242,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
   Raises:
     DataError: there is none, or it is damaged or of another format.
   """
-  return read_sealed(
+  return json_files.read_sealed(
     pathlib.Path(directory) / FILE_NAME,
     Manifest,
     remedy=_REMEDY,
@@ -263,42 +260,6 @@ def list_files(directory: pathlib.Path) -> dict[str, File]:
     for path in sorted(directory.rglob("*"))
     if path.is_file()
   }
-
-
-def seal(value: Sealed) -> Sealed:
-  """The value with its own hash: a damaged file must not pass for another."""
-  # As it will be read: numbers of NumPy, say, are written as others.
-  content = json_files.encode(value).encode()
-  value = msgspec.json.decode(content, type=type(value))
-  return msgspec.structs.replace(value, sha256=_digest(value))
-
-
-def read_sealed(
-  path: pathlib.Path,
-  type: type[Sealed],
-  *,
-  remedy: str,
-  missing: str,
-  format: int,
-) -> Sealed:
-  """Reads what `seal` gave; the arguments are those of `json_files.read`.
-
-  Raises:
-    DataError: the file is missing, damaged or of another format.
-  """
-  value = json_files.read(
-    path, type, remedy=remedy, missing=missing, format=format
-  )
-  if getattr(value, "sha256") != _digest(value):  # noqa: B009
-    raise errors.DataError(
-      f"its content has changed since it was written; {remedy}", path=path
-    )
-  return value
-
-
-def _digest(value: msgspec.Struct) -> str:
-  content = msgspec.json.encode(msgspec.structs.replace(value, sha256=""))
-  return hashlib.sha256(content).hexdigest()
 
 
 def check_files(

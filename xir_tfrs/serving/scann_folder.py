@@ -29,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from xir_tfrs.data import errors, id_lists
+from xir_tfrs.data import errors, id_lists, json_files
 from xir_tfrs.serving import ids as ids_lib
 from xir_tfrs.serving import manifest
 from xir_tfrs.serving.ids import Id
@@ -136,7 +136,7 @@ class ScannFolder:
         another version.
     """
     path = pathlib.Path(path)
-    settings = manifest.read_sealed(
+    settings = json_files.read_sealed(
       path / SETTINGS,
       Settings,
       remedy=_REMEDY,
@@ -149,8 +149,8 @@ class ScannFolder:
     for name, expected in settings.files.items():
       manifest.check_file(path / name, expected, check_hashes, _REMEDY)
     exact = settings.searcher is None
-    vectors = np.load(
-      path / ("." if exact else "searcher") / "dataset.npy", mmap_mode="r"
+    vectors = id_lists.load_array(
+      path / ("." if exact else "searcher") / "dataset.npy"
     )
     ids = id_lists.load_ids(path / "candidate_ids", settings.id_type)
     shape = (settings.size, settings.dim)

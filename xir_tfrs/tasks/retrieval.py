@@ -9,6 +9,7 @@ import tensorflow as tf
 from xir_tfrs import distribute
 from xir_tfrs.layers import state
 from xir_tfrs.ops import forms, fused, proposals
+from xir_tfrs.ops import ids as ids_lib
 from xir_tfrs.tasks import arguments
 from xir_tfrs.tasks import batch as batches
 from xir_tfrs.tasks.batch import Batch, Inputs, Term
@@ -158,8 +159,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       the weighted mean, sum_i sample_weight_i loss_i / global batch size.
 
     Raises:
-      ValueError: `candidate_ids` is missing, shapes do not agree, or
-        `training` is a tensor.
+      ValueError: `candidate_ids` are missing or no integers, shapes do not
+        agree, or `training` is a tensor.
     """
     loss, _ = self.loss_terms(
       query_embeddings,
@@ -302,7 +303,7 @@ class RetrievalTask(tf.keras.layers.Layer):
 
   def _as_ids(self, candidate_ids: tf.Tensor) -> tf.Tensor:
     """[batch] int64 ids, of what the caller gave."""
-    return tf.cast(candidate_ids, tf.int64)
+    return tf.cast(ids_lib.dense("candidate_ids", candidate_ids), tf.int64)
 
   def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
     """Embeddings whose inner product is the score, before the temperature."""

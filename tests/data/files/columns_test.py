@@ -41,3 +41,18 @@ def test_ids_of_each_type():
   ):
     with pytest.raises(errors.DataError, match=message):
       columns.id_strings(column, "i", _PLACES)
+
+
+def test_numbers_as_text_may_have_blanks_around_them():
+  column = pa.array([" 1.5 ", " ", None, "1e3", "NA"])
+  numbers = columns.numbers(column, "p", _PLACES)
+  np.testing.assert_array_equal(numbers, [1.5, np.nan, np.nan, 1e3, np.nan])
+  with pytest.raises(errors.DataError, match="row 12, column 'p': '0x1' is"):
+    columns.numbers(pa.array(["1 ", "0x1"]), "p", _PLACES)
+
+
+def test_text_of_files_of_columns_is_checked():
+  # pyarrow reads any bytes as a string.
+  damaged = pa.array([b"a", b"\xff"]).view(pa.string())
+  with pytest.raises(errors.DataError, match="row 12, column 'x': .*not UTF-8"):
+    columns.strings(damaged, "x", _PLACES)

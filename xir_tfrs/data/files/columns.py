@@ -88,6 +88,7 @@ def strings(
   column = plain(column)
   try:
     column = column.cast(pa.string())
+    column.validate(full=True)  # Files of columns may hold any bytes as text.
   except pa.ArrowException:
     if is_text(column.type):
       raise _first_error(column, name, places, _utf8) from None
@@ -130,7 +131,7 @@ def numbers(
   if pa.types.is_boolean(column.type):
     column = column.cast(pa.int8())
   if is_text(column.type):
-    column = strings(column, name, places)
+    column = pc.utf8_trim_whitespace(strings(column, name, places))
     missing = pc.is_in(column, value_set=pa.array(MISSING))
     column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
     try:

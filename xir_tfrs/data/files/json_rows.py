@@ -135,6 +135,7 @@ class _LineFile(_JsonFile):
             explicit_schema=schema, unexpected_field_behavior="ignore"
           ),
         )
+        table.validate(full=True)  # pyarrow does not look whether it is UTF-8.
         if len(table) == expected:  # Else lines are blank or objects not one.
           return table, places.Places(self.path, chunk.first_line)
       except (pa.ArrowException, UnicodeDecodeError):

@@ -356,6 +356,13 @@ class _Text:
     rows = self._split(lines, mark, quoting)
     first = [field.strip() for field in rows[0]] if rows else []
     header = self._header(kind, first, rows)
+    if header and any("\ufffd" in name for name in first):
+      raise errors.DataError(
+        f"the header is not {self.layout.encoding}; say --encoding latin-1, or"
+        " which it is",
+        path=self.address,
+        line=skipped + 1,
+      )
     names_ = self.wish.names
     if names_ and first and len(names_) != len(first):
       raise errors.DataError(

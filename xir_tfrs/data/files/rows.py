@@ -126,15 +126,17 @@ class RowFile(abc.ABC):
 
 def leaves(schema: pa.Schema) -> list[str]:
   """The names of the columns, and `OUTER.INNER` of those with fields."""
-  names = []
+  within = []
   for field in schema:
-    names.append(field.name)
     kind = field.type
     if columns.is_list_type(kind):
       kind = kind.value_type
     if pa.types.is_struct(kind):
-      names += [f"{field.name}.{inner.name}" for inner in kind]
-  return list(dict.fromkeys(names))
+      within += [f"{field.name}.{inner.name}" for inner in kind]
+  # A column that stands twice stays so, to be refused.
+  return schema.names + [
+    name for name in dict.fromkeys(within) if name not in schema.names
+  ]
 
 
 def outer(name: str, names: Sequence[str]) -> str:

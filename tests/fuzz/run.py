@@ -1,0 +1,89 @@
+"""Tries broken and odd inputs on everything that reads, for as long as told.
+
+    make fuzz SECONDS=600
+    make fuzz SECONDS=600 ARGS='--only=csv --only=parquet'
+
+Each input is read rightly, which is compared with an independent reading, or
+is refused by an error of one line that names the file. All else is a fault: it
+is shown with its input, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+
+from tests.export import conftest as worlds
+from tests.fuzz import bodies, bundles, disk, readers, targets
+
+_BATCH = 100
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--seconds", type=float, default=60.0)
+  parser.add_argument("--inputs", type=int, help="end after as many")
+  parser.add_argument("--seed", type=int, default=1)
+  parser.add_argument("--only", action="append", help="a target, by its name")
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    found = _all(pathlib.Path(folder), options.only)
+    tallies = _try(found, options.seconds, options.inputs, options.seed)
+  return _report(tallies)
+
+
+def _all(folder: pathlib.Path, only: list[str] | None) -> list[targets.Target]:
+  world = worlds.make_world(folder)
+  bundle = worlds.export_both(world, folder / "bundle")
+  found = [
+    *readers.targets(folder / "files"),
+    *disk.targets(world, folder / "disk"),
+    *bundles.targets(bundle),
+    *bodies.targets(world, bundle),
+  ]
+  names = [target.name for target in found]
+  if only and set(only) - set(names):
+    raise SystemExit(f"--only must be of {', '.join(names)}.")
+  return [target for target in found if not only or target.name in only]
+
+
+def _try(
+  found: list[targets.Target], seconds: float, inputs: int | None, seed: int
+) -> dict[str, targets.Tally]:
+  """Gives all targets the same time, a batch after the other."""
+  tallies = {target.name: targets.Tally() for target in found}
+  spent = dict.fromkeys(tallies, 0.0)
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    if inputs and sum(tally.total for tally in tallies.values()) >= inputs:
+      break
+    target = min(found, key=lambda target: spent[target.name])
+    before, known = time.monotonic(), len(tallies[target.name].faults)
+    targets.run(target, _BATCH, seed, tallies[target.name])
+    for kind, shown in list(tallies[target.name].faults.items())[known:]:
+      print(f"{target.name}: {kind}\n{shown}", file=sys.stderr, flush=True)
+    spent[target.name] += time.monotonic() - before
+    seed += 1
+  return tallies
+
+
+def _report(tallies: dict[str, targets.Tally]) -> int:
+  print(
+    f"{'target':24} {'inputs':>8} {'right':>8} {'refused':>8} {'faults':>6}"
+  )
+  for name, tally in tallies.items():
+    print(
+      f"{name:24} {tally.total:8,} {tally.right:8,} {tally.refused:8,}"
+      f" {len(tally.faults):6,}   slowest {tally.slowest:.2f} s"
+    )
+  total = sum(tally.total for tally in tallies.values())
+  faults = sum(len(tally.faults) for tally in tallies.values())
+  print(f"{'all':24} {total:8,} {faults:24,}")
+  return 1 if faults else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

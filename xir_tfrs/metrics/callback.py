@@ -1,0 +1,116 @@
+"""Ranks the validation set while Keras trains."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.metrics import full_ranking
+
+_IDS_PER_CALL = 1 << 13
+
+
+class RankingCallback(tf.keras.callbacks.Callback):
+  """Ranks the whole catalogue for validation queries after each epoch.
+
+  A sampled loss is a poor guide to a retriever: as the model improves, XIR
+  draws harder negatives, and its loss need not fall. This callback adds what
+  `full_ranking` measures to the logs of the epoch, so that `History`, and the
+  callbacks that stand behind it in the list, go by the ranking:
+
+      model.fit(
+        batches,
+        epochs=50,
+        callbacks=[
+          xir.metrics.RankingCallback(query_ids, relevant, 1000, seen=seen),
+          tf.keras.callbacks.EarlyStopping(
+            "val_ndcg@20", mode="max", patience=3, restore_best_weights=True
+          ),
+        ],
+      )
+
+  Names are those of `full_ranking` behind `val_`; larger values are better, so
+  give `mode="max"`.
+  """
+
+  def __init__(
+    self,
+    query_ids: Sequence[int] | np.ndarray,
+    relevant: tf.RaggedTensor,
+    num_candidates: int,
+    *,
+    seen: tf.RaggedTensor | None = None,
+    history_ids: tf.RaggedTensor | None = None,
+    ks: Sequence[int] = (10, 20, 50),
+    every_epochs: int = 1,
+  ) -> None:
+    """Takes the validation set.
+
+    Args:
+      query_ids: [num_queries] dense ids of the validation queries.
+      relevant: [num_queries, None] dense candidate ids that each should find.
+      num_candidates: Size of the catalogue: the candidates are 0, 1, ...
+      seen: [num_queries, None] dense candidate ids that are not ranked, such
+        as each query's training rows.
+      history_ids: [num_queries, None] dense candidate ids, oldest first, for a
+        model with a `HistoryTower`.
+      ks: The cut-offs.
+      every_epochs: Ranks after every so many epochs. Callbacks that go by the
+        ranking find nothing in the logs of the others.
+
+    Raises:
+      ValueError: `every_epochs` is not positive.
+    """
+    super().__init__()
+    if every_epochs < 1:
+      raise ValueError(
+        f"`every_epochs` must be positive. Received: {every_epochs}."
+      )
+    self._queries = np.asarray(query_ids, np.int64)
+    self._histories = history_ids
+    self._candidates = np.arange(num_candidates)
+    self._ranking = {"relevant": relevant, "seen": seen, "ks": ks}
+    self._every_epochs = every_epochs
+
+  def on_epoch_end(
+    self, epoch: int, logs: dict[str, float] | None = None
+  ) -> None:
+    """Ranks, and adds the metrics to `logs`."""
+    if (epoch + 1) % self._every_epochs:
+      return
+    found = self.rank()
+    if logs is not None:
+      logs.update({f"val_{name}": value for name, value in found.items()})
+
+  def rank(self) -> dict[str, float]:
+    """The metrics of the model as it is, as `full_ranking` names them."""
+    queries = _encoded(self._encode_queries, self._queries)
+    candidates = _encoded(
+      lambda ids, _: _encoder(self.model, "candidate")(ids), self._candidates
+    )
+    return full_ranking.full_ranking(queries, candidates, **self._ranking)
+
+  def _encode_queries(self, ids: tf.Tensor, rows: slice) -> tf.Tensor:
+    encode = _encoder(self.model, "query")
+    if self._histories is None:
+      return encode(ids)
+    return encode(ids, history_ids=self._histories[rows])
+
+
+def _encoder(model: Any, side: str) -> Callable[..., tf.Tensor]:
+  """What encodes ids: a method of `TwoTower`, or a tower."""
+  plural = {"query": "encode_queries", "candidate": "encode_candidates"}[side]
+  return getattr(model, plural, None) or getattr(model, f"{side}_tower")
+
+
+def _encoded(
+  encode: Callable[[tf.Tensor, slice], tf.Tensor], ids: np.ndarray
+) -> np.ndarray:
+  """[n, dim] float32 vectors of [n] ids, some thousands at a time."""
+  rows = [
+    slice(low, low + _IDS_PER_CALL)
+    for low in range(0, max(len(ids), 1), _IDS_PER_CALL)
+  ]
+  parts = [encode(tf.constant(ids[part], tf.int64), part) for part in rows]
+  return np.concatenate([np.asarray(part, np.float32) for part in parts])
