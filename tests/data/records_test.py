@@ -183,8 +183,12 @@ def test_missing_and_mistyped_columns(tmp_path):
   columns = _interactions(6)
   columns["query_id"] = columns["query_id"].astype(np.float32)
   _write_rows(tmp_path / "a", columns)
-  with pytest.raises(errors.DataError, match="do not match schema.json"):
+  with pytest.raises(errors.DataError) as caught:
     records.read_interactions(tmp_path, "train")
+  assert str(caught.value).startswith(
+    f"{tmp_path / 'a'}, column 'query_id': its records do not match schema.json"
+    " (record 1: Data types don't match. Expected type: int64, Actual type: flo"
+  )
 
 
 _FEATURES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import pathlib
@@ -172,8 +173,10 @@ class _Server:
     if outputs and isinstance(outputs[0], dict):
       columns = {k: [row[k] for row in outputs] for k in outputs[0]}
       rows = request["instances"]
-      inputs = {name: [row[name] for row in rows] for name in rows[0]}
-      self._check(request, {**inputs, "k": rows[0].get("k")}, columns)
+      names = {name for row in rows for name in row}
+      inputs = {name: [row.get(name) for row in rows] for name in names}
+      inputs = {name: x for name, x in inputs.items() if any(x)}
+      self._check(request, inputs, columns)
 
   def grpc(self, body: bytes) -> None:
     try:
@@ -203,8 +206,8 @@ class _Server:
       return
     for place, query in enumerate(map(_text, inputs["query_id"])):
       ids = [_text(x) for x in outputs["candidate_ids"][place]]
-      excluded = {_text(x) for x in inputs["exclude_ids"][place]}
-      allowed = {_text(x) for x in inputs["allow_ids"][place]} - {""}
+      excluded = _listed(inputs.get("exclude_ids"), place)
+      allowed = _listed(inputs.get("allow_ids"), place)
       found = [x for x in ids if x]
       assert outputs["num_found"][place] == len(found)
       assert not excluded & set(found) and len(set(found)) == len(found)
@@ -267,9 +270,13 @@ class _Context:
     raise _Aborted(code, text)
 
 
-def _text(value: Any) -> str:
-  if isinstance(value, dict):  # {"b64": ...}
-    import base64
+def _listed(lists: Any, place: int) -> set[str]:
+  """The ids of a row; lists, rows and ids may be null."""
+  return {_text(x) for x in (lists or {place: ()})[place] or ()} - {"", None}
 
+
+def _text(value: Any) -> Any:
+  """An id as text; None, which is padding, stays."""
+  if isinstance(value, dict):  # {"b64": ...}
     value = base64.b64decode(value["b64"])
   return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 
@@ -27,6 +28,11 @@ from xir_tfrs.data import schema as schema_lib
 
 BLOCK_ROWS = 4096
 _BATCH_BYTES = 8 << 20
+# What TensorFlow says of a column of another type, among what it says of its
+# graph; records are counted in their batch.
+_MISTYPED = re.compile(
+  r"Key: (?P<column>[^\n]*?), Index: (?P<record>\d+)\. +(?P<reason>[^\n{]*)"
+)
 
 
 class BlockWriter:
@@ -340,6 +346,7 @@ def read_file(
     values = {name: value.flat_values for name, value in ragged.items()}
     return values, {name: v.row_lengths() for name, v in ragged.items()}
 
+  num_records = 0
   try:
     dataset = (
       tf.data.TFRecordDataset(os.fspath(path))
@@ -347,7 +354,9 @@ def read_file(
       .map(flatten)
       .prefetch(1)
     )
-    yield from dataset.as_numpy_iterator()
+    for values, lengths in dataset.as_numpy_iterator():
+      yield values, lengths
+      num_records += len(next(iter(lengths.values())))
   except (tf.errors.NotFoundError, FileNotFoundError):
     raise errors.DataError(f"file not found; {remedy}", path=path) from None
   except tf.errors.DataLossError as e:
@@ -365,10 +374,15 @@ def read_file(
       path=path,
     ) from None
   except tf.errors.OpError as e:
+    mistyped = _MISTYPED.search(str(e))
+    reason = errors.first_line(e)
+    if mistyped:
+      record = num_records + int(mistyped["record"]) + 1
+      reason = f"record {record}: {mistyped['reason']}"
     raise errors.DataError(
-      f"its records do not match {schema_lib.FILE_NAME}"
-      f" ({errors.first_line(e)}); {remedy}",
+      f"its records do not match {schema_lib.FILE_NAME} ({reason}); {remedy}",
       path=path,
+      column=mistyped and mistyped["column"],
     ) from None
 
 

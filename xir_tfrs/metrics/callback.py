@@ -16,22 +16,26 @@ class RankingCallback(tf.keras.callbacks.Callback):
 
   A sampled loss is a poor guide to a retriever: as the model improves, XIR
   draws harder negatives, and its loss need not fall. This callback adds what
-  `full_ranking` measures to the logs of the epoch, so that `History`, and the
-  callbacks that stand behind it in the list, go by the ranking:
+  `full_ranking` measures to the logs of the epoch, with `val_` before each
+  name. `History` records it, and callbacks that stand behind this one in the
+  list, such as `EarlyStopping` and `ModelCheckpoint`, can go by it. Larger
+  values are better: give them `mode="max"`.
 
-      model.fit(
-        batches,
-        epochs=50,
-        callbacks=[
-          xir.metrics.RankingCallback(query_ids, relevant, 1000, seen=seen),
-          tf.keras.callbacks.EarlyStopping(
-            "val_ndcg@20", mode="max", patience=3, restore_best_weights=True
-          ),
-        ],
-      )
-
-  Names are those of `full_ranking` behind `val_`; larger values are better, so
-  give `mode="max"`.
+  Examples:
+    >>> model = xir.models.TwoTower(
+    ...   xir.models.Tower(vocabulary_size=4, dim=8),
+    ...   xir.models.Tower(vocabulary_size=6, dim=8),
+    ...   xir.tasks.SampledSoftmaxRetrieval(),
+    ... )
+    >>> model.compile(xir.optimizers.LazyAdam(0.01))
+    >>> rows = {"query_id": [0, 1, 2, 3], "candidate_id": [0, 2, 4, 5]}
+    >>> batches = tf.data.Dataset.from_tensor_slices(rows).batch(2)
+    >>> relevant = tf.ragged.constant([[1], [3, 4]])
+    >>> rank = xir.metrics.RankingCallback([0, 1], relevant, 6, ks=[2])
+    >>> stop = tf.keras.callbacks.EarlyStopping("val_ndcg@2", mode="max")
+    >>> fitted = model.fit(batches, callbacks=[rank, stop], verbose=0)
+    >>> "val_recall@2" in fitted.history
+    True
   """
 
   def __init__(

@@ -15,6 +15,10 @@ def dense(name: str, ids: Any) -> tf.Tensor:
   Raises:
     ValueError: They are names, or other things that are no integers. It shows
       while a step is traced, and says how to look names up.
+
+  Examples:
+    >>> xir.ops.ids.dense("ids", [0, 3]).numpy()
+    array([0, 3], dtype=int32)
   """
   ids = tf.convert_to_tensor(ids)
   if ids.dtype.is_integer:
