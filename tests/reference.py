@@ -7,6 +7,7 @@ Axes: `batch` rows (queries), `pool` columns (candidates that may be drawn).
 """
 
 import math
+import unicodedata
 
 import numpy as np
 
@@ -938,3 +939,21 @@ def fold_in(history, vectors, ridge, power) -> np.ndarray:
   wanted += [0.0] * dim
   fitted = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
   return fitted[:-1] / np.linalg.norm(fitted[:-1])
+
+
+def words_and_pairs(text):
+  """Words of letters, marks and digits, then each two neighbours."""
+  spaced = ""
+  for character in text.lower():
+    if character in "'’":
+      continue
+    name = unicodedata.name(character, "")
+    kind = unicodedata.category(character)[0]
+    if name.startswith(("CJK UNIFIED", "HIRAGANA", "KATAKANA")):
+      spaced += f" {character} "
+    else:
+      spaced += character if kind in "LMN" else " "
+  words = spaced.split()
+  return words + [
+    f"{a} {b}" for a, b in zip(words[:-1], words[1:], strict=True)
+  ]

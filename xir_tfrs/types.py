@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # [n] dense candidate ids -> [n, dim] embeddings.
 CandidateEncoder = Callable[["tf.Tensor"], "tf.Tensor"]
 
-FeatureKind = Literal["token", "token_seq", "float", "float_seq"]
+FeatureKind = Literal["token", "token_seq", "text", "float", "float_seq"]
 FEATURE_KINDS: tuple[str, ...] = get_args(FeatureKind)
 
 
@@ -23,9 +23,10 @@ class Feature:
   Attributes:
     name: Name of the feature, unique within its tower.
     kind: `"token"` (one code per row), `"token_seq"` (any number of codes per
-      row), `"float"` (one number) or `"float_seq"` (`length` numbers).
-    vocabulary_size: Token kinds: codes lie in `[0, vocabulary_size)`, and code
-      0 means unknown or missing.
+      row), `"text"` (the same: hashes of words, see `ops.words`), `"float"`
+      (one number) or `"float_seq"` (`length` numbers).
+    vocabulary_size: Kinds of codes: these lie in `[0, vocabulary_size)`, and
+      code 0 means unknown or missing.
     length: `float_seq`: numbers per row.
     mean: Float kinds: what is subtracted; 1 value, or `length` values.
     std: Float kinds: what is divided by; as many values as `mean`, all > 0.
@@ -86,7 +87,13 @@ class Feature:
 
   @property
   def is_token(self) -> bool:
-    return self.kind in ("token", "token_seq")
+    """Whether rows hold codes."""
+    return self.kind in ("token", "token_seq", "text")
+
+  @property
+  def is_ragged(self) -> bool:
+    """Whether rows hold any number of codes."""
+    return self.kind in ("token_seq", "text")
 
   @property
   def width(self) -> int:

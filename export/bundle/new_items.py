@@ -32,8 +32,8 @@ class Items:
 
   Attributes:
     ids: unique original ids, str or int.
-    columns: every feature -> token: `[n]` object array of str, "" where not
-      given; token_seq: n lists of str; float: `[n]` float32, NaN where not
+    columns: every feature -> token, text: `[n]` object array of str, "" where
+      not given; token_seq: n lists of str; float: `[n]` float32, NaN where not
       given; float_seq: `[n, length]` float32 likewise.
     missing: features that the file does not have.
     ignored: columns of the file that are no feature.
@@ -195,7 +195,7 @@ def _column(
   kind = feature.kind
   if kind == "token_seq":
     return [[] for _ in range(n)] if values is None else values.to_pylist()
-  if kind == "token":
+  if kind in ("token", "text"):
     if values is None:
       return np.full(n, "", object)
     return values.to_numpy(zero_copy_only=False)

@@ -42,7 +42,7 @@ def _convert(
     )
   work = directory / "work"
   work.mkdir()
-  tables = source.side_tables()
+  tables = convert.side_tables_of(config, source)
   buckets = spill.Buckets(
     work / "spill",
     convert.bucket_count(config, source),

@@ -14,6 +14,7 @@ from xir_tfrs.programs.settings import setting
 _FRACTIONS = {"split": ("random", "temporal")}
 _SPLITS = ("random", "temporal", "leave_last", "given")
 _VALIDATION = 0.1
+TEXT_BUCKETS = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ class PrepareConfig(settings.Settings):
   )
   min_token_count: int = setting(
     "tokens in fewer rows of a side file become unknown.", 1, minimum=1
+  )
+  text_buckets: int = setting(
+    "codes that the words of each feature of kind text are hashed to.",
+    TEXT_BUCKETS,
+    minimum=2,
   )
   num_buckets: int | None = setting(
     "buckets of users that rows are sorted in, one in memory at a time."

@@ -19,7 +19,7 @@ from pipelines.preparation import (
   spill,
   vocabulary,
 )
-from pipelines.preparation.config import PrepareConfig
+from pipelines.preparation.config import TEXT_BUCKETS, PrepareConfig
 from pipelines.readers import source as source_lib
 from pipelines.readers import sources
 from xir_tfrs.data import directory as directories
@@ -81,7 +81,7 @@ def convert(
     row_dtype(source),
   )
   # Before the rows: a broken table is to be known early.
-  user_side, item_side = source.side_tables()
+  user_side, item_side = side_tables_of(config, source)
   passes.spill_rows(
     source, buckets, ids, config.input.columns.min_rating, warnings
   )
@@ -156,8 +156,8 @@ def finish(
       path=source.name,
     )
   tables = {
-    "queries": _encode(users, config.min_token_count),
-    "candidates": _encode(items, config.min_token_count),
+    "queries": _encode(users, config),
+    "candidates": _encode(items, config),
   }
   counts = {"queries": written.user_counts, "candidates": written.item_counts}
   shards = {
@@ -284,9 +284,27 @@ def table(
   return made.with_titles(titles)
 
 
-def _encode(rows: Table, min_token_count: int) -> features.Encoded:
+def side_tables_of(
+  config: PrepareConfig, source: source_lib.Source
+) -> source_lib.SideTables:
+  """The side tables of users and of items."""
+  found = source.side_tables()
+  kinds = {kind for side in found if side for kind in side.kinds.values()}
+  if config.text_buckets != TEXT_BUCKETS and "text" not in kinds:
+    raise errors.DataError(
+      "--text_buckets is for features of kind text, and there are none; name"
+      " one, as in --item_features title:text, or leave it out"
+    )
+  return found
+
+
+def _encode(rows: Table, config: PrepareConfig) -> features.Encoded:
   return features.encode(
-    rows.side, rows.side_ids, len(rows.ids), min_token_count
+    rows.side,
+    rows.side_ids,
+    len(rows.ids),
+    config.min_token_count,
+    config.text_buckets,
   )
 
 
@@ -376,6 +394,7 @@ def _options(
     "repeats": config.kept_repeats,
     "session_gap": config.session_gap,
     "min_token_count": config.min_token_count,
+    "text_buckets": config.text_buckets,
     "seed_of_row_order": config.seed,
     "ignored_columns": list(source.ignored),
   }

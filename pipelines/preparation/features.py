@@ -7,13 +7,16 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tensorflow as tf
 
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data import tables
 from xir_tfrs.data.files import side_tables
+from xir_tfrs.ops import words
 
 # Below this share of the mean (and of 1) a spread is rounding, not a signal.
 _MIN_RELATIVE_STD = 1e-6
+_TEXTS_AT_ONCE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ def encode(
   dense_ids: np.ndarray,
   num_rows: int,
   min_token_count: int,
+  text_buckets: int,
 ) -> Encoded:
   """Encodes `table`.
 
@@ -48,6 +52,7 @@ def encode(
       code 0, an empty list or NaN.
     min_token_count: tokens in fewer rows take code 0. Tokens are counted, and
       means and standard deviations taken, over the rows of `table`.
+    text_buckets: how many codes the words of a text are hashed to.
   """
   if table is None:
     return Encoded()
@@ -69,8 +74,16 @@ def encode(
       columns[name] = (
         _placed(codes, dense_ids, num_rows, 0)
         if kind == "token"
-        else _placed_lists(values, codes, dense_ids, num_rows)
+        else _placed_lists(
+          np.diff(values.offsets.to_numpy()), codes, dense_ids, num_rows
+        )
       )
+    elif kind == "text":
+      features.append(
+        schema_lib.FeatureSchema(name, kind, num_buckets=text_buckets)
+      )
+      lengths, codes = _hashed(values, text_buckets)
+      columns[name] = _placed_lists(lengths, codes, dense_ids, num_rows)
     else:
       mean, std = _moments(values)
       features.append(
@@ -129,14 +142,24 @@ def _placed(
   return out
 
 
+def _hashed(texts: pa.Array, num_buckets: int) -> tuple[np.ndarray, np.ndarray]:
+  """How many codes each text has, and the codes of all."""
+  lengths, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+  for start in range(0, len(texts), _TEXTS_AT_ONCE):
+    part = texts.slice(start, _TEXTS_AT_ONCE).to_numpy(zero_copy_only=False)
+    found = words.hashed(tf.constant(part), num_buckets)
+    lengths.append(found.row_lengths().numpy())
+    codes.append(found.values.numpy())
+  return np.concatenate(lengths), np.concatenate(codes)
+
+
 def _placed_lists(
-  values: pa.ListArray,
+  lengths: np.ndarray,
   codes: np.ndarray,
   dense_ids: np.ndarray,
   num_rows: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Codes by dense id and their row splits."""
-  lengths = np.diff(values.offsets.to_numpy())
   owner = np.repeat(dense_ids, lengths)
   by_owner = np.argsort(owner, kind="stable")
   counts = _placed(lengths.astype(np.int64), dense_ids, num_rows, 0)

@@ -144,6 +144,8 @@ def _describe(feature: schema_lib.FeatureSchema) -> str:
   parts = [feature.kind]
   if feature.is_token:
     parts.append(f"{len(feature.vocabulary)} tokens")
+  if feature.num_buckets is not None:
+    parts.append(f"words hashed to {feature.num_buckets} codes")
   if feature.separator is not None:
     parts.append(f"split at {feature.separator!r}")
   return f"{feature.name} ({', '.join(parts)})"

@@ -123,8 +123,8 @@ START = (
     ),
     (
       START + '"shards": {}, "query_features": '
-      '[{"name": "brand", "kind": "text"}]}',
-      "field query_features[0].kind: Invalid enum value 'text'",
+      '[{"name": "brand", "kind": "name"}]}',
+      "field query_features[0].kind: Invalid enum value 'name'",
     ),
     (
       START + '"shards": {}, "query_features": '
@@ -175,8 +175,10 @@ def test_the_hash_is_that_of_the_file(tmp_path):
 def test_a_vocabulary_begins_with_unknown():
   with pytest.raises(ValueError, match="must begin with ''"):
     schema.FeatureSchema("brand", "token", vocabulary=("a",))
-  with pytest.raises(ValueError, match="Received: 'text'"):
+  with pytest.raises(ValueError, match="needs `num_buckets`, as nothing else"):
     schema.FeatureSchema("brand", "text")
+  with pytest.raises(ValueError, match="Received: 'name'"):
+    schema.FeatureSchema("brand", "name")
 
 
 def test_kinds_are_those_of_the_library():

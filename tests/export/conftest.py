@@ -12,6 +12,7 @@ import xir_tfrs as xir
 from export import export_retriever
 from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.ops import words
 
 NUM_QUERIES = 40
 NUM_CANDIDATES = 300
@@ -20,6 +21,7 @@ CANDIDATE_FEATURES = (
   schema_lib.FeatureSchema("tag", "token", vocabulary=["", *"abcdefgh"]),
   schema_lib.FeatureSchema("words", "token_seq", vocabulary=["", *"wxyz"]),
   schema_lib.FeatureSchema("price", "float", mean=[1.0], std=[2.0]),
+  schema_lib.FeatureSchema("blurb", "text", num_buckets=50),
   schema_lib.FeatureSchema(
     "place", "float_seq", length=2, mean=[0.0, 1.0], std=[1.0, 1.0]
   ),
@@ -138,7 +140,11 @@ def make_world(root: pathlib.Path) -> World:
     feature("tag", "token", vocabulary_size=9),
     feature("words", "token_seq", vocabulary_size=5),
     feature("price", "float", mean=(1.0,), std=(2.0,)),
+    feature("blurb", "text", vocabulary_size=50),
     feature("place", "float_seq", length=2, mean=(0.0, 1.0), std=(1.0, 1.0)),
+  )
+  blurbs = words.hashed(
+    tf.constant([f"Blurb {i % 17}, of {i}" for i in range(NUM_CANDIDATES)]), 50
   )
   price = rng.random(NUM_CANDIDATES)
   price[4] = np.nan
@@ -149,6 +155,7 @@ def make_world(root: pathlib.Path) -> World:
       np.append(0, 2 * np.arange(1, NUM_CANDIDATES + 1)),
     ),
     "price": price,
+    "blurb": (blurbs.values.numpy(), blurbs.row_splits.numpy()),
     "place": rng.random([NUM_CANDIDATES, 2]),
   }
   counts = write_data(root / "data", query_ids, candidate_ids, pairs, columns)
@@ -164,6 +171,9 @@ def make_world(root: pathlib.Path) -> World:
     init_stddev=1.0,
     seed=2,
   )
+  for variable in candidate_tower.variables:
+    if "blurb" in variable.name and variable.dtype == tf.float32:
+      variable.assign(np.random.default_rng(5).normal(size=variable.shape))
   model = xir.models.TwoTower(query_tower, candidate_tower, normalize=True)
   model_dir = root / "model"
   checkpoint = tf.train.Checkpoint(

@@ -88,7 +88,7 @@ def test_manifest(world, exported):
   assert manifest["id_types"] == {"query": "string", "candidate": "string"}
   assert (manifest["unknown_query"], manifest["max_k"]) == ("popularity", 10000)
   assert [x["name"] for x in manifest["candidate_features"]] == [
-    *("tag", "words", "price", "place")
+    *("tag", "words", "price", "blurb", "place")
   ]
   for side in ("query", "candidate"):
     assert manifest["tower_sha256"][side] == manifests.tower_hash(

@@ -38,12 +38,16 @@ def test_each_kind_given(world, loaded):
     "tag": ["c", "h", "no such tag"],
     "words": [["z", "w"], ["no such word", "y"], ["w"]],
     "price": [3.5, -1.0, 0.0],
+    "blurb": ["ALL-new words", "…Blurb!", "of"],
     "place": [[1, 2], [0.5, np.nan], [3, 4]],
   }
+  hashes = tf.keras.layers.Hashing(50, mask_value="")
+  texts = [["all", "new", "words", "all new", "new words"], ["blurb"], ["of"]]
   codes = {
     "tag": tf.constant([3, 8, 0]),
     "words": tf.ragged.constant([[4, 1], [0, 3], [1]]),
     "price": tf.constant([3.5, -1.0, 0.0]),
+    "blurb": hashes(tf.ragged.constant(texts)),
     "place": tf.constant([[1, 2], [0.5, np.nan], [3, 4]]),
   }
   np.testing.assert_allclose(
@@ -64,6 +68,7 @@ def test_what_is_not_given_is_as_in_training(world, loaded):
     "tag": [None, "", None],
     "words": [None, [], [""]],
     "price": [None, np.nan, None],
+    "blurb": [None, "", ""],
     "place": [None, [np.nan, np.nan], None],
   }
   found = loaded.encode_candidates(ids, nothing)
@@ -85,6 +90,7 @@ def test_no_rows(loaded):
     ({"tag": ["a", 3]}, "'tag' is a token: 3 is no string"),
     ({"words": ["w", "x"]}, "'words' is a token_seq: 'w' is no list"),
     ({"words": [["w"], [1]]}, "'words' is a token_seq: 1 is no string"),
+    ({"blurb": [["a"], "b"]}, r"'blurb' is a text: \['a'\] is no string"),
     ({"price": [1.0, "dear"]}, "'price' is a float: .*dear"),
     ({"place": [[1, 2], [1]]}, "'place' is a float_seq: 1 numbers instead"),
     ({"colour": ["a", "b"]}, "no feature 'colour'; there are: tag, words"),

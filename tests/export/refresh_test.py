@@ -25,18 +25,20 @@ from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 CSV = """\
-item_id,note,Name,tag,words,price,place
-neu 1,x,A new one,a,w x,1.5,0.5 -1
-neü 2,x,,zz,w ü q,-3,0 0.25
-item 3,x,No. 3,b,y,0.125,2 2
-neu 3,x,Neü,,,,
+item_id,note,Name,tag,words,price,blurb,place
+neu 1,x,A new one,a,w x,1.5,"Blurb, NEW!",0.5 -1
+neü 2,x,,zz,w ü q,-3,ünheard,0 0.25
+item 3,x,No. 3,b,y,0.125,of 3,2 2
+neu 3,x,Neü,,,,,
 """
-# The same as the tower has it: tokens are codes, 0 is unknown.
+# The same as the tower has it: tokens are codes, 0 is unknown; words of texts
+# are hashed.
 ROWS = [-1, -1, 3]
 CODES = {
   "tag": [1, 0, 2],
   "words": [[1, 2], [1, 0, 0], [3]],
   "price": [1.5, -3.0, 0.125],
+  "blurb": [["blurb", "new", "blurb new"], ["ünheard"], ["of", "3", "of 3"]],
   "place": [[0.5, -1.0], [0.0, 0.25], [2.0, 2.0]],
 }
 GONE = ("item 0", "item 7", "item 299")
@@ -72,6 +74,9 @@ def encoded(world):
     "tag": tf.constant(CODES["tag"]),
     "words": tf.ragged.constant(CODES["words"], dtype=tf.int32),
     "price": tf.constant(CODES["price"]),
+    "blurb": tf.keras.layers.Hashing(50, mask_value="")(
+      tf.ragged.constant(CODES["blurb"])
+    ),
     "place": tf.constant(CODES["place"]),
   }
   rows = tf.constant(ROWS, tf.int64)
@@ -223,15 +228,20 @@ def test_towers_stay_and_the_report_counts(exported, refreshed):
 
 
 def _write_atomic(path, found):
-  lines = ["item_id:token\ttag:token\twords:token_seq\tprice:float\tplace:"]
-  lines[0] += "float_seq"
+  lines = ["item_id:token\ttag:token\twords:token_seq\tblurb:text"]
+  lines[0] += "\tprice:float\tplace:float_seq"
   for row, name in enumerate(found.ids):
     numbers = [found.columns["price"][row], *found.columns["place"][row]]
     shown = ["" if np.isnan(x) else repr(float(x)) for x in numbers]
     words = " ".join(found.columns["words"][row])
     place = " ".join(shown[1:])
     lines.append(
-      "\t".join([name, found.columns["tag"][row], words, shown[0], place])
+      "\t".join(
+        [
+          *(name, found.columns["tag"][row], words),
+          *(found.columns["blurb"][row], shown[0], place),
+        ]
+      )
     )
   path.write_text("\n".join(lines), encoding="utf-8")
 
@@ -248,7 +258,7 @@ def _write_tfrecord(path, found):
       example = tf.train.Example()
       feature = example.features.feature
       texts = {"item_id": [name], "words": found.columns["words"][row]}
-      texts["tag"] = [found.columns["tag"][row]]
+      texts |= {x: [found.columns[x][row]] for x in ("tag", "blurb")}
       for key, values in texts.items():
         feature[key].bytes_list.value.extend(x.encode() for x in values)
       feature["price"].float_list.value.append(found.columns["price"][row])

@@ -274,6 +274,7 @@ def test_every_signature(server, loaded, world):
     "tag": ["a", ""],
     "words": [["w", "x"], ["y", ""]],
     "price": np.array([1, np.nan], np.float32),
+    "blurb": ["Ärgerlich neu", ""],
     "place": np.array([[1, 2], [np.nan] * 2], np.float32),
   }
   names = ["item 3", "no item"]

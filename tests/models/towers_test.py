@@ -11,12 +11,14 @@ from xir_tfrs import models, types
 FEATURES = (
   types.Feature("brand", "token", vocabulary_size=4),
   types.Feature("tags", "token_seq", vocabulary_size=5),
+  types.Feature("blurb", "text", vocabulary_size=9),
   types.Feature("price", "float", mean=(2.0,), std=(4.0,)),
   types.Feature("image", "float_seq", length=2, mean=(1, 0), std=(2, 1)),
 )
 COLUMNS = {
   "brand": np.array([1, 3, 0]),
   "tags": (np.array([1, 2, 4]), np.array([0, 2, 2, 3])),
+  "blurb": (np.array([8, 3, 8]), np.array([0, 0, 3, 3])),
   "price": np.array([6.0, np.nan, 2.0]),
   "image": np.array([[3.0, 1.0], [1.0, 0.0], [np.nan, 5.0]]),
 }
@@ -45,6 +47,10 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     ids, brand, tags = (
       weights(model, f"{name}_embedding") for name in ("id", "brand", "tags")
     )
+    blurb = next(v for v in model.variables if "blurb_embedding" in v.name)
+    # What no text of the training rows has says nothing of a new one.
+    self.assertAllEqual(blurb, np.zeros([9, 6]))
+    blurb.assign(np.arange(54).reshape(9, 6))
     price, image = (
       weights(model, f"{name}_projection/kernel") for name in ("price", "image")
     )
@@ -52,7 +58,7 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
       # (6 - 2) / 4 = 1; (3 - 1) / 2 = 1, (1 - 0) / 1 = 1
       ids[0] + brand[1] + (tags[1] + tags[2]) / 2 + price[0] + image.sum(0),
       # No tags; a missing price is an average one; the image is all mean.
-      ids[1] + brand[3],
+      ids[1] + brand[3] + (2 * blurb[8] + blurb[3]) / 3,
       # A missing part of a vector is an average one: only 5 counts.
       ids[2] + brand[0] + tags[4] + 5 * image[1],
     ]

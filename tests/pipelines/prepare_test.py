@@ -325,8 +325,10 @@ def test_side_features(tmp_path):
     "user_id:token\titem_id:token\n1\tb\n1\ta\n2\tb\n2\td\n"
   )
   (tmp_path / "r.item").write_text(
-    "item_id:token\tbrand:token\ttags:token_seq\tprice:float\timg:float_seq\n"
-    "a\tacme\tx y\t2\t1 3\nb\tacme\ty\t4\t1 5\nc\tother\t\t\t\n"
+    "item_id:token\tbrand:token\ttags:token_seq\tprice:float\timg:float_seq"
+    "\tblurb:text\n"
+    "a\tacme\tx y\t2\t1 3\tA Tea-pot\n"
+    "b\tacme\ty\t4\t1 5\ttea!\nc\tother\t\t\t\t\n"
   )
   (tmp_path / "r.user").write_text("user_id:token\tage:float\n2\t7\n9\t7\n")
   made = prepare.prepare(
@@ -335,13 +337,14 @@ def test_side_features(tmp_path):
       tmp_path / "out",
       columns=inputs.Columns(),
       min_token_count=2,
+      text_buckets=100,
       test_fraction=0,
     )
   )
   table = tables.read_table(tmp_path / "out", "candidates")
   assert table.ids.tolist() == ["b", "a", "d", "c"]
   assert table.counts.tolist() == [2, 1, 1, 0]
-  brand, tags, price, image = made.candidate_features
+  brand, tags, price, image, blurb = made.candidate_features
   assert brand.vocabulary == ("", "acme") and tags.vocabulary == ("", "y")
   assert table.columns["brand"].tolist() == [1, 1, 0, 0]
   values, splits = table.columns["tags"]
@@ -351,6 +354,9 @@ def test_side_features(tmp_path):
   # The first value is constant: its spread is 0, which cannot divide.
   assert (image.mean, image.std) == ((1.0, 4.0), (1.0, 1.0))
   np.testing.assert_array_equal(table.columns["img"][1], [1, 3])
+  codes, splits = table.columns["blurb"]
+  assert splits.tolist() == [0, 1, 6, 6, 6]
+  assert codes[0] == codes[2] and blurb.num_buckets == 100 > codes.max()
   users = tables.read_table(tmp_path / "out", "queries")
   assert users.ids.tolist() == ["1", "2", "9"]
   np.testing.assert_array_equal(users.columns["age"], [np.nan, 7, 7])

@@ -52,6 +52,7 @@ class FeatureSchema(_Struct, frozen=True):
     name: name of the feature.
     kind: one of `KINDS`.
     vocabulary: token kinds: code -> token; "" (unknown, missing) is code 0.
+    num_buckets: text: how many codes the words of it are hashed to.
     length: float_seq: the length of every vector.
     mean: float kinds: mean of each value over the table, missing left out.
     std: float kinds: standard deviation likewise, positive.
@@ -65,6 +66,7 @@ class FeatureSchema(_Struct, frozen=True):
   mean: tuple[float, ...] = ()
   std: tuple[float, ...] = ()
   separator: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+  num_buckets: Annotated[int, msgspec.Meta(ge=2)] | None = None
 
   def __post_init__(self) -> None:
     for field in ("vocabulary", "mean", "std"):
@@ -76,6 +78,11 @@ class FeatureSchema(_Struct, frozen=True):
       )
     if self.kind == "float_seq" and self.length is None:
       raise ValueError(f"feature {self.name!r}: a float_seq needs a `length`.")
+    if (self.kind == "text") != (self.num_buckets is not None):
+      raise ValueError(
+        f"feature {self.name!r}: a text needs `num_buckets`, as nothing else"
+        " does."
+      )
     if self.is_token and self.vocabulary[:1] != ("",):
       raise ValueError(
         f"feature {self.name!r}: `vocabulary` must begin with '' (code 0 is"
@@ -87,14 +94,20 @@ class FeatureSchema(_Struct, frozen=True):
 
   @property
   def is_token(self) -> bool:
+    """Whether it has a vocabulary of tokens."""
     return self.kind in ("token", "token_seq")
+
+  @property
+  def vocabulary_size(self) -> int | None:
+    """Codes lie below it; None for numbers."""
+    return len(self.vocabulary) if self.is_token else self.num_buckets
 
   def feature(self) -> types.Feature:
     """What the library needs to know: sizes, not the tokens themselves."""
     return types.Feature(
       name=self.name,
       kind=self.kind,
-      vocabulary_size=len(self.vocabulary) if self.is_token else None,
+      vocabulary_size=self.vocabulary_size,
       length=self.length,
       mean=self.mean,
       std=self.std,

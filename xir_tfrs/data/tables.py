@@ -6,7 +6,7 @@ Their records hold columns of a block of rows each:
     count                       training interactions
     NAME                        token: codes; float, float_seq: values, NaN
                                 where missing
-    NAME/values, NAME/lengths   token_seq: codes, and how many a row has
+    NAME/values, NAME/lengths   token_seq, text: codes, and how many a row has
     /title                      candidates: titles to show, if there are any
 """
 
@@ -25,6 +25,7 @@ from xir_tfrs.data import schema as schema_lib
 
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
 
+_RAGGED = ("token_seq", "text")
 # No feature can be called so.
 _TITLE = "/title"
 
@@ -37,7 +38,8 @@ class Table:
     ids: [rows] object array of str, the original ids; None if not read.
     counts: [rows] int64, training interactions.
     columns: name -> side feature, as `layers.CandidateTable` takes it: token
-      int32 [rows]; token_seq (values int32 [n], row_splits int64 [rows + 1]);
+      int32 [rows]; token_seq and text (values int32 [n], row_splits int64
+      [rows + 1]);
       float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
     titles: [rows] object array of str, what is shown of each, "" where there
       is none; None if there are none at all, or they were not read.
@@ -261,7 +263,7 @@ def _block(
     block[_TITLE] = np.array(titles, np.object_)
   for feature in features:
     column = rows.columns[feature.name]
-    if isinstance(column, tuple):  # token_seq
+    if isinstance(column, tuple):  # token_seq, text
       values, splits = column
       block[f"{feature.name}/values"] = values[splits[low] : splits[high]]
       block[f"{feature.name}/lengths"] = np.diff(splits[low : high + 1])
@@ -273,7 +275,7 @@ def _block(
 def _feature_spec(
   feature: schema_lib.FeatureSchema,
 ) -> dict[str, tf.dtypes.DType]:
-  if feature.kind == "token_seq":
+  if feature.kind in _RAGGED:
     return {
       f"{feature.name}/values": tf.int64,
       f"{feature.name}/lengths": tf.int64,
@@ -285,13 +287,13 @@ def _check_feature(
   batch: records.Batch, feature: schema_lib.FeatureSchema, num_rows: np.ndarray
 ) -> None:
   name = feature.name
-  if feature.kind == "token_seq":
+  if feature.kind in _RAGGED:
     batch.require_lengths(f"{name}/lengths", num_rows, "one per id")
     row_lengths = batch.values[f"{name}/lengths"]
     records = np.repeat(np.arange(len(num_rows)), num_rows)
     totals = np.bincount(records, row_lengths, len(num_rows)).astype(np.int64)
     batch.require_lengths(f"{name}/values", totals, f"what {name}/lengths says")
-    batch.require_ids(f"{name}/values", len(feature.vocabulary), "codes")
+    batch.require_ids(f"{name}/values", feature.vocabulary_size or 1, "codes")
   elif feature.kind == "token":
     batch.require_lengths(name, num_rows, "one per id")
     batch.require_ids(name, len(feature.vocabulary), "codes")
@@ -306,7 +308,7 @@ def _check_feature(
 def _column(
   feature: schema_lib.FeatureSchema, joined: Mapping[str, np.ndarray]
 ) -> Column:
-  if feature.kind == "token_seq":
+  if feature.kind in _RAGGED:
     lengths = joined[f"{feature.name}/lengths"]
     splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return joined[f"{feature.name}/values"].astype(np.int32), splits

@@ -46,10 +46,11 @@ class CandidateTable(tf.keras.layers.Layer):
 
     Args:
       features: The features.
-      columns: By feature name: `token` [rows] integer codes; `token_seq` a
-        pair (codes [n], row_splits [rows + 1]); `float` [rows] and `float_seq`
-        [rows, length] raw numbers, NaN where missing.
-      sizes: Without `columns`: by name of a `token_seq`, its number of codes.
+      columns: By feature name: `token` [rows] integer codes; `token_seq` and
+        `text` a pair (codes [n], row_splits [rows + 1]); `float` [rows] and
+        `float_seq` [rows, length] raw numbers, NaN where missing.
+      sizes: Without `columns`: by name of a `token_seq` or `text`, its number
+        of codes.
       num_rows: Without `columns`: number of rows.
       name: Name of the layer.
 
@@ -98,16 +99,16 @@ class CandidateTable(tf.keras.layers.Layer):
       ids: [n] integer ids; those outside `[0, num_rows)` are unknown.
 
     Returns:
-      By feature name: `token` [n] int32, `token_seq` ragged [n, None] int32
-      (compiled by XLA [n, width], as wide as the longest and padded with -1),
-      `float` [n] and `float_seq` [n, length] float32.
+      By feature name: `token` [n] int32, `token_seq` and `text` ragged
+      [n, None] int32 (compiled by XLA [n, width], as wide as the longest and
+      padded with -1), `float` [n] and `float_seq` [n, length] float32.
     """
     known = (ids >= 0) & (ids < self._num_rows)
     rows = tf.where(known, ids, tf.cast(self._num_rows, ids.dtype))
     found = {}
     for feature in self._features:
       column = self._columns[feature.name]
-      if feature.kind == "token_seq":
+      if feature.is_ragged:
         codes, row_splits = column
         gather = _gather_padded if xla.compiling() else _gather_ragged
         found[feature.name] = gather(codes, row_splits, rows)
@@ -175,7 +176,7 @@ def _blank_columns(
     raise ValueError("CandidateTable needs `columns`, or `num_rows`.")
   columns: dict[str, Column] = {}
   for feature in features:
-    if feature.kind == "token_seq":
+    if feature.is_ragged:
       codes = np.zeros(sizes[feature.name], np.int32)
       splits = np.zeros(num_rows + 1, np.int64)
       splits[-1] = len(codes)
@@ -197,7 +198,7 @@ def _num_rows(
       f"CandidateTable needs a column for each feature. Missing: {missing}."
     )
   first = columns[features[0].name]
-  if features[0].kind == "token_seq":
+  if features[0].is_ragged:
     return len(first[1]) - 1
   return len(first)
 
@@ -207,7 +208,7 @@ def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
   codes: np.ndarray | None = None
   shape: tuple[int, ...]
   expected: tuple[int, ...] = (num_rows,)
-  if feature.kind == "token_seq":
+  if feature.is_ragged:
     codes = np.asarray(column[0], np.int32)
     row_splits = np.asarray(column[1], np.int64)
     shape = (len(row_splits) - 1,)

@@ -14,7 +14,8 @@ class FeatureEmbedder(tf.keras.Model):
   """A vector of `dim` numbers for an id, and one for each of its features.
 
   An embedding of the id, an embedding of a token, the mean of the embeddings
-  of a sequence of tokens, a linear map of normalised numbers.
+  of a sequence of tokens or of the words of a text, a linear map of normalised
+  numbers.
 
   Attributes:
     table: The `layers.CandidateTable` of side features, or None.
@@ -124,6 +125,14 @@ class FeatureEmbedder(tf.keras.Model):
     if not feature.is_token:
       return dense(self._dim, f"{feature.scope}_projection", seed)
     assert feature.vocabulary_size is not None  # `Feature` checks it.
+    if feature.kind == "text":
+      # Most buckets of a hash are never trained, and shall say nothing.
+      return tf.keras.layers.Embedding(
+        feature.vocabulary_size,
+        self._dim,
+        embeddings_initializer="zeros",
+        name=f"{feature.scope}_embedding",
+      )
     return self._embedding(
       feature.vocabulary_size, f"{feature.scope}_embedding", seed, unknown_row=0
     )
@@ -147,7 +156,7 @@ class FeatureEmbedder(tf.keras.Model):
     layer = self._feature_layers[feature.name]
     if feature.kind == "token":
       return layer(value)
-    if feature.kind == "token_seq":
+    if feature.is_ragged:
       return _mean_of_rows(layer, value)
     value = tf.reshape(value, [-1, feature.width])
     normalised = (value - feature.mean) / feature.std

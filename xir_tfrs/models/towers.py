@@ -15,11 +15,11 @@ class Tower(embedder.FeatureEmbedder):
   """Encodes queries, or candidates, from their ids and side features.
 
   Every feature becomes a vector of `dim` numbers: an embedding of the id, an
-  embedding of a token, the mean of the embeddings of a sequence of tokens, a
-  linear map of normalised numbers. Without hidden layers the tower is their
-  sum, as in LightFM (Kula 2015), so a candidate that was hardly ever seen
-  leans on its attributes; for ids alone this is matrix factorisation. With
-  hidden layers they are concatenated and go through an MLP.
+  embedding of a token, the mean of the embeddings of a sequence of tokens or of
+  the words of a text, a linear map of normalised numbers. Without hidden layers
+  the tower is their sum, as in LightFM (Kula 2015), so a candidate that was
+  hardly ever seen leans on its attributes; for ids alone this is matrix
+  factorisation. With hidden layers they are concatenated and go through an MLP.
 
   Attributes:
     table: The `layers.CandidateTable` of side features, or None.

@@ -22,6 +22,7 @@ from xir_tfrs.ops import (
   search,
   seeds,
   top_k,
+  words,
   xla,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
   "search",
   "seeds",
   "top_k",
+  "words",
   "xla",
 ]

@@ -4,11 +4,13 @@
 |-------------|----------------------|--------------------|
 | `token`     | `[n]` string         | ""                 |
 | `token_seq` | `[n, width]` string  | "", also as padding|
+| `text`      | `[n]` string         | ""                 |
 | `float`     | `[n]` float32        | NaN                |
 | `float_seq` | `[n, length]` float32| NaN                |
 
 A feature that is not given is the one that the id had in training, if it was
-there. A token that is not in the vocabulary is unknown to the tower.
+there. A token that is not in the vocabulary is unknown to the tower. The words
+of a text are hashed (`xir_tfrs.ops.words`), and all are welcome.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import indexes, types
+from xir_tfrs.ops import words
 from xir_tfrs.serving import manifest
 
 RESERVED = (
@@ -43,13 +46,18 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
   def spec(self) -> tf.TensorSpec:
     """Type and shape of the input."""
     shape = {"token_seq": [None, None], "float_seq": [None, self.length]}
-    dtype = tf.string if self.kind.startswith("token") else tf.float32
+    dtype = tf.float32 if self.kind.startswith("float") else tf.string
     return tf.TensorSpec(shape.get(self.kind, [None]), dtype, self.input)
 
   def about(self) -> manifest.Feature:
     """What a manifest says of it."""
     return manifest.Feature(
-      self.name, self.input, self.kind, self.length, self.separator
+      self.name,
+      self.input,
+      self.kind,
+      self.length,
+      self.separator,
+      self.num_buckets,
     )
 
   def not_given(self, n: tf.Tensor) -> tf.Tensor:
@@ -78,7 +86,7 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
       ) from None
 
   def _filled(self, values: list, n: int) -> np.ndarray:
-    if self.kind == "token":
+    if self.kind in ("token", "text"):
       return np.array([_text(x) for x in values], object).reshape(n)
     if self.kind == "token_seq":
       rows = [[] if x is None else [_text(y) for y in _list(x)] for x in values]
@@ -112,6 +120,7 @@ class _Described(Protocol):
   length: int | None
   vocabulary: tuple[str, ...]
   separator: str | None
+  num_buckets: int | None
 
 
 def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
@@ -133,6 +142,7 @@ def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
         feature.kind,
         feature.length,
         feature.separator,
+        feature.num_buckets,
         feature.vocabulary,
       )
     )
@@ -194,13 +204,19 @@ class Reader(tf.Module):
   def _merged(self, feature, raw, stored):
     if feature.kind == "token":
       return tf.where(raw == "", stored, self._lookup(feature, raw))
-    if feature.kind == "token_seq":
-      given = tf.reduce_any(raw != "", axis=1)
-      tokens = tf.ragged.boolean_mask(raw, raw != "")
-      codes = tokens.with_values(self._lookup(feature, tokens.values))
+    if feature.kind in ("token_seq", "text"):
+      given, codes = self._codes_of(feature, raw)
       keep = stored.with_values(tf.gather(~given, stored.value_rowids()))
       return tf.concat([tf.ragged.boolean_mask(stored, keep), codes], axis=1)
     return tf.where(tf.math.is_nan(raw), stored, raw)
+
+  def _codes_of(self, feature, raw):
+    """Whether a row is given, and its codes."""
+    if feature.kind == "text":
+      return raw != "", words.hashed(raw, feature.num_buckets)
+    tokens = tf.ragged.boolean_mask(raw, raw != "")
+    codes = tokens.with_values(self._lookup(feature, tokens.values))
+    return tf.reduce_any(raw != "", axis=1), codes
 
   def _lookup(self, feature, tokens):
     if feature.name not in self._codes:  # No token was kept in training.

@@ -69,19 +69,25 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: how it is encoded.
     length: of a float_seq.
     separator: between the values of a sequence in text, as it was prepared.
+    num_buckets: of a text, how many codes its words are hashed to.
   """
 
   name: str
   input: str
-  kind: Literal["token", "token_seq", "float", "float_seq"]
+  kind: Literal["token", "token_seq", "text", "float", "float_seq"]
   length: int | None = None
   separator: str | None = None
+  num_buckets: int | None = None
 
   def __post_init__(self) -> None:
     if (self.kind == "float_seq") != (self.length is not None):
       raise ValueError(
         "only a float_seq has a `length`, and needs one; feature "
         f"{self.name!r} is a {self.kind} of length {self.length}"
+      )
+    if (self.kind == "text") != (self.num_buckets is not None):
+      raise ValueError(
+        f"only a text has `num_buckets`, and needs them; feature {self.name!r}"
       )
 
 

@@ -39,7 +39,8 @@ class SideTable:
   Attributes:
     ids: [rows] original ids, each once.
     kinds: feature -> kind.
-    columns: feature -> token: string array; token_seq: list array of strings;
+    columns: feature -> token, text: string array; token_seq: list array of
+      strings;
       float: float32 [rows]; float_seq: float32 [rows, length]. Missing: "", an
       empty list, NaN.
     places: where the rows stand; None if they come from no file.
@@ -354,7 +355,9 @@ class _Convert:
       raise self.places.error(
         None, name, f"holds lists, which kind {kind!r} cannot be"
       )
-    if kind == "token":
+    if kind == "text" and isinstance(column, pa.Array):
+      column = _joined(column)
+    if kind in ("token", "text"):
       return columns.strings(column, name, self.places)
     if kind == "float":
       values = (
@@ -405,6 +408,13 @@ class _Convert:
       -1, length
     )
     return out
+
+
+def _joined(column: pa.Array) -> pa.Array:
+  """Lists of texts as one text each."""
+  if not columns.is_list(column):
+    return column
+  return pc.binary_join(column.cast(pa.list_(pa.string())), " ")
 
 
 def _separator(text: pa.Array) -> str:
