@@ -187,14 +187,18 @@ class _Names:
   """What candidates are called."""
 
   def __init__(self, data_dir: directory.DataDir) -> None:
-    self._ids = data_dir.ids("candidates")
+    self._ids, self._titles = data_dir.ids("candidates"), data_dir.titles()
 
   def of(
     self, candidates: np.ndarray, taken: frozenset[int] | set[int] = frozenset()
   ) -> tuple[Item, ...]:
     """Items of dense ids; `taken` are marked."""
     return tuple(
-      Item(_text(self._ids[candidate]), taken=candidate in taken)
+      Item(
+        _text(self._ids[candidate]),
+        "" if self._titles is None else self._titles[candidate],
+        candidate in taken,
+      )
       for candidate in candidates.tolist()
     )
 
