@@ -36,7 +36,7 @@ CHECK := tests/imports_test.py tests/ops/losses_test.py \
   tests/pipelines/tuning_space_test.py \
   tests/pipelines/prepare_beam_test.py tests/export/retriever_test.py \
   tests/export/serving_tensors_test.py
-SOURCES := xir_tfrs pipelines export benchmarks tests tools setup.py
+SOURCES := xir_tfrs pipelines export benchmarks examples tests tools setup.py
 
 quickstart: $(READY)
 	$(BIN)/xir-tfrs quickstart $(ARGS)

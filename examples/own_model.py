@@ -16,11 +16,11 @@ import pathlib
 import numpy as np
 
 import xir_tfrs as xir  # First: it makes TensorFlow use Keras 2.
+
 import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
 
 MOVIELENS = pathlib.Path(os.environ.get("MOVIELENS", "ml-1m"))
-EPOCHS = int(os.environ.get("EPOCHS", "5"))
 DIM = 32
 tf.keras.utils.set_random_seed(0)
 
@@ -38,7 +38,9 @@ def lines(name: str) -> list[list[str]]:
 # them. The last rating of each user is kept for the test.
 
 # %%
-movies = {movie: (title, genres) for movie, title, genres in lines("movies.dat")}
+movies = {
+  movie: (title, genres) for movie, title, genres in lines("movies.dat")
+}
 movie_number = {movie: number for number, movie in enumerate(movies)}
 ratings = sorted(lines("ratings.dat"), key=lambda row: (row[0], int(row[3])))
 user_number: dict[str, int] = {}
@@ -72,22 +74,25 @@ words.adapt(texts)
 words_of_movies = words(texts)  # [movies, 12], 0 is padding
 
 
+def embedding(size: int) -> tf.keras.layers.Embedding:
+  """A vector for each number below `size`."""
+  start = tf.keras.initializers.RandomNormal(stddev=0.1, seed=size)
+  return tf.keras.layers.Embedding(size, DIM, start)
+
+
 class MovieTower(tf.keras.Model):
   """Movie numbers to vectors: of the movie, and the mean of its words."""
 
   def __init__(self) -> None:
     super().__init__()
-    start = tf.keras.initializers.RandomNormal(stddev=0.1)
-    self.of_id = tf.keras.layers.Embedding(len(movies), DIM, start)
-    self.of_word = tf.keras.layers.Embedding(
-      words.vocabulary_size(), DIM, start, mask_zero=True
-    )
+    self.of_id = embedding(len(movies))
+    self.of_word = embedding(words.vocabulary_size())
     self.mean = tf.keras.layers.GlobalAveragePooling1D()
 
   def call(self, ids: tf.Tensor) -> tf.Tensor:
-    text = self.of_word(tf.gather(words_of_movies, ids))
-    mask = self.of_word.compute_mask(tf.gather(words_of_movies, ids))
-    return self.of_id(ids) + self.mean(text, mask=mask)
+    its_words = tf.gather(words_of_movies, ids)
+    text = self.mean(self.of_word(its_words), mask=its_words > 0)
+    return self.of_id(ids) + text
 
 
 # %% [markdown]
@@ -100,9 +105,7 @@ class Model(tfrs.Model):
 
   def __init__(self) -> None:
     super().__init__()
-    self.user_tower = tf.keras.layers.Embedding(
-      len(user_number), DIM, tf.keras.initializers.RandomNormal(stddev=0.1)
-    )
+    self.user_tower = embedding(len(user_number))
     self.movie_tower = MovieTower()
     self.task = xir.tasks.XIRRetrieval(
       candidate_counts=counts,
@@ -127,10 +130,10 @@ model.compile(optimizer=xir.optimizers.LazyAdam(0.01))
 rows = (
   tf.data.Dataset.from_tensor_slices(train)
   .shuffle(1_000_000, seed=0)
-  .batch(2048, drop_remainder=True)
+  .batch(2048)
   .prefetch(2)
 )
-model.fit(rows, epochs=EPOCHS, verbose=2)
+model.fit(rows, epochs=5, verbose=2)
 
 # %% [markdown]
 # ## Measure

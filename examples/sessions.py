@@ -16,6 +16,8 @@ import os
 import pathlib
 import re
 import subprocess
+import time
+import urllib.error
 import urllib.request
 
 MOVIELENS = pathlib.Path(os.environ.get("MOVIELENS", "ml-1m"))
@@ -37,12 +39,8 @@ def run(command: str) -> None:
 
 # %%
 run(
-  f"xir-tfrs prepare --input {MOVIELENS}/ratings.dat --delimiter ::"
-  " --names user_id,item_id,rating,timestamp"
-  f" --item_file {MOVIELENS}/movies.dat"
-  " --item_layout delimiter=::,encoding=latin-1,quoting=none"
-  " --item_title title"
-  f" --session_gap 1h --split temporal --test_fraction 0.1"
+  f"xir-tfrs prepare --dataset movielens-1m --input {MOVIELENS}"
+  " --session_gap 1h --split temporal --test_fraction 0.1"
   f" --validation_fraction 0.1 --output {WORK}/data --overwrite"
 )
 
@@ -67,7 +65,7 @@ run(f"xir-tfrs evaluate --model_dir {WORK}/model")
 # %%
 run(
   f"xir-tfrs export --data {WORK}/data --model_dir {WORK}/model"
-  f" --output {WORK}/bundle --overwrite"
+  f" --output {WORK}/bundle --index brute_force --overwrite"
 )
 server = subprocess.Popen(
   f"exec xir-tfrs serve --bundle {WORK}/bundle --port 0 --grpc_port 0",
@@ -75,12 +73,22 @@ server = subprocess.Popen(
   stderr=subprocess.PIPE,
   text=True,
 )
-port = None
+address = ""
 for line in server.stderr:
-  ready = re.search(r"REST on port (\d+)", line)
-  if ready:
-    port = int(ready[1])
+  started = re.search(r"REST on port (\d+)", line)
+  if started:
+    address = f"http://localhost:{started[1]}"
     break
+
+
+def wait() -> None:
+  """Until the bundle is loaded, as /readyz says."""
+  while server.poll() is None:
+    try:
+      with urllib.request.urlopen(f"{address}/readyz"):
+        return
+    except urllib.error.HTTPError:  # 503: it is still loading.
+      time.sleep(0.2)
 
 
 def recommend(history: list[str], k: int = 5) -> list[str]:
@@ -89,13 +97,14 @@ def recommend(history: list[str], k: int = 5) -> list[str]:
     "signature_name": "recommend_session",
     "inputs": {"history": [history], "exclude_ids": [history], "k": k},
   }
-  address = f"http://localhost:{port}/v1/models/retriever:predict"
-  with urllib.request.urlopen(address, json.dumps(body).encode()) as answer:
+  place = f"{address}/v1/models/retriever:predict"
+  with urllib.request.urlopen(place, json.dumps(body).encode()) as answer:
     return json.load(answer)["outputs"]["titles"][0]
 
 
 # %%
 try:
+  wait()
   for session in (["1"], ["1", "2"], ["1", "2", "3"]):
     print(f"\nAfter {', '.join(session)}: {'; '.join(recommend(session))}")
 finally:

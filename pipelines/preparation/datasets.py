@@ -295,6 +295,8 @@ def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
       if _matches(path, pattern)
       and not any(_matches(path, other) for other in known.others)
     ]
+    if side == "user" and given.get("session_gap"):
+      matches = []  # No file knows anything of the users that sessions become.
     if matches:
       is_side = setting != side
       used[setting] = matches[0] if is_side else tuple(matches)
