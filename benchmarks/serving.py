@@ -92,9 +92,9 @@ def run(
   return results
 
 
-def generate(path: str, sizes: Mapping[str, int]) -> None:
+def generate(path: str, sizes: Mapping[str, int], seed: int = 0) -> None:
   """Writes a bundle of clustered vectors, with towers that look them up."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   clusters = sizes["clusters"]
   centres = rng.normal(size=[clusters, sizes["dim"]])
   shares = 1 / np.arange(1, clusters + 1)
