@@ -2,6 +2,7 @@
 
   xir-tfrs serve --bundle DIR [--index scann|brute_force]
     [--host 127.0.0.1 --port 8501 --grpc_port 8500] [--model_name retriever]
+    [--workers N] [--tls_certificate FILE --tls_key FILE] [--token_file FILE]
 
 Answers predict calls by REST and gRPC, joins those that come at the same time,
 takes over a new bundle in the same place without a failed call, and ends on
@@ -14,6 +15,7 @@ import sys
 
 from absl import logging
 
+from export.serving import workers
 from export.serving.options import ServeOptions
 from xir_tfrs.data import errors
 from xir_tfrs.programs import main
@@ -25,6 +27,15 @@ def serve(options: ServeOptions) -> None:
   Raises:
     DataError: the bundle or a port cannot be used.
   """
+  logging.set_verbosity(logging.INFO)
+  if options.workers > 1:
+    workers.run(options, _serve)
+  else:
+    _serve(options)
+
+
+def _serve(options: ServeOptions, member: workers.Member | None = None) -> None:
+  """Serves in this process, alone or as one of several."""
   try:
     from export.serving import server  # Imports TensorFlow.
   except ModuleNotFoundError as error:
@@ -32,8 +43,7 @@ def serve(options: ServeOptions) -> None:
       f"{error}; the server needs more than the rest: pip install "
       "'xir-tfrs[scann,serving]'"
     ) from error
-  logging.set_verbosity(logging.INFO)
-  server.run(options)
+  server.run(options, member)
 
 
 if __name__ == "__main__":

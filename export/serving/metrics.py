@@ -1,13 +1,21 @@
-"""What the server counts, for Prometheus."""
+"""What the server counts, for Prometheus.
+
+Workers write their counts to the folder that PROMETHEUS_MULTIPROC_DIR names
+when this is imported; each answers with those of all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 
 import prometheus_client as prometheus
+from prometheus_client import multiprocess
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclasses.dataclass
@@ -52,10 +60,16 @@ class Metrics:
       **shared,
     )
     self.in_flight = prometheus.Gauge(
-      "requests_in_flight", "Predict calls without an answer yet.", **shared
+      "requests_in_flight",
+      "Predict calls without an answer yet.",
+      multiprocess_mode="livesum",
+      **shared,
     )
     self.version = prometheus.Gauge(
-      "bundle_version", "Version of the bundle that answers.", **shared
+      "bundle_version",
+      "Version of the bundle that answers; of several workers the oldest.",
+      multiprocess_mode="livemin",
+      **shared,
     )
     self.switches = prometheus.Counter(
       "bundle_switches", "New bundles that took over.", **shared
@@ -82,6 +96,14 @@ class Metrics:
         time.perf_counter() - start
       )
 
+  def refused(self, protocol: str, status: str) -> None:
+    """Counts a call that was refused before it was looked at."""
+    self.requests.labels(protocol, Call.signature, status).inc()
+
   def text(self) -> bytes:
     """In the format that Prometheus reads."""
-    return prometheus.generate_latest(self.registry)
+    registry = self.registry
+    if FOLDER in os.environ:
+      registry = prometheus.CollectorRegistry()
+      multiprocess.MultiProcessCollector(registry)
+    return prometheus.generate_latest(registry)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import pathlib
 import weakref
+from collections.abc import Awaitable, Callable
 from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from export.serving import catalogue, tensors
 from export.serving import metrics as metrics_lib
-from export.serving import tensors
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle as bundles
 from xir_tfrs.serving import manifest as manifests
@@ -29,7 +31,7 @@ class Model:
   """A loaded bundle.
 
   Attributes:
-    version: 1 for the first one of the process, and so on.
+    version: 1 for the first one since the start, and so on.
     bundle: the bundle.
     signatures: name -> {"inputs": ..., "outputs": ...}.
   """
@@ -44,6 +46,11 @@ class Model:
   @property
   def max_k(self) -> int:
     return self.bundle.manifest.max_k
+
+  @functools.cached_property
+  def catalogue(self) -> catalogue.Catalogue:
+    """For the page; made when it is first asked for."""
+    return catalogue.Catalogue(self.bundle)
 
   def run(self, signature: str, inputs: tensors.Inputs) -> tensors.Inputs:
     """Calls the signature with inputs that fit it."""
@@ -89,15 +96,19 @@ class Holder:
     # Not asyncio's own, whose end would be waited for.
     self._loader = futures.ThreadPoolExecutor(1, "loader")
 
-  async def reload(self) -> Model:
+  async def reload(self, version: int | None = None) -> Model:
     """Loads what is on disk and lets it take over; the old one answers until.
+
+    Args:
+      version: of the new model; None: the next one.
 
     Raises:
       DataError: it cannot be used, and the old one stays.
     """
     loop = asyncio.get_running_loop()
     async with self._lock:
-      version = self.model.version + 1 if self.model else 1
+      if version is None:
+        version = self.model.version + 1 if self.model else 1
       found = await loop.run_in_executor(self._loader, self._files)
       try:
         model, identity = await loop.run_in_executor(
@@ -116,10 +127,17 @@ class Holder:
     await loop.run_in_executor(self._loader, gc.collect)
     return model
 
-  async def watch(self, seconds: float) -> None:
+  async def watch(
+    self, seconds: float, reload: Callable[[], Awaitable[object]]
+  ) -> None:
     """Looks for a new bundle again and again, until cancelled.
 
     One that could not be used is tried again when any of its files changes.
+
+    Args:
+      seconds: how often to look.
+      reload: loads it, here and maybe in other processes, or raises
+        `DataError`.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -130,7 +148,7 @@ class Holder:
       if found == self._unusable:
         continue
       with contextlib.suppress(errors.DataError):  # It is logged.
-        await self.reload()
+        await reload()
 
   def _files(self) -> tuple:
     """What differs if anything in the bundle's directory has changed."""
@@ -161,6 +179,8 @@ class Holder:
     # A symbolic link that is set anew must not give half of each bundle.
     directory = self._directory.resolve()
     model = Model(version, bundles.Bundle.load(directory, self._index))
+    # Opened now: later another bundle may be in its place.
+    _ = model.bundle.seen, model.bundle.titles
     # Called when the last call of it has ended.
     weakref.finalize(model, self._dispose, model.bundle).atexit = False
     for name, signature in model.signatures.items():

@@ -75,12 +75,39 @@ class Limits(settings.Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Access(settings.Settings):
+  """Who may ask, and whether the network can read it."""
+
+  tls_certificate: str | None = settings.setting(
+    "PEM file of the certificate and its chain: REST and gRPC take TLS alone. "
+    "A renewed file is read without a restart.",
+    None,
+    section="Access",
+  )
+  tls_key: str | None = settings.setting(
+    "PEM file of the certificate's private key.", None
+  )
+  token_file: str | None = settings.setting(
+    "File of bearer tokens, one a line; calls without one are refused, health "
+    "checks excepted.",
+    None,
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if (self.tls_certificate is None) != (self.tls_key is None):
+      raise settings.SettingsError(
+        "--tls_certificate and --tls_key need each other; give both."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeOptions(settings.Settings):
   """What to serve, and how."""
 
   common = (
     *("bundle", "index", "host", "port", "grpc_port", "model_name"),
-    *("max_batch_size", "batch_timeout_ms", "threads"),
+    *("max_batch_size", "batch_timeout_ms", "threads", "workers"),
   )
 
   bundle: str = settings.setting(
@@ -104,9 +131,16 @@ class ServeOptions(settings.Settings):
     "How long a call waits for others.", 1.0, minimum=0
   )
   threads: int = settings.setting(
-    "Calls of TensorFlow at a time. Default: the number of cores.",
+    "Calls of TensorFlow at a time, of each worker. Default: the number of "
+    "cores.",
     os.cpu_count() or 1,
     minimum=1,
+  )
+  demo: bool = settings.setting(
+    "Answer GET / with a page to try the bundle.", True
+  )
+  workers: int = settings.setting(
+    "Processes that answer, each with the bundle in its memory.", 1, minimum=1
   )
   watch_seconds: float = settings.setting(
     "How often to look for a new bundle.", 5.0, minimum=0.01
@@ -120,6 +154,7 @@ class ServeOptions(settings.Settings):
   shutdown_seconds: float = settings.setting(
     "How long calls may take at the end.", 10.0, minimum=0
   )
+  access: Access = dataclasses.field(default_factory=Access)
   limits: Limits = dataclasses.field(default_factory=Limits)
 
   def __post_init__(self) -> None:

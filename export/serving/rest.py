@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import io
 import ipaddress
-import json
 import urllib.parse
-import zlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from google.protobuf import json_format
 from starlette import (
@@ -24,11 +18,10 @@ from starlette import (
   types,
 )
 
+from export.serving import access, bodies, demo, protos, service, tensors
 from export.serving import metrics as metrics_lib
-from export.serving import protos, service, tensors
 from xir_tfrs.data import errors
 
-_T = TypeVar("_T")
 _STATUS = {
   "INVALID_ARGUMENT": 400,
   "NOT_FOUND": 404,
@@ -51,12 +44,19 @@ class _ModelName(convertors.StringConvertor):
 convertors.register_url_convertor("model", _ModelName())
 
 
-def application(serve: service.Service, host: str) -> applications.Starlette:
+def application(
+  serve: service.Service,
+  host: str,
+  tokens: access.Tokens | None = None,
+  with_demo: bool = False,
+) -> applications.Starlette:
   """The web application of a service.
 
   Args:
     serve: the service.
     host: of the server, under which its operator asks it.
+    tokens: of those who may ask; None: all may.
+    with_demo: whether there is a page to try the bundle.
   """
 
   async def predict(request: requests.Request) -> responses.Response:
@@ -65,21 +65,21 @@ def application(serve: service.Service, host: str) -> applications.Starlette:
       serve.bodies.part() as take_bytes,
       serve.calls.part() as take_calls,
     ):
-      body = await _body(request, serve, take_bytes)
+      body = await bodies.read(request, serve, take_bytes)
       take_calls(1)
       work = serve.in_time(_answer(serve, call, request.path_params, body))
-      answer = await _unless_gone(request, work)
+      answer = await bodies.unless_gone(request, work)
     return responses.Response(answer, media_type="application/json")
 
   async def status(request: requests.Request) -> responses.Response:
     path = request.path_params
     model = serve.model(path["name"], path.get("version"))
-    return _json(_to_dict(protos.status(model)))
+    return bodies.answer(_to_dict(protos.status(model)))
 
   async def metadata(request: requests.Request) -> responses.Response:
     path = request.path_params
     model = serve.model(path["name"], path.get("version"))
-    return _json(
+    return bodies.answer(
       {
         "model_spec": _to_dict(protos.model_spec(serve.name, model, "")),
         "metadata": {"signature_def": _to_dict(protos.signatures(model))},
@@ -102,13 +102,20 @@ def application(serve: service.Service, host: str) -> applications.Starlette:
 
   async def reload(request: requests.Request) -> responses.Response:
     if _is_foreign(request, host):
-      return _json({"error": "no web page may ask for this"}, 403)
+      return bodies.answer({"error": "no web page may ask for this"}, 403)
     try:
-      model = await serve.holder.reload()
+      version = await serve.reload()
     except errors.DataError as error:
-      return _json({"error": " ".join(str(error).split())}, 500)
-    return _json({"version": str(model.version)})
+      return bodies.answer({"error": " ".join(str(error).split())}, 500)
+    return bodies.answer({"version": str(version)})
 
+  layers = [middleware.Middleware(_closing_connections, serve=serve)]
+  if tokens is not None:
+    layers.append(
+      middleware.Middleware(
+        access.WebGuard, tokens=tokens, metrics=serve.metrics
+      )
+    )
   return applications.Starlette(
     routes=[
       *_for_versions(":predict", predict, "POST"),
@@ -118,8 +125,9 @@ def application(serve: service.Service, host: str) -> applications.Starlette:
       routing.Route("/readyz", readyz),
       routing.Route("/metrics", metrics),
       routing.Route("/-/reload", reload, methods=["POST"]),
+      *(demo.routes(serve) if with_demo else ()),
     ],
-    middleware=[middleware.Middleware(_closing_connections, serve=serve)],
+    middleware=layers,
     exception_handlers={
       tensors.RequestError: _refuse,
       exceptions.HTTPException: _no_such_page,
@@ -177,83 +185,15 @@ async def _answer(
   serve: service.Service, call: metrics_lib.Call, path: dict, body: bytes
 ) -> bytes:
   content = await serve.convert(len(body), lambda: tensors.parse_json(body))
-  _, outputs = await serve.predict(
+  return await serve.predict(
     call,
     path["name"],
     path.get("version"),
     content.get("signature_name", ""),
     len(body),
     lambda spec: tensors.from_json(content, spec),
+    lambda _, outputs: tensors.to_json(outputs, rows="instances" in content),
   )
-  return await serve.convert(
-    sum(x.nbytes for x in outputs.values()),
-    lambda: tensors.to_json(outputs, rows="instances" in content),
-  )
-
-
-async def _unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
-  """What `work` gives; it is cancelled when the client goes."""
-
-  async def gone() -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-      pass
-
-  tasks = working, leaving = (
-    asyncio.ensure_future(work),
-    asyncio.create_task(gone()),
-  )
-  try:
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-      return working.result()
-  finally:
-    working.cancel()
-    leaving.cancel()
-  raise _gone_error()
-
-
-async def _body(
-  request: requests.Request,
-  serve: service.Service,
-  take: Callable[[int], None],
-) -> bytes:
-  """The body, which has been decompressed, and taken by its size."""
-  limit = serve.limits.max_body_bytes
-  body = bytearray()
-  try:
-    async for chunk in request.stream():
-      take(len(chunk))
-      body += chunk
-      if len(body) > limit:
-        raise tensors.invalid(f"the body has more than {limit} bytes")
-  except requests.ClientDisconnect:
-    raise _gone_error() from None
-  packed = bytes(body)
-  encoding = request.headers.get("content-encoding", "identity").lower()
-  if encoding == "identity":
-    return packed
-  if encoding != "gzip":
-    raise tensors.invalid(
-      f"`Content-Encoding` must be gzip. Received: {tensors.short(encoding)}"
-    )
-  content = await serve.convert(limit, lambda: _decompress(packed, limit))
-  take(len(content))
-  return content
-
-
-def _decompress(packed: bytes, limit: int) -> bytes:
-  try:
-    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
-      content = file.read(limit + 1)
-  except (OSError, EOFError, zlib.error) as error:
-    raise tensors.invalid(f"the body is not gzip: {error}") from None
-  if len(content) > limit:
-    raise tensors.invalid(f"the body has more than {limit} bytes")
-  return content
-
-
-def _gone_error() -> tensors.RequestError:
-  return tensors.RequestError("CANCELLED", "the client broke off the request")
 
 
 def _to_dict(message: json_format.Message) -> dict:
@@ -264,22 +204,13 @@ def _to_dict(message: json_format.Message) -> dict:
   )
 
 
-def _json(
-  content: dict, status: int = 200, headers: dict[str, str] | None = None
-) -> responses.Response:
-  text = json.dumps(content, indent=1)
-  return responses.Response(
-    text + "\n", status, headers, media_type="application/json"
-  )
-
-
 async def _refuse(
   request: requests.Request, error: tensors.RequestError
 ) -> responses.Response:
   headers = {}
   if error.code in service.RETRY_CODES:
     headers["Retry-After"] = str(service.RETRY_SECONDS)
-  return _json({"error": str(error)}, _STATUS[error.code], headers)
+  return bodies.answer({"error": str(error)}, _STATUS[error.code], headers)
 
 
 async def _no_such_page(
@@ -287,4 +218,4 @@ async def _no_such_page(
 ) -> responses.Response:
   path = tensors.short(request.url.path)
   content = {"error": f"{request.method} {path}: {error.detail}"}
-  return _json(content, error.status_code)
+  return bodies.answer(content, error.status_code)

@@ -16,8 +16,8 @@ from tensorflow_serving.apis import (
   prediction_service_pb2_grpc,
 )
 
+from export.serving import access, models, protos, service, tensors
 from export.serving import metrics as metrics_lib
-from export.serving import protos, service, tensors
 
 # Clients open another connection by themselves.
 _IDLE_SECONDS = 300
@@ -28,10 +28,17 @@ _SIGNATURES = "signature_def"
 
 
 def server(
-  serve: service.Service,
+  serve: service.Service, tokens: access.Tokens | None = None
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-  """A server of a service, without a port yet, and what tells its health."""
+  """A server of a service, without a port yet, and what tells its health.
+
+  Args:
+    serve: the service.
+    tokens: of those who may ask; None: all may.
+  """
+  guards = [] if tokens is None else [access.CallGuard(tokens, serve.metrics)]
   made = grpc.aio.server(
+    interceptors=guards,
     # Beyond those that the service refuses itself, with a word: these are
     # refused before their requests are in memory.
     maximum_concurrent_rpcs=serve.limits.max_calls + _SPARE_CALLS,
@@ -47,7 +54,7 @@ def server(
       ("grpc.max_connection_age_ms", _ms(_AGE_SECONDS)),
       ("grpc.max_connection_age_grace_ms", _ms(serve.limits.answer_seconds)),
       # Or a second server on the same port gets half of the calls.
-      ("grpc.so_reuseport", 0),
+      ("grpc.so_reuseport", int(serve.member is not None)),
     ],
   )
   prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -84,21 +91,24 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     self, request: predict_pb2.PredictRequest, call: metrics_lib.Call
   ) -> predict_pb2.PredictResponse:
     spec = request.model_spec
-    model, outputs = await self._serve.predict(
+
+    def write(
+      model: models.Model, outputs: tensors.Inputs
+    ) -> predict_pb2.PredictResponse:
+      outputs = _filter(outputs, request.output_filter)
+      return predict_pb2.PredictResponse(
+        model_spec=protos.model_spec(spec.name, model, call.signature),
+        outputs={name: tf.make_tensor_proto(x) for name, x in outputs.items()},
+      )
+
+    return await self._serve.predict(
       call,
       spec.name,
       _version(spec),
       spec.signature_name,
       request.ByteSize(),
       lambda wanted: tensors.from_protos(request.inputs, wanted),
-    )
-    outputs = _filter(outputs, request.output_filter)
-    return await self._serve.convert(
-      sum(x.nbytes for x in outputs.values()),
-      lambda: predict_pb2.PredictResponse(
-        model_spec=protos.model_spec(spec.name, model, call.signature),
-        outputs={name: tf.make_tensor_proto(x) for name, x in outputs.items()},
-      ),
+      write,
     )
 
   async def GetModelMetadata(  # noqa: N802

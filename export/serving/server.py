@@ -21,12 +21,16 @@ from absl import logging
 from grpc_health.v1 import health, health_pb2
 
 from export.serving import (
+  access,
   batching,
   connections,
+  memory,
   models,
+  ports,
   rest,
   rpc,
   service,
+  workers,
 )
 from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
@@ -39,17 +43,26 @@ _KEEP_ALIVE_SECONDS = 75
 _ALL = ""
 # Connections that are accepted before the first of them makes room.
 _BACKLOG = 64
+# How often what large calls have used is given back.
+_MEMORY_SECONDS = 10
 # Besides those of REST connections: TensorFlow's, and those of gRPC.
 _OTHER_FILES = _BACKLOG + 128
 
 
-def run(options: options_lib.ServeOptions) -> None:
+def run(
+  options: options_lib.ServeOptions, member: workers.Member | None = None
+) -> None:
   """Serves until SIGTERM or SIGINT, and ends the process then.
+
+  Args:
+    options: what to serve, and how.
+    member: of a group of processes that share the ports; None: alone.
 
   Raises:
     DataError: the bundle or a port cannot be used.
   """
-  asyncio.run(_serve_until_signal(options))
+  memory.keep_little()
+  asyncio.run(_serve_until_signal(options, member))
   # A bundle that is being loaded, or an answer that takes longer than
   # `shutdown_seconds`, would hold up the end of the interpreter.
   logging.flush()
@@ -57,50 +70,45 @@ def run(options: options_lib.ServeOptions) -> None:
   os._exit(0)
 
 
-async def _serve_until_signal(options: options_lib.ServeOptions) -> None:
+async def _serve_until_signal(
+  options: options_lib.ServeOptions, member: workers.Member | None
+) -> None:
   stop = asyncio.Event()
   for number in (signal.SIGTERM, signal.SIGINT):
     asyncio.get_running_loop().add_signal_handler(number, stop.set)
-  await serve(options, stop)
+  await serve(options, stop, member)
 
 
-async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
+async def serve(
+  options: options_lib.ServeOptions,
+  stop: asyncio.Event,
+  member: workers.Member | None = None,
+) -> None:
   """Serves until `stop` is set.
 
   Raises:
-    DataError: the bundle or a port cannot be used.
+    DataError: the bundle, a port, a certificate or a token cannot be used.
   """
-  metrics = metrics_lib.Metrics()
-  pool = futures.ThreadPoolExecutor(options.threads, "inference")
-  answering = service.Service(
-    options.model_name,
-    models.Holder(options.bundle, options.index, metrics),
-    metrics,
-    lambda compute: batching.Batcher(
-      compute, pool, options.max_batch_size, options.batch_timeout_ms / 1000
-    ),
-    options.limits,
-  )
-  listening = _listen(options.host, options.port)
-  web = _WebServer(
-    uvicorn.Config(
-      rest.application(answering, options.host),
-      http=_connections(options.limits),
-      lifespan="off",
-      log_config=None,
-      log_level="error",
-      access_log=False,
-      backlog=_BACKLOG,
-      timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-      timeout_graceful_shutdown=options.shutdown_seconds,
-    )
-  )
-  calls, healthy = rpc.server(answering)
+  given = options.access
+  tokens = access.Tokens(given.token_file) if given.token_file else None
+  certificate = access.Certificate(given) if given.tls_certificate else None
+  answering = _service(options, member)
+  if member is not None:
+    # The others answer meanwhile: a port that is open already would get calls.
+    await _first_of(answering.holder.reload(member.version), stop.wait())
+    if stop.is_set():
+      return
+  listening = _listen(options.host, options.port, shared=member is not None)
+  web = _web_server(options, answering, tokens, certificate)
+  calls, healthy = rpc.server(answering, tokens)
   await healthy.set(_ALL, health_pb2.HealthCheckResponse.NOT_SERVING)
-  grpc_port = _bind(calls, options.host, options.grpc_port)
+  grpc_port = _bind(calls, options.host, options.grpc_port, certificate)
   await calls.start()
   serving = asyncio.create_task(web.serve([listening]))
-  watching = asyncio.create_task(_watch_clients(web, options.limits))
+  watching = asyncio.create_task(
+    _watch_clients(web, options.limits, certificate)
+  )
+  tidying = asyncio.create_task(_give_memory_back())
   logging.info(
     "Loads %s; REST on port %d, gRPC on port %d of %s.",
     options.bundle,
@@ -109,7 +117,8 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
     options.host,
   )
   try:
-    await _until(stop, _load_and_watch(answering, healthy, options))
+    work = _load_and_watch(answering, healthy, options)
+    await _first_of(work, stop.wait())
   finally:
     answering.stopping = True
     await healthy.enter_graceful_shutdown()
@@ -119,7 +128,48 @@ async def serve(options: options_lib.ServeOptions, stop: asyncio.Event) -> None:
     await calls.stop(options.shutdown_seconds)
     await serving
     watching.cancel()
+    tidying.cancel()
   logging.info("Stopped.")
+
+
+def _service(
+  options: options_lib.ServeOptions, member: workers.Member | None
+) -> service.Service:
+  metrics = metrics_lib.Metrics()
+  pool = futures.ThreadPoolExecutor(options.threads, "inference")
+  return service.Service(
+    options.model_name,
+    models.Holder(options.bundle, options.index, metrics),
+    metrics,
+    lambda compute: batching.Batcher(
+      compute, pool, options.max_batch_size, options.batch_timeout_ms / 1000
+    ),
+    options.limits,
+    member,
+  )
+
+
+def _web_server(
+  options: options_lib.ServeOptions,
+  answering: service.Service,
+  tokens: access.Tokens | None,
+  certificate: access.Certificate | None,
+) -> _WebServer:
+  config = uvicorn.Config(
+    rest.application(answering, options.host, tokens, options.demo),
+    http=_connections(options.limits),
+    lifespan="off",
+    log_config=None,
+    log_level="error",
+    access_log=False,
+    backlog=_BACKLOG,
+    timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    timeout_graceful_shutdown=options.shutdown_seconds,
+  )
+  config.load()
+  if certificate is not None:
+    config.ssl = certificate.context
+  return _WebServer(config)
 
 
 async def _load_and_watch(
@@ -127,7 +177,8 @@ async def _load_and_watch(
   healthy: health.aio.HealthServicer,
   options: options_lib.ServeOptions,
 ) -> None:
-  model = await answering.holder.reload()
+  holder, member = answering.holder, answering.member
+  model = holder.model or await holder.reload()
   await healthy.set(_ALL, health_pb2.HealthCheckResponse.SERVING)
   logging.info(
     "Ready as %s with version %d, index %s.",
@@ -135,12 +186,20 @@ async def _load_and_watch(
     model.version,
     model.bundle.index,
   )
-  await answering.holder.watch(options.watch_seconds)
+  work = [
+    holder.watch(
+      options.watch_seconds, functools.partial(answering.reload, join=True)
+    )
+  ]
+  if member is not None:
+    member.ready()
+    work.append(member.listen(holder.reload))
+  await _first_of(*work)
 
 
-async def _until(stop: asyncio.Event, work: Coroutine) -> None:
-  """Runs `work` until it fails or `stop` is set."""
-  tasks = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
+async def _first_of(*work: Coroutine) -> None:
+  """Runs all until one of them ends, or fails."""
+  tasks = [asyncio.create_task(each) for each in work]
   done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
   for task in tasks:
     task.cancel()
@@ -149,13 +208,24 @@ async def _until(stop: asyncio.Event, work: Coroutine) -> None:
 
 
 async def _watch_clients(
-  web: uvicorn.Server, limits: options_lib.Limits
+  web: uvicorn.Server,
+  limits: options_lib.Limits,
+  certificate: access.Certificate | None,
 ) -> None:
   shortest = min(limits.request_seconds, limits.answer_seconds)
   while True:
     await asyncio.sleep(min(1.0, shortest / 4))
     for connection in list(web.server_state.connections):
       connection.check_time()
+    if certificate is not None:
+      certificate.renew()
+
+
+async def _give_memory_back() -> None:
+  loop = asyncio.get_running_loop()
+  while True:
+    await asyncio.sleep(_MEMORY_SECONDS)
+    await loop.run_in_executor(None, memory.give_back)
 
 
 def _connections(limits: options_lib.Limits) -> type[asyncio.Protocol]:
@@ -183,26 +253,27 @@ class _WebServer(uvicorn.Server):
     yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  try:
-    listening = socket.create_server((host, port), family=family)
-  except OSError as error:
-    raise errors.DataError(
-      f"--port {port} of {host}: {error.strerror}; choose another one"
-    ) from None
+def _listen(host: str, port: int, shared: bool = False) -> socket.socket:
+  listening = ports.bind(host, port, "--port", shared)
   # Accepted connections inherit it. Without it an answer of two packets on a
   # kept connection waits 40 ms for the client's acknowledgement; asyncio sets
-  # it only for sockets that name their protocol, which those of
-  # `create_server` do not.
+  # it only for sockets that name their protocol, which these do not.
   listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+  listening.listen(_BACKLOG)
   return listening
 
 
-def _bind(calls: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(
+  calls: grpc.aio.Server,
+  host: str,
+  port: int,
+  certificate: access.Certificate | None,
+) -> int:
   address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
   try:
-    return calls.add_insecure_port(address)
+    if certificate is None:
+      return calls.add_insecure_port(address)
+    return calls.add_secure_port(address, certificate.for_grpc())
   except RuntimeError:
     raise errors.DataError(
       f"--grpc_port {port} of {host}: cannot be used; choose another one"

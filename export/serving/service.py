@@ -11,7 +11,7 @@ from typing import TypeVar
 import tensorflow as tf
 from absl import logging
 
-from export.serving import batching, models, tensors
+from export.serving import batching, models, tensors, workers
 from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 
@@ -22,6 +22,10 @@ _SMALL_BYTES = 1 << 14
 # Calls with a longer list are joined with their like alone: the lists of the
 # others would be filled up to it.
 _WIDE = 1 << 10
+# Calls with more answers than this wait for each other: what they need, until
+# their answers are written, is up to a hundred times as large as the answers.
+_LARGE_ANSWERS = 1 << 13
+_LARGE_CALLS = 4
 # When a client that was refused by one of the codes may ask again.
 RETRY_SECONDS = 1
 RETRY_CODES = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
@@ -76,6 +80,8 @@ class Service:
     limits: of the calls.
     calls: divides the calls that may wait or run at a time.
     bodies: divides the bytes of the bodies that may be in memory.
+    member: knows the other processes that serve the bundle; None if this one
+      is alone.
     stopping: whether the server is about to end.
   """
 
@@ -86,6 +92,7 @@ class Service:
     metrics: metrics_lib.Metrics,
     make_batcher: Callable[[Callable], batching.Batcher],
     limits: options_lib.Limits,
+    member: workers.Member | None = None,
   ):
     """Makes it.
 
@@ -95,8 +102,10 @@ class Service:
       metrics: of the server.
       make_batcher: makes one that runs the function it is given.
       limits: of the calls.
+      member: of a group of processes, or None.
     """
     self.name = name
+    self.member = member
     self.holder = holder
     self.metrics = metrics
     self.limits = limits
@@ -104,9 +113,26 @@ class Service:
     self.bodies = Share(limits.max_pending_bytes, "reads as much as it takes")
     self.stopping = False
     self._batcher = make_batcher(self._run)
+    self._large = asyncio.Semaphore(_LARGE_CALLS)
     # Apart from the one that calls TensorFlow, which has work that is waited
     # for; one thread, as Python runs no more of this at a time.
     self._pool = futures.ThreadPoolExecutor(1, "codec")
+
+  async def reload(self, join: bool = False) -> int:
+    """Loads the bundle again, in all processes that serve it.
+
+    Args:
+      join: whether a load that goes on already will do.
+
+    Returns:
+      Its version.
+
+    Raises:
+      DataError: it cannot be used, and the old one stays.
+    """
+    if self.member is not None:
+      return await self.member.reload(join)
+    return (await self.holder.reload()).version
 
   async def convert(self, size: int, work: Callable[[], _T]) -> _T:
     """What `work` returns, which reads or writes a body.
@@ -168,7 +194,8 @@ class Service:
     signature: str,
     size: int,
     read: Callable[[tensors.Spec], tensors.Inputs],
-  ) -> tuple[models.Model, tensors.Inputs]:
+    write: Callable[[models.Model, tensors.Inputs], _T],
+  ) -> _T:
     """Answers one call.
 
     Args:
@@ -178,9 +205,10 @@ class Service:
       signature: its name, "" for the default one.
       size: of the request, in bytes.
       read: makes arrays from the request.
+      write: makes the answer from the model and the outputs.
 
     Returns:
-      The model, and the outputs.
+      The answer.
 
     Raises:
       tensors.RequestError: there is no answer.
@@ -198,12 +226,21 @@ class Service:
     inputs = await self.convert(size, lambda: read(spec))
     tensors.check(inputs, spec, model.max_k, self.limits)
     inputs = tensors.fill(inputs, spec)
+    rows = max(len(x) for x in inputs.values() if x.ndim)
+    is_large = rows * int(inputs.get("k", 1)) > _LARGE_ANSWERS
+    async with self._large if is_large else contextlib.nullcontext():
+      outputs = await self._compute(model, signature, inputs)
+      size = sum(x.nbytes for x in outputs.values())
+      return await self.convert(size, lambda: write(model, outputs))
+
+  async def _compute(
+    self, model: models.Model, signature: str, inputs: tensors.Inputs
+  ) -> tensors.Inputs:
+    """Outputs of the model, possibly as a part of a larger call."""
     scalars = tuple(x.item() for x in inputs.values() if not x.ndim)
     wide = any(size > _WIDE for x in inputs.values() for size in x.shape[1:])
     try:
-      outputs = await self._batcher.call(
-        (model, signature, scalars, wide), inputs
-      )
+      return await self._batcher.call((model, signature, scalars, wide), inputs)
     except tf.errors.InvalidArgumentError as error:
       raise tensors.invalid(error.message.splitlines()[0]) from None
     except Exception as error:
@@ -211,7 +248,6 @@ class Service:
       raise tensors.RequestError(
         "INTERNAL", "the server failed; see its log"
       ) from error
-    return model, outputs
 
   def _run(
     self, key: tuple[models.Model, str, tuple, bool], inputs: tensors.Inputs

@@ -319,3 +319,16 @@ def test_a_bundle_from_before_histories(copied):
   del loaded.signatures["recommend_session"]
   with pytest.raises(errors.DataError, match="could not answer a history"):
     loaded.recommend(history=[["item 3"]])
+
+
+def test_a_bundle_does_not_outlive_a_fork(loaded, monkeypatch):
+  """In the child TensorFlow would wait for threads that stayed behind."""
+  monkeypatch.setattr(os, "getpid", lambda: -1)
+  for ask in (
+    lambda: loaded.recommend(["nobody"]),
+    lambda: loaded.recommend(history=[["item 3"]]),
+    lambda: loaded.similar_items(["item 3"]),
+    lambda: loaded.encode_candidates(["item 3"]),
+  ):
+    with pytest.raises(RuntimeError, match="load the bundle in each process"):
+      ask()

@@ -39,6 +39,7 @@ SECONDS = float(os.environ.get("XIR_SOAK_SECONDS", "3"))
 THREADS = 8
 # A call of less than a full batch waits this long: a request in flight.
 SLOW_MS = 1500
+WORKERS = 2
 
 
 class Server:
@@ -69,7 +70,7 @@ class Server:
   def http(self, path, body=None, connection=None):
     """Status and text; POST if there is a body."""
     connection = connection or http.client.HTTPConnection(
-      "127.0.0.1", self.port, timeout=30
+      "127.0.0.1", self.port, timeout=180
     )
     connection.request("GET" if body is None else "POST", path, body)
     response = connection.getresponse()
@@ -106,10 +107,12 @@ class Server:
     return sum(float(x.rpartition(" ")[2]) for x in found)
 
   def version(self):
-    text = self.http("/v1/models/retriever")[1]
-    (status,) = json.loads(text)["model_version_status"]
-    assert status["state"] == "AVAILABLE"
-    return int(status["version"])
+    """That all workers answer with, at the least."""
+    return self.metric("bundle_version")
+
+  def worker_ids(self):
+    children = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+    return pathlib.Path(children).read_text().split()
 
   def stop(self):
     self.channel.close()
@@ -118,7 +121,7 @@ class Server:
     self.process.wait()
 
 
-def wait_for(find, seconds=60):
+def wait_for(find, seconds=180):
   end = time.monotonic() + seconds
   while not (found := find()):
     assert time.monotonic() < end
@@ -617,7 +620,7 @@ def other(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def switching(exported, tmp_path_factory):
-  """A server whose bundle may be replaced; full batches run at once."""
+  """Workers whose bundle may be replaced; full batches run at once."""
   root = tmp_path_factory.mktemp("switching")
   shutil.copytree(exported, root / "live")
   running = Server(
@@ -628,10 +631,11 @@ def switching(exported, tmp_path_factory):
     "--max_batch_size=4",
     f"--batch_timeout_ms={SLOW_MS}",
     "--drain_seconds=0",
+    f"--workers={WORKERS}",
   )
   running.directory = root / "live"
   try:
-    running.wait_for_line("Ready as retriever with version 1, (index brute)")
+    running.wait_for_line(f"(All {WORKERS} workers are ready)")
     yield running
   finally:
     running.stop()
@@ -653,7 +657,8 @@ def test_new_bundles_take_over_without_a_wrong_answer(
     for source in (exported, other)
   }
   assert not _same(answers[exported], answers[other])
-  first = switching.version()
+  first, before = switching.version(), switching.worker_ids()
+  assert len(before) == WORKERS
   sources = [exported]  # Of the versions from `first` on.
   range_now = (0, 0)  # The oldest and newest that may answer.
   stop = threading.Event()
@@ -700,7 +705,8 @@ def test_new_bundles_take_over_without_a_wrong_answer(
   finally:
     stop.set()
   clients.join()
-  assert switching.metric("bundle_switches_total") == first + 1
+  assert switching.metric("bundle_switches_total") == WORKERS * (first + 1)
+  assert switching.worker_ids() == before
 
 
 def test_a_broken_bundle_leaves_the_old_one(
@@ -727,21 +733,41 @@ def test_a_broken_bundle_leaves_the_old_one(
     os.replace(new, link)
 
   point_to(broken)
-  wait_for(lambda: switching.metric("bundle_failed_switches_total") > failed)
+  wait_for(
+    lambda: (
+      switching.metric("bundle_failed_switches_total") == failed + WORKERS
+    )
+  )
   assert switching.version() == version
   assert _same(switching.rest(inputs), answer)
-  (line,) = set(
+  (line,) = set(  # Of each worker.
     re.findall(r"Stays with version \d+: (.*)", switching.log.read_text())
   )
   assert "variables.data" in line
   status, text = switching.http("/-/reload", b"")
   assert status == 500 and "variables.data" in json.loads(text)["error"]
   # The second one was asked for; looking finds that nothing has changed.
-  assert switching.metric("bundle_failed_switches_total") == failed + 2
+  assert (
+    switching.metric("bundle_failed_switches_total") == failed + 2 * WORKERS
+  )
   point_to(other)
   wait_for(lambda: switching.version() == version + 1)
   status, text = switching.http("/-/reload", b"")
-  assert (status, json.loads(text)) == (200, {"version": str(version + 2)})
+  assert (status, json.loads(text)) == (200, {"version": str(int(version) + 2)})
+
+
+def test_a_worker_that_is_killed_is_replaced(switching, world):
+  first, _ = switching.worker_ids()
+  version = switching.version()
+  os.kill(int(first), signal.SIGKILL)
+  # Connections to it are lost; new ones reach the other.
+  wait_for(lambda: first not in switching.worker_ids())
+  right = _inputs(world.query_ids[:4], 3)
+  expected = switching.rest(right)
+  wait_for(lambda: switching.log.read_text().count("Ready as") == WORKERS + 1)
+  assert switching.version() == version
+  for _ in range(20):
+    assert _same(switching.rest(right), expected)
 
 
 def test_call_past_its_deadline_counts_as_cancelled(switching, world):

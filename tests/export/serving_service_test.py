@@ -40,15 +40,15 @@ def _service(directory, pool, limits=LIMITS):
 async def _predict(serve, inputs, signature=""):
   request = tensors.parse_json(json.dumps({"inputs": inputs}).encode())
   call = metrics.Call()
-  model, outputs = await serve.predict(
+  return await serve.predict(
     call,
     "retriever",
     None,
     signature,
     0,
     lambda spec: tensors.from_json(request, spec),
+    lambda model, outputs: (model.version, outputs),
   )
-  return model.version, outputs
 
 
 def test_integer_ids(numbered):
@@ -199,6 +199,39 @@ def test_a_call_with_a_long_list_is_joined_with_its_like_alone(tmp_path):
   assert sorted(shapes) == [(2, 2), (2, 1500)]
 
 
+def test_large_answers_are_made_and_written_one_after_another(
+  tmp_path, monkeypatch
+):
+  """Or all that are waited for would be in memory at a time."""
+  monkeypatch.setattr(service, "_LARGE_CALLS", 1)
+  monkeypatch.setattr(service, "_LARGE_ANSWERS", 100)
+  events = []
+
+  class Model(_Faulty):
+    def run(self, signature, inputs):
+      events.append("run")
+      return inputs
+
+  async def ask(serve, rows):
+    return await serve.predict(
+      metrics.Call(),
+      *("retriever", None, "rank", 0),
+      lambda spec: {"x": np.zeros(rows, np.int32)},
+      lambda model, outputs: events.append("written"),
+    )
+
+  async def main(rows):
+    events.clear()
+    with futures.ThreadPoolExecutor(2) as pool:
+      serve = _service(tmp_path, pool)
+      serve.holder.model = Model(None)
+      await asyncio.gather(*(ask(serve, rows) for _ in range(3)))
+    return list(events)
+
+  assert asyncio.run(main(101)) == ["run", "written"] * 3
+  assert asyncio.run(main(20)) == ["run", *["written"] * 3]
+
+
 def test_nothing_is_answered_before_a_bundle_is_loaded(tmp_path):
   async def main():
     with futures.ThreadPoolExecutor(1) as pool:
@@ -299,7 +332,7 @@ def test_a_bundle_that_failed_is_loaded_again_only_when_a_file_changes(
     assert len(loads) == number_of_loads
 
   async def main():
-    watching = asyncio.create_task(holder.watch(0.001))
+    watching = asyncio.create_task(holder.watch(0.001, holder.reload))
     await until(1)
     (tmp_path / "variables").write_text("copied later")
     await until(2)

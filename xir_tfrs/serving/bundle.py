@@ -153,7 +153,6 @@ class Bundle:
     directory: where it is.
     manifest: content of manifest.json.
     index: "scann" or "brute_force", which of the two answers.
-    signatures: those of the index, by name.
     query_features, candidate_features: side features of the towers.
     candidate_ids: original ids by row of the index.
     query_ids: original ids by dense id.
@@ -189,7 +188,8 @@ class Bundle:
     self._model = tf.saved_model.load(
       os.fspath(paths.literal(directory / index))
     )
-    self.signatures = dict(self._model.signatures)
+    self._signatures = dict(self._model.signatures)
+    self._process = os.getpid()
 
   @classmethod
   def load(
@@ -476,7 +476,22 @@ class Bundle:
       else:
         continue
       tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)
-    self.signatures = {}
+    self._signatures = {}
+
+  @property
+  def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+    """Those of the index, by name.
+
+    Raises:
+      RuntimeError: this process has been forked from that which loaded it.
+    """
+    if os.getpid() != self._process:  # TensorFlow would wait for ever.
+      raise RuntimeError(
+        f"{self.directory} was loaded before a fork, and TensorFlow's threads "
+        "stay in the parent process; load the bundle in each process, after "
+        "the fork."
+      )
+    return self._signatures
 
   @property
   def vectors(self) -> np.ndarray:

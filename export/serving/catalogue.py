@@ -1,0 +1,92 @@
+"""What a bundle's ids are called, and who chose what: for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xir_tfrs.serving import bundle as bundles
+
+
+class Texts:
+  """Finds those of many texts that hold another one, whatever the case."""
+
+  def __init__(self, texts: Sequence[str]):
+    """Takes the texts, which are known by their places from now on."""
+    folded = [x.casefold().replace("\n", " ") for x in texts]
+    # One search in one long text takes milliseconds where a million searches
+    # take a second.
+    self._joined = "\n" + "\n".join(folded) + "\n"
+    self._starts = np.cumsum([1, *(len(x) + 1 for x in folded)])
+
+  def find(self, text: str, limit: int) -> list[int]:
+    """Places of at most `limit` texts: equal ones, beginnings, then others."""
+    text = text.casefold().replace("\n", " ")
+    if not text:
+      return list(range(min(limit, len(self._starts) - 1)))
+    found: dict[int, None] = {}
+    for begin, end in (("\n", "\n"), ("\n", ""), ("", "")):
+      wanted = begin + text + end
+      place = self._joined.find(wanted)
+      while place >= 0 and len(found) < limit:
+        inside = place + len(begin)
+        number = int(np.searchsorted(self._starts, inside, "right")) - 1
+        found[number] = None
+        # On from the line break behind this text.
+        place = self._joined.find(wanted, int(self._starts[number + 1]) - 1)
+    return list(found)
+
+
+class Catalogue:
+  """The items and the queries of a bundle, as people look for them."""
+
+  def __init__(self, bundle: bundles.Bundle):
+    """Reads nothing yet but the names."""
+    self._bundle = bundle
+    self._item_ids = [str(x) for x in bundle.candidate_ids]
+    self._query_ids = [str(x) for x in bundle.query_ids]
+    self._titles = bundle.titles
+    self._rows = {name: row for row, name in enumerate(self._item_ids)}
+    self._query_rows = {name: row for row, name in enumerate(self._query_ids)}
+    self._texts = [Texts(self._item_ids)]
+    if self._titles is not None:
+      self._texts.append(Texts(self._titles))
+    self._query_texts = Texts(self._query_ids)
+
+  def describe(self) -> dict:
+    """Sizes, and what can be asked."""
+    return {
+      "index": self._bundle.index,
+      "items": len(self._item_ids),
+      "queries": len(self._query_ids),
+      "titles": self._titles is not None,
+      "example": self._query_ids[0] if self._query_ids else "",
+    }
+
+  def item(self, name: str) -> dict[str, str]:
+    """An item by its id; an unknown one is called by it."""
+    row = self._rows.get(name)
+    titled = self._titles is not None and row is not None
+    return {"id": name, "title": titled and str(self._titles[row]) or name}
+
+  def find_items(self, text: str, limit: int) -> list[dict[str, str]]:
+    """Items whose id or title holds the text."""
+    rows = dict.fromkeys(
+      row for texts in self._texts for row in texts.find(text, limit)
+    )
+    return [self.item(self._item_ids[row]) for row in list(rows)[:limit]]
+
+  def find_queries(self, text: str, limit: int) -> list[str]:
+    """Ids of queries that hold the text."""
+    rows = self._query_texts.find(text, limit)
+    return [self._query_ids[row] for row in rows]
+
+  def history(self, query: str, limit: int) -> list[dict[str, str]] | None:
+    """Items that a query had in training; None if it is not known."""
+    row = self._query_rows.get(query)
+    if row is None:
+      return None
+    splits, items = self._bundle.seen
+    rows = items[splits[row] : splits[row + 1]][-limit:]
+    return [self.item(self._item_ids[x]) for x in rows]

@@ -1,0 +1,219 @@
+"""A page to try the bundle, and what it asks the server for.
+
+The page is one file without anything from elsewhere. Browsers run no script
+but its own: its hash stands in the Content-Security-Policy.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pathlib
+import re
+
+import msgspec
+from starlette import requests, responses, routing
+
+from export.serving import bodies, models, service, tensors
+from export.serving import metrics as metrics_lib
+
+_PAGE = pathlib.Path(__file__).with_name("page.html")
+_MOST_FOUND = 20
+_MOST_HISTORY = 50
+_MOST_ANSWERS = 100
+# What is looked up may take as long as a large body.
+_SLOW = 1 << 20
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True):
+  """What the page asks.
+
+  Attributes:
+    query: id of a query; "": for a history alone.
+    history: ids of items, the newest last.
+    similar: id of an item whose like is wanted, instead of both.
+    exclude: ids of items that must not come back.
+    k: number of answers.
+    unseen: whether to leave out what the query had in training.
+  """
+
+  query: str = ""
+  history: list[str] = []
+  similar: str = ""
+  exclude: list[str] = []
+  k: int = 10
+  unseen: bool = False
+
+
+def routes(serve: service.Service) -> list[routing.Route]:
+  """The page, and the addresses it asks."""
+  content = _PAGE.read_bytes()
+  headers = {
+    "Content-Security-Policy": policy(content.decode()),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+  }
+
+  async def page(request: requests.Request) -> responses.Response:
+    return responses.Response(content, headers=headers, media_type="text/html")
+
+  async def about(request: requests.Request) -> responses.Response:
+    model = serve.model(serve.name, None)
+    found = await serve.convert(_SLOW, lambda: model.catalogue.describe())
+    return _json({"name": serve.name, "version": model.version, **found})
+
+  async def items(request: requests.Request) -> responses.Response:
+    model = serve.model(serve.name, None)
+    text = request.query_params.get("text", "")
+    return _json(
+      await serve.convert(
+        _SLOW, lambda: model.catalogue.find_items(text, _MOST_FOUND)
+      )
+    )
+
+  async def queries(request: requests.Request) -> responses.Response:
+    model = serve.model(serve.name, None)
+    text = request.query_params.get("text", "")
+    return _json(
+      await serve.convert(
+        _SLOW, lambda: model.catalogue.find_queries(text, _MOST_FOUND)
+      )
+    )
+
+  async def history(request: requests.Request) -> responses.Response:
+    model = serve.model(serve.name, None)
+    query = request.query_params.get("query", "")
+    return _json(
+      await serve.convert(
+        _SLOW, lambda: model.catalogue.history(query, _MOST_HISTORY)
+      )
+    )
+
+  async def ask(request: requests.Request) -> responses.Response:
+    with (
+      serve.metrics.request("page") as call,
+      serve.bodies.part() as take_bytes,
+      serve.calls.part() as take_calls,
+    ):
+      body = await bodies.read(request, serve, take_bytes)
+      take_calls(1)
+      work = serve.in_time(_answer(serve, call, body))
+      return _json(await bodies.unless_gone(request, work))
+
+  return [
+    routing.Route("/", page),
+    routing.Route("/demo/about", about),
+    routing.Route("/demo/items", items),
+    routing.Route("/demo/queries", queries),
+    routing.Route("/demo/history", history),
+    routing.Route("/demo/ask", ask, methods=["POST"]),
+  ]
+
+
+def policy(page: str) -> str:
+  """What the page may do: run its own script and style, and ask its server."""
+  allowed = {
+    f"{kind}-src": " ".join(
+      f"'sha256-{_digest(text)}'"
+      for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    )
+    for kind, tag in (("script", "script"), ("style", "style"))
+  }
+  allowed |= {"default-src": "'none'", "connect-src": "'self'"}
+  allowed["img-src"] = "data:"  # The icon, which is empty.
+  for name in ("base-uri", "form-action", "frame-ancestors"):
+    allowed[name] = "'none'"
+  return "; ".join(f"{name} {value}" for name, value in allowed.items())
+
+
+def _digest(text: str) -> str:
+  return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+async def _answer(
+  serve: service.Service, call: metrics_lib.Call, body: bytes
+) -> dict:
+  try:
+    question = msgspec.json.decode(body, type=Question)
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    raise tensors.invalid(f"the question cannot be read: {error}") from None
+  model = serve.model(serve.name, None)
+  # Looks ids up, in names that may have to be read first.
+  signature, inputs = await serve.convert(
+    _SLOW, lambda: _request(question, model)
+  )
+
+  def write(model: models.Model, outputs: tensors.Inputs) -> dict:
+    found = int(outputs["num_found"][0])
+    names, scores = outputs["candidate_ids"][0], outputs["scores"][0]
+    return {
+      "items": [
+        model.catalogue.item(x.decode() if isinstance(x, bytes) else str(x))
+        | {"score": float(score)}
+        for x, score in zip(names[:found], scores[:found], strict=True)
+      ],
+      "known": bool(outputs.get("known", [True])[0]),
+      "popular": bool(outputs.get("popular", [False])[0]),
+      "unused_history": bool(question.history and "history" not in inputs),
+      "request": {"signature_name": signature, "inputs": inputs},
+    }
+
+  return await serve.predict(
+    call,
+    serve.name,
+    None,
+    signature,
+    len(body),
+    lambda spec: tensors.from_json({"inputs": inputs}, spec),
+    write,
+  )
+
+
+def _request(
+  question: Question, model: models.Model
+) -> tuple[str, dict[str, object]]:
+  """Signature and inputs of the predict call that answers a question."""
+  k = min(question.k, _MOST_ANSWERS, model.max_k)
+  if question.similar:
+    return "similar_items", {
+      "ids": [_id(question.similar, "item", model)],
+      "k": k,
+    }
+  signature = "recommend_unseen" if question.unseen else "recommend"
+  takes_history = "history" in model.signatures[signature]["inputs"]
+  is_known = model.catalogue.history(question.query, 1) is not None
+  # Without a tower of histories a known query is answered by its vector alone.
+  if not question.query or (
+    question.history and not takes_history and not is_known
+  ):
+    signature, takes_history = "recommend_session", True
+  inputs: dict[str, object] = {}
+  if signature != "recommend_session":
+    inputs["query_id"] = [_id(question.query, "query", model)]
+  if takes_history:
+    inputs["history"] = [[_id(x, "item", model) for x in question.history]]
+  inputs["k"] = k
+  inputs["exclude_ids"] = [[_id(x, "item", model) for x in question.exclude]]
+  return signature, inputs
+
+
+def _id(text: str, kind: str, model: models.Model) -> str | int:
+  """An id, as the bundle has them."""
+  types = model.bundle.manifest.id_types
+  if (types.query if kind == "query" else types.candidate) == "string":
+    return text
+  try:
+    return int(text)
+  except ValueError:
+    raise tensors.invalid(
+      f"the id of a {kind} is a whole number. Received: {tensors.short(text)}"
+    ) from None
+
+
+def _json(content: object) -> responses.Response:
+  return responses.Response(
+    msgspec.json.encode(content),
+    headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"},
+    media_type="application/json",
+  )
