@@ -1,7 +1,9 @@
 """Docstrings: each public name has an example that runs, papers are listed."""
 
+import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 import types
 
@@ -11,7 +13,6 @@ import xir_tfrs as xir
 from tests import examples
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-# `data` is what lies on disk: its guides and the programs show it.
 _ROOMS = [name for name in xir.__all__ if name != "data"]
 # They need a bundle: tests/export/bundle_test.py runs them.
 _OF_BUNDLES = {f"serving.{name}" for name in xir.serving.__all__}
@@ -31,9 +32,19 @@ def _public(module, name):
         yield f"{name}.{part}", thing
 
 
+def _of_data():
+  """The classes of the modules of `data`; their functions are for programs."""
+  for found in pkgutil.iter_modules(xir.data.__path__):
+    if not found.ispkg:
+      module = importlib.import_module(f"xir_tfrs.data.{found.name}")
+      for name, thing in _public(module, f"data.{found.name}"):
+        if inspect.isclass(thing):
+          yield name, thing
+
+
 _THINGS = dict(
   item for room in _ROOMS for item in _public(getattr(xir, room), room)
-)
+) | dict(_of_data())
 
 
 def test_there_is_something_public():
@@ -48,7 +59,8 @@ def test_there_is_something_public():
 
 
 @pytest.mark.parametrize("name", sorted(_THINGS.keys() - _OF_BUNDLES))
-def test_example(name):
+def test_example(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   assert examples.run(_THINGS[name]), "it has no example"
 
 

@@ -61,6 +61,21 @@ class DataDir:
     path: The directory.
     schema: What it holds; with `all_rows`, its training rows are all rows.
     schema_sha256: The hash of schema.json, by which a run knows its data.
+
+  Examples:
+    >>> from xir_tfrs.data import directory, records, schema
+    >>> ids = np.arange(2)
+    >>> with records.BlockWriter("train-0") as writer:
+    ...   writer.append({"query_id": ids, "candidate_id": ids})
+    >>> schema.Schema(
+    ...   name="tiny",
+    ...   num_queries=2,
+    ...   num_candidates=2,
+    ...   rows={"train": 2},
+    ...   shards={"train": (schema.Shard("train-0", rows=2),)},
+    ... ).save(".")
+    >>> directory.DataDir(".").rows("train")["candidate_id"]
+    array([0, 1], dtype=int32)
   """
 
   def __init__(

@@ -22,6 +22,12 @@ class DataError(ValueError):
     row: 1-based row of a file that has no lines (Parquet, TFRecord), or None.
     column: name of the column, or None.
     field: field of a JSON file, such as `shards.train[0].rows`, or None.
+
+  Examples:
+    >>> from xir_tfrs.data import errors
+    >>> error = errors.DataError("is no number", path="x.csv", line=3)
+    >>> print(error)
+    x.csv, line 3: is no number
   """
 
   def __init__(

@@ -34,6 +34,20 @@ class Histories:
     first: [n] int64, the first row of the row's query.
     visible: [n] int64, how many rows of its query the row sees, from `first`.
     num_tied: Rows that share query and time with the row before.
+
+  Examples:
+    >>> from xir_tfrs.data import histories
+    >>> rows = histories.Histories.of_rows(
+    ...   {
+    ...     "query_id": np.array([0, 0, 0]),
+    ...     "candidate_id": np.array([7, 5, 6]),
+    ...     "timestamp": np.array([30, 10, 20]),
+    ...   }
+    ... )
+    >>> rows.before(np.array([0, 1, 2]), length=2)
+    array([[-1, -1],
+           [-1,  5],
+           [ 5,  6]])
   """
 
   columns: dict[str, np.ndarray]
@@ -119,6 +133,18 @@ class Windows:
     length: Most events of a window.
     first_event: [windows] first row of the events.
     first_target, num_targets: [windows] the rows that are targets.
+
+  Examples:
+    >>> from xir_tfrs.data import histories
+    >>> rows = histories.Histories.of_rows(
+    ...   {
+    ...     "query_id": np.array([0, 0, 0]),
+    ...     "candidate_id": np.array([7, 5, 6]),
+    ...     "timestamp": np.array([30, 10, 20]),
+    ...   }
+    ... )
+    >>> histories.Windows.of_histories(rows, length=2).num_rows
+    3
   """
 
   length: int
@@ -198,6 +224,22 @@ class PositionBatches:
   them; batch k holds the targets `[k B, (k + 1) B)` of this endless stream. So
   a batch has B rows always, each target comes once in an epoch, and batch k is
   the same whenever it is asked for and whichever replicas share it.
+
+  Examples:
+    >>> from xir_tfrs.data import histories
+    >>> rows = histories.Histories.of_rows(
+    ...   {
+    ...     "query_id": np.array([0, 0, 0]),
+    ...     "candidate_id": np.array([7, 5, 6]),
+    ...     "timestamp": np.array([30, 10, 20]),
+    ...   }
+    ... )
+    >>> windows = histories.Windows.of_histories(rows, length=2)
+    >>> batches = histories.PositionBatches(
+    ...   rows, windows, global_batch_size=3, seed=0
+    ... )
+    >>> sorted(batches.share(step=0, low=0, high=3)["candidate_id"].tolist())
+    [5, 6, 7]
   """
 
   def __init__(

@@ -15,7 +15,14 @@ from xir_tfrs.data import errors
 
 
 class StringList(Sequence[str]):
-  """A read-only list of strings, decoded one at a time."""
+  """A read-only list of strings, decoded one at a time.
+
+  Examples:
+    >>> from xir_tfrs.data import id_lists
+    >>> id_lists.save("ids", [b"tea", b"milk"])
+    >>> list(id_lists.StringList.load("ids"))
+    ['tea', 'milk']
+  """
 
   def __init__(self, data: np.ndarray, offsets: np.ndarray):
     """Takes utf-8 `data` `[bytes]` and `offsets` `[n + 1]` into it."""

@@ -40,6 +40,14 @@ class BlockWriter:
 
   Attributes:
     rows: rows appended so far.
+
+  Examples:
+    >>> from xir_tfrs.data import records
+    >>> ids = np.arange(2)
+    >>> with records.BlockWriter("train-0") as writer:
+    ...   writer.append({"query_id": ids, "candidate_id": ids})
+    >>> writer.rows
+    2
   """
 
   def __init__(
@@ -214,6 +222,15 @@ class Batch:
     path: the shard.
     shard_rows, total_rows: rows before this batch, in the shard and in all.
     rows_of: the column of ids, one per row.
+
+  Examples:
+    >>> from xir_tfrs.data import records, schema
+    >>> with records.BlockWriter("train-0") as writer:
+    ...   writer.append({"query_id": np.arange(2)})
+    >>> shards, spec = [schema.Shard("train-0", 2)], {"query_id": tf.int64}
+    >>> (batch,) = records.read_shards(".", shards, spec, rows_of="query_id")
+    >>> batch.values["query_id"]
+    array([0, 1])
   """
 
   values: dict[str, np.ndarray]

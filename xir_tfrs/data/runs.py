@@ -52,6 +52,14 @@ class RunConfig(
     versions: package -> version that trained.
     sha256: of the other fields; "" in runs of older versions, where nobody
       sees whether they were changed.
+
+  Examples:
+    >>> from xir_tfrs.data import runs
+    >>> config = runs.RunConfig(
+    ...   data="data", schema_sha256="", model={}, train={"task": "xir"}
+    ... )
+    >>> config.train["task"]
+    'xir'
   """
 
   format: int = FORMAT
@@ -69,6 +77,12 @@ class RunDir:
   Attributes:
     path: The directory.
     writable: Whether this process writes to it; of several workers, one does.
+
+  Examples:
+    >>> from xir_tfrs.data import runs
+    >>> run = runs.RunDir("run")
+    >>> run.exists()
+    False
   """
 
   def __init__(

@@ -57,6 +57,12 @@ class FeatureSchema(_Struct, frozen=True):
     mean: float kinds: mean of each value over the table, missing left out.
     std: float kinds: standard deviation likewise, positive.
     separator: of sequences in text: what stood between their values.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> kind = schema.FeatureSchema("kind", "token", vocabulary=("", "a", "b"))
+    >>> kind.feature().vocabulary_size
+    3
   """
 
   name: str
@@ -115,7 +121,13 @@ class FeatureSchema(_Struct, frozen=True):
 
 
 class InteractionFeature(_Struct, frozen=True):
-  """A column of the interaction records."""
+  """A column of the interaction records.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> schema.InteractionFeature("timestamp", "int64").dtype
+    'int64'
+  """
 
   name: str
   dtype: Literal["int64", "float32"]
@@ -136,6 +148,11 @@ class Shard(_Struct, frozen=True):
     rows: how many rows, not records, it holds.
     sha256: of its content, which is compared when the file is read; None: it
       is not, as in directories of a user's own.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> schema.Shard("train-00000-of-00001.tfrecord", rows=3).rows
+    3
   """
 
   file: str
@@ -152,7 +169,13 @@ class Shard(_Struct, frozen=True):
 
 
 class Split(_Struct, frozen=True):
-  """How the rows were divided; see docs/own_data.md for each kind."""
+  """How the rows were divided; see docs/own_data.md for each kind.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> schema.Split("random", test_fraction=0.2, seed=10).kind
+    'random'
+  """
 
   kind: str = "none"
   validation_fraction: float | None = None
@@ -161,7 +184,13 @@ class Split(_Struct, frozen=True):
 
 
 class Source(_Struct, frozen=True):
-  """What the directory was made from."""
+  """What the directory was made from.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> schema.Source("csv", options={"user_column": "user"}).kind
+    'csv'
+  """
 
   kind: str = "unknown"
   files: tuple[dict[str, Any], ...] = ()
@@ -191,6 +220,19 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     source, split: where the rows come from and how they were divided.
     leakage: check -> number of offending rows, measured after the split.
     warnings: what was skipped or repaired -> how often.
+
+  Examples:
+    >>> from xir_tfrs.data import schema
+    >>> made = schema.Schema(
+    ...   name="tiny",
+    ...   num_queries=2,
+    ...   num_candidates=3,
+    ...   rows={"train": 4},
+    ...   shards={"train": (schema.Shard("train-0", rows=4),)},
+    ... )
+    >>> made.save(".")
+    >>> schema.Schema.load(".") == made
+    True
   """
 
   name: str

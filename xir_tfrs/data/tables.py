@@ -43,6 +43,16 @@ class Table:
       float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
     titles: [rows] object array of str, what is shown of each, "" where there
       is none; None if there are none at all, or they were not read.
+
+  Examples:
+    >>> from xir_tfrs.data import tables
+    >>> table = tables.Table(
+    ...   ids=np.array(["tea", "milk"], object),
+    ...   counts=np.array([3, 1]),
+    ...   columns={"price": np.array([2.5, 1.0], np.float32)},
+    ... )
+    >>> len(table)
+    2
   """
 
   ids: np.ndarray | None
