@@ -32,8 +32,7 @@ def hashed(texts: tf.Tensor, num_buckets: int) -> tf.RaggedTensor:
   """Codes of `words_and_pairs`: a hash, which needs no list of known words.
 
   The hash is that of `tf.keras.layers.Hashing(num_buckets, mask_value="")`, the
-  same on any machine (Weinberger et al. 2009, Feature Hashing for Large Scale
-  Multitask Learning).
+  same on any machine (Weinberger et al. 2009).
 
   Args:
     texts: [n] utf-8 strings.
