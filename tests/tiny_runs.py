@@ -75,14 +75,15 @@ def two_tower(seed=0, query_tower=None):
   )
 
 
-def write_model(directory, model, data, checkpoints=("checkpoints",)):
+def write_model(directory, model, data, checkpoints=("checkpoints",), **train):
+  """A run of the settings `train`, with a checkpoint in each folder."""
   schema = (data / schema_lib.FILE_NAME).read_bytes()
   run = runs.RunDir(directory)
   config = runs.RunConfig(
     data=str(data),
     model=model.get_config(),
     schema_sha256=hashlib.sha256(schema).hexdigest(),
-    train={},
+    train=train,
   )
   with run.locked():
     run.create(config, overwrite=False)
