@@ -18,6 +18,10 @@ def words_and_pairs(texts: tf.Tensor) -> tf.RaggedTensor:
 
   Returns:
     [n, None] strings: the words of a text in their order, then the pairs.
+
+  Examples:
+    >>> xir.ops.words.words_and_pairs(tf.constant(["Red tea", ""]))
+    <tf.RaggedTensor [[b'red', b'tea', b'red tea'], []]>
   """
   texts = tf.strings.lower(texts, encoding="utf-8")
   texts = tf.strings.regex_replace(texts, "['’]", "")  # don't is one word.
@@ -40,6 +44,11 @@ def hashed(texts: tf.Tensor, num_buckets: int) -> tf.RaggedTensor:
 
   Returns:
     [n, None] int32 codes in `[1, num_buckets)`; none for an empty text.
+
+  Examples:
+    >>> texts = tf.constant(["Red tea", ""])
+    >>> xir.ops.words.hashed(texts, num_buckets=100)
+    <tf.RaggedTensor [[30, 38, 39], []]>
   """
   grams = words_and_pairs(texts)
   codes = tf.strings.to_hash_bucket_fast(grams.values, num_buckets - 1)
