@@ -7,11 +7,13 @@ import platform
 import re
 import statistics
 import time
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import xir_tfrs as xir
 from benchmarks import (
   catalogue_scaling,
   estimator_bias,
@@ -23,13 +25,17 @@ from benchmarks import (
   input_pipeline,
   memory,
   methods,
+  peers,
+  recommenders,
   resampling,
   serving,
   train_step,
 )
 from pipelines import prepare
+from pipelines.evaluation import split
 from pipelines.readers import inputs
 from tests import synthetic_data
+from xir_tfrs.data import directory
 
 _measure = harness.measure
 _TOWERS = {"queries": 50, "candidates": 60, "dim": 4, "batch": 16, "cache": 8}
@@ -141,6 +147,110 @@ def test_methods(tmp_path, capsys):
   assert title == "tiny: 1 epochs, dim 4"
   assert header.split()[-2:] == ["ms/step", "GiB"]
   assert row.split()[0] == "ssl" and row.split()[-2:] == ["12.3", "nan"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+  output = tmp_path_factory.mktemp("peers") / "data"
+  return synthetic_data.prepare_synthetic(
+    output,
+    num_users=80,
+    num_items=60,
+    num_interactions=1000,
+    seed=3,
+    validation_fraction=0.1,
+  )
+
+
+def test_peers(small, tmp_path, monkeypatch, capsys):
+  sizes = {"trials": 2, "epochs": 1, "dim": 4}
+  seen = []
+  results = peers.run(
+    str(small),
+    sizes,
+    tmp_path,
+    names=tuple(recommenders.PEERS),
+    done={"BPR": {"left_out": "it was done"}},
+    after_each=lambda results: seen.append(set(results)),
+  )
+  assert list(results) == list(recommenders.PEERS) and len(seen) == 4
+  assert results["BPR"] == {"left_out": "it was done"}
+  for name in ("item neighbours", "EASE", "ALS"):
+    assert 0 < results[name]["recall@10"] <= results[name]["recall@20"] <= 1
+    assert results[name]["settings"].keys() == (
+      recommenders.PEERS[name].tried.keys()
+    )
+  peers.show("tiny", results, sizes)
+  out = capsys.readouterr().out
+  assert "tiny: 2 trials each" in out and "BPR is left out: it was done." in out
+  monkeypatch.setattr(recommenders, "_free_bytes", lambda: 3 * 4 * 60**2 - 1)
+  left_out = peers.run(str(small), sizes, tmp_path, names=["EASE"])["EASE"]
+  assert "60 x 60 candidates take 0.0 GiB" in left_out["left_out"]
+
+
+def test_rankings_of_peers(small):
+  """EASE is what its equations say; lists are those of its scores."""
+  data = directory.DataDir(small)
+  pairs = recommenders.training_pairs(data)
+  assert pairs.sum() == data.schema.rows["train"] and pairs.max() == 1
+  ease = recommenders.PEERS["EASE"].fit(pairs, 4, {"l2": 30.0})
+  weights = ease.weights.astype(np.float64)
+  assert (np.diag(weights) == 0).all()
+  # Where the gradient of |X - XB|^2 + l2 |B|^2 is 0 off the diagonal, by the
+  # constraint that the diagonal of B is.
+  gram = (pairs.T @ pairs).toarray().astype(np.float64)
+  gradient = gram @ weights - gram + 30 * weights
+  np.fill_diagonal(gradient, 0)
+  np.testing.assert_allclose(gradient, 0, atol=1e-3)
+  test = split.load_evaluation_data(data, "test")
+  near = recommenders.PEERS["item neighbours"].fit(
+    pairs, 4, {"neighbours": 7.0, "weighting": "cosine"}
+  )
+  bpr = recommenders.PEERS["BPR"].fit(
+    pairs, 4, {"learning_rate": 0.1, "regularization": 0.01, "iterations": 9}
+  )
+  scores = bpr.queries @ bpr.candidates.T
+  for ranker, expected in (
+    (ease, ease.scores(test.query_ids)),
+    (near, near.scores(test.query_ids)),
+    (bpr, scores[test.query_ids]),
+  ):
+    whole = xir.metrics.full_ranking(
+      expected,
+      np.eye(len(test.counts), dtype=np.float32),
+      relevant=test.relevant,
+      seen=test.seen,
+      ks=(10, 20),
+    )
+    found = ranker.rank(test, (10, 20)).means()
+    for name in ("recall@10", "ndcg@20", "coverage@10"):
+      assert found[name] == pytest.approx(whole[name], abs=1e-6), name
+
+
+def test_ours_beside_peers(tmp_path, monkeypatch):
+  """What the programs leave behind is what stands in the table."""
+  calls = []
+
+  def program(name, *arguments):
+    calls.append((name, arguments))
+    output = tmp_path / "xir"
+    output.mkdir(exist_ok=True)
+    (output / "trials.csv").write_text("trial,ndcg@20,seconds\n12,0.25,3.5\n")
+    (output / "best.json").write_text('{"data": "d", "temperature": 0.3}')
+
+  monkeypatch.setattr(peers, "_program", program)
+  ranked = {name: 0.5 for name in peers._METRICS}
+  found = types.SimpleNamespace(metrics={"model": ranked})
+  monkeypatch.setattr(peers.evaluations, "load", lambda path: found)
+  sizes = {"trials": 2, "epochs": 1, "dim": 4}
+  result = peers.run("data", sizes, tmp_path, names=["xir"])["xir"]
+  assert result.items() >= ranked.items()
+  assert (result["validation"], result["train_s"]) == (0.25, 3.5)
+  assert result["settings"] == {"temperature": 0.3}
+  (tune, given), (evaluate, what) = calls
+  assert (tune, evaluate) == ("pipelines.tune", "pipelines.evaluate")
+  assert {"--task=xir", "--trials=2", "--epochs=1", "--dim=4"} <= set(given)
+  assert what[0].endswith("trials/0012")
 
 
 def test_full_ranking(seconds):

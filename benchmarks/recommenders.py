@@ -1,0 +1,271 @@
+"""What others train on the same rows: popularity, neighbours, EASE, ALS, BPR.
+
+Each peer is a function from training rows and settings to a ranker, which the
+project's own evaluation takes (`pipelines.evaluation.rankings.Ranker`), and
+says what a search may try of its settings. Its defaults are those of its paper
+or library.
+
+Axes: m (queries of a chunk), n (candidates).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import implicit.als
+import implicit.bpr
+import implicit.nearest_neighbours as neighbours
+import numpy as np
+import tensorflow as tf
+import threadpoolctl
+from scipy import sparse
+
+import xir_tfrs as xir
+from pipelines.evaluation import rankings, split
+from xir_tfrs.data import directory
+from xir_tfrs.programs import settings
+
+Span = settings.Span
+
+# Scores that are held at a time.
+_SCORES_PER_CHUNK = 1 << 25
+_WEIGHTINGS = {
+  "none": lambda rows: rows,
+  "cosine": neighbours.normalize,
+  "tfidf": lambda rows: neighbours.normalize(neighbours.tfidf_weight(rows)),
+  "bm25": lambda rows: neighbours.bm25_weight(rows, 100, 0.8),
+}
+
+
+class LeftOut(Exception):
+  """A peer that this data is too large for; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemBased:
+  """Ranks by a sum of weights from the query's training candidates.
+
+  Attributes:
+    rows: [num_queries, n] the training pairs, 1 each.
+    weights: [n, n] from the candidate of a row to the candidate of a column.
+  """
+
+  rows: sparse.csr_matrix
+  weights: np.ndarray | sparse.csr_matrix
+
+  def scores(self, query_ids: np.ndarray) -> np.ndarray:
+    """[m, n] float32."""
+    found = self.rows[query_ids] @ self.weights
+    if sparse.issparse(found):
+      found = found.toarray()
+    return np.asarray(found, np.float32)
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `rankings.Ranker`."""
+    assert rows is None and data.past is None
+    num_candidates = len(data.counts)
+    chunk = max(_SCORES_PER_CHUNK // num_candidates, 1)
+    depth = min(max(ks), num_candidates)
+    ids, best = [], []
+    for low in range(0, len(data.query_ids), chunk):
+      some = slice(low, low + chunk)
+      scores = self.scores(data.query_ids[some])
+      for pairs, changed in (
+        (data.seen[some], lambda x: np.full_like(x, -np.inf)),
+        (data.relevant[some], _just_below),
+      ):
+        place = pairs.value_rowids().numpy(), pairs.values.numpy()
+        scores[place] = changed(scores[place])
+      found = tf.math.top_k(scores, depth)
+      best.append(found.values.numpy())
+      ids.append(np.where(np.isfinite(best[-1]), found.indices, -1))
+    return xir.metrics.rank_lists(
+      np.concatenate(ids),
+      np.concatenate(best),
+      relevant=data.relevant,
+      num_candidates=num_candidates,
+      ks=ks,
+    )
+
+
+def _just_below(scores: np.ndarray) -> np.ndarray:
+  """The next lower scores, so that a tie does not count for the peer."""
+  lower = np.nextafter(scores, np.float32(-np.inf))
+  # The next one below 0 is no normal number: TensorFlow takes it for 0.
+  return np.minimum(lower, scores - np.finfo(np.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+  """Ranks by inner product.
+
+  Attributes:
+    queries: [num_queries, dim].
+    candidates: [n, dim].
+  """
+
+  queries: np.ndarray
+  candidates: np.ndarray
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `rankings.Ranker`."""
+    assert rows is None
+    return xir.metrics.rank_all(
+      self.queries[data.query_ids],
+      self.candidates,
+      relevant=data.relevant,
+      seen=data.seen,
+      # As ours: what has no training rows cannot be found.
+      indexed=data.counts > 0,
+      ks=ks,
+    )
+
+
+class Popular:
+  """Ranks by training rows, the same for every query."""
+
+  def rank(
+    self,
+    data: split.EvaluationData,
+    ks: Sequence[int],
+    rows: np.ndarray | None = None,
+  ) -> xir.metrics.Ranking:
+    """See `rankings.Ranker`."""
+    return rankings.of_popularity(data, data.counts > 0).rank(data, ks, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+  """A peer, and what to try of it.
+
+  Attributes:
+    fit: Takes [num_queries, n] training pairs, the size of embeddings and the
+      settings; returns a ranker.
+    tried: What is tried of each setting.
+    defaults: What is tried first.
+  """
+
+  fit: Callable[[sparse.csr_matrix, int, Mapping[str, Any]], rankings.Ranker]
+  tried: Mapping[str, Span | tuple[Any, ...]]
+  defaults: Mapping[str, Any]
+
+
+def training_pairs(data: directory.DataDir) -> sparse.csr_matrix:
+  """[num_queries, n] float32, 1 for each pair of the training rows."""
+  rows = data.rows("train")
+  kept = rows.get("sample_weight", np.ones(len(rows["query_id"]))) > 0
+  place = rows["query_id"][kept], rows["candidate_id"][kept]
+  shape = data.schema.num_queries, data.schema.num_candidates
+  pairs = sparse.csr_matrix(
+    (np.ones(len(place[0]), np.float32), place), shape=shape
+  )
+  pairs.data[:] = 1  # Repeats were summed.
+  return pairs
+
+
+def _popularity(pairs, dim, chosen) -> Popular:
+  del pairs, dim, chosen
+  return Popular()
+
+
+def _item_neighbours(pairs, dim, chosen) -> ItemBased:
+  """The most similar candidates of each of the query's."""
+  del dim
+  # Rows of candidates, as documents; `implicit` wants rows of queries.
+  weighted = _WEIGHTINGS[chosen["weighting"]](pairs.T).T.tocsr()
+  similar = neighbours.all_pairs_knn(
+    weighted.astype(np.float64), int(chosen["neighbours"]), show_progress=False
+  )
+  return ItemBased(pairs, similar.tocsr().astype(np.float32))
+
+
+def _ease(pairs, dim, chosen) -> ItemBased:
+  """EASE (Steck, WWW 2019): B = I - P / diag(P), P = (X'X + l2 I)^-1."""
+  del dim
+  size = pairs.shape[1]
+  # X'X, a copy that is factorised, and the inverse.
+  needed, free = 3 * 4 * size**2, _free_bytes()
+  if needed > free:
+    raise LeftOut(
+      f"its matrices of {size:,} x {size:,} candidates take "
+      f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+    )
+  gram = (pairs.T @ pairs).toarray()
+  gram[np.diag_indices(size)] += np.float32(chosen["l2"])
+  weights = np.linalg.inv(gram)
+  weights /= -np.diag(weights).copy()
+  weights[np.diag_indices(size)] = 0
+  return ItemBased(pairs, weights)
+
+
+def _als(pairs, dim, chosen) -> Factors:
+  """Hu, Koren and Volinsky, ICDM 2008, by `implicit`."""
+  return _of_implicit(
+    implicit.als.AlternatingLeastSquares, pairs, factors=dim, **chosen
+  )
+
+
+def _bpr(pairs, dim, chosen) -> Factors:
+  """Rendle et al., UAI 2009, by `implicit`."""
+  return _of_implicit(
+    implicit.bpr.BayesianPersonalizedRanking, pairs, factors=dim, **chosen
+  )
+
+
+def _of_implicit(kind, pairs, **arguments) -> Factors:
+  # It has threads of its own, which those of the linear algebra would slow.
+  with threadpoolctl.threadpool_limits(1, "blas"):
+    model = kind(random_state=0, **arguments)
+    model.fit(pairs, show_progress=False)
+  return Factors(model.user_factors, model.item_factors)
+
+
+def _free_bytes() -> int:
+  for line in pathlib.Path("/proc/meminfo").read_text("utf-8").splitlines():
+    # With what the system would give up of its caches.
+    if line.startswith("MemAvailable:"):
+      return 1024 * int(line.split()[1])
+  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+PEERS: dict[str, Peer] = {
+  "popularity": Peer(_popularity, {}, {}),
+  "item neighbours": Peer(
+    _item_neighbours,
+    {"neighbours": Span(5, 500, log=True), "weighting": tuple(_WEIGHTINGS)},
+    {"neighbours": 20.0, "weighting": "cosine"},
+  ),
+  "EASE": Peer(_ease, {"l2": Span(1, 10_000, log=True)}, {"l2": 500.0}),
+  "ALS": Peer(
+    _als,
+    {
+      "regularization": Span(1e-3, 10, log=True),
+      "alpha": Span(0.5, 50, log=True),
+      "iterations": (5, 15, 30),
+    },
+    {"regularization": 0.01, "alpha": 1.0, "iterations": 15},
+  ),
+  "BPR": Peer(
+    _bpr,
+    {
+      "learning_rate": Span(0.003, 0.3, log=True),
+      "regularization": Span(1e-4, 0.1, log=True),
+      "iterations": (50, 100, 200, 400),
+    },
+    {"learning_rate": 0.01, "regularization": 0.01, "iterations": 100},
+  ),
+}
