@@ -9,6 +9,7 @@ import json
 import multiprocessing.connection
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -268,3 +269,24 @@ def test_a_killed_search_goes_on(monkeypatch, small_data, tmp_path):
   kept = runs.RunDir(run).read_config().train
   assert made == kept | {"model_dir": "m", "data": best["data"]}
   assert runs.RunDir(run).checkpoint("best")
+  _run_the_guide(output, tmp_path)
+
+
+def _run_the_guide(tuned, folder):
+  """docs/choosing_a_method.md, after its first command."""
+  guide = pathlib.Path(__file__).parents[2] / "docs/choosing_a_method.md"
+  (block,) = re.findall(
+    r"```bash\n(xir-tfrs tune .*?)```", guide.read_text(), re.S
+  )
+  first, *others = (line.split()[1:] for line in block.splitlines())
+  assert first[0] == "tune" and first[3:5] == ["--output", "tuned"]
+  for name, *arguments in others:
+    arguments = [
+      re.sub("^tuned", str(tuned), re.sub("^runs", str(folder), x))
+      for x in arguments
+    ]
+    done = program.run(f"pipelines.{name}", *arguments)
+    assert done.returncode == 0, done.stderr
+  live = runs.RunDir(folder / "live")
+  assert live.read_config().train["rows"] == "all"
+  assert live.checkpoint("best")
