@@ -78,7 +78,7 @@ def untrained(connection, config):
 def searched(monkeypatch, small_data, tmp_path):
   """Runs a search; returns its study and its order."""
   in_threads(monkeypatch, untrained)
-  monkeypatch.setattr(search, "_RANDOM", 3)
+  monkeypatch.setattr(search, "_RANDOM", 2)
   fixed = {"query_tower": "id", "loss": "cross_entropy", "use_features": True}
   fixed |= {"popularity_weight": 0, "learning_rate_schedule": "step"}
   fixed |= {"global_batch_size": 256}
@@ -97,24 +97,24 @@ def chosen(study):
 
 
 def test_a_search_in_parts_is_the_search_in_one(searched, tmp_path):
-  whole, _ = searched(7, tmp_path / "whole")
+  whole, _ = searched(5, tmp_path / "whole")
   searched(1)
-  searched(5)
-  parts, _ = searched(7)
-  assert chosen(parts) == chosen(whole) and len(chosen(whole)) == 7
-  assert len({str(params) for params in chosen(whole)}) == 7
+  parts, _ = searched(5)
+  assert chosen(parts) == chosen(whole) and len(chosen(whole)) == 5
+  assert len({str(params) for params in chosen(whole)}) == 5
   assert [trial.params["task"] for trial in whole.trials[:2]] == [
     "ssl_pop",
     "xir",
   ]
   assert whole.trials[0].params["temperature"] == 0.1
   assert whole.best_value >= max(trial.value for trial in whole.trials[:2])
-  again, _ = searched(7)
+  again, _ = searched(5)
   assert chosen(again) == chosen(whole)
 
 
-def test_what_falls_behind_is_given_up(searched, tmp_path):
-  study, order = searched(14, jobs=2)
+def test_what_falls_behind_is_given_up(searched, tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "_FEWEST_TRIALS", 5)
+  study, order = searched(12, jobs=2)
   states = [trial.state.name for trial in study.trials]
   assert "PRUNED" in states and set(states) == {"PRUNED", "COMPLETE"}
   for trial in study.trials:
@@ -129,7 +129,7 @@ def test_what_falls_behind_is_given_up(searched, tmp_path):
   assert picture.startswith(b"\x89PNG")
   with open(tmp_path / "out" / report.TABLE_FILE, newline="") as file:
     rows = list(csv.DictReader(file))
-  assert sorted(int(row["trial"]) for row in rows) == list(range(14))
+  assert sorted(int(row["trial"]) for row in rows) == list(range(12))
   assert int(rows[0]["trial"]) == best
   assert float(rows[0]["ndcg@20"]) == pytest.approx(study.best_value)
   # Of the best one alone the checkpoints are kept.
@@ -147,23 +147,23 @@ def test_trials_that_fail(searched, monkeypatch):
       untrained(connection, config)
 
   in_threads(monkeypatch, fails)
-  study, order = searched(5)
+  study, order = searched(3)
   assert {trial.state.name for trial in study.trials} == {"FAIL", "COMPLETE"}
   assert study.best_trial.params["task"] == "xir"
   assert "it diverged" in report.rows(study, order)[-1]["message"]
   with pytest.raises(main.ProgramError, match="none of .* it diverged"):
-    searched(5, order.output / "a", task="bir")
+    searched(1, order.output / "a", task="bir")
 
   def dies(connection, config):
     connection.close()
 
   in_threads(monkeypatch, dies)
   with pytest.raises(main.ProgramError, match="status 3; see .*log.txt"):
-    searched(5, order.output / "b")
+    searched(1, order.output / "b")
   _Thread.exitcode = -signal.SIGKILL
   try:
     with pytest.raises(main.ProgramError, match="memory is short"):
-      searched(5, order.output / "c")
+      searched(2, order.output / "c")
   finally:
     _Thread.exitcode = 3
 
