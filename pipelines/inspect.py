@@ -137,6 +137,10 @@ def _hints(source: "tables.TableSource") -> list[str]:
       hints.append(
         f"{name!r} holds {kinds}: choose and weigh them with --events"
       )
+    elif names.guesses("item_title", [name]):
+      hints.append(
+        f"{name!r} may be shown with the ids of items: --item_title {name}"
+      )
     elif names.guesses("rating", [name]):
       hints.append(
         f"{name!r} may choose rows: --min_rating leaves out the lower"

@@ -305,17 +305,16 @@ print(export.__file__, os.environ["PYTHONPATH"].split(os.pathsep)[0])
 # They import without TensorFlow: a program's --help, and clients that have
 # none, need no more than these.
 _LIGHT = (
-  *("pipelines.evaluate", "pipelines.inspect", "pipelines.prepare"),
-  *("pipelines.prepare_beam", "pipelines.quickstart", "pipelines.reproduce"),
-  *("pipelines.train", "pipelines.capacity", "pipelines.compare"),
-  *("export.export_retriever", "export.query", "export.serve"),
-  *("export.refresh", "export.verify", "export.batch_recommend"),
+  *(
+    f"{path.parent.name}.{path.stem}"
+    for folder in ("pipelines", "export")
+    for path in sorted((_ROOT / folder).glob("[!_]*.py"))
+  ),
   "xir_tfrs",
   "xir_tfrs.data.errors",
   "xir_tfrs.data.atomic",
   "xir_tfrs.data.id_lists",
   "xir_tfrs.data.json_files",
-  "xir_tfrs.data.schema",
   "xir_tfrs.data.schema",
   "xir_tfrs.programs.command",
   "xir_tfrs.programs.main",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipelines.readers import inputs, source, tables
 from pipelines.readers import synthetic as synthetic_lib
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import addresses, layouts, opening, rows
+from xir_tfrs.data.files import addresses, folders, layouts, opening, rows
 
 
 def open_source(config: inputs.Input) -> source.Source:
@@ -63,7 +63,8 @@ def _tables(
   for split, path in found:
     if len(found) > 1 and layouts.is_empty(path):
       continue
-    files.append(_opened(path, wish))
+    file = _opened(path, wish)
+    files.append(folders.opened(file, config.columns.named))
     splits.append(split)
   for split, path in found:
     if split not in splits:
@@ -75,6 +76,8 @@ def _tables(
   )
   opened.splits = tuple(split for split in splits if split)
   opened.empty_files = len(found) - len(files)
+  of_folders = set(folders.values(files[0].path)) - set(files[0].names)
+  opened.ignored += tuple(f"{name} (of folders)" for name in sorted(of_folders))
   return opened
 
 

@@ -311,6 +311,39 @@ def test_folders_of_parts(tmp_path):
     _open(tmp_path / "log")
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns_in_the_names_of_folders(tmp_path, form):
+  for day, shop, user in (
+    ("2023-05-01", "a%2Fb", "7"),
+    ("2023-05-02", "__HIVE_DEFAULT_PARTITION__", "8"),
+  ):
+    folder = tmp_path / "log" / f"day={day}" / f"shop={shop}"
+    folder.mkdir(parents=True)
+    if form == "csv":
+      (folder / "part-0.csv").write_text(f"user_id,item_id\n{user},x\n9,y\n")
+    else:
+      table = pa.table({"user_id": [int(user), 9], "item_id": ["x", "y"]})
+      pq.write_table(table, folder / "part-0.parquet")
+  source = _open(tmp_path / "log", columns={"time": "Day"}, chunk_bytes=8)
+  midnight = _NOON - 45_000
+  expected = [("7", "x"), ("9", "y"), ("8", "x"), ("9", "y")]
+  times = [midnight] * 2 + [midnight + 86_400] * 2
+  assert _read(source) == [
+    (*pair, t) for pair, t in zip(expected, times, strict=True)
+  ]
+  # Whoever does not name them does without.
+  source = _open(tmp_path / "log")
+  assert _read(source) == expected
+  assert source.ignored == ("day (of folders)", "shop (of folders)")
+  source = _open(tmp_path / "log", columns={"user": "shop", "item": "item_id"})
+  with pytest.raises(errors.DataError, match="day=2023-05-02.*'shop': empty"):
+    _read(source)
+  source = _open(
+    tmp_path / "log", columns={"user": "shop", "missing_user": "drop"}
+  )
+  assert _read(source) == [("a/b", "x"), ("a/b", "y")]
+
+
 def test_files_of_different_formats_and_cases(tmp_path):
   (tmp_path / "a.csv").write_text(_text(rows=_ROWS[:2]))
   table = pa.Table.from_pylist(_objects()[2:])
