@@ -121,9 +121,8 @@ def _search(order: _Order) -> search.Order:
   if not schema.rows["validation"]:
     raise errors.DataError(
       "has no validation split, and settings are chosen by one. Prepare the "
-      "data again: with --validation_fraction 0.1 (of --split random or "
-      "temporal), with --split leave_last, or with --validation FILE beside "
-      "--train FILE",
+      "data again: with --validation_fraction 0.1, with --split leave_last, "
+      "or with --validation FILE beside --train FILE",
       path=data,
     )
   space, notes = spaces.of(order.given, order.ours["space"], schema)
@@ -151,7 +150,11 @@ def tune(order: _Order) -> None:
   wanted = _search(order)
   from pipelines.tuning import report, search
 
-  study = search.run(wanted)
+  try:
+    study = search.run(wanted)
+  except (KeyboardInterrupt, SystemExit):
+    print("The same command goes on from here.", file=sys.stderr)
+    raise
   print("\n".join(report.write(study, wanted)))
 
 

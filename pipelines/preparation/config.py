@@ -69,11 +69,11 @@ class PrepareConfig(settings.Settings):
     section="Training, validation and test rows",
   )
   validation_fraction: float | None = setting(
-    "share of the other rows that validate. Default: 0.1 with --split random,"
-    " 0 with --split temporal.",
+    "share of the other rows that validate; with --train, a random share of"
+    " each user's rows there. Default: 0.1 with --split random, else 0.",
     None,
     minimum=0,
-    only=_FRACTIONS,
+    only={"split": (*_FRACTIONS["split"], "given")},
   )
   seed: int = setting(
     "of the random split, and of the order of training rows with any split.",
@@ -117,6 +117,11 @@ class PrepareConfig(settings.Settings):
       raise ValueError(
         "--split given needs --train, the rows to train, and --validation or"
         " --test."
+      )
+    if self.input.validation and self.validation_fraction:
+      raise ValueError(
+        "--validation_fraction takes the rows that validate from --train, and"
+        " --validation gives them: leave one of the two out."
       )
     for name in ("test_fraction", "validation_fraction"):
       if (getattr(self, name) or 0) >= 1:
@@ -174,6 +179,10 @@ class PrepareConfig(settings.Settings):
   def row_split(self) -> schema_lib.Split:
     """Only what the split depends on."""
     kind = self.split or "random"
+    if kind == "given" and self.validation_fraction:
+      return schema_lib.Split(
+        kind, validation_fraction=self.validation_fraction, seed=self.seed
+      )
     if kind in ("leave_last", "given"):
       return schema_lib.Split(kind)
     is_random = kind == "random"

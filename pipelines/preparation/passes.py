@@ -304,7 +304,7 @@ def divide(
   rng = np.random.default_rng([seed % 2**64, bucket])
   order = rng.permutation(len(parts["train"]))
   parts["train"] = np.take(parts["train"], order)
-  return parts, _leakage(rows, labels, num_items, split.kind)
+  return parts, _leakage(rows, labels, num_items, split)
 
 
 def shard_count(num_rows: int) -> int:
@@ -414,13 +414,24 @@ def _labels(
     )
   if split.kind == "temporal":
     return splits.temporal(rows["time"], *cuts)
+  if split.kind == "given" and split.validation_fraction:
+    labels = rows["split"].copy()
+    trains = np.flatnonzero(labels == splits.TRAIN)
+    labels[trains] = splits.random_per_user(
+      rows["user"][trains],
+      rows["item"][trains],
+      seed=split.seed,
+      test_fraction=0.0,
+      validation_fraction=split.validation_fraction,
+    )
+    return labels
   if split.kind == "given":
     return rows["split"]
   return splits.leave_last(rows["user"])
 
 
 def _leakage(
-  rows: np.ndarray, labels: np.ndarray, num_items: int, kind: str
+  rows: np.ndarray, labels: np.ndarray, num_items: int, split: schema_lib.Split
 ) -> dict[str, int]:
   """Counts what must not be, from the rows as they are written."""
   of_pairs = splits.splits_of_pairs(spill.pair_keys(rows, num_items), labels)
@@ -436,9 +447,10 @@ def _leakage(
     )
   has_times = "time" in rows.dtype.names
   # Rows without times go by the order of the files, training files first.
-  if kind != "random" and (has_times or kind != "given"):
+  if split.kind != "random" and (has_times or split.kind != "given"):
     moments = rows["time" if has_times else "row"]
-    for later in ("validation", "test"):
+    drawn = split.kind == "given" and split.validation_fraction
+    for later in ("test",) if drawn else ("validation", "test"):
       found[f"train_rows_after_{later}"] = splits.rows_after(
         rows["user"],
         moments,

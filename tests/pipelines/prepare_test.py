@@ -533,6 +533,27 @@ def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
   assert "2 of 5 items have no training row, of which 2 have rows to" in text
 
 
+def test_validation_rows_drawn_from_given_training_rows(tmp_path):
+  rows = [f"{user},{item},{item}" for user in "ab" for item in range(12)]
+  head = "user_id,item_id,timestamp"
+  (tmp_path / "train.csv").write_text("\n".join([head, *rows]) + "\n")
+  (tmp_path / "test.csv").write_text(f"{head}\na,90,90\nb,91,90\n")
+  whole = prepare.prepare(_given(tmp_path, ("train", "test")))
+  config = _given(tmp_path, ("train", "test"), validation_fraction=0.25)
+  made = prepare.prepare(config)
+  assert made.split == schema.Split("given", validation_fraction=0.25, seed=10)
+  assert whole.split == schema.Split("given")
+  assert made.rows == {"train": 18, "validation": 6, "test": 2}
+  held = records.read_interactions(tmp_path / "out", "validation")
+  assert np.bincount(held["query_id"]).tolist() == [3, 3]
+  assert len(set(held["candidate_id"].tolist())) > 3  # Not the last of each.
+  assert not any(made.leakage.values()), made.leakage
+  assert "(a share of 0.25 of the rows" in summary.text(made, "out", 1.0)
+  (tmp_path / "validation.csv").write_text(f"{head}\na,90,90\n")
+  with pytest.raises(ValueError, match="leave one of the two out"):
+    _given(tmp_path, validation_fraction=0.25)
+
+
 def test_given_splits_that_cannot_be_read(tmp_path):
   (tmp_path / "train.csv").write_text("user_id,item_id\n1,a\n")
   (tmp_path / "test.csv").write_text("user_id,item_id\n")
