@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = float(os.environ.get("XIR_SOAK_SECONDS", "3"))
 THREADS = 8
 # A call of less than a full batch waits this long: a request in flight.
-SLOW_MS = 1500
+SLOW_MS = 3000
 WORKERS = 2
 
 
