@@ -58,7 +58,7 @@ wheel-check: $(READY)
 	$(BIN)/python tools/check_wheel.py
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

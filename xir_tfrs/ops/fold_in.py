@@ -60,7 +60,8 @@ def fold_in(
   Args:
     vectors: [n, length, dim] float32 windows of items; see `ops.history`.
     lengths: [n] items of each history.
-    mean, inverse: Of `catalogue`.
+    mean: Of `catalogue`.
+    inverse: Of `catalogue`.
     power: How fast the weight of an item falls with its age; 0: it does not.
 
   Returns:

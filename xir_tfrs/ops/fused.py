@@ -270,8 +270,10 @@ def column_mask(
     form: Form of the loss.
     positive_ids: [batch] ids of the positives.
     pool: The pool.
-    mask_own_column, mask_accidental_hits, known_ids, known_rows: As in
-      `pool_softmax`.
+    mask_own_column: As in `pool_softmax`.
+    mask_accidental_hits: As in `pool_softmax`.
+    known_ids: As in `pool_softmax`.
+    known_rows: As in `pool_softmax`.
     keep_own: Whether the own column counts whatever the other masks say.
 
   Examples:
