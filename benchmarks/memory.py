@@ -86,10 +86,19 @@ def peak_mib(case: str, sizes: dict[str, int]) -> float:
 def _resident_peak(function: Callable[[], None]) -> int:
   """Bytes; Linux only."""
   before = _status_bytes("VmRSS")
-  # Brings the highest so far, VmHWM, down to what is resident now.
-  pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+  forget_peak()
   function()
-  return _status_bytes("VmHWM") - before
+  return peak_bytes() - before
+
+
+def forget_peak() -> None:
+  """Brings the highest resident memory down to what is resident now."""
+  pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+  """The highest resident memory of this process since then; Linux only."""
+  return _status_bytes("VmHWM")
 
 
 def _device_peak(function: Callable[[], None]) -> int:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from benchmarks import (
+  beyond_memory,
   catalogue_scaling,
   estimator_bias,
   floor,
@@ -291,6 +292,27 @@ def test_catalogue_scaling(seconds):
     *(f"XIR, {size}" for size in ("50", "500", "5,000")),
     *(f"TFRS Retrieval, {size}" for size in ("50", "500")),
   }
+
+
+def test_beyond_memory(capsys):
+  sizes = {
+    "rows": 6000,
+    "rows_in_memory": 3000,
+    "queries": 300,
+    "candidates": 50,
+    "files": 2,
+    "buckets": 8,
+    "batch": 64,
+    "resumed": 2,
+  }
+  results = beyond_memory.run(sizes)
+  assert sizes.keys() == beyond_memory._SIZES.keys()
+  assert {name for name in results if results[name].get("equal")} == {
+    "rows",
+    "known positives",
+  }
+  beyond_memory.show(results, sizes)
+  assert "equal" in capsys.readouterr().out
 
 
 def test_input_pipeline(seconds):

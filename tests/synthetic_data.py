@@ -4,7 +4,9 @@ from pipelines import prepare
 from pipelines.readers import inputs
 
 
-def prepare_synthetic(output, *, validation_fraction=0.0, **sizes):
+def prepare_synthetic(
+  output, *, validation_fraction=0.0, num_buckets=None, **sizes
+):
   """Prepares generated data; `sizes` are those of `SyntheticConfig`."""
   prepare.prepare(
     prepare.PrepareConfig(
@@ -13,6 +15,7 @@ def prepare_synthetic(output, *, validation_fraction=0.0, **sizes):
       ),
       output=output,
       validation_fraction=validation_fraction,
+      num_buckets=num_buckets,
     )
   )
   return output

@@ -316,7 +316,7 @@ class _WriteShard(beam.DoFn):
             share = np.frombuffer(
               file.read(count * self._dtype.itemsize), self._dtype
             )
-            writer.append(passes.columns(share))
+            passes.append_bucket(writer, share)
 
       handover.write(self._directory / passes.partial_name(name, shard), write)
     yield {(name, shard): sum(count for _, count in places.values())}

@@ -69,7 +69,8 @@ class Past:
     Raises:
       DataError: The order of the rows is not known.
     """
-    parts = [events(data, split) for split in splits]
+    asking = data.rows(splits[-1], in_order=True)["query_id"]
+    parts = [events(data, split, asking) for split in splits]
     held_out = np.repeat(
       [False] * (len(parts) - 1) + [True],
       [len(part["query_id"]) for part in parts],
@@ -106,9 +107,20 @@ def in_order(
     raise errors.DataError(str(error), path=data.path) from None
 
 
-def events(data: directory.DataDir, split: str) -> dict[str, np.ndarray]:
-  """Rows of a split, without those that training leaves out."""
-  columns = dict(data.rows(split, in_order=True))
+def events(
+  data: directory.DataDir, split: str, query_ids: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+  """Rows of a split, without those that training leaves out.
+
+  Args:
+    data: The data.
+    split: The split.
+    query_ids: Queries whose rows are enough; None: those of all.
+  """
+  if query_ids is None:
+    columns = dict(data.rows(split, in_order=True))
+  else:
+    columns = dict(data.rows_of(split, query_ids, in_order=True))
   weights = columns.pop("sample_weight", None)
   if weights is None or split != "train":
     return columns

@@ -108,8 +108,12 @@ def load_evaluation_data(
       f"--{split}_fraction",
       path=data.path / schema_lib.FILE_NAME,
     )
+  asking = data.rows(split, in_order=rule is not None)["query_id"]
   seen = datasets.distinct_pairs(
-    [data.rows(name, in_order=rule is not None) for name in SEEN[split]],
+    [
+      data.rows_of(name, asking, in_order=rule is not None)
+      for name in SEEN[split]
+    ],
     schema.num_candidates,
   )
   if rule is not None:

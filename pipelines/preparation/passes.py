@@ -357,8 +357,9 @@ class _SplitWriter:
     self._writers = [records.BlockWriter(path) for path in self._paths]
 
   def append(self, rows: np.ndarray) -> None:
+    """Appends the rows of a bucket, in blocks of their own."""
     for shard, part in deal(rows, len(self._writers)):
-      self._writers[shard].append(columns(part))
+      append_bucket(self._writers[shard], part)
 
   def finish(self) -> tuple[schema_lib.Shard, ...]:
     """Closes the shards and names those that have rows."""
@@ -377,6 +378,16 @@ class _SplitWriter:
   def __exit__(self, *unused_exception) -> None:
     for writer in self._writers:
       writer.close()
+
+
+def append_bucket(writer: records.BlockWriter, rows: np.ndarray) -> None:
+  """Appends a bucket's rows of a shard.
+
+  No block has rows of two buckets: a bucket has all rows of its users, so
+  training finds them together without reading everything (`data.blocks`).
+  """
+  writer.append(columns(rows))
+  writer.end_block()
 
 
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:

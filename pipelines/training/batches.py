@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from pipelines.training import config as configs
-from xir_tfrs.data import datasets, errors, histories
-from xir_tfrs.ops import ragged
+from pipelines.training import shapes
+from xir_tfrs.data import blocks as blocks_lib
+from xir_tfrs.data import datasets, directory, errors, histories
+from xir_tfrs.data import parts as parts_lib
+from xir_tfrs.programs import settings
 
 Columns = Mapping[str, np.ndarray]
 
@@ -65,86 +69,190 @@ def with_popularity(columns: Columns, power: float) -> Columns:
   return {**columns, "sample_weight": weights}
 
 
-# Makes a dataset of the batches from a step on: (start_step=..., shares=...).
-Examples = Callable[..., tf.data.Dataset]
+Examples = shapes.Examples
 
 
-def examples(
-  config: configs.TrainConfig,
-  columns: Columns,
-  known: tf.RaggedTensor | None,
-  num_steps: int,
-) -> Examples:
-  """How training rows become batches.
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+  """Training rows that are all in memory.
 
-  Args:
-    config: The run.
-    columns: By name, [n] arrays of the training rows.
-    known: [num_queries, None] candidates that are no negatives of a query.
-    num_steps: Steps of the run.
+  Attributes:
+    columns: By name, [n] arrays of the rows, with their final weights.
+    known: [num_queries, None] candidates that are no negatives of a query;
+      None: not masked.
+    failure: None: nothing is read any more.
   """
-  if config.jit_compile:
-    make, most_windows = _examples(config, columns, None, num_steps)
-    return _padded(make, known, most_windows)
-  make, _ = _examples(config, columns, known, num_steps)
-  return make
+
+  columns: Columns
+  known: tf.RaggedTensor | None
+  failure: None = None
+
+  @classmethod
+  def of_data(
+    cls,
+    config: configs.TrainConfig,
+    data: directory.DataDir,
+    masks_known: bool,
+    popularity_weight: float,
+  ) -> InMemory:
+    """Reads the rows."""
+    columns = data.rows("train", in_order=config.query_tower != "id")
+    columns = training_rows(columns, config.data)
+    known = None
+    if masks_known:
+      known = datasets.candidates_by_query(columns, data.schema.num_queries)
+    return cls(with_popularity(columns, popularity_weight), known)
+
+  @property
+  def num_rows(self) -> int:
+    return len(self.columns["query_id"])
+
+  def examples(self, config: configs.TrainConfig, num_steps: int) -> Examples:
+    """How the rows become batches, in a run of so many steps."""
+    make, most_windows = self._batches(config, num_steps)
+    if not config.jit_compile:
+      return make
+    known = None
+    if self.known is not None:
+      known = shapes.most_known(self.known.row_lengths().numpy(), config)
+    return shapes.padded(make, known, most_windows)
+
+  def _batches(
+    self, config: configs.TrainConfig, num_steps: int
+  ) -> tuple[Examples, int | None]:
+    """How rows become batches, and the most windows of histories in one."""
+    shared = {
+      "global_batch_size": config.global_batch_size,
+      "seed": config.seed,
+    }
+    known = {"known": self.known}
+    if config.query_tower == "id":
+      make = functools.partial(
+        datasets.training_dataset, self.columns, **known, **shared
+      )
+      return make, None
+    rows = histories.Histories.of_rows(
+      self.columns, config.resolved.history_ties
+    )
+    if config.history_examples == "rows":
+      make = functools.partial(
+        histories.rows_before_dataset,
+        rows,
+        length=config.history_length,
+        **known,
+        **shared,
+      )
+      return make, None
+    windows = histories.Windows.of_histories(rows, config.history_length)
+    batches = histories.PositionBatches(rows, windows, **shared)
+    make = functools.partial(batches.dataset, **known)
+    return make, batches.most_windows(num_steps) if config.jit_compile else None
 
 
-def _examples(
+@dataclasses.dataclass(frozen=True)
+class OnDisk:
+  """Training rows of which a part is in memory at a time.
+
+  Attributes:
+    blocks: Where they are.
+    parts: Their batches.
+  """
+
+  blocks: blocks_lib.Blocks
+  parts: parts_lib.Parts
+
+  @classmethod
+  def of_data(
+    cls,
+    config: configs.TrainConfig,
+    data: directory.DataDir,
+    masks_known: bool,
+    popularity_weight: float,
+  ) -> OnDisk:
+    """Looks at all rows once."""
+    of_histories = config.query_tower != "id"
+    if config.estimator_probe:
+      raise settings.SettingsError(
+        "--estimator_probe needs all training rows in memory: leave out "
+        "--rows_in_memory, or the probe."
+      )
+    if config.jit_compile and of_histories and _by_positions(config):
+      raise settings.SettingsError(
+        "--jit_compile needs all training rows in memory to know the shapes of "
+        "histories: leave out --rows_in_memory, or give --history_examples "
+        "rows."
+      )
+    blocks = data.training_blocks(
+      in_order=of_histories, by_query=of_histories or masks_known
+    )
+    parts = parts_lib.Parts(
+      blocks,
+      _part(config),
+      rows_in_memory=config.rows_in_memory,
+      global_batch_size=config.global_batch_size,
+      seed=config.seed,
+      masks_known=masks_known,
+      weights=popularity_factors(blocks, popularity_weight),
+    )
+    return cls(blocks, parts)
+
+  @property
+  def num_rows(self) -> int:
+    return self.parts.num_rows
+
+  @property
+  def failure(self) -> errors.DataError | None:
+    """Why the batches ended, if they did."""
+    return self.parts.failure
+
+  def examples(
+    self, config: configs.TrainConfig, unused_num_steps: int
+  ) -> Examples:
+    """How the rows become batches."""
+    if not config.jit_compile:
+      return self.parts.dataset
+    known = None
+    if self.parts.masks_known:
+      known = shapes.most_known(self.blocks.counts["query_id"], config)
+    return shapes.padded(self.parts.dataset, known, None)
+
+
+TrainingRows = InMemory | OnDisk
+
+
+def _by_positions(config: configs.TrainConfig) -> bool:
+  return config.history_examples == "positions"
+
+
+def _part(
   config: configs.TrainConfig,
-  columns: Columns,
-  known: tf.RaggedTensor | None,
-  num_steps: int,
-) -> tuple[Examples, int | None]:
-  """How rows become batches, and the most windows of histories in one."""
-  shared = {
-    "global_batch_size": config.global_batch_size,
-    "seed": config.seed,
-  }
+) -> Callable[[parts_lib.Columns, Sequence[int]], parts_lib.Part]:
+  """How some rows on disk become rows of batches."""
   if config.query_tower == "id":
-    make = functools.partial(
-      datasets.training_dataset, columns, known=known, **shared
-    )
-    return make, None
-  rows = histories.Histories.of_rows(columns, config.resolved.history_ties)
-  if config.history_examples == "rows":
-    make = functools.partial(
-      histories.rows_before_dataset,
-      rows,
-      length=config.history_length,
-      known=known,
-      **shared,
-    )
-    return make, None
-  windows = histories.Windows.of_histories(rows, config.history_length)
-  batches = histories.PositionBatches(rows, windows, **shared)
-  make = functools.partial(batches.dataset, known=known)
-  return make, batches.most_windows(num_steps) if config.jit_compile else None
+    return parts_lib.ShuffledRows
+  kind = (
+    parts_lib.ShuffledPositions
+    if _by_positions(config)
+    else parts_lib.ShuffledRows
+  )
+  return functools.partial(
+    kind, history_length=config.history_length, ties=config.resolved.history_ties
+  )
 
 
-def _padded(
-  make: Examples, known: tf.RaggedTensor | None, most_windows: int | None
-) -> Examples:
-  """The batches in shapes that are the same for all of them."""
+def popularity_factors(
+  blocks: blocks_lib.Blocks, power: float
+) -> np.ndarray | None:
+  """[num_candidates] what `with_popularity` does to the weights of rows.
 
-  def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    batch = dict(batch)
-    if known is not None:
-      ids = ragged.gather(known, batch["query_id"])
-      shape = [batch["query_id"].shape[0], width]
-      batch["known_candidate_ids"] = ids.to_tensor(-1, shape=shape)
-    if most_windows is not None:
-      for name, of_padding in (("history_ids", -1), ("history_query_ids", 0)):
-        x = batch[name]
-        missing = [[0, most_windows - tf.shape(x)[0]]]
-        missing += [[0, 0]] * (x.shape.rank - 1)
-        x = tf.pad(x, missing, constant_values=tf.constant(of_padding, x.dtype))
-        batch[name] = tf.ensure_shape(x, [most_windows, *x.shape[1:]])
-    return batch
-
-  if known is not None:
-    width = max(int(tf.reduce_max(known.row_lengths())), 1)
-  return lambda **which: make(**which).map(pad, num_parallel_calls=2)
+  Their own weights keep their sum, or without any the mean is 1.
+  """
+  if not power:
+    return None
+  counts = blocks.counts["candidate_id"].astype(np.float64)
+  factors = np.where(counts > 0, counts, 1.0) ** power
+  own = counts if blocks.weights is None else blocks.weights
+  return factors * (own.sum() / (own * factors).sum())
 
 
 def distributed(

@@ -266,6 +266,12 @@ class TrainConfig(settings.Settings):
     search=(256, 512, 1024, 2048),
     section="Training",
   )
+  rows_in_memory: int = _setting(
+    "Most training rows in memory at once; more are read from disk a part at a "
+    "time, in another random order. 0: all in memory.",
+    0,
+    minimum=0,
+  )
   epochs: int = _setting("Passes over the training rows.", 20, above=0)
   stop_epoch: int | None = _setting(
     "End the run after this epoch, with the learning rates that it has on the "

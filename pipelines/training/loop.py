@@ -191,12 +191,15 @@ class Loop:
     # as many rows as the batch has distinct ones: a call for each step.
     per_call = 1 if run.strategy.num_replicas_in_sync > 1 else steps
     start = time.perf_counter()
-    parts = [
-      self._run_steps(
-        run.strategy, self._train, run.step, rows, tf.constant(per_call)
-      )
-      for _ in range(steps // per_call)
-    ]
+    try:
+      parts = [
+        self._run_steps(
+          run.strategy, self._train, run.step, rows, tf.constant(per_call)
+        )
+        for _ in range(steps // per_call)
+      ]
+    except tf.errors.OpError as error:
+      raise (run.rows.failure or error) from None
     losses = np.concatenate([part.numpy() for part in parts])
     elapsed = time.perf_counter() - start
     bad = health.first_bad_loss(losses)
@@ -224,12 +227,13 @@ class Loop:
   def _probe(self) -> xir.diagnostics.EstimatorProbe | None:
     """What compares the loss with the full softmax, if asked for."""
     config = self._run.config
-    if not config.estimator_probe:
+    rows = self._run.rows
+    if not config.estimator_probe or not isinstance(rows, batches.InMemory):
       return None
     return xir.diagnostics.EstimatorProbe(
       self._run.model,
-      self._run.rows,
-      known=self._run.known,
+      rows.columns,
+      known=rows.known,
       probe_size=config.estimator_probe,
       batch_size=config.global_batch_size,
       seed=config.seed,

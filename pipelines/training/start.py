@@ -45,9 +45,7 @@ class Run:
     workers: The processes that train together.
     directory: Where it is kept.
     schedule: When things are due.
-    rows: By name, [n] arrays of the training rows, with their final weights.
-    known: [num_queries, None] candidates that are no negatives of a query;
-      None: not masked.
+    rows: The training rows.
     examples: Makes batches of the rows.
     validation: The validation split; None: there is none.
     model: The model, compiled.
@@ -61,8 +59,7 @@ class Run:
   workers: strategies.Workers
   directory: runs.RunDir
   schedule: schedule.Schedule
-  rows: batches.Columns
-  known: tf.RaggedTensor | None
+  rows: batches.TrainingRows
   examples: batches.Examples
   validation: Any
   model: xir.models.TwoTower
@@ -97,15 +94,19 @@ def start(
   workers = strategies.Workers(strategy)
   # Refuses a batch of fewer rows than replicas, before anything is read.
   datasets.shares(config.global_batch_size, strategy.num_replicas_in_sync)
-  data = directories.DataDir(config.data, all_rows=config.rows == "all")
+  data = directories.DataDir(
+    config.data,
+    all_rows=config.rows == "all",
+    rows_in_memory=config.rows_in_memory,
+  )
   schema = data.schema
   if not schema.rows["train"]:
     raise errors.DataError("there are no training rows", path=config.data)
   split = validation.load(config, data)
-  rows, known = _data(config, data)
-  calendar = schedule.Schedule(len(rows["query_id"]), config)
+  rows = _rows(config, data)
+  calendar = schedule.Schedule(rows.num_rows, config)
   if workers.is_chief:
-    _say_if_few_steps(len(rows["query_id"]), calendar.total_steps, config)
+    _say_if_few_steps(rows.num_rows, calendar.total_steps, config)
   tf.keras.utils.set_random_seed(config.seed)
   with strategy.scope():
     model = build.build(config, schema, data.queries, data.candidates)
@@ -126,8 +127,7 @@ def start(
     directory=directory,
     schedule=calendar,
     rows=rows,
-    known=known,
-    examples=batches.examples(config, rows, known, calendar.total_steps),
+    examples=rows.examples(config, calendar.total_steps),
     validation=split,
     model=model,
     step=step,
@@ -152,18 +152,18 @@ def _say_if_few_steps(
     )
 
 
-def _data(
+def _rows(
   config: configs.TrainConfig, data: directories.DataDir
-) -> tuple[batches.Columns, tf.RaggedTensor | None]:
+) -> batches.TrainingRows:
   """The training rows, and what is masked with them."""
   used = config.resolved
-  columns = data.rows("train", in_order=config.query_tower != "id")
-  rows = batches.training_rows(columns, config.data)
-  known = None
-  if used.mask_known_positives:
-    known = datasets.candidates_by_query(rows, data.schema.num_queries)
-  rows = batches.with_popularity(rows, used.popularity_weight or 0.0)
-  return rows, known
+  kind = batches.InMemory if data.fits else batches.OnDisk
+  return kind.of_data(
+    config,
+    data,
+    bool(used.mask_known_positives),
+    used.popularity_weight or 0.0,
+  )
 
 
 def _begin(

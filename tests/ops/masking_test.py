@@ -118,22 +118,26 @@ class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
   """Rows that share what is known have the mask of rows of their own."""
 
   @parameterized.product(
-    accidental_hits=(False, True), padded=(False, True), graph=(False, True)
+    accidental_hits=(False, True),
+    padded=(False, True),
+    run=("eager", "graph", "compiled"),
   )
-  def test_reference(self, accidental_hits, padded, graph):
+  def test_reference(self, accidental_hits, padded, run):
     rng = np.random.default_rng(3)
     pool_ids = rng.integers(0, 12, 20)
     positive_ids = rng.integers(0, 12, 7)
     known = [[], [0, 3, 5, 9], list(range(12))]
     entries = [1, 2, 2, 0, 1, 2, 1]
     ids = tf.ragged.constant(known, tf.int64)
+    if padded:
+      ids = ids.to_tensor(-1)
 
     def keep():
       mask = masking.ColumnMask(
         tf.constant(positive_ids),
         tf.constant(pool_ids),
         accidental_hits=accidental_hits,
-        known_ids=ids.to_tensor(-1) if padded else ids,
+        known_ids=ids,
         known_rows=tf.constant(entries),
       )
       # In parts, as the kernel asks for it.
@@ -144,7 +148,9 @@ class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
     )
     if accidental_hits:
       expected &= ~reference.accidental_hits(positive_ids, pool_ids)
-    self.assertAllEqual((tf.function(keep) if graph else keep)(), expected)
+    if run != "eager":
+      keep = tf.function(keep, jit_compile=run == "compiled")
+    self.assertAllEqual(keep(), expected)
 
 
 class OwnColumnsTest(tf.test.TestCase, parameterized.TestCase):

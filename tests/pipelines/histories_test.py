@@ -77,7 +77,7 @@ def built(data, **given):
   opened = directory.DataDir(data)
   model = build.build(made, opened.schema, opened.queries, opened.candidates)
   rows = opened.rows("train", in_order=True)
-  return model, batches.examples(made, rows, None, 1)
+  return model, batches.InMemory(rows, None).examples(made, 1)
 
 
 # Settings --------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_known_positives_come_with_positions(data):
   opened = directory.DataDir(data)
   rows = opened.rows("train", in_order=True)
   known = batches.datasets.candidates_by_query(rows, opened.schema.num_queries)
-  make = batches.examples(config(data), rows, known, 1)
+  make = batches.InMemory(rows, known).examples(config(data), 1)
   (batch,) = make(shares=[(10, 30)]).take(1)
   entries = batch["known_candidate_ids"].to_list()
   assert [entries[row] for row in batch["known_row"].numpy()] == [
@@ -247,7 +247,7 @@ def test_data_without_an_order_is_refused(data, tmp_path):
   opened = directory.DataDir(data)
   rows = dict(opened.rows("train"))
   with pytest.raises(errors.DataError, match="neither times nor their order"):
-    batches.examples(config(data), rows, None, 1)
+    batches.InMemory(rows, None).examples(config(data), 1)
 
 
 # Evaluation ------------------------------------------------------------------

@@ -155,6 +155,28 @@ def test_killed_process_goes_on_bit_for_bit(data, whole, tmp_path):
   assert steps_logged(path) == list(range(1, result.step + 1))
 
 
+def test_rows_that_do_not_fit_in_memory_go_on_bit_for_bit(tmp_path):
+  data = synthetic_data.prepare_synthetic(
+    tmp_path / "data",
+    num_users=80,
+    num_items=150,
+    num_interactions=1800,
+    seed=3,
+    validation_fraction=0.1,
+    num_buckets=8,
+  )
+  settings = {
+    "task": "ssl_pop",
+    "rows_in_memory": 900,
+    "average_epochs": 0.0,
+    "eval_epochs": 4,
+  }
+  run(data, tmp_path / "whole", epochs=2, **settings)
+  run(data, tmp_path / "stopped", epochs=1, **settings)
+  run(data, tmp_path / "stopped", epochs=2, resume=True, **settings)
+  assert_same_state(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_killed_worker_stops_the_others_and_all_go_on_bit_for_bit(
   data, whole, tmp_path
 ):

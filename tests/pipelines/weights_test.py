@@ -103,6 +103,35 @@ def _embeddings(model):
   ]
 
 
+def test_rows_on_disk_have_the_same_weights(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = np.unique(rng.integers(20, size=[120, 2]), axis=0)
+  weights = rng.integers(0, 3, len(rows))
+  path = _data(tmp_path / "weighted", np.column_stack([rows, weights]))
+  config = _config(path, tmp_path / "model", rows_in_memory=20)
+  given = (True, 0.5)
+  held = batches.InMemory.of_data(config, directory.DataDir(path), *given)
+  with pytest.raises(errors.DataError, match="prepare it again"):
+    batches.OnDisk.of_data(config, directory.DataDir(path, 20), *given)
+  config = _config(path, tmp_path / "model", rows_in_memory=240)
+  opened = directory.DataDir(path, 20)
+  on_disk = batches.OnDisk.of_data(config, opened, *given)
+  columns = on_disk.parts.share(0, 0, 16)
+  expected = {
+    (query, candidate): weight
+    for query, candidate, weight in zip(*held.columns.values(), strict=True)
+  }
+  assert on_disk.num_rows == held.num_rows
+  found = zip(*(columns[name] for name in held.columns), strict=True)
+  for query, candidate, weight in found:
+    assert weight == pytest.approx(expected[query, candidate])
+  for table, counts in (
+    (opened.queries, on_disk.blocks.counts["query_id"]),
+    (opened.candidates, on_disk.blocks.counts["candidate_id"]),
+  ):
+    np.testing.assert_array_equal(table.counts, counts)
+
+
 @pytest.mark.parametrize("optimizer", ["lazy_adam", "adam"])
 def test_rows_of_weight_0_move_no_weight(tmp_path, optimizer):
   rng = np.random.default_rng(0)

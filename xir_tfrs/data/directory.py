@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
-from xir_tfrs.data import atomic, errors, records, tables
+from xir_tfrs.data import atomic, blocks, errors, records, tables
 from xir_tfrs.data import schema as schema_lib
 
 _COLUMNS = ("query_id", "candidate_id", "sample_weight")
@@ -79,7 +79,10 @@ class DataDir:
   """
 
   def __init__(
-    self, path: str | os.PathLike[str], all_rows: bool = False
+    self,
+    path: str | os.PathLike[str],
+    all_rows: bool = False,
+    rows_in_memory: int = 0,
   ) -> None:
     """Opens a directory made by `pipelines.prepare`.
 
@@ -87,6 +90,7 @@ class DataDir:
       path: The directory.
       all_rows: Whether the rows of all splits are training rows, for a model
         that goes into service and from which nothing is held out.
+      rows_in_memory: Most training rows to hold; 0: all of them.
 
     Raises:
       DataError: This is no data directory, or its schema cannot be used.
@@ -98,7 +102,13 @@ class DataDir:
     if all_rows:
       total = sum(self.schema.rows.values())
       self.schema = msgspec.structs.replace(self.schema, rows={"train": total})
+    self._most = rows_in_memory
     self._rows: dict[tuple[str, bool], Mapping[str, np.ndarray]] = {}
+
+  @property
+  def fits(self) -> bool:
+    """Whether the training rows are few enough to hold them."""
+    return not self._most or self.schema.rows["train"] <= self._most
 
   def rows(
     self, split: str, in_order: bool = False
@@ -127,20 +137,63 @@ class DataDir:
   def _read(
     self, split: str, columns: Sequence[str]
   ) -> Mapping[str, np.ndarray]:
-    splits: Sequence[str] = [split]
-    if self._all_rows:
-      splits = schema_lib.SPLITS
     parts = [
       records.read_interactions(
         self.path, name, schema=self._on_disk, columns=columns
       )
-      for name in splits
+      for name in self._splits(split)
     ]
     if len(parts) == 1:
       return parts[0]
     return {
       name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     }
+
+  def _splits(self, split: str) -> Sequence[str]:
+    """Where the rows of a split are on disk."""
+    return schema_lib.SPLITS if self._all_rows else [split]
+
+  def rows_of(
+    self, split: str, query_ids: np.ndarray, in_order: bool = False
+  ) -> Mapping[str, np.ndarray]:
+    """The rows of a split that some queries have, and maybe of others.
+
+    Training rows that do not fit in memory are read for it, and those of other
+    queries are left out. Otherwise this is `rows`.
+    """
+    if split != "train" or self.fits:
+      return self.rows(split, in_order)
+    wanted = np.zeros(self.schema.num_queries, bool)
+    wanted[query_ids] = True
+    names = _COLUMNS + (_ORDER if in_order else ())
+    spec = records.interaction_spec(self.schema, names)
+    parts = {
+      name: [np.empty(0, records.in_memory_type(name, dtype))]
+      for name, dtype in spec.items()
+    }
+    for batch in self._batches(names):
+      chosen = wanted[batch.values["query_id"]]
+      for name, found in parts.items():
+        found.append(batch.values[name][chosen].astype(found[0].dtype))
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+  def training_blocks(
+    self, in_order: bool = False, by_query: bool = False
+  ) -> blocks.Blocks:
+    """Where the training rows are on disk; see `blocks.Blocks`."""
+    columns = _COLUMNS + (_ORDER if in_order else ())
+    return blocks.Blocks.of_batches(
+      self._batches(columns),
+      self._on_disk,
+      self.path,
+      columns=columns,
+      by_query=by_query,
+    )
+
+  def _batches(self, columns: Sequence[str]) -> Iterator[records.Batch]:
+    """The training rows, a few records at a time."""
+    for split in self._splits("train"):
+      yield from records.read_batches(self.path, split, self._on_disk, columns)
 
   @functools.cached_property
   def queries(self) -> tables.Table:
@@ -173,18 +226,24 @@ class DataDir:
     table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False
     )
-    ids = None
-    if any(
+    has_weights = any(
       column.name == "sample_weight"
       for column in self.schema.interaction_features
-    ):
-      rows = self.rows("train")
-      trained = rows["sample_weight"] != 0
-      if not trained.all():
-        ids = rows[id_column][trained]
-    if ids is None and self._all_rows:
-      ids = self.rows("train")[id_column]
-    if ids is None:
+    )
+    if not (has_weights or self._all_rows):
       return table  # Its counts are those of the train split.
-    counts = np.bincount(ids, minlength=len(table))
+    counts, num_left_out = np.zeros(len(table), np.int64), 0
+    if self.fits:
+      parts: Iterable[Mapping[str, np.ndarray]] = [self.rows("train")]
+    else:
+      columns = (id_column, "sample_weight")
+      parts = (batch.values for batch in self._batches(columns))
+    for rows in parts:
+      ids = rows[id_column]
+      if has_weights:
+        ids = ids[rows["sample_weight"] != 0]
+      np.add.at(counts, ids, 1)
+      num_left_out += len(rows[id_column]) - len(ids)
+    if not num_left_out and not self._all_rows:
+      return table
     return dataclasses.replace(table, counts=counts)

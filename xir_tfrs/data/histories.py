@@ -10,7 +10,7 @@ Axes: n = rows, length = events of a window.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,7 @@ def rows_before_dataset(
 
   def with_history(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     batch = dict(batch)
-    batch["history_ids"] = _numpy(
+    batch["history_ids"] = datasets.from_numpy(
       lambda x: rows.before(x, length).astype(np.int64),
       [batch.pop("row")],
       [tf.TensorSpec([None, length], tf.int64)],
@@ -248,9 +248,15 @@ class PositionBatches:
     windows: Windows,
     *,
     global_batch_size: int,
-    seed: int,
+    seed: int | Sequence[int],
   ) -> None:
     """Takes the rows.
+
+    Args:
+      rows: The rows.
+      windows: Their windows.
+      global_batch_size: Rows per batch, B.
+      seed: Seed of the permutations, or several that make one.
 
     Raises:
       ValueError: There are no rows, or `global_batch_size` is not positive.
@@ -267,7 +273,8 @@ class PositionBatches:
     # Of each window: past its newest event, whichever target sees it. Not of
     # the targets in a batch: ages must not depend on how batches are cut.
     self._end = self._sees[windows.first_target + windows.num_targets - 1]
-    self._batch, self._seed = global_batch_size, seed
+    self._batch = global_batch_size
+    self._seeds = [seed] if isinstance(seed, int) else [*seed]
     self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
   def share(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
@@ -282,11 +289,19 @@ class PositionBatches:
     """
     # From row 0 on: windows are numbered in the order of the whole batch.
     start = step * self._batch
-    targets, windows = self._stream(start, start + high)
+    return self.places(start, start + high, skip=low)
+
+  def places(self, low: int, high: int, skip: int = 0) -> dict[str, np.ndarray]:
+    """Rows at places [low + skip, high) of the stream, numbered from `low`.
+
+    Returns:
+      As `share`.
+    """
+    targets, windows = self._stream(low, high)
     begins = _starts(windows)
     number = np.cumsum(begins) - 1
-    targets, first_window = targets[low:], int(number[low])
-    history_row = number[low:] - first_window
+    targets, first_window = targets[skip:], int(number[skip])
+    history_row = number[skip:] - first_window
     chosen = windows[begins][first_window:]
     first_event = self._windows.first_event[chosen]
     length = self._windows.length
@@ -327,7 +342,7 @@ class PositionBatches:
       return [share[name] for name in specs]
 
     def batch(element: tf.Tensor) -> dict[str, tf.Tensor]:
-      values = _numpy(numpy_batch, [element], list(specs.values()))
+      values = datasets.from_numpy(numpy_batch, [element], list(specs.values()))
       rows = dict(zip(specs, values, strict=True))
       return rows if known is None else datasets.with_known(rows, known)
 
@@ -391,7 +406,7 @@ class PositionBatches:
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """An epoch's order of the windows, and where the targets of each end."""
     if epoch not in self._epochs:
-      rng = np.random.default_rng([self._seed, epoch])
+      rng = np.random.default_rng([*self._seeds, epoch])
       order = rng.permutation(len(self._windows.num_targets))
       found = order, np.cumsum(self._windows.num_targets[order])
       # A batch may reach into the next epoch, and threads run ahead: a few.
@@ -405,18 +420,3 @@ def _starts(values: np.ndarray) -> np.ndarray:
   starts = np.ones(len(values), bool)
   starts[1:] = values[1:] != values[:-1]
   return starts
-
-
-def _numpy(
-  function: Callable[..., Any],
-  inputs: Sequence[Any],
-  specs: Sequence[tf.TensorSpec],
-) -> list[tf.Tensor]:
-  """Calls a NumPy function in a graph, with the shapes that are known."""
-  values = tf.numpy_function(
-    function, inputs, [spec.dtype for spec in specs], stateful=False
-  )
-  values = values if isinstance(values, (list, tuple)) else [values]
-  for value, spec in zip(values, specs, strict=True):
-    value.set_shape(spec.shape)
-  return list(values)

@@ -68,8 +68,12 @@ class BlockWriter:
     if self._pending_rows >= self._block_rows:
       self._flush(keep=self._pending_rows % self._block_rows)
 
-  def close(self) -> None:
+  def end_block(self) -> None:
+    """Ends the block here: it has no rows of what is appended next."""
     self._flush(keep=0)
+
+  def close(self) -> None:
+    self.end_block()
     self._writer.close()
 
   def _flush(self, keep: int) -> None:
@@ -143,38 +147,78 @@ def read_interactions(
   Raises:
     DataError: a file is missing, damaged or does not fit the schema.
   """
+  schema = schema or schema_lib.Schema.load(data_dir)
+  num_rows = sum(s.rows for s in _shards_of(data_dir, split, schema))
+  rows = {
+    name: np.empty(num_rows, in_memory_type(name, dtype))
+    for name, dtype in interaction_spec(schema, columns).items()
+  }
+  for batch in read_batches(data_dir, split, schema, columns):
+    for name, values in batch.values.items():
+      start = batch.total_rows
+      rows[name][start : start + len(values)] = values
+  return rows
+
+
+def interaction_spec(
+  schema: schema_lib.Schema, columns: Sequence[str] | None = None
+) -> dict[str, tf.dtypes.DType]:
+  """The columns of interactions that are wanted, with their types on disk."""
+  return {
+    f.name: tf.int64 if f.dtype == "int64" else tf.float32
+    for f in schema.interaction_features
+    if columns is None or f.name in columns or f.name == "query_id"
+  }
+
+
+def in_memory_type(name: str, dtype: tf.dtypes.DType) -> np.dtype:
+  """The type of a column of interactions in memory: ids take 4 bytes."""
+  is_id = name in ("query_id", "candidate_id")
+  return np.dtype(np.int32 if is_id else dtype.as_numpy_dtype)
+
+
+def read_batches(
+  data_dir: str | os.PathLike[str],
+  split: str,
+  schema: schema_lib.Schema,
+  columns: Sequence[str] | None = None,
+) -> Iterator[Batch]:
+  """The checked rows of a split, a few records at a time.
+
+  Args:
+    data_dir, split, columns: as `read_interactions`.
+    schema: of `data_dir`.
+
+  Raises:
+    DataError: as `read_interactions`.
+  """
+  limits = {
+    "query_id": schema.num_queries,
+    "candidate_id": schema.num_candidates,
+  }
+  shards = _shards_of(data_dir, split, schema)
+  spec = interaction_spec(schema, columns)
+  for batch in read_shards(data_dir, shards, spec, rows_of="query_id"):
+    for name in spec:
+      if name != "query_id":
+        batch.require_lengths(name, batch.lengths["query_id"], "one per row")
+      if name in limits:
+        batch.require_ids(name, limits[name])
+    yield batch
+
+
+def _shards_of(
+  data_dir: str | os.PathLike[str], split: str, schema: schema_lib.Schema
+) -> Sequence[schema_lib.Shard]:
+  """The shards of a split, whose rows add up."""
   if split not in schema_lib.SPLITS:
     raise ValueError(
       f"`split` must be one of {', '.join(schema_lib.SPLITS)}. Received:"
       f" {split!r}."
     )
-  schema = schema or schema_lib.Schema.load(data_dir)
-  limits = {
-    "query_id": schema.num_queries,
-    "candidate_id": schema.num_candidates,
-  }
-  spec = {
-    f.name: tf.int64 if f.dtype == "int64" else tf.float32
-    for f in schema.interaction_features
-    if columns is None or f.name in columns or f.name == "query_id"
-  }
   shards = schema.shards.get(split, ())
-  num_rows = check_rows(data_dir, split, shards, schema.rows[split])
-  rows = {
-    name: np.empty(
-      num_rows, np.int32 if name in limits else dtype.as_numpy_dtype
-    )
-    for name, dtype in spec.items()
-  }
-  for batch in read_shards(data_dir, shards, spec, rows_of="query_id"):
-    for name, values in batch.values.items():
-      if name != "query_id":
-        batch.require_lengths(name, batch.lengths["query_id"], "one per row")
-      if name in limits:
-        batch.require_ids(name, limits[name])
-      start = batch.total_rows
-      rows[name][start : start + len(values)] = values
-  return rows
+  check_rows(data_dir, split, shards, schema.rows[split])
+  return shards
 
 
 def check_rows(
@@ -267,6 +311,19 @@ class Batch:
       raise errors.DataError(
         f"{values[wrong[0]]} is outside [0, {limit}); {what} are whole"
         " numbers from 0 without gaps, which xir-tfrs prepare assigns",
+        path=self.path,
+        row=self.shard_rows + int(wrong[0]) + 1,
+        column=name,
+      )
+
+  def require_weights(self, name: str) -> None:
+    """Raises unless all values are finite and not negative."""
+    values = self.values[name]
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if wrong.size:
+      raise errors.DataError(
+        "weights must be finite and not negative. Received: "
+        f"{values[wrong[0]]}",
         path=self.path,
         row=self.shard_rows + int(wrong[0]) + 1,
         column=name,

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
-from xir_tfrs.ops import chunks, ragged, search
+from xir_tfrs.ops import chunks, ragged, search, xla
 
 # Cells of the filter of known ids; a power of 2, many times a pool.
 _FILTER_SIZE = 2**16
@@ -60,18 +60,18 @@ class ColumnMask:
     self._own = "as others" if own_offset is None else own
     self._accidental_hits = accidental_hits
     self._in_use = in_use
-    self._known: _RaggedKnown | _PaddedKnown | None = None
-    if isinstance(known_ids, tf.RaggedTensor):
+    self._known: _RaggedKnown | _FlatKnown | None = None
+    if known_ids is None:
+      return
+    if isinstance(known_ids, tf.RaggedTensor) and not xla.compiling():
       self._known = _RaggedKnown(
         known_ids,
         known_rows,
         None if accidental_hits else positive_ids,
         pool_ids,
       )
-    elif known_ids is not None:
-      if known_rows is not None:
-        known_ids = tf.gather(known_ids, known_rows)
-      self._known = _PaddedKnown(known_ids, positive_ids, pool_ids)
+    else:
+      self._known = _FlatKnown(known_ids, known_rows, positive_ids, pool_ids)
 
   def keep(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor | None:
     """[size, pool] bool, which columns count; None: all of them.
@@ -155,36 +155,73 @@ class _RaggedKnown:
     return mask & ~accidental_hits(own, self._pool_ids)
 
 
-class _PaddedKnown:
-  """The same, from ids in a padded tensor: every shape is static.
+class _FlatKnown:
+  """The same, in shapes that are static where those of the ids are.
 
   Each id has a place in the order of the pool's ids, the first of its columns;
-  a row marks the places of its known ids, and a column looks up its own.
+  an entry marks the places of its ids, and a column looks up its own.
   """
 
   def __init__(
-    self, known_ids: tf.Tensor, positive_ids: tf.Tensor, pool_ids: tf.Tensor
+    self,
+    known_ids: tf.Tensor | tf.RaggedTensor,
+    known_rows: tf.Tensor | None,
+    positive_ids: tf.Tensor,
+    pool_ids: tf.Tensor,
   ) -> None:
-    ids = tf.cast(known_ids, pool_ids.dtype)
+    ids, self._entries, self._num_entries = _flat(known_ids)
+    ids = tf.cast(ids, pool_ids.dtype)
+    self._rows = known_rows
+    self._positive_ids, self._pool_ids = positive_ids, pool_ids
     ordered = tf.sort(pool_ids)
     self._pool = tf.size(pool_ids)
     self._place_of_column = search.lower_bound(ordered, pool_ids)
     places = search.lower_bound(ordered, ids)
     found = tf.gather(ordered, tf.minimum(places, self._pool - 1))
-    is_other = tf.equal(found, ids) & (ids != positive_ids[:, tf.newaxis])
-    # Ids that must not be marked go to an extra column.
-    self._places = tf.where(is_other, places, self._pool)
+    # Ids that are not in the pool mark an extra column.
+    self._places = tf.where(tf.equal(found, ids), places, self._pool)
 
   def columns(self, start: chunks.Size, size: chunks.Size) -> tf.Tensor:
     """[size, pool] bool, True where a column is one of them."""
-    places = chunks.part(self._places, start, size)
-    rows = tf.broadcast_to(tf.range(size)[:, tf.newaxis], tf.shape(places))
-    marked = tf.scatter_nd(
-      tf.stack([rows, places], axis=-1),
-      tf.ones_like(places),
-      [size, self._pool + 1],
+    if self._rows is None:
+      entries = tf.range(size) + tf.cast(start, tf.int32)
+    else:
+      entries = tf.cast(chunks.part(self._rows, start, size), tf.int32)
+    # Of the rows that have an entry, the first one marks for all.
+    first = tf.math.unsorted_segment_min(
+      tf.range(size), entries, self._num_entries
     )
-    return tf.gather(marked > 0, self._place_of_column, axis=1)
+    rows = tf.gather(first, self._entries)
+    is_here = rows < size
+    marks = tf.stack(
+      [
+        tf.where(is_here, rows, 0),
+        tf.where(is_here, self._places, self._pool),
+      ],
+      axis=-1,
+    )
+    marked = tf.scatter_nd(
+      marks, tf.ones_like(self._places), [size, self._pool + 1]
+    )
+    if self._rows is not None:
+      marked = tf.gather(marked, tf.gather(first, entries))
+    mask = tf.gather(marked > 0, self._place_of_column, axis=1)
+    own = chunks.part(self._positive_ids, start, size)
+    return mask & ~accidental_hits(own, self._pool_ids)
+
+
+def _flat(
+  known_ids: tf.Tensor | tf.RaggedTensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Ids one after another, the entry of each, and the number of entries."""
+  if isinstance(known_ids, tf.RaggedTensor):
+    ids = known_ids.values
+    places = tf.range(tf.size(ids, tf.int64))
+    entries = search.upper_bound(known_ids.row_splits, places) - 1
+    return ids, entries, tf.cast(known_ids.nrows(), tf.int32)
+  num_entries, width = tf.unstack(tf.shape(known_ids))
+  entries = tf.repeat(tf.range(num_entries), width)
+  return tf.reshape(known_ids, [-1]), entries, num_entries
 
 
 def mask_logits(logits: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:

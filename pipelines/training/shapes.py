@@ -1,0 +1,79 @@
+"""Batches in shapes that are the same for all of them, as XLA needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines.training import config as configs
+
+# Makes a dataset of the batches from a step on: (start_step=..., shares=...).
+Examples = Callable[..., tf.data.Dataset]
+
+
+def most_known(counts: np.ndarray, config: configs.TrainConfig) -> int:
+  """The most known candidates that the queries of one batch can have.
+
+  Args:
+    counts: [num_queries] how many each has.
+    config: The run.
+  """
+  rows = min(config.global_batch_size, len(counts))
+  return max(int(np.partition(counts, -rows)[-rows:].sum()), 1)
+
+
+def padded(
+  make: Examples, most_known: int | None, most_windows: int | None
+) -> Examples:
+  """The batches in shapes that are the same for all of them.
+
+  Args:
+    make: Makes the batches.
+    most_known: The most known candidates of a batch's distinct queries.
+    most_windows: The most windows of histories of a batch.
+  """
+
+  def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    batch = dict(batch)
+    if most_known is not None:
+      batch["known_candidate_ids"] = _padded_known(
+        batch["known_candidate_ids"], batch["query_id"].shape[0], most_known
+      )
+    if most_windows is not None:
+      for name, of_padding in (("history_ids", -1), ("history_query_ids", 0)):
+        x = batch[name]
+        missing = [[0, most_windows - tf.shape(x)[0]]]
+        missing += [[0, 0]] * (x.shape.rank - 1)
+        x = tf.pad(x, missing, constant_values=tf.constant(of_padding, x.dtype))
+        batch[name] = tf.ensure_shape(x, [most_windows, *x.shape[1:]])
+    return batch
+
+  return lambda **which: make(**which).map(pad, num_parallel_calls=2)
+
+
+def _padded_known(
+  known: tf.RaggedTensor, num_rows: int, most: int
+) -> tf.RaggedTensor:
+  """Known candidates of distinct queries, in one shape for all batches.
+
+  Args:
+    known: [queries, None] ids.
+    num_rows: Rows of the batch, so that there are no more queries.
+    most: Ids of a batch at most.
+
+  Returns:
+    [num_rows + 1, None], of `most` ids; the last entry has the padding, -1.
+  """
+  ids, splits = known.values, known.row_splits
+  missing = most - tf.size(ids)
+  ids = tf.pad(ids, [[0, missing]], constant_values=-1)
+  no_queries = tf.fill([num_rows + 1 - tf.size(splits)], splits[-1])
+  end = tf.constant([most], splits.dtype)
+  splits = tf.concat([splits, no_queries, end], axis=0)
+  return tf.RaggedTensor.from_row_splits(
+    tf.ensure_shape(ids, [most]),
+    tf.ensure_shape(splits, [num_rows + 2]),
+    validate=False,
+  )

@@ -1,0 +1,415 @@
+"""Training rows that are in memory a part at a time.
+
+Each epoch is a permutation of the units of rows on disk (`data.blocks`), cut
+into parts that fit in memory, and the rows of a part are shuffled. Where each
+row comes is a function of (seed, epoch), so a batch is a function of
+(seed, step): no order is kept, and any step can be reached again by reading
+the part that it is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from xir_tfrs.data import blocks as blocks_lib
+from xir_tfrs.data import datasets, errors, histories
+
+Columns = dict[str, np.ndarray]
+# What a batch of positions has for each window, not each row.
+_OF_WINDOWS = ("history_ids", "history_query_ids")
+
+
+class Part(Protocol):
+  """Rows that are in memory together, in the order of an epoch."""
+
+  def rows(self, low: int, high: int) -> Columns:
+    """Rows [low, high), as they are in a batch of their own."""
+
+
+class ShuffledRows:
+  """A part whose rows are a batch as they are.
+
+  With `history_length`, each row has its history: `history_ids`, [rows,
+  history_length] int64.
+  """
+
+  def __init__(
+    self,
+    columns: Mapping[str, np.ndarray],
+    seeds: Sequence[int],
+    *,
+    history_length: int | None = None,
+    ties: str = "strict",
+  ) -> None:
+    self._histories = None
+    if history_length is not None:
+      self._histories = histories.Histories.of_rows(columns, ties)
+      columns = self._histories.columns
+    self._columns, self._length = columns, history_length
+    self._order = np.arange(len(columns["query_id"]), dtype=np.int32)
+    np.random.default_rng(seeds).shuffle(self._order)
+
+  def rows(self, low: int, high: int) -> Columns:
+    chosen = self._order[low:high]
+    found = {name: column[chosen] for name, column in self._columns.items()}
+    if self._histories is not None:
+      assert self._length is not None
+      before = self._histories.before(chosen, self._length)
+      found["history_ids"] = before.astype(np.int64)
+    return found
+
+
+class ShuffledPositions:
+  """A part whose rows are the targets of windows of histories."""
+
+  def __init__(
+    self,
+    columns: Mapping[str, np.ndarray],
+    seeds: Sequence[int],
+    *,
+    history_length: int,
+    ties: str = "strict",
+  ) -> None:
+    rows = histories.Histories.of_rows(columns, ties)
+    windows = histories.Windows.of_histories(rows, history_length)
+    self._batches = histories.PositionBatches(
+      rows, windows, global_batch_size=len(rows.first), seed=seeds
+    )
+
+  def rows(self, low: int, high: int) -> Columns:
+    return self._batches.places(low, high)
+
+
+class KnownCandidates:
+  """The candidates that each query of a part has."""
+
+  def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+    num_candidates = int(columns["candidate_id"].max(initial=0)) + 1
+    pairs = datasets.distinct_pairs([columns], num_candidates)
+    queries, candidates = np.divmod(pairs, num_candidates)
+    self._queries, first = np.unique(queries, return_index=True)
+    self._splits = np.append(first, len(queries))
+    self._candidates = candidates.astype(columns["candidate_id"].dtype)
+
+  def of_queries(self, query_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of some queries, one after another, and how many each has."""
+    entries = np.searchsorted(self._queries, query_ids)
+    starts = self._splits[entries]
+    lengths = self._splits[entries + 1] - starts
+    offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    places = offsets + np.arange(len(offsets))
+    return self._candidates[places], lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+  part: Part
+  known: KnownCandidates | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Epoch:
+  """An epoch's order of the units, and where each part ends.
+
+  Attributes:
+    order: [units] units in their order.
+    unit_ends, row_ends: [parts] units and rows up to the end of each part.
+  """
+
+  order: np.ndarray
+  unit_ends: np.ndarray
+  row_ends: np.ndarray
+
+
+class Parts:
+  """Batches of rows on disk, of which two parts are in memory at once.
+
+  One part is in use while the next one is read.
+
+  Attributes:
+    num_rows: Rows of an epoch.
+    masks_known: Whether a batch has the known candidates of its queries.
+    failure: What ended a dataset, which TensorFlow tells in other words.
+  """
+
+  def __init__(
+    self,
+    blocks: blocks_lib.Blocks,
+    make: Callable[[Columns, Sequence[int]], Part],
+    *,
+    rows_in_memory: int,
+    global_batch_size: int,
+    seed: int,
+    masks_known: bool = False,
+    weights: np.ndarray | None = None,
+  ) -> None:
+    """Lays out the parts; nothing is read.
+
+    Args:
+      blocks: The rows. Where a part needs all rows of a query, and with
+        `masks_known`, blocks that share queries have units in common.
+      make: Makes a part of its rows and of seeds.
+      rows_in_memory: Rows of two parts, at most.
+      global_batch_size: Rows per batch.
+      seed: Seed of the permutations.
+      masks_known: Give each batch the candidates of its queries, as
+        `datasets.with_known` does.
+      weights: [num_candidates] factors on the weights of each candidate's
+        rows; None: all 1.
+
+    Raises:
+      DataError: Rows that must be in memory together are more than fit.
+    """
+    units = blocks.unit
+    if units is None:
+      units = np.arange(len(blocks.rows))
+    self._blocks, self._make = blocks, make
+    self._batch, self._seed = global_batch_size, seed
+    self.masks_known, self._weights = masks_known, weights
+    self._by_unit = np.argsort(units, kind="stable")
+    self._unit_ends = np.cumsum(np.bincount(units))
+    self._unit_rows = np.bincount(units, blocks.rows).astype(np.int64)
+    self._on_disk = np.bincount(units, blocks.rows_on_disk).astype(np.int64)
+    self._capacity = rows_in_memory // 2
+    self.num_rows = int(self._unit_rows.sum())
+    largest = int(self._on_disk.max())
+    if largest > self._capacity:
+      raise errors.DataError(
+        f"--rows_in_memory {rows_in_memory:,} is too few: {largest:,} rows "
+        "share queries and must be in memory together, twice. Give at least "
+        f"{2 * largest:,}, or, if the data was prepared by an earlier version, "
+        "which did not keep queries together, prepare it again",
+        path=blocks.paths[0].parent,
+      )
+    self._epochs: dict[int, _Epoch] = {}
+    self._held: dict[tuple[int, int], futures.Future[_Loaded]] = {}
+    self.failure: errors.DataError | None = None
+    self._lock = threading.Lock()
+    self._reader = futures.ThreadPoolExecutor(1)
+
+  def share(self, step: int, low: int, high: int) -> Columns:
+    """Rows [low, high) of batch `step`.
+
+    Returns:
+      Their columns and what `make`'s parts add to them. With `masks_known`,
+      also `known_candidate_ids`, those of the distinct queries one after
+      another, `known_lengths`, how many each has, and `known_row` [high - low].
+
+    Raises:
+      DataError: A file cannot be read any more.
+    """
+    start = step * self._batch
+    pieces = self._pieces(start, start + high)
+    rows = _without(
+      low, _joined([loaded.part.rows(a, b) for loaded, a, b in pieces])
+    )
+    if not self.masks_known:
+      return rows
+    return rows | _known(pieces, rows["query_id"], low)
+
+  def dataset(
+    self,
+    *,
+    start_step: int = 0,
+    shares: Sequence[tuple[int, int]] | None = None,
+  ) -> tf.data.Dataset:
+    """Endless batches from `start_step` on, as `datasets.training_dataset`."""
+    shares = tuple(shares or [(0, self._batch)])
+    specs = self._specs({high - low for low, high in shares})
+
+    def numpy_batch(element: np.ndarray) -> list[np.ndarray]:
+      step = start_step + int(element) // len(shares)
+      try:
+        share = self.share(step, *shares[int(element) % len(shares)])
+      except errors.DataError as error:
+        self.failure = error
+        raise
+      return [share[name] for name in specs]
+
+    def batch(element: tf.Tensor) -> dict[str, tf.Tensor]:
+      values = datasets.from_numpy(numpy_batch, [element], list(specs.values()))
+      rows = dict(zip(specs, values, strict=True))
+      if self.masks_known:
+        rows["known_candidate_ids"] = tf.RaggedTensor.from_row_lengths(
+          rows["known_candidate_ids"], rows.pop("known_lengths"), validate=False
+        )
+      return rows
+
+    # One after another: a batch further on would drop what this one needs.
+    options = tf.data.Options()
+    options.experimental_optimization.map_parallelization = False
+    return (
+      tf.data.Dataset.range(np.iinfo(np.int64).max)
+      .map(batch)
+      .prefetch(tf.data.AUTOTUNE)
+      .with_options(options)
+    )
+
+  def _specs(self, sizes: set[int]) -> dict[str, tf.TensorSpec]:
+    """What a share of one of `sizes` is made of."""
+    size = sizes.pop() if len(sizes) == 1 else None
+    # Of any block: the first batch may be far from here.
+    block = np.flatnonzero(self._blocks.rows)[:1]
+    loaded = self._loaded(block, (self._seed,))
+    sample = loaded.part.rows(0, 1)
+    windows = _OF_WINDOWS if "history_row" in sample else ()
+    specs = {}
+    for name, column in sample.items():
+      shape = [None if name in windows else size, *column.shape[1:]]
+      specs[name] = tf.TensorSpec(shape if column.shape else [], column.dtype)
+    if self.masks_known:
+      dtype = sample["candidate_id"].dtype
+      specs["known_candidate_ids"] = tf.TensorSpec([None], dtype)
+      specs["known_lengths"] = tf.TensorSpec([None], tf.int64)
+      specs["known_row"] = tf.TensorSpec([size], tf.int32)
+    return specs
+
+  def _pieces(self, low: int, high: int) -> list[tuple[_Loaded, int, int]]:
+    """Parts and their rows that make up [low, high) of the endless stream."""
+    found = []
+    while low < high:
+      number, place = divmod(low, self.num_rows)
+      ends = self._epoch(number).row_ends
+      part = int(np.searchsorted(ends, place, side="right"))
+      begin = int(ends[part - 1]) if part else 0
+      stop = min(place + high - low, int(ends[part]))
+      found.append(((number, part), place - begin, stop - begin))
+      low += stop - place
+    loaded = self._hold([key for key, _, _ in found])
+    return [
+      (part, first, last)
+      for part, (_, first, last) in zip(loaded, found, strict=True)
+    ]
+
+  def _hold(self, keys: Sequence[tuple[int, int]]) -> list[_Loaded]:
+    """Parts, of which no others but the next one stay in memory."""
+    with self._lock:
+      wanted = [*keys] if len(keys) > 1 else [*keys, self._after(*keys[0])]
+      for key in self._held.keys() - set(wanted):
+        del self._held[key]
+      for key in wanted:
+        if key not in self._held:
+          self._held[key] = self._reader.submit(self._read, *key)
+      waiting = [self._held[key] for key in keys]
+    return [part.result() for part in waiting]
+
+  def _after(self, epoch: int, part: int) -> tuple[int, int]:
+    """The next part that has rows."""
+    ends = self._epoch(epoch).row_ends
+    following = int(np.searchsorted(ends, ends[part], side="right"))
+    return (epoch, following) if following < len(ends) else (epoch + 1, 0)
+
+  def _read(self, epoch: int, part: int) -> _Loaded:
+    order, unit_ends = self._epoch(epoch).order, self._epoch(epoch).unit_ends
+    units = order[unit_ends[part - 1] if part else 0 : unit_ends[part]]
+    ends = self._unit_ends[units]
+    sizes = np.diff(self._unit_ends, prepend=0)[units]
+    blocks = [
+      self._by_unit[end - size : end]
+      for end, size in zip(ends, sizes, strict=True)
+    ]
+    return self._loaded(np.concatenate(blocks), (self._seed, epoch, part + 1))
+
+  def _loaded(self, blocks: np.ndarray, seeds: Sequence[int]) -> _Loaded:
+    columns = self._blocks.read(blocks)
+    if self._weights is not None:
+      weights = self._weights[columns["candidate_id"]]
+      weights *= columns.get("sample_weight", 1.0)
+      columns["sample_weight"] = weights.astype(np.float32)
+    known = KnownCandidates(columns) if self.masks_known else None
+    return _Loaded(self._make(columns, seeds), known)
+
+  def _epoch(self, number: int) -> _Epoch:
+    if number not in self._epochs:
+      rng = np.random.default_rng([self._seed, number])
+      order = rng.permutation(len(self._unit_rows))
+      ends = _part_ends(self._on_disk[order], self._capacity)
+      rows = np.cumsum(self._unit_rows[order])[ends - 1]
+      found = _Epoch(order, ends, rows)
+      # Two threads may be in two epochs.
+      self._epochs = dict(list(self._epochs.items())[-2:]) | {number: found}
+      return found
+    return self._epochs[number]
+
+
+def _part_ends(sizes: np.ndarray, most: int) -> np.ndarray:
+  """Cuts a sequence into parts of about one size, none above `most`.
+
+  Args:
+    sizes: [n] of the sequence, none above `most`.
+    most: Of the sum of a part.
+
+  Returns:
+    [parts] ends, the last one n.
+  """
+  until = np.cumsum(sizes)
+  total = int(until[-1])
+  # A part ends with the unit that reaches its share.
+  num_parts = -(-total // (most - int(sizes.max()) + 1))
+  if num_parts >= len(sizes):
+    return np.arange(1, len(sizes) + 1)
+  shares = total * np.arange(1, num_parts + 1) // num_parts
+  return np.unique(np.searchsorted(until, shares)) + 1
+
+
+def _known(
+  pieces: Sequence[tuple[_Loaded, int, int]], query_ids: np.ndarray, low: int
+) -> Columns:
+  """What is known of the queries of a batch without its first `low` rows."""
+  values, lengths, numbers = [], [], []
+  at, num_queries = -low, 0
+  for loaded, first, last in pieces:
+    here = slice(max(at, 0), max(at + last - first, 0))
+    at += last - first
+    queries, number = np.unique(query_ids[here], return_inverse=True)
+    assert loaded.known is not None
+    found, length = loaded.known.of_queries(queries)
+    values.append(found)
+    lengths.append(length)
+    numbers.append(number + num_queries)
+    num_queries += len(queries)
+  return {
+    "known_candidate_ids": np.concatenate(values),
+    "known_lengths": np.concatenate(lengths),
+    "known_row": np.concatenate(numbers).astype(np.int32),
+  }
+
+
+def _joined(batches: Sequence[Columns]) -> Columns:
+  """Batches one after another, their windows of histories too."""
+  if len(batches) == 1:
+    return batches[0]
+  if "history_row" in batches[0]:
+    num_windows = 0
+    for batch in batches:
+      batch["history_row"] += num_windows
+      num_windows += len(batch["history_ids"])
+  return {
+    name: np.concatenate([batch[name] for batch in batches])
+    if value.shape
+    else value
+    for name, value in batches[0].items()
+  }
+
+
+def _without(low: int, batch: Columns) -> Columns:
+  """A batch without its first rows, and the windows that only they have."""
+  if not low:
+    return batch
+  if "history_row" not in batch:
+    return {name: column[low:] for name, column in batch.items()}
+  first = int(batch["history_row"][low])
+  found = {
+    name: column[first if name in _OF_WINDOWS else low :]
+    for name, column in batch.items()
+    if column.shape
+  }
+  found["history_row"] = found["history_row"] - np.int32(first)
+  return found | {"history_first_row": np.array(first, np.int64)}
