@@ -111,7 +111,9 @@ def test_rows_on_disk_have_the_same_weights(tmp_path):
   config = _config(path, tmp_path / "model", rows_in_memory=20)
   given = (True, 0.5)
   held = batches.InMemory.of_data(config, directory.DataDir(path), *given)
-  with pytest.raises(errors.DataError, match="prepare it again"):
+  with pytest.raises(
+    errors.DataError, match="prepare it again with --overwrite"
+  ):
     batches.OnDisk.of_data(config, directory.DataDir(path, 20), *given)
   config = _config(path, tmp_path / "model", rows_in_memory=240)
   opened = directory.DataDir(path, 20)

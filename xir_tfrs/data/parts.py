@@ -181,11 +181,16 @@ class Parts:
     self.num_rows = int(self._unit_rows.sum())
     largest = int(self._on_disk.max())
     if largest > self._capacity:
+      remedy = ""
+      if blocks.unit is not None:
+        remedy = (
+          ". They share queries; if an earlier version prepared the data, "
+          "which mixed queries, prepare it again with --overwrite"
+        )
       raise errors.DataError(
         f"--rows_in_memory {rows_in_memory:,} is too few: {largest:,} rows "
-        "share queries and must be in memory together, twice. Give at least "
-        f"{2 * largest:,}, or, if the data was prepared by an earlier version, "
-        "which did not keep queries together, prepare it again",
+        "must be in memory together, and two such parts. Give at least "
+        f"{2 * largest:,}{remedy}",
         path=blocks.paths[0].parent,
       )
     self._epochs: dict[int, _Epoch] = {}
