@@ -219,12 +219,13 @@ def _recommender(
   """A function of query ids, for a few thousand at a time."""
   # Over rows: ids are looked up when they are written.
   vectors = tf.constant(loaded.vectors)
+  interests = [] if loaded.manifest.num_interests is None else [None]
   search = tf.function(
     lambda queries, seen: indexes.top_rows(
       vectors, queries, tf.constant(k), seen
     ),
     input_signature=[
-      tf.TensorSpec([None, vectors.shape[1]], tf.float32),
+      tf.TensorSpec([None, *interests, vectors.shape[1]], tf.float32),
       tf.TensorSpec([None, None], tf.int64),
     ],
     autograph=False,

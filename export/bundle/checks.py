@@ -36,7 +36,8 @@ class Probe:
     k: number of answers.
     min_recall: least recall of ScaNN; None: what the manifest promises.
     query_ids: m known ids.
-    queries: `[m, dim]` float32, their embeddings.
+    queries: `[m, dim]` float32, their embeddings; `[m, interests, dim]` where
+      queries have interests: scores are the highest with any of them.
   """
 
   def __init__(
@@ -70,7 +71,7 @@ class Probe:
     step = max(1, _SCORES_PER_CHUNK // len(self.vectors))
     parts = [np.empty([0, k], np.float32)]
     for low in range(0, len(self.queries), step):
-      scores = self.queries[low : low + step] @ self.vectors.T
+      scores = _highest(self.queries[low : low + step] @ self.vectors.T)
       best = np.partition(scores, -k, axis=1)[:, -k:]
       parts.append(-np.sort(-best, axis=1))
     return np.concatenate(parts)
@@ -79,7 +80,7 @@ class Probe:
   def tolerance(self) -> float:
     """How far a score may be from that of NumPy."""
     longest = [
-      np.linalg.norm(x, axis=1).max(initial=0.0)
+      np.linalg.norm(x, axis=-1).max(initial=0.0)
       for x in (self.queries, self.vectors)
     ]
     return float(_TOLERANCE * (longest[0] * longest[1] + 1e-9))
@@ -139,7 +140,7 @@ class Probe:
     shown = np.where(real, scores, 0)
     if (np.diff(np.where(real, scores, -1e30), axis=1) > 0).any():
       raise errors.DataError("answers are not in the order of their scores")
-    exact = np.einsum("nd,nkd->nk", queries, self.vectors[np.maximum(rows, 0)])
+    exact = self.scores(queries, np.maximum(rows, 0))
     wrong = np.argwhere(real & ~(np.abs(exact - shown) <= self.tolerance))
     if wrong.size:
       i, j = wrong[0]
@@ -147,6 +148,11 @@ class Probe:
         f"{self.ids[rows[i, j]]!r} has the score {scores[i, j]:.6g}, but its "
         f"vector {exact[i, j]:.6g}: lists and index do not belong together"
       )
+
+  def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`[n, k]` scores of rows `[n, k]` with n queries."""
+    of_rows = np.einsum("n...d,nkd->n...k", queries, self.vectors[rows])
+    return _highest(of_rows)
 
   def unknown(self, ids: Sequence) -> str | int:
     """An id that is not among `ids`."""
@@ -171,12 +177,18 @@ class Probe:
     return tf.constant(padded, self._dtype, [n, width])
 
 
+def _highest(scores: np.ndarray) -> np.ndarray:
+  """`[n, k]` scores, the highest of `[n, interests, k]`."""
+  return scores.max(axis=1) if scores.ndim == 3 else scores
+
+
 def vectors(probe: Probe) -> str:
   """Finite, and as many as there are candidates."""
   manifest = probe.bundle.manifest
   expected = (manifest.num_candidates, manifest.dim)
   for name, found in (("vectors", probe.vectors), ("queries", probe.queries)):
-    wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    finite = np.isfinite(found).reshape(len(found), -1)
+    wrong = np.flatnonzero(~finite.all(axis=1))
     if wrong.size:
       owners = probe.ids if name == "vectors" else probe.query_ids
       raise errors.DataError(
@@ -219,9 +231,7 @@ def recall(probe: Probe, rows: np.ndarray, index: str) -> str:
     raise errors.DataError(f"fewer than {best.shape[1]} answers to a query")
   if not best.size:
     return "no queries to ask with"
-  exact = np.einsum(
-    "nd,nkd->nk", probe.queries, probe.vectors[rows[:, : best.shape[1]]]
-  )
+  exact = probe.scores(probe.queries, rows[:, : best.shape[1]])
   # By score, as equal scores may stand in any order.
   found = float((exact >= best[:, -1:] - probe.tolerance).mean())
   about = probe.bundle.manifest.indexes[index]

@@ -25,7 +25,8 @@ class Encoded(NamedTuple):
   """Vectors of n ids, and what is known of them.
 
   Attributes:
-    embedding: `[n, dim]` float32.
+    embedding: `[n, dim]` float32; `[n, interests, dim]` of a tower with
+      interests, where the score of a candidate is its highest.
     row: `[n]` int64 dense ids, -1 for ids that have no training rows.
     answerable: `[n]` bool, whether anything is known of it: training rows,
       features, or a history.
@@ -50,11 +51,13 @@ class Encoder(Protocol):
     inputs: the side features.
     id_dtype: type of the ids.
     takes_history: whether it encodes histories.
+    shape: that of the vectors of one id: `[dim]`, or `[interests, dim]`.
   """
 
   inputs: tuple[features.FeatureInput, ...]
   id_dtype: tf.DType
   takes_history: bool
+  shape: tuple[int, ...]
 
   def __call__(
     self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *history: tf.Tensor
@@ -129,7 +132,9 @@ class TrainedEncoder(tf.Module):
     )
     # A Keras model as an attribute would drag its training functions, and
     # what they need, into the SavedModel: hold the variables alone.
-    self._used = self._encode.get_concrete_function().variables
+    traced = self._encode.get_concrete_function()
+    self._used = traced.variables
+    self.shape = tuple(traced.structured_outputs.embedding.shape[1:])
 
   def __call__(
     self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *further: tf.Tensor
@@ -175,6 +180,8 @@ class LoadedEncoder(tf.Module):
     self._names = (f"{side}_id", *(x.input for x in self.inputs), *further)
     specs = self._signature.structured_input_signature[1]
     self.id_dtype = specs[self._names[0]].dtype
+    outputs = self._signature.structured_outputs
+    self.shape = tuple(outputs["embedding"].shape[1:])
 
   def __call__(
     self, ids: tf.Tensor, raw: Sequence[tf.Tensor], *further: tf.Tensor

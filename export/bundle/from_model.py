@@ -68,12 +68,6 @@ def _write(
   data = runs.data_of(config, options.model_dir, options.data)
   checkpoint = os.path.relpath(checkpoint, options.model_dir)
   _report(f"restored {checkpoint}")
-  if model.has_interests:
-    raise errors.DataError(
-      "a bundle has one vector for each query, and --history_encoder mind has "
-      "several; export a model of another encoder",
-      path=options.model_dir,
-    )
   queries, candidates = (
     _read_side(options, data, model, side) for side in ("query", "candidate")
   )

@@ -51,6 +51,7 @@ class HistoryEncoder(tf.Module):
     super().__init__(name=name)
     self.tower = tower
     self.inputs, self.id_dtype = tower.inputs, tower.id_dtype
+    self.shape = tower.shape
     self.event_ids = event_ids
     self.event_vectors = tf.Variable(
       event_vectors, trainable=False, name="event_vectors"

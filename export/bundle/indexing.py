@@ -31,8 +31,8 @@ def build_indexes(
     options: which and how.
     ids: of the candidates.
     vectors: `[n, dim]` of the candidates.
-    queries: `[m, dim]` of queries; half of them tune ScaNN, the others say
-      what came of it.
+    queries: `[m, dim]` of queries, or `[m, interests, dim]`; half of them tune
+      ScaNN, the others say what came of it.
 
   Raises:
     DataError: ScaNN is missing, finds too few, or the vectors
@@ -101,7 +101,9 @@ def _tune(
   target = options.target_recall
   curve = []
   for margin in _MARGINS:
-    curve += index.tune(given, target + margin * (1 - target))
+    # Interests are searched for one by one.
+    searched = given.reshape(-1, given.shape[-1])
+    curve += index.tune(searched, target + margin * (1 - target))
     recall = {
       str(k): round(xir.indexes.recall(index, exact, held_out, k), 5)
       for k in _RECALL_KS

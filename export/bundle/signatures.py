@@ -77,9 +77,11 @@ class Retriever(tf.Module):
     # One graph each, however many signatures search: tracing and loading them
     # takes most of the time of an export and of a start. As attributes they
     # would be saved once more.
-    self._functions = types.SimpleNamespace(search=_traced(index))
+    self._functions = types.SimpleNamespace(
+      search=_traced(index, query_encoder.shape)
+    )
     if self._popular is not None:
-      self._functions.popular = _traced(self._popular)
+      self._functions.popular = _traced(self._popular, (1,))
     with tf.device("cpu:0"):
       self._seen_splits, self._seen_rows = (
         tf.Variable(x, trainable=False, name=f"seen_{name}")
@@ -103,6 +105,8 @@ class Retriever(tf.Module):
     nothing = tf.zeros([tf.size(ids), 0], ids.dtype)
     rows = self.index.ids.rows(ids)
     vectors = self.index.vectors_of(rows)
+    if len(self.query_encoder.shape) == 2:  # As queries of one interest.
+      vectors = vectors[:, tf.newaxis]
     return self._titled(
       self._search(vectors, k, nothing, nothing, rows[:, None])
     )
@@ -321,8 +325,9 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
     tf.TensorSpec([None], queries.id_dtype, "query_id"),
     *(x.spec for x in queries.inputs),
   )
+  # Of queries with interests any number of them.
   vectors = tf.TensorSpec(
-    [None, retriever.index.dim], tf.float32, "query_embeddings"
+    _of_queries(queries.shape), tf.float32, "query_embeddings"
   )
   given = [history_ids] if queries.takes_history else []
 
@@ -369,8 +374,13 @@ def _encode(
   return _signature(encode, ids, *(x.spec for x in encoder.inputs), *history)
 
 
+def _of_queries(shape: tuple[int, ...]) -> list[int | None]:
+  """Shape of n queries, each of `shape`, in which interests may vary."""
+  return [None] * len(shape) + [shape[-1]]
+
+
 def _traced(
-  index: indexes.RetrievalIndex,
+  index: indexes.RetrievalIndex, shape: tuple[int, ...]
 ) -> tf.types.experimental.GenericFunction:
   """`search` of vectors, k, ids to exclude and to allow, rows to exclude."""
 
@@ -379,7 +389,7 @@ def _traced(
 
   ids = tf.TensorSpec([None, None], index.ids.dtype)
   signature = [
-    tf.TensorSpec([None, index.dim], tf.float32),
+    tf.TensorSpec(_of_queries(shape), tf.float32),
     tf.TensorSpec([], tf.int32),
     *(ids, ids),
     tf.TensorSpec([None, None], tf.int64),

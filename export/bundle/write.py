@@ -197,6 +197,11 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   json_files.write(lists / bundle.FEATURES, described)
 
 
+def _num_interests(shape: tuple[int, ...]) -> int | None:
+  """Of queries whose vectors have this shape."""
+  return shape[0] if len(shape) == 2 else None
+
+
 def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
   """The fields of the manifest that follow from what is in the bundle."""
   index = next(iter(contents.indexes.values()))
@@ -209,6 +214,7 @@ def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
     "num_candidates": index.size,
     "num_seen_pairs": len(contents.seen[1]),
     "dim": index.dim,
+    "num_interests": _num_interests(contents.query_tower.shape),
     "dtype": "float32",
     "max_k": contents.max_k,
     "id_types": manifest.IdTypes(

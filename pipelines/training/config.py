@@ -75,7 +75,7 @@ class TrainConfig(settings.Settings):
   history_encoder: str = _setting(
     "Encoder of histories. mean: a mean weighted by age; gru: a recurrent "
     "network; attention: causal self-attention; mind: several vectors, the "
-    "interests, which cannot be exported.",
+    "interests, of which a candidate has the highest score.",
     "attention",
     choices=("attention", "gru", "mean", "mind"),
     search=("attention", "gru"),

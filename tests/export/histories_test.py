@@ -16,7 +16,7 @@ from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
 from export.serving import options as server_options
-from xir_tfrs.data import errors, records, runs, tables
+from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
 
@@ -31,6 +31,7 @@ MODELS = {
   "mean": (False, False),
   "gru": (True, True),
   "attention": (False, True),
+  "mind": (False, True),
 }
 
 # Plain TensorFlow alone.
@@ -96,7 +97,10 @@ class World:
     if tower.query_tower is not None and query not in (-1, NOBODY):
       vector += tower.query_tower(tf.constant([query]))[0]
     vector = vector.numpy()
-    return vector / (np.linalg.norm(vector) if self.model.normalize else 1.0)
+    if not history and self.model.has_interests:
+      vector = np.tile(vector, [4, 1])
+    norms = np.linalg.norm(vector, axis=-1, keepdims=True)
+    return vector / (np.maximum(norms, 1e-6) if self.model.normalize else 1.0)
 
   def ranking(self, vector: np.ndarray, leave_out=()) -> list[str]:
     """Candidates of the index, best first."""
@@ -105,7 +109,8 @@ class World:
       tf.constant(np.where(rows < WITH_TAG, rows, -1)),
       self.model.candidate_tower.look_up(tf.constant(rows)),
     ).numpy()
-    order = np.argsort(-candidates @ vector, kind="stable")
+    scores = candidates @ vector.T
+    order = np.argsort(-scores.reshape(len(rows), -1).max(1), kind="stable")
     return [name(x) for x in order if x != UNKNOWN and x not in leave_out]
 
 
@@ -221,6 +226,7 @@ def world(request, tmp_path_factory) -> World:
 
 # Where the encoder does not matter.
 one_encoder = pytest.mark.parametrize("world", ["gru"], indirect=True)
+with_interests = pytest.mark.parametrize("world", ["mind"], indirect=True)
 
 # Query, history as it is sent, dense ids that count; None: those of training.
 REQUESTS = [
@@ -397,13 +403,6 @@ def test_a_ranker_of_histories(tmp_path):
   assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
 
 
-def test_several_vectors_for_a_query_are_refused(tmp_path):
-  _, tags = write_data(tmp_path / "data")
-  with pytest.raises(errors.DataError, match="--history_encoder mind has sev"):
-    export(tmp_path, make_model("mind", tags))
-  assert not (tmp_path / "bundle").exists()
-
-
 def test_stored_histories_are_the_newest_in_order_of_time():
   rows = {
     "query_id": np.array([2, 0, 2, 2, 0, 2]),
@@ -436,7 +435,7 @@ def test_server_joins_calls_of_different_width(world):
   assert found["num_history"].tolist() == [1, 2]
 
 
-@one_encoder
+@with_interests
 def test_bulk_answers_from_training_histories(world, tmp_path):
   bulk.batch_recommend(
     options.BatchOptions(
@@ -449,7 +448,7 @@ def test_bulk_answers_from_training_histories(world, tmp_path):
     assert row["candidate_ids"] == best[:3]
 
 
-@one_encoder
+@with_interests
 def test_new_items_count_in_histories_at_once(world, tmp_path):
   (tmp_path / "new.csv").write_text(
     "item_id,tag\nneu,b\nitem 3,c\nbare,\nneu 2,c\n"

@@ -104,6 +104,22 @@ def test_equals_brute_force(folders, name, k, num_excluded):
     assert ids[i].tolist() == [STRINGS[x] if x >= 0 else "" for x in best]
 
 
+@pytest.mark.parametrize("name", ["exact", "all"])
+def test_interests_of_a_query_have_their_best_scores(folders, name):
+  folder = scann_folder.ScannFolder.load(folders[name])
+  queries = QUERIES.reshape(2, 3, DIM)
+  scores = (queries @ VECTORS.T).max(axis=1)
+  order = np.argsort(-scores, axis=1)
+  left_out = [[STRINGS[row] for row in rows[:3]] for rows in order]
+  ids, found = folder.search(queries, 9, left_out)
+  assert ids.tolist() == [[STRINGS[row] for row in r[3:12]] for r in order]
+  np.testing.assert_allclose(
+    found, np.take_along_axis(scores, order[:, 3:12], axis=1), rtol=1e-5
+  )
+  few, _ = folder.search(queries[:, :2], SIZE, [[], []])
+  assert all(sorted(row) == sorted(STRINGS) for row in few.tolist())
+
+
 def test_approximate_answers_are_real_and_complete(folders):
   """One leaf of 40: it misses some, but no answer is wrong or lacking."""
   folder = scann_folder.ScannFolder.load(folders["few leaves"])

@@ -27,7 +27,8 @@ def top_rows(
 
   Args:
     vectors: `[n, dim]` finite float32 tensor.
-    queries: `[batch, dim]` finite float32 tensor.
+    queries: `[batch, dim]` finite float32 tensor; or `[batch, interests, dim]`,
+      where the score of a row is its highest.
     k: scalar int32 tensor, may exceed n.
     excluded: `[batch, E]` int64 tensor of rows to leave out; -1 is ignored.
 
@@ -43,8 +44,16 @@ def top_rows(
     (array([[0, 1]]), array([[3., 2.]], dtype=float32))
   """
 
+  has_interests = queries.shape.rank == 3
+
   def best(part: slice) -> Rows:
-    scores = tf.matmul(queries[part], vectors, transpose_b=True)
+    some = queries[part]
+    scores = tf.matmul(
+      tf.reshape(some, [-1, vectors.shape[1]]), vectors, transpose_b=True
+    )
+    if has_interests:
+      shape = [tf.shape(some)[0], tf.shape(some)[1], vectors.shape[0]]
+      scores = tf.reduce_max(tf.reshape(scores, shape), axis=1)
     leave_out = excluded[part]
     listed = tf.where(leave_out >= 0)
     hidden = tf.stack([listed[:, 0], tf.gather_nd(leave_out, listed)], axis=1)
@@ -59,6 +68,8 @@ def top_rows(
     return best_rows(tf.cast(rows, tf.int64), values, values > -np.inf, k)
 
   chunk = top_k.queries_per_chunk(vectors.shape[0])
+  if has_interests:
+    chunk = tf.maximum(chunk // tf.maximum(tf.shape(queries)[1], 1), 1)
   return _in_chunks(best, tf.shape(queries)[0], chunk)
 
 

@@ -18,7 +18,10 @@
                          search(query_embeddings, k, exclude_ids, allow_ids)
                          similar_items(ids, k)
                          -> candidate_ids, scores, num_found
-                       serving_default is recommend
+                       serving_default is recommend; where queries have
+                       several vectors, their interests, embeddings are
+                       [n, interests, dim], and a candidate has the highest of
+                       its scores
     scann_folder/      ScaNN's own files, for processes without TensorFlow
     ranker/            SavedModel, if the model has a ranker:
                          rank(query_id, candidate_ids, HISTORY) -> scores
@@ -130,7 +133,8 @@ class Queries(NamedTuple):
   """Queries as an index takes them.
 
   Attributes:
-    vectors: `[n, dim]` float32.
+    vectors: `[n, dim]` float32; `[n, interests, dim]` of a bundle whose
+      manifest has `num_interests`.
     rows: `[n]` int64 dense ids, as `Bundle.seen` has them; -1 without training
       rows.
     popular: `[n]` bool, whether the most popular candidates answer them.
@@ -360,7 +364,7 @@ class Bundle:
     features: Mapping[str, Sequence] | None = None,
     history: Sequence[Sequence[Id]] | None = None,
   ) -> np.ndarray:
-    """`[n, dim]` vectors of queries, given as in `recommend`."""
+    """Vectors of queries, as in `Queries`, given as in `recommend`."""
     return self.read_queries(ids, features, history).vectors
 
   def read_queries(

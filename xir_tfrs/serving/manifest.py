@@ -130,6 +130,7 @@ class Manifest(
     num_left_out: candidates of the data that are not in the indexes, since
       nothing is known of them.
     dim, dtype: of the vectors.
+    num_interests: vectors of a query; None: one, without an axis for them.
     max_k: most answers that may be asked for.
     id_types: of the original ids.
     history_length: newest candidates of a history that the query tower
@@ -157,6 +158,7 @@ class Manifest(
   num_left_out: int = 0
   dim: int
   dtype: Literal["float32"]
+  num_interests: int | None = None
   max_k: int
   id_types: IdTypes
   history_length: int | None = None

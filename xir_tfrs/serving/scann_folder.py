@@ -172,9 +172,10 @@ class ScannFolder:
     """Best candidates of each query.
 
     Args:
-      queries: `[n, dim]` float32, or one query `[dim]`. A query with a NaN,
-        infinite or larger entry than 1e15 gets only padding; the other queries
-        are unaffected.
+      queries: `[n, dim]` float32, or one query `[dim]`; or of a bundle with
+        interests `[n, interests, dim]`, where the score of a candidate is its
+        highest. A query with a NaN, infinite or larger entry than 1e15 gets
+        only padding; the other queries are unaffected.
       k: number of answers, positive; may exceed the corpus.
       exclude: n lists of candidate ids that must not come back; for one query
         `[dim]`, its list. Padding, repeated and unknown ids do no harm.
@@ -192,10 +193,10 @@ class ScannFolder:
       alone: Any = None if exclude is None else [exclude]
       ids, scores = self.search(queries[np.newaxis], k, alone)
       return ids[0], scores[0]
-    if queries.ndim != 2 or queries.shape[1] != self.dim:
+    if queries.ndim not in (2, 3) or queries.shape[-1] != self.dim:
       raise ValueError(
-        f"`queries` must be [n, {self.dim}] or [{self.dim}]. Received: "
-        f"`queries` of shape {queries.shape}."
+        f"`queries` must be [n, {self.dim}], [n, interests, {self.dim}] or "
+        f"[{self.dim}]. Received: `queries` of shape {queries.shape}."
       )
     if k != int(k) or k < 1:
       raise ValueError(f"`k` must be a positive integer. Received: `k` = {k}.")
@@ -203,7 +204,16 @@ class ScannFolder:
     given: Any = [[]] * n if exclude is None else exclude
     lists = ids_lib.check_lists("exclude", given, n, self._id_type)
     excluded = [self._rows_of(x) for x in lists]
-    rows, scores = self._top_rows(queries, int(k), excluded)
+    if queries.ndim == 2:
+      rows, scores = self._top_rows(queries, int(k), excluded)
+      return self._ids[rows], scores
+    interests = queries.shape[1]
+    rows, scores = self._top_rows(
+      queries.reshape(-1, self.dim),
+      int(k),
+      [x for x in excluded for _ in range(interests)],
+    )
+    rows, scores = _merged(rows.reshape(n, -1), scores.reshape(n, -1), int(k))
     return self._ids[rows], scores
 
   def _top_rows(
@@ -272,6 +282,19 @@ class ScannFolder:
   @functools.cached_property
   def _row_by_id(self) -> dict[Id, int]:
     return {x: row for row, x in enumerate(self._ids[:-1].tolist())}
+
+
+def _merged(rows: np.ndarray, scores: np.ndarray, k: int) -> Rows:
+  """The k best of `[n, m]` answers, each row once, with its best score."""
+  order = np.argsort(-scores, axis=1, kind="stable")
+  found = np.full([len(rows), k], -1)
+  best = np.full([len(rows), k], -np.inf, np.float32)
+  for i, places in enumerate(order):
+    _, first = np.unique(rows[i, places], return_index=True)
+    kept = places[np.sort(first)]
+    kept = kept[rows[i, kept] >= 0][:k]
+    found[i, : len(kept)], best[i, : len(kept)] = rows[i, kept], scores[i, kept]
+  return found, best
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
