@@ -166,7 +166,6 @@ def test_rows_that_do_not_fit_in_memory_go_on_bit_for_bit(tmp_path):
     num_buckets=8,
   )
   settings = {
-    "task": "ssl_pop",
     "rows_in_memory": 900,
     "average_epochs": 0.0,
     "eval_epochs": 4,
