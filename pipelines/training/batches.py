@@ -236,7 +236,9 @@ def _part(
     else parts_lib.ShuffledRows
   )
   return functools.partial(
-    kind, history_length=config.history_length, ties=config.resolved.history_ties
+    kind,
+    history_length=config.history_length,
+    ties=config.resolved.history_ties,
   )
 
 

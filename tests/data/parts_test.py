@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from xir_tfrs.data import blocks as blocks_lib
-from xir_tfrs.data import datasets, errors, histories, parts, records
+from xir_tfrs.data import (
+  datasets,
+  directory,
+  errors,
+  histories,
+  parts,
+  records,
+)
 from xir_tfrs.data import schema as schema_lib
 
 QUERIES, CANDIDATES, ROWS, BATCH = 300, 90, 6000, 70
@@ -63,7 +70,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def blocks(data):
-  return blocks_lib.Blocks.of_split(*data[:1], "train", data[1], by_query=True)
+  opened = directory.DataDir(data[0])
+  return opened.training_blocks(in_order=True, by_query=True)
 
 
 def trained():
@@ -254,7 +262,7 @@ def test_no_more_than_two_parts_are_in_memory(blocks, monkeypatch):
 
 
 def test_blocks_of_any_query_where_nothing_needs_them_together(data):
-  blocks = blocks_lib.Blocks.of_split(data[0], "train", data[1])
+  blocks = directory.DataDir(data[0]).training_blocks(in_order=True)
   made = make(blocks, rows_in_memory=400)
   stream = np.concatenate(
     [b["event"] for b in batches(made, -(-made.num_rows // BATCH))]
@@ -271,7 +279,8 @@ def test_a_file_that_goes_away_is_named(data, tmp_path):
   path, schema = data
   for shard in schema.shards["train"]:
     (tmp_path / shard.file).write_bytes((path / shard.file).read_bytes())
-  blocks = blocks_lib.Blocks.of_split(tmp_path, "train", schema)
+  schema.save(tmp_path)
+  blocks = directory.DataDir(tmp_path).training_blocks()
   name = schema.shards["train"][1].file
   (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1000])
   with pytest.raises(errors.DataError, match=f"{name}.*was changed"):
