@@ -19,6 +19,7 @@ import xir_tfrs as xir  # First: it makes TensorFlow use Keras 2.
 
 import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
+from xir_tfrs.data import datasets  # isort: skip
 
 MOVIELENS = pathlib.Path(os.environ.get("MOVIELENS", "ml-1m"))
 DIM = 32
@@ -127,13 +128,9 @@ class Model(tfrs.Model):
 
 model = Model()
 model.compile(optimizer=xir.optimizers.LazyAdam(0.01))
-rows = (
-  tf.data.Dataset.from_tensor_slices(train)
-  .shuffle(1_000_000, seed=0)
-  .batch(2048)
-  .prefetch(2)
-)
-model.fit(rows, epochs=5, verbose=2)
+rows = datasets.training_dataset(train, global_batch_size=2048, seed=0)
+steps = -(-len(train["query_id"]) // 2048)
+model.fit(rows, steps_per_epoch=steps, epochs=5, verbose=2)
 
 # %% [markdown]
 # ## Measure

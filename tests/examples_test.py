@@ -1,4 +1,4 @@
-"""The tutorials of examples/ run, on data in the layout of MovieLens 1M."""
+"""Tutorials run, as docs/tutorial.md says, on data as MovieLens 1M has them."""
 
 import json
 import os

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipelines.evaluation import examples, report
 from pipelines.pages import charts, found
 from pipelines.pages.page import Card, Cell, Chart, Named, Page, Section, Table
+from xir_tfrs.data import errors, schema
 from xir_tfrs.serving import manifest
 
 _EXPLAINED = {
@@ -59,7 +60,10 @@ def sections(
 
 
 def _data_name(run: found.Found) -> str:
-  return run.config.data.rstrip("/").rpartition("/")[2]
+  try:
+    return schema.Schema.load(run.config.data).name
+  except errors.DataError:  # Another place, as it has moved since.
+    return run.config.data.rstrip("/").rpartition("/")[2]
 
 
 def _facts(run: found.Found) -> dict[str, str]:
