@@ -27,6 +27,7 @@ from benchmarks import (
   memory,
   methods,
   peers,
+  readers,
   recommenders,
   resampling,
   serving,
@@ -117,6 +118,17 @@ def test_gpu(capsys):
 
 def _raise(text):
   raise ValueError(text)
+
+
+def test_readers(seconds, capsys):
+  sizes = {"rows": 200, "users": 5, "items": 9, "repetitions": 1}
+  results = readers.run(sizes)
+  assert list(results) == list(seconds)
+  for name, result in results.items():
+    assert result["rows_per_s"] == 200 / seconds[name]
+    assert result["ratio"] == seconds["text"] / seconds[name]
+  readers.show(results, sizes)
+  assert "JSON lines" in capsys.readouterr().out
 
 
 def test_methods(tmp_path, capsys):
