@@ -377,7 +377,7 @@ def test_flags_in_the_text_exist(monkeypatch):
 # Samples ---------------------------------------------------------------------
 
 
-def test_quickstart_on_a_users_file(tmp_path):
+def test_quickstart_on_a_users_file(tmp_path, fast):
   (command,) = (
     block.code
     for block in blocks(README, "bash")
@@ -394,6 +394,7 @@ def test_quickstart_on_a_users_file(tmp_path):
   output = run(
     f"xir-tfrs quickstart {arguments} --output q --epochs 2",
     tmp_path,
+    fast,
   )
   tables = [part.partition("===")[0] for part in output.split("=== Compare")]
   for table, names in (

@@ -6,6 +6,7 @@ Writes FOLDER/worker-INDEX.npz: arrays by "CASE/METHOD/NAME".
 """
 
 import argparse
+import gc
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ def main() -> None:
   parser.add_argument("--cpus", type=int, default=1)
   arguments = parser.parse_args()
 
+  gc.disable()  # Graphs are many objects, and they stay.
   strategy, index, fits = _strategy(arguments.cpus)
   results = {}
 

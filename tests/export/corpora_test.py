@@ -47,7 +47,8 @@ def _bundle(path, n, seed=0):
   return queries, vectors
 
 
-@pytest.mark.parametrize("n", [1, 15, 99])
+# Below 16 candidates there is no searcher: 15 are as 1.
+@pytest.mark.parametrize("n", [1, 99])
 def test_small_corpora(n, tmp_path):
   queries, vectors = _bundle(tmp_path / "b", n)
   order = [f"c{c}" for c in np.argsort(-(vectors @ queries[0]), kind="stable")]

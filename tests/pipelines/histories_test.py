@@ -179,8 +179,14 @@ _SMALL = {
 }
 
 
-@pytest.mark.parametrize("examples", ["positions", "rows"])
-@pytest.mark.parametrize("task", methods.TASKS)
+# A task sees rows in both; only CoRR's ranker sees their histories.
+@pytest.mark.parametrize(
+  ("task", "examples"),
+  [
+    *((task, "positions") for task in methods.TASKS),
+    *((task, "rows") for task in ("ssl_pop", "xir", "corr")),
+  ],
+)
 def test_every_task_trains(data, task, examples):
   small = {
     "mns": {"num_uniform": 8},
@@ -312,6 +318,22 @@ def write_data(path, rows=None):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   return write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="module")
+def of_histories(tiny, tmp_path_factory):
+  """The directory of a run over histories; it must not change."""
+  path = tmp_path_factory.mktemp("of_histories") / "m"
+  run(tiny, path, epochs=1, global_batch_size=4, history_dropout=0.0)
+  return path
+
+
+@pytest.fixture(scope="module")
+def of_ids(tiny, tmp_path_factory):
+  """The directory of a run of ids; but for its metrics it must not change."""
+  path = tmp_path_factory.mktemp("of_ids") / "m"
+  run(tiny, path, epochs=1, query_tower="id")
+  return path
 
 
 def load(tiny, ties, length=3, name="test"):
@@ -483,11 +505,10 @@ def test_the_second_stage_ranks_by_histories(data, encoder):
   assert np.isin(lists.unmasked.ids, seen).any()
 
 
-def test_cold_queries_are_answered_from_their_histories(tiny, tmp_path):
-  path = tmp_path / "m"
-  run(tiny, path, epochs=1, global_batch_size=4, history_dropout=0.0)
+def test_cold_queries_are_answered_from_their_histories(of_histories):
+  model_dir = str(of_histories)
   found = evaluate.evaluate(
-    evaluate.EvaluateConfig(model_dir=str(path), ks=(2,))
+    evaluate.EvaluateConfig(model_dir=model_dir, ks=(2,))
   )
   # Candidates 5 to 7 have no training row, so they are no events.
   assert found.by_popularity == 0
@@ -499,30 +520,25 @@ def test_cold_queries_are_answered_from_their_histories(tiny, tmp_path):
   assert cold.keys() == popular.keys()
   # Without a history, popularity answers.
   first = evaluate.evaluate(
-    evaluate.EvaluateConfig(model_dir=str(path), ks=(2,), split="validation")
+    evaluate.EvaluateConfig(model_dir=model_dir, ks=(2,), split="validation")
   )
   assert first.by_popularity == 1
   assert first.histories.by_length["no event"].queries == 1
 
 
-def test_ties_may_be_other_than_in_training(tiny, tmp_path):
-  path = tmp_path / "m"
-  run(tiny, path, epochs=1, global_batch_size=4)
+def test_ties_may_be_other_than_in_training(of_histories):
   found = evaluate.evaluate(
-    evaluate.EvaluateConfig(model_dir=str(path), history_ties="order")
+    evaluate.EvaluateConfig(model_dir=str(of_histories), history_ties="order")
   )
   assert found.histories.ties == "order"
 
 
-def test_a_model_of_ids_is_ranked_row_by_row(tiny, tmp_path):
-  ids, path = tmp_path / "ids", tmp_path / "m"
-  run(tiny, ids, epochs=1, query_tower="id")
-  run(tiny, path, epochs=1, global_batch_size=4)
+def test_a_model_of_ids_is_ranked_row_by_row(tiny, of_ids, of_histories):
   by_ids, by_histories = (
     evaluate.evaluate(
       evaluate.EvaluateConfig(model_dir=str(one), history_ties="strict")
     )
-    for one in (ids, path)
+    for one in (of_ids, of_histories)
   )
   assert by_ids.histories is not None
   assert by_ids.queries == by_histories.queries == by_ids.pairs
@@ -530,7 +546,7 @@ def test_a_model_of_ids_is_ranked_row_by_row(tiny, tmp_path):
   for name in ("popularity", "neighbours"):
     assert by_ids.metrics[name] == by_histories.metrics[name]
   data = split.load_evaluation_data(str(tiny), "test", past.Rule(50, "strict"))
-  model = runs.load_model(ids)[0]
+  model = runs.load_model(of_ids)[0]
   vectors = rankings.of_model(model, data)
   row = np.flatnonzero(data.warm)[-1]
   np.testing.assert_allclose(
@@ -540,8 +556,7 @@ def test_a_model_of_ids_is_ranked_row_by_row(tiny, tmp_path):
   )
 
 
-def test_metrics_of_ids_have_no_histories(tiny, tmp_path):
-  run(tiny, tmp_path / "ids", epochs=1, query_tower="id")
-  evaluate.run(evaluate.EvaluateConfig(model_dir=str(tmp_path / "ids")))
-  text = (tmp_path / "ids" / evaluate.METRICS_FILE).read_text("utf-8")
+def test_metrics_of_ids_have_no_histories(of_ids):
+  evaluate.run(evaluate.EvaluateConfig(model_dir=str(of_ids)))
+  text = (of_ids / evaluate.METRICS_FILE).read_text("utf-8")
   assert json.loads(text)["histories"] is None
