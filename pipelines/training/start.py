@@ -92,6 +92,11 @@ def start(
     SettingsError: The model refuses a setting.
   """
   workers = strategies.Workers(strategy)
+  # Before data are read and a model is built, which may take minutes.
+  directory = runs.RunDir(config.model_dir, workers.is_chief)
+  held.enter_context(directory.locked())
+  if not resume:
+    directory.require_new(overwrite)
   # Refuses a batch of fewer rows than replicas, before anything is read.
   datasets.shares(config.global_batch_size, strategy.num_replicas_in_sync)
   data = directories.DataDir(
@@ -119,7 +124,6 @@ def start(
     if config.average_epochs:
       average = xir.optimizers.WeightAverage(model.trainable_variables)
       state["average"] = average
-  directory = runs.RunDir(config.model_dir, workers.is_chief)
   run = Run(
     config=config,
     strategy=strategy,
@@ -136,7 +140,6 @@ def start(
       directory, tf.train.Checkpoint(**state), config.keep_checkpoints, average
     ),
   )
-  held.enter_context(directory.locked())
   return run, _begin(run, _description(run, data), resume, overwrite)
 
 

@@ -328,9 +328,11 @@ def test_a_lock_on_a_directory(tmp_path):
         with atomic.locked(run, "--model_dir"):
           pass
       raise RuntimeError
-  assert names(run) == set()
+  assert not run.exists()  # It was made for nothing.
+  run.mkdir()
   with atomic.locked(run):
-    pass
+    assert names(run) == {".lock"}
+  assert names(run) == set()
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.DataError, match="is not a directory"):
     with atomic.locked(tmp_path / "file"):

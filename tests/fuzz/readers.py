@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,10 +18,11 @@ from hypothesis import strategies as st
 from pyarrow import feather, orc
 from pyarrow import parquet as pq
 
+from pipelines import prepare
 from pipelines.readers import inputs, sources
 from tests.fuzz import mutants
 from tests.fuzz import targets as targets_lib
-from xir_tfrs.data import errors
+from xir_tfrs.data import directory, errors, schema
 from xir_tfrs.data.files import side_tables
 
 # User, item and time; None for what a parser does not understand, such as the
@@ -69,6 +72,7 @@ def targets(folder: pathlib.Path) -> list[targets_lib.Target]:
     _made_table(folder / "made.parquet"),
     _detected(folder),
     _side(folder),
+    _prepared(folder / "prepared"),
   ]
 
 
@@ -415,6 +419,34 @@ def _side(folder: pathlib.Path) -> targets_lib.Target:
 
   return targets_lib.Target(
     "side features", mutants.of_bytes([content]), check, str(path)
+  )
+
+
+def _prepared(folder: pathlib.Path) -> targets_lib.Target:
+  """Mutants that are prepared: a whole data directory, or nothing at all."""
+  folder.mkdir()
+  path, output = folder / "in.csv", folder / "out"
+  rows = "".join(f"u{n % 7},i{n % 5},{n}\n" for n in range(35))
+  content = f"user_id,item_id,timestamp\n{rows}".encode()
+
+  def check(content: bytes) -> None:
+    path.write_bytes(content)
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        prepare.prepare(
+          prepare.PrepareConfig(
+            input=inputs.Input(paths=(str(path),)), output=str(output)
+          )
+        )
+      data = directory.DataDir(output)
+      found = sum(len(data.rows(split)["query_id"]) for split in schema.SPLITS)
+      assert 0 < found <= content.count(b"\n") + content.count(b"\r") + 1
+      shutil.rmtree(output)
+    finally:
+      assert [file.name for file in folder.iterdir()] == [path.name]
+
+  return targets_lib.Target(
+    "prepared", mutants.of_bytes([content]), check, str(path)
   )
 
 

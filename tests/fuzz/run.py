@@ -11,6 +11,7 @@ is shown with its input, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import sys
 import tempfile
@@ -57,16 +58,19 @@ def _try(
   tallies = {target.name: targets.Tally() for target in found}
   spent = dict.fromkeys(tallies, 0.0)
   end = time.monotonic() + seconds
-  while time.monotonic() < end:
-    if inputs and sum(tally.total for tally in tallies.values()) >= inputs:
-      break
-    target = min(found, key=lambda target: spent[target.name])
-    before, known = time.monotonic(), len(tallies[target.name].faults)
-    targets.run(target, _BATCH, seed, tallies[target.name])
-    for kind, shown in list(tallies[target.name].faults.items())[known:]:
-      print(f"{target.name}: {kind}\n{shown}", file=sys.stderr, flush=True)
-    spent[target.name] += time.monotonic() - before
-    seed += 1
+  # Ctrl-C ends it early, with the report.
+  with contextlib.suppress(KeyboardInterrupt):
+    while time.monotonic() < end:
+      if inputs and sum(tally.total for tally in tallies.values()) >= inputs:
+        break
+      target = min(found, key=lambda target: spent[target.name])
+      tally, start = tallies[target.name], time.process_time()
+      known = len(tally.faults)
+      targets.run(target, _BATCH, seed, tally)
+      for kind, shown in list(tally.faults.items())[known:]:
+        print(f"{target.name}: {kind}\n{shown}", file=sys.stderr, flush=True)
+      spent[target.name] += time.process_time() - start
+      seed += 1
   return tallies
 
 

@@ -247,12 +247,16 @@ def test_wrong_use_is_refused(data, made, tmp_path):
 
 def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
   first = config(data, tmp_path / "m", epochs=1)
+  # At once: the second does not come to read its data.
+  second = config(tmp_path / "nothing", tmp_path / "m", epochs=1)
   with runs.RunDir(first.model_dir).locked():
     for choice in ({}, {"resume": True}, {"overwrite": True}):
       with pytest.raises(errors.DataError, match="is writing here"):
-        run(first, **choice)
-  assert not list((tmp_path / "m").iterdir())
+        run(second, **choice)
+  assert not (tmp_path / "m").exists()
   run(first)
+  with pytest.raises(errors.DataError, match="holds a training run already"):
+    run(second)
   assert run(first, resume=True).outcome == "finished"
 
 

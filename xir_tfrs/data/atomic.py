@@ -167,7 +167,7 @@ def locked(
   """Keeps other programs from writing to `directory` meanwhile.
 
   Args:
-    directory: Is made if it does not exist.
+    directory: Is made if it does not exist, and goes again if it stays empty.
     flag: The option that names it, for messages.
 
   Raises:
@@ -178,9 +178,15 @@ def locked(
     raise errors.DataError(
       f"is not a directory; choose another {flag}", path=directory
     )
+  made = not directory.exists()
   directory.mkdir(parents=True, exist_ok=True)
-  with _claim(directory / LOCK_FILE, directory, flag):
-    yield
+  try:
+    with _claim(directory / LOCK_FILE, directory, flag):
+      yield
+  finally:
+    if made:
+      with contextlib.suppress(OSError):  # It holds something now.
+        directory.rmdir()
 
 
 class _Holder(msgspec.Struct, frozen=True):

@@ -113,16 +113,20 @@ class RunDir:
     """
     if not self.writable:
       return
-    if self.exists() and not overwrite:
+    self.require_new(overwrite)
+    for name in (CHECKPOINTS, BEST, EVENTS):
+      shutil.rmtree(self.path / name, ignore_errors=True)
+    (self.path / METRICS).unlink(missing_ok=True)
+    self.write_config(config)
+
+  def require_new(self, overwrite: bool) -> None:
+    """Raises a `DataError` unless `create` may begin a run here."""
+    if self.writable and self.exists() and not overwrite:
       raise errors.DataError(
         "holds a training run already: go on with it by --resume, begin anew"
         " by --overwrite, or choose another --model_dir",
         path=self.path,
       )
-    for name in (CHECKPOINTS, BEST, EVENTS):
-      shutil.rmtree(self.path / name, ignore_errors=True)
-    (self.path / METRICS).unlink(missing_ok=True)
-    self.write_config(config)
 
   def write_config(self, config: RunConfig) -> None:
     """Writes config.json."""
