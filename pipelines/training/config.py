@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.training import methods, old_settings
+from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
 
 _setting = settings.setting
@@ -529,11 +530,23 @@ def of_run(
     data: Where its data was, whatever the working directory is now.
 
   Raises:
-    DataError: It has a setting that this version does not know.
+    DataError: It has a setting that this version does not know, or a value
+      that none can have.
+    SettingsError: A setting is out of its range.
   """
   known = [field.name for field in dataclasses.fields(TrainConfig)]
-  found = old_settings.upgrade(train, known, path)
-  return TrainConfig(**(found if data is None else found | {"data": data}))
+  try:
+    found = old_settings.upgrade(train, known, path)
+    return TrainConfig(**(found if data is None else found | {"data": data}))
+  except (errors.DataError, settings.SettingsError):
+    raise
+  except (TypeError, ValueError, AttributeError) as error:
+    raise errors.DataError(
+      f"cannot be read ({errors.first_line(error)!r}); train again with"
+      " --overwrite",
+      path=path,
+      field="train",
+    ) from error
 
 
 def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from typing import Any
 
 import xir_tfrs as xir
 from pipelines.evaluation import past, split
 from pipelines.training import config as configs
-from xir_tfrs.data import directory
+from xir_tfrs.data import directory, errors, runs
 from xir_tfrs.programs import settings
 
 _KS = (10, 20, 50)
@@ -52,7 +53,18 @@ class Validations:
   def __init__(
     self, config: configs.TrainConfig, rows: list[dict[str, Any]]
   ) -> None:
-    """Takes those of earlier sessions, the rows of metrics.jsonl."""
+    """Takes those of earlier sessions, the rows of metrics.jsonl.
+
+    Raises:
+      DataError: One of them has no value of the metric that selects.
+    """
+    for row in rows:
+      if not isinstance(row.get(config.metric), int | float):
+        raise errors.DataError(
+          f"the validation of step {row['step']} has no {config.metric};"
+          " remove its line, or begin anew with --overwrite",
+          path=pathlib.Path(config.model_dir) / runs.METRICS,
+        )
     self._metric, self._patience = config.metric, config.patience
     self.rows = rows
     k = int(config.metric.partition("@")[2])

@@ -20,8 +20,9 @@ from tests.export import conftest as worlds
 from tests.fuzz import mutants
 from tests.fuzz import targets as targets_lib
 from xir_tfrs import layers
-from xir_tfrs.data import directory, json_files, runs
+from xir_tfrs.data import directory, errors, json_files, runs
 from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.programs import settings
 
 
 def targets(
@@ -66,6 +67,7 @@ def targets(
       lambda: runs.load_model(run),
       run,
     ),
+    _settings(run / runs.CONFIG),
     _metrics(run),
     _results(folder),
   ]
@@ -184,6 +186,23 @@ def _examples(path: pathlib.Path) -> st.SearchStrategy[bytes]:
     st.sampled_from([*names, "x"]), values, min_size=1, max_size=2
   )
   return st.builds(changed, changes, st.booleans())
+
+
+def _settings(path: pathlib.Path) -> targets_lib.Target:
+  """The settings in a config.json, of a version without its hash."""
+  config = configs.from_preset(data="data", model_dir="run", task="xir")
+  seed = json.dumps(settings.as_dict(config)).encode()
+
+  def check(content: bytes) -> None:
+    try:
+      configs.of_run(json.loads(content), path)
+    except settings.SettingsError as error:
+      assert str(error).startswith("--"), error
+      raise errors.DataError(f"{path}: {error}") from error
+
+  return targets_lib.Target(
+    "settings", mutants.of_json([seed]), check, str(path)
+  )
 
 
 def _metrics(run: pathlib.Path) -> targets_lib.Target:

@@ -279,6 +279,8 @@ def test_settings_of_older_runs(tmp_path):
   older = config.of_run({"task": "bir"}, "config.json")
   for name, value in config.CROSS_ENTROPY.items():
     assert getattr(older, name) == value
+  with pytest.raises(errors.DataError, match="config.json, field train: can"):
+    config.of_run(_OLD | {"task_arguments": False}, "config.json")
   # As a file, its settings that nobody used are left out.
   (tmp_path / "config.json").write_text(json.dumps({"train": _OLD}))
   found = settings.read_file(tmp_path / "config.json", config.TrainConfig)

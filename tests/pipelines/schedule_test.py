@@ -5,7 +5,8 @@ import math
 import pytest
 
 from pipelines.training import config as configs
-from pipelines.training import schedule
+from pipelines.training import schedule, validation
+from xir_tfrs.data import errors
 
 
 def make(num_rows=103, **settings):
@@ -68,3 +69,16 @@ def test_late_steps_cost_no_walk():
   calendar = make(10**9, epochs=10**6)
   assert calendar.block(10**13 - 1) == 1
   assert calendar.epoch(10**13) == 10**5
+
+
+@pytest.mark.parametrize("lost", [{}, {"ndcg@20": None}, {"ndcg@20": "high"}])
+def test_a_validation_without_its_metric_is_named(lost):
+  config = configs.from_preset(model_dir="run", patience=1, metric="ndcg@20")
+  rows = [
+    {"kind": "validation", "step": 5, "ndcg@20": 0.5},
+    {"kind": "validation", "step": 10, "ndcg@20": 0.25},
+  ]
+  assert validation.Validations(config, list(rows)).should_stop
+  rows[1] = {"kind": "validation", "step": 10, **lost}
+  with pytest.raises(errors.DataError, match="run/metrics.jsonl: .* step 10"):
+    validation.Validations(config, rows)
