@@ -199,8 +199,18 @@ def _rule(config: EvaluateConfig, run: runs.RunConfig) -> past.Rule | None:
 def run(config: EvaluateConfig) -> None:
   """Prints and writes what `rank` finds."""
   from pipelines.evaluation import report
+  from pipelines.pages import found as pages
   from pipelines.pages import writing
 
+  index = None
+  if config.bundle is not None:
+    index = pages.index_of(config.bundle, config.model_dir, config.checkpoint)
+    if index is None:
+      print(
+        f"{config.bundle} has exact search alone, so the report has no section "
+        "on its recall and latency.",
+        file=sys.stderr,
+      )
   place = places.Place.of(config.model_dir, config.output)
   evaluation = rank(config)
   found = evaluation.results
@@ -210,9 +220,7 @@ def run(config: EvaluateConfig) -> None:
     print(f"Warning: {warning}", file=sys.stderr)
   evaluation.write(place)
   print(f"Written to {place.metrics}")
-  if config.report and writing.write_run(
-    config.model_dir, place, config.bundle
-  ):
+  if config.report and writing.write_run(config.model_dir, place, index):
     print(f"Report: {place.report}")
 
 

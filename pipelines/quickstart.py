@@ -186,13 +186,14 @@ def _report(
   config: QuickstartConfig, bundle: pathlib.Path, with_times: bool
 ) -> None:
   """Writes the page of all methods, and that of the model of histories."""
-  from pipelines.pages import writing
+  from pipelines.pages import found, writing
 
   output = pathlib.Path(config.output)
   _announce("Report", None)
   runs = [output / task for task in config.tasks]
   written = [output / places.REPORT_FILE]
-  done = writing.write_comparison(runs, written[0], runs[-1], bundle)
+  index = found.index_of(bundle, runs[-1])
+  done = writing.write_comparison(runs, written[0], runs[-1], index)
   if done and with_times:
     place = places.Place.of(output / HISTORY)
     writing.write_run(output / HISTORY, place)

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from pipelines.evaluation import by_query, examples, places, report
-from xir_tfrs.data import runs
+from xir_tfrs.data import errors, runs
 from xir_tfrs.serving import manifest
 
 
@@ -90,11 +90,29 @@ class Found:
     return 20 if 20 in ks else ks[(len(ks) - 1) // 2]
 
 
-def index_of(bundle: str | os.PathLike[str]) -> manifest.Index | None:
+def index_of(
+  bundle: str | os.PathLike[str],
+  model_dir: str | os.PathLike[str],
+  checkpoint: str = "best",
+) -> manifest.Index | None:
   """How the approximate index of a bundle was tuned; None: it has none.
 
+  Args:
+    bundle: What a model was exported to.
+    model_dir: The model.
+    checkpoint: Which of its checkpoints, as `runs.load_model` takes it.
+
   Raises:
-    DataError: This is no bundle.
+    DataError: This is no bundle, or one of another model.
   """
-  indexes = manifest.load(bundle).indexes.values()
-  return next((index for index in indexes if index.curve), None)
+  about = manifest.load(bundle)
+  run = runs.RunDir(model_dir)
+  restored = os.path.relpath(run.checkpoint(checkpoint), model_dir)
+  expected = run.read_config().schema_sha256, restored
+  if (about.data.get("sha256"), about.checkpoint) != expected:
+    raise errors.DataError(
+      f"is not a bundle of {restored} of {os.fspath(model_dir)}; export that"
+      " model, or leave out --bundle",
+      path=bundle,
+    )
+  return next((one for one in about.indexes.values() if one.curve), None)

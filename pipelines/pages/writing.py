@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pipelines.evaluation import places
 from pipelines.pages import found
 from xir_tfrs.data import atomic
+from xir_tfrs.serving import manifest
 
 _NEEDED = ("jinja2", "matplotlib", "markupsafe")
 
@@ -18,27 +19,26 @@ _NEEDED = ("jinja2", "matplotlib", "markupsafe")
 def write_run(
   model_dir: str | os.PathLike[str],
   place: places.Place,
-  bundle: str | os.PathLike[str] | None = None,
+  index: manifest.Index | None = None,
 ) -> bool:
   """Writes the page of a run that was evaluated.
 
   Args:
     model_dir: Directory made by `pipelines.train`.
     place: The files of its evaluation.
-    bundle: What it was exported to.
+    index: That of a bundle of the run.
 
   Returns:
     Whether it was written; if not, one line on stderr says what is missing.
 
   Raises:
-    DataError: `bundle` is none, or a file is damaged.
+    DataError: A file is damaged.
   """
   if _is_missing(place.report):
     return False
   from pipelines.pages import page, run_page
 
   run = found.Found.read(model_dir, place)
-  index = found.index_of(bundle) if bundle else None
   atomic.write_text(place.report, page.render(run_page.make(run, index)))
   return True
 
@@ -47,7 +47,7 @@ def write_comparison(
   model_dirs: Sequence[str | os.PathLike[str]],
   output: pathlib.Path,
   shown: str | os.PathLike[str] | None = None,
-  bundle: str | os.PathLike[str] | None = None,
+  index: manifest.Index | None = None,
 ) -> bool:
   """Writes the page of several runs; see `write_run`.
 
@@ -55,7 +55,7 @@ def write_comparison(
     model_dirs: The runs.
     output: The page.
     shown: One of them whose own page follows below.
-    bundle: What that one was exported to.
+    index: That of a bundle of that one.
   """
   if _is_missing(output):
     return False
@@ -70,7 +70,6 @@ def write_comparison(
   }
   made = compare_page.make(list(runs.values()))
   if shown is not None:
-    index = found.index_of(bundle) if bundle else None
     sections = tuple(
       dataclasses.replace(part, title=f"{runs[shown].name}: {part.title}")
       for part in run_page.sections(runs[shown], index)

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -305,6 +306,28 @@ def test_sections_of_what_a_run_may_have(evaluated):
   (probe,) = made["What the loss estimates"].charts
   assert probe.says == "cosine 0.5; bias 0.1."
   assert list(made)[0] == "How it learned" and list(made)[-1] == "Settings"
+
+
+def test_bundle_of_another_model_is_refused(evaluated, tmp_path):
+  schema = json.loads((evaluated / "one" / "config.json").read_text())
+  about = {
+    **dict.fromkeys(("num_queries", "num_candidates", "num_seen_pairs"), 1),
+    **dict(dim=4, dtype="float32", max_k=9, unknown_query="popularity"),
+    "id_types": manifest.IdTypes("string", "string"),
+    **dict.fromkeys(("tower_sha256", "signatures"), {}),
+    "indexes": {"brute_force": manifest.Index(kind="exact")},
+    "data": {"sha256": schema["schema_sha256"]},
+  }
+  checkpoint = runs.RunDir(evaluated / "one").checkpoint()
+  name = pathlib.Path(checkpoint).relative_to(evaluated / "one")
+  manifest.save(tmp_path, about | {"checkpoint": str(name)})
+  assert found.index_of(tmp_path, evaluated / "one") is None
+  manifest.save(tmp_path, about | {"checkpoint": "best/ckpt-7"})
+  done = program.run(
+    *("pipelines.evaluate", "--model_dir", evaluated / "one"),
+    *("--bundle", tmp_path),
+  )
+  assert done.returncode == 1 and f"is not a bundle of {name}" in done.stderr
 
 
 def test_charts_take_their_colours_from_the_page():
