@@ -48,8 +48,10 @@ check: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
 	  $(CHECK) $(ARGS)
 
+# Files in the order of tests/conftest.py, and not by their number of tests.
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --seconds=$(SECONDS) $(ARGS)
