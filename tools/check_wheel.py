@@ -126,7 +126,8 @@ def _install(folder: pathlib.Path, wheel: pathlib.Path) -> pathlib.Path:
   # The pip that comes with Python 3.10 searches for ever for versions that
   # agree.
   _run([*pip, "--upgrade", "pip"], folder)
-  _run([*pip, wheel], folder)
+  # Most modules of the dependencies are never imported.
+  _run([*pip, "--no-compile", wheel], folder)
   return python
 
 
