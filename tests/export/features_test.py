@@ -112,7 +112,9 @@ def test_inputs_have_names_of_their_own():
       schema.FeatureSchema("k", "float", mean=[0], std=[1]),
       schema.FeatureSchema("item price", "float", mean=[0], std=[1]),
       schema.FeatureSchema("item_price", "token", vocabulary=[""]),
-      schema.FeatureSchema("2nd", "float_seq", length=3, mean=[0], std=[1]),
+      schema.FeatureSchema(
+        "2nd", "float_seq", length=3, mean=[0] * 3, std=[1] * 3
+      ),
     ]
   )
   assert [x.input for x in inputs] == [
