@@ -18,7 +18,7 @@ def drive(running, answers, seconds, clients):
   record = soak.Record()
   server = soak.Server(running.port, running.grpc_port)
   server.publish(1)
-  server.publish(1)
+  server.taken_over()
   cases = [soak.Case("look_up", {"x": [7, 8], "k": 2}, answers)]
   soak.drive(
     server, cases, record, clients=clients, pause=0.02, seconds=seconds
@@ -31,7 +31,7 @@ def test_good_clients_get_right_answers_among_hostile_ones(running):
   record = drive(running, [{"ids": []}, right], 2.0, clients=8)
   assert not record.problems
   calls = {name: len(times) for name, times in record.seconds.items()}
-  assert min(calls.values()) > 5 and record.counts["hostile"] > 5
+  assert min(calls.values()) > 2 and record.counts["hostile"]
   assert record.counts["right"] == sum(calls.values())
   memory = [(second / 10, 100.0 + second) for second in range(20)]
   found = soak.summarise(record, memory, 90.0, 2, 2.0)
