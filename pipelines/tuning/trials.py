@@ -21,6 +21,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import tqdm
+
 from pipelines.training import config as configs
 
 # What a trial prints, beside its run.
@@ -135,6 +137,8 @@ def _main(connection, config: configs.TrainConfig, threads: int | None) -> None:
   # The terminal's Ctrl-C is for the program: it ends its trials.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
+  # The lock of its own is one of the system, and outlives a killed process.
+  tqdm.tqdm.set_lock(threading.RLock())
   model_dir = pathlib.Path(config.model_dir)
   model_dir.mkdir(parents=True, exist_ok=True)
   with open(model_dir / LOG, "a", encoding="utf-8") as log:
