@@ -44,7 +44,7 @@ def top_rows(
     (array([[0, 1]]), array([[3., 2.]], dtype=float32))
   """
 
-  has_interests = queries.shape.rank == 3
+  has_interests = len(queries.shape) == 3  # Arrays are welcome, too.
 
   def best(part: slice) -> Rows:
     some = queries[part]
