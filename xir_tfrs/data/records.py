@@ -236,13 +236,17 @@ def check_rows(
     path = pathlib.Path(data_dir) / shard.file
     try:
       size = path.stat().st_size
+    except FileNotFoundError:
+      raise errors.DataError(
+        f"file not found; {schema_lib.REMEDY}", path=path
+      ) from None
     except OSError as error:
       raise errors.DataError(
-        f"file not found ({error.strerror}); {schema_lib.REMEDY}", path=path
+        f"cannot be read ({error.strerror}); {schema_lib.REMEDY}", path=path
       ) from None
     if shard.rows > size:
       raise errors.DataError(
-        f"holds {size} bytes, too few for the {shard.rows} rows that"
+        f"truncated: holds {size} bytes, too few for the {shard.rows} rows that"
         f" {schema_lib.FILE_NAME} says; {schema_lib.REMEDY}",
         path=path,
       )
