@@ -1,15 +1,17 @@
 r"""Measures training input of more rows than are in memory.
 
-    python -m benchmarks.beyond_memory --rows 200000000
+    python -m benchmarks.beyond_memory --rows 200000000 \
+      --rows_in_memory 10000000
 
-writes random interactions to a temporary directory, about 7 bytes a row, and
+writes random interactions to a temporary directory, some 7 bytes a row, and
 makes one epoch of batches of them, a part at a time, as `pipelines.train
 --rows_in_memory` does:
 
 - `first pass`: every row is checked and counted, as each run starts;
 - `rows`: an epoch of batches;
-- `known positives`: the same, each batch with the candidates that its queries
-  have in other rows, for which all rows of a query are in memory together.
+- `known positives`: the same, of some rows, each batch with the candidates that
+  its queries have in other rows, for which all rows of a query are in memory
+  together.
 
 Reported are rows per second and the highest resident memory of the process.
 Then batches of some steps are made anew, as a resumed run does, for one
@@ -30,12 +32,13 @@ from xir_tfrs.data import datasets, directory, parts, records, schema
 
 _SIZES = {
   "rows": (10_000_000, "Rows of the interactions."),
-  "rows_in_memory": (20_000_000, "Rows of two parts."),
+  "rows_in_memory": (4_000_000, "Rows of two parts."),
   "queries": (2_000_000, "Number of queries."),
   "candidates": (1_000_000, "Number of candidates."),
   "files": (64, "Files."),
   "buckets": (64, "Buckets of queries, whose rows stand together."),
   "batch": (2048, "Rows per batch."),
+  "known_rows": (20_000_000, "Rows of the case `known positives`."),
   "resumed": (5, "Steps at which batches are made again."),
 }
 _ROWS_AT_ONCE = 1 << 20
@@ -69,7 +72,10 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
           masks_known=masks_known,
         )
 
-      steps = sizes["rows"] // sizes["batch"]
+      rows = sizes["rows"]
+      if masks_known:
+        rows = min(rows, sizes["known_rows"])
+      steps = rows // sizes["batch"]
       results[name] = _measured(
         lambda steps=steps, make=make: _take(iter(make().dataset()), steps),
         steps * sizes["batch"],

@@ -315,6 +315,7 @@ def test_beyond_memory(capsys):
     "files": 2,
     "buckets": 8,
     "batch": 64,
+    "known_rows": 5000,
     "resumed": 2,
   }
   results = beyond_memory.run(sizes)

@@ -128,12 +128,13 @@ def distinct_pairs(
   parts: Sequence[Mapping[str, np.ndarray]], num_candidates: int
 ) -> np.ndarray:
   """query_id * num_candidates + candidate_id of all rows, ascending, once."""
-  keys = np.concatenate(
-    [
-      part["query_id"].astype(np.int64) * num_candidates + part["candidate_id"]
-      for part in parts
-    ]
-  )
+  keys = np.empty(sum(len(part["query_id"]) for part in parts), np.int64)
+  start = 0
+  for part in parts:
+    found = keys[start : start + len(part["query_id"])]
+    np.multiply(part["query_id"], num_candidates, out=found, dtype=np.int64)
+    found += part["candidate_id"]
+    start += len(found)
   # `np.unique` hashes them, which takes ten times as long.
   keys.sort()
   first = np.ones(len(keys), bool)

@@ -93,10 +93,13 @@ class KnownCandidates:
   def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
     num_candidates = int(columns["candidate_id"].max(initial=0)) + 1
     pairs = datasets.distinct_pairs([columns], num_candidates)
-    queries, candidates = np.divmod(pairs, num_candidates)
-    self._queries, first = np.unique(queries, return_index=True)
+    # In ascending order; few of these arrays fit beside the rows.
+    queries = (pairs // num_candidates).astype(columns["query_id"].dtype)
+    pairs %= num_candidates
+    self._candidates = pairs.astype(columns["candidate_id"].dtype)
+    first = np.flatnonzero(np.diff(queries, prepend=-1))
+    self._queries = queries[first]
     self._splits = np.append(first, len(queries))
-    self._candidates = candidates.astype(columns["candidate_id"].dtype)
 
   def of_queries(self, query_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of some queries, one after another, and how many each has."""
