@@ -311,6 +311,21 @@ def test_wrong_ids_of_own_records_are_found_before_training(
   assert str(caught.value) == f"{where}: {message}"
 
 
+def test_negative_counts_are_named(tmp_path):
+  table = dataclasses.replace(_table(), counts=np.array([3, 0, -1, 1, 1]))
+  shards = tables.write_table(tmp_path, "candidates", table, _FEATURES)
+  schema.Schema(
+    name="t",
+    num_queries=0,
+    num_candidates=5,
+    rows={},
+    shards={"candidates": shards},
+    candidate_features=_FEATURES,
+  ).save(tmp_path)
+  with pytest.raises(errors.DataError, match="row 3, column 'count': -1 is no"):
+    tables.read_table(tmp_path, "candidates")
+
+
 def test_table_checks(tmp_path):
   table = _table()
   table.columns["brand"][4] = 3

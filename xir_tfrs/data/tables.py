@@ -119,6 +119,7 @@ def read_table(
   ids = [np.empty(0, object)]
   for batch in _read(data_dir, table, schema, spec):
     num_rows = batch.lengths["count"]
+    _require_counts(batch)
     for feature in features:
       _check_feature(batch, feature, num_rows)
     if with_ids:
@@ -232,6 +233,19 @@ def _decoded(batch: records.Batch, name: str) -> np.ndarray:
 def is_foreign(schema: schema_lib.Schema, table: str) -> bool:
   """Whether a table's files may be of another program than `prepare`."""
   return any(shard.sha256 is None for shard in schema.shards.get(table, ()))
+
+
+def _require_counts(batch: records.Batch) -> None:
+  negative = np.flatnonzero(batch.values["count"] < 0)
+  if negative.size:
+    row = int(negative[0])
+    raise errors.DataError(
+      f"{batch.values['count'][row]} is not a count: it is the number of"
+      " training rows",
+      path=batch.path,
+      row=batch.shard_rows + row + 1,
+      column="count",
+    )
 
 
 def _wrong_id(
