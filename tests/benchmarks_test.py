@@ -83,7 +83,8 @@ def test_train_step(seconds):
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
 
 
-def test_history(seconds, capsys):
+def test_history(seconds, capsys, monkeypatch):
+  monkeypatch.setattr(history, "_BLOCKS", 1)
   sizes = {name: 12 for name in history._SIZES} | {"dim": 4, "repetitions": 2}
   results = history.run(sizes)
   steps = {k: v for k, v in results.items() if k != history.ANSWER}
