@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import pathlib
-import pkgutil
 import re
 import types
 
@@ -33,13 +32,13 @@ def _public(module, name):
 
 
 def _of_data():
-  """The classes of the modules of `data`; their functions are for programs."""
-  for found in pkgutil.iter_modules(xir.data.__path__):
-    if not found.ispkg:
-      module = importlib.import_module(f"xir_tfrs.data.{found.name}")
-      for name, thing in _public(module, f"data.{found.name}"):
-        if inspect.isclass(thing):
-          yield name, thing
+  """The classes of `data` that the reference shows."""
+  page = (_ROOT / "docs/api/data.md").read_text("utf-8")
+  for name in re.findall(r"^::: xir_tfrs\.(data\.\w+)$", page, re.MULTILINE):
+    module = importlib.import_module(f"xir_tfrs.{name}")
+    for part, thing in _public(module, name):
+      if inspect.isclass(thing):
+        yield part, thing
 
 
 _THINGS = dict(
