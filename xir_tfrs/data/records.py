@@ -186,8 +186,10 @@ def read_batches(
   """The checked rows of a split, a few records at a time.
 
   Args:
-    data_dir, split, columns: as `read_interactions`.
+    data_dir: as for `read_interactions`.
+    split: as for `read_interactions`.
     schema: of `data_dir`.
+    columns: as for `read_interactions`.
 
   Raises:
     DataError: as `read_interactions`.
