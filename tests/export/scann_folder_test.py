@@ -176,8 +176,8 @@ def test_equal_scores_by_row():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ((QUERIES[:, :-1], 3), r"`queries` must be \[n, 8\] or \[8\]"),
-    ((QUERIES[np.newaxis], 3), "`queries` must be"),
+    ((QUERIES[:, :-1], 3), r"\[n, 8\], \[n, interests, 8\] or \[8\]"),
+    ((QUERIES[np.newaxis, np.newaxis], 3), "`queries` must be"),
     ((QUERIES, 0), "`k` must be a positive integer"),
     ((QUERIES, 2.5), "`k` must be a positive integer"),
     ((QUERIES, 3, [["a"]]), "1 lists for 6 queries"),
