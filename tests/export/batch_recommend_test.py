@@ -142,7 +142,9 @@ class _Loaded:
   def __init__(self, directory, unknown_query):
     self.directory = directory
     self.manifest = types.SimpleNamespace(
-      id_types=manifests.IdTypes("int64", "int64"), max_k=3
+      id_types=manifests.IdTypes("int64", "int64"),
+      max_k=3,
+      num_interests=None,
     )
     self.unknown_query = unknown_query
     self.query_ids = np.array([70, -5])
