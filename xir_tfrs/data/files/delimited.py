@@ -16,7 +16,14 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import headers, layouts, places, rows, text
+from xir_tfrs.data.files import (
+  headers,
+  layouts,
+  places,
+  rows,
+  streams,
+  text,
+)
 
 # A quoted field that is longer is taken for a quote that never closes.
 _MAX_RECORD = 1 << 20
@@ -184,7 +191,7 @@ class DelimitedFile(rows.RowFile):
   ) -> pa.Table | None:
     try:
       return arrow_csv.read_csv(
-        pa.BufferReader(data),
+        streams.in_arrow(data),
         read_options=arrow_csv.ReadOptions(
           column_names=self.names, block_size=4 << 20
         ),

@@ -90,7 +90,7 @@ class _LineFile(_JsonFile):
     whole = whole.removeprefix(b"\xef\xbb\xbf")
     self._load: Callable[[str], Any] = json.loads
     try:
-      return _as_text(arrow_json.read_json(pa.BufferReader(whole)).schema)
+      return _as_text(arrow_json.read_json(streams.in_arrow(whole)).schema)
     except (pa.ArrowException, UnicodeDecodeError):
       pass
     first = whole.lstrip().partition(b"\n")[0].decode("utf-8", "replace")
@@ -129,7 +129,7 @@ class _LineFile(_JsonFile):
     if self._load is json.loads:
       try:
         table = arrow_json.read_json(
-          pa.BufferReader(chunk.data),
+          streams.in_arrow(chunk.data),
           read_options=arrow_json.ReadOptions(block_size=4 << 20),
           parse_options=arrow_json.ParseOptions(
             explicit_schema=schema, unexpected_field_behavior="ignore"

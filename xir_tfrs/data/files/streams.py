@@ -67,6 +67,17 @@ def reading(address: addresses.Address) -> Iterator[None]:
     ) from None
 
 
+def in_arrow(data: bytes) -> pa.BufferReader:
+  """A copy of `data` in Arrow's own memory, to be parsed by its threads.
+
+  A thread that frees memory of Python needs Python's lock, and one that asks
+  for it while Python is shutting down aborts the process.
+  """
+  buffer = pa.allocate_buffer(len(data))
+  memoryview(buffer).cast("B")[:] = data
+  return pa.BufferReader(buffer)
+
+
 class Stream:
   """Reads a file from its start to its end, as UTF-8.
 
