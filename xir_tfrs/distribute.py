@@ -32,8 +32,8 @@ def require_scope(variables: Iterable[tf.Variable], owner: str) -> None:
   """Checks that variables have a copy on every replica.
 
   Args:
-    variables: What a step reads or writes.
-    owner: Whose they are, for the message.
+    variables: Variables that a step reads or writes.
+    owner: Name of their owner, for the message.
 
   Raises:
     ValueError: One was made outside the scope of the strategy that is used.
@@ -61,8 +61,8 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
   tensor is the sum over replicas, handed back to the rows' owner.
 
   Args:
-    x: [rows, ...] float or integer tensor; rows on one replica at least, for
-      TensorFlow to gather nothing from everyone kills the process.
+    x: [rows, ...] float or integer tensor. At least one replica must have rows:
+      gathering zero rows from all replicas crashes TensorFlow.
 
   Returns:
     [sum of rows, ...] tensor, the same on every replica.
@@ -88,8 +88,8 @@ def encode_together(
 ) -> tf.Tensor:
   """Embeddings of ids that are the same on all replicas.
 
-  Each replica encodes its share of them, so that R replicas neither do the
-  work R times nor send gradients of the same rows R times.
+  Each replica encodes a share of them. Otherwise R replicas would do the work R
+  times, and send gradients of the same rows R times.
 
   Args:
     encode: [n] ids -> [n, dim].
@@ -128,7 +128,7 @@ def all_reduce_sum(x: tf.Tensor) -> tf.Tensor:
 
 
 def global_rows(num_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Where this replica's rows lie in the global batch.
+  """Position of this replica's rows in the global batch.
 
   Args:
     num_rows: Scalar integer, rows on this replica.

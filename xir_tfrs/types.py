@@ -28,8 +28,8 @@ class Feature:
     vocabulary_size: Kinds of codes: these lie in `[0, vocabulary_size)`, and
       code 0 means unknown or missing.
     length: `float_seq`: numbers per row.
-    mean: Float kinds: what is subtracted; 1 value, or `length` values.
-    std: Float kinds: what is divided by; as many values as `mean`, all > 0.
+    mean: Float kinds: 1 value, or `length` values, to subtract.
+    std: Float kinds: as many values as `mean`, all > 0, to divide by.
 
   Examples:
     >>> price = xir.types.Feature("price", "float", mean=(9.5,), std=(2.0,))
@@ -82,7 +82,7 @@ class Feature:
 
   @property
   def scope(self) -> str:
-    """The name, without what names in a graph cannot hold: `price (USD)`."""
+    """The name without characters that a graph refuses, as in `price (USD)`."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", self.name)
 
   @property

@@ -17,14 +17,14 @@ class CandidateCache(tf.keras.layers.Layer):
       o <- occurrence_decay * o + draws of this step
       cache <- cache_size candidates, in proportion to o
 
-  or, by recency, simply the `cache_size` candidates that came last.
+  or, by recency, the last `cache_size` candidates of the batches.
 
   Attributes:
     ids: [cache_size] int64 variable, the cached candidates; uniform at first.
     occurrence_counts: [num_candidates] float64 variable, the paper's o; zero at
       first. float64 counts exactly up to 2^53, where float32 stalls at 2^24.
     entered: [cache_size] int64 variable, the update that brought each id in;
-      unlike the others it is only looked at.
+      it is only reported, and does not affect the draws.
     step: int64 variable, updates so far.
 
   Examples:
@@ -53,15 +53,14 @@ class CandidateCache(tf.keras.layers.Layer):
     Args:
       num_candidates: Size of the catalogue.
       cache_size: Candidates held; may exceed the catalogue (ids repeat).
-      cache_scope: Whom the next cache is drawn from: `"step"`, the candidates
-        of this step's pools (as the released code), or `"all"`, the catalogue
-        (as the paper prints it; costs a pass over it each step).
-      occurrence_decay: What is kept of the old counts at each step. Less than
-        1 follows a changing model, and costs a pass over the catalogue each
-        step.
+      cache_scope: The candidates that the next cache is drawn from: `"step"`,
+        those of this step's pools (as in the released code), or `"all"`, the
+        catalogue (as the paper prints it; costs a pass over it each step).
+      occurrence_decay: Factor of the old counts at each step. Less than 1
+        follows a changing model, and costs a pass over the catalogue each step.
       cache_policy: `"occurrence"`, as above, or `"recency"`: the candidates
-        of the last batches, as they came, whatever was drawn; draws are
-        counted all the same, to be looked at.
+        of the last batches, whatever was drawn. Draws are still counted, for
+        the readout.
       seed: Base seed of the draws.
       name: Name of the layer.
 
@@ -123,8 +122,8 @@ class CandidateCache(tf.keras.layers.Layer):
     Args:
       pool_ids: [n] candidates of this step's pools, on all replicas.
       draws: [n] how often each was drawn, on all replicas together.
-      arrived: [batch] candidates of this step's batch, on all replicas; needed
-        by recency alone.
+      arrived: [batch] candidates of this step's batch, on all replicas; only
+        recency needs it.
     """
     seed = seeds.step_seed(self._seed, self.step, seeds.NEXT_CACHE)
     if self._occurrence_decay < 1.0:
@@ -160,8 +159,8 @@ class CandidateCache(tf.keras.layers.Layer):
       ids: [n] candidates.
 
     Returns:
-      [n] float32 log( o_j / sum o ); -inf for what was never drawn, and
-      log( 1 / num_candidates ) before anything was.
+      [n] float32 log( o_j / sum o ); -inf for candidates never drawn, and
+      log( 1 / num_candidates ) before the first draw.
     """
     total = tf.reduce_sum(self.occurrence_counts)
     counts = tf.gather(self.occurrence_counts, ids)
@@ -171,7 +170,7 @@ class CandidateCache(tf.keras.layers.Layer):
     return tf.cast(tf.math.log(share), tf.float32)
 
   def readout(self) -> dict[str, tf.Tensor]:
-    """How the cache fares.
+    """Reports the health of the cache.
 
     Returns:
       Scalars float32. `distinct`: distinct ids / `cache_size`. `coverage`:

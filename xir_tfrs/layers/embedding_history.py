@@ -1,10 +1,10 @@
-"""How far the embeddings of a few candidates have moved of late."""
+"""How far the embeddings of a few candidates have moved recently."""
 
 import tensorflow as tf
 
 from xir_tfrs.layers import state
 
-# Steps over which drift is told, the paper's Delta t.
+# Steps over which drift is reported, the paper's Delta t.
 DRIFT_STEPS = (1, 5, 10)
 _KEPT = max(DRIFT_STEPS) + 1
 
@@ -82,12 +82,12 @@ class EmbeddingHistory(tf.keras.layers.Layer):
   def relative_drift(self) -> tf.Tensor:
     """Scalar: mean drift per step, in units of the mean length.
 
-    A mean over the last 10 steps, or as many as are recorded: in one step few
-    of the candidates that are watched may have been in the batch.
+    A mean over the last 10 steps, or over those recorded: a single batch may
+    hold few of the watched candidates.
     """
     newest_first = self._newest_first()
     recorded = tf.range(_KEPT - 1, dtype=tf.int64) < self._steps_back()
-    # Slots behind what is recorded say nothing.
+    # Slots that are not recorded yet do not count.
     moved = tf.norm(newest_first[:-1] - newest_first[1:], axis=-1)
     moved = tf.reduce_mean(tf.where(recorded[:, tf.newaxis], moved, 0.0), -1)
     per_step = tf.math.divide_no_nan(
@@ -113,10 +113,10 @@ class EmbeddingHistory(tf.keras.layers.Layer):
     }
 
   def _newest_first(self) -> tf.Tensor:
-    """[11, num_watched, dim]; zeros behind what is recorded."""
+    """[11, num_watched, dim]; zeros where nothing is recorded yet."""
     slots = (self.recorded - 1 - tf.range(_KEPT, dtype=tf.int64)) % _KEPT
     return tf.gather(self.embeddings, slots)
 
   def _steps_back(self) -> tf.Tensor:
-    """How many steps before the newest one are recorded."""
+    """Number of recorded steps before the newest one."""
     return tf.clip_by_value(self.recorded - 1, 0, _KEPT - 1)

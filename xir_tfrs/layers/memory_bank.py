@@ -16,7 +16,7 @@ class MemoryBank(tf.keras.layers.Layer):
     embeddings: [bank_size, dim] float32 variable; zeros where not in use.
     ids: [bank_size] int64 variable; -1 where not in use.
     log_q: [bank_size] float32 variable: log proposal of the candidates at the
-      time they came.
+      time they were added.
     head: int64 variable, the slot that is written next.
     filled: int64 variable, slots in use.
 
@@ -71,7 +71,7 @@ class MemoryBank(tf.keras.layers.Layer):
     self, num_slots: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Embeddings [num_slots, dim], ids and log_q of slots [0, num_slots)."""
-    # A copy: the update of the same step must not show in it.
+    # A copy, so that the update of the same step does not change it.
     return (
       tf.identity(self.embeddings)[:num_slots],
       tf.identity(self.ids)[:num_slots],
@@ -81,7 +81,7 @@ class MemoryBank(tf.keras.layers.Layer):
   def update(
     self, embeddings: tf.Tensor, ids: tf.Tensor, log_q: tf.Tensor
   ) -> None:
-    """Takes in new candidates in place of the oldest.
+    """Adds new candidates, which replace the oldest.
 
     Of more than `bank_size` only the last are kept. Call it at the top level
     of the step function: variables that all replicas agree on cannot be

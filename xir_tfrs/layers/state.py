@@ -19,10 +19,10 @@ def add_state(
   own, and replicas would drift apart without an error.
 
   Args:
-    layer: Its owner, which also brings it into checkpoints.
-    name: Its name there.
+    layer: Its owner, whose checkpoints hold it.
+    name: Its name in checkpoints.
     shape: Its shape.
-    dtype: Its type, whatever the layer's policy.
+    dtype: Its type, independent of the layer's policy.
     value: Makes the initial value; None: zeros.
 
   Returns:

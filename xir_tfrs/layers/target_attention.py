@@ -6,13 +6,13 @@ from xir_tfrs.ops import history
 
 
 class TargetAttention(tf.keras.layers.Layer):
-  """Sums up the events of a history by how much they say of a candidate.
+  """Sums up the events of a history by their relevance to a candidate.
 
       u_c = sum_j a(v_j, v_c) v_j
       a(v_j, v_c) = w . sigmoid(W [v_j, v_c, v_j * v_c] + b) + b'
 
-  The local activation unit of DIN (Zhou et al. 2018). As there, the
-  weights are not normalised: many events that fit say more than one does.
+  The local activation unit of DIN (Zhou et al. 2018). As in the paper, the
+  weights are not normalised: many relevant events count more than one.
 
   Axes: n = histories, length = columns of a window, m = candidates of each.
 

@@ -1,4 +1,4 @@
-"""Arguments that several tasks take, and what a candidate encoder can do."""
+"""Checks of arguments that several tasks take, and of candidate encoders."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,7 @@ def encode(
 
 
 def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:
-  """Number of candidates an encoder is for, where it says so.
+  """Number of candidates of an encoder, if it has one.
 
   A `models.Tower` has a `vocabulary_size`, a Keras `Embedding` an `input_dim`.
   """
@@ -71,10 +71,10 @@ def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:
 def require_num_candidates(
   num_candidates: int | None, candidate_encoder: CandidateEncoder
 ) -> int:
-  """`num_candidates`, or else what the encoder says.
+  """`num_candidates`, or else that of the encoder.
 
   Raises:
-    ValueError: Not given, and the encoder does not say; or not positive.
+    ValueError: It is not given and the encoder has none, or it is not positive.
   """
   if num_candidates is None:
     num_candidates = size_of_catalogue(candidate_encoder)

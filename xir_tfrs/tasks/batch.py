@@ -11,7 +11,7 @@ from xir_tfrs.ops import chunks, forms, fused, resampling, xla
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What a task is called with; see `RetrievalTask.call`."""
+  """The arguments of a call; see `RetrievalTask.call`."""
 
   query_embeddings: tf.Tensor
   candidate_embeddings: tf.Tensor
@@ -62,12 +62,12 @@ class Batch:
   history_ids: tf.Tensor | tf.RaggedTensor | None = None
 
   def own(self, of_pool: tf.Tensor) -> tf.Tensor:
-    """[batch] the entries of a [pool] tensor at the rows' own columns."""
+    """[batch] entries of a [pool] tensor at the rows' own columns."""
     rows = tf.range(tf.size(self.ids), dtype=tf.int64)
     return tf.gather(of_pool, rows + self.own_offset)
 
   def first(self, num_rows: int) -> "Batch":
-    """The first rows alone, each with weight 1; the pool stays."""
+    """Only the first rows, each with weight 1; the pool is unchanged."""
     histories = self.history_ids
     known, rows = self.known_ids, self.known_rows
     if rows is not None:
@@ -89,18 +89,19 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """One pool's part of a loss, with all that it is computed from.
+  """The part of a loss over one pool, with all its inputs.
 
   Attributes:
     batch: The rows.
-    pool: What they are scored against.
+    pool: The candidates they are scored against.
     form: Form of the loss.
-    share: What the term is multiplied by in the loss.
+    share: Factor of the term in the loss.
     positive_log_q: [batch] log proposal of the positives; None: they are not
       corrected.
     resampler: How the pool is drawn from; None: every column counts once.
     mask_own_column: Whether the row's own column is left out.
-    mask_accidental_hits: Whether all columns with the positive's id are.
+    mask_accidental_hits: Whether all columns with the positive's id are left
+      out.
     count_draws: Whether to count the draws.
     row_chunk_size: Rows whose logits are held at a time.
   """
@@ -117,7 +118,7 @@ class Term:
   row_chunk_size: int | None = None
 
   def loss(self) -> tuple[tf.Tensor, tf.Tensor]:
-    """(weighted sum of the rows' losses, [pool] draws) of the term alone."""
+    """(weighted sum of the rows' losses, [pool] draws) of this term."""
     batch = self.batch
     return fused.pool_softmax(
       batch.queries,
@@ -137,7 +138,7 @@ class Term:
     )
 
   def first(self, num_rows: int) -> "Term":
-    """The term of the first rows alone, each with weight 1."""
+    """The term for only the first rows, each with weight 1."""
     log_q = self.positive_log_q
     return dataclasses.replace(
       self,
@@ -172,17 +173,17 @@ def make(
   temperature: float,
   cross_replica: bool,
 ) -> Batch:
-  """The batch of what a task is called with.
+  """Makes the batch from the arguments of a call.
 
   Args:
-    inputs: That.
+    inputs: The arguments of the call.
     ids: [batch] int64 ids of the candidates.
     scored: [n, dim] embeddings -> those whose inner products are scores.
-    temperature: What scores are divided by.
+    temperature: Divides the scores.
     cross_replica: Whether the pool is the global batch.
 
   Raises:
-    ValueError: Shapes do not agree, or XLA is to compile and they are not
+    ValueError: Shapes do not agree, or XLA compiles the step and they are not
       known.
   """
   queries = _at_least_float32(inputs.query_embeddings)

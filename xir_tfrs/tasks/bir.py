@@ -19,11 +19,11 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
       -log( e^{s_p} / (e^{s_p} + sum_{j in R_u} e^{s_j}) )
 
   Section 3.1 and equation 3 of Chen et al. 2022; no gradient goes through the
-  weights or the draws. As the draws favour high scores already, the loss
+  weights or the draws. Because the draws already favour high scores, the loss
   behaves like a softmax at half the temperature: try twice the temperature
-  that suits SSL-Pop. Its value is no measure of progress: where the positive
-  may be drawn and the model is sure of it, all draws are the positive, and the
-  loss is log(1 + num_resampled). Watch validation metrics.
+  that suits SSL-Pop. Its value does not measure progress: if the positive may
+  be drawn and the model is sure of it, all draws are the positive, and the loss
+  is log(1 + num_resampled). Watch validation metrics.
 
   Examples:
     >>> task = xir.tasks.BIRRetrieval(

@@ -32,7 +32,7 @@ class Sample:
     ids: [batch, n] int64.
     log_q: [batch, n] log proposal of each, up to a constant of the row.
     positive_log_q: [batch] the same of the row's positive.
-    keep: [batch, n] bool, which count; None: all.
+    keep: [batch, n] bool, which candidates count; None: all.
   """
 
   ids: tf.Tensor
@@ -70,11 +70,12 @@ class CoRRRetrieval(retrieval.RetrievalTask):
                 drawn as in `XIRRetrieval`.
 
   A draw of sir, bir or xir is distributed about as e^{s_j} over the catalogue
-  (exactly so for a pool without end, which for bir and xir arrives by
-  popularity), so its log Q is the retriever's score itself. M - log Q is then
-  0 throughout: the retriever's loss is the constant log(1 + num_sampled), and
-  only its gradient says anything. With the others, too, the value is no measure
-  of progress, as the proposal changes with the model: watch validation metrics.
+  (exactly so for an infinite pool, which for bir and xir arrives by
+  popularity), so its log Q is the retriever's score itself. M - log Q is then 0
+  everywhere: the retriever's loss is the constant log(1 + num_sampled), and
+  only its gradient carries information. With the other samplers, too, the value
+  does not measure progress, because the proposal changes with the model: watch
+  validation metrics.
 
   Attributes:
     ranker: The ranker.
@@ -140,14 +141,14 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       kl_weight: Weight of the divergence; >= 0. The paper has 1.
       num_codewords: midx: codewords per half of a vector.
       cache_size: xir: candidates in the cache.
-      cache_scope: xir: whom the next cache is drawn from, `"step"` or
-        `"all"`.
-      occurrence_decay: xir: what is kept of the old draw counts at each step.
+      cache_scope: xir: the candidates that the next cache is drawn from,
+        `"step"` or `"all"`.
+      occurrence_decay: xir: factor of the old draw counts at each step.
       remove_accidental_hits: Whether draws of the row's own positive are left
-        out. Not by default: only with them does the gradient tend to that of
-        the full softmax as `num_sampled` grows. Without them the positive's
-        own share is missing from the partition, and a query that the model is
-        sure of is pushed on as if it were not.
+        out. By default they are kept: only then does the gradient tend to that
+        of the full softmax as `num_sampled` grows. Without them the partition
+        lacks the positive's own share, and queries that the model is already
+        sure of are still pushed.
       **shared: See `RetrievalTask`. `positive_in_pool`, the default, is for
         bir and xir whether the row's own column of the batch may be drawn; for
         the samplers over the catalogue, which have no columns, False is the
@@ -196,8 +197,8 @@ class CoRRRetrieval(retrieval.RetrievalTask):
   def refresh(self) -> None:
     """Rebuilds the index of midx from the candidates' embeddings.
 
-    It costs a pass over the catalogue. What comes out is a function of the
-    weights and of the index before, which is in the checkpoint.
+    It costs a pass over the catalogue. The result is a function of the weights
+    and of the previous index, which is in the checkpoint.
     """
     if self.index is None:
       return
@@ -378,7 +379,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       cached = tf.cast(self._encode(cache_ids, training), embeddings.dtype)
       pool_ids = tf.concat([pool_ids, cache_ids], axis=0)
       embeddings = tf.concat([embeddings, cached], axis=0)
-    # The draws, and how likely they were, are held fixed.
+    # No gradient through the draws or their probabilities.
     scores = tf.stop_gradient(
       tf.matmul(batch.queries, embeddings, transpose_b=True)
     )
@@ -392,7 +393,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
         seed, tf.shape(scores)[0], self._num_sampled, batch.first_row
       ),
     )
-    # A row with nothing allowed has drawn all the same.
+    # A row without an allowed column has still drawn something.
     keep = tf.gather(allowed, columns, batch_dims=1)
     if self.cache is not None and training:
       self._update_cache(self.cache, pool_ids, columns, keep)
@@ -428,7 +429,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     if self._cross_replica:
       draws = distribute.all_reduce_sum(draws)
     else:
-      # Each replica drew from a pool of its own.
+      # Each replica drew from its own pool.
       pool_ids = distribute.all_gather(pool_ids)
       draws = distribute.all_gather(draws)
     cache.update(pool_ids, draws)
@@ -438,8 +439,8 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     weights = None
     if self._sampler == "midx_pop":
       weights = np.maximum(counts, 1) ** _POPULARITY_POWER
-    # Its size must be known before the first step: under a strategy, that is
-    # too late to make variables.
+    # Its size must be known now: under a strategy, the first step is too late
+    # to create variables.
     one = self._encode(tf.zeros([1], tf.int64), training=False)
     return inverted_multi_index.InvertedMultiIndex(
       len(counts),

@@ -1,4 +1,4 @@
-"""CBNS: candidates of earlier batches as further negatives."""
+"""CBNS: candidates of earlier batches as additional negatives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +22,15 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       s'_j = s_j - log q_j
 
   CBNS, Wang et al. 2021a: the bank M keeps the embeddings of the last
-  `bank_size` candidates with the q they came with, as constants, so they cost
-  no encoding. It is used before the batch goes into it. Columns with the id
+  `bank_size` candidates and their q at that time, as constants, so they need no
+  encoding. A batch uses the bank before it is added to it. Columns with the id
   of the row's positive are left out.
 
-  The embeddings of the bank are those of earlier weights. While these move
-  fast the bank would mislead: the loss is the plain in-batch one for the
+  The embeddings of the bank come from earlier weights. While the weights move
+  fast the bank would mislead, so the loss is the plain in-batch loss for the
   first `warmup_steps` steps, or until embeddings drift less than
-  `warmup_drift` per step. The bank fills up meanwhile. `readout` tells drift
-  and staleness where the task knows the encoder.
+  `warmup_drift` per step. The bank fills up meanwhile. If the task knows the
+  encoder, `readout` returns drift and staleness.
 
   Attributes:
     bank: The `layers.MemoryBank`; without `embedding_dim` and encoder, None
@@ -66,7 +66,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
 
     Args:
       bank_size: Candidates in the bank, M.
-      warmup_steps: Steps before the bank counts; 0: it counts at once.
+      warmup_steps: Steps before the bank is used; 0: it is used at once.
       candidate_counts: [num_candidates] training interactions of each
         candidate, for q; candidates with none count as one. None: no
         correction.
@@ -75,18 +75,18 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
         mean drift per step over the last 10 is less than this times the mean
         length; see `EmbeddingHistory.relative_drift`. It needs the encoder.
       candidate_encoder: [n] dense candidate ids -> [n, dim], the candidate
-        tower, for drift and staleness only; None: they are not told.
-      probe_size: Candidates whose drift is watched, drawn by popularity as
-        those of the bank are; they are encoded at each training step. 0: none.
-      embedding_dim: Size of the embeddings; None: the encoder's, or else that
-        of the first batch. A bank that is not there before the first batch
-        can be neither checked in a checkpoint nor read out.
+        tower, for drift and staleness only; None: they are not computed.
+      probe_size: Candidates whose drift is watched, drawn by popularity like
+        those of the bank, and encoded at each training step. 0: none.
+      embedding_dim: Size of the embeddings; None: that of the encoder, or else
+        that of the first batch. A bank that does not exist before the first
+        batch can be neither checked in a checkpoint nor read out.
       remove_accidental_hits: See `RetrievalTask`; here the default.
       **shared: See `SampledSoftmaxRetrieval` and `RetrievalTask`.
 
     Raises:
       ValueError: An argument out of its range, `warmup_drift` with nothing to
-        watch, or a number of candidates that cannot be told.
+        watch, or an unknown number of candidates.
     """
     super().__init__(
       candidate_counts=candidate_counts,
@@ -135,10 +135,10 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       self.bank = memory_bank.MemoryBank(bank_size, dim)
 
   def build(self, input_shape: tf.TensorShape) -> None:
-    """Makes the bank, where its dimension was not known before.
+    """Makes the bank, if its dimension was not known before.
 
     Raises:
-      ValueError: The dimension is not known now either, or is another one.
+      ValueError: The dimension is still unknown, or differs.
     """
     dim = input_shape[-1]
     if self.bank is None:
@@ -156,15 +156,15 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     super().build(input_shape)
 
   def readout(self) -> dict[str, tf.Tensor]:
-    """How far the bank can be trusted.
+    """Reports how far the bank can be trusted.
 
     Returns:
-      Scalars float32. `warm`: 1 if the bank counts. `bank_filled`: share of
+      Scalars float32. `warm`: 1 if the bank is used. `bank_filled`: share of
       its slots in use. With an encoder `staleness`: mean over these of
       ||v - v_now||^2 / ||v_now||^2, which encodes the whole bank. With probes
       `drift_1`, `drift_5`, `drift_10`: mean distance to the embeddings so many
       steps ago, and `relative_drift`, which `warmup_drift` is compared with.
-      Where fewer steps are recorded, drift over as many as there are.
+      If fewer steps are recorded, the drift over those.
     """
     found = super().readout()
     found["warm"] = tf.cast(self._is_warm(), tf.float32)
@@ -194,12 +194,12 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self, batch: batches.Batch, training: bool
   ) -> Sequence[batches.Term]:
     log_q = self._log_proposal(batch, training)
-    # No slot but those in use, and none while it is cold.
+    # Only the slots in use, and none during the warm-up.
     bank = self._built_bank()
     num_slots = tf.where(self._is_warm(), bank.filled, 0)
     in_use = None
     if xla.compiling():
-      # Of static size, with a mask in place of a cut.
+      # Static size: a mask instead of a slice.
       slots = tf.range(bank.bank_size, dtype=tf.int64)
       in_use = tf.concat(
         [tf.ones_like(batch.pool_ids, tf.bool), slots < num_slots], 0
@@ -210,7 +210,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       tf.concat(
         [
           batch.pool_embeddings,
-          # Constants: nobody could follow a gradient to earlier weights.
+          # Constants: there is no gradient to earlier weights.
           tf.stop_gradient(tf.cast(bank_embeddings, batch.queries.dtype)),
         ],
         axis=0,
@@ -242,7 +242,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   def _enqueue(self, batch: batches.Batch, log_q: tf.Tensor) -> None:
     rows = (tf.stop_gradient(batch.pool_embeddings), batch.pool_ids, log_q)
     if not self._cross_replica:
-      # One bank for all, or replicas would drift apart.
+      # All replicas store the global batch, or their banks would differ.
       rows = tuple(distribute.all_gather(x) for x in rows)
     self._built_bank().update(*rows)
 

@@ -16,16 +16,16 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
 
       -log( e^{s_p} / sum_{j in all candidates} e^{s_j} )
 
-  What sampled losses estimate, and what they are measured against. Every
-  candidate is encoded twice at each step, chunk by chunk (see
-  `ops.full_softmax`), so a step costs in proportion to the catalogue, and the
-  encoder must be a function: dropout would draw anew the second time. In the
-  partition the positive is the embedding that the caller gives.
+  This is what sampled losses estimate. Every candidate is encoded twice at
+  each step, chunk by chunk (see `ops.full_softmax`), so the cost of a step is
+  proportional to the catalogue. The encoder must return the same both times,
+  which excludes dropout. In the partition the positive is the embedding that
+  the caller gives.
 
-  Nothing is sampled, so most of what the tasks share has nothing to act on:
-  every candidate stands in the pool once, there are no accidental hits, the
-  pool of each replica is the catalogue whether `cross_replica` or not, and
-  `row_chunk_size` and `seed` change nothing.
+  Nothing is sampled, so most shared arguments have no effect: every candidate
+  is in the pool once, there are no accidental hits, the pool of each replica is
+  the catalogue with or without `cross_replica`, and `row_chunk_size` and `seed`
+  are ignored.
 
   Examples:
     >>> vectors = tf.constant([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -56,18 +56,18 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
     Args:
       candidate_encoder: [n] dense candidate ids -> [n, dim]; the candidate
         tower.
-      num_candidates: Size of the catalogue; None: as the encoder says.
+      num_candidates: Size of the catalogue; None: that of the encoder.
       candidate_chunk_size: Candidates whose logits are held at a time; None
         chooses it from the size of the batch. Changes memory and speed, not
         the result.
-      cross_replica: Changes nothing.
+      cross_replica: Has no effect.
       **shared: See `RetrievalTask`. `positive_in_pool`, not the default here,
         counts the positive twice, which is no longer the exact softmax; not
         with `remove_accidental_hits`.
 
     Raises:
-      ValueError: An argument out of its range, or a size of the catalogue
-        that cannot be told.
+      ValueError: An argument out of its range, or an unknown size of the
+        catalogue.
     """
     # Nothing is to be gathered.
     super().__init__(cross_replica=False, **shared)

@@ -1,4 +1,4 @@
-"""What BIR and XIR share: drawing anew from a pool, for each query."""
+"""What BIR and XIR share: resampling a pool for each query."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -68,9 +68,9 @@ class ResamplingTask(retrieval.RetrievalTask):
       batch: The rows.
       pool: What to draw from.
       num_resampled: Draws per row.
-      step: Of the task: each step has draws of its own.
-      stream: One of `ops.seeds`: so has each pool.
-      **settings: Of `Term`.
+      step: Step of the task, for independent draws at each step.
+      stream: One of `ops.seeds`, for independent draws of each pool.
+      **settings: Attributes of `Term`.
     """
     resampler = fused.Resampler(
       num_resampled,

@@ -17,7 +17,7 @@ class AttentionHistory(encoder.HistoryEncoder):
 
   SASRec (Kang and McAuley 2018), with the residual connections of a pre-norm
   Transformer (Vaswani et al. 2017 have the other kind). The vectors
-  are scaled by sqrt(dim): otherwise the blocks and positions drown them in
+  are scaled by sqrt(dim): otherwise the blocks and positions dominate them in
   the first epochs.
 
   Examples:
@@ -89,7 +89,7 @@ class AttentionHistory(encoder.HistoryEncoder):
   def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """[n, dim] states after the last events; see `HistoryEncoder.last`.
 
-    The last block computes these columns alone.
+    The last block computes only these columns.
     """
     x = self._inputs(vectors, lengths)
     columns = tf.range(self.length)[tf.newaxis]
@@ -109,7 +109,7 @@ class AttentionHistory(encoder.HistoryEncoder):
   def _inputs(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """[n, length, dim] scaled vectors with their positions."""
     columns = tf.range(self.length)[tf.newaxis]
-    # Of padding, the position is that of the newest event: any will do.
+    # Padding takes the position of the newest event; any position would do.
     after = tf.maximum(lengths[:, tf.newaxis] - 1 - columns, 0)
     return vectors * self.dim**0.5 + tf.gather(self._positions, after)
 

@@ -14,10 +14,9 @@ Dropout: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 class HistoryEncoder(tf.keras.layers.Layer):
   """Vectors of a window of events to a state after each of its events.
 
-  Subclasses define `states`. The state of column t depends on the columns up
-  to t alone, and rows do not see each other, so one call serves both as the
-  encoding of a history, its last state, and as the encodings of all the
-  histories that it begins with.
+  Subclasses define `states`. The state of column t depends only on the columns
+  up to t, and rows do not see each other. So one call encodes a history, in its
+  last state, and all prefixes of it.
 
   Axes: n = histories, length = columns, dim = size of the vectors.
 
@@ -45,7 +44,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
     seed: int = 0,
     name: str | None = None,
   ) -> None:
-    """Takes what all encoders need.
+    """Takes the arguments of all encoders.
 
     Args:
       dim: Size of the vectors and of the states.
@@ -90,8 +89,8 @@ class HistoryEncoder(tf.keras.layers.Layer):
       first_row: Number of row 0 in the global batch.
 
     Returns:
-      [n, length, dim] states. Those of padding mean nothing. With interests
-      [n, length, interests, dim].
+      [n, length, dim] states, with interests [n, length, interests, dim].
+      States of padding are arbitrary.
     """
     return self.states(
       vectors, lengths, _Dropout(self._dropout, seed, first_row)
@@ -104,7 +103,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
   def states(
     self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
   ) -> tf.Tensor:
-    """What `call` returns; `dropout(x)` drops entries of x if training."""
+    """The states of `call`; `dropout(x)` drops entries of x in training."""
     raise NotImplementedError
 
   def get_config(self) -> dict:

@@ -42,8 +42,8 @@ class GRUHistory(encoder.HistoryEncoder):
   def states(
     self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
   ) -> tf.Tensor:
-    # No mask: padding stands behind all events, where it changes no state of
-    # theirs, and cuDNN's kernel takes no other mask.
+    # No mask: padding comes after all events and changes none of their states,
+    # and cuDNN's kernel takes no other mask.
     del lengths
     gru = self._gru
     if xla.compiling():

@@ -16,7 +16,7 @@ class InterestHistory(encoder.HistoryEncoder):
   which fits its positive best (`ops.history.label_aware_attention`).
 
   The initial logits of the routing are drawn once for each age of an event,
-  not at each call as in the paper: a history always has the same interests.
+  not at each call as in the paper, so a history always has the same interests.
   States are [n, length, interests, dim].
 
   Examples:
@@ -41,8 +41,8 @@ class InterestHistory(encoder.HistoryEncoder):
     Args:
       num_interests: Vectors of a history.
       num_rounds: Rounds of the routing.
-      label_power: In training, what scores of the interests are raised to
-        before a softmax mixes them; None: the best interest alone, as in
+      label_power: In training, scores of the interests are raised to this power
+        before a softmax mixes them; None: only the best interest counts, as in
         serving.
       **shared: See `HistoryEncoder`.
 
@@ -95,7 +95,7 @@ class InterestHistory(encoder.HistoryEncoder):
     }
 
   def _routed(self, vectors: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    # Scaled as in `AttentionHistory`: of small vectors nothing is routed.
+    # Scaled as in `AttentionHistory`: small vectors would not be routed.
     return history.routed_interests(
       self._shared_map(vectors * self.dim**0.5),
       self._logits,
