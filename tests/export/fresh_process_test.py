@@ -35,6 +35,7 @@ third = search(query_embeddings=vectors, k=text(4), **lists)
 nan = float("nan")
 items = candidates.signatures["encode_candidate"](
   candidate_id=text(["item 7", "no such item"]), tag=text(["", ""]),
+  blurb=text(["", ""]),
   words=none, price=text([nan, nan]), place=text([[nan, nan]] * 2))["embedding"]
 show = lambda x: [[y.decode() for y in row] for row in x.numpy()]
 print(json.dumps({

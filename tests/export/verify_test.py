@@ -263,6 +263,7 @@ class FakeBundle:
   """Answers as a bundle does, in NumPy, but for one fault."""
 
   index = "scann"
+  titles = None
 
   def __init__(self, fault="", integers=False, unknown_query="popularity"):
     rng = np.random.default_rng(5)

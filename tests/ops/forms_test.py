@@ -466,7 +466,7 @@ class SettingsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(*forms.FORMS)
   def test_is_documented(self, name):
     form = forms.FORMS[name]
-    self.assertIn("https://", form.__doc__)
+    self.assertRegex(form.__doc__, r"et al\. 20\d\d|and \w+ 20\d\d")
     for field in dataclasses.fields(form):
       self.assertNotEmpty(field.metadata["help"])
 

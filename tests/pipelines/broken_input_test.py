@@ -45,8 +45,8 @@ _BROKEN = [
   ),
   (
     "a.inter",
-    b"user_id:token\titem_id:text\n1\t2\n",
-    "line 1, column 'item_id:text'",
+    b"user_id:token\titem_id:word\n1\t2\n",
+    "line 1, column 'item_id:word'",
     "unknown kind in the header",
   ),
   (

@@ -112,7 +112,7 @@ def test_every_task_learns_with_the_paper_s_settings(data, tmp_path, task):
     settings, opened.schema, opened.queries, opened.candidates
   )
   trained.compile(model.optimizer(settings, steps_per_epoch=10.0))
-  (batch,) = batches.examples(settings, rows, None, 1)().take(1)
+  (batch,) = batches.InMemory(rows, None).examples(settings, 1)().take(1)
   losses = [float(trained.gradient_step(batch)["loss"]) for _ in range(4)]
   assert losses[-1] < losses[0]
 
@@ -437,6 +437,7 @@ def test_runs_that_name_no_shape_had_none(data, tmp_path):
   old = json.loads(path.read_text("utf-8"))
   for name in (*configs.CROSS_ENTROPY, "loss_arguments"):
     del old["train"][name]
+  del old["sha256"]  # Runs had no hash then either.
   path.write_text(json.dumps(old), encoding="utf-8")
   run(dataclasses.replace(first, epochs=2), resume=True)
   with pytest.raises(errors.DataError, match="mask_known_positives"):
