@@ -1,6 +1,7 @@
 # make quickstart   the main job, end to end, on generated data
 # make check        a file of tests for each package, in under two minutes
-# make test         every test
+# make test         the tests; under 20 minutes on 2 cores
+# make test-all     the slow tests as well: whole searches, kills, benchmarks
 # make fuzz         broken and odd inputs, for SECONDS (60)
 # make wheel-check  installs the wheel into an empty environment and uses it
 # make docs         the guides and the API reference, as pages in site/
@@ -14,7 +15,7 @@
 BENCHMARKS := floor resampling train_step history input_pipeline \
   catalogue_scaling memory full_ranking estimator_bias serving
 
-.PHONY: quickstart check test fuzz wheel-check docs bench lint format clean
+.PHONY: quickstart check test test-all fuzz wheel-check docs bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -50,6 +51,10 @@ check: $(READY)
 
 # Files in the order of tests/conftest.py, and not by their number of tests.
 test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
+	  --no-loadscope-reorder $(ARGS)
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
 	  --no-loadscope-reorder $(ARGS)
 

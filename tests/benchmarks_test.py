@@ -83,6 +83,7 @@ def test_train_step(seconds):
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
 
 
+@pytest.mark.slow
 def test_history(seconds, capsys, monkeypatch):
   monkeypatch.setattr(history, "_BLOCKS", 1)
   sizes = {name: 12 for name in history._SIZES} | {"dim": 4, "repetitions": 2}
@@ -97,6 +98,7 @@ def test_history(seconds, capsys, monkeypatch):
   assert "full softmax, positions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gpu(capsys):
   sizes = {name: 8 for name in gpu._SIZES} | {"seconds": 0}
   assert gpu.run(sizes) == {}
@@ -132,6 +134,7 @@ def test_readers(seconds, capsys):
   assert "JSON lines" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_methods(tmp_path, capsys):
   output = tmp_path / "data"
   synthetic_data.prepare_synthetic(
@@ -395,6 +398,7 @@ def test_floor(seconds):
   assert {"products", "exp", "sampled softmax", "lattice"} <= results.keys()
 
 
+@pytest.mark.slow
 def test_estimator_bias(tmp_path, capsys):
   data = str(tmp_path / "data")
   prepare.prepare(
@@ -455,6 +459,7 @@ def test_estimator_bias(tmp_path, capsys):
   assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_serving(monkeypatch, capsys):
   monkeypatch.setattr(serving, "_STARTS", ("brute_force, unchecked", "folder"))
   sizes = {
@@ -493,6 +498,7 @@ def test_serving(monkeypatch, capsys):
   assert f"{recall['TFRS ScaNN']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory(monkeypatch):
   # In this process, where an earlier case's memory may be free for a later
   # one: only the peer, with its 16 MiB of logits, must show.

@@ -61,6 +61,7 @@ def keras_runs():
 
 
 @pytest.mark.parametrize("name", _KERAS)
+@pytest.mark.slow
 def test_imports_whatever_the_user_set_about_keras(keras_runs, name):
   """It works, or one sentence says what to do."""
   code, out, err = keras_runs[name]

@@ -1108,6 +1108,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(
     name=("cbns", "xir_systematic"), form=tuple(forms.FORMS)
   )
+  @pytest.mark.slow
   def test_equal_shares_with_every_form(self, name, form):
     if _TASKS[name].task.pool_kind not in forms.FORMS[form].suits:
       self.skipTest("not for resampled pools")
@@ -1155,6 +1156,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       )
 
   @parameterized.parameters("ssl_pop", "cbns", "full_softmax", "xir_systematic")
+  @pytest.mark.slow
   def test_fit_under_a_strategy(self, name):
     features = _interactions(32)
     dataset = tf.data.Dataset.from_tensor_slices(features).batch(8)

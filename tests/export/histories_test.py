@@ -259,6 +259,7 @@ def expected(world: World, query: int, counted: list[int] | None):
   return world.past(query)[-LENGTH:]
 
 
+@pytest.mark.slow
 def test_in_another_process(world, tmp_path):
   width = max(len(history) for _, history, _ in REQUESTS) + 1
   np.savez(

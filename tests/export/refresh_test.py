@@ -435,6 +435,7 @@ def numbered(tmp_path):
   return output, queries.numpy(), candidates.numpy()
 
 
+@pytest.mark.slow
 def test_two_in_a_row_of_integers_with_a_ranker(
   numbered, tmp_path, monkeypatch
 ):

@@ -756,6 +756,7 @@ def test_a_broken_bundle_leaves_the_old_one(
   assert (status, json.loads(text)) == (200, {"version": str(int(version) + 2)})
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(switching, world):
   first, _ = switching.worker_ids()
   version = switching.version()

@@ -80,6 +80,7 @@ def test_integer_ids(numbered):
     assert found["known"] == [row == 0]
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_old_bundle_is_freed(exported):
   async def main():
     holder = models.Holder(exported, "scann", metrics.Metrics())

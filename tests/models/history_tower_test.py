@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -171,6 +172,7 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   @parameterized.product(encoder=ENCODERS, dropout=(0.0, 0.4))
+  @pytest.mark.slow
   def test_training_compiles(self, encoder, dropout):
     found = []
     padded = ragged(HISTORIES).to_tensor(-1)

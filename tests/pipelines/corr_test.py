@@ -116,6 +116,7 @@ def test_evaluate_export_and_query(data, trained, tmp_path):
   assert answers["scores"] == sorted(answers["scores"], reverse=True)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(data, trained, tmp_path):
   # The index is rebuilt, from its codewords of before, at the second epoch.
   whole = _train(data, tmp_path / "whole", epochs=2)

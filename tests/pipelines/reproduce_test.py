@@ -207,6 +207,7 @@ def test_finished_runs_are_not_made_again(small_data, output, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
   process = subprocess.Popen(
     [

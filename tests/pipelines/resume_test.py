@@ -176,6 +176,7 @@ def test_rows_that_do_not_fit_in_memory_go_on_bit_for_bit(tmp_path):
   assert_same_state(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_killed_worker_stops_the_others_and_all_go_on_bit_for_bit(
   data, whole, tmp_path
 ):
@@ -233,6 +234,7 @@ class TestOtherDevices:
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
+  @pytest.mark.slow
   def test_every_task_setting_survives_two_replicas(self, data, tmp_path):
     # Draws included: killed and resumed on two replicas, bit for bit.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -244,6 +246,7 @@ class TestOtherDevices:
     assert tf.train.latest_checkpoint(str(parts / "checkpoints")) == newest
     assert_same_state(whole, parts)
 
+  @pytest.mark.slow
   def test_shares_need_not_be_even(self, data, tmp_path):
     settings = {"global_batch_size": 125, "epochs": 1, "resampler": "expected"}
     run(data, tmp_path / "one", **settings)
@@ -263,6 +266,7 @@ class TestOtherDevices:
       run(data, tmp_path / "m", strategy=self.strategy, global_batch_size=1)
     assert not (tmp_path / "m").exists()
 
+  @pytest.mark.slow
   def test_batch_of_more_rows_than_there_are(self, data, tmp_path):
     settings = {"global_batch_size": 5000, "epochs": 6}
     result = run(data, tmp_path / "m", strategy=self.strategy, **settings)

@@ -213,6 +213,7 @@ def test_without_a_validation_split(tmp_path):
     tune._search(order)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(monkeypatch, small_data, tmp_path):
   """With trials that train: none is lost, none is begun twice."""
   output = tmp_path / "out"
