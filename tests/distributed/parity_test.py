@@ -4,7 +4,6 @@ Three devices of one process, and two processes that talk over the network, each
 go through every task in one run; see `problems`.
 """
 
-import contextlib
 import functools
 
 import numpy as np
@@ -27,30 +26,24 @@ def _fit_on_one_device(case):
   return problems.fit(strategy, "xir", **problems.FITS[case])
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-  """Workers and folder of each place: all at once, it is quicker."""
-  with contextlib.ExitStack() as stack:
-    places = {}
-    for name, (num_workers, cpus) in _PLACES.items():
-      folder = tmp_path_factory.mktemp("results")
-      workers = stack.enter_context(
-        cluster.start(
-          "tests/distributed/worker.py",
-          ["--out", folder, "--cpus", cpus],
-          num_workers=num_workers,
-        )
-      )
-      places[name] = workers, folder
-    yield places
-
-
-@pytest.fixture(scope="module", params=_PLACES)
-def place(request, running):
+@pytest.fixture(
+  scope="module",
+  params=[
+    "two workers",
+    pytest.param("three devices", marks=pytest.mark.slow),
+  ],
+)
+def place(request, tmp_path_factory):
   """Workers and folder of a place, once they are done."""
-  workers, folder = running[request.param]
-  workers.wait(timeout=600)
-  return workers, folder
+  num_workers, cpus = _PLACES[request.param]
+  folder = tmp_path_factory.mktemp("results")
+  with cluster.start(
+    "tests/distributed/worker.py",
+    ["--out", folder, "--cpus", cpus],
+    num_workers=num_workers,
+  ) as workers:
+    workers.wait(timeout=600)
+    yield workers, folder
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ def test_empty_batch(exported):
     assert loaded.similar_items([], 7).ids.shape == (0, 7)
 
 
+@pytest.mark.slow
 def test_two_bundles_in_one_process(world, exported, numbered):
   """ScaNN's searchers must not be taken for each other."""
   one = bundle.Bundle.load(exported, "scann")

@@ -216,7 +216,13 @@ def export(root: pathlib.Path, model: xir.models.TwoTower) -> pathlib.Path:
   return root / "bundle"
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("mean", "gru")))
+    for name in MODELS
+  ],
+)
 def world(request, tmp_path_factory) -> World:
   root = tmp_path_factory.mktemp(request.param)
   rows, tags = write_data(root / "data")
@@ -259,7 +265,6 @@ def expected(world: World, query: int, counted: list[int] | None):
   return world.past(query)[-LENGTH:]
 
 
-@pytest.mark.slow
 def test_in_another_process(world, tmp_path):
   width = max(len(history) for _, history, _ in REQUESTS) + 1
   np.savez(

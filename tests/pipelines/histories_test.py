@@ -209,6 +209,7 @@ def test_every_task_trains(data, task, examples):
 
 
 @pytest.mark.parametrize("examples", ["positions", "rows"])
+@pytest.mark.slow
 def test_two_replicas_are_one_device_dropout_included(
   data, tmp_path, two_replicas, examples
 ):

@@ -68,6 +68,7 @@ def test_one_compilation_and_the_losses_of_a_plain_run(small_data, tmp_path):
 
 
 @pytest.mark.parametrize("examples", ["positions", "rows"])
+@pytest.mark.slow
 def test_histories_are_padded(small_data, tmp_path, examples):
   found = []
   for jit_compile in (False, True):

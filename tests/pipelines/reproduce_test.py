@@ -159,6 +159,7 @@ def test_wrong_settings_are_refused_by_name(given, message):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_metrics_are_those_of_evaluate(small_data, output):
   (case,) = [c for c in load(output).cases if c.task == "xir"]
   assert [run.seed for run in case.runs] == [0, 3]
