@@ -455,6 +455,7 @@ def test_bulk_answers_from_training_histories(world, tmp_path):
 
 
 @with_interests
+@pytest.mark.slow
 def test_new_items_count_in_histories_at_once(world, tmp_path):
   (tmp_path / "new.csv").write_text(
     "item_id,tag\nneu,b\nitem 3,c\nbare,\nneu 2,c\n"

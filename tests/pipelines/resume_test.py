@@ -213,6 +213,7 @@ class TestOtherDevices:
   def _use(self, two_replicas):
     self.strategy = two_replicas
 
+  @pytest.mark.slow
   def test_two_replicas_go_on_as_one(self, data, tmp_path):
     # Without drawing: a draw is a threshold that a rounding may cross.
     settings = {"resampler": "expected", "cache_weight": 0.0}
