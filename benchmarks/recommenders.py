@@ -20,7 +20,6 @@ import implicit.als
 import implicit.bpr
 import implicit.nearest_neighbours as neighbours
 import numpy as np
-import tensorflow as tf
 import threadpoolctl
 from scipy import sparse
 
@@ -72,36 +71,12 @@ class ItemBased:
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`."""
     assert rows is None and data.past is None
-    num_candidates = len(data.counts)
-    chunk = max(_SCORES_PER_CHUNK // num_candidates, 1)
-    depth = min(max(ks), num_candidates)
-    ids, best = [], []
-    for low in range(0, len(data.query_ids), chunk):
-      some = slice(low, low + chunk)
-      scores = self.scores(data.query_ids[some])
-      for pairs, changed in (
-        (data.seen[some], lambda x: np.full_like(x, -np.inf)),
-        (data.relevant[some], _just_below),
-      ):
-        place = pairs.value_rowids().numpy(), pairs.values.numpy()
-        scores[place] = changed(scores[place])
-      found = tf.math.top_k(scores, depth)
-      best.append(found.values.numpy())
-      ids.append(np.where(np.isfinite(best[-1]), found.indices, -1))
-    return xir.metrics.rank_lists(
-      np.concatenate(ids),
-      np.concatenate(best),
-      relevant=data.relevant,
-      num_candidates=num_candidates,
-      ks=ks,
+    size = max(_SCORES_PER_CHUNK // len(data.counts), 1)
+    parts = (
+      slice(low, low + size) for low in range(0, len(data.query_ids), size)
     )
-
-
-def _just_below(scores: np.ndarray) -> np.ndarray:
-  """The next lower scores, so that a tie does not count for the peer."""
-  lower = np.nextafter(scores, np.float32(-np.inf))
-  # The next one below 0 is no normal number: TensorFlow takes it for 0.
-  return np.minimum(lower, scores - np.finfo(np.float32).tiny)
+    chunks = ((some, self.scores(data.query_ids[some])) for some in parts)
+    return rankings.of_scores(chunks, data, ks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +99,14 @@ class Factors:
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`."""
     assert rows is None
-    return xir.metrics.rank_all(
+    ours = rankings.Vectors(
       self.queries[data.query_ids],
       self.candidates,
-      relevant=data.relevant,
-      seen=data.seen,
-      # As ours: what has no training rows cannot be found.
+      by_model=data.warm,
+      # What has no training rows cannot be found.
       indexed=data.counts > 0,
-      ks=ks,
     )
+    return ours.rank(data, ks)
 
 
 class Popular:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import pathlib
 import re
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from starlette import requests, responses, routing
@@ -23,6 +24,8 @@ _MOST_HISTORY = 50
 _MOST_ANSWERS = 100
 # What is looked up may take as long as a large body.
 _SLOW = 1 << 20
+
+_Handler = Callable[[requests.Request], Awaitable[responses.Response]]
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
@@ -63,32 +66,15 @@ def routes(serve: service.Service) -> list[routing.Route]:
     found = await serve.convert(_SLOW, lambda: model.catalogue.describe())
     return _json({"name": serve.name, "version": model.version, **found})
 
-  async def items(request: requests.Request) -> responses.Response:
-    model = serve.model(serve.name, None)
-    text = request.query_params.get("text", "")
-    return _json(
-      await serve.convert(
-        _SLOW, lambda: model.catalogue.find_items(text, _MOST_FOUND)
-      )
-    )
+  def look_up(method: str, parameter: str, most: int) -> _Handler:
+    """Answers with what a method of the catalogue finds for a parameter."""
 
-  async def queries(request: requests.Request) -> responses.Response:
-    model = serve.model(serve.name, None)
-    text = request.query_params.get("text", "")
-    return _json(
-      await serve.convert(
-        _SLOW, lambda: model.catalogue.find_queries(text, _MOST_FOUND)
-      )
-    )
+    async def found(request: requests.Request) -> responses.Response:
+      find = getattr(serve.model(serve.name, None).catalogue, method)
+      text = request.query_params.get(parameter, "")
+      return _json(await serve.convert(_SLOW, lambda: find(text, most)))
 
-  async def history(request: requests.Request) -> responses.Response:
-    model = serve.model(serve.name, None)
-    query = request.query_params.get("query", "")
-    return _json(
-      await serve.convert(
-        _SLOW, lambda: model.catalogue.history(query, _MOST_HISTORY)
-      )
-    )
+    return found
 
   async def ask(request: requests.Request) -> responses.Response:
     with (
@@ -104,9 +90,11 @@ def routes(serve: service.Service) -> list[routing.Route]:
   return [
     routing.Route("/", page),
     routing.Route("/demo/about", about),
-    routing.Route("/demo/items", items),
-    routing.Route("/demo/queries", queries),
-    routing.Route("/demo/history", history),
+    routing.Route("/demo/items", look_up("find_items", "text", _MOST_FOUND)),
+    routing.Route(
+      "/demo/queries", look_up("find_queries", "text", _MOST_FOUND)
+    ),
+    routing.Route("/demo/history", look_up("history", "query", _MOST_HISTORY)),
     routing.Route("/demo/ask", ask, methods=["POST"]),
   ]
 

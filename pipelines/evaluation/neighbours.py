@@ -19,10 +19,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 import xir_tfrs as xir
-from pipelines.evaluation import past, split
+from pipelines.evaluation import past, rankings, split
 from xir_tfrs.data import directory, histories
 
 # Rows from i to j, at most. Further ones count for little.
@@ -88,25 +87,11 @@ class Neighbours:
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`; of the whole split alone."""
     assert data.past is not None and rows is None
-    depth = min(max(ks), len(self.popularity))
-    ids, scores = [], []
-    for some in self._chunks(data.past.events):
-      found = self._scores(data.past.events[some])
-      seen = data.seen[some]
-      found[seen.value_rowids().numpy(), seen.values.numpy()] = -np.inf
-      own = np.arange(len(found)), data.past.targets[some]
-      # So that a tie does not count for the rule.
-      found[own] = np.nextafter(found[own], np.float32(-np.inf))
-      best = tf.math.top_k(found, depth)
-      scores.append(best.values.numpy())
-      ids.append(np.where(np.isfinite(scores[-1]), best.indices, -1))
-    return xir.metrics.rank_lists(
-      np.concatenate(ids),
-      np.concatenate(scores),
-      relevant=data.relevant,
-      num_candidates=len(self.popularity),
-      ks=ks,
+    events = data.past.events
+    chunks = (
+      (some, self._scores(events[some])) for some in self._chunks(events)
     )
+    return rankings.of_scores(chunks, data, ks)
 
   def _chunks(self, events: np.ndarray) -> Iterator[slice]:
     """Slices of rows whose pairs and scores are about `_ENTRIES`."""

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -125,6 +125,47 @@ class Lists:
       num_candidates=len(data.counts),
       ks=ks,
     )
+
+
+def of_scores(
+  chunks: Iterable[tuple[slice, np.ndarray]],
+  data: split.EvaluationData,
+  ks: Sequence[int],
+) -> xir.metrics.Ranking:
+  """Ranks by scores that are made for some queries at a time.
+
+  Args:
+    chunks: The queries in order, and their scores [m, num_candidates] float32,
+      which are changed.
+    data: The split.
+    ks: Cut-offs.
+  """
+  num_candidates = len(data.counts)
+  ids, best = [], []
+  for some, scores in chunks:
+    for pairs, changed in (
+      (data.seen[some], lambda x: np.full_like(x, -np.inf)),
+      (data.relevant[some], _just_below),
+    ):
+      place = pairs.value_rowids().numpy(), pairs.values.numpy()
+      scores[place] = changed(scores[place])
+    found = tf.math.top_k(scores, min(max(ks), num_candidates))
+    best.append(found.values.numpy())
+    ids.append(np.where(np.isfinite(best[-1]), found.indices, -1))
+  return xir.metrics.rank_lists(
+    np.concatenate(ids),
+    np.concatenate(best),
+    relevant=data.relevant,
+    num_candidates=num_candidates,
+    ks=ks,
+  )
+
+
+def _just_below(scores: np.ndarray) -> np.ndarray:
+  """The next lower scores, so that a tie does not count for the ranker."""
+  lower = np.nextafter(scores, np.float32(-np.inf))
+  # The next one below 0 is no normal number: TensorFlow takes it for 0.
+  return np.minimum(lower, scores - np.finfo(np.float32).tiny)
 
 
 def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:

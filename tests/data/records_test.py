@@ -231,6 +231,18 @@ def _assert_tables_equal(one, two):
     np.testing.assert_array_equal(left, right)
 
 
+def _save_schema(folder, shards):
+  """That of a data directory with nothing but `_table()`."""
+  schema.Schema(
+    name="t",
+    num_queries=0,
+    num_candidates=5,
+    rows={},
+    shards={"candidates": shards},
+    candidate_features=_FEATURES,
+  ).save(folder)
+
+
 @pytest.mark.parametrize("block_rows", [2, 4096])
 @pytest.mark.parametrize("rows_per_shard", [3, 100])
 def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
@@ -239,14 +251,7 @@ def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
     tmp_path, "candidates", _table(), _FEATURES, rows_per_shard
   )
   assert len(shards) == (2 if rows_per_shard == 3 else 1)
-  schema.Schema(
-    name="t",
-    num_queries=0,
-    num_candidates=5,
-    rows={},
-    shards={"candidates": shards},
-    candidate_features=_FEATURES,
-  ).save(tmp_path)
+  _save_schema(tmp_path, shards)
   _assert_tables_equal(tables.read_table(tmp_path, "candidates"), _table())
 
 
@@ -314,14 +319,7 @@ def test_wrong_ids_of_own_records_are_found_before_training(
 def test_negative_counts_are_named(tmp_path):
   table = dataclasses.replace(_table(), counts=np.array([3, 0, -1, 1, 1]))
   shards = tables.write_table(tmp_path, "candidates", table, _FEATURES)
-  schema.Schema(
-    name="t",
-    num_queries=0,
-    num_candidates=5,
-    rows={},
-    shards={"candidates": shards},
-    candidate_features=_FEATURES,
-  ).save(tmp_path)
+  _save_schema(tmp_path, shards)
   with pytest.raises(errors.DataError, match="row 3, column 'count': -1 is no"):
     tables.read_table(tmp_path, "candidates")
 
