@@ -198,6 +198,16 @@ def test_clients_that_keep_the_server_waiting_are_cut_off(running):
   kept.close()
 
 
+_connection_made = connections.Connection.connection_made
+
+
+def _keep_little(self, transport):
+  """The kernel holds up to 4 MB for a client: unread, and not the server's."""
+  accepted = transport.get_extra_info("socket")
+  accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+  _connection_made(self, transport)
+
+
 def test_clients_that_do_not_read_are_cut_off_the_oldest_at_once(
   running, monkeypatch
 ):
@@ -207,6 +217,7 @@ def test_clients_that_do_not_read_are_cut_off_the_oldest_at_once(
     unread = []
     patch = stack.enter_context(monkeypatch.context())
     patch.setattr(connections.Connection, "check_time", lambda self: None)
+    patch.setattr(connections.Connection, "connection_made", _keep_little)
     for _ in range(12):
       connection = stack.enter_context(socket.socket())
       connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
