@@ -6,6 +6,7 @@ experiments have in common is trained once.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,8 +71,9 @@ class Experiment:
     axis: Name of the axis, if cases are points on one.
     shows: `"table"`, `"curves"` over epochs, `"sweep"` along the axis, or
       `"occurrence"`, who is drawn and cached.
-    baseline: Index of the case that the others are tested against; if it has
-      an `x`, each is tested against its method at the same.
+    baseline: Index of the case that the others are tested against. If it has
+      an `x`, each case is tested against the first one with the same `x`.
+    against: What to call these first ones; empty: by the baseline's method.
     split: What is ranked: `"validation"` where settings are selected.
   """
 
@@ -81,6 +83,7 @@ class Experiment:
   shows: str = "table"
   axis: str | None = None
   baseline: int = 0
+  against: str = ""
   split: str = "test"
 
   def title_of(self, case: Case) -> str:
@@ -97,7 +100,9 @@ class Experiment:
 
   @property
   def baseline_title(self) -> str:
-    """The title of the column of tests; with an `x`, the baseline's method."""
+    """The title of the column of tests."""
+    if self.against:
+      return self.against
     baseline = self.cases[self.baseline]
     if baseline.x is None:
       return self.title_of(baseline)
@@ -108,11 +113,7 @@ class Experiment:
     baseline = self.cases[self.baseline]
     if baseline.x is None:
       return baseline
-    return next(
-      other
-      for other in self.cases
-      if (other.task, other.x) == (baseline.task, case.x)
-    )
+    return next(other for other in self.cases if other.x == case.x)
 
 
 def _named(settings: Mapping[str, Any]) -> list[str]:
@@ -371,6 +372,25 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     epochs=30,
     baseline=1,
+  ),
+  "resampler": Experiment(
+    "How to draw: systematic draws, or what they are on average",
+    tuple(
+      Case(
+        task,
+        {"resampler": resampler, "query_tower": tower},
+        "default",
+        x=place,
+        label=f"{task.upper()} {resampler}, {tower} tower",
+      )
+      for place, (tower, task) in enumerate(
+        itertools.product(("id", "history"), _RESAMPLING)
+      )
+      for resampler in ("systematic", "expected")
+    ),
+    epochs=10,
+    against="systematic draws",
+    split="validation",
   ),
   "longer": Experiment(
     "Six times as long, on the validation split",
