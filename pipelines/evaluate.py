@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -216,12 +217,30 @@ def run(config: EvaluateConfig) -> None:
   found = evaluation.results
   print(report.summary(found))
   print(report.table(found))
+  print("\n".join(report.verdict(found)))
   for warning in found.warnings:
     print(f"Warning: {warning}", file=sys.stderr)
   evaluation.write(place)
   print(f"Written to {place.metrics}")
   if config.report and writing.write_run(config.model_dir, place, index):
     print(f"Report: {place.report}")
+  print(f"Next: {_following(config, found)}")
+
+
+def _following(config: EvaluateConfig, found: report.Results) -> str:
+  """The command to run next."""
+  from xir_tfrs.data import runs
+
+  run = os.path.normpath(config.model_dir)
+  k = max(found.ks)
+  ours, popularity = (
+    found.metrics[name][f"ndcg@{k}"] for name in ("model", "popularity")
+  )
+  if ours > popularity:
+    bundle = shlex.quote(f"bundles/{os.path.basename(run)}")
+    return f"xir-tfrs export --model_dir {shlex.quote(run)} --output {bundle}"
+  data = config.data or runs.RunDir(run).read_config().data
+  return f"xir-tfrs tune --data {shlex.quote(data)} --output runs/tuned"
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def quickstart(
   if config.report:
     _report(config, bundle, with_times)
   _announce(f"Done in {time.monotonic() - start:.0f} s. What next", None)
-  print(_what_next(output, last, queries[0]))
+  print(_what_next(output, last, queries[0], config.report))
   return found
 
 
@@ -294,18 +294,25 @@ def _run(title: str, name: str, *arguments: object) -> None:
     )
 
 
-def _what_next(output: pathlib.Path, task: str, query: str) -> str:
+def _what_next(
+  output: pathlib.Path, task: str, query: str, report: bool
+) -> str:
   ask = f"--bundle {output / 'bundle'} --query_id {shlex.quote(query)}"
+  page = f"  look at it         open {output / places.REPORT_FILE} in a browser"
   return "\n".join(
     [
-      "  your own file      make quickstart ARGS='--input FILE.csv "
-      "--user_column U --item_column I --time_column T'",
+      *([page] if report else []),
+      f"  try it             xir-tfrs serve --bundle {output / 'bundle'}, and "
+      "open http://127.0.0.1:8501/",
+      "  your own file      xir-tfrs inspect FILE, then xir-tfrs quickstart "
+      "--input FILE --output runs/mine",
       f"  train longer       xir-tfrs train --model_dir "
       f"{output / task} --resume --epochs 30",
-      f"  every figure       xir-tfrs evaluate --model_dir {output / task}",
+      "  best settings      xir-tfrs tune --data "
+      f"{output / 'data'} --output runs/tuned",
       f"  curves             tensorboard --logdir {output}",
       f"  ask again          xir-tfrs query {ask} --k 20",
-      "  guides             docs/",
+      "  guides             README.md and docs/",
     ]
   )
 

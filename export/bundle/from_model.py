@@ -57,6 +57,10 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
     f"Next: xir-tfrs query --bundle {options.output} --query_id "
     f"{shlex.quote(query_id)} --k 10 --exclude_seen"
   )
+  _report(
+    f"A page to try it: xir-tfrs serve --bundle {options.output}, and open "
+    "http://127.0.0.1:8501/"
+  )
   return written
 
 
@@ -252,7 +256,7 @@ def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
     raise errors.DataError(
       "no candidate has training rows or side features, so there is nothing "
       "to recommend; give the --data the model was trained with",
-      path=options.data,
+      path=options.data or options.model_dir,
     )
   return np.ones_like(answerable) if keep else answerable
 

@@ -55,18 +55,21 @@ def read_items(
   id_type: str = "string",
   separator: str | None = None,
   title: str | None = None,
+  item_column: str | None = None,
 ) -> Items:
   """Reads a file of items; its name says the format.
 
   Args:
     path: the file.
     features: those of the tower, as in the manifest of a bundle.
-    id_column: the column of ids. Default: the first `:token` column, else that
-      of `candidate_id`, `item_id` and `id` which is there.
+    id_column: the column of ids. Default: `item_column`, else the first
+      `:token` column, else that of `candidate_id`, `item_id` and `id` which is
+      there.
     id_type: "string" or "int64".
     separator: between the values of a sequence in text. Default: of each
       feature its own, else a space.
     title: the column of titles, which is read if it is there.
+    item_column: what the data called the ids, which may be there.
 
   Raises:
     DataError: the file is missing, broken or empty, or a value in it is not
@@ -81,11 +84,11 @@ def read_items(
     ) from None
   path = pathlib.Path(path)
   file = side_tables.open_file(path)
-  id_column = _choose_id(path, file.header, id_column)
-  kinds = {x.name: x.kind for x in features}
-  wanted = _columns(file.header, features)
   if title is not None:
     title = names.matching(title, list(file.header))
+  id_column = _choose_id(path, file.header, id_column, item_column)
+  kinds = {x.name: x.kind for x in features}
+  wanted = _columns(file.header, features)
   several = [name[:-2] for name in wanted if name.endswith("_*")]
   table = file.read(
     id_column,
@@ -151,8 +154,13 @@ def read_ids(
 
 
 def _choose_id(
-  path: pathlib.Path, header: dict[str, str | None], id_column: str | None
+  path: pathlib.Path,
+  header: dict[str, str | None],
+  id_column: str | None,
+  item_column: str | None,
 ) -> str:
+  from xir_tfrs.data.files import names
+
   found = f"the file has {', '.join(map(repr, header)) or 'no columns'}"
   if id_column is not None:
     if id_column not in header:
@@ -161,6 +169,10 @@ def _choose_id(
       )
     return id_column
   tokens = [name for name, kind in header.items() if kind == "token"]
+  if item_column is not None:
+    as_in_data = names.matching(item_column, list(header))
+    if as_in_data is not None:
+      return as_in_data
   there = tokens[:1] or [name for name in _ID_COLUMNS if name in header]
   if len(there) != 1:
     raise errors.DataError(

@@ -73,10 +73,12 @@ class ExportOptions(IndexOptions):
     *("query_id_type", "candidate_id_type", "unknown_query"),
   )
 
-  data: str = settings.setting(
-    "Directory made by xir-tfrs prepare.", section="The bundle"
+  model_dir: str = settings.setting(
+    "Directory made by xir-tfrs train.", section="The bundle"
   )
-  model_dir: str = settings.setting("Directory made by xir-tfrs train.")
+  data: str | None = settings.setting(
+    "Directory made by xir-tfrs prepare. Default: that of the run.", None
+  )
   output: str = settings.setting("The bundle to write.")
   overwrite: bool = settings.setting("Replace a bundle at --output.", False)
   query_id_type: str = settings.setting(
@@ -125,8 +127,8 @@ class RefreshOptions(settings.Settings):
     "Replace another bundle at --output.", False
   )
   id_column: str | None = settings.setting(
-    "Column of ids in --items. Default: the first :token column, else "
-    "candidate_id, item_id or id.",
+    "Column of ids in --items. Default: as the bundle's data call it, else "
+    "the first :token column, else candidate_id, item_id or id.",
     None,
   )
   item_title: str | None = settings.setting(

@@ -141,6 +141,7 @@ def _read_items(
     old.manifest.id_types.candidate,
     options.separator,
     title,
+    _item_column(old.manifest),
   )
   if options.item_title and not found.titles:
     raise errors.DataError(
@@ -159,6 +160,14 @@ def _read_items(
     "not_given": found.missing,
     "ignored": found.ignored,
   }
+
+
+def _item_column(old: manifests.Manifest) -> str | None:
+  """What the files of the bundle's data called the ids of items."""
+  said = old.data.get("source", {}).get("options", {})
+  name = said.get("item_key") or said.get("item")
+  # A number is a place in one file, and says nothing of another.
+  return None if name is None or name.isdigit() else name
 
 
 def _title_column(

@@ -117,7 +117,8 @@ async def serve(
     options.host,
   )
   try:
-    work = _load_and_watch(answering, healthy, options)
+    port = listening.getsockname()[1]
+    work = _load_and_watch(answering, healthy, options, port)
     await _first_of(work, stop.wait())
   finally:
     answering.stopping = True
@@ -176,6 +177,7 @@ async def _load_and_watch(
   answering: service.Service,
   healthy: health.aio.HealthServicer,
   options: options_lib.ServeOptions,
+  port: int,
 ) -> None:
   holder, member = answering.holder, answering.member
   model = holder.model or await holder.reload()
@@ -186,6 +188,10 @@ async def _load_and_watch(
     model.version,
     model.bundle.index,
   )
+  if options.demo:
+    scheme = "https" if options.access.tls_certificate else "http"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    logging.info("A page to try it: %s://%s:%d/", scheme, host, port)
   work = [
     holder.watch(
       options.watch_seconds, functools.partial(answering.reload, join=True)

@@ -13,6 +13,8 @@ from pipelines.evaluation import intervals as intervals_lib
 from xir_tfrs.data import json_files
 
 FORMAT = 2
+# A difference with a larger p may be chance.
+_CHANCE = 0.05
 WARM, COLD = "with training rows", "without training rows"
 # Candidates by their training rows: (name, fewest, most).
 BANDS = (
@@ -404,6 +406,25 @@ def summary(found: Results) -> str:
       "popularity."
     )
   return "\n".join(lines)
+
+
+def verdict(found: Results) -> list[str]:
+  """Whether the model is better than what needs no training, in sentences."""
+  k = 20 if 20 in found.ks else max(found.ks)
+  name = f"ndcg@{k}"
+  ours = found.metrics["model"][name]
+  lines = []
+  for other in ("popularity", "neighbours"):
+    if other not in found.metrics:
+      continue
+    theirs = found.metrics[other][name]
+    times = f", {ours / theirs:.2f} times" if theirs > 0 else ", against"
+    text = f"{name} of the model is {ours:.4f}{times} that of {other}"
+    test = found.differences.get(other, {}).get(name)
+    if test is not None and test.p >= _CHANCE:
+      text += "; the difference may be chance"
+    lines.append(f"{text}.")
+  return lines
 
 
 def table(found: Results) -> str:

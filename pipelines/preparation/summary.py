@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from xir_tfrs.data import schema as schema_lib
 
+# With fewer tokens, or for a smaller share of the rows, they may be kinds.
+_MANY_TOKENS, _NEARLY_ALL = 100, 0.8
 # What is skipped or missing, and what follows from it; see `Schema.warnings`.
 _WARNINGS = {
   "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair one"
@@ -94,9 +97,11 @@ def text(
     for name, n in schema.warnings.items()
     if n and _WARNINGS.get(name, name)
   ]
+  lines += _like_ids(schema)
+  run = shlex.quote(f"runs/{schema.name}")
   lines += [
     f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s",
-    f"next: xir-tfrs train --data {output} --model_dir MODEL_DIR",
+    f"next: xir-tfrs train --data {output} --model_dir {run}",
   ]
   return "\n".join(lines)
 
@@ -124,7 +129,33 @@ def _split(schema: schema_lib.Schema) -> list[str]:
   ):
     if (asks or share) and not rows[name]:
       lines.append(f"warning: no {name} rows{reason}: {without}")
+  if split.kind == "temporal" and not split.validation_fraction:
+    lines.append(
+      "hint: no validation rows, so training cannot stop early and tune cannot"
+      " choose: --validation_fraction 0.1 makes some"
+    )
   return lines
+
+
+def _like_ids(schema: schema_lib.Schema) -> list[str]:
+  """Warns of tokens that are different for nearly every row."""
+  return [
+    f"warning: {feature.name} is another token for nearly every {side}, and"
+    f" tells no more than its id: --{side}_features {feature.name}:text takes"
+    f" its words{more}"
+    for side, features, rows, more in (
+      ("user", schema.query_features, schema.num_queries, ""),
+      (
+        "item",
+        schema.candidate_features,
+        schema.num_candidates,
+        ", and --item_title shows it",
+      ),
+    )
+    for feature in features
+    if feature.kind == "token"
+    and len(feature.vocabulary) > max(_MANY_TOKENS, _NEARLY_ALL * rows)
+  ]
 
 
 def _warning(schema: schema_lib.Schema, name: str, n: int) -> str:

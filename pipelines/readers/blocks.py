@@ -154,8 +154,9 @@ def _ids(column: pa.Array, name: str, where: places_lib.Places) -> pa.Array:
     missing = int(_is_missing(column, ("",)).sum())
     more = f", and in {missing - 1} more of these {len(column)} rows"
     raise errors.DataError(
-      f"empty id{more if missing > 1 else ''}; fill it in or drop the row, of"
-      " users also with --missing_user",
+      f"empty id{more if missing > 1 else ''}; fill it in or drop the row; of"
+      " users, --missing_user drop leaves these rows out, and new makes a user"
+      " of each",
       path=error.path,
       line=error.line,
       row=error.row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ _FLAGS = {
   "event": "--event_column",
 }
 _LABELLED = r"-[01]$"
+_SHOWN = 24  # Characters of a value, in errors.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +159,10 @@ class _Resolver:
       user = self._column("user", config.user)
       item = self._column("item", item_given)
       time = self._column("time", config.time)
-    if item is None:
-      raise self._unknown("item")
-    if user is None and config.missing_user != "new":
-      raise self._unknown("user")
+    needs_user = user is None and config.missing_user != "new"
+    if needs_user or item is None:
+      unknown = {"user": needs_user, "item": item is None}
+      raise self._unknown(*(role for role, is_so in unknown.items() if is_so))
     if user == item:
       raise errors.DataError(
         "cannot be both the user and the item", path=self.path, column=user
@@ -229,15 +231,24 @@ class _Resolver:
   def _required(self, role: str) -> str:
     raise self._unknown(role)
 
-  def _unknown(self, role: str) -> errors.DataError:
-    more = " or --missing_user new" if role == "user" else ""
-    first = self.available[0] if self.available else "NAME"
+  def _unknown(self, *roles: str) -> errors.DataError:
+    more = ", or give --missing_user new" if "user" in roles else ""
+    flags = " ".join(f"{_FLAGS[role]} NAME" for role in roles)
     return errors.DataError(
-      f"no column is called like the {role}; the file has {self._there}: name"
-      f" it, e.g. {_FLAGS[role]} {first!r}{more}",
+      f"no column is called like the {' or the '.join(roles)}; the file has"
+      f" {self._there}{self._first_row}: say {flags}{more}",
       path=self.path,
       line=self.line,
     )
+
+  @property
+  def _first_row(self) -> str:
+    """What the columns hold, in words."""
+    if self.sample is None:
+      return ""
+    values = (self.sample.columns[name][0].as_py() for name in self.available)
+    shown = ", ".join(textwrap.shorten(str(v), _SHOWN) or "''" for v in values)
+    return f" (first row: {shown})"
 
   def _by_place(self) -> tuple[str | None, str | None, str | None]:
     """User, item and time of a file without a header.

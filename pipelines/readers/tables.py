@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.readers import blocks, inputs, roles, source
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import addresses, adjacency, columns, names
+from xir_tfrs.data.files import addresses, adjacency, columns, names, times
 from xir_tfrs.data.files import rows as rows_lib
 
 # A position is the number of the file and, in these bits, how far into it. Of
@@ -133,7 +133,19 @@ class TableSource(source.FileSource):
     lines = [f"read as{number}: {' and '.join(layouts)}{times}"]
     if not isinstance(self._files[0], adjacency.AdjacencyFile):
       lines.append(str(self.roles))
+    if self.roles.time is None and self._config.time is None:
+      dates = (n for n in self.ignored if self._holds_dates(n))
+      lines += [f"hint: {name!r} holds dates: --time_column" for name in dates]
     return "\n".join(lines)
+
+  def _holds_dates(self, name: str) -> bool:
+    column = self.sample.columns.get(name) if self.sample else None
+    if column is None or columns.is_list(column):
+      return False
+    values = [str(v) for v in column[:50].to_pylist() if v is not None]
+    return bool(values) and all(
+      not value.isdecimal() and times.looks_like_one(value) for value in values
+    )
 
   def _read(
     self, piece: blocks.Piece, count_lines: bool

@@ -152,6 +152,7 @@ class Loop:
       config.task, run.schedule.total_steps, start=first_step, show=show
     )
     with report:
+      report.write(self._describe())
       while (outcome := self._outcome(pause)) is None:
         losses, elapsed = self._block(rows)
         seconds += elapsed
@@ -164,6 +165,8 @@ class Loop:
           f"{speed:,.0f} examples/s",
         )
         self._validate_and_save(report, probe)
+      if outcome == "stopped early":
+        report.write(self._validations.why_stopped)
     if run.now != self._saved_step:
       self._save()
     self._log.close()
@@ -177,6 +180,15 @@ class Loop:
       step_milliseconds=1e3 * float(np.median(block_times[1:] or [0.0])),
       peak_memory_bytes=1024
       * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
+
+  def _describe(self) -> str:
+    """What is about to be trained, before the first step, which is slow."""
+    run, config = self._run, self._run.config
+    schedule = run.schedule
+    return (
+      f"{config.task} on {schedule.num_rows:,} rows of {config.data}: up to "
+      f"{config.epochs} epochs of {schedule.steps_per_epoch:,.0f} steps"
     )
 
   def _block(self, rows: Iterator[Any]) -> tuple[np.ndarray, float]:

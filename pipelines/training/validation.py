@@ -84,6 +84,19 @@ class Validations:
     since = [row for row in self.rows if row["step"] > step]
     return len(since) >= self._patience
 
+  @property
+  def why_stopped(self) -> str:
+    """Why there are no more of them, and what may help."""
+    best = self.best
+    assert best is not None, "nothing was measured"
+    text = (
+      f"stopped early: {self._patience} validations without a better "
+      f"{self._metric} than that of epoch {best['epoch']:.1f} (--patience)"
+    )
+    if best is self.rows[0]:
+      text += "; the first was the best, so try a lower --learning_rate"
+    return text
+
   def is_best(self, row: dict[str, Any]) -> bool:
     """Whether a new row is better than all before it."""
     return self.best is None or row[self._metric] > self.best[self._metric]

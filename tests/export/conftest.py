@@ -92,6 +92,7 @@ def write_data(directory, query_ids, candidate_ids, pairs, columns):
     shards={"train": tuple(train), **shards},
     candidate_features=CANDIDATE_FEATURES,
     item_title="name",
+    source=schema_lib.Source(options={"item": "Sku"}),
     split=schema_lib.Split("random", seed=10),
   ).save(directory)
   return counts[1]

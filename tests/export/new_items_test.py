@@ -119,6 +119,17 @@ def test_features_that_the_file_lacks_are_not_given(tmp_path):
   assert named.columns["tag"].tolist() == ["x", "y"]
 
 
+def test_the_ids_are_called_as_in_the_data(tmp_path):
+  path = tmp_path / "ids.csv"
+  path.write_text("id,Artikel,tag\n1,x,a\n2,y,b\n")
+  found = new_items.read_items(path, FEATURES, item_column="artikel")
+  assert (found.ids, found.ignored) == (["x", "y"], ("id",))
+  found = new_items.read_items(path, FEATURES, item_column="sku")
+  assert found.ids == ["1", "2"]
+  found = new_items.read_items(path, FEATURES, "tag", item_column="Artikel")
+  assert found.ids == ["a", "b"]
+
+
 def test_integers_of_parquet_are_tokens_and_ids(tmp_path):
   path = tmp_path / "numbers.parquet"
   table = {"item_id": [7, 8], "tag": [3, None], "words": [[1, 2], [3]]}

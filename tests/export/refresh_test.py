@@ -25,7 +25,7 @@ from xir_tfrs.serving import manifest as manifests
 
 ROOT = pathlib.Path(__file__).parents[2]
 CSV = """\
-item_id,note,Name,tag,words,price,blurb,place
+sku,note,Name,tag,words,price,blurb,place
 neu 1,x,A new one,a,w x,1.5,"Blurb, NEW!",0.5 -1
 neü 2,x,,zz,w ü q,-3,ünheard,0 0.25
 item 3,x,No. 3,b,y,0.125,of 3,2 2
@@ -272,7 +272,7 @@ def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
   tower = encoders.LoadedEncoder(
     exported / "candidate_tower", "candidate", loaded.candidate_features
   )
-  found = new_items.read_items(_items_of(tmp_path), described)
+  found = new_items.read_items(_items_of(tmp_path), described, "sku")
   expected = np.concatenate([encoded, [world.unknown_candidate]])
   for name, write_items in (
     ("a.item", _write_atomic),

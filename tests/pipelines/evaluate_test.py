@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines import evaluate
-from pipelines.evaluation import rankings, report, split
+from pipelines.evaluation import intervals, rankings, report, split
 from tests import program, tiny_runs
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
@@ -203,6 +204,20 @@ def test_means_with_parts(data, loaded):
   assert means["recall@2"] == pytest.approx(mean)
   everyone = np.ones(5, bool)
   assert rankings.means_with_parts(ranking, everyone) == ranking.means()
+
+
+def test_the_verdict_compares_with_what_needs_no_training(data, trained):
+  found = _evaluate(data, trained, ks=(2, 10))
+  ndcg = {"model": {"ndcg@10": 0.3}, "popularity": {"ndcg@10": 0.2}}
+  chance = intervals.PairedTest(0.1, 0.1, p=0.3)
+  sure = intervals.PairedTest(0.1, 0.01, p=0.001)
+  for test, end in ((chance, "; the difference may be chance."), (sure, ".")):
+    told = msgspec.structs.replace(
+      found, metrics=ndcg, differences={"popularity": {"ndcg@10": test}}
+    )
+    assert report.verdict(told) == [
+      f"ndcg@10 of the model is 0.3000, 1.50 times that of popularity{end}"
+    ]
 
 
 def test_without_cold_queries_nothing_is_said_of_them(data, trained):
@@ -415,6 +430,7 @@ def test_program(data, trained, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "best/ckpt-1 on the test split: 5 queries, 8 pairs" in done.stdout
   assert "popularity" in done.stdout
+  assert f"Next: xir-tfrs tune --data {data} --output" in done.stdout
   assert "Warning: 1 of 8" in done.stderr
   written = report.load(output)
   assert written == _evaluate(data, trained, ks=(2, 10))

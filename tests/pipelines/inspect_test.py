@@ -61,6 +61,23 @@ def test_errors_are_one_line(tmp_path, capsys):
   assert _run(capsys)[0] == 2
 
 
+def test_columns_of_other_names_are_shown_with_what_they_hold(tmp_path, capsys):
+  path = tmp_path / "a.csv"
+  path.write_text("Kunde;Artikel;Am;Nr\nK1;A1;31.12.2023 14:05;1\n")
+  status, _, err = _run(capsys, path)
+  assert status == 1
+  assert "called like the user or the item; the file has 'Kunde', 'A" in err
+  assert "(first row: K1, A1, 31.12.2023 14:05, 1): say --user_column" in err
+  said = ["--user_column=Kunde", "--item_column=Artikel"]
+  status, out, _ = _run(capsys, path, *said)
+  assert status == 0 and out.count("holds dates") == 1
+  assert "hint: 'Am' holds dates: --time_column" in out
+  for time in ("Am", "none"):
+    assert (
+      "holds dates" not in _run(capsys, path, *said, f"--time_column={time}")[1]
+    )
+
+
 def test_it_starts_without_tensorflow(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\n1,2\n")
   script = (

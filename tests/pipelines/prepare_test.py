@@ -181,6 +181,8 @@ def test_a_random_split_validates_by_default(tmp_path):
   temporal = made("d", split="temporal")
   assert temporal.rows["validation"] == 0
   assert temporal.split.validation_fraction == 0
+  text = summary.text(temporal, "d", 1.0)
+  assert "hint: no validation rows" in text
 
 
 def test_a_toy_file_is_prepared_with_a_sentence_on_what_it_lacks(tmp_path):
@@ -651,6 +653,27 @@ def test_command_line(tmp_path):
     f"next: xir-tfrs train --data {tmp_path / 'out'} --model_dir" in done.stdout
   )
   assert "Traceback" not in done.stderr
+
+
+def test_tokens_that_are_like_ids_are_told():
+  def made(kind, names):
+    vocabulary = ("", *(f"t{n}" for n in range(names)))
+    feature = schema.FeatureSchema("title", kind, vocabulary)
+    return schema.Schema(
+      name="a b",
+      num_queries=9,
+      num_candidates=200,
+      rows={"train": 9},
+      shards={},
+      candidate_features=(feature,),
+    )
+
+  text = summary.text(made("token", 170), "out", 1.0)
+  assert "warning: title is another token for nearly every item" in text
+  assert "--item_features title:text" in text and "--item_title" in text
+  assert text.endswith("--data out --model_dir 'runs/a b'")
+  for other in (made("token", 150), made("token_seq", 170)):
+    assert "nearly every" not in summary.text(other, "out", 1.0)
 
 
 @pytest.mark.parametrize("repeats", spill.REPEATS)

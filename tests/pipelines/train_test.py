@@ -133,13 +133,16 @@ def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
   ]
 
 
-def test_early_stop_keeps_the_best(data, tmp_path):
+def test_early_stop_keeps_the_best(data, tmp_path, capsys):
   # So large a rate that validation soon gets worse.
-  result = run(
+  result = training.train(
     config(
       data, tmp_path / "m", epochs=200, patience=2, learning_rate=0.5, dim=4
     )
   )
+  lines = capsys.readouterr().err.splitlines()
+  assert f"rows of {data}: up to 200 epochs of" in lines[0]
+  assert "stopped early: 2 validations without a better recall@20" in lines[-1]
   assert result.outcome == "stopped early"
   rows = runs.RunDir(tmp_path / "m").read_metrics()
   validations = [row for row in rows if row["kind"] == "validation"]

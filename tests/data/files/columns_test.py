@@ -51,6 +51,28 @@ def test_numbers_as_text_may_have_blanks_around_them():
     columns.numbers(pa.array(["1 ", "0x1"]), "p", _PLACES)
 
 
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    (["9,50", " 1.234,50", "", "12", None], [9.5, 1234.5, np.nan, 12, np.nan]),
+    (["-0,5", "1.234"], [-0.5, 1234]),
+    (["9.50", "1.234"], [9.5, 1.234]),  # No comma: points are points.
+  ],
+)
+def test_decimal_commas_are_read_by_the_whole_column(given, expected):
+  column = columns.decimal_points(pa.array(given))
+  np.testing.assert_array_equal(columns.numbers(column, "p", _PLACES), expected)
+
+
+@pytest.mark.parametrize(
+  "given", [["1,234", "5,678,901"], ["9,50", "9.50"], ["1,2,3", "4,5"]]
+)
+def test_commas_of_another_meaning_are_refused(given):
+  column = columns.decimal_points(pa.array(given))
+  with pytest.raises(errors.DataError, match="write the decimal point as a po"):
+    columns.numbers(column, "p", _PLACES)
+
+
 def test_text_of_files_of_columns_is_checked():
   # pyarrow reads any bytes as a string.
   damaged = pa.array([b"a", b"\xff"]).view(pa.string())

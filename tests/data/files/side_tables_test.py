@@ -192,6 +192,13 @@ def test_truncated_file_is_named(tmp_path, name):
     side_tables.open_file(path)
 
 
+def test_decimal_commas(tmp_path):
+  path = tmp_path / "artikel.csv"
+  path.write_text("id;Preis\na;9,50\nb;1.234,00\nc;\n")
+  table = side_tables.open_file(path).read("id", {"Preis": "float"})
+  np.testing.assert_array_equal(table.columns["Preis"], [9.5, 1234, np.nan])
+
+
 @pytest.mark.parametrize("value", ["inf", "-inf", "1e39", "-1e308", "1e400"])
 @pytest.mark.parametrize("kind", ["float", "float_seq"])
 @pytest.mark.parametrize("form", ["csv", "item", "parquet", "tfrecord"])

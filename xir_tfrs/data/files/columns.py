@@ -17,6 +17,8 @@ from xir_tfrs.data.files import places as places_lib
 ArrowColumn: TypeAlias = pa.Array | pa.ChunkedArray
 # Values of a number that mean that there is none.
 MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
+_DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?$"
+_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -143,6 +145,29 @@ def numbers(
   return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
+def decimal_points(column: ArrowColumn) -> ArrowColumn:
+  """Text with decimal commas (9,50 and 1.234,50) with points in their place.
+
+  Takes a whole column, as a part may not show how the rest is meant. Other
+  columns, and those whose commas may all be of thousands (1,234), stay as they
+  are.
+  """
+  column = plain(column)
+  if not is_text(column.type):
+    return column
+  values = pc.utf8_trim_whitespace(column.cast(pa.string()))
+  missing = pc.is_in(values, value_set=pa.array(MISSING))
+  there = values.filter(pc.invert(missing)).drop_null()
+  commas = there.filter(pc.match_substring(there, ","))
+  thousands = pc.match_substring_regex(commas, _THOUSANDS)
+  if pc.all(thousands, min_count=0).as_py():  # True where no comma is.
+    return column
+  if not pc.all(pc.match_substring_regex(there, _DECIMAL_COMMA)).as_py():
+    return column
+  values = pc.replace_substring(values, ".", "")
+  return pc.replace_substring(values, ",", ".")
+
+
 def finite(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> np.ndarray:
@@ -227,7 +252,8 @@ def _utf8(value: bytes) -> None:
 
 def _number(value: str) -> None:
   if parse_number(value) is None:
-    raise ValueError(f"{value!r} is not a number")
+    point = "; write the decimal point as a point" if "," in value else ""
+    raise ValueError(f"{value!r} is not a number{point}")
 
 
 def _first_error(

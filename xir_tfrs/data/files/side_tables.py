@@ -363,7 +363,7 @@ class _Convert:
       values = (
         column
         if isinstance(column, np.ndarray)
-        else columns.numbers(column, name, self.places)
+        else columns.numbers(columns.decimal_points(column), name, self.places)
       )
       return columns.float32(values, name, self.places)
     values, lengths = self._values(column, name)
