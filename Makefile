@@ -50,12 +50,9 @@ check: $(READY)
 	  $(CHECK) $(ARGS)
 
 # Files in the order of tests/conftest.py, and not by their number of tests.
-test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
-	  --no-loadscope-reorder $(ARGS)
-
-test-all: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+test: WHICH := -m "not slow"
+test test-all: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(WHICH) \
 	  --no-loadscope-reorder $(ARGS)
 
 fuzz: $(READY)

@@ -45,7 +45,7 @@ class TrainConfig(settings.Settings):
     choices=("train", "all"),
   )
   task: str = _setting(
-    "Retrieval method.",
+    "Retrieval method. Not given, with histories: ssl_pop.",
     "xir",
     choices=tuple(methods.TASKS),
     search=("ssl_pop", "xir", "mns", "bir", "full_softmax"),
@@ -475,8 +475,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What each preset changes with histories. Their encoders are networks: at the
-# rate of a table of ids they learn nothing.
-HISTORIES: dict[str, Any] = {"optimizer": "adam", "learning_rate": 0.002}
+# rate of a table of ids they learn nothing. The cache earned its price with ids
+# on most data, with histories on sessions alone (docs/histories.md).
+HISTORIES: dict[str, Any] = {
+  "task": "ssl_pop",
+  "optimizer": "adam",
+  "learning_rate": 0.002,
+}
 
 # What may differ when a run is resumed: it changes how long and how watchfully
 # the run goes on, not what it has learnt.

@@ -108,15 +108,16 @@ def test_settings_that_are_refused(given, message):
     configs.from_preset(**given)
 
 
-def test_encoders_train_at_the_rate_of_networks():
-  made = configs.from_preset(query_tower="history")
-  assert (made.optimizer, made.learning_rate) == ("adam", 0.002)
-  made = configs.from_preset(
-    query_tower="both", preset="plain", optimizer="adagrad", learning_rate=0.3
-  )
-  assert (made.optimizer, made.learning_rate) == ("adagrad", 0.3)
-  made = configs.from_preset(query_tower="id")
-  assert (made.optimizer, made.learning_rate) == ("lazy_adam", 0.02)
+def test_histories_have_defaults_of_their_own():
+  def chosen(**given):
+    made = configs.from_preset(**given)
+    return made.task, made.optimizer, made.learning_rate
+
+  assert chosen(query_tower="id") == ("xir", "lazy_adam", 0.02)
+  assert chosen(query_tower="history") == ("ssl_pop", "adam", 0.002)
+  given = {"task": "xir", "optimizer": "adagrad", "learning_rate": 0.3}
+  made = chosen(query_tower="both", preset="plain", **given)
+  assert made == ("xir", "adagrad", 0.3)
 
 
 @pytest.mark.parametrize(
