@@ -60,7 +60,7 @@ class QueryOptions(settings.Settings):
   def __post_init__(self) -> None:
     super().__post_init__()
     if not self.query_id and not self.history:
-      raise settings.SettingsError("--query_id or --history is needed.")
+      raise settings.SettingsError("--query_id or --history is required.")
     if self.history and len(self.query_id) > 1:
       raise settings.SettingsError(
         "--history is that of one query. Received: "

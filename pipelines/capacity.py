@@ -3,9 +3,9 @@ r"""Prints the memory, traffic and time that a run of XIR needs.
     xir-tfrs capacity --candidates 100000000 \
       --interactions 10000000000 --dim 32 --global_batch_size 16384 --devices 8
 
-This is arithmetic: it reads no data and measures nothing. Memory and traffic
-are exact; tests compare them with the variables of a model and with the
-collectives of a step. Times are lower bounds, for a device of the given speeds.
+The figures are computed, not measured, and need no data. Memory and traffic are
+exact; tests compare them with the variables of a model and with the collectives
+of a step. Times are lower bounds for a device of the given speeds.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from xir_tfrs.programs import main as programs
 from xir_tfrs.programs.settings import Settings, setting
 
 _FLOAT, _ID, _COUNT = 4, 8, 8
-# Slots of the optimizer per weight, and bytes beside them per row.
+# Optimizer slots per weight, and additional bytes per row.
 _OPTIMIZERS = {"lazy_adam": (2, 8), "adam": (2, 0), "adagrad": (1, 0)}
-# How often a logit is written or read, forward and backward, draws included:
-# what the kernel of `xir_tfrs.ops.fused` does to each of its chunks.
+# Reads and writes of a logit, forward and backward, draws included: the passes
+# of the kernel `xir_tfrs.ops.fused` over each chunk.
 _PASSES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Run(Settings):
-  """Sizes of a run of XIR."""
+  """The sizes of a run of XIR."""
 
   candidates: int = setting(
     "Rows of the candidate table.", 100_000_000, minimum=1
@@ -47,7 +47,7 @@ class Run(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Speeds(Settings):
-  """Speeds of a device."""
+  """The speeds of a device."""
 
   tflops: float = setting(
     "Float32 operations per second of a device, in 10^12.", 30.0, above=0
@@ -69,7 +69,7 @@ class Config(Settings):
 
 
 def device_bytes(run: Run) -> dict[str, int]:
-  """Bytes of variables on each device: every device holds all tables."""
+  """Returns bytes of variables per device; every device holds all tables."""
   slots, per_row = _OPTIMIZERS[run.optimizer]
   row = run.dim * _FLOAT * (1 + slots) + per_row
   return {
@@ -82,10 +82,10 @@ def device_bytes(run: Run) -> dict[str, int]:
 
 
 def traffic_bytes(run: Run) -> dict[str, int]:
-  """Bytes per step that collectives gather or reduce; 0 on one device.
+  """Returns bytes per step that collectives gather or reduce; 0 on one device.
 
-  In a ring, each device sends and receives this much for a gather, and twice
-  this much for a reduction, less its own share of 1 / devices.
+  In a ring, each device sends and receives this amount for a gather and twice
+  this amount for a reduction, minus its own share of 1 / devices.
   """
   if run.devices == 1:
     return dict.fromkeys(
@@ -103,7 +103,7 @@ def traffic_bytes(run: Run) -> dict[str, int]:
 
 
 def step_seconds(run: Run, speeds: Speeds) -> dict[str, float]:
-  """Lower bounds of the parts of a step, in seconds.
+  """Returns lower bounds for the parts of a step, in seconds.
 
   The parts are the three products per logit, the passes over logits, the rows
   of the optimizer, and the traffic.
@@ -129,7 +129,7 @@ def step_seconds(run: Run, speeds: Speeds) -> dict[str, float]:
 
 
 def report(run: Run, speeds: Speeds) -> str:
-  """The text that the program prints."""
+  """Returns the text that the program prints."""
   memory = device_bytes(run)
   traffic = traffic_bytes(run)
   seconds = step_seconds(run, speeds)
@@ -139,9 +139,9 @@ def report(run: Run, speeds: Speeds) -> str:
   lines += _table(memory, 1e9, "GB")
   lines += ["", "On each host: training rows"]
   lines += _table({"query and candidate ids": 8 * run.interactions}, 1e9, "GB")
-  lines += ["", "Put together per step by collectives:"]
+  lines += ["", "Traffic of collectives per step:"]
   lines += _table(traffic, 1e6, "MB")
-  lines += ["", "Time of a step, at the least:"]
+  lines += ["", "Minimum time of a step:"]
   lines += _table(seconds, 1e-3, "ms")
   lines += [
     "",

@@ -1,10 +1,10 @@
-"""Shows runs on the same data side by side, on a page.
+"""Compares runs on the same data on one page.
 
     xir-tfrs compare runs/ssl_pop runs/xir --output compare.html
 
-has their metrics with confidence intervals, a paired test of each against the
-first, curves over each other, and the settings that differ. Each run is a
-directory of xir-tfrs train that xir-tfrs evaluate has ranked.
+The page shows metrics with confidence intervals, a paired test of each run
+against the first, curves, and the settings that differ. Each run is a directory
+of xir-tfrs train that was evaluated by xir-tfrs evaluate.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from xir_tfrs.programs import settings
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(settings.Settings):
-  """What to compare."""
+  """The runs to compare."""
 
   run: tuple[str, ...] = settings.setting(
-    "Directory of a run; more follow, each with a flag or as a bare word.",
+    "Directory of a run. Repeat the flag, or list directories without it.",
     multi=True,
   )
   output: str = settings.setting("Page to write.", "compare.html")
@@ -31,13 +31,13 @@ class CompareConfig(settings.Settings):
     super().__post_init__()
     if len(set(self.run)) < max(len(self.run), 2):
       raise settings.SettingsError(
-        "--run must name at least two runs, none of them twice. Received: "
+        "--run must name at least two different runs. Received: "
         f"{' '.join(self.run)}."
       )
 
 
 def compare(config: CompareConfig) -> int:
-  from pipelines.pages import writing  # After --help: it imports TensorFlow.
+  from pipelines.pages import writing  # Slow: it imports TensorFlow.
 
   if not writing.write_comparison(config.run, pathlib.Path(config.output)):
     return 1

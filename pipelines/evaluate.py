@@ -1,22 +1,22 @@
-r"""Measures a trained model by ranking the whole catalogue.
+r"""Evaluates a trained model by ranking the whole catalogue.
 
     xir-tfrs evaluate --data DATA --model_dir MODEL
 
-prints one table with the model beside the popularity ranking (and, for
-generated data, the generator's own), and writes MODEL/metrics.json, what each
-query got (by_query.npz, by which `xir-tfrs compare` pairs runs) and a page to
-look at, MODEL/report.html. Candidates that a query was trained on are masked;
-on the test split those of the validation split too. A model with a ranker has
-a second column: its --rerank_depth best candidates of each query, re-ranked.
+prints a table that compares the model with the popularity ranking (and, for
+generated data, with the generator). It writes MODEL/metrics.json, by_query.npz
+(metrics of each query, which `xir-tfrs compare` uses to pair runs) and the page
+MODEL/report.html. Candidates in the training rows of a query are masked; on the
+test split also those in its validation rows. A model with a ranker has a second
+column, in which the ranker re-ranks the --rerank_depth best candidates.
 
 Queries and candidates without training rows are ranked as an exported bundle
-answers them: by their side features, or else by popularity. Metrics of queries
-with and without training rows stand apart below the total.
+answers them: by their side features, or by popularity. The table also lists
+the metrics of queries with and without training rows.
 
-For a model of histories each held-out row is a query of its own, encoded from
-what was before it; --history_ties ranks a model of ids in the same way. The
-table has the untrained rule of `evaluation.neighbours` beside it, the metrics
-with nothing masked, and those by length of the history.
+For a model of histories, each held-out row is a query of its own, encoded from
+the events before it; --history_ties evaluates a model of ids in the same way.
+The table then also has the untrained baseline of `evaluation.neighbours`,
+metrics without masking, and metrics by length of the history.
 """
 
 from __future__ import annotations
@@ -43,46 +43,46 @@ RERANK_DEPTH = 100
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(settings.Settings):
-  """What to evaluate."""
+  """Settings of an evaluation."""
 
-  model_dir: str = settings.setting("Directory made by xir-tfrs train.")
+  model_dir: str = settings.setting("Directory written by xir-tfrs train.")
   data: str | None = settings.setting(
-    "Directory made by xir-tfrs prepare. Not given: the model's.", None
+    "Directory written by xir-tfrs prepare. Not given: the model's.", None
   )
   split: str = settings.setting(
-    "What to rank.", "test", choices=("validation", "test")
+    "Split to rank.", "test", choices=("validation", "test")
   )
   checkpoint: str = settings.setting(
-    "Which to restore; without a validation the best is the latest.",
+    "Checkpoint to restore. Without validation the best one is the latest.",
     "best",
     choices=("best", "latest"),
   )
   ks: tuple[int, ...] = settings.setting("Cut-offs.", (10, 20, 50), minimum=1)
   rerank_depth: int | None = settings.setting(
-    "Candidates of each query that a model's ranker ranks again. Not given: "
+    "Candidates per query that a model's ranker re-ranks. Not given: "
     f"{RERANK_DEPTH}.",
     None,
     minimum=1,
   )
   history_ties: str | None = settings.setting(
-    "What rows see of their query's events of the same time; see "
-    "xir-tfrs train. Not given: as the model was validated. Given for a model "
-    "of ids: ranks it as one of histories is, row by row.",
+    "Which events of the same time a row sees; see xir-tfrs train. Not given: "
+    "as the model was validated. For a model of ids: ranks it row by row, like "
+    "a model of histories.",
     None,
     choices=("strict", "order"),
   )
   output: str | None = settings.setting(
-    f"File to write. Not given: MODEL_DIR/{METRICS_FILE}. The other files "
-    "stand beside it.",
+    f"File to write. Not given: MODEL_DIR/{METRICS_FILE}. The other files are "
+    "written beside it.",
     None,
   )
   report: bool = settings.setting(
-    "Write report.html too: curves, metrics with confidence intervals, example "
-    "queries. Needs the extra `plots`.",
+    "Write report.html with curves, metrics with confidence intervals and "
+    "example queries. Needs the extra `plots`.",
     True,
   )
   bundle: str | None = settings.setting(
-    "Bundle of the model: the report shows recall and latency of its index.",
+    "Bundle of the model. The report shows recall and latency of its index.",
     None,
     only={"report": True},
   )
@@ -91,20 +91,20 @@ class EvaluateConfig(settings.Settings):
     super().__post_init__()
     if not self.ks or len(set(self.ks)) < len(self.ks):
       raise settings.SettingsError(
-        "--ks must be different numbers, at least one. Received: "
+        "--ks must be one or more distinct numbers. Received: "
         f"{','.join(map(str, self.ks))}."
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What `rank` finds.
+  """The results of `rank`.
 
   Attributes:
     results: The content of metrics.json.
     by_query: The model's recall and NDCG of each query.
     users: [num_queries] dense ids of the queries.
-    examples: The content of examples.json; None: without a report.
+    examples: The content of examples.json; None without a report.
   """
 
   results: report.Results
@@ -123,18 +123,18 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> report.Results:
-  """Evaluates a trained model beside what it is measured against.
+  """Evaluates a trained model and its baselines.
 
   Raises:
-    DataError: Data or model cannot be read, or do not belong together.
+    DataError: Data or model cannot be read, or do not match.
     SettingsError: --rerank_depth is given for a model without a ranker.
   """
   return rank(dataclasses.replace(config, report=False, bundle=None)).results
 
 
 def rank(config: EvaluateConfig) -> Evaluation:
-  """Does the same, and keeps what the files beside metrics.json hold."""
-  # Here, as they import TensorFlow: --help does not wait for it.
+  """Like `evaluate`; also returns the content of the other files."""
+  # Imported here, because TensorFlow is slow: --help does not need it.
   from pipelines.evaluation import (
     drawn,
     examples,
@@ -149,8 +149,8 @@ def rank(config: EvaluateConfig) -> Evaluation:
   data_dir = runs.data_of(run, config.model_dir, config.data)
   if run.train.get("rows") == "all":
     raise errors.DataError(
-      "was trained on all rows (--refit, or --rows all), so nothing is held "
-      "out to evaluate it on; evaluate the run that it was refitted from",
+      "was trained on all rows (--refit, or --rows all), so no rows are held "
+      "out; evaluate the run that it was refitted from",
       path=config.model_dir,
     )
   rule = _rule(config, run)
@@ -190,7 +190,7 @@ def rank(config: EvaluateConfig) -> Evaluation:
 
 
 def _rule(config: EvaluateConfig, run: runs.RunConfig) -> past.Rule | None:
-  """What rows see, where each is a query of its own."""
+  """The events that rows see; None if queries are not single rows."""
   from pipelines.evaluation import past
 
   given = {"history_ties": config.history_ties} if config.history_ties else {}
@@ -198,7 +198,7 @@ def _rule(config: EvaluateConfig, run: runs.RunConfig) -> past.Rule | None:
 
 
 def run(config: EvaluateConfig) -> None:
-  """Prints and writes what `rank` finds."""
+  """Prints and writes the results of `rank`."""
   from pipelines.evaluation import report
   from pipelines.pages import found as pages
   from pipelines.pages import writing
@@ -208,8 +208,8 @@ def run(config: EvaluateConfig) -> None:
     index = pages.index_of(config.bundle, config.model_dir, config.checkpoint)
     if index is None:
       print(
-        f"{config.bundle} has exact search alone, so the report has no section "
-        "on its recall and latency.",
+        f"{config.bundle} only has exact search, so the report has no section "
+        "on recall and latency.",
         file=sys.stderr,
       )
   place = places.Place.of(config.model_dir, config.output)

@@ -1,11 +1,11 @@
-"""Shows what a file of interactions holds, and how to prepare it.
+"""Shows what is in a file of interactions and how to prepare it.
 
     xir-tfrs inspect ratings.csv
     xir-tfrs inspect log/ --events purchase:1,view:0.1
 
-Prints how the files are written, which columns are users, items and times, the
-first rows, counts, what looks odd, and the command that prepares them. It reads
-for about a second, and takes the flags of `xir-tfrs prepare` for the input.
+Prints the format of the files, the columns of users, items and times, the first
+rows, counts, warnings, and the command that prepares them. It reads for about a
+second and takes the input flags of `xir-tfrs prepare`.
 """
 
 import collections
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 _SECONDS = 1.0
 _CHUNK_BYTES = 1 << 20  # Between two looks at the clock.
-_EVENTS = 8  # So many different values may be kinds of events.
+_EVENTS = 8  # A column with at most this many values may hold kinds of events.
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig(settings.Settings):
-  """What to read."""
+  """The files to read."""
 
   common = (
     *("input", "user_column", "item_column", "time_column", "events"),
@@ -39,7 +39,7 @@ class InspectConfig(settings.Settings):
 
   input: inputs.Input
   rows: int = setting(
-    "first rows to show.", 5, minimum=1, section="What to print"
+    "number of first rows to show.", 5, minimum=1, section="Output"
   )
 
 
@@ -72,7 +72,7 @@ def main(config: InspectConfig) -> None:
 
 
 class _Seen:
-  """What was read so far."""
+  """Statistics of the rows read so far."""
 
   def __init__(self, size: int):
     self._size, self._progress, self._rows = size, 0, 0
@@ -119,7 +119,7 @@ def _first_rows(block: "blocks.Block", number: int) -> str:
 
 
 def _hints(source: "tables.TableSource") -> list[str]:
-  """What other columns may be good for, by their first values."""
+  """Possible uses of other columns, from their first values."""
   from xir_tfrs.data.files import columns, names
 
   sample = source.sample
@@ -135,21 +135,19 @@ def _hints(source: "tables.TableSource") -> list[str]:
       counts = collections.Counter(map(str, values)).most_common(_EVENTS)
       kinds = ", ".join(kind for kind, _ in counts)
       hints.append(
-        f"{name!r} holds {kinds}: choose and weigh them with --events"
+        f"{name!r} holds {kinds}: select and weight them with --events"
       )
     elif names.guesses("item_title", [name]):
-      hints.append(
-        f"{name!r} may be shown with the ids of items: --item_title {name}"
-      )
+      hints.append(f"{name!r} may hold titles of items: --item_title {name}")
     elif names.guesses("rating", [name]):
       hints.append(
-        f"{name!r} may choose rows: --min_rating leaves out the lower"
+        f"{name!r} may hold ratings: --min_rating leaves out lower ones"
       )
   return hints
 
 
 def _command(config: InspectConfig, source: "tables.TableSource") -> str:
-  """The command that prepares what was shown."""
+  """The command that prepares the files."""
   given = {
     one.name: value
     for one, value in zip(

@@ -1,12 +1,12 @@
-"""Turns raw interactions into a data directory, to train on.
+"""Turns raw interactions into a data directory for training.
 
     xir-tfrs prepare --input ratings.csv --output data/ratings
     xir-tfrs prepare --format synthetic --output data/synthetic
 
---output gets TFRecords, a table of candidates and schema.json, complete or not
-at all. Files are read once, in chunks; memory is bounded by the tables of users
-and items, not by the interactions, which go through files beside --output.
-docs/own_data.md is the guide.
+Writes TFRecords, tables and schema.json to --output, completely or not at all.
+Files are read once, in chunks. Memory depends on the tables of users and items,
+not on the interactions, which go through temporary files beside --output. See
+docs/own_data.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 
 def prepare(config: PrepareConfig) -> schema.Schema:
-  """Makes the data directory `config.output`; `errors.DataError` if it cannot.
+  """Writes the data directory `config.output`.
 
   Returns:
     The schema of the directory.
+
+  Raises:
+    DataError: The input or the output cannot be used.
   """
-  from pipelines.preparation import convert  # After --help.
+  from pipelines.preparation import convert  # Slow, and --help can do without.
 
   return convert.make(config, convert.convert)
 

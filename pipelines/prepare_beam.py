@@ -4,14 +4,14 @@
     xir-tfrs prepare_beam --input 'log/*.csv' --output data/log \\
       --runner FlinkRunner --flink_master localhost:8081
 
-Takes the flags of `xir-tfrs prepare` and writes the same files, byte for
-byte; all other flags go to Beam. --input and --output must be on a file system
-that all workers see under the same paths.
+Takes the flags of `xir-tfrs prepare` and writes the same files, byte for byte.
+Other flags go to Beam. --input and --output must be on a file system that all
+workers see under the same paths.
 
-A worker holds a piece of the input or a bucket of users: of up to 128 GiB of
-input, the rows of 32 MiB of it; of more, a share of 1 in 4096; and all rows of
-a user. The launching process holds the tables of users and items with their
-side features, as training does, but no rows. docs/own_data.md is the guide.
+A worker holds a piece of the input or a bucket of users: the rows of 32 MiB of
+input for up to 128 GiB, 1/4096 of the input beyond, and always all rows of a
+user. The launching process holds the tables of users and items with their side
+features, as training does, but no rows. See docs/own_data.md.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 def prepare_beam(
   config: PrepareConfig, beam_flags: Sequence[str] = ()
 ) -> schema.Schema:
-  """Makes the data directory `config.output`, as `prepare.prepare` does.
+  """Writes the data directory `config.output`, as `prepare.prepare` does.
 
   Args:
-    config: what to make.
-    beam_flags: flags for Beam, such as "--runner=DirectRunner".
+    config: Settings of the preparation.
+    beam_flags: Flags for Beam, such as "--runner=DirectRunner".
   """
   options = pipeline_options_of(beam_flags)
   from pipelines.beam import convert
@@ -51,18 +51,18 @@ def prepare_beam(
 def pipeline_options_of(
   beam_flags: Sequence[str], own_flags: Iterable[str] = ()
 ) -> pipeline_options.PipelineOptions:
-  """`pipelines.beam.options.parse`; a `DataError` if something is missing."""
+  """`pipelines.beam.options.parse`; raises `DataError` if Beam is missing."""
   try:
     from pipelines.beam import options
 
     return options.parse(beam_flags, own_flags)
-  except ImportError as e:  # Beam itself, or what a runner needs.
+  except ImportError as e:  # Beam itself, or a dependency of a runner.
     raise errors.DataError(str(e)) from None
 
 
 def main(config: PrepareConfig, beam_flags: list[str]) -> None:
-  # absl lets through what others log for information. What a runner says
-  # about the job stays.
+  # absl shows the info log of all libraries. Keep only what a runner logs about
+  # the job.
   for name in ("typehints", "runners.worker"):
     logging.getLogger(f"apache_beam.{name}").setLevel(logging.WARNING)
   own_flags = [one.name for one in settings.settings_of(PrepareConfig)]

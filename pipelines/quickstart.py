@@ -1,15 +1,14 @@
-r"""Runs the main job, end to end: raw interactions to answers.
+r"""Runs all steps, from raw interactions to recommendations.
 
     xir-tfrs quickstart
     xir-tfrs quickstart --input FILE.csv --user_column U ...
 
 prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
-XIR with the same settings, ranks the whole catalogue with each, prints one
-table, exports XIR with a ScaNN index, and asks it for three users' candidates.
-Where interactions have times, it also trains XIR with histories in the place of
-user ids, and asks it for the candidates of a visitor whom it does not know.
-Each part is a program of its own, and is named before it runs; --input takes
-the flags of xir-tfrs prepare.
+XIR with the same settings, evaluates each on the whole catalogue, prints one
+table, exports XIR with a ScaNN index, and recommends for three users. If the
+interactions have times, it also trains XIR with histories instead of user ids,
+and recommends for an unknown visitor. Each step prints the command that it
+runs. With --input, the flags of xir-tfrs prepare apply.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("ssl", "ssl_pop", "bir", "xir")
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "coverage@20")
 RESULTS = "results.json"
-# Methods are compared as they were published, with nothing tuned.
+# Compares the methods as published, without tuning.
 _PRESET = "plain"
 _NUM_ANSWERS = 3
-# The model of histories, and its settings.
+# Name and settings of the model of histories.
 HISTORY = "history"
 _HISTORY_SETTINGS: dict[str, Any] = {
   "query_tower": "history",
@@ -57,24 +56,22 @@ _SESSION = 3
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartConfig(prepare_config.PrepareConfig):
-  """What to prepare, and what to make of it; the flags."""
+  """Settings of the preparation and of all later steps."""
 
   common = (
     *("input", "user_column", "item_column", "time_column", "min_rating"),
     *("output", "tasks", "epochs", "dim"),
   )
 
-  output: str = setting(
-    "directory for everything that is made.", "runs/quickstart"
-  )
+  output: str = setting("directory for all results.", "runs/quickstart")
   tasks: tuple[str, ...] = setting("methods; the last is exported.", TASKS)
-  epochs: int = setting("most epochs to train each.", 10, minimum=1)
+  epochs: int = setting("maximum number of epochs.", 10, minimum=1)
   dim: int = setting("size of the embeddings.", 32, minimum=1)
-  report: bool = setting("write pages to look at: report.html.", True)
+  report: bool = setting("write report.html.", True)
 
   @property
   def preparation(self) -> prepare_config.PrepareConfig:
-    """What to prepare, into a folder of the output."""
+    """The settings of the preparation, into a folder of the output."""
     fields = dataclasses.fields(prepare_config.PrepareConfig)
     given = {field.name: getattr(self, field.name) for field in fields}
     output = os.path.join(self.output, "data")
@@ -86,18 +83,18 @@ class QuickstartConfig(prepare_config.PrepareConfig):
 def quickstart(
   config: QuickstartConfig,
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """Runs the parts one after another.
+  """Runs the steps one after another.
 
   Returns:
-    Test metrics of each ranking, as the tables have them: "queries", where
-    each query has all its test rows to find; and "rows", where each test row is
-    found from what was before it, if interactions have times.
+    Test metrics of each ranking, as in the tables: "queries", where each query
+    should find all of its test rows; and, if interactions have times, "rows",
+    where each test row is found from the events before it.
 
   Raises:
     DataError: The input or a directory cannot be used.
-    ProgramError: A part cannot do its work; the message says why.
+    ProgramError: A step fails; the message gives the reason.
   """
-  # Here, as they import TensorFlow: --help does not wait for it.
+  # Imported here, because TensorFlow is slow: --help does not need it.
   from pipelines.preparation import summary
   from xir_tfrs.data import directory
 
@@ -140,12 +137,13 @@ def quickstart(
 def _train(
   config: QuickstartConfig, name: str, given: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-  """Trains a model and measures it: metrics by ranking, its own under `name`.
+  """Trains and evaluates a model; returns metrics by ranking.
 
   Args:
-    config: What to make.
-    name: A task; or another name, of a model of the last task.
-    given: Settings over those of the preset.
+    config: The settings.
+    name: A task; or another name for a model of the last task. The metrics of
+      the model are under this name.
+    given: Settings that override the preset.
   """
   from pipelines.training import loop
 
@@ -175,7 +173,7 @@ def _train(
 
 
 def _evaluate(model_dir: str, report: bool) -> report_lib.Results:
-  """Ranks a model; what it finds is kept for the pages."""
+  """Evaluates a model and writes the results for the pages."""
   asked = evaluate.EvaluateConfig(model_dir=model_dir, report=report)
   evaluation = evaluate.rank(asked)
   evaluation.write(places.Place.of(model_dir))
@@ -185,7 +183,7 @@ def _evaluate(model_dir: str, report: bool) -> report_lib.Results:
 def _report(
   config: QuickstartConfig, bundle: pathlib.Path, with_times: bool
 ) -> None:
-  """Writes the page of all methods, and that of the model of histories."""
+  """Writes the page of all methods and that of the model of histories."""
   from pipelines.pages import found, writing
 
   output = pathlib.Path(config.output)
@@ -209,7 +207,7 @@ def _compare(
 ) -> None:
   what = "Compare"
   if model_dir.name == HISTORY:
-    what = "Compare: each test row found from what its user did before"
+    what = "Compare: find each test row from the user's earlier events"
   _announce(what, f"xir-tfrs evaluate --data {data} --model_dir {model_dir}")
   print(format_table(table))
 
@@ -220,20 +218,20 @@ def _answer(
   bundle: pathlib.Path,
   asked: list[str],
 ) -> None:
-  """Exports a model and asks it, which leaves out what the asker has seen."""
+  """Exports a model and recommends candidates that the user has not seen."""
   _run(
     f"Export {model_dir.name}",
     "export",
     *("--data", data, "--model_dir", model_dir, "--output", bundle),
     "--overwrite",
   )
-  title = "Answer a visitor" if "--history" in asked else "Answer"
+  title = "Recommend for a visitor" if "--history" in asked else "Recommend"
   answer = ["--bundle", bundle, "--k", "10", "--exclude_seen", *asked]
   _run(title, "query", *answer)
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
-  """Rankings as rows, baselines first, methods in order of training."""
+  """Formats rankings as rows: baselines first, then methods as trained."""
   first, last = ("popularity", "neighbours"), ("oracle",)
   methods = [name for name in table if name not in first + last]
   names = [name for name in (*first, *methods, *last) if name in table]
@@ -262,13 +260,13 @@ def _some_queries(data: directory.DataDir, count: int) -> list[str]:
 
 
 def _a_session(data: directory.DataDir) -> list[str]:
-  """Original ids of candidates that somebody chose one after another."""
+  """Original ids of the candidates that one user chose in sequence."""
   from xir_tfrs.data import histories
 
   rows = histories.Histories.of_rows(data.rows("train", in_order=True)).columns
   of_one = rows["query_id"] == data.queries.counts.argmax()
   chosen = data.ids("candidates")[rows["candidate_id"][of_one][-_SESSION:]]
-  # --history is split at commas.
+  # --history is split at commas, so ids must not contain any.
   return [x.decode() for x in chosen if b"," not in x]
 
 
@@ -281,7 +279,7 @@ def _announce(title: str, line: str | None) -> None:
 def _run(title: str, name: str, *arguments: object) -> None:
   arguments = [str(argument) for argument in arguments]
   _announce(title, shlex.join(["xir-tfrs", name, *arguments]))
-  # A process of its own, as a user would run it: pipelines and export share
+  # Runs in its own process, as a user would: pipelines and export share
   # directories, not code.
   done = subprocess.run(
     [sys.executable, "-m", command.__name__, name, *arguments],
@@ -298,20 +296,20 @@ def _what_next(
   output: pathlib.Path, task: str, query: str, report: bool
 ) -> str:
   ask = f"--bundle {output / 'bundle'} --query_id {shlex.quote(query)}"
-  page = f"  look at it         open {output / places.REPORT_FILE} in a browser"
+  page = f"  report             open {output / places.REPORT_FILE} in a browser"
   return "\n".join(
     [
       *([page] if report else []),
       f"  try it             xir-tfrs serve --bundle {output / 'bundle'}, and "
       "open http://127.0.0.1:8501/",
-      "  your own file      xir-tfrs inspect FILE, then xir-tfrs quickstart "
+      "  your own data      xir-tfrs inspect FILE, then xir-tfrs quickstart "
       "--input FILE --output runs/mine",
       f"  train longer       xir-tfrs train --model_dir "
       f"{output / task} --resume --epochs 30",
       "  best settings      xir-tfrs tune --data "
       f"{output / 'data'} --output runs/tuned",
       f"  curves             tensorboard --logdir {output}",
-      f"  ask again          xir-tfrs query {ask} --k 20",
+      f"  recommend again    xir-tfrs query {ask} --k 20",
       "  guides             README.md and docs/",
     ]
   )
@@ -327,7 +325,7 @@ def main(config: QuickstartConfig) -> None:
 
 
 def _config(given: Mapping[str, Any]) -> QuickstartConfig:
-  """Generates data where no input is named."""
+  """Builds the config; generates data if no input is given."""
   if "input" not in given:
     given = {"format": "synthetic", **given}
   return settings.build(QuickstartConfig, given)

@@ -1,16 +1,16 @@
-r"""Trains the grids behind the published tables and figures.
+r"""Trains the models behind the published tables and figures.
 
     xir-tfrs reproduce --experiment table2 --data data/gowalla \
       --output runs/reproduce --seeds 0,1
 
-leaves a folder per run in OUTPUT/runs, and OUTPUT/EXPERIMENT_DATA.json with
+writes one folder per run to OUTPUT/runs, and OUTPUT/EXPERIMENT_DATA.json with
 settings, curves, metrics, times and paired tests of all finished runs of the
-experiment. The same command again goes on where it was interrupted, by Ctrl-C
-or by force. Runs that experiments have in common are made once.
+experiment. If it was interrupted or killed, run the same command again to
+continue. Runs that several experiments share are trained once.
 
     xir-tfrs reproduce --report --output runs/reproduce
 
-makes tables (Markdown) and figures (PNG) of every such file.
+writes tables (Markdown) and figures (PNG) for every such file.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ReproduceConfig(settings.Settings):
-  """What to run."""
+  """Settings of a reproduction."""
 
-  output: str = settings.setting("Where runs and results are kept.")
+  output: str = settings.setting("Directory for runs and results.")
   experiment: str | None = settings.setting(
-    "What to run.", None, choices=tuple(experiments.EXPERIMENTS)
+    "Experiment to run.", None, choices=tuple(experiments.EXPERIMENTS)
   )
   data: str | None = settings.setting(
-    "Directory made by xir-tfrs prepare.", None
+    "Directory written by xir-tfrs prepare.", None
   )
   seeds: tuple[int, ...] = settings.setting(
     "Seeds of the models.", (0,), minimum=0
@@ -57,10 +57,10 @@ class ReproduceConfig(settings.Settings):
   )
   jobs: int = settings.setting("Runs at a time.", 1, minimum=1)
   threads: int = settings.setting(
-    "Threads of each run; 0: as many as there are cores.", 0, minimum=0
+    "Threads per run; 0 uses all cores.", 0, minimum=0
   )
   report: bool = settings.setting(
-    "Make tables and figures of the results in --output; runs nothing.", False
+    "Write tables and figures of the results in --output; train nothing.", False
   )
 
   def __post_init__(self) -> None:
@@ -69,11 +69,11 @@ class ReproduceConfig(settings.Settings):
     for name, value in needed.items():
       if self.report and value:
         raise settings.SettingsError(
-          f"{name} belongs to runs; --report makes tables of all results in "
+          f"{name} is for runs; --report writes tables of all results in "
           "--output."
         )
       if not self.report and not value:
-        raise settings.SettingsError(f"{name} is needed, or --report.")
+        raise settings.SettingsError(f"{name} is required, or --report.")
 
 
 def planned(
@@ -85,20 +85,20 @@ def planned(
   epochs: int | None = None,
   cases: tuple[str, ...] | None = None,
 ) -> list[runs.Run]:
-  """The runs of an experiment, seed by seed.
+  """Returns the runs of an experiment, seed by seed.
 
   Args:
     experiment: Name in `EXPERIMENTS`.
-    data: Directory made by `pipelines.prepare`.
-    output: Where runs are kept.
+    data: Directory written by `pipelines.prepare`.
+    output: Directory for the runs.
     seeds: Seeds of the models.
-    epochs: Length of a run; None: what the experiment says.
-    cases: Names of the cases wanted; None: all.
+    epochs: Epochs per run; by default those of the experiment.
+    cases: Names of the cases; None for all.
 
   Raises:
-    SettingsError: An unknown case.
+    SettingsError: A case is unknown.
   """
-  # Here, as they import TensorFlow: --help does not wait for it.
+  # Imported here, because TensorFlow is slow: --help does not need it.
   from pipelines.reproduction import results, runs
 
   plan = experiments.EXPERIMENTS[experiment]
@@ -130,13 +130,13 @@ def carry_out(
   threads: int = 0,
   after_each: Callable[[], object] = lambda: None,
 ) -> None:
-  """Carries out the runs that are not finished, each in its own process.
+  """Trains the unfinished runs, each in its own process.
 
   Args:
     plan: The runs.
     jobs: Runs at a time.
-    threads: Threads of each run; 0: as many as there are cores.
-    after_each: Is called after each run.
+    threads: Threads per run; 0 uses all cores.
+    after_each: Called after each run.
   """
   from pipelines.reproduction import runs
 
@@ -147,7 +147,7 @@ def carry_out(
     mp_context=multiprocessing.get_context("spawn"),
     initializer=_start_worker,
     initargs=(threads,),
-    # Memory is measured per process.
+    # One process per run, because memory is measured per process.
     max_tasks_per_child=1,
   ) as pool:
     waiting = {pool.submit(runs.carry_out, run, jobs == 1): run for run in left}
@@ -166,7 +166,7 @@ def carry_out(
 
 
 def _start_worker(threads: int) -> None:
-  import tensorflow as tf  # Not before a worker has started.
+  import tensorflow as tf  # Only import it after the worker has started.
 
   threading.Thread(target=_stop_with_parent, daemon=True).start()
   logging.set_verbosity(logging.ERROR)
@@ -178,14 +178,14 @@ def _start_worker(threads: int) -> None:
 def _stop_with_parent() -> None:
   """Stops the run of a worker whose parent was killed.
 
-  Otherwise it would write to the folder in which the next start goes on.
+  Otherwise it would write to the folder that the next start continues.
   """
   multiprocessing.parent_process().join()
   os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(config: ReproduceConfig) -> int:
-  """Carries out an experiment, or reports on all of them."""
+  """Runs an experiment, or reports on all of them."""
   from pipelines.reproduction import report, results, runs
 
   if config.report:
@@ -211,12 +211,12 @@ def run(config: ReproduceConfig) -> int:
       plan, jobs=config.jobs, threads=config.threads, after_each=collect
     )
   except (runs.Interrupted, KeyboardInterrupt):
-    print("Interrupted; the same command goes on.", file=sys.stderr)
+    print("Interrupted; run the same command to continue.", file=sys.stderr)
     return 128 + signal.SIGINT
   except concurrent.futures.process.BrokenProcessPool as error:
     raise main.ProgramError(
-      "the process of a run was killed, perhaps because memory ran out. The "
-      "same command goes on; try fewer --jobs."
+      "the process of a run was killed, perhaps because memory ran out. Run "
+      "the same command to continue, perhaps with fewer --jobs."
     ) from error
   print(f"Written to {collect()}")
   return 0

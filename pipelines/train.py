@@ -1,21 +1,20 @@
-r"""Trains two towers.
+r"""Trains a two-tower model.
 
     xir-tfrs train --data DATA --model_dir MODEL --task xir
 
-leaves in MODEL: config.json, metrics.jsonl, checkpoints/, best/ (the best
-checkpoint by --metric on the validation split), events/ (TensorBoard). A run
-that was interrupted, by Ctrl-C or by force, goes on with
+writes to MODEL: config.json, metrics.jsonl, checkpoints/, best/ (the best
+checkpoint by --metric on the validation split), events/ (TensorBoard). To
+continue a run that was interrupted or killed:
 
     xir-tfrs train --model_dir MODEL --resume
 
-A flag that is not given is as the preset has it; the defaults below are those
-of `default`. A run like another one, but for what is given:
+The preset sets the default of each flag; the defaults below are those of
+`default`. To repeat another run with some flags changed:
 
     xir-tfrs train --config OTHER/config.json --model_dir MODEL
 
-To go into service, a run is trained once more on all rows, those of the
-validation and the test split included, for the epochs after which its
-validation was best:
+Before deployment, train the model again on all rows, including the validation
+and the test split, for the number of epochs at which validation was best:
 
     xir-tfrs train --refit MODEL --model_dir LIVE
 """
@@ -37,26 +36,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TrainFlags(configs.TrainConfig):
-  """What the program takes: a run, and how to begin it."""
+  """The flags: settings of a run, and how to start it."""
 
   common = (*configs.TrainConfig.common, "resume", "overwrite")
 
   resume: bool = settings.setting(
-    "Go on with the run in --model_dir.", False, section="The run"
+    "Continue the run in --model_dir.", False, section="The run"
   )
   overwrite: bool = settings.setting(
-    "Begin anew where a run was before.", False
+    "Replace an existing run in --model_dir.", False
   )
   refit: str | None = settings.setting(
-    "Directory of a run whose settings to train with once more, on all rows, "
-    "until the epoch after which its validation was best.",
+    "Directory of a run to train again on all rows, with its settings, up to "
+    "the epoch at which its validation was best.",
     None,
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-  """A run, and how to begin it."""
+  """A run and how to start it."""
 
   config: configs.TrainConfig
   resume: bool
@@ -70,17 +69,17 @@ def _order(given: Mapping[str, Any]) -> _Order:
   refit = given.pop("refit", None)
   if not given.get("model_dir"):
     raise settings.SettingsError(
-      "--model_dir is needed: where should the run be kept?"
+      "--model_dir is required: a directory for the run"
     )
   if resume and overwrite:
     raise settings.SettingsError(
-      "--resume and --overwrite are two ways to begin: give one of them."
+      "--resume and --overwrite exclude each other: give one of them."
     )
   if refit:
     if resume:
       raise settings.SettingsError(
-        "--refit begins a run, and --resume goes on with one: leave out "
-        "--refit to go on."
+        "--refit starts a run and --resume continues one: leave out --refit to "
+        "continue."
       )
     from pipelines.training import refitting  # Imports TensorFlow.
 
@@ -96,7 +95,7 @@ def _order(given: Mapping[str, Any]) -> _Order:
       return _Order(configs.resumed(old, given), resume, overwrite)
   if not given.get("data"):
     raise settings.SettingsError(
-      "--data is needed: a directory made by xir-tfrs prepare"
+      "--data is required: a directory written by xir-tfrs prepare"
     )
   return _Order(configs.from_preset(**given), resume, overwrite)
 
@@ -111,7 +110,7 @@ def train(order: _Order) -> int:
   except strategies.WorkerLost as error:
     print(f"train: Error: {error}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # An orderly exit would wait for the worker that has gone.
+    # A normal exit would wait for the lost worker.
     os._exit(1)
   _report(order.config, result)
   return 130 if result.outcome == "interrupted" else 0

@@ -1,17 +1,17 @@
-r"""Chooses the method and its settings, by the validation split.
+r"""Searches for the best method and settings, by validation.
 
     xir-tfrs tune --data DATA --output TUNED --trials 40 --epochs 20
 
-trains runs with settings that Optuna chooses, gives up early on those that fall
-behind, and leaves in TUNED: best.json (settings for xir-tfrs train --config),
-trials.csv (all trials), importance.png (which settings matter), search.json,
-study.db (the study, as optuna-dashboard shows it), and trials/NNNN, the run of
-each trial; that of the best one has its checkpoints. The first trials are the
-defaults, so that the result is no worse.
+trains runs with settings that Optuna chooses and stops poor ones early. It
+writes to TUNED: best.json (settings for xir-tfrs train --config), trials.csv
+(all trials), importance.png (the effect of each setting), search.json, study.db
+(the study, for optuna-dashboard), and trials/NNNN, the run of each trial; the
+best one keeps its checkpoints. The first trials use the defaults, so the result
+is never worse.
 
-The same command goes on with a search that was interrupted, or that is to have
-more --trials. A setting that is given is that of all trials; --space narrows
-what is tried of the others, or adds one:
+Run the same command again to continue an interrupted search, or to add
+--trials. A given setting applies to all trials; --space narrows the search over
+another setting, or adds one:
 
     --task xir --space temperature=0.05..0.3 --space dim=32,64
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TuneFlags(configs.TrainConfig):
-  """What the program takes: how to search, and settings of all trials."""
+  """The flags: settings of the search and of all trials."""
 
   common = (
     *("data", "output", "trials", "epochs", "jobs", "space", "task"),
@@ -47,30 +47,30 @@ class TuneFlags(configs.TrainConfig):
     "Directory for the search.", "", section="The search"
   )
   trials: int = settings.setting(
-    "Trials, those of earlier sessions included.", 40, above=0
+    "Number of trials, including those of earlier sessions.", 40, above=0
   )
-  jobs: int = settings.setting("Trials at a time, a process each.", 1, above=0)
+  jobs: int = settings.setting("Parallel trials, one process each.", 1, above=0)
   space: tuple[str, ...] = settings.setting(
-    "What is tried of a setting: NAME=LOW..HIGH or NAME=VALUE,VALUE,... Not "
-    "given: what suits most data.",
+    "Values to try for a setting: NAME=LOW..HIGH or NAME=VALUE,VALUE,... Not "
+    "given: values that suit most data.",
     (),
     multi=True,
   )
   overwrite: bool = settings.setting(
-    "Begin anew where a search was before.", False
+    "Replace an existing search in --output.", False
   )
   model_dir: str = settings.setting(
-    "Not taken: the runs are kept in --output.", ""
+    "Not supported: the runs are in --output.", ""
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-  """What was asked for.
+  """A request for a search.
 
   Attributes:
-    ours: The settings of the search itself, by name.
-    given: Those of all trials.
+    ours: Settings of the search, by name.
+    given: Settings of all trials, by name.
   """
 
   ours: Mapping[str, Any]
@@ -83,23 +83,23 @@ _OURS = ("data", "output", "trials", "jobs", "space", "overwrite")
 def _order(given: Mapping[str, Any]) -> _Order:
   flags = TuneFlags(**given)
   for name, what in (
-    ("data", "a directory made by xir-tfrs prepare"),
-    ("output", "where should the search be kept?"),
+    ("data", "a directory written by xir-tfrs prepare"),
+    ("output", "a directory for the search"),
   ):
     if not getattr(flags, name):
-      raise settings.SettingsError(f"--{name} is needed: {what}")
+      raise settings.SettingsError(f"--{name} is required: {what}")
   if given.get("model_dir"):
     raise settings.SettingsError(
-      "--model_dir is not taken: the runs are kept in --output."
+      "--model_dir is not supported: the runs are in --output."
     )
   if flags.strategy == "multi_worker":
     raise settings.SettingsError(
-      "--strategy multi_worker is not taken: a trial is a single process."
+      "--strategy multi_worker is not supported: a trial is one process."
     )
   if flags.rows == "all":
     raise settings.SettingsError(
-      "--rows all is not taken: settings are chosen by rows that are held out. "
-      "Then train on all rows by xir-tfrs train --refit."
+      "--rows all is not supported: the search needs held-out rows. Train on "
+      "all rows afterwards with xir-tfrs train --refit."
     )
   return _Order(
     {name: getattr(flags, name) for name in _OURS},
@@ -108,27 +108,27 @@ def _order(given: Mapping[str, Any]) -> _Order:
 
 
 def _search(order: _Order) -> search.Order:
-  """The search of what was asked for; says what the data leaves out."""
+  """Builds the search; prints its rows and settings."""
   try:
     from pipelines.tuning import search
   except ImportError as error:
     raise main.ProgramError(
-      f"it needs Optuna ({error}): pip install 'xir-tfrs[tune]'"
+      f"tune needs Optuna ({error}): pip install 'xir-tfrs[tune]'"
     ) from error
 
   data = order.ours["data"]
   schema, sha256 = schema_lib.Schema.load_hashed(data)
   if not schema.rows["validation"]:
     raise errors.DataError(
-      "has no validation split, and settings are chosen by one. Prepare the "
-      "data again: with --validation_fraction 0.1, with --split leave_last, "
-      "or with --validation FILE beside --train FILE",
+      "has no validation split, which the search needs. Prepare the data "
+      "again: with --validation_fraction 0.1, with --split leave_last, or "
+      "with --validation FILE and --train FILE",
       path=data,
     )
   space, notes = spaces.of(order.given, order.ours["space"], schema)
   print(
     f"{data}: {schema.rows['train']:,} rows to train, "
-    f"{schema.rows['validation']:,} to choose by"
+    f"{schema.rows['validation']:,} to validate"
   )
   for note in notes:
     print(note)
@@ -146,14 +146,14 @@ def _search(order: _Order) -> search.Order:
 
 
 def tune(order: _Order) -> None:
-  """Searches, and says what was found."""
+  """Runs the search and prints its results."""
   wanted = _search(order)
   from pipelines.tuning import report, search
 
   try:
     study = search.run(wanted)
   except (KeyboardInterrupt, SystemExit):
-    print("The same command goes on from here.", file=sys.stderr)
+    print("Run the same command to continue.", file=sys.stderr)
     raise
   print("\n".join(report.write(study, wanted)))
 

@@ -412,7 +412,10 @@ def test_quickstart_on_a_users_file(tmp_path, fast):
   assert output.count("rank  id") == 4
   assert "session, 3 known in its history" in output
   page = (tmp_path / "q" / "report.html").read_text("utf-8")
-  assert "4 runs side by side" in page and "xir: Who is drawn" in page
+  assert (
+    "4 runs side by side" in page
+    and "xir: Popularity of draws and cache" in page
+  )
   assert (tmp_path / "q" / "history" / "report.html").exists()
   assert "What next" in output
 

@@ -182,7 +182,7 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
       f"{len(ids)} {side} ids, the manifest says "
       f"{getattr(manifest, f'num_{plural}')}",
     )
-    _require(len(set(ids)) == len(ids), f"a {side} id stands twice")
+    _require(len(set(ids)) == len(ids), f"a {side} id appears twice")
     _require(
       not {"", -1} & set(ids), f"an empty {side} id, or -1, which is padding"
     )

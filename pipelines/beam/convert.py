@@ -1,4 +1,4 @@
-"""Both passes on Beam, and the tables between them."""
+"""Runs both passes on Beam, and writes the tables between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xir_tfrs.data.files import side_tables
 def make(
   config: PrepareConfig, options: pipeline_options.PipelineOptions
 ) -> schema.Schema:
-  """Makes the data directory `config.output`."""
+  """Writes the data directory `config.output`."""
   return convert.make(config, functools.partial(_convert, options))
 
 
@@ -30,15 +30,15 @@ def _convert(
   source: source_lib.Source,
   directory: pathlib.Path,
 ) -> schema.Schema:
-  """`convert.Convert`: both passes, and between them the tables."""
+  """Does the work of `convert.Convert` on Beam."""
   if config.session_seconds:
     raise errors.DataError(
-      "--session_gap is not for prepare_beam; use xir-tfrs prepare"
+      "prepare_beam does not support --session_gap; use xir-tfrs prepare"
     )
   if source.roles is not None and source.roles.title is not None:
     raise errors.DataError(
-      "--item_title among the interactions is not for prepare_beam; use"
-      " pipelines.prepare, or give titles in an --item_file"
+      "prepare_beam does not support --item_title in the interactions; use"
+      " xir-tfrs prepare, or give titles in an --item_file"
     )
   work = directory / "work"
   work.mkdir()
@@ -90,7 +90,7 @@ def _table(
   largest: tuple[int, blocks.Piece] | None,
   vocab: vocabulary.Vocabulary,
 ) -> convert.Table:
-  """`convert.table`, whose error names the line of the largest dense id."""
+  """`convert.table`, with errors that name the line of the largest dense id."""
   dense = convert.dense_ids(config, source, kind.removesuffix("s"))
   try:
     return convert.table(vocab, dense, side, source.name)

@@ -1,12 +1,12 @@
 """First pass: reads the input, numbers the ids, and fills the buckets.
 
-Ids are numbered in order of first appearance without any worker holding them
-all. A block of rows has its own codes for the ids that occur in it; it asks
-for the dense ids by sending each id, with the position of its first row, to
-the worker that has all mentions of that id. The least position is where the id
-first appears in the input, and its rank among the least positions of all ids
-is the dense id. These positions, 8 bytes per id, stand in a file that workers
-map into memory. The answers meet the rows of the block again by its position.
+Ids are numbered in order of first appearance, and no worker holds them all.
+Each block of rows has its own codes for its ids. To get the dense ids, it sends
+each id, with the position of its first row, to the worker that has all mentions
+of that id. The smallest position is where the id first appears in the input;
+its rank among the smallest positions of all ids is the dense id. These
+positions, 8 bytes per id, are in a file that workers map into memory. The
+answers are joined with the rows of the block by the block's position.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from xir_tfrs.data import errors
 
 _SEEN, _IDS, _ROWS = "seen", "ids", "rows"
 KINDS = ("users", "items")
-# Kind, and number of the worker's share of its ids.
+# Kind of ids, and number of a share of them.
 Share = tuple[str, int]
 
 
@@ -44,8 +44,8 @@ class Mentions:
   """The ids of a block that are in one share.
 
   Attributes:
-    block: position of the block.
-    codes: [ids] the block's own codes.
+    block: Position of the block.
+    codes: [ids] codes within the block.
     ids: [ids] original ids.
     firsts: [ids] positions of their first rows.
   """
@@ -58,14 +58,14 @@ class Mentions:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-  """What is known of some pieces, or of all.
+  """Statistics of some or all pieces of the input.
 
   Attributes:
-    warnings: what was skipped -> how often.
-    rows: number of file -> its rows.
-    files: number of file -> its fingerprint.
-    largest: kind -> the largest dense id and the piece that has it first.
-    error: the piece with the first error and the error, or None.
+    warnings: What was skipped -> how often.
+    rows: Number of a file -> its rows.
+    files: Number of a file -> its fingerprint.
+    largest: Kind -> the largest dense id and the first piece that has it.
+    error: The first piece with an error and the error, or None.
   """
 
   warnings: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -79,12 +79,12 @@ class Seen:
   error: tuple[blocks.Piece, errors.DataError] | None = None
 
   def first_error(self, source: source_lib.Source) -> errors.DataError | None:
-    """What reading the files one after another would have raised."""
+    """The error that reading the files in order would raise."""
     return self.error[1] if self.error else source.missing_rows(self.rows)
 
 
 def joined(seen: Iterable[Seen]) -> Seen:
-  """What is known of all pieces together."""
+  """Combines the statistics of pieces."""
   seen = list(seen)
   largest: dict[str, tuple[int, blocks.Piece]] = {}
   for kind, found in itertools.chain(*(s.largest.items() for s in seen)):
@@ -155,7 +155,7 @@ def run(
 
 
 def read_ids(work: pathlib.Path, kind: str) -> vocabulary.Vocabulary:
-  """The ids of the interactions, all in memory here for the first time."""
+  """Reads all ids of the interactions into memory."""
   tables = [
     feather.read_table(path, memory_map=False)
     for path in handover.parts(work, kind, "ids")
@@ -168,7 +168,7 @@ def read_ids(work: pathlib.Path, kind: str) -> vocabulary.Vocabulary:
 
 
 class _Read(beam.DoFn):
-  """Piece -> what was seen, ids by share, rows by block."""
+  """Piece -> `Seen`, ids by share, rows by block."""
 
   def __init__(
     self,
@@ -181,8 +181,8 @@ class _Read(beam.DoFn):
     self._shares, self._dtype = buckets.count, buckets.dtype
 
   def process(self, piece: blocks.Piece) -> Iterator[Any]:
-    # An error is an output like any other. Raised, it would come back wrapped
-    # by the runner, after retries, and not be the first of the input.
+    # Errors are outputs. If raised, the runner would retry and wrap them, and
+    # the first one raised might not be the first in the input.
     try:
       yield from self._read(piece, count_lines=False)
     except errors.DataError:
@@ -239,7 +239,7 @@ def _mentions(
   distinct = ids.dictionary.to_pylist()
   # Codes are 0, 1, ... in order of appearance.
   firsts = block + np.unique(ids.indices.to_numpy(), return_index=True)[1]
-  # Not `hash`: it gives a string another number in every process.
+  # Not `hash`: its value for a string differs between processes.
   share = np.array([zlib.crc32(i.encode()) % shares for i in distinct], int)
   order = np.argsort(share, kind="stable")
   starts = np.searchsorted(share[order], np.arange(shares + 1))
@@ -264,7 +264,7 @@ class _Fingerprint(beam.DoFn):
 def _distinct(
   mentions: Iterable[Mentions],
 ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-  """The distinct ids of a share, their first positions, and who they are.
+  """The distinct ids of a share and their first positions.
 
   Returns:
     [ids] original ids, [ids] positions, [mentions of ids] indices into both.
@@ -280,7 +280,7 @@ def _distinct(
 
 
 class _Firsts(beam.DoFn):
-  """Share -> where its ids first appear, by kind."""
+  """Share -> first positions of its ids, by kind."""
 
   def process(
     self, element: tuple[Share, Iterable[Mentions]]
@@ -290,7 +290,7 @@ class _Firsts(beam.DoFn):
 
 
 class _Sort(beam.DoFn):
-  """Kind -> the file of where its ids first appear, in that order."""
+  """Kind -> file of the sorted first positions of its ids."""
 
   def __init__(self, work: pathlib.Path):
     self._work = work
@@ -318,7 +318,7 @@ class _Number(beam.DoFn):
     (kind, share), mentions = element
     mentions = list(mentions)
     ids, firsts, indices = _distinct(mentions)
-    # No two ids share a position: a row has one user and one item.
+    # Positions are unique per kind: a row has one user and one item.
     dense = np.searchsorted(
       np.load(all_firsts[kind], mmap_mode="r"), firsts
     ).astype(np.int32)
@@ -349,7 +349,7 @@ class _Encode(beam.DoFn):
     }
     for kind, codes, dense in found["codes"]:
       answers[kind].append((codes, dense))
-    for rows in found["rows"]:  # One, or none if all were rated too low.
+    for rows in found["rows"]:  # One, or none if all ratings are too low.
       rows = rows.copy()
       for kind, field in (("users", "user"), ("items", "item")):
         codes, dense = map(np.concatenate, zip(*answers[kind], strict=True))

@@ -1,8 +1,8 @@
-"""Files that workers leave for each other and for the launcher.
+"""Files that workers write for each other and for the launcher.
 
-A runner may give the same work to two workers, or again to one after a crash.
-So a file is written under a name of its own and takes its place at once, and
-whoever writes it writes the same.
+A runner may give the same work to two workers, or repeat it after a crash. So a
+file is written under a temporary name and renamed in one step, and every worker
+writes the same content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def write(path: pathlib.Path, content: Callable[[pathlib.Path], None]) -> None:
-  """`content` writes to the path it is given, which then becomes `path`."""
+  """Writes `path` atomically; `content` writes to the path that it is given."""
   partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
   content(partial)
   os.replace(partial, path)
@@ -34,7 +34,7 @@ def save_array(path: pathlib.Path, array: np.ndarray) -> None:
 
 
 class Save(beam.DoFn):
-  """Pickles the one element there is to `path`."""
+  """Pickles the only element to `path`."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -52,12 +52,12 @@ def load(path: pathlib.Path) -> Any:
 def parts(
   directory: pathlib.Path, name: str, suffix: str
 ) -> Iterator[pathlib.Path]:
-  """The files NAME-*.SUFFIX in the order of their names."""
+  """Returns the files NAME-*.SUFFIX, sorted by name."""
   yield from sorted(directory.glob(f"{name}-*.{suffix}"))
 
 
 def summed(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
-  """Sums by key; keeps keys whose sum is 0, which `Counter` would drop."""
+  """Sums by key; keeps sums of 0, which `Counter` would drop."""
   total: dict[Any, int] = {}
   for part in counts:
     for key, count in part.items():

@@ -1,4 +1,4 @@
-"""The flags that are Beam's: ours are those of `pipelines.prepare`."""
+"""Parses the flags of Beam."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from apache_beam.options import pipeline_options
 
 from xir_tfrs.programs import settings
 
-# Runners that ask a service what its flags are: Beam itself cannot know them.
+# Runners that query a service for its flags, which Beam does not know.
 _WITH_OTHER_FLAGS = ("portable", "flink", "spark", "kafka")
-# The part of the direct runner that runs in this process; all of it would
-# first try to download another runner.
+# The part of the direct runner that runs in this process; the full runner would
+# first try to download another one.
 _DEFAULT_RUNNER = "FnApiRunner"
 
 
 def parse(
   beam_flags: Sequence[str], own_flags: Iterable[str] = ()
 ) -> pipeline_options.PipelineOptions:
-  """The options of the pipelines; SettingsError for a flag that no one takes.
+  """Parses the options of the pipelines.
 
   Args:
-    beam_flags: all that are not ours.
-    own_flags: the names of ours, for who misspells one.
+    beam_flags: All flags that are not ours.
+    own_flags: Names of our flags, to suggest one for a misspelled flag.
+
+  Raises:
+    SettingsError: A flag is unknown.
   """
   options = pipeline_options.PipelineOptions(list(beam_flags))
   standard = options.view_as(pipeline_options.StandardOptions)
@@ -48,15 +51,15 @@ def parse(
 def _check_unknown(word: str, known: Sequence[str], strict: bool) -> None:
   name = word.removeprefix("--").partition("=")[0]
   if name == word:
-    # The value of an unknown flag, unless there can be none.
+    # With unknown flags allowed, the word may be the value of one.
     if strict:
       raise settings.SettingsError(
-        f"{word!r} belongs to no flag; repeat --input for more files."
+        f"{word!r} is not the value of a flag; repeat --input for more files."
       )
     return
   close = difflib.get_close_matches(name, known, 1, 0.8)
   if close or strict:
     meant = f"; did you mean --{close[0]}?" if close else "."
     raise settings.SettingsError(
-      f"--{name} is no flag of ours or of Beam{meant}"
+      f"--{name} is not a flag of xir-tfrs or of Beam{meant}"
     )

@@ -1,8 +1,8 @@
-"""Second pass: each bucket's rows are put in order, split and written.
+"""Second pass: sorts, splits and writes the rows of each bucket.
 
-A bucket is the work of one worker, with the functions of `pipelines.prepare`;
-buckets meet in the counts, in the cuts of a temporal split, and in the shards,
-which take their rows bucket after bucket.
+One worker processes a bucket, with the functions of `pipelines.prepare`.
+Buckets are combined for the counts, for the cuts of a temporal split, and for
+the shards, which take their rows bucket after bucket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xir_tfrs.data import records
 from xir_tfrs.data import schema as schema_lib
 
 _FOUND, _COUNTS, _SHARES = "found", "counts", "shares"
-# Ids whose counts are summed by one worker.
+# Number of ids whose counts one worker sums.
 _RANGE = 1 << 20
 Shard = tuple[str, int]
 
@@ -37,7 +37,7 @@ def run(
   items: convert.Table,
   options: pipeline_options.PipelineOptions,
 ) -> tuple[passes.Written, passes.Arranged]:
-  """Writes the splits; returns what was written, and what is known of all."""
+  """Writes the splits; returns the files and overall statistics."""
   (work / "shards").mkdir()
   in_order = spill.Buckets(work / "in_order", buckets.count, buckets.dtype)
   arrange = _Arrange(buckets, in_order, len(items.ids), config.kept_repeats)
@@ -103,7 +103,7 @@ def run(
 
 
 class _Arrange(beam.DoFn):
-  """Bucket -> the same, its rows now in order, and what is known of them."""
+  """Bucket -> bucket, with its rows sorted, and statistics of them."""
 
   def __init__(
     self,
@@ -119,7 +119,7 @@ class _Arrange(beam.DoFn):
   def save_permutations(
     self, work: pathlib.Path, users: np.ndarray, items: np.ndarray
   ) -> None:
-    """Dense ids other than by first appearance."""
+    """Saves permutations of dense ids, if not in order of appearance."""
     for kind, permutation in (("users", users), ("items", items)):
       path = work / f"{kind}.permutation"
       handover.save_array(path, permutation)
@@ -133,8 +133,8 @@ class _Arrange(beam.DoFn):
       *(permutations or (None, None)),
       self._repeats,
     )
-    # Into another file: on rows that have been through it, the permutation
-    # would be wrong, and a bucket may be worked on twice.
+    # Writes to another file: a bucket may be processed twice, and permuting its
+    # ids twice would be wrong.
     self._in_order.replace(bucket, rows)
     yield bucket, found
 
@@ -145,7 +145,7 @@ def _cuts(
   in_order: spill.Buckets,
   split: schema_lib.Split,
 ) -> beam.PCollection[tuple[int, int]]:
-  """`splits.temporal_cuts` with a look at all times per round."""
+  """`splits.temporal_cuts`, with one pass over all times per round."""
   searches = total | "Searches" >> beam.Map(
     lambda found: splits.temporal_searches(
       *found.times,
@@ -167,7 +167,7 @@ def _cuts(
 
 
 class _CountTimes(beam.DoFn):
-  """Bucket -> what the searches want to know of its times."""
+  """Bucket -> counts of its times that the searches need."""
 
   def __init__(self, in_order: spill.Buckets):
     self._in_order = in_order
@@ -241,7 +241,7 @@ Counted = tuple[np.ndarray, np.ndarray]
 def _ranges(
   ids: np.ndarray, counts: np.ndarray
 ) -> Iterator[tuple[int, Counted]]:
-  """Ascending ids and their counts in ranges: offsets in each, counts."""
+  """Splits ascending ids and their counts into ranges: offsets, counts."""
   number = ids // _RANGE
   for found in np.unique(number).tolist():
     of_range = number == found
@@ -292,7 +292,7 @@ def _read_counts(work: pathlib.Path, name: str, size: int) -> np.ndarray:
 
 
 class _WriteShard(beam.DoFn):
-  """Shard -> its file, and how many rows it has."""
+  """Shard -> its file and number of rows."""
 
   def __init__(self, directory: pathlib.Path, dtype: np.dtype):
     self._directory, self._dtype = directory, dtype
@@ -302,7 +302,7 @@ class _WriteShard(beam.DoFn):
   ) -> Iterator[dict[Shard, int]]:
     (name, shard), shares = element
     with tempfile.TemporaryFile() as file:
-      # The shares come in any order and need not fit in memory together.
+      # Shares arrive in any order and need not fit in memory together.
       places = {}
       for bucket, share in shares:
         places[bucket] = file.tell(), len(share)

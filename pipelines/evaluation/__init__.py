@@ -1,1 +1,1 @@
-"""Ranking a split with a trained model."""
+"""Ranks a split with a trained model."""

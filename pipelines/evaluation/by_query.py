@@ -1,4 +1,4 @@
-"""by_query.npz: metrics of each query, by which two runs can be paired."""
+"""by_query.npz: metrics of each query, for paired comparisons of runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from xir_tfrs.data import atomic, errors
 
-# The metrics that are kept, at all cut-offs.
+# The metrics to keep, at all cut-offs.
 PAIRED = ("recall", "ndcg")
-# Of the queries themselves: of whose users they are.
+# Key of the queries' users.
 USERS = "query_ids"
 
 
@@ -34,10 +34,10 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """What `write` wrote, by name.
+  """Reads the arrays that `write` wrote, by name.
 
   Raises:
-    DataError: It is missing or damaged.
+    DataError: The file is missing or damaged.
   """
   try:
     with np.load(path) as arrays:

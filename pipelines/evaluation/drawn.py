@@ -1,4 +1,4 @@
-"""Who is drawn: which part of the catalogue a run's cache comes from."""
+"""The popularity of the candidates that a run draws and caches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _CACHE = "model/task/cache/{}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Occurrence(msgspec.Struct, frozen=True):
-  """Shares of the tenths of the catalogue, the most popular one first.
+  """Shares of each tenth of the catalogue, most popular first.
 
   Attributes:
-    interactions: Of the training rows.
-    draws: Of all draws so far.
-    cache: Of the entries of the cache.
-    distinct: Share of the cache's entries that are not copies of another.
+    interactions: Shares of the training rows.
+    draws: Shares of all draws so far.
+    cache: Shares of the entries of the cache.
+    distinct: Share of distinct entries in the cache.
   """
 
   interactions: tuple[float, ...]
@@ -26,13 +26,13 @@ class Occurrence(msgspec.Struct, frozen=True):
 
 
 def in_checkpoint(checkpoint: str, counts: np.ndarray) -> Occurrence | None:
-  """Who is drawn and cached; None if the method has no cache.
+  """Returns the shares of draws and cache; None if there is no cache.
 
   Args:
     checkpoint: Path of a run's checkpoint.
-    counts: [num_candidates] training rows.
+    counts: [num_candidates] training rows of each candidate.
   """
-  # The restored model is for inference: it has no task, and so no cache.
+  # Reads the checkpoint: a restored model has no task, and so no cache.
   saved = tf.train.load_checkpoint(checkpoint)
   if not saved.has_tensor(_CACHE.format("occurrence_counts")):
     return None
@@ -44,12 +44,12 @@ def in_checkpoint(checkpoint: str, counts: np.ndarray) -> Occurrence | None:
 def _occurrence(
   counts: np.ndarray, draws: np.ndarray, cached: np.ndarray
 ) -> Occurrence:
-  """Shares of tenths of the catalogue, the most popular first.
+  """Computes shares of each tenth of the catalogue, most popular first.
 
   Args:
-    counts: [num_candidates] training rows.
-    draws: [num_candidates] how often each was drawn so far.
-    cached: [num_candidates] how often each is in the cache now.
+    counts: [num_candidates] training rows of each candidate.
+    draws: [num_candidates] number of draws so far.
+    cached: [num_candidates] number of entries in the cache.
   """
   tenths = np.array_split(np.argsort(-counts, kind="stable"), 10)
 

@@ -1,4 +1,4 @@
-"""A few queries as people see them: what was before, what is recommended."""
+"""Example queries with their history and recommendations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xir_tfrs.data import directory, errors, histories, json_files
 
 FORMAT = 1
 NUM_QUERIES = 20
-# Candidates that are shown of each kind.
+# Number of candidates to show of each kind.
 _SHOWN = 10
 
 
@@ -21,9 +21,9 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
   """A candidate.
 
   Attributes:
-    id: The original one.
-    title: What people call it; empty: the data has no titles.
-    taken: Of a recommendation, whether the query took it next.
+    id: The original id.
+    title: The title; "" if the data has no titles.
+    taken: For a recommendation, whether the query took it next.
   """
 
   id: str
@@ -35,11 +35,12 @@ class Example(msgspec.Struct, frozen=True):
   """A query of a split.
 
   Attributes:
-    query: Its original id.
-    history: Candidates it had before, the newest first; in no order where the
-      data has none.
-    recommended: The best ones of the model, in order; those before are masked.
-    taken: Candidates of the split: what it took next.
+    query: The original id.
+    history: Earlier candidates, newest first; unordered if the data has no
+      order.
+    recommended: The best candidates of the model, in order, without earlier
+      ones.
+    taken: Candidates of the split, which the query took next.
   """
 
   query: str
@@ -49,10 +50,10 @@ class Example(msgspec.Struct, frozen=True):
 
 
 class Examples(msgspec.Struct, frozen=True, kw_only=True):
-  """examples.json.
+  """The content of examples.json.
 
   Attributes:
-    shown: Candidates of each kind, at most.
+    shown: Maximum number of candidates of each kind.
     examples: The queries.
   """
 
@@ -65,7 +66,7 @@ def load(path: str | os.PathLike[str]) -> Examples:
   """Reads examples.json.
 
   Raises:
-    DataError: It is missing, damaged or of another version.
+    DataError: The file is missing, damaged or of another version.
   """
   return json_files.read(
     path, Examples, remedy="run xir-tfrs evaluate again", format=FORMAT
@@ -78,13 +79,13 @@ def of_rankings(
   data: split.EvaluationData,
   data_dir: directory.DataDir,
 ) -> Examples:
-  """Draws queries that the model answers, the same ones for the same split.
+  """Draws example queries that the model answers, always the same per split.
 
   Args:
     vectors: The model's embeddings.
     reranked: Lists of its ranker, if it has one.
     data: The split.
-    data_dir: Where it comes from.
+    data_dir: The data directory.
   """
   chosen = _draw(vectors.by_model)
   seen = [data.seen[row].numpy() for row in chosen]
@@ -112,7 +113,7 @@ def of_rankings(
 
 
 def _draw(answered: np.ndarray) -> np.ndarray:
-  """Ascending rows of some queries, by chance; of those answered, if any."""
+  """Sorted rows of random queries, if possible of those answered."""
   rows = np.flatnonzero(answered if answered.any() else ~answered)
   rng = np.random.default_rng(0)
   return np.sort(rng.permutation(rows)[:NUM_QUERIES])
@@ -121,10 +122,10 @@ def _draw(answered: np.ndarray) -> np.ndarray:
 def _best(
   vectors: rankings.Vectors, rows: np.ndarray, seen: list[np.ndarray]
 ) -> list[np.ndarray]:
-  """The best candidates of each of the rows, seen ones left out."""
+  """The best candidates of each row, without seen ones."""
   found = []
   for row, masked in zip(rows, seen, strict=True):
-    # Of several interests, the highest score counts.
+    # The highest score over the interests counts.
     interests = np.atleast_2d(vectors.queries[row])
     scores = (interests @ vectors.candidates.T).max(axis=0)
     scores[~vectors.indexed] = -np.inf
@@ -148,7 +149,7 @@ def _before(
   rows: np.ndarray,
   seen: list[np.ndarray],
 ) -> list[np.ndarray]:
-  """What each of the rows had before, the newest first."""
+  """The earlier candidates of each row, newest first."""
   if data.past is not None:
     return [events[events >= 0][::-1] for events in data.past.events[rows]]
   wanted = data.query_ids[rows]
@@ -161,9 +162,9 @@ def _before(
   }
   try:
     ordered = histories.Histories.of_rows(columns).columns
-  except errors.DataError:  # There are neither times nor an order.
+  except errors.DataError:  # The data has neither times nor an order.
     return seen
-  # Repeats are one candidate, where it came last.
+  # Repeated candidates count once, at their last position.
   return [
     np.fromiter(
       dict.fromkeys(
@@ -184,7 +185,7 @@ def _of_queries(
 
 
 class _Names:
-  """What candidates are called."""
+  """Ids and titles of candidates."""
 
   def __init__(self, data_dir: directory.DataDir) -> None:
     self._ids, self._titles = data_dir.ids("candidates"), data_dir.titles()
@@ -192,7 +193,7 @@ class _Names:
   def of(
     self, candidates: np.ndarray, taken: frozenset[int] | set[int] = frozenset()
   ) -> tuple[Item, ...]:
-    """Items of dense ids; `taken` are marked."""
+    """Returns the items of dense ids; marks those in `taken`."""
     return tuple(
       Item(
         _text(self._ids[candidate]),

@@ -1,7 +1,7 @@
-"""How sure a mean over queries is.
+"""Confidence intervals and paired tests of means over queries.
 
-Rows of one user are alike, so where each held-out row is a query of its own
-they are not so many independent ones: errors go by users.
+Rows of one user are correlated. If each held-out row is a query of its own,
+queries are not independent, so errors are clustered by user.
 
 Axes: n = queries.
 """
@@ -29,19 +29,19 @@ class PairedTest(msgspec.Struct, frozen=True):
 def mean_and_error(
   values: np.ndarray, users: np.ndarray | None = None
 ) -> tuple[float, float]:
-  """A mean, and its standard error.
+  """Computes a mean and its standard error.
 
     error^2 = G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2 / n^2
 
-  over the G users g, the cluster-robust error of Liang and Zeger (1986). Where
-  each user has one value, it is the usual s / sqrt(n).
+  over the G users g, the cluster-robust error of Liang and Zeger (1986). If
+  each user has one value, this is the usual s / sqrt(n).
 
   Args:
-    values: [n].
-    users: [n] whose value each is; None: each is of another user.
+    values: [n] values.
+    users: [n] user of each value; None if all users differ.
 
   Returns:
-    Both. The error of a single user's values is not known: NaN.
+    The mean and the error; the error is NaN if there is only one user.
   """
   values = np.asarray(values, np.float64)
   mean = float(values.mean())
@@ -59,19 +59,19 @@ def mean_and_error(
 def interval(
   values: np.ndarray, users: np.ndarray | None = None
 ) -> tuple[float, float] | None:
-  """The 95 % confidence interval of the mean of values between 0 and 1.
+  """Computes the 95 % confidence interval of a mean of values in [0, 1].
 
-  By the normal approximation, which is good from some thirty users on. Where
-  all values are 0, or all are 1, that would be sure of it: the share of users
-  of whom it does not hold has an exact upper end then, 1 - 0.025^(1 / G), which
-  bounds the mean (Clopper and Pearson, 1934).
+  Uses the normal approximation, which is good for about thirty users or more.
+  If all values are 0 or all are 1, its interval would have no width. Then the
+  share of users with another value has the exact upper bound
+  1 - 0.025^(1 / G), which bounds the mean (Clopper and Pearson, 1934).
 
   Args:
-    values: [n] of a metric.
-    users: see `mean_and_error`.
+    values: [n] values of a metric.
+    users: See `mean_and_error`.
 
   Returns:
-    Lower and upper end; None where the error is not known.
+    Lower and upper end; None if the error is unknown.
   """
   mean, error = mean_and_error(values, users)
   if math.isnan(error):
@@ -89,12 +89,12 @@ def paired_test(
   """Tests whether a mean over queries is 0.
 
   Args:
-    differences: [n] of a metric, one method's minus another's.
-    users: see `mean_and_error`.
+    differences: [n] differences of a metric between two methods.
+    users: See `mean_and_error`.
 
   Returns:
-    The mean, its standard error, and the two-sided p by the normal
-    approximation of the paired t-test; there are thousands of queries.
+    The mean, its standard error, and the two-sided p-value of the paired
+    t-test in the normal approximation, as there are thousands of queries.
   """
   difference, error = mean_and_error(differences, users)
   p = 1.0

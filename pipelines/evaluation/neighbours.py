@@ -1,14 +1,14 @@
-"""What has to be beaten: candidates that used to follow those of a history.
+"""A baseline without training: candidates that often follow those in a history.
 
-Nothing is trained. Over the training rows, how often candidate j followed i:
+F_ij measures how often candidate j follows i in the training rows:
 
     F_ij = sum over rows i before row j of a query: 1 / (rows from i to j)
 
-and for a history of events h_1 (the newest), h_2, ...
+The score for a history of events h_1 (the newest), h_2, ... is
 
     score_j = sum_a F_{h_a, j} / sqrt(a * rows of h_a)
 
-Candidates of score 0 come by popularity.
+Candidates with score 0 are ranked by popularity.
 
 Axes: n = events, rows = held-out rows, pairs = distinct (i, j).
 """
@@ -24,21 +24,21 @@ import xir_tfrs as xir
 from pipelines.evaluation import past, rankings, split
 from xir_tfrs.data import directory, histories
 
-# Rows from i to j, at most. Further ones count for little.
+# Maximum number of rows from i to j. Farther rows contribute little.
 _REACH = 20
-# Entries that are held at a time: of pairs, and of scores.
+# Entries in memory at a time, for pairs and for scores.
 _ENTRIES = 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-  """Ranks by what followed before; a `rankings.Ranker`.
+  """A `rankings.Ranker` that ranks by what followed in the training rows.
 
   Attributes:
-    starts: [candidates + 1] where the pairs of each candidate i begin.
+    starts: [candidates + 1] start of the pairs of each candidate i.
     following: [pairs] the candidates j.
     weights: [pairs] float32 F_ij / sqrt(rows of i).
-    popularity: [candidates] training rows.
+    popularity: [candidates] number of training rows.
   """
 
   starts: np.ndarray
@@ -50,7 +50,7 @@ class Neighbours:
   def of_data(
     cls, data_dir: directory.DataDir, data: split.EvaluationData
   ) -> Neighbours:
-    """Counts the pairs of the training rows, as `data` sees them."""
+    """Counts the pairs in the training rows, with the rule of `data`."""
     assert data.past is not None
     rows = past.in_order(
       past.events(data_dir, "train"), data_dir, data.past.rule.ties
@@ -63,7 +63,7 @@ class Neighbours:
 
     Args:
       rows: The training rows.
-      counts: [candidates] how often each stands among them.
+      counts: [candidates] number of training rows of each.
     """
     num_candidates = len(counts)
     pairs, weights = np.zeros(0, np.int64), np.zeros(0)
@@ -85,7 +85,7 @@ class Neighbours:
     ks: Sequence[int],
     rows: np.ndarray | None = None,
   ) -> xir.metrics.Ranking:
-    """See `rankings.Ranker`; of the whole split alone."""
+    """See `rankings.Ranker`; only for the whole split."""
     assert data.past is not None and rows is None
     events = data.past.events
     chunks = (
@@ -94,7 +94,7 @@ class Neighbours:
     return rankings.of_scores(chunks, data, ks)
 
   def _chunks(self, events: np.ndarray) -> Iterator[slice]:
-    """Slices of rows whose pairs and scores are about `_ENTRIES`."""
+    """Yields slices of rows with about `_ENTRIES` pairs and scores."""
     lengths = np.diff(self.starts)
     pairs = np.where(events >= 0, lengths[events], 0).sum(axis=1)
     size = np.cumsum(pairs + len(self.popularity))
@@ -106,10 +106,10 @@ class Neighbours:
       low = max(high, low + 1)
 
   def _scores(self, events: np.ndarray) -> np.ndarray:
-    """[m, candidates] scores of [m, n] events, -1 where there is none."""
+    """[m, candidates] scores for [m, n] events padded with -1."""
     row, column = np.nonzero(events >= 0)
     event = events[row, column]
-    # The newest one stands last: its age is 1.
+    # The newest event is last; its age is 1.
     of_event = (events.shape[1] - column) ** -0.5
     lengths = np.diff(self.starts)[event]
     ends = np.cumsum(lengths)
@@ -123,7 +123,7 @@ class Neighbours:
       self.weights[places] * np.repeat(of_event, lengths),
       minlength=len(events) * num_candidates,
     ).reshape(len(events), num_candidates)
-    # Less than what a pair is worth.
+    # Less than the score of any pair.
     popularity = 1e-6 * self.popularity / max(self.popularity.max(), 1)
     return (scores + popularity).astype(np.float32)
 
@@ -131,7 +131,7 @@ class Neighbours:
 def _pairs(
   rows: histories.Histories, num_candidates: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Keys i * num_candidates + j, and weights, by the rows between."""
+  """Yields keys i * num_candidates + j and weights, by distance in rows."""
   candidates = rows.columns["candidate_id"].astype(np.int64)
   places = np.arange(len(candidates))
   seen_until = rows.first + rows.visible
@@ -145,7 +145,7 @@ def _pairs(
 def _summed(
   parts: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Distinct keys, ascending, and the sums of their weights."""
+  """Sorted distinct keys and the sums of their weights."""
   keys, weights = (np.concatenate(x) for x in zip(*parts, strict=True))
   keys, place = np.unique(keys, return_inverse=True)
   return keys, np.bincount(place, weights, minlength=len(keys))

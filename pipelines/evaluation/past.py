@@ -1,4 +1,4 @@
-"""Held-out rows one by one, each with what was before it."""
+"""Single held-out rows with the events before each of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import tensorflow as tf
 
 from xir_tfrs.data import directory, errors, histories
 
-# Events that a row sees where no model says how many.
+# Number of events that a row sees if the model does not define it.
 _NEWEST_EVENTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a row sees of its query's rows.
+  """The rule for the events that a row sees.
 
   Attributes:
-    length: Newest events that a model encodes.
+    length: Number of most recent events that a model encodes.
     ties: One of `histories.TIES`.
   """
 
@@ -29,27 +29,27 @@ class Rule:
 
   @classmethod
   def of_training(cls, settings: Mapping[str, Any]) -> Rule | None:
-    """That of a run's settings; None: its rows are not ranked one by one."""
+    """The rule in a run's settings; None if it does not rank single rows."""
     ties = settings.get("history_ties")
     if settings["query_tower"] != "id":
       return cls(settings["history_length"], ties or "strict")
-    # No model encodes these events, but the rule of neighbours goes by them.
+    # No model encodes these events, but the baseline of neighbours uses them.
     return None if ties is None else cls(_NEWEST_EVENTS, ties)
 
 
 @dataclasses.dataclass(frozen=True)
 class Past:
-  """Held-out rows, by query and time, and what was before each.
+  """Held-out rows, sorted by query and time, and the events before each.
 
   Attributes:
-    rule: What they see.
-    query_ids: [rows] dense ids.
-    targets: [rows] dense ids of their candidates.
-    events: [rows, length] dense ids of the newest candidates that they see,
-      the oldest first, -1 in front.
-    num_events: [rows] how many they see, the older ones included.
-    tied: [rows] bool, whether the query's row before has the same time.
-    held_out_before: [rows, None] candidates of the same split that they see.
+    rule: The rule for the events that rows see.
+    query_ids: [rows] dense ids of the queries.
+    targets: [rows] dense ids of the candidates.
+    events: [rows, length] dense ids of the newest candidates that rows see,
+      oldest first, left-padded with -1.
+    num_events: [rows] number of events that rows see, including older ones.
+    tied: [rows] bool, whether the query's previous row has the same time.
+    held_out_before: [rows, None] candidates of the same split that rows see.
   """
 
   rule: Rule
@@ -64,10 +64,10 @@ class Past:
   def of_split(
     cls, data: directory.DataDir, splits: Sequence[str], rule: Rule
   ) -> Past:
-    """The rows of the last of `splits`, after those of all of them.
+    """Returns the rows of the last split; they see those of all `splits`.
 
     Raises:
-      DataError: The order of the rows is not known.
+      DataError: The order of the rows is unknown.
     """
     asking = data.rows(splits[-1], in_order=True)["query_id"]
     parts = [events(data, split, asking) for split in splits]
@@ -88,7 +88,7 @@ class Past:
       events=rows.before(chosen, rule.length),
       num_events=rows.visible[chosen],
       tied=_tied(rows.columns)[chosen],
-      # In order already, so rows stay where they are.
+      # The rows are sorted already, so their positions do not change.
       held_out_before=_visible(in_order(own, data, rule.ties)),
     )
 
@@ -96,10 +96,10 @@ class Past:
 def in_order(
   columns: Mapping[str, np.ndarray], data: directory.DataDir, ties: str
 ) -> histories.Histories:
-  """Rows of a data directory by query and time.
+  """Sorts the rows of a data directory by query and time.
 
   Raises:
-    DataError: Their order is not known.
+    DataError: Their order is unknown.
   """
   try:
     return histories.Histories.of_rows(columns, ties)
@@ -110,12 +110,12 @@ def in_order(
 def events(
   data: directory.DataDir, split: str, query_ids: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-  """Rows of a split, without those that training leaves out.
+  """Returns the rows of a split, without those that training leaves out.
 
   Args:
-    data: The data.
-    split: The split.
-    query_ids: Queries whose rows are enough; None: those of all.
+    data: The data directory.
+    split: Name of the split.
+    query_ids: Queries whose rows are needed; None for all.
   """
   if query_ids is None:
     columns = dict(data.rows(split, in_order=True))
@@ -139,7 +139,7 @@ def _visible(rows: histories.Histories) -> tf.RaggedTensor:
 
 
 def _tied(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-  """[rows] bool, of rows in order."""
+  """[rows] bool for sorted rows: same query and time as the previous row."""
   tied = np.zeros(len(columns["query_id"]), bool)
   if "timestamp" in columns:
     tied[1:] = np.logical_and(

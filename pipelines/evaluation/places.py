@@ -1,4 +1,4 @@
-"""Where the files of an evaluation stand. Imports nothing heavy."""
+"""Paths of the files of an evaluation, without slow imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place:
   """The files of an evaluation.
 
   Attributes:
-    metrics: metrics.json, or what the user calls it.
+    metrics: metrics.json, or the file that the user chose.
   """
 
   metrics: pathlib.Path
@@ -26,7 +26,7 @@ class Place:
   def of(
     cls, model_dir: str | os.PathLike[str], output: str | None = None
   ) -> Place:
-    """That of a model; `output` is another file than its metrics.json."""
+    """Returns the files of a model; `output` overrides its metrics.json."""
     return cls(pathlib.Path(output or pathlib.Path(model_dir, METRICS_FILE)))
 
   @property
@@ -42,7 +42,7 @@ class Place:
     return self._beside(REPORT_FILE)
 
   def _beside(self, name: str) -> pathlib.Path:
-    """So that two evaluations may stand in one folder."""
+    """Derives the name from `metrics`, so evaluations can share a folder."""
     if self.metrics.name != METRICS_FILE:
       name = f"{self.metrics.stem}_{name}"
     return self.metrics.with_name(name)

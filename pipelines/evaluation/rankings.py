@@ -1,9 +1,9 @@
-"""Rankings of a split: the model as it is served, and what it has to beat.
+"""Rankings of a split by the model as served, and by baselines.
 
-The model answers as an exported bundle does (`xir_tfrs.models.cold_start`): ids
-without training rows count as unknown. A query of which nothing is known gets
-the most popular candidates, and a candidate of which nothing is known is not in
-the index.
+The model answers like an exported bundle (`xir_tfrs.models.cold_start`): ids
+without training rows count as unknown. A query about which nothing is known
+gets the most popular candidates, and a candidate about which nothing is known
+is not in the index.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from xir_tfrs.data import runs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.models import cold_start
 
-# Events of the histories that are encoded at a time.
+# Events of histories that are encoded at a time.
 _EVENTS_PER_BATCH = 1 << 16
 # Queries whose lists are re-ranked at a time.
 _LISTS_PER_BATCH = 256
@@ -40,9 +40,9 @@ class Ranker(Protocol):
     """Ranks for all queries.
 
     Args:
-      data: Some of the split's queries.
+      data: Some queries of the split.
       ks: Cut-offs.
-      rows: Their rows in the whole split; None: `data` is the whole split.
+      rows: Their rows in the whole split; None if `data` is the whole split.
     """
 
 
@@ -51,12 +51,12 @@ class Vectors:
   """Ranks by inner product.
 
   Attributes:
-    queries: [num_queries, dim] float32; or [num_queries, interests, dim], the
-      highest of whose scores counts.
+    queries: [num_queries, dim] float32; or [num_queries, interests, dim], where
+      the highest score counts.
     candidates: [num_candidates, dim] float32.
-    by_model: [num_queries] bool, whether the model answers the query; the
-      others are answered by popularity.
-    indexed: [num_candidates] bool, which candidates can be found.
+    by_model: [num_queries] bool, whether the model answers the query, and not
+      popularity.
+    indexed: [num_candidates] bool, whether a candidate can be found.
   """
 
   queries: np.ndarray
@@ -81,10 +81,10 @@ class Vectors:
     )
 
   def with_popularity(self, counts: np.ndarray) -> "Vectors":
-    """The same scores, but counts for the queries the model does not answer."""
+    """Replaces scores by counts for queries that the model does not answer."""
     if self.by_model.all():
       return self
-    # A last entry that is 0 for all others adds nothing to their scores.
+    # The added entry is 0 for the other queries, so their scores stay.
     shape = [-1] + [1] * (self.queries.ndim - 1)
     by_counts = (~self.by_model).reshape(shape)
     queries = np.where(by_counts, np.float32(0), self.queries)
@@ -101,10 +101,10 @@ class Lists:
   """Ranks a list of candidates for each query.
 
   Attributes:
-    ids: [num_queries, depth] dense ids, best first by the retriever, -1 where
-      fewer are left.
-    scores: [num_queries, depth].
-    unmasked: The same lists with nothing masked, if they are wanted.
+    ids: [num_queries, depth] dense ids, best first by the retriever, padded
+      with -1.
+    scores: [num_queries, depth] scores.
+    unmasked: The same lists without masking, if requested.
   """
 
   ids: np.ndarray
@@ -132,11 +132,11 @@ def of_scores(
   data: split.EvaluationData,
   ks: Sequence[int],
 ) -> xir.metrics.Ranking:
-  """Ranks by scores that are made for some queries at a time.
+  """Ranks by scores that are computed in chunks of queries.
 
   Args:
-    chunks: The queries in order, and their scores [m, num_candidates] float32,
-      which are changed.
+    chunks: Slices of queries, in order, with scores [m, num_candidates]
+      float32, which are modified.
     data: The split.
     ks: Cut-offs.
   """
@@ -162,14 +162,14 @@ def of_scores(
 
 
 def _just_below(scores: np.ndarray) -> np.ndarray:
-  """The next lower scores, so that a tie does not count for the ranker."""
+  """The next lower scores, so that ties do not favour relevant candidates."""
   lower = np.nextafter(scores, np.float32(-np.inf))
-  # The next one below 0 is no normal number: TensorFlow takes it for 0.
+  # The next number below 0 is subnormal, which TensorFlow treats as 0.
   return np.minimum(lower, scores - np.finfo(np.float32).tiny)
 
 
 def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
-  """A model's embeddings, before popularity answers what it cannot."""
+  """Returns the model's embeddings, without answers by popularity."""
   candidate_ids = np.arange(len(data.counts))
   candidates, indexed = _encode(
     model.encode_candidates,
@@ -198,9 +198,9 @@ def _encode_past(
   event_vectors: np.ndarray,
   indexed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `_encode` returns, of rows with what was before them.
+  """As `_encode`, for rows with the events before them.
 
-  Of a model that has interests the vectors are [rows, interests, dim].
+  If the model has interests, the vectors are [rows, interests, dim].
   """
   events = _known_events(data, indexed)
   event_vectors = tf.constant(event_vectors)
@@ -237,9 +237,9 @@ def _encode_past(
 def _known_events(
   data: split.EvaluationData, indexed: np.ndarray
 ) -> np.ndarray:
-  """[rows, length] events, -1 for those of which nothing is known.
+  """[rows, length] events, -1 for candidates about which nothing is known.
 
-  A served history drops them.
+  Serving drops these candidates from histories.
   """
   assert data.past is not None
   events = data.past.events
@@ -253,7 +253,7 @@ def _encode(
   ids: np.ndarray,
   has_rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """[n, dim] vectors as they are served, and [n] whether there is one."""
+  """[n, dim] vectors as served, and [n] whether an id can be answered."""
   trained = np.zeros(ids.max() + 1, bool)
   trained[ids] = has_rows
   trained = tf.constant(trained)
@@ -274,11 +274,12 @@ def _encode(
 def of_popularity(
   data: split.EvaluationData, indexed: np.ndarray | None = None
 ) -> Vectors:
-  """Training counts, the same order for every query.
+  """Ranks by training counts, in the same order for every query.
 
   Args:
     data: The split.
-    indexed: [num_candidates] bool, which candidates can be found; None: all.
+    indexed: [num_candidates] bool, whether a candidate can be found; None for
+      all.
   """
   num_queries, num_candidates = len(data.query_ids), len(data.counts)
   return Vectors(
@@ -290,8 +291,8 @@ def of_popularity(
 
 
 def _popularity(counts: np.ndarray) -> np.ndarray:
-  """[num_candidates, 1] float32 in the order of the counts."""
-  # Not the counts: beyond 2^24 they are not exact in float32.
+  """[num_candidates, 1] float32 with the order of the counts."""
+  # Not the counts themselves: float32 is not exact beyond 2^24.
   _, order = np.unique(counts, return_inverse=True)
   return order.astype(np.float32)[:, np.newaxis]
 
@@ -299,7 +300,7 @@ def _popularity(counts: np.ndarray) -> np.ndarray:
 def of_oracle(
   data_dir: str | os.PathLike[str], data: split.EvaluationData
 ) -> Vectors | None:
-  """The generator's embeddings; None if the data was not generated."""
+  """Returns the generator's embeddings; None if data was not generated."""
   path = pathlib.Path(data_dir) / schema_lib.ORACLE_FILE
   if not path.exists():
     return None
@@ -320,19 +321,19 @@ def second_stage(
   data: split.EvaluationData,
   depth: int,
 ) -> Lists:
-  """The best candidates of the first stage, with the scores of the ranker.
+  """Re-ranks the best candidates of the first stage.
 
-  Queries without training rows keep the scores of the first stage; with a
-  ranker of histories, those that the first stage knows nothing of.
+  Queries without training rows keep the scores of the first stage. If the
+  ranker takes histories, only queries that the first stage cannot answer do.
 
   Args:
-    model: With a ranker.
+    model: A model with a ranker.
     first: The first stage, with popularity.
     data: The whole split.
     depth: Candidates per query.
 
   Returns:
-    The lists; where rows are queries, those with nothing masked as well.
+    The lists; if rows are queries, also the lists without masking.
   """
   lists = _reranked(model, first, data, depth)
   if data.past is None:
@@ -378,7 +379,7 @@ def _reranked(
 def rank(
   model: xir.models.TwoTower, data: split.EvaluationData, ks: Sequence[int]
 ) -> xir.metrics.Ranking:
-  """The ranking of a model as it is served."""
+  """Returns the ranking of a model as served."""
   return of_model(model, data).with_popularity(data.counts).rank(data, ks)
 
 
@@ -388,12 +389,12 @@ def means_with_parts(
   """Means over all queries, and over those with and without training rows.
 
   Args:
-    ranking: Of all queries.
-    warm: [num_queries] bool, which queries have training rows.
+    ranking: The ranking of all queries.
+    warm: [num_queries] bool, whether a query has training rows.
 
   Returns:
-    Metrics by name; where there are queries of both kinds, also as
-    `warm/NAME` and `cold/NAME`.
+    Metrics by name; if there are queries of both kinds, also `warm/NAME` and
+    `cold/NAME`.
   """
   means = ranking.means()
   if warm.any() and not warm.all():

@@ -1,4 +1,4 @@
-"""What an evaluation finds: metrics.json, the table, and what to look at."""
+"""The results of an evaluation: metrics.json, the table and warnings."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ FORMAT = 2
 # A difference with a larger p may be chance.
 _CHANCE = 0.05
 WARM, COLD = "with training rows", "without training rows"
-# Candidates by their training rows: (name, fewest, most).
+# Candidates by number of training rows: (name, minimum, maximum).
 BANDS = (
   ("at most 5", 0, 5),
   ("6 to 20", 6, 20),
   ("more than 20", 21, np.iinfo(np.int64).max),
 )
-# Rows by the events that they see: (name, fewest, most).
+# Rows by number of events that they see: (name, minimum, maximum).
 LENGTHS = (
   ("no event", 0, 0),
   ("1 to 4 events", 1, 4),
@@ -30,7 +30,7 @@ LENGTHS = (
   ("10 to 19 events", 10, 19),
   ("20 or more events", 20, np.iinfo(np.int64).max),
 )
-TIED, UNTIED = "the time of the row before", "a time of their own"
+TIED, UNTIED = "the time of the previous row", "a distinct time"
 Metrics = dict[str, float]
 # Ends of 95 % confidence intervals of the means, by metric.
 Intervals = dict[str, tuple[float, float]]
@@ -39,14 +39,14 @@ ByQuery = dict[str, dict[str, np.ndarray]]
 
 
 class Part(msgspec.Struct, frozen=True):
-  """Metrics of some of the queries, or of some of the pairs.
+  """Metrics of some queries or some pairs.
 
   Attributes:
     queries: Number of queries.
-    pairs: Pairs that they should find.
-    metrics: By ranking; empty without queries. Coverage is not in it where
-      there are other queries too.
-    intervals: By ranking, of recall and NDCG.
+    pairs: Number of pairs that they should find.
+    metrics: Metrics by ranking; empty without queries. Without coverage if
+      there are other queries.
+    intervals: Intervals of recall and NDCG, by ranking.
   """
 
   queries: int
@@ -56,24 +56,24 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Band(Part, frozen=True, kw_only=True):
-  """A part in which only some of the candidates are relevant.
+  """A part in which only some candidates are relevant.
 
   Attributes:
-    candidates: How many.
+    candidates: Number of these candidates.
   """
 
   candidates: int
 
 
 class OfHistories(msgspec.Struct, frozen=True):
-  """What is said of a model of histories alone.
+  """Results that only a model of histories has.
 
   Attributes:
-    length: Newest events that the model encodes.
-    ties: Whether a row sees those of its own time; see `data.histories`.
-    unfiltered: As `Results.metrics`, with nothing masked.
-    by_length: Metrics of rows by how many events they see.
-    by_time: Metrics of rows with `TIED`, and of those with `UNTIED`.
+    length: Number of most recent events that the model encodes.
+    ties: Whether a row sees events of the same time; see `data.histories`.
+    unfiltered: As `Results.metrics`, without masking.
+    by_length: Metrics of rows by the number of events that they see.
+    by_time: Metrics of rows with `TIED` and of rows with `UNTIED`.
   """
 
   length: int
@@ -84,37 +84,37 @@ class OfHistories(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-  """metrics.json.
+  """The content of metrics.json.
 
   Attributes:
-    split: What was ranked.
-    checkpoint: Relative to the model's directory.
-    queries: Number of queries; of a model of histories, each row is one.
-    pairs: Pairs that they should find.
+    split: The ranked split.
+    checkpoint: Path of the checkpoint, relative to the model's directory.
+    queries: Number of queries; for a model of histories, each row is a query.
+    pairs: Number of pairs that they should find.
     candidates: Size of the catalogue.
-    indexed: Candidates that can be found: those with training rows or side
-      features.
-    by_popularity: Queries that are answered by popularity, as they have
+    indexed: Number of candidates that can be found: those with training rows or
+      side features.
+    by_popularity: Number of queries answered by popularity, because they have
       neither training rows nor side features.
     ks: Cut-offs.
-    rerank_depth: Candidates per query that the ranker ranks again, if the
-      model has one.
-    metrics: Those of `xir.metrics.full_ranking`, by ranking: `model`;
-      `reranked`, if the model has a ranker; `popularity`; `neighbours`, if the
-      model is one of histories; `oracle`, if the data was generated.
-    by_query: The same of queries with and without training rows.
-    by_training_count: The same of candidates by their training rows.
-    by_seen: The same of queries by the candidates they had before, where
-      queries are ids; of a model of histories, see `histories.by_length`.
+    rerank_depth: Candidates per query that the ranker re-ranks, if there is
+      one.
+    metrics: Metrics of `xir.metrics.full_ranking` by ranking: `model`;
+      `reranked`, if the model has a ranker; `popularity`; `neighbours`, for a
+      model of histories; `oracle`, if the data was generated.
+    by_query: The same for queries with and without training rows.
+    by_training_count: The same for candidates by number of training rows.
+    by_seen: The same for queries by number of earlier candidates, if queries
+      are ids; for a model of histories, see `histories.by_length`.
     intervals: 95 % confidence intervals of recall and NDCG, by ranking; see
       `evaluation.intervals`.
-    differences: The model's recall and NDCG less those of another ranking, by
-      its name.
-    concentration: `gini@k`, by ranking: how unequally the candidates are shown
-      in the lists of k.
-    occurrence: Who is drawn, if the method has a cache.
-    histories: What is said of a model of histories alone; else None.
-    warnings: Sentences.
+    differences: Differences of recall and NDCG between the model and another
+      ranking, by its name.
+    concentration: `gini@k` by ranking: how unequally lists of k show the
+      candidates.
+    occurrence: Popularity of draws and cache, if the method has a cache.
+    histories: Results that only a model of histories has, or None.
+    warnings: Warnings as sentences.
   """
 
   format: int = FORMAT
@@ -143,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Results:
   """Reads metrics.json.
 
   Raises:
-    DataError: It is missing, damaged or of another version.
+    DataError: The file is missing, damaged or of another version.
   """
   return json_files.read(
     path, Results, remedy="run xir-tfrs evaluate again", format=FORMAT
@@ -160,19 +160,19 @@ def results(
   rerank_depth: int | None = None,
   occurrence: drawn.Occurrence | None = None,
 ) -> tuple[Results, ByQuery]:
-  """Ranks, and measures.
+  """Ranks with the model and the baselines, and measures.
 
   Args:
     model: The model's embeddings.
-    others: What else is ranked, by name.
+    others: Other rankings by name.
     data: The split.
     ks: Cut-offs.
-    checkpoint: What `model` was restored from.
+    checkpoint: Path of the model's checkpoint.
     rerank_depth: See `Results`.
     occurrence: See `Results`.
 
   Returns:
-    What is found; and recall and NDCG of each query.
+    The results, and recall and NDCG of each query.
   """
   rankers = {"model": model.with_popularity(data.counts), **others}
   whole = {name: ranker.rank(data, ks) for name, ranker in rankers.items()}
@@ -218,7 +218,7 @@ def _paired(ranking: xir.metrics.Ranking) -> dict[str, np.ndarray]:
 def _intervals(
   by_query: Mapping[str, np.ndarray], users: np.ndarray
 ) -> Intervals:
-  """Of the means; without those that a single user has no say on."""
+  """Intervals of the means, without unknown ones (a single user)."""
   found = {
     name: intervals_lib.interval(values, users)
     for name, values in by_query.items()
@@ -227,7 +227,7 @@ def _intervals(
 
 
 class _Measured:
-  """Rankings of a split, and what is read from them of some of its queries."""
+  """Rankings of a split, and metrics of some of its queries."""
 
   def __init__(
     self,
@@ -240,7 +240,7 @@ class _Measured:
     self._lengths = data.relevant.row_lengths().numpy()
 
   def part(self, rows: np.ndarray) -> Part:
-    """Metrics of some of the queries, `rows` [num_queries] bool."""
+    """Returns metrics of some queries, `rows` [num_queries] bool."""
     metrics, of_part = {}, {}
     if rows.any():
       metrics = {name: r.means_of(rows) for name, r in self._whole.items()}
@@ -249,7 +249,7 @@ class _Measured:
     return Part(int(rows.sum()), pairs, metrics, of_part)
 
   def by_number(self, numbers: np.ndarray) -> dict[str, Part]:
-    """Parts by `LENGTHS` of [num_queries] numbers of events."""
+    """Returns parts by `LENGTHS`, given [num_queries] numbers of events."""
     numbers = np.asarray(numbers)
     return {
       name: self.part((numbers >= low) & (numbers <= high))
@@ -257,7 +257,7 @@ class _Measured:
     }
 
   def intervals(self, rows: np.ndarray | None = None) -> dict[str, Intervals]:
-    """Intervals by ranking, of all or `rows` [num_queries] bool of them."""
+    """Returns intervals by ranking, for `rows` [num_queries] bool or all."""
     if rows is None:
       rows = np.ones(len(self.data.query_ids), bool)
     users = self.data.query_ids[rows]
@@ -307,11 +307,11 @@ def _of_histories(rankers, measured, ks) -> OfHistories | None:
 
 
 def _band(rankers, measured, ks, low, high) -> Band:
-  """Metrics on candidates with `low` to `high` training rows."""
+  """Metrics for candidates with `low` to `high` training rows."""
   data = measured.data
   wanted = (data.counts >= low) & (data.counts <= high)
   if data.past is not None:
-    # Each row has one candidate to find, whose rank stays as it is.
+    # Each row has one candidate to find, and its rank does not change.
     of_rows = measured.part(wanted[data.past.targets])
     return Band(candidates=int(wanted.sum()), **msgspec.structs.asdict(of_rows))
   part, rows = data.restricted_to(wanted)
@@ -336,7 +336,7 @@ def _warnings(
   metrics: Mapping[str, Metrics],
   k: int,
 ) -> tuple[str, ...]:
-  """What deserves a look; `metrics` are those of warm queries, if any."""
+  """Warnings about the results; `metrics` are those of warm queries."""
   warnings = []
   if data.num_repeated:
     warnings.append(
@@ -345,8 +345,8 @@ def _warnings(
     )
   if _collapsed(model):
     warnings.append(
-      "The model has collapsed: it gives every candidate the same score. Look "
-      "at the learning rate and the losses in metrics.jsonl."
+      "The model has collapsed: it gives every candidate the same score. Check "
+      "the learning rate and the losses in metrics.jsonl."
     )
   ours, baseline = (
     metrics[name][f"ndcg@{k}"] for name in ("model", "popularity")
@@ -354,19 +354,19 @@ def _warnings(
   if ours < baseline:
     warnings.append(
       f"The model is below popularity (ndcg@{k} {ours:.4f} < {baseline:.4f}): "
-      "train longer, or look at the learning rate and the temperature."
+      "train longer, or check the learning rate and the temperature."
     )
   second = metrics.get("reranked", {}).get(f"ndcg@{k}")
   if second is not None and second < ours:
     warnings.append(
-      f"Re-ranking makes it worse (ndcg@{k} {second:.4f} < {ours:.4f}): the "
-      "ranker is not trained well enough to be used."
+      f"Re-ranking lowers ndcg@{k} ({second:.4f} < {ours:.4f}): the ranker is "
+      "not trained well enough."
     )
   return tuple(warnings)
 
 
 def _collapsed(model: rankings.Vectors) -> bool:
-  """Whether the scores of each query, of a sample, are equal to rounding."""
+  """Whether all scores of each sampled query are equal, up to rounding."""
   queries = model.queries[model.by_model]
   candidates = model.candidates[model.indexed]
   if not len(queries):
@@ -378,19 +378,18 @@ def _collapsed(model: rankings.Vectors) -> bool:
 
 
 def summary(found: Results) -> str:
-  """A paragraph of what was ranked."""
+  """Returns a paragraph about the ranked split."""
   lines = [
     f"{found.checkpoint} on the {found.split} split: {found.queries:,} "
     f"queries, {found.pairs:,} pairs, {found.candidates:,} candidates"
   ]
   of = found.histories
   if of is not None:
-    sees = {"strict": "earlier in time", "order": "before it in the file"}
+    sees = {"strict": "earlier events", "order": "events before it in the file"}
     tied = of.by_time[TIED].queries
     lines.append(
-      f"Each row is a query of its own and sees what is {sees[of.ties]}; "
-      f"{tied:,} rows ({tied / max(found.queries, 1):.1%}) have the time of "
-      "the row before."
+      f"Each row is a query of its own and sees {sees[of.ties]}; {tied:,} rows "
+      f"({tied / max(found.queries, 1):.1%}) have the time of the previous row."
     )
   if found.indexed < found.candidates:
     lines.append(
@@ -400,7 +399,7 @@ def summary(found: Results) -> str:
   if found.by_popularity:
     what = "neither training rows nor side features"
     if of is not None:
-      what = "no history that the model knows"
+      what = "no known candidates in their history"
     lines.append(
       f"{found.by_popularity:,} queries have {what}: they are answered by "
       "popularity."
@@ -428,8 +427,8 @@ def verdict(found: Results) -> list[str]:
 
 
 def table(found: Results) -> str:
-  """The results as an aligned table, a column per ranking."""
-  # `ndcg_xir_compat` is for comparisons with the paper: metrics.json has it.
+  """Formats the results as an aligned table with a column per ranking."""
+  # `ndcg_xir_compat` is only in metrics.json, to compare with the paper.
   names = [
     name
     for name in found.metrics["model"]

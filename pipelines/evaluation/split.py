@@ -1,4 +1,4 @@
-"""A split as a ranking sees it: what to find, what is masked, what is new."""
+"""Loads a split for ranking: relevant, masked and new candidates."""
 
 import dataclasses
 import os
@@ -10,27 +10,27 @@ from pipelines.evaluation import past as past_lib
 from xir_tfrs.data import datasets, directory, errors
 from xir_tfrs.data import schema as schema_lib
 
-# What is masked when a split is ranked.
+# The splits to mask when a split is ranked.
 SEEN = {"validation": ("train",), "test": ("train", "validation")}
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-  """The queries of a split, and what each of them should find.
+  """The queries of a split and their relevant candidates.
 
-  For models of histories each held-out row is a query of its own, and for
-  others where that is asked for.
+  For models of histories, and for others on request, each held-out row is a
+  query of its own.
 
   Attributes:
     split: `"validation"` or `"test"`.
     query_ids: [num_queries] dense ids, ascending.
     warm: [num_queries] bool, whether the query has training rows.
     relevant: [num_queries, None] dense candidate ids of the split.
-    seen: [num_queries, None] dense candidate ids of the splits before it.
-    counts: [num_candidates] training rows.
-    num_repeated: How many of the split's pairs are also seen. They are masked,
-      so no ranking can find them.
-    past: What was before each row, where each is a query of its own.
+    seen: [num_queries, None] dense candidate ids of earlier splits.
+    counts: [num_candidates] number of training rows.
+    num_repeated: Number of pairs of the split that are also seen. They are
+      masked, so no ranking can find them.
+    past: Earlier events of each row, if each row is a query of its own.
   """
 
   split: str
@@ -47,7 +47,7 @@ class EvaluationData:
     return len(self.relevant.values)
 
   def unfiltered(self) -> "EvaluationData":
-    """The same with nothing masked."""
+    """Returns the same data without masking."""
     lengths = np.zeros(len(self.query_ids), np.int64)
     nothing = tf.RaggedTensor.from_row_lengths(np.zeros(0, np.int64), lengths)
     return dataclasses.replace(self, seen=nothing, num_repeated=0)
@@ -55,15 +55,15 @@ class EvaluationData:
   def restricted_to(
     self, wanted: np.ndarray
   ) -> tuple["EvaluationData", np.ndarray]:
-    """The same with only some of the candidates relevant.
+    """Returns the same data with only some candidates relevant.
 
-    The catalogue that is ranked stays whole.
+    The whole catalogue is still ranked.
 
     Args:
-      wanted: [num_candidates] bool.
+      wanted: [num_candidates] bool, the candidates that stay relevant.
 
     Returns:
-      The queries that have something left to find, and their rows here.
+      The queries that still have something to find, and their rows here.
     """
     relevant = tf.ragged.boolean_mask(
       self.relevant, tf.gather(wanted, self.relevant)
@@ -84,13 +84,14 @@ def load_evaluation_data(
   split: str,
   rule: past_lib.Rule | None = None,
 ) -> EvaluationData:
-  """Reads a split and what is masked with it.
+  """Loads a split and its masks.
 
   Args:
-    data: Directory made by `pipelines.prepare`, opened or its path.
+    data: Directory written by `pipelines.prepare`, opened or its path.
     split: `"validation"` or `"test"`.
-    rule: Makes each row of the split a query of its own, with the rows before
-      it, of this split too, as its past. None: the rows of a query are one.
+    rule: Makes each row of the split a query of its own, whose past are the
+      rows before it, including those of this split. None keeps the rows of a
+      query together.
 
   Raises:
     DataError: The directory cannot be read, or the split has no rows.
@@ -140,7 +141,7 @@ def load_evaluation_data(
 def _row_by_row(
   data: directory.DataDir, split: str, seen: np.ndarray, rule: past_lib.Rule
 ) -> EvaluationData:
-  """Each row of a split as a query; `seen`: pairs of the splits before."""
+  """Each row of a split as a query; `seen` are pairs of earlier splits."""
   past = past_lib.Past.of_split(data, (*SEEN[split], split), rule)
   queries, candidates = np.divmod(seen, data.schema.num_candidates)
   by_query = tf.RaggedTensor.from_row_lengths(

@@ -1,1 +1,1 @@
-"""Pages that show what runs found: one run, or several side by side."""
+"""HTML pages of one run, or of several runs side by side."""

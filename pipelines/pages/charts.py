@@ -1,8 +1,8 @@
-"""Charts as SVG that stands in a page, in the colours of the page.
+"""Charts as SVG within a page, in the colours of the page.
 
-Matplotlib draws with colours of no meaning, one for each role; the SVG gets
-variables of the style sheet in their place, so charts follow a dark or a light
-page. Text stays text.
+Matplotlib draws with one placeholder colour per role. The SVG replaces them by
+variables of the style sheet, so charts match a dark or a light page. Text stays
+text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROLES = {
   **{color: f"var(--series-{n})" for n, color in enumerate(_SERIES, start=1)},
 }
 _DASHES = ("-", "--", ":")
-# What the others are compared with.
+# The rankings that others are compared with.
 _REFERENCES = ("popularity", "interactions")
 _MOST_POINTS = 400
 _STYLE = {
@@ -49,7 +49,7 @@ _STYLE = {
   "ytick.labelcolor": _INK,
   "legend.frameon": False,
 }
-# Ends of an interval of each bar; None where there is no bar or no interval.
+# Interval of each bar; None without a bar or an interval.
 Ends = Sequence[tuple[float, float] | None]
 
 
@@ -61,13 +61,13 @@ def lines(
   y: str,
   mark: tuple[float, float] | None = None,
 ) -> Markup:
-  """Curves.
+  """Draws curves.
 
   Args:
-    label: What the chart shows, for those who cannot see it.
-    series: Name -> places and values.
-    x: Label of the axis.
-    y: That of the other.
+    label: Description of the chart, for screen readers.
+    series: Name -> positions and values.
+    x: Label of the x axis.
+    y: Label of the y axis.
     mark: A point to mark.
   """
   with mpl.rc_context(_STYLE):
@@ -101,13 +101,13 @@ def bars(
   y: str,
   ends: Mapping[str, Ends] | None = None,
 ) -> Markup:
-  """Bars beside each other in groups, with their intervals.
+  """Draws groups of bars with intervals.
 
   Args:
-    label: What the chart shows, for those who cannot see it.
+    label: Description of the chart, for screen readers.
     groups: Names of the groups.
-    series: Name -> a value for each group; None: no bar.
-    y: Label of the axis.
+    series: Name -> a value for each group; None for no bar.
+    y: Label of the y axis.
     ends: Name -> an interval for each group.
   """
   with mpl.rc_context(_STYLE):
@@ -139,14 +139,14 @@ def points(
   y: str,
   level: float | None = None,
 ) -> Markup:
-  """Points.
+  """Draws points.
 
   Args:
-    label: What the chart shows, for those who cannot see it.
-    series: Name -> places and values.
-    x: Label of the axis.
-    y: That of the other.
-    level: Where to draw a line across.
+    label: Description of the chart, for screen readers.
+    series: Name -> positions and values.
+    x: Label of the x axis.
+    y: Label of the y axis.
+    level: Height of a horizontal line.
   """
   with mpl.rc_context(_STYLE):
     canvas, axes = _axes(x, y)
@@ -172,7 +172,7 @@ def _axes(x: str | None, y: str):
 
 
 def _looks(names: Iterable[str]) -> list[tuple[str, str]]:
-  """Color and dashes of each."""
+  """Color and dashes of each series."""
   others = itertools.cycle(itertools.product(_DASHES, _SERIES))
   found = []
   for name in names:
@@ -191,7 +191,7 @@ def _legend(axes) -> None:
 def _thinned(
   places: Sequence[float], values: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Means of neighbours, where there are more points than can be seen."""
+  """Averages neighbours if there are more points than can be seen."""
   parts = min(len(places), _MOST_POINTS)
   if not parts:
     return np.zeros(0), np.zeros(0)
@@ -203,7 +203,7 @@ def _thinned(
 
 
 def _svg(canvas: figure.Figure, label: str) -> Markup:
-  """The element alone, without ids that other charts of the page have too."""
+  """The SVG element, with ids that are unique in the page."""
   with mpl.rc_context({"svg.hashsalt": label}):
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -212,8 +212,8 @@ def _svg(canvas: figure.Figure, label: str) -> Markup:
   text = text[text.index("<svg") :]
   text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
   text = re.sub(r' id="[\w.]+_\d+"', "", text)
-  # Markers and clip paths are referred to. Those of two charts may have one
-  # name and other shapes.
+  # Markers and clip paths are referenced by id, and two charts may use the same
+  # id for different shapes.
   own = hashlib.sha256(text.encode()).hexdigest()[:8]
   text = re.sub(r'(id="|#)([mp][0-9a-f]{10})\b', rf"\g<1>\g<2>{own}", text)
   text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

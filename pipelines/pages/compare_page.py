@@ -11,15 +11,15 @@ from pipelines.pages import charts, found, run_page
 from pipelines.pages.page import Cell, Chart, Page, Section, Table
 from xir_tfrs.data import errors
 
-# Two float32 means of the same queries.
+# Tolerance between two float32 means of the same queries.
 _ROUNDING = 1e-4
 
 
 def make(runs: Sequence[found.Found]) -> Page:
-  """The page; runs are compared with the first of them.
+  """Makes the page; runs are compared with the first one.
 
   Raises:
-    DataError: They were not evaluated on the same queries.
+    DataError: The runs were not evaluated on the same queries.
   """
   first = runs[0]
   check(runs)
@@ -56,7 +56,7 @@ def check(runs: Sequence[found.Found]) -> None:
     ):
       if one != other:
         raise errors.DataError(
-          f"is of other {what} than {first.place.metrics}; evaluate both with "
+          f"has other {what} than {first.place.metrics}; evaluate both with "
           "the same options",
           path=run.place.metrics,
         )
@@ -117,10 +117,10 @@ def _metrics(runs: Sequence[found.Found]) -> Section:
     charts=(
       Chart(
         chart,
-        f"The highest {shown[1]} is that of {best.name}, "
+        f"{best.name} has the highest {shown[1]}, "
         f"{best.results.metrics['model'][shown[1]]:.4f}. Lines on the bars are "
-        "95 % confidence intervals, by users; two that overlap may still "
-        "differ, which the paired test says.",
+        "95 % confidence intervals, by users. Runs whose intervals overlap may "
+        "still differ; see the paired test.",
       ),
     ),
     tables=(Table("metrics", ("", *rankings), tuple(rows)),),
@@ -128,7 +128,7 @@ def _metrics(runs: Sequence[found.Found]) -> Section:
 
 
 def _rankings(runs: Sequence[found.Found]):
-  """Metrics and intervals by title: of the runs, and what they have to beat."""
+  """Metrics and intervals by title, of the runs and the baselines."""
   found_ = {
     run.name: (
       run.results.metrics["model"],
@@ -145,7 +145,7 @@ def _rankings(runs: Sequence[found.Found]):
 
 
 def _tests(runs: Sequence[found.Found]) -> Section:
-  """Each run less the first."""
+  """Differences between each run and the first."""
   first, *others = runs
   base = _checked(first)
   tests = {}
@@ -180,15 +180,16 @@ def _tests(runs: Sequence[found.Found]) -> Section:
     if name != by_query.USERS
   )
   return Section(
-    f"Each run less {first.name}",
+    f"Each run minus {first.name}",
     tables=(
       Table(
         "tests",
         ("", *tests),
         rows,
-        "The mean difference over the same queries; p is of the paired test, "
-        "by users, that it is 0. Those below 0.05 stand out. It says whether "
-        "these two trained models differ, not whether another seed would give "
+        "Mean differences over the same queries, and p-values of the paired "
+        "test, by users, that they are 0; values below 0.05 are highlighted. "
+        "The test is about these two trained models, not about whether another "
+        "seed would give "
         "the same.",
       ),
     ),
@@ -196,7 +197,7 @@ def _tests(runs: Sequence[found.Found]) -> Section:
 
 
 def _checked(run: found.Found) -> dict[str, np.ndarray]:
-  """Metrics by query, which must be those of metrics.json."""
+  """Metrics by query, after a check against metrics.json."""
   arrays = run.by_query()
   metrics = run.results.metrics["model"]
   for name, values in arrays.items():
@@ -204,7 +205,7 @@ def _checked(run: found.Found) -> dict[str, np.ndarray]:
       continue
     if abs(float(values.mean(dtype=np.float64)) - metrics[name]) > _ROUNDING:
       raise errors.DataError(
-        f"is not of the same evaluation as {run.place.metrics.name}; run "
+        f"is from another evaluation than {run.place.metrics.name}; run "
         "xir-tfrs evaluate again",
         path=run.place.by_query,
       )

@@ -1,4 +1,4 @@
-"""What a run and its evaluation have left, as the pages show it."""
+"""Reads the files of a run and its evaluation for the pages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from xir_tfrs.serving import manifest
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """A run that was evaluated.
+  """An evaluated run.
 
   Attributes:
-    name: What the page calls it.
-    place: The files of its evaluation.
-    config: How it was trained.
-    rows: Of metrics.jsonl.
-    results: Of metrics.json.
+    name: Name of the run on the page.
+    place: The files of the evaluation.
+    config: The config of the run.
+    rows: The rows of metrics.jsonl.
+    results: The content of metrics.json.
   """
 
   name: str
@@ -40,12 +40,12 @@ class Found:
     """Reads a run.
 
     Args:
-      model_dir: Directory made by `pipelines.train`.
-      place: The files of its evaluation; None: in `model_dir`.
-      name: See `Found`; None: that of the directory.
+      model_dir: Directory written by `pipelines.train`.
+      place: The files of the evaluation; by default in `model_dir`.
+      name: See `Found`; by default the name of the directory.
 
     Raises:
-      DataError: It was not trained or not evaluated, or a file is damaged.
+      DataError: The run was not trained or not evaluated, or a file is damaged.
     """
     run = runs.RunDir(model_dir)
     place = place or places.Place.of(model_dir)
@@ -58,17 +58,17 @@ class Found:
     )
 
   def examples(self) -> tuple[examples.Example, ...]:
-    """Queries to look at; empty if none were kept."""
+    """Example queries; empty if none were written."""
     if not self.place.examples.exists():
       return ()
     return examples.load(self.place.examples).examples
 
   def by_query(self) -> dict[str, Any]:
-    """Metrics of each query."""
+    """Reads the metrics of each query."""
     return by_query.read(self.place.by_query)
 
   def curve(self, kind: str, name: str) -> tuple[list[float], list[float]]:
-    """Epochs, and values of a column of metrics.jsonl, where it has them."""
+    """Returns epochs and values of a column of metrics.jsonl."""
     points = [
       (row["epoch"], row[name])
       for row in self.rows
@@ -77,7 +77,7 @@ class Found:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
   def names(self, kind: str) -> list[str]:
-    """Columns of metrics.jsonl, in their order."""
+    """Returns the columns of metrics.jsonl, in order."""
     names = dict.fromkeys(
       name for row in self.rows if row["kind"] == kind for name in row
     )
@@ -85,7 +85,7 @@ class Found:
 
   @property
   def shown_k(self) -> int:
-    """The cut-off of charts: 20, or the one in the middle."""
+    """The cut-off for charts: 20, or the middle one."""
     ks = sorted(self.results.ks)
     return 20 if 20 in ks else ks[(len(ks) - 1) // 2]
 
@@ -95,15 +95,15 @@ def index_of(
   model_dir: str | os.PathLike[str],
   checkpoint: str = "best",
 ) -> manifest.Index | None:
-  """How the approximate index of a bundle was tuned; None: it has none.
+  """Returns the approximate index of a bundle, or None.
 
   Args:
-    bundle: What a model was exported to.
-    model_dir: The model.
-    checkpoint: Which of its checkpoints, as `runs.load_model` takes it.
+    bundle: Directory of the bundle.
+    model_dir: Directory of the model.
+    checkpoint: The checkpoint, as in `runs.load_model`.
 
   Raises:
-    DataError: This is no bundle, or one of another model.
+    DataError: `bundle` is not a bundle of this model and checkpoint.
   """
   about = manifest.load(bundle)
   run = runs.RunDir(model_dir)
@@ -112,7 +112,7 @@ def index_of(
   if (about.data.get("sha256"), about.checkpoint) != expected:
     raise errors.DataError(
       f"is not a bundle of {restored} of {os.fspath(model_dir)}; export that"
-      " model, or leave out --bundle",
+      " model, or omit --bundle",
       path=bundle,
     )
   return next((one for one in about.indexes.values() if one.curve), None)

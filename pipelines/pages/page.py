@@ -16,9 +16,9 @@ class Cell:
   """A cell of a table.
 
   Attributes:
-    text: What it says.
-    detail: In small print beside it.
-    best: Whether it stands out.
+    text: The text.
+    detail: Small print beside it.
+    best: Whether to highlight it.
   """
 
   text: str
@@ -31,10 +31,10 @@ class Table:
   """A table; the first column names the rows.
 
   Attributes:
-    name: By which programs find it.
-    header: Names of the columns, that of the first one included.
+    name: Id, by which programs find the table.
+    header: Names of all columns, including the first.
     rows: Cells, or their texts.
-    says: A sentence.
+    says: A caption.
   """
 
   name: str
@@ -48,8 +48,8 @@ class Chart:
   """A chart.
 
   Attributes:
-    svg: It.
-    says: A sentence that says what one sees.
+    svg: The chart.
+    says: A caption.
   """
 
   svg: Markup
@@ -58,7 +58,7 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """A candidate of a list: what it is called, and its id where that differs."""
+  """A candidate in a list: its name, and its id if that differs."""
 
   name: str
   id: str
@@ -78,12 +78,12 @@ class Section:
   """A part of a page.
 
   Attributes:
-    title: Its heading.
-    says: Sentences, a paragraph each.
-    charts: Beside each other, where there is room.
-    tables: Below them.
-    cards: Below these.
-    folded: Whether it opens by a click.
+    title: The heading.
+    says: Paragraphs.
+    charts: Charts, side by side if there is room.
+    tables: Tables, below the charts.
+    cards: Cards, below the tables.
+    folded: Whether a click opens the section.
   """
 
   title: str
@@ -99,11 +99,11 @@ class Page:
   """A page.
 
   Attributes:
-    title: Its heading.
-    says: Sentences, a paragraph each.
+    title: The heading.
+    says: Paragraphs.
     facts: Name -> value, at the top.
-    warnings: Sentences that stand out.
-    sections: Its parts.
+    warnings: Highlighted sentences.
+    sections: The sections.
   """
 
   title: str
@@ -114,7 +114,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-  """The HTML, which needs nothing else: neither a network nor other files."""
+  """Renders self-contained HTML, which needs no network and no other files."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,

@@ -13,13 +13,13 @@ from xir_tfrs.data import errors, schema
 from xir_tfrs.serving import manifest
 
 _EXPLAINED = {
-  "cache_distinct": "Share of the cache's entries that are different ids.",
+  "cache_distinct": "Share of distinct ids in the cache.",
   "cache_coverage": "Share of the catalogue that is in the cache.",
-  "cache_turnover": "Share of the cache that the last update brought in.",
-  "cache_age": "Updates since an entry came in, on average.",
-  "warm": "1 where the bank of earlier batches counts.",
+  "cache_turnover": "Share of the cache that the last update replaced.",
+  "cache_age": "Average number of updates since an entry was added.",
+  "warm": "1 if the bank of earlier batches is used.",
   "bank_filled": "Share of the bank that is in use.",
-  "staleness": "Squared distance of the bank's vectors to what they are now.",
+  "staleness": "Squared distance of the bank's vectors to the current ones.",
 }
 _NOT_HEALTH = ("loss", "learning_rate", "examples_per_second")
 _KEPT = ("recall", "ndcg", "mrr", "hit")
@@ -27,7 +27,7 @@ _LEVEL = "95 % confidence intervals, by users"
 
 
 def make(run: found.Found, index: manifest.Index | None = None) -> Page:
-  """The page of a run; `index` is that of its bundle, if it was exported."""
+  """Makes the page of a run; `index` is that of its bundle, if exported."""
   results = run.results
   said = report.summary(results).splitlines()
   task = run.config.train.get("task")
@@ -43,7 +43,7 @@ def make(run: found.Found, index: manifest.Index | None = None) -> Page:
 def sections(
   run: found.Found, index: manifest.Index | None = None
 ) -> Iterable[Section]:
-  """The parts of the page, those of which something is known."""
+  """Yields the sections for which there is data."""
   results = run.results
   yield from curves(run)
   yield _metrics(run)
@@ -62,7 +62,7 @@ def sections(
 def _data_name(run: found.Found) -> str:
   try:
     return schema.Schema.load(run.config.data).name
-  except errors.DataError:  # Another place, as it has moved since.
+  except errors.DataError:  # The data has moved.
     return run.config.data.rstrip("/").rpartition("/")[2]
 
 
@@ -85,19 +85,19 @@ def _facts(run: found.Found) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-  """A metric as text."""
+  """Formats a metric."""
   return f"{value:.4f}"
 
 
 def ends(interval: Sequence[float] | None) -> str:
-  """An interval as text; empty without one."""
+  """Formats an interval; "" for None."""
   if interval is None:
     return ""
   return f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def curves(run: found.Found) -> Iterable[Section]:
-  """Loss and validation by epoch."""
+  """Yields the section of loss and validation by epoch."""
   made = []
   epochs, losses = run.curve("train", "loss")
   if losses:
@@ -131,7 +131,7 @@ def curves(run: found.Found) -> Iterable[Section]:
       )
     )
   if made:
-    yield Section("How it learned", charts=tuple(made))
+    yield Section("Training", charts=tuple(made))
 
 
 _BY_EPOCH = {"x": "epoch", "y": "loss"}
@@ -155,7 +155,7 @@ def _metrics(run: found.Found) -> Section:
     },
   )
   return Section(
-    "How good it is",
+    "Metrics",
     charts=(Chart(chart, _beside(results, names[0])),),
     tables=(metrics_table(results), *_differences(results)),
   )
@@ -173,14 +173,14 @@ def _beside(results: report.Results, name: str) -> str:
 
 
 def metrics_table(results: report.Results) -> Table:
-  """Metrics by ranking, with their intervals."""
+  """Makes the table of metrics by ranking, with intervals."""
   names = [
     name for name in results.metrics["model"] if name.partition("@")[0] in _KEPT
   ]
   rows = []
   for name in names:
     values = {r: metrics[name] for r, metrics in results.metrics.items()}
-    # What knows the truth does not compete.
+    # The oracle knows the truth, so it does not compete.
     best = max(value for r, value in values.items() if r != "oracle")
     cells = [
       Cell(
@@ -205,7 +205,7 @@ def _differences(results: report.Results) -> Iterable[Table]:
   names = list(next(iter(results.differences.values())))
   yield Table(
     "differences",
-    ("the model less", *results.differences),
+    ("the model minus", *results.differences),
     tuple(
       (
         name,
@@ -216,8 +216,8 @@ def _differences(results: report.Results) -> Iterable[Table]:
       )
       for name in names
     ),
-    "Each query's value less the other ranking's, on average; p is of the "
-    "paired test that the difference is 0.",
+    "Mean difference per query to the other ranking, and the p-value of the "
+    "paired test that it is 0.",
   )
 
 
@@ -229,8 +229,8 @@ def p_value(p: float) -> str:
 def _by_popularity(run: found.Found) -> Iterable[Section]:
   parts = run.results.by_training_count
   says = (
-    "Candidates by how many training rows they have: what a method gains "
-    "on rare ones is often lost on the frequent ones."
+    "Candidates by number of training rows: gains on rare candidates often "
+    "come with losses on frequent ones."
   )
   yield from _parts(run, "By popularity", "popularity", says, parts, "pairs")
 
@@ -238,10 +238,10 @@ def _by_popularity(run: found.Found) -> Iterable[Section]:
 def _by_length(run: found.Found) -> Iterable[Section]:
   of = run.results.histories
   if of is not None:
-    says = "Rows by how many events they see: how much the model needs to know."
+    says = "Rows by the number of events that they see."
     parts = of.by_length
   else:
-    says = "Queries by how many candidates they had before."
+    says = "Queries by number of earlier candidates."
     parts = run.results.by_seen
   title = "By length of the history"
   yield from _parts(run, title, "length", says, parts, "queries")
@@ -320,11 +320,11 @@ def _exposure(results: report.Results) -> Section:
     ]
     rows.append((f"gini@{k}", *of_k))
   return Section(
-    "How much of the catalogue it shows",
+    "Coverage of the catalogue",
     says=(
-      "Coverage is the share of the catalogue that stands in some query's list "
-      "of k. Gini is 0 where all candidates are shown equally often, and near "
-      "1 where a few fill all lists.",
+      "Coverage is the share of the catalogue that appears in the top k of at "
+      "least one query. Gini is 0 if all candidates are shown equally often, "
+      "and near 1 if a few candidates fill all lists.",
     ),
     tables=(Table("exposure", ("", *results.metrics), tuple(rows)),),
   )
@@ -337,7 +337,7 @@ def _health(run: found.Found) -> Iterable[Section]:
       continue
     epochs, values = run.curve("train", name)
     title = name.replace("_", " ")
-    text = _EXPLAINED.get(name, f"What the task reports as {name}.")
+    text = _EXPLAINED.get(name, f"{name}, as reported by the task.")
     made.append(
       Chart(
         charts.lines(
@@ -348,7 +348,7 @@ def _health(run: found.Found) -> Iterable[Section]:
     )
   if made:
     cached = any(name.startswith("cache_") for name in run.names("train"))
-    title = "Health of the cache" if cached else "What the task reports"
+    title = "Health of the cache" if cached else "State of the task"
     yield Section(title, charts=tuple(made))
 
 
@@ -366,17 +366,17 @@ def _who_is_drawn(results: report.Results) -> Iterable[Section]:
     "Shares of the tenths of the catalogue", tenths, series, y="share"
   )
   yield Section(
-    "Who is drawn",
+    "Popularity of draws and cache",
     says=(
-      "Tenths of the catalogue, the most popular one first: its share of the "
-      "training rows, of all draws so far, and of the cache at the checkpoint.",
+      "Tenths of the catalogue, most popular first: the share of each in the "
+      "training rows, in all draws so far, and in the cache at the checkpoint.",
     ),
     charts=(
       Chart(
         chart,
         f"The most popular tenth has {of.interactions[0]:.1%} of the training "
         f"rows, {of.draws[0]:.1%} of the draws and {of.cache[0]:.1%} of the "
-        f"cache, {of.distinct:.1%} of which are different candidates.",
+        f"cache. {of.distinct:.1%} of the cache are distinct candidates.",
       ),
     ),
     tables=(
@@ -393,22 +393,24 @@ def _who_is_drawn(results: report.Results) -> Iterable[Section]:
 
 
 def _estimator(run: found.Found) -> Iterable[Section]:
-  """What --estimator_probe measured."""
+  """Yields the section of --estimator_probe."""
   names = run.names("estimator")
   if not names:
     return
   shown = [n for n in ("cosine", "bias", "pool_mass", "cache_mass")]
   shown = [name for name in shown if name in names]
   chart = charts.lines(
-    "The loss beside the full softmax",
+    "The loss compared with the full softmax",
     {name: run.curve("estimator", name) for name in shown},
     x="epoch",
     y="of the probe",
   )
   last = {name: run.curve("estimator", name)[1][-1] for name in names}
   yield Section(
-    "What the loss estimates",
-    says=("Its gradient beside that of the full softmax, on a few rows.",),
+    "Quality of the loss",
+    says=(
+      "Its gradient compared with that of the full softmax, on some rows.",
+    ),
     charts=(
       Chart(
         chart, "; ".join(f"{name} {last[name]:.4g}" for name in shown) + "."
@@ -441,11 +443,11 @@ def _index(index: manifest.Index) -> Section:
     point = chosen[0]
     series["chosen"] = [point["milliseconds"]], [point["recall"]]
     says = (
-      f"The settings that were chosen find {point['recall']:.1%} of what exact "
-      f"search finds, in {point['milliseconds']:.3f} ms per query."
+      f"The chosen settings find {point['recall']:.1%} of the results of exact "
+      f"search, in {point['milliseconds']:.3f} ms per query."
     )
   if index.target_recall is not None:
-    says += f" The dashed line is the recall asked for, {index.target_recall}."
+    says += f" The dashed line is the target recall, {index.target_recall}."
   return Section(
     "Recall and latency of the index",
     charts=(
@@ -465,7 +467,7 @@ def _index(index: manifest.Index) -> Section:
         "index",
         ("recall against exact search", "recall"),
         tuple((f"@{k}", number(v)) for k, v in index.recall.items()),
-        f"Of the index as it was built, on {index.recall_queries:,} queries.",
+        f"Recall of the built index, on {index.recall_queries:,} queries.",
       ),
     )
     if index.recall
@@ -478,10 +480,10 @@ def _examples(run: found.Found) -> Iterable[Section]:
   if not shown:
     return
   yield Section(
-    "Queries to look at",
+    "Example queries",
     says=(
-      f"{len(shown)} queries, drawn by chance. History: the newest first. A "
-      "tick marks what the query took next.",
+      f"{len(shown)} random queries. Histories show the newest event first. A "
+      "tick marks candidates that the query took next.",
     ),
     cards=tuple(
       Card(
@@ -504,7 +506,7 @@ def _named(items: Sequence[examples.Item]) -> tuple[Named, ...]:
 
 
 def settings(runs: Sequence[found.Found], differing: bool = False) -> Section:
-  """How the runs were trained; or only what differs between them."""
+  """Makes the section of the runs' settings, or of those that differ."""
   names = dict.fromkeys(name for run in runs for name in run.config.train)
   rows = []
   for name in names:

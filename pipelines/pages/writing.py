@@ -1,4 +1,4 @@
-"""Writes the pages, where the packages that draw them are installed."""
+"""Writes the pages, if the required packages are installed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def write_run(
   place: places.Place,
   index: manifest.Index | None = None,
 ) -> bool:
-  """Writes the page of a run that was evaluated.
+  """Writes the page of an evaluated run.
 
   Args:
-    model_dir: Directory made by `pipelines.train`.
+    model_dir: Directory written by `pipelines.train`.
     place: The files of its evaluation.
-    index: That of a bundle of the run.
+    index: The index of a bundle of the run.
 
   Returns:
-    Whether it was written; if not, one line on stderr says what is missing.
+    Whether the page was written; if not, a line on stderr names the missing
+    package.
 
   Raises:
     DataError: A file is damaged.
@@ -54,8 +55,8 @@ def write_comparison(
   Args:
     model_dirs: The runs.
     output: The page.
-    shown: One of them whose own page follows below.
-    index: That of a bundle of that one.
+    shown: A run whose own page is appended.
+    index: The index of a bundle of that run.
   """
   if _is_missing(output):
     return False

@@ -1,1 +1,1 @@
-"""What `pipelines.prepare` is made of, between the readers and the records."""
+"""The steps of `pipelines.prepare`, from readers to records."""

@@ -1,4 +1,4 @@
-"""What `pipelines.prepare` is asked for. Imports nothing heavy."""
+"""Settings of `pipelines.prepare`, without slow imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT_BUCKETS = 1 << 15
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(settings.Settings):
-  """What to read, how to divide it, and where to write it; the flags."""
+  """Settings of the input, the split and the output; the flags."""
 
   common = (
     *("input", "output", "user_column", "item_column", "time_column"),
@@ -27,38 +27,38 @@ class PrepareConfig(settings.Settings):
   )
 
   input: inputs.Input
-  output: str = setting("data directory to make.", section="What to write")
+  output: str = setting("data directory to write.", section="Output")
   overwrite: bool = setting("replace a data directory at --output.", False)
-  name: str | None = setting("name of the data set; else that of a file.", None)
+  name: str | None = setting("name of the data set. Default: a file's.", None)
   dataset: str | None = setting(
-    "public data set that --input is the download of, a folder or archive: its"
-    " files, columns and features are known. Other flags go before.",
+    "public data set, downloaded to --input as a folder or archive. Its files,"
+    " columns and features are known; other flags override them.",
     None,
     choices=tuple(datasets.DATA_SETS),
   )
   split: str | None = setting(
-    "how rows are divided: a share of each user's rows, one moment for all,"
-    " each user's last rows, or as --train, --validation and --test say."
-    " Default: given with --train, else random.",
+    "how rows are split: a share of each user's rows, one point in time for"
+    " all, each user's last rows, or as given by --train, --validation and"
+    " --test. Default: given with --train, else random.",
     None,
     choices=_SPLITS,
     section="Training, validation and test rows",
   )
   keep_repeats: bool = setting(
-    "keep all rows of a user and item, not only the first of them.",
+    "keep all rows of a user and item, not only the first.",
     False,
     section="Repeats and sessions",
   )
   repeats: str = setting(
-    "which row of a user and item is kept: the first or the last in time, the"
-    " first with the weights of all, or the one with the largest weight.",
+    "which row of a user and item to keep: the first or the last in time, the"
+    " first with the sum of the weights, or the one with the largest weight.",
     "first",
     choices=spill.REPEATS,
     only={"keep_repeats": False},
   )
   session_gap: str | None = setting(
-    "make a session of what a user does without so long a pause, such as 30m"
-    " (s, m, h, d), and let sessions take the place of users.",
+    "replace users by sessions, which end after a pause of this length, such"
+    " as 30m (s, m, h, d).",
     None,
   )
   test_fraction: float = setting(
@@ -69,31 +69,32 @@ class PrepareConfig(settings.Settings):
     section="Training, validation and test rows",
   )
   validation_fraction: float | None = setting(
-    "share of the other rows that validate; with --train, a random share of"
-    " each user's rows there. Default: 0.1 with --split random, else 0.",
+    "share of validation rows among the other rows; with --train, a random"
+    " share of each user's rows there. Default: 0.1 with --split random, else"
+    " 0.",
     None,
     minimum=0,
     only={"split": (*_FRACTIONS["split"], "given")},
   )
   seed: int = setting(
-    "of the random split, and of the order of training rows with any split.",
+    "seed of the random split, and of the order of training rows.",
     10,
   )
   dense_ids: bool = setting(
-    "ids are 0 ... n - 1 already: keep them as the dense ids.",
+    "keep the ids as dense ids: they already are 0 ... n - 1.",
     False,
     section="Ids and tokens",
   )
   min_token_count: int = setting(
-    "tokens in fewer rows of a side file become unknown.", 1, minimum=1
+    "tokens in fewer rows of a side file count as unknown.", 1, minimum=1
   )
   text_buckets: int = setting(
-    "codes that the words of each feature of kind text are hashed to.",
+    "number of hash buckets for the words of each text feature.",
     TEXT_BUCKETS,
     minimum=2,
   )
   num_buckets: int | None = setting(
-    "buckets of users that rows are sorted in, one in memory at a time."
+    "number of buckets of users, of which one is in memory at a time."
     " Default: by the size of the input.",
     None,
     minimum=1,
@@ -110,18 +111,18 @@ class PrepareConfig(settings.Settings):
       object.__setattr__(self, "split", "given" if is_given else "random")
     if is_given and self.split != "given":
       raise ValueError(
-        "--train, --validation and --test are the split; leave out --split."
+        "--train, --validation and --test define the split; omit --split."
         f" Received: --split {self.split}."
       )
     if self.split == "given" and not is_given:
       raise ValueError(
-        "--split given needs --train, the rows to train, and --validation or"
+        "--split given needs --train, the training rows, and --validation or"
         " --test."
       )
     if self.input.validation and self.validation_fraction:
       raise ValueError(
-        "--validation_fraction takes the rows that validate from --train, and"
-        " --validation gives them: leave one of the two out."
+        "--validation_fraction takes validation rows from --train, and"
+        " --validation gives them: omit one of the two."
       )
     for name in ("test_fraction", "validation_fraction"):
       if (getattr(self, name) or 0) >= 1:
@@ -130,10 +131,10 @@ class PrepareConfig(settings.Settings):
         )
 
   def resolved(self) -> PrepareConfig:
-    """With the settings that `dataset` stands for.
+    """Returns the config with the settings that `dataset` implies.
 
     Raises:
-      DataError: A file of the data set is not there.
+      DataError: A file of the data set is missing.
     """
     if self.dataset is None:
       return self
@@ -144,26 +145,26 @@ class PrepareConfig(settings.Settings):
       )
     given = datasets.non_defaults(self)
     if given.get("split") == "random":
-      del given["split"]  # As it was not given, or is what comes anyway.
+      del given["split"]  # Not given, or equal to the default.
     flags = datasets.flags(self.dataset, self.input.paths[0], given)
     return settings.build(type(self), flags)
 
   def _check_sessions(self) -> None:
     if not self.session_seconds:
       raise ValueError(
-        "--session_gap is a number and a unit, as in 30m, 45s, 2h or 1d."
+        "--session_gap must be a number and a unit, such as 30m, 45s, 2h, 1d."
         f" Received: {self.session_gap!r}."
       )
     given = {"user_file": self.input.user_file, "dense_ids": self.dense_ids}
     for name, value in given.items():
       if value:
         raise ValueError(
-          f"--session_gap makes new users of sessions; leave out --{name}."
+          f"--session_gap replaces users by sessions; omit --{name}."
         )
 
   @property
   def session_seconds(self) -> float | None:
-    """The pause that ends a session; None: there are none."""
+    """The pause that ends a session; None without sessions."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", self.session_gap or "")
     if not found:
       return None
@@ -172,12 +173,12 @@ class PrepareConfig(settings.Settings):
 
   @property
   def kept_repeats(self) -> str:
-    """What becomes of repeats, as `passes.arranged` takes it."""
+    """How to treat repeats, as `passes.arranged` takes it."""
     return spill.KEPT if self.keep_repeats else self.repeats
 
   @property
   def row_split(self) -> schema_lib.Split:
-    """Only what the split depends on."""
+    """The split, with only the settings that affect it."""
     kind = self.split or "random"
     if kind == "given" and self.validation_fraction:
       return schema_lib.Split(

@@ -1,4 +1,4 @@
-"""Raw interactions to a data directory: both passes and the tables."""
+"""Converts raw interactions to a data directory: both passes and tables."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Convert = Callable[
 
 
 def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
-  """Makes `config.output` of the shards that `write` writes.
+  """Writes the data directory `config.output`.
 
   Args:
-    config: what to make.
-    write: reads the source and writes everything but schema.json into the
-      directory it is given.
+    config: The settings.
+    write: Reads the source and writes everything except schema.json into the
+      given directory.
   """
   config = config.resolved()
   output = pathlib.Path(config.output)
@@ -67,7 +67,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
 def convert(
   config: PrepareConfig, source: source_lib.Source, directory: pathlib.Path
 ) -> schema_lib.Schema:
-  """Reads the rows, block after block, and writes them."""
+  """Reads rows block by block and writes them."""
   warnings: collections.Counter[str] = collections.Counter()
   ids = passes.Ids(
     vocabulary.Vocabulary(),
@@ -80,7 +80,7 @@ def convert(
     bucket_count(config, source),
     row_dtype(source),
   )
-  # Before the rows: a broken table is to be known early.
+  # Read before the rows, so that a broken table is reported early.
   user_side, item_side = side_tables_of(config, source)
   passes.spill_rows(
     source, buckets, ids, config.input.columns.min_rating, warnings
@@ -136,17 +136,18 @@ def finish(
   warnings: Mapping[str, int],
   files: Sequence[source_lib.Fingerprint],
 ) -> schema_lib.Schema:
-  """Writes the tables, once the splits are written; the schema of all.
+  """Writes the tables after the splits, and returns the schema.
 
   Args:
-    config: what was asked for.
-    source: what was read.
-    directory: where the splits are.
-    users, items: the tables.
-    written: the splits.
-    arranged: what is known of their rows.
-    warnings: what reading skipped -> how often.
-    files: fingerprints of what was read, interactions first.
+    config: The settings.
+    source: The input.
+    directory: The directory with the splits.
+    users: The table of users.
+    items: The table of items.
+    written: The splits.
+    arranged: Statistics of their rows.
+    warnings: What reading skipped -> how often.
+    files: Fingerprints of the input files, interactions first.
   """
   if not written.item_counts.any():
     num_rows = int(written.user_rows.sum())
@@ -184,7 +185,7 @@ def finish(
     "items_without_title": items.untitled,
   }
   if config.keep_repeats:
-    # Doing something again is no leak, but who ranks new items must know.
+    # Repeats are not leaks, but matter for ranking unseen items.
     pairs = {name for name in leakage if name.startswith("pairs_")}
     warnings |= {f"repeated_{name}": leakage[name] for name in pairs}
     leakage = {name: leakage[name] for name in leakage if name not in pairs}
@@ -223,7 +224,7 @@ def row_dtype(source: source_lib.Source) -> np.dtype:
 def dense_ids(
   config: PrepareConfig, source: source_lib.Source, side: str
 ) -> vocabulary.DenseIds | None:
-  """The check of dense ids of the "user" or the "item" side, if asked for."""
+  """The check for dense ids of the "user" or "item" side, if requested."""
   if not config.dense_ids:
     return None
   column = getattr(source.roles, side, None) or f"{side}_id"
@@ -232,14 +233,14 @@ def dense_ids(
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Original ids by dense id, and the side table that goes with them.
+  """Original ids by dense id, with their side table.
 
   Attributes:
-    ids: original ids by dense id.
-    permutation: first-appearance code -> dense id; None if they are the same.
-    side: side features, or None.
-    side_ids: dense id of each row of `side`.
-    titles: [rows] object array of str, by dense id; None: there are none.
+    ids: Original ids by dense id.
+    permutation: First-appearance code -> dense id; None if they are the same.
+    side: Side features, or None.
+    side_ids: Dense id of each row of `side`.
+    titles: [rows] object array of str, by dense id; None without titles.
   """
 
   ids: list[str]
@@ -249,7 +250,7 @@ class Table:
   titles: np.ndarray | None = None
 
   def with_titles(self, titles: np.ndarray) -> Table:
-    """With titles by first-appearance code."""
+    """Returns the table with titles, given by first-appearance code."""
     if self.permutation is not None:
       titles, by_code = np.empty_like(titles), titles
       titles[self.permutation] = by_code
@@ -257,7 +258,7 @@ class Table:
 
   @property
   def untitled(self) -> int:
-    """How many ids have no title, where there are titles."""
+    """Number of ids without a title, if there are titles."""
     return 0 if self.titles is None else int((self.titles == "").sum())
 
 
@@ -267,7 +268,7 @@ def table(
   side: side_tables.SideTable | None,
   path: str,
 ) -> Table:
-  """Appends the ids that occur only in the side table."""
+  """Builds a table; appends the ids that only the side table has."""
   side_ids = vocab.add(side.ids if side else ())
   ids = vocab.ids()
   if dense is None:
@@ -287,13 +288,13 @@ def table(
 def side_tables_of(
   config: PrepareConfig, source: source_lib.Source
 ) -> source_lib.SideTables:
-  """The side tables of users and of items."""
+  """Reads the side tables of users and items."""
   found = source.side_tables()
   kinds = {kind for side in found if side for kind in side.kinds.values()}
   if config.text_buckets != TEXT_BUCKETS and "text" not in kinds:
     raise errors.DataError(
       "--text_buckets is for features of kind text, and there are none; name"
-      " one, as in --item_features title:text, or leave it out"
+      " one, as in --item_features title:text, or omit the flag"
     )
   return found
 
@@ -328,14 +329,14 @@ def _table_warnings(
   }
 
 
-# What programs write where a value is missing, and what it reads as then.
+# Texts that programs write for a missing value.
 _LIKE_MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nil", "undefined")
 
 
 def _odd_ids(
   users: list[str], items: list[str], written: passes.Written
 ) -> dict[str, int]:
-  """Counts ids that may not be meant as they are written."""
+  """Counts suspicious ids."""
   like_missing = spaced = 0
   for ids, rows in ((users, written.user_rows), (items, written.item_rows)):
     array = pa.array(ids, pa.string())
@@ -360,13 +361,13 @@ def _interaction_features(
 def _with_splits(
   files: Sequence[source_lib.Fingerprint], splits: Sequence[str]
 ) -> tuple[source_lib.Fingerprint, ...]:
-  """Says of each file of interactions which split it is, where that is so."""
+  """Adds its split to each file of interactions, if splits are given."""
   of_file = itertools.zip_longest(files, splits)
   return tuple({**f, "split": s} if s else f for f, s in of_file)
 
 
 def _title(config: PrepareConfig, source: source_lib.Source) -> str | None:
-  """The column of titles, as its file has it."""
+  """The name of the title column in its file."""
   found = source.roles.title if source.roles else None
   return found or config.input.columns.item_title
 
@@ -374,12 +375,12 @@ def _title(config: PrepareConfig, source: source_lib.Source) -> str | None:
 def _options(
   config: PrepareConfig, source: source_lib.Source
 ) -> dict[str, object]:
-  """What was asked for other than files and the split."""
+  """The settings other than files and the split."""
   if config.input.format == "synthetic":
     options = dataclasses.asdict(config.input.synthetic)
   else:
     options = dataclasses.asdict(config.input.columns)
-    options = {  # As JSON gives it back.
+    options = {  # In the form that JSON returns.
       name: list(value) if isinstance(value, tuple) else value
       for name, value in options.items()
     }

@@ -1,6 +1,6 @@
-"""Public data sets as they are downloaded: which files, read with which flags.
+"""Public data sets: their files and the flags that read them.
 
-Layouts are those that the data sets are published in. Imports nothing heavy.
+The layouts are those of the downloads. This module has no slow imports.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class DataSet:
   """A public data set.
 
   Attributes:
-    files: setting -> pattern of the name of its file, for `input`, or `train`
-      and `test`, and the side files, which may be left out.
-    flags: setting -> value, where the user gives none.
-    others: patterns of files beside them that are not read.
+    files: Setting -> pattern of the file name, for `input`, or `train` and
+      `test`, and the side files, which are optional.
+    flags: Setting -> default value.
+    others: Patterns of further files, which are not read.
   """
 
   files: Mapping[str, str]
@@ -37,7 +37,7 @@ _GENRES = (
   " Western"
 ).split()
 _RATED = ("user_id", "item_id", "rating", "timestamp")
-# From the 20M on: CSV with a header.
+# MovieLens 20M and later: CSV with a header.
 _MOVIELENS = DataSet(
   {"input": "ratings.csv", "item_file": "movies.csv"},
   {
@@ -139,7 +139,7 @@ DATA_SETS: dict[str, DataSet] = {
       "names": ("user_id", "timestamp", "latitude", "longitude", "item_id"),
     },
   ),
-  # The splits of Gowalla, Yelp2018 and Amazon-Book as LightGCN has them.
+  # LightGCN's splits of Gowalla, Yelp2018 and Amazon-Book.
   "lightgcn": DataSet(
     {"train": "train.txt", "test": "test.txt"}, {"format": "adjacency"}
   ),
@@ -213,7 +213,7 @@ DATA_SETS: dict[str, DataSet] = {
       "item_title": "Book-Title",
     },
   ),
-  # HetRec 2011: how often 2 thousand users played each artist.
+  # HetRec 2011: how often each of 2,000 users played each artist.
   "lastfm-2k": DataSet(
     {"input": "user_artists.dat", "item_file": "artists.dat"},
     {
@@ -235,7 +235,7 @@ DATA_SETS: dict[str, DataSet] = {
       "weight_column": "plays",
     },
   ),
-  # Kaggle's: purchases and hours of play.
+  # From Kaggle: purchases and hours of play.
   "steam": DataSet(
     {"input": "steam-200k.csv"},
     {
@@ -271,15 +271,15 @@ DATA_SETS: dict[str, DataSet] = {
 
 
 def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings that read a data set.
+  """Returns the settings that read a data set.
 
   Args:
-    name: of `DATA_SETS`.
-    place: the folder or archive it was downloaded as, or its one file.
-    given: the settings that the user gives, which go before.
+    name: A name in `DATA_SETS`.
+    place: The downloaded folder, archive or single file.
+    given: Settings of the user, which override those of the data set.
 
   Raises:
-    DataError: A file that it needs is not there.
+    DataError: A required file is missing.
   """
   known = DATA_SETS[name]
   found = _files(place)
@@ -296,21 +296,21 @@ def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
       and not any(_matches(path, other) for other in known.others)
     ]
     if side == "user" and given.get("session_gap"):
-      matches = []  # No file knows anything of the users that sessions become.
+      matches = []  # Sessions replace users, so the user file does not apply.
     if matches:
       is_side = setting != side
       used[setting] = matches[0] if is_side else tuple(matches)
       continue
     if setting == side:
       raise errors.DataError(
-        f"holds no {pattern}, which {name} has; name the folder or archive that"
-        " was downloaded",
+        f"holds no {pattern}, which {name} has; name the downloaded folder or"
+        " archive",
         path=place,
       )
     for more in ("features", "layout", "key"):
       if f"{side}_{more}" not in given:
         used.pop(f"{side}_{more}", None)
-    if side == "item":  # It alone has sequences and titles.
+    if side == "item":  # Only items have sequences and titles.
       for more in {"separators", "item_title"} - set(given):
         used.pop(more, None)
   return used

@@ -1,4 +1,4 @@
-"""Side features by dense id: codes for tokens, statistics for numbers."""
+"""Encodes side features by dense id: codes of tokens, moments of numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xir_tfrs.data import tables
 from xir_tfrs.data.files import side_tables
 from xir_tfrs.ops import words
 
-# Below this share of the mean (and of 1) a spread is rounding, not a signal.
+# A spread below this share of the mean (and of 1) counts as rounding error.
 _MIN_RELATIVE_STD = 1e-6
 _TEXTS_AT_ONCE = 1 << 14
 
@@ -24,10 +24,10 @@ class Encoded:
   """Side features of a table in dense order.
 
   Attributes:
-    features: what the schema says about each.
-    columns: as in `tables.Table`.
-    missing_rows: rows of the table without a row in the side file.
-    rare_tokens: distinct tokens folded into the unknown code 0.
+    features: Entries of the schema.
+    columns: As in `tables.Table`.
+    missing_rows: Number of rows without a row in the side file.
+    rare_tokens: Number of distinct tokens mapped to the unknown code 0.
   """
 
   features: tuple[schema_lib.FeatureSchema, ...] = ()
@@ -46,13 +46,13 @@ def encode(
   """Encodes `table`.
 
   Args:
-    table: side features, or None.
-    dense_ids: [rows of table] dense id of each of its rows.
-    num_rows: how many dense ids there are; ids without a row in `table` get
-      code 0, an empty list or NaN.
-    min_token_count: tokens in fewer rows take code 0. Tokens are counted, and
-      means and standard deviations taken, over the rows of `table`.
-    text_buckets: how many codes the words of a text are hashed to.
+    table: Side features, or None.
+    dense_ids: [rows of table] dense id of each row.
+    num_rows: Number of dense ids; ids without a row in `table` get code 0, an
+      empty list or NaN.
+    min_token_count: Tokens in fewer rows get code 0. Token counts, means and
+      standard deviations are over the rows of `table`.
+    text_buckets: Number of hash buckets for the words of a text.
   """
   if table is None:
     return Encoded()
@@ -108,9 +108,10 @@ def _flat(values: pa.Array) -> pa.Array:
 def _vocabulary(
   values: pa.Array, min_count: int
 ) -> tuple[tuple[str, ...], int]:
-  """Tokens by falling count, then by name, behind "" at 0; how many are rare.
+  """Returns the vocabulary and the number of rare tokens.
 
-  A token of a sequence counts once per time it stands there.
+  Code 0 is ""; the tokens follow by descending count, then by name. A token of
+  a sequence counts at each occurrence.
   """
   counted = pc.value_counts(_flat(values))
   counts = {
@@ -143,7 +144,7 @@ def _placed(
 
 
 def _hashed(texts: pa.Array, num_buckets: int) -> tuple[np.ndarray, np.ndarray]:
-  """How many codes each text has, and the codes of all."""
+  """The number of codes of each text, and all codes."""
   lengths, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
   for start in range(0, len(texts), _TEXTS_AT_ONCE):
     part = texts.slice(start, _TEXTS_AT_ONCE).to_numpy(zero_copy_only=False)
@@ -169,13 +170,13 @@ def _placed_lists(
 def _moments(
   values: np.ndarray,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Mean and standard deviation per column, over the values that are there."""
+  """Mean and standard deviation per column, ignoring missing values."""
   wide = values.astype(np.float64).reshape(len(values), -1)
   there = np.isfinite(wide)
   number = np.maximum(there.sum(0), 1)
   mean = np.where(there, wide, 0).sum(0) / number
   std = np.sqrt(np.where(there, (wide - mean) ** 2, 0).sum(0) / number)
-  # A constant column is shifted to 0 and not divided by its rounding error.
+  # A constant column is shifted to 0, not divided by its rounding error.
   floor = _MIN_RELATIVE_STD * np.maximum(np.abs(mean), 1)
   std = np.where(std > floor, std, 1.0)
   return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,8 +1,8 @@
 """The two passes of `pipelines.prepare` over the interactions.
 
-The first reads blocks, gives ids their dense ids and spills encoded rows into
-buckets by user. The second takes one bucket at a time: put in order, split,
-counted, checked for leakage, written. Neither holds all rows.
+The first pass reads blocks, assigns dense ids and writes encoded rows to
+buckets by user. The second pass takes one bucket at a time: it sorts, splits,
+counts, checks for leakage and writes. Neither holds all rows in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import progress
 
 _ROWS_PER_SHARD = 1 << 20
-# Three splits are written at once; more open files might meet a limit.
+# Three splits are written at once; more open files may exceed a limit.
 _MAX_SHARDS = 64
 _LABELS = {
   "train": splits.TRAIN,
@@ -34,12 +34,12 @@ _LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-  """The vocabularies of the first pass, and the check that ids are dense.
+  """The vocabularies of the first pass, and the checks for dense ids.
 
   Attributes:
-    users, items: original ids.
-    dense_users, dense_items: the checks, if asked for.
-    titles: of the items, where the interactions have them.
+    users, items: Original ids.
+    dense_users, dense_items: The checks, if requested.
+    titles: Titles of the items, if the interactions have them.
   """
 
   users: vocabulary.Vocabulary
@@ -53,13 +53,13 @@ class Ids:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """What the second pass wrote.
+  """The output of the second pass.
 
   Attributes:
-    shards: split -> its shards.
+    shards: Split -> its shards.
     user_counts, item_counts: [rows] training interactions by dense id.
     user_rows, item_rows: [rows] interactions in any split by dense id.
-    leakage: check -> offending rows.
+    leakage: Check -> number of offending rows.
   """
 
   shards: dict[str, tuple[schema_lib.Shard, ...]]
@@ -72,13 +72,13 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
-  """What is known of the rows of a bucket, or of all, once they are in order.
+  """Statistics of the sorted rows of one or all buckets.
 
   Attributes:
-    rows: how many there are.
-    dropped: how many were dropped, as an earlier row has their pair.
-    tied: how many have the time of the user's row before them.
-    times: `splits.time_range` of all; None without times.
+    rows: Number of rows.
+    dropped: Number of dropped rows, which repeat a pair.
+    tied: Number of rows with the time of the user's previous row.
+    times: `splits.time_range` of all rows; None without times.
   """
 
   rows: int
@@ -88,7 +88,7 @@ class Arranged:
 
 
 def joined(parts: Iterable[Arranged]) -> Arranged:
-  """What is known of several buckets together."""
+  """Combines the statistics of buckets."""
   parts = list(parts)
   return Arranged(
     sum(p.rows for p in parts),
@@ -105,7 +105,7 @@ def spill_rows(
   min_rating: float | None,
   warnings: collections.Counter[str],
 ) -> int:
-  """First pass. Returns how many rows were read."""
+  """Runs the first pass; returns the number of rows read."""
   read = 0
   with progress.Progress("reading", source.size) as report:
     for file, block in source.blocks():
@@ -137,14 +137,15 @@ def encoded(
   dtype: np.dtype,
   split: str | None = None,
 ) -> np.ndarray:
-  """The rows of a block, of `spill.row_dtype`, given the codes of its ids.
+  """Encodes the rows of a block as `spill.row_dtype`.
 
   Args:
-    block: what was read.
-    users, items: [n] codes.
-    position: of its first row.
-    dtype: of the rows.
-    split: that of the file, where the user gave the splits.
+    block: The block.
+    users: [n] codes of the users.
+    items: [n] codes of the items.
+    position: Position of the first row.
+    dtype: Type of the rows.
+    split: Split of the file, if the user gave the splits.
   """
   rows = np.empty(len(users), dtype)
   rows["user"], rows["item"] = users, items
@@ -164,7 +165,7 @@ def well_rated(
   min_rating: float | None,
   warnings: collections.Counter[str],
 ) -> np.ndarray:
-  """Leaves out and counts the rows of `block` rated below `min_rating`."""
+  """Drops and counts the rows of `block` rated below `min_rating`."""
   if min_rating is None:
     return rows
   keep = block.ratings >= min_rating
@@ -179,7 +180,7 @@ def arrange(
   item_permutation: np.ndarray | None,
   repeats: str,
 ) -> Arranged:
-  """Puts the rows of each bucket in order; see `arranged`."""
+  """Sorts the rows of each bucket; see `arranged`."""
   parts = []
   with progress.Progress("sorting", buckets.count) as report:
     for bucket in range(buckets.count):
@@ -203,16 +204,16 @@ def arranged(
   item_permutation: np.ndarray | None,
   repeats: str,
 ) -> tuple[np.ndarray, Arranged]:
-  """Rows of a bucket by user and time, with their places among them.
+  """Sorts the rows of a bucket by user and time, and numbers them per user.
 
   Args:
-    rows: in order of position.
-    num_items: how many items there are.
-    user_permutation, item_permutation: code -> dense id; None if they are the
-      same.
-    repeats: what becomes of rows of the same pair, `spill.KEPT` or as
-      `spill.merged` takes it. The first is the earliest in time, and in the
-      file where times are equal.
+    rows: Rows in order of position.
+    num_items: Number of items.
+    user_permutation: Code -> dense id of users; None if they are the same.
+    item_permutation: Code -> dense id of items; None if they are the same.
+    repeats: How to treat rows of the same pair: `spill.KEPT`, or as
+      `spill.merged` takes it. The first row is the earliest in time; among
+      equal times, the first in the file.
   """
   if user_permutation is not None:
     rows["user"] = user_permutation[rows["user"]]
@@ -239,14 +240,16 @@ def write_splits(
   split: schema_lib.Split,
   seed: int,
 ) -> Written:
-  """Second pass: labels, counts, checks and writes the rows of each bucket.
+  """Runs the second pass: labels, counts, checks and writes the rows.
 
   Args:
-    directory: the data directory.
-    buckets: rows as `arrange` leaves them; they are removed.
-    num_rows, num_users, num_items: how many there are.
-    split: how rows are divided.
-    seed: of the order of training rows.
+    directory: The data directory.
+    buckets: The sorted rows from `arrange`; they are removed.
+    num_rows: Number of rows.
+    num_users: Number of users.
+    num_items: Number of items.
+    split: How to split the rows.
+    seed: Seed of the order of training rows.
   """
   cuts = None
   if split.kind == "temporal":
@@ -292,15 +295,15 @@ def divide(
   cuts: tuple[int, int] | None,
   seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Divides the rows of a bucket, and shuffles those that train.
+  """Splits the rows of a bucket and shuffles the training rows.
 
   Returns:
-    split -> its rows in the order to be written, and leakage check ->
+    split -> its rows in the order to write, and leakage check -> number of
     offending rows.
   """
   labels = _labels(rows, split, cuts)
   parts = {name: rows[labels == _LABELS[name]] for name in schema_lib.SPLITS}
-  # Rows come sorted by user; a batch of training rows must not.
+  # The rows are sorted by user, but batches of training rows must be mixed.
   rng = np.random.default_rng([seed % 2**64, bucket])
   order = rng.permutation(len(parts["train"]))
   parts["train"] = np.take(parts["train"], order)
@@ -308,19 +311,19 @@ def divide(
 
 
 def shard_count(num_rows: int) -> int:
-  """Into how many shards each split is dealt."""
+  """Number of shards of each split."""
   return min(max(-(-num_rows // _ROWS_PER_SHARD), 1), _MAX_SHARDS)
 
 
 def deal(rows: np.ndarray, shards: int) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (shard, its share of a bucket's rows) for shares with rows."""
+  """Yields (shard, its rows of a bucket) for all shards with rows."""
   for shard, part in enumerate(np.array_split(rows, shards)):
     if len(part):
       yield shard, part
 
 
 def partial_name(split: str, shard: int) -> str:
-  """A shard's file until all are written."""
+  """Name of a shard's file until all shards are written."""
   return f"{split}-{shard:05d}.partial"
 
 
@@ -330,13 +333,13 @@ def name_shards(
   split: str,
   rows: Mapping[int, int],
 ) -> tuple[schema_lib.Shard, ...]:
-  """Moves the shards of a split to their names.
+  """Renames the shards of a split to their final names.
 
   Args:
-    written: the folder of their `partial_name`s.
-    directory: the data directory.
-    split: its name.
-    rows: shard -> its rows, for shards that have some.
+    written: The folder of their `partial_name`s.
+    directory: The data directory.
+    split: Name of the split.
+    rows: Shard -> its number of rows, for shards with rows.
   """
   shards = []
   for number, shard in enumerate(sorted(rows)):
@@ -347,7 +350,7 @@ def name_shards(
 
 
 class _SplitWriter:
-  """Deals rows over the shards of a split; a context manager."""
+  """Distributes rows over the shards of a split; a context manager."""
 
   def __init__(self, directory: pathlib.Path, split: str, num_shards: int):
     self._directory, self._split = directory, split
@@ -357,7 +360,7 @@ class _SplitWriter:
     self._writers = [records.BlockWriter(path) for path in self._paths]
 
   def append(self, rows: np.ndarray) -> None:
-    """Appends the rows of a bucket, in blocks of their own."""
+    """Appends the rows of a bucket, in separate blocks."""
     for shard, part in deal(rows, len(self._writers)):
       append_bucket(self._writers[shard], part)
 
@@ -381,17 +384,17 @@ class _SplitWriter:
 
 
 def append_bucket(writer: records.BlockWriter, rows: np.ndarray) -> None:
-  """Appends a bucket's rows of a shard.
+  """Appends the rows of a bucket to a shard.
 
-  No block has rows of two buckets: a bucket has all rows of its users, so
-  training finds them together without reading everything (`data.blocks`).
+  No block mixes two buckets. A bucket has all rows of its users, so training
+  finds these together without reading everything (`data.blocks`).
   """
   writer.append(columns(rows))
   writer.end_block()
 
 
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
-  """Rows as the columns of their records."""
+  """Returns the columns of the records of rows."""
   named = {
     "query_id": rows["user"],
     "candidate_id": rows["item"],

@@ -1,4 +1,4 @@
-"""Sessions in the place of users: what one does without a long pause."""
+"""Replaces users by sessions, which end at long pauses."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def divide(
   source: source_lib.Source,
   gap: float,
 ) -> vocabulary.Vocabulary:
-  """Gives the rows of each session a user code of their own.
+  """Gives the rows of each session their own user code.
 
   Args:
-    buckets: rows by user; they are written again.
-    users: the ids of the users.
-    source: what was read, which knows the unit of times.
-    gap: seconds after which a new session begins.
+    buckets: Rows by user; they are rewritten.
+    users: The ids of the users.
+    source: The input, which knows the unit of times.
+    gap: Pause in seconds after which a new session starts.
 
   Returns:
-    The ids of the sessions: `USER#1`, `USER#2`, ..., users in their order.
+    The ids of the sessions: `USER#1`, `USER#2`, ..., in the order of the users.
 
   Raises:
-    DataError: There are no times, or their unit is not known.
+    DataError: There are no times, or their unit is unknown.
   """
   found = source.roles.times if source.roles else None
   if found is None or found.unit is None:
@@ -55,13 +55,13 @@ def divide(
   )
   if len(divided) != counts.sum():
     raise errors.DataError(
-      "users are called like sessions (USER#1); rename them", path=source.name
+      "users have names like sessions (USER#1); rename them", path=source.name
     )
   return divided
 
 
 def _sessions(rows: np.ndarray, pause: int) -> np.ndarray:
-  """[rows] the number of each row's session among those of its user."""
+  """[rows] number of each row's session among those of the user."""
   order = spill.stable_argsort(rows["time"])
   order = order[spill.stable_argsort(rows["user"][order])]
   user, time = rows["user"][order], rows["time"][order]

@@ -1,8 +1,7 @@
 """Encoded rows on disk, in buckets by user.
 
-All rows of a user are in one bucket and a bucket fits in memory, so whatever
-is done per user needs no more memory than a bucket, however many rows there
-are.
+All rows of a user are in one bucket, and a bucket fits in memory. So work per
+user never needs more memory than a bucket.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-# Of the largest inputs, 128 GiB and more, a bucket is this share.
+# A bucket has this share of inputs of 128 GiB and more.
 MAX_BUCKETS = 4096
 _BYTES_PER_BUCKET = 32 << 20
 
@@ -23,10 +22,10 @@ _BYTES_PER_BUCKET = 32 << 20
 def row_dtype(
   has_times: bool, has_weights: bool, has_splits: bool = False
 ) -> np.dtype:
-  """A row: user and item codes, its place, and what else there is.
+  """The type of a row: user and item codes, position, and optional fields.
 
-  The place (`row`) is the position in the input, and from `passes.arranged` on
-  the place among the rows of the user.
+  The position (`row`) is the one in the input; after `passes.arranged` it is
+  the position among the rows of the user.
   """
   fields = [("user", "<i4"), ("item", "<i4"), ("row", "<i8")]
   if has_times:
@@ -39,24 +38,24 @@ def row_dtype(
 
 
 def bucket_count(input_size: int) -> int:
-  """How many buckets for an input of so many bytes."""
+  """Number of buckets for an input of `input_size` bytes."""
   return min(max(-(-input_size // _BYTES_PER_BUCKET), 1), MAX_BUCKETS)
 
 
 def by_bucket(
   users: np.ndarray, rows: np.ndarray, count: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (bucket, its rows in their order) for buckets that have rows.
+  """Yields (bucket, its rows in order) for buckets with rows.
 
   Args:
     users: [n] codes of the users in order of first appearance.
-    rows: [n] anything.
-    count: number of buckets.
+    rows: [n] array of rows.
+    count: Number of buckets.
   """
   if count == 1:
     yield 0, rows
     return
-  # 16 bits: numpy sorts them by radix.
+  # NumPy uses radix sort for 16-bit integers.
   bucket = (users % count).astype(np.uint16)
   order = np.argsort(bucket, kind="stable")
   ends = np.cumsum(np.bincount(bucket, minlength=count))
@@ -68,9 +67,9 @@ def by_bucket(
 
 
 class Buckets:
-  """Files of rows in a directory of their own, one per bucket.
+  """Files of rows in their own directory, one per bucket.
 
-  No file stays open, so that there may be more than a process can open.
+  Files are not kept open, so there can be more than a process may open.
   """
 
   def __init__(self, directory: pathlib.Path, count: int, dtype: np.dtype):
@@ -91,9 +90,9 @@ class Buckets:
     return np.fromfile(self._paths[bucket], self.dtype)
 
   def replace(self, bucket: int, rows: np.ndarray) -> None:
-    """All rows of a bucket at once: the old file or the new, no mixture."""
+    """Replaces all rows of a bucket atomically."""
     path = self._paths[bucket]
-    # Of the same work given to two machines, neither sees the other's file.
+    # A unique name, because two machines may get the same work.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with open(partial, "wb") as file:
       _write(file, rows)
@@ -104,36 +103,36 @@ class Buckets:
 
 
 def _write(file: BinaryIO, rows: np.ndarray) -> None:
-  # Not `tofile`: its error does not say that the disk is full.
+  # Not `tofile`: its error hides that the disk is full.
   file.write(np.ascontiguousarray(rows).view(np.uint8))
 
 
 def by_user(rows: np.ndarray) -> np.ndarray:
-  """Rows by user, then time (if any), then position.
+  """Sorts rows by user, then time (if any), then position.
 
   Args:
-    rows: in order of position, as `Buckets` keeps them.
+    rows: Rows in order of position, as in `Buckets`.
   """
   if "time" in rows.dtype.names:
     rows = np.take(rows, stable_argsort(rows["time"]))
   return np.take(rows, stable_argsort(rows["user"]))
 
 
-# What becomes of rows with the same user and item; KEPT: all of them stay.
+# How to treat rows with the same user and item; KEPT keeps all.
 REPEATS = ("first", "last", "sum", "max")
 KEPT = "all"
 
 
 def merged(rows: np.ndarray, num_items: int, repeats: str) -> np.ndarray:
-  """One row for each pair of user and item.
+  """Keeps one row for each pair of user and item.
 
-  Where the user gave the splits, one for each of them.
+  If the user gave the splits, keeps one row per pair and split.
 
   Args:
-    rows: as `by_user` gives them.
-    num_items: number of item codes.
-    repeats: of `REPEATS`: the first or the last row of a pair; the first, with
-      the weights of all; or the first of those with the largest weight.
+    rows: Rows as sorted by `by_user`.
+    num_items: Number of item codes.
+    repeats: One of `REPEATS`: keep the first or the last row of a pair; the
+      first, with the sum of the weights; or the first with the largest weight.
   """
   if not len(rows):
     return rows
@@ -168,9 +167,9 @@ def merged(rows: np.ndarray, num_items: int, repeats: str) -> np.ndarray:
 
 
 def stable_argsort(keys: np.ndarray) -> np.ndarray:
-  """`np.argsort(keys, kind="stable")`, several times as fast.
+  """`np.argsort(keys, kind="stable")`, but several times faster.
 
-  Sorts key and position packed into one integer where 63 bits hold both.
+  Packs key and position into one integer if 63 bits hold both.
   """
   if not len(keys):
     return np.empty(0, np.int64)
@@ -184,5 +183,5 @@ def stable_argsort(keys: np.ndarray) -> np.ndarray:
 
 
 def pair_keys(rows: np.ndarray, num_items: int) -> np.ndarray:
-  """One int64 per (user, item)."""
+  """[rows] int64 key of (user, item)."""
   return rows["user"].astype(np.int64) * num_items + rows["item"]

@@ -1,8 +1,8 @@
-"""Which rows train, validate and test, as pure functions of arrays.
+"""Splits of rows, as pure functions of arrays.
 
-Rows come grouped by user. Every function gives one int8 label per row: TRAIN,
-VALIDATION or TEST. None of them depends on how rows were cut into blocks or
-buckets.
+Rows are grouped by user. Every split function returns one int8 label per row:
+TRAIN, VALIDATION or TEST. The labels do not depend on how rows are divided into
+blocks or buckets.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ def random_per_user(
   test_fraction: float,
   validation_fraction: float,
 ) -> np.ndarray:
-  """A random share of every user's rows.
+  """Labels a random share of every user's rows.
 
   A user with n rows keeps round((1 - test_fraction) n) of them, rounded half
-  to even as Python's `round` does; of these the last share of
-  `validation_fraction` validates, but never all. Which rows: those first by a
-  hash of (seed, user, item), so a row's place does not depend on its
-  neighbours in the file. Repeats of a pair have one hash and stay together,
-  in their order, unless the share ends between them.
+  to even like Python's `round`. Of these, the last share of
+  `validation_fraction` is for validation, but never all. Rows are ordered by a
+  hash of (seed, user, item), so a label does not depend on neighbouring rows in
+  the file. Repeats of a pair have the same hash and stay together, in order,
+  unless a share ends between them.
 
   Args:
     users: [n] dense ids, ascending.
     items: [n] dense ids.
-    seed: another seed gives another split.
-    test_fraction: share of all rows, in [0, 1].
-    validation_fraction: share of the rows that are not test, in [0, 1].
+    seed: Seed of the split.
+    test_fraction: Share of all rows, in [0, 1].
+    validation_fraction: Share of the rows that are not test, in [0, 1].
 
   Returns:
     [n] int8 labels.
   """
-  # The rows of a user in the order of their hashes. Among equal hashes the
-  # stable sort keeps the given order, which no bucket changes either.
+  # Sorts the rows of a user by hash. Among equal hashes, the stable sort keeps
+  # the given order, which does not depend on buckets.
   keys = users.astype(np.int64) << 32 | _hash(seed, users, items)
   order = np.argsort(keys, kind="stable")
   rank, size = rank_in_group(users)
@@ -58,10 +58,9 @@ def random_per_user(
 
 
 def leave_last(users: np.ndarray) -> np.ndarray:
-  """Each user's last row tests and the one before validates.
+  """Labels each user's last row as test and the one before as validation.
 
-  A user with two rows has no validation row, and one with a single row only
-  trains.
+  A user with two rows has no validation row; a single row is for training.
 
   Args:
     users: [n] dense ids, ascending; each user's rows in order of time.
@@ -77,7 +76,7 @@ def leave_last(users: np.ndarray) -> np.ndarray:
 def temporal(
   times: np.ndarray, validation_start: int, test_start: int
 ) -> np.ndarray:
-  """Rows before, between and from the two cuts of `temporal_cuts`."""
+  """Labels rows before, between and after the cuts of `temporal_cuts`."""
   labels = np.full(len(times), TRAIN, np.int8)
   labels[times >= validation_start] = VALIDATION
   labels[times >= test_start] = TEST
@@ -90,17 +89,17 @@ def temporal_cuts(
   test_fraction: float,
   validation_fraction: float,
 ) -> tuple[int, int]:
-  """The times at which validation and test begin.
+  """Finds the times at which validation and test start.
 
   With n rows in order of time, rows from number round((1 - test_fraction) n)
-  on are test; the cut is that row's time, and all rows of that very time are
-  on its later side, so that no training row is as late as a test row. Equal
+  on are test. The cut is the time of that row, and all rows of exactly this
+  time are in the later part, so no training row is as late as a test row. Equal
   times can therefore make the later part larger than its fraction.
 
   Args:
-    times: gives all times, in chunks and in any order; called several times.
-    test_fraction: share of all rows.
-    validation_fraction: share of the rows that are not test.
+    times: Returns all times, in chunks and in any order; called several times.
+    test_fraction: Share of all rows.
+    validation_fraction: Share of the rows that are not test.
 
   Returns:
     validation_start <= test_start.
@@ -118,14 +117,14 @@ def temporal_cuts(
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Narrows down where the k-th smallest (from 0) of many values lies.
+  """Searches for the k-th smallest (from 0) of many values.
 
-  Counts values in equal bins and goes on with the bin that holds the k-th,
-  so that memory does not grow with the number of values.
+  Counts values in equal bins and continues with the bin of the k-th value, so
+  that memory does not grow with the number of values.
 
   Attributes:
-    k: its rank among the values in [low, high].
-    low, high: the range it lies in; once they are equal they are it.
+    k: Rank of the value among the values in [low, high].
+    low, high: The range of the value; if both are equal, the value.
   """
 
   k: int
@@ -141,15 +140,15 @@ class Search:
     return -(-(self.high - self.low + 1) // _BINS)
 
   def counts(self, values: np.ndarray) -> np.ndarray:
-    """[bins] how many of `values` are in each bin."""
+    """Returns [bins] number of `values` in each bin."""
     values = values[(values >= self.low) & (values <= self.high)]
-    # Subtracting as unsigned: the range may exceed what int64 holds.
+    # Subtracts as unsigned, because the range may exceed int64.
     offsets = values.astype(np.uint64) - np.uint64(self.low % 2**64)
     bins = (offsets // np.uint64(self._width)).astype(np.int64)
     return np.bincount(bins, minlength=_BINS)
 
   def narrowed(self, counts: np.ndarray) -> Search:
-    """Goes on with one bin, given the `counts` of all values."""
+    """Returns the search in one bin, given the `counts` of all values."""
     before = np.cumsum(counts)
     chosen = int(np.searchsorted(before, self.k, side="right"))
     low = self.low + chosen * self._width
@@ -160,7 +159,7 @@ class Search:
     )
 
 
-# A round divides the range by `_BINS`, and no range exceeds 64 bits.
+# Each round divides the range by `_BINS`, and ranges have at most 64 bits.
 SEARCH_ROUNDS = 4
 Searches = tuple[Search, Search]
 
@@ -173,12 +172,14 @@ def temporal_searches(
   test_fraction: float,
   validation_fraction: float,
 ) -> Searches:
-  """The searches for the first times of validation and of test.
+  """Returns the searches for the first times of validation and test.
 
   Args:
-    low, high, total: the least and the greatest of all times and how many
-      there are.
-    test_fraction, validation_fraction: as for `temporal_cuts`.
+    low: The smallest time.
+    high: The largest time.
+    total: Number of times.
+    test_fraction: As for `temporal_cuts`.
+    validation_fraction: As for `temporal_cuts`.
   """
   kept, train = _sizes(np.array([total]), test_fraction, validation_fraction)
   return tuple(
@@ -190,7 +191,7 @@ def temporal_searches(
 
 
 def search_counts(searches: Searches, times: np.ndarray) -> np.ndarray:
-  """[searches, bins] what `narrowed` wants, summed over all times."""
+  """[searches, bins] counts for `narrowed`, summed over all times."""
   return np.stack(
     [
       np.zeros(_BINS, np.int64) if search.done else search.counts(times)
@@ -207,19 +208,20 @@ def narrowed(searches: Searches, counts: np.ndarray) -> Searches:
 
 
 def cuts_found(searches: Searches) -> tuple[int, int]:
-  """What `temporal_cuts` returns, of searches that are done."""
+  """The result of `temporal_cuts`, from finished searches."""
   return tuple(search.low for search in searches)
 
 
 def splits_of_pairs(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """The splits that each pair is in.
+  """Returns the splits that contain each pair.
 
   Args:
     pairs: [n] int64 keys of (user, item).
     labels: [n] labels.
 
   Returns:
-    [distinct pairs] uint8, bit `label` set if a row with it has the pair.
+    [distinct pairs] uint8; bit `label` is set if a row with the label has the
+    pair.
   """
   order = np.argsort(pairs, kind="stable")
   sorted_pairs = pairs[order]
@@ -236,16 +238,16 @@ def rows_after(
   earlier: np.ndarray,
   later: np.ndarray,
 ) -> int:
-  """Rows of the earlier split that are later than the user's later split.
+  """Counts rows of the earlier split that come after the later split starts.
 
   Args:
     users: [n] ascending dense ids.
-    moments: [n] times, or positions in the file where there are no times.
-    earlier, later: [n] bool, membership in the two splits.
+    moments: [n] times, or positions in the file if there are no times.
+    earlier: [n] bool, membership in the earlier split.
+    later: [n] bool, membership in the later split.
 
   Returns:
-    How many `earlier` rows have a moment after the first `later` row of the
-    same user.
+    Number of `earlier` rows after the first `later` row of the same user.
   """
   if not later.any():
     return 0
@@ -256,7 +258,7 @@ def rows_after(
 
 
 def rank_in_group(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[n] position of each row among its user's rows, and their number."""
+  """[n] position of each row among its user's rows, and [n] their number."""
   starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
   starts = starts[: len(users)]
   sizes = np.diff(np.append(starts, len(users)))
@@ -267,7 +269,7 @@ def rank_in_group(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _sizes(
   size: np.ndarray, test_fraction: float, validation_fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """How many of `size` rows are not test, and how many of those train."""
+  """Number of `size` rows that are not test, and of those that train."""
   # rint rounds half to even, as round() does.
   kept = np.rint((1 - test_fraction) * size)
   validation = np.rint(validation_fraction * kept)
@@ -291,7 +293,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def time_range(times: np.ndarray) -> tuple[int, int, int] | None:
-  """The least, the greatest and the number of times; None if there are none."""
+  """Returns minimum, maximum and number of times; None if there are none."""
   if not len(times):
     return None
   return int(times.min()), int(times.max()), len(times)
@@ -300,7 +302,7 @@ def time_range(times: np.ndarray) -> tuple[int, int, int] | None:
 def joined_ranges(
   ranges: Iterable[tuple[int, int, int] | None],
 ) -> tuple[int, int, int]:
-  """`time_range` of all times; zeros if there are none."""
+  """Returns `time_range` of all times; zeros if there are none."""
   there = [r for r in ranges if r] or [(0, 0, 0)]
   lows, highs, totals = zip(*there, strict=True)
   return min(lows), max(highs), sum(totals)

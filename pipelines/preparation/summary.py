@@ -1,4 +1,4 @@
-"""What a data directory holds, in sentences."""
+"""Describes a data directory in sentences."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ from xir_tfrs.data import schema as schema_lib
 
 # With fewer tokens, or for a smaller share of the rows, they may be kinds.
 _MANY_TOKENS, _NEARLY_ALL = 100, 0.8
-# What is skipped or missing, and what follows from it; see `Schema.warnings`.
+# Messages for `Schema.warnings`.
 _WARNINGS = {
-  "duplicate_pairs": "{n} rows repeat a pair of user and item; of each pair one"
-  " row is kept, see --repeats, or all with --keep_repeats",
+  "duplicate_pairs": "{n} rows repeat a pair of user and item; one row per pair"
+  " is kept, see --repeats, or all with --keep_repeats",
   "rows_tied_in_time": "{n} rows ({of_followers:.1%} of those that follow"
-  " another of their user) have the time of the row before: a history of"
+  " another row of their user) have the time of the previous row: a history of"
   " strictly earlier rows leaves that row out",
-  "repeated_pairs_in_train_and_validation": "{n} pairs that validate are in"
-  " train too: a ranking that leaves out seen items cannot find them",
+  "repeated_pairs_in_train_and_validation": "{n} pairs of the validation split"
+  " are in train too: a ranking that leaves out seen items cannot find them",
   "repeated_pairs_in_train_and_test": "{n} pairs of the test split are in train"
   " too: a ranking that leaves out seen items cannot find them",
-  "repeated_pairs_in_validation_and_test": "{n} pairs of the test split are"
-  " among those that validate: a ranking that leaves out seen items cannot find"
+  "repeated_pairs_in_validation_and_test": "{n} pairs of the test split are in"
+  " validation too: a ranking that leaves out seen items cannot find"
   " them",
   "blank_lines": "{n} lines are blank and were skipped",
-  "comment_lines": "{n} lines begin with # and were skipped",
+  "comment_lines": "{n} lines start with # and were skipped",
   "rows_with_ids_like_missing": "{n} rows have an id such as nan or NULL, which"
-  " counts as any other: if it means that there is none, drop these rows",
-  "ids_alike": "{n} ids differ from another by spaces alone, and are different"
-  " users or items: take the spaces out if they are not",
+  " counts as an ordinary id: if it means a missing id, drop these rows",
+  "ids_alike": "{n} ids differ from another only by spaces, and count as"
+  " different users or items: remove the spaces if they are the same",
   "empty_files": "{n} files hold no rows",
-  "rows_without_user": "{n} rows name no user: --missing_user {missing_user}",
-  "rows_of_other_events": "{n} rows are of events that --events does not name"
+  "rows_without_user": "{n} rows have no user: --missing_user {missing_user}",
+  "rows_of_other_events": "{n} rows have events that --events does not name"
   " and were left out",
   "users_without_items": "{n} lines name a user without items and were skipped",
   "last_line_without_newline": "{n} files do not end with a newline; check that"
-  " their last line was not cut off",
+  " their last line is complete",
   "rows_below_min_rating": "{n} rows are rated below --min_rating and were left"
   " out",
   "users_in_no_split": "{n} of {users} users have no rows: only the user file"
-  " names them, or all their rows were left out",
-  "users_without_training_rows": "{n} of {users} users have rows to validate or"
-  " test but none to train: a model cannot know them",
-  "items_without_training_rows": "{n} of {items} items have no training row, of"
-  " which {held_out} have rows to validate or test: a model knows at most their"
-  " side features",
-  "items_only_held_out": "",  # Part of the sentence before.
+  " lists them, or all of their rows were left out",
+  "users_without_training_rows": "{n} of {users} users have validation or test"
+  " rows but no training rows: a model cannot learn about them",
+  "items_without_training_rows": "{n} of {items} items have no training row,"
+  " and {held_out} of them have validation or test rows: a model can only use"
+  " their side features",
+  "items_only_held_out": "",  # Part of the previous sentence.
   "users_without_features": "{n} of {users} users are not in the user file:"
   " their features are missing",
   "items_without_features": "{n} of {items} items are not in the item file:"
   " their features are missing",
   "items_without_title": "{n} of {items} items have no title: programs show"
-  " their ids alone",
+  " only their ids",
   "rare_tokens": "{n} tokens are in fewer rows than --min_token_count and"
-  " became unknown",
+  " count as unknown",
 }
 
 
 def text(
   schema: schema_lib.Schema, output: str | os.PathLike[str], seconds: float
 ) -> str:
-  """What was made, what to know about it, and what to run next."""
+  """Returns the summary, the warnings and the next command."""
   rows = sum(schema.rows.values())
   read = rows + sum(
     schema.warnings.get(name, 0)
@@ -119,13 +119,13 @@ def _split(schema: schema_lib.Schema) -> list[str]:
       if rows["validation"]
       else ""
     )
-  reason = ", as no user has enough rows for one"
+  reason = ", because no user has enough rows"
   if split.kind == "given":
-    reason = ", as none are given"
+    reason = ", because none are given"
   asks = split.kind in ("leave_last", "given")
   for name, share, without in (
     ("validation", split.validation_fraction, "training cannot stop early"),
-    ("test", split.test_fraction, "there is nothing to evaluate on"),
+    ("test", split.test_fraction, "the model cannot be evaluated"),
   ):
     if (asks or share) and not rows[name]:
       lines.append(f"warning: no {name} rows{reason}: {without}")

@@ -13,7 +13,7 @@ from xir_tfrs.data import errors
 
 
 class Vocabulary:
-  """Gives ids dense ids 0, 1, 2, ... in order of first appearance."""
+  """Assigns dense ids 0, 1, 2, ... in order of first appearance."""
 
   def __init__(self):
     self._codes: dict[str, int] = {}
@@ -22,18 +22,18 @@ class Vocabulary:
     return len(self._codes)
 
   def ids(self) -> list[str]:
-    """Original ids by dense id."""
+    """Returns the original ids by dense id."""
     return list(self._codes)
 
   def add(self, ids: Iterable[str]) -> np.ndarray:
-    """Dense ids of `ids`, new ones included."""
+    """Returns dense ids of `ids`; adds new ids."""
     codes = self._codes
     return np.array(
       [codes.setdefault(i, len(codes)) for i in ids], dtype=np.int32
     )
 
   def encode(self, ids: pa.Array) -> np.ndarray:
-    """The same for many ids with repetitions: one look-up per distinct id."""
+    """Like `add`, with one look-up per distinct id."""
     distinct = pc.dictionary_encode(ids)
     codes = self.add(distinct.dictionary.to_pylist())
     return codes[distinct.indices.to_numpy()]
@@ -46,7 +46,7 @@ class Titles:
     self._titles = np.empty(0, object)
 
   def add(self, codes: np.ndarray, titles: pa.Array) -> None:
-    """Takes the titles of [n] codes; "" is none."""
+    """Adds the titles of [n] codes; "" means none."""
     self._grow(int(codes.max(initial=-1)) + 1)
     given = pc.not_equal(titles, "").to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(given & (self._titles[codes] == ""))
@@ -56,7 +56,7 @@ class Titles:
     )
 
   def of(self, size: int) -> np.ndarray:
-    """[size] object array of str, by code."""
+    """Returns the titles by code: [size] object array of str."""
     self._grow(size)
     return self._titles[:size]
 
@@ -68,13 +68,13 @@ class Titles:
 
 
 class DenseIds:
-  """Ids that are dense already: the strings "0", "1", ... "n - 1".
+  """Checks ids that are already dense: the strings "0", "1", ... "n - 1".
 
-  Collects ids like `Vocabulary`; `permutation` then puts them in their own
-  order. Remembers where the largest stands, to name it if there are gaps.
+  `Vocabulary` collects the ids; `permutation` then restores their own order.
+  Remembers the position of the largest id, for errors about gaps.
 
   Attributes:
-    largest: the largest id that was checked; -1 before the first.
+    largest: The largest id so far; -1 before the first.
   """
 
   def __init__(self, column: str):
@@ -83,7 +83,7 @@ class DenseIds:
     self._largest_error: errors.DataError | None = None
 
   def check(self, block: blocks.Block, ids: pa.Array) -> None:
-    """Raises if an id of the block is not a plain whole number."""
+    """Raises `DataError` if an id of the block is not a plain whole number."""
     plain = pc.match_substring_regex(ids, "^(0|[1-9][0-9]{0,8})$")
     wrong = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
     if wrong.size:
@@ -92,7 +92,7 @@ class DenseIds:
         row,
         self._column,
         f"{ids[row].as_py()!r} is not a dense id; --dense_ids needs whole"
-        " numbers from 0 without gaps, leave it out for any other ids",
+        " numbers from 0 without gaps, omit it for other ids",
       )
     if not len(ids):
       return
@@ -103,7 +103,7 @@ class DenseIds:
       self._largest_error = block.error(row, self._column, "")
 
   def permutation(self, ids: list[str], path: str) -> np.ndarray:
-    """First-appearance code -> dense id; raises if there are gaps."""
+    """Returns first-appearance code -> dense id; raises if there are gaps."""
     try:
       numbers = np.array(ids, dtype=np.int64)
     except ValueError:
@@ -115,7 +115,7 @@ class DenseIds:
       raise errors.DataError(
         f"id {int(present.argmin())} is missing among {len(ids)} ids up to"
         f" {max(self.largest, int(numbers.max()))}; --dense_ids needs whole"
-        " numbers from 0 without gaps, leave it out for any other ids",
+        " numbers from 0 without gaps, omit it for other ids",
         path=path if at is None else at.path,
         line=None if at is None else at.line,
         row=None if at is None else at.row,

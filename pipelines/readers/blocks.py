@@ -1,4 +1,4 @@
-"""What every reader yields: interactions in blocks, with their places."""
+"""Blocks of interactions, which every reader yields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xir_tfrs.data.files import columnar, columns
 from xir_tfrs.data.files import places as places_lib
 from xir_tfrs.data.files import times as times_lib
 
-# A row of a source that is not text counts as so many bytes of its `size`.
+# Bytes of `size` per row, for a source that is not text.
 ROW_BYTES = columnar.ROW_BYTES
 
 
@@ -26,9 +26,9 @@ class Block:
   """Consecutive interactions of one file.
 
   Attributes:
-    places: where the rows stand.
+    places: Positions of the rows.
     users, items: [n] string arrays of original ids, never empty or null.
-    progress: how far this block reaches, in units of `Source.size`.
+    progress: End of this block, in units of `Source.size`.
     times: [n] int64 or None.
     weights: [n] float32, finite and not negative, or None.
     ratings: [n] float64 or None.
@@ -45,19 +45,19 @@ class Block:
   titles: pa.Array | None = None
 
   def error(self, row: int, column: str, message: str) -> errors.DataError:
-    """An error about the value of `column` in a row of this block."""
+    """Returns an error about the value of `column` in a row of this block."""
     return self.places.error(row, column, message)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A part of the input that can be read by itself.
+  """A part of the input that can be read independently.
 
   Attributes:
-    file: number of the file.
-    start, stop: the lines that begin at these bytes of the file, without
-      `stop`; Parquet: these row groups.
-    position: of its first row or before; see `Source.read`.
+    file: Number of the file.
+    start, stop: The lines that start at these bytes of the file, without
+      `stop`; for Parquet, these row groups.
+    position: Position of the first row or below; see `Source.read`.
   """
 
   file: int
@@ -74,15 +74,15 @@ def from_columns(
   warnings: collections.Counter[str],
   file: int = 0,
 ) -> Block:
-  """The interactions of some rows.
+  """Builds a block from columns.
 
   Args:
-    found: the columns that `roles` names.
-    roles: which is what.
-    where: the places of the rows.
-    progress: how far they reach.
-    warnings: takes what is left out -> how often.
-    file: number of the file, which tells new users of two files apart.
+    found: The columns that `roles` names.
+    roles: The roles of the columns.
+    where: The places of the rows.
+    progress: End of the rows, in units of `Source.size`.
+    warnings: Collects what is left out -> how often.
+    file: Number of the file, which distinguishes new users of two files.
   """
   table = _Table(dict(found), where)
   if roles.item_list is not None:
@@ -117,7 +117,7 @@ def from_columns(
   )
 
 
-# The column of users where the input has none.
+# The name of the user column if the input has none.
 _NEW = "user"
 
 
@@ -154,9 +154,9 @@ def _ids(column: pa.Array, name: str, where: places_lib.Places) -> pa.Array:
     missing = int(_is_missing(column, ("",)).sum())
     more = f", and in {missing - 1} more of these {len(column)} rows"
     raise errors.DataError(
-      f"empty id{more if missing > 1 else ''}; fill it in or drop the row; of"
-      " users, --missing_user drop leaves these rows out, and new makes a user"
-      " of each",
+      f"empty id{more if missing > 1 else ''}; fill it in or drop the row; for"
+      " users, --missing_user drop leaves these rows out, and new gives each a"
+      " new user",
       path=error.path,
       line=error.line,
       row=error.row,
@@ -167,7 +167,7 @@ def _ids(column: pa.Array, name: str, where: places_lib.Places) -> pa.Array:
 def _split(
   column: pa.Array, roles: roles_lib.Roles, where: places_lib.Places
 ) -> pa.ListArray:
-  """Text that lists items, as lists."""
+  """Splits texts into lists of items."""
   form = roles.item_list
   assert form is not None
   text = columns.strings(column, roles.item, where)
@@ -186,7 +186,7 @@ def _split(
 def _exploded(
   table: _Table, roles: roles_lib.Roles, warnings: collections.Counter[str]
 ) -> _Table:
-  """A row for each item of a list, with what its row says otherwise."""
+  """Makes one row per item of a list, with the other values of its row."""
   items = table.columns[roles.item]
   if not columns.is_list(items):
     return table
@@ -205,8 +205,8 @@ def _exploded(
       raise table.places.error(
         row,
         name,
-        f"{_lengths(column)[row]} values beside {lengths[row]} of"
-        f" {roles.item!r}; expected one, or as many",
+        f"{_lengths(column)[row]} values, but {lengths[row]} of"
+        f" {roles.item!r}; expected one, or the same number",
       )
     found[name] = column.flatten()
   return _Table(found, table.places.take(rows))
@@ -222,7 +222,7 @@ def _with_users(
   warnings: collections.Counter[str],
   file: int,
 ) -> _Table:
-  """Drops the rows without a user, or gives each line a new one."""
+  """Drops rows without a user, or gives each line a new user."""
   missing = np.ones(table.rows, bool)
   if roles.user is not None:
     missing = _is_missing(table.columns[roles.user], columns.MISSING)
@@ -247,11 +247,11 @@ def _with_users(
 
 
 def _is_missing(column: pa.Array, words: tuple[str, ...]) -> np.ndarray:
-  """Whether values are null, NaN, or text that says so."""
+  """Whether values are null, NaN, or a text that means missing."""
   if pa.types.is_floating(column.type):
     missing = pc.is_null(column, nan_is_null=True)
   elif columns.is_text(column.type):
-    found = column.cast(pa.binary())  # Not all of it need be text.
+    found = column.cast(pa.binary())  # The values may not be valid text.
     is_word = pc.is_in(found, value_set=pa.array(words).cast(pa.binary()))
     missing = pc.or_(pc.is_null(column), is_word)
   else:
@@ -262,7 +262,7 @@ def _is_missing(column: pa.Array, words: tuple[str, ...]) -> np.ndarray:
 def _chosen(
   table: _Table, roles: roles_lib.Roles, warnings: collections.Counter[str]
 ) -> tuple[_Table, np.ndarray | None]:
-  """The rows of the events to keep, and their weights."""
+  """Keeps the rows of the chosen events, with their weights."""
   assert roles.event is not None
   text = columns.strings(table.columns[roles.event], roles.event, table.places)
   events = list(roles.weights_of_events)

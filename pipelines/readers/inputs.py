@@ -1,4 +1,4 @@
-"""What a user says about the input. Imports nothing heavy."""
+"""Settings of the input, without slow imports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS = (
   "tfds",
   "synthetic",
 )
-# As the time column: to do without times.
+# Value of the time column that means to ignore times.
 NO_TIMES = "none"
 COMPRESSIONS = ("none", "gzip", "bz2", "zip", "zstd", "xz")
 _TFDS = {"format": "tfds"}
@@ -30,101 +30,101 @@ _GENERATED = {"format": "synthetic"}
 
 @dataclasses.dataclass(frozen=True)
 class Columns(settings.Settings):
-  """Which columns of the input mean what."""
+  """Settings of the columns of the input."""
 
   user: str | None = setting(
-    "column of user ids. Default: the one that is called so, as are those of"
-    " items and times.",
+    "column of user ids. Default: guessed by name, like those of items and"
+    " times.",
     None,
     flag="user_column",
-    section="Which columns mean what",
+    section="Columns",
   )
   item: str | None = setting(
-    "column of item ids; a list of them gives as many rows.",
+    "column of item ids; a list gives one row per item.",
     None,
     flag="item_column",
   )
   time: str | None = setting(
-    "column of times; none to do without.", None, flag="time_column"
+    "column of times; none ignores times.", None, flag="time_column"
   )
   time_format: str | None = setting(
-    "how times are written: number, iso, or as strptime takes it, such as"
-    " '%d/%m/%Y %H:%M'. Default: told by the first of them.",
+    "format of times: number, iso, or a strptime format such as"
+    " '%d/%m/%Y %H:%M'. Default: detected from the first values.",
     None,
   )
   time_unit: str | None = setting(
-    "unit of numbers as times, and what dates are kept in. Default: told by"
-    " the first of them.",
+    "unit of numeric times, and of stored dates. Default: detected from the"
+    " first values.",
     None,
     choices=("s", "ms", "us", "ns"),
   )
   weight: str | None = setting(
-    "column kept as sample_weight.", None, flag="weight_column"
+    "column to store as sample_weight.", None, flag="weight_column"
   )
   rating: str | None = setting(
-    "column compared with --min_rating. Default: the one that is called so.",
+    "column to compare with --min_rating. Default: guessed by name.",
     None,
     flag="rating_column",
   )
-  min_rating: float | None = setting("leave out rows rated below it.", None)
+  min_rating: float | None = setting("leave out rows with lower ratings.", None)
   event: str | None = setting(
-    "column that --events choose from. Default: the one that is called so.",
+    "column of the events in --events. Default: guessed by name.",
     None,
     flag="event_column",
   )
   events: tuple[str, ...] = setting(
-    "events to keep, as EVENT or as EVENT:WEIGHT, which becomes the"
+    "events to keep, as EVENT or EVENT:WEIGHT, where WEIGHT becomes the"
     " sample_weight. Default: all rows.",
     (),
   )
   item_list: str | None = setting(
-    "column of text that lists items, in place of --item_column. Of items that"
-    " all end in -0 or -1, as in logs of what was shown, those with -1 count.",
+    "column of text that lists items, instead of --item_column. If all items"
+    " end in -0 or -1, as in impression logs, only those with -1 count.",
     None,
     flag="item_list_column",
   )
   list_separator: str | None = setting(
-    "between the items of --item_list_column. Default: told by the first"
+    "separator of the items in --item_list_column. Default: from the first"
     " lists.",
     None,
   )
   missing_user: str | None = setting(
-    "rows without a user: drop them, or let each have a new one. Default: an"
+    "rows without a user: drop them, or give each a new user. Default: an"
     " error.",
     None,
     choices=("drop", "new"),
   )
   user_features: tuple[str, ...] = setting(
-    "columns of the user file to keep, as NAME or NAME:KIND. Default: all that"
-    " have a kind.",
+    "columns of the user file to keep, as NAME or NAME:KIND. Default: all with"
+    " a kind.",
     (),
   )
   item_features: tuple[str, ...] = setting("the same of the item file.", ())
   item_title: str | None = setting(
-    "column of the item file, or without one of the interactions, that is shown"
-    " with the ids of items. It is no feature.",
+    "column of item titles, in the item file or, without one, in the"
+    " interactions. Titles are shown with ids and are not a feature.",
     None,
   )
   user_key: str | None = setting(
-    "column of ids in the user file. Default: that of the interactions, or the"
-    " one that is called so.",
+    "column of ids in the user file. Default: that of the interactions, or"
+    " guessed by name.",
     None,
   )
   item_key: str | None = setting("the same of the item file.", None)
   separator: str | None = setting(
-    "between the values of a sequence in a side file. Default: a space in"
-    " atomic files, else told by the values.",
+    "separator of sequences in side files. Default: a space in atomic files,"
+    " else guessed from the values.",
     None,
   )
   separators: dict[str, Any] = setting(
-    "the same of one feature: FEATURE=SEPARATOR,...", {}
+    "the same for single features: FEATURE=SEPARATOR,...", {}
   )
 
   def __post_init__(self):
     super().__post_init__()
     if self.rating is not None and self.min_rating is None:
       raise ValueError(
-        "--rating_column and --min_rating go together: ratings only choose"
+        "--rating_column and --min_rating need each other: ratings only select"
         f" rows. Received: {self.rating!r} and {self.min_rating}."
       )
     for name in ("separator", "list_separator"):
@@ -132,12 +132,12 @@ class Columns(settings.Settings):
         raise ValueError(f"`{name}` must not be empty; see --{name}.")
     if self.item is not None and self.item_list is not None:
       raise ValueError(
-        "--item_column and --item_list_column both name the items; leave one"
-        f" out. Received: {self.item!r} and {self.item_list!r}."
+        "--item_column and --item_list_column both name the items; omit one."
+        f" Received: {self.item!r} and {self.item_list!r}."
       )
     if self.event is not None and not self.events:
       raise ValueError(
-        "--event_column needs --events, those to keep. Received:"
+        "--event_column needs --events, the events to keep. Received:"
         f" --event_column {self.event}."
       )
     if self.list_separator is not None and self.item_list is None:
@@ -147,7 +147,7 @@ class Columns(settings.Settings):
       )
     if any(self.event_weights.values()) and self.weight is not None:
       raise ValueError(
-        "--events and --weight_column both give weights; leave one out."
+        "--events and --weight_column both give weights; omit one."
         f" Received: {','.join(self.events)} and {self.weight!r}."
       )
 
@@ -168,7 +168,7 @@ class Columns(settings.Settings):
     given = [weight is not None for weight in weights.values()]
     if any(given) and not all(given):
       raise ValueError(
-        "--events: give all of them weights or none. Received:"
+        "--events: give weights to all of them or to none. Received:"
         f" {','.join(self.events)}."
       )
     return weights
@@ -189,24 +189,24 @@ class Columns(settings.Settings):
 
 @dataclasses.dataclass(frozen=True)
 class FileLayout(settings.Settings):
-  """How the files of interactions are written, where it is not detected."""
+  """Settings of the layout of a file, which is otherwise detected."""
 
   compression: str | None = setting(
-    "how files are packed. Default: detected, as are encoding, delimiter,"
-    " quoting and header.",
+    "compression of files. Default: detected, like encoding, delimiter, quoting"
+    " and header.",
     None,
     choices=COMPRESSIONS,
-    section="How the files are written",
+    section="File layout",
   )
   encoding: str | None = setting(
-    "of text: utf-8, latin-1, utf-16, windows-1252, ...", None
+    "encoding of text: utf-8, latin-1, utf-16, windows-1252, ...", None
   )
   delimiter: str | None = setting(
-    "between the fields of a line; tab and space are words for those.", None
+    "delimiter of fields; accepts the words tab and space.", None
   )
   quoting: str | None = setting(
-    "how a quote stands in a quoted field: twice, behind a backslash, or as"
-    " any other character, as there are no quoted fields.",
+    "how a quote in a quoted field is written: doubled, after a backslash, or"
+    " like any other character, because fields are not quoted.",
     None,
     choices=("double", "backslash", "none"),
   )
@@ -218,10 +218,10 @@ class FileLayout(settings.Settings):
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig(settings.Settings):
-  """Size and shape of generated data; see `pipelines.readers.synthetic`."""
+  """Settings of generated data; see `pipelines.readers.synthetic`."""
 
   num_users: int = setting(
-    "users to generate.",
+    "number of users to generate.",
     6000,
     flag="synthetic_users",
     minimum=1,
@@ -229,21 +229,21 @@ class SyntheticConfig(settings.Settings):
     section="Generated data",
   )
   num_items: int = setting(
-    "items to generate.",
+    "number of items to generate.",
     4000,
     flag="synthetic_items",
     minimum=1,
     only=_GENERATED,
   )
   num_interactions: int = setting(
-    "about how many distinct pairs to generate.",
+    "approximate number of distinct pairs to generate.",
     240_000,
     flag="synthetic_interactions",
     minimum=1,
     only=_GENERATED,
   )
   num_topics: int = setting(
-    "topics of the generated tastes.",
+    "number of topics of the generated tastes.",
     24,
     flag="synthetic_topics",
     minimum=1,
@@ -257,21 +257,21 @@ class SyntheticConfig(settings.Settings):
     only=_GENERATED,
   )
   strength: float = setting(
-    "how much taste counts against popularity.",
+    "weight of taste against popularity.",
     8.0,
     flag="synthetic_strength",
     minimum=0,
     only=_GENERATED,
   )
   zipf_exponent: float = setting(
-    "how steeply popularity falls.",
+    "exponent with which popularity falls.",
     1.3,
     flag="synthetic_zipf",
     minimum=0,
     only=_GENERATED,
   )
   seed: int = setting(
-    "of the generated data.",
+    "seed of the generated data.",
     0,
     flag="synthetic_seed",
     minimum=0,
@@ -281,28 +281,28 @@ class SyntheticConfig(settings.Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Input(settings.Settings):
-  """What to read."""
+  """Settings of the files to read."""
 
   paths: tuple[str, ...] = setting(
     "file, pattern or folder; the name of the data set with --format tfds.",
     (),
     flag="input",
     multi=True,
-    section="What to read",
+    section="Input",
   )
   train: tuple[str, ...] = setting(
-    "file, pattern or folder of training rows, where the splits exist already:"
-    " with --validation and --test in place of --input. With --format tfds,"
+    "file, pattern or folder of training rows, if the splits already exist; use"
+    " it with --validation and --test instead of --input. With --format tfds,"
     " names of splits of the data set --input.",
     (),
     multi=True,
   )
   validation: tuple[str, ...] = setting(
-    "the same for the rows that validate.", (), multi=True
+    "the same for the validation rows.", (), multi=True
   )
   test: tuple[str, ...] = setting("the same for the test rows.", (), multi=True)
   format: str = setting(
-    "kind of input; auto goes by the first bytes and the name of a file.",
+    "kind of input; auto detects it from the first bytes and the file name.",
     "auto",
     choices=FORMATS,
   )
@@ -314,17 +314,17 @@ class Input(settings.Settings):
     section="Side features",
   )
   user_layout: dict[str, Any] = setting(
-    "how the user file is written, where it is not detected: by the names of"
-    " flags, such as delimiter=tab,encoding=latin-1.",
+    "layout of the user file, if it is not detected: flags by name, such as"
+    " delimiter=tab,encoding=latin-1.",
     {},
   )
   item_file: str | None = setting(
     "side features of items. Default: the .item file beside an .inter file.",
     None,
   )
-  item_layout: dict[str, Any] = setting("the same of the item file.", {})
+  item_layout: dict[str, Any] = setting("the same for the item file.", {})
   data_dir: str | None = setting(
-    "folder of TFDS data sets. Default: that of TFDS.",
+    "folder of TFDS data sets. Default: TFDS's own.",
     None,
     only=_TFDS,
     section="TensorFlow Datasets",
@@ -334,7 +334,7 @@ class Input(settings.Settings):
   )
   synthetic: SyntheticConfig = SyntheticConfig()
   chunk_bytes: int = setting(
-    "bytes of text that are parsed at a time.",
+    "bytes of text to parse at a time.",
     16 << 20,
     minimum=1,
     section="Memory",
@@ -354,7 +354,7 @@ class Input(settings.Settings):
       )
 
   def side_layout(self, side: str) -> FileLayout:
-    """How the "user" or the "item" file is written."""
+    """Returns the layout of the "user" or "item" file."""
     given = getattr(self, f"{side}_layout")
     try:
       return settings.build(FileLayout, given)
@@ -366,14 +366,14 @@ class Input(settings.Settings):
     for name in getattr(self, f"{side}_layout"):
       if name not in known:
         raise ValueError(
-          f"--{side}_layout: there is no {name!r}; known are"
+          f"--{side}_layout: there is no {name!r}; the names are"
           f" {', '.join(sorted(known))}."
         )
     self.side_layout(side)
 
   @property
   def given_splits(self) -> dict[str, tuple[str, ...]]:
-    """Split -> what holds its rows, where the user gives the splits."""
+    """Split -> its files, if the user gives the splits."""
     named = {
       "train": self.train,
       "validation": self.validation,
@@ -384,17 +384,17 @@ class Input(settings.Settings):
   def _check_given_splits(self) -> None:
     if not self.train:
       raise ValueError(
-        f"--{next(iter(self.given_splits))} needs --train, the rows to train."
+        f"--{next(iter(self.given_splits))} needs --train, the training rows."
       )
     if self.format == "tfds":
       if self.tfds_split != "all":
         raise ValueError(
-          "--train, --validation and --test name splits of the data set; leave"
-          f" out --tfds_split. Received: {self.tfds_split!r}."
+          "--train, --validation and --test name splits of the data set; omit"
+          f" --tfds_split. Received: {self.tfds_split!r}."
         )
     elif self.paths:
       raise ValueError(
-        "--train, --validation and --test take the place of --input. Received:"
+        "--train, --validation and --test replace --input. Received:"
         f" --input {self.paths[0]}."
       )
 

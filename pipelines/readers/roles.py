@@ -1,4 +1,4 @@
-"""Which column is what: as the user says, or by its name."""
+"""Assigns roles to columns, by user settings or by name."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SHOWN = 24  # Characters of a value, in errors.
 
 @dataclasses.dataclass(frozen=True)
 class ItemList:
-  """How a text lists items.
+  """The format of a text that lists items.
 
   Attributes:
-    separator: between them.
-    labelled: whether each ends in -1, or in -0 and does not count.
+    separator: Separator of items.
+    labelled: Whether items end in -1, or in -0 if they do not count.
   """
 
   separator: str
@@ -40,15 +40,16 @@ class ItemList:
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-  """The columns of an input, by what they mean; None: there is none.
+  """The columns of an input by role; None for roles without a column.
 
   Attributes:
-    user, item, time, weight, rating, event, title: names of columns.
-    times: how times are written.
-    item_list: how `item` lists items in text.
-    weights_of_events: event -> weight, of the events to keep; None: all alike.
-    missing_user: what becomes of rows without a user, as the setting.
-    guessed: those that the user did not name.
+    user, item, time, weight, rating, event, title: Names of columns.
+    times: The format of times.
+    item_list: How `item` lists items in text.
+    weights_of_events: Event -> weight, for the events to keep; None if all have
+      the same weight.
+    missing_user: How to treat rows without a user, as in the setting.
+    guessed: Roles that the user did not name.
   """
 
   user: str | None
@@ -74,7 +75,7 @@ class Roles:
 
   @property
   def columns(self) -> dict[str, pa.DataType | None]:
-    """Column -> the type to read it as, if there is a likely one."""
+    """Column -> the type to read it as, or None."""
     wanted: dict[str, pa.DataType | None] = {}
     for name in (self.user, self.item, self.event, self.title):
       if name is not None:
@@ -118,18 +119,18 @@ def resolve(
   sample: rows.Rows | None = None,
   has_header: bool = True,
 ) -> Roles:
-  """The roles of the columns of a file.
+  """Finds the roles of the columns of a file.
 
   Args:
-    config: what the user says.
-    available: the columns of the file.
-    path, line: of the file and its header, for errors.
-    sample: its first rows, if they are known.
-    has_header: whether the file itself names its columns.
+    config: Settings of the user.
+    available: The columns of the file.
+    path: The file, for errors.
+    line: The line of its header, for errors.
+    sample: The first rows, if they are known.
+    has_header: Whether the file names its columns.
 
   Raises:
-    DataError: A column is not there, may be two, or does not hold what it
-      should.
+    DataError: A column is missing, ambiguous, or has the wrong content.
   """
   return _Resolver(
     config, list(available), path, line, sample, has_header
@@ -189,7 +190,7 @@ class _Resolver:
     )
 
   def _named(self, name: str | None) -> str | None:
-    """The column that the user means."""
+    """The column that the user's name refers to."""
     if name is None:
       return None
     found = names.matching(name, self.available)
@@ -209,12 +210,12 @@ class _Resolver:
       for column in names.guesses(role, self.available)
       if column not in taken
     ]
-    # In records within lists, the columns of the records themselves come first.
+    # With records in lists, the columns of the outer records come first.
     outermost = [column for column in found if "." not in column]
     found = outermost or found
     if len(found) > 1:
       raise errors.DataError(
-        f"{' and '.join(map(repr, found))} both may be the {role}; say which"
+        f"{' and '.join(map(repr, found))} may both be the {role}; choose"
         f" with {_FLAGS[role]} {found[0]}. The file has {self._there}",
         path=self.path,
         line=self.line,
@@ -235,15 +236,15 @@ class _Resolver:
     more = ", or give --missing_user new" if "user" in roles else ""
     flags = " ".join(f"{_FLAGS[role]} NAME" for role in roles)
     return errors.DataError(
-      f"no column is called like the {' or the '.join(roles)}; the file has"
-      f" {self._there}{self._first_row}: say {flags}{more}",
+      f"no column has a name like {' or '.join(roles)}; the file has"
+      f" {self._there}{self._first_row}: use {flags}{more}",
       path=self.path,
       line=self.line,
     )
 
   @property
   def _first_row(self) -> str:
-    """What the columns hold, in words."""
+    """The values of the first row, for messages."""
     if self.sample is None:
       return ""
     values = (self.sample.columns[name][0].as_py() for name in self.available)
@@ -251,10 +252,10 @@ class _Resolver:
     return f" (first row: {shown})"
 
   def _by_place(self) -> tuple[str | None, str | None, str | None]:
-    """User, item and time of a file without a header.
+    """Finds user, item and time in a file without a header.
 
-    The user and the item are the first columns, the time is the one that holds
-    times; there may be one more.
+    The first two columns are the user and the item, the time is the column with
+    times; there may be one more column.
     """
     time = None
     if self.config.time != inputs.NO_TIMES:
@@ -267,8 +268,8 @@ class _Resolver:
         columns = self.sample.columns
         first = [str(columns[n][0].as_py()) for n in self.available]
       raise errors.DataError(
-        "the file has no header, and which of its columns is what is not"
-        f" clear: the first row is {', '.join(map(repr, first))}; say"
+        "the file has no header, and the meaning of its columns is not clear:"
+        f" the first row is {', '.join(map(repr, first))}; use"
         " --user_column 1 --item_column 2, by number, or name all with --names",
         path=self.path,
         line=1,
@@ -277,7 +278,7 @@ class _Resolver:
     return left[0], left[1], time
 
   def _is_rated(self, left: list[str]) -> bool:
-    """Whether a user, an item and at most a number are left."""
+    """Whether only a user, an item and at most one number are left."""
     if len(left) != 3 or self.sample is None:
       return len(left) == 2
     values = columns_lib.plain(self.sample.columns[left[2]])[:50].to_pylist()
@@ -291,7 +292,7 @@ class _Resolver:
       values = columns_lib.plain(column)[:50].to_pylist()
       if all(times.looks_like_one(str(value)) for value in values):
         found.append(name)
-    # Ids may be large numbers, too; those that rise are times.
+    # Ids may be large numbers too; ascending ones are times.
     return found[-1] if found and len(self.available) > 2 else None
 
   def _times(self, name: str | None) -> times.Times | None:

@@ -1,4 +1,4 @@
-"""Inputs of interactions, and what they share."""
+"""The base classes of inputs of interactions."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Source(abc.ABC):
   """An input of interactions; each call of `blocks` reads it from the start.
 
   Attributes:
-    kind: name of the format.
-    name: short name of the data set.
-    num_files: how many files of interactions there are.
-    size: about how many bytes the rows take as text.
-    splits: the split of each file, where the user gave them; else empty.
-    has_times, has_weights: whether blocks carry them.
-    roles: which columns are what; None where there are no files.
-    read_as: how the input is written and what its columns mean, to be shown.
-    ignored: columns that are there but are not read.
-    empty_files: files that hold nothing at all and are no part of the others.
-    warnings: what was skipped -> how often, complete after `blocks` or `read`.
+    kind: Name of the format.
+    name: Short name of the data set.
+    num_files: Number of files of interactions.
+    size: Approximate size of the rows as text, in bytes.
+    splits: The split of each file, if the user gave them; else empty.
+    has_times, has_weights: Whether blocks have them.
+    roles: Roles of the columns; None if there are no files.
+    read_as: Description of the format and the columns.
+    ignored: Columns that are not read.
+    empty_files: Files without any content; they are not among the others.
+    warnings: What was skipped -> how often; complete after `blocks` or `read`.
   """
 
   num_files = 1
@@ -49,11 +49,11 @@ class Source(abc.ABC):
     self.warnings: collections.Counter[str] = collections.Counter()
 
   def split_of(self, file: int) -> str | None:
-    """The split of a file, if the user gave them."""
+    """Returns the split of a file, if the user gave the splits."""
     return self.splits[file] if self.splits else None
 
   def blocks(self) -> Iterator[tuple[int, blocks.Block]]:
-    """Yields the rows of one file after the other, each with its number."""
+    """Yields the blocks of all files, each with the number of its file."""
     self.warnings.clear()
     rows: collections.Counter[int] = collections.Counter()
     for file in range(self.num_files):
@@ -66,12 +66,12 @@ class Source(abc.ABC):
       self.warnings["empty_files"] = empty
 
   def count_empty(self, rows: Mapping[int, int]) -> int:
-    """How many files hold no rows, given how many each holds."""
+    """Returns the number of files without rows, given the rows of each."""
     files = range(self.num_files)
     return self.empty_files + sum(not rows.get(file) for file in files)
 
   def missing_rows(self, rows: Mapping[int, int]) -> errors.DataError | None:
-    """The error if all files, or all of a split, hold no rows."""
+    """Returns an error if all files, or all of a split, have no rows."""
     files: dict[str | None, list[int]] = {}
     for file in range(self.num_files):
       files.setdefault(self.split_of(file), []).append(file)
@@ -85,20 +85,20 @@ class Source(abc.ABC):
   ) -> Iterator[tuple[int, blocks.Block]]:
     """Yields the blocks of a piece, each with the position of its first row.
 
-    Its other rows stand at the integers after that. All positions differ, and
-    by position the rows are in the order of `blocks`. `warnings` are then
-    those of the piece.
+    The positions of the other rows follow. All positions are distinct and have
+    the order of `blocks`. Afterwards, `warnings` are those of the piece.
 
     Args:
-      piece: one of `pieces`.
-      count_lines: give blocks their true lines, which takes reading what is
-        before the piece; else lines count from the start of the piece.
+      piece: One of `pieces`.
+      count_lines: Whether to give blocks their true lines, which requires
+        reading the file before the piece; otherwise lines count from the start
+        of the piece.
     """
     self.warnings.clear()
     yield from self._read(piece, count_lines)
 
   def pieces(self) -> list[blocks.Piece]:
-    """The input in parts for different workers to `read`."""
+    """Returns parts of the input for different workers to `read`."""
     return [self._whole(file) for file in range(self.num_files)]
 
   @abc.abstractmethod
@@ -109,43 +109,43 @@ class Source(abc.ABC):
   def _read(
     self, piece: blocks.Piece, count_lines: bool
   ) -> Iterator[tuple[int, blocks.Block]]:
-    """`read`, which adds to `warnings`."""
+    """Does the work of `read` and adds to `warnings`."""
 
   @abc.abstractmethod
   def no_rows(self, file: int) -> errors.DataError:
-    """The error of a file of interactions without rows."""
+    """Returns the error for a file of interactions without rows."""
 
   @abc.abstractmethod
   def fingerprint(self, file: int) -> Fingerprint:
-    """Path, bytes and sha256 of a file; reads it unless `blocks` has."""
+    """Path, size and hash of a file; reads it unless `blocks` already did."""
 
   def side_fingerprints(self) -> tuple[Fingerprint, ...]:
-    """The same for the files of side features."""
+    """Returns the fingerprints of the files of side features."""
     return ()
 
   def files(self) -> tuple[Fingerprint, ...]:
-    """All of these fingerprints."""
+    """Returns the fingerprints of all files."""
     interactions = map(self.fingerprint, range(self.num_files))
     return (*interactions, *self.side_fingerprints())
 
   @abc.abstractmethod
   def side_tables(self) -> SideTables:
-    """Side features of users and of items."""
+    """Reads the side features of users and items."""
 
   def write_extras(
     self, directory: pathlib.Path, users: list[str], items: list[str]
   ) -> None:
-    """Writes what only this source knows; ids are in dense order."""
-    del directory, users, items  # Most sources hold no more than was read.
+    """Writes additional files of this source; ids are in dense order."""
+    del directory, users, items  # Most sources have no additional files.
 
 
 @dataclasses.dataclass(frozen=True)
 class SideFiles:
-  """The files of side features; None where there is none.
+  """The files of side features; None for a missing file.
 
   Attributes:
-    user, item: their addresses.
-    user_wish, item_wish: what the user says of them.
+    user, item: Addresses of the files.
+    user_wish, item_wish: Settings of the user for the files.
   """
 
   user: str | None = None
@@ -156,11 +156,12 @@ class SideFiles:
   def read(
     self, config: inputs.Columns, user_column: str, item_column: str
   ) -> SideTables:
-    """The side tables of users and of items.
+    """Reads the side tables of users and items.
 
     Args:
-      config: what the user says of columns.
-      user_column, item_column: ids of the interactions.
+      config: Settings of the columns.
+      user_column: Column of user ids in the interactions.
+      item_column: Column of item ids in the interactions.
     """
     users = self.user and side_tables.read(
       self.user,
@@ -184,13 +185,13 @@ class SideFiles:
     return users or None, items or None
 
   def of_rows(self, config: inputs.Columns) -> inputs.Columns:
-    """What is said of the interactions: titles stand in the item file."""
+    """The settings for the interactions, without titles in the item file."""
     return dataclasses.replace(config, item_title=None) if self.item else config
 
   def _separators(
     self, config: inputs.Columns, features: Sequence[str]
   ) -> dict[str, str]:
-    """Those of the features of a side; without features, all."""
+    """The separators of the features of a side; without features, all."""
     if not (self.user and self.item):
       return dict(config.separators)
     named = {feature.partition(":")[0] for feature in features}
@@ -219,7 +220,7 @@ class FileSource(Source):
     return self._side_files.fingerprints()
 
   def side_tables(self) -> SideTables:
-    # A number is a place in one file, and says nothing of another.
+    # A column number refers to one file, so it does not apply to side files.
     user, item = (
       role if role and not role.isdigit() else f"{side}_id"
       for side, role in (("user", self.roles.user), ("item", self.roles.item))

@@ -14,7 +14,7 @@ from xir_tfrs.data.files import addresses, folders, layouts, opening, rows
 
 
 def open_source(config: inputs.Input) -> source.Source:
-  """The reader for `config`; headers are checked, rows are not yet read."""
+  """Opens the reader for `config`; checks headers but reads no rows."""
   if config.format == "synthetic":
     return synthetic_lib.SyntheticSource(config.synthetic)
   if config.format == "tfds":
@@ -27,13 +27,13 @@ def open_source(config: inputs.Input) -> source.Source:
     for name in names
   ]
   opened = _tables(config, named)
-  # A file called "train" names nothing.
+  # A file called "train" is no name for a data set.
   opened.name = pathlib.Path(named[0][1]).resolve().parent.name or opened.name
   return opened
 
 
 def _tfds(config: inputs.Input) -> source.Source:
-  # TensorFlow Datasets is optional, so its reader is imported when used.
+  # Imported on use, because TensorFlow Datasets is optional.
   from pipelines.readers import tfds_source
 
   if len(config.paths) != 1:
@@ -56,7 +56,7 @@ def _tfds(config: inputs.Input) -> source.Source:
 def _tables(
   config: inputs.Input, named: Sequence[tuple[str | None, str]]
 ) -> tables.TableSource:
-  """The files that are named, each with its split; empty ones are left out."""
+  """Opens the named files with their splits, without empty ones."""
   found = [(split, path) for split, name in named for path in _files(name)]
   wish = wish_of(config.layout, config.format, config.columns.named)
   files, splits = [], []
@@ -69,7 +69,7 @@ def _tables(
   for split, path in found:
     if split not in splits:
       what = f" for --{split}" if split else ""
-      raise errors.DataError(f"empty, as are all files{what}", path=path)
+      raise errors.DataError(f"empty, like all files{what}", path=path)
   beside = files[0].path if files[0].layout.format == "atomic" else None
   opened = tables.TableSource(
     files, config.columns, _side_files(config, beside), config.chunk_bytes
@@ -85,7 +85,7 @@ def _opened(path: str, wish: layouts.Wish) -> rows.RowFile:
   layout = layouts.detect(path, wish)
   if layout.format == "tfrecord":
     raise errors.DataError(
-      "holds TFRecords, which `train` reads with a schema.json beside them; see"
+      "holds TFRecords, which `train` reads together with a schema.json; see"
       " Your own TFRecords in docs/own_data.md",
       path=path,
     )
@@ -95,7 +95,7 @@ def _opened(path: str, wish: layouts.Wish) -> rows.RowFile:
 def wish_of(
   layout: inputs.FileLayout, format_: str = "auto", named: Sequence[str] = ()
 ) -> layouts.Wish:
-  """What the user says of a file."""
+  """The user's settings for a file."""
   return layouts.Wish(
     format=None if format_ == "auto" else format_,
     columns=tuple(name for name in named if not name.isdigit()),
@@ -104,7 +104,7 @@ def wish_of(
 
 
 def _files(name: str) -> list[str]:
-  """The files of an address; of a folder with .inter files, those alone."""
+  """The files of an address; only .inter files of a folder that has some."""
   found = addresses.expand(name)
   if len(found) < 2 or "*" in name:
     return found
@@ -124,7 +124,7 @@ def _files(name: str) -> list[str]:
 
 
 def _side_files(config: inputs.Input, beside: str | None) -> source.SideFiles:
-  """The side files that are named, or stand beside an .inter file."""
+  """The named side files, or those beside an .inter file."""
   found: dict[str, str] = {}
   for side in ("user", "item"):
     name = getattr(config, f"{side}_file")
@@ -135,8 +135,7 @@ def _side_files(config: inputs.Input, beside: str | None) -> source.SideFiles:
       found[side] = near
     elif getattr(config.columns, f"{side}_features"):
       raise errors.DataError(
-        f"--{side}_features was given, but there is no --{side}_file to take"
-        " them from"
+        f"--{side}_features needs a --{side}_file, and there is none"
       )
   return source.SideFiles(
     **found,

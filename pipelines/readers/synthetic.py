@@ -1,14 +1,14 @@
-"""Interactions with a known latent structure and a long-tailed popularity.
+"""Generates interactions with known latent structure and long-tail popularity.
 
 Users and items get vectors u, v around shared topics, and items a popularity
-p that falls with its rank r like r^-zipf_exponent. A user takes n distinct
-items one after another, each with probability proportional to
+p that falls with its rank r as r^-zipf_exponent. A user takes n distinct items
+one after another, each with probability proportional to
 
     exp(a),  a(u, v) = strength * <u, v> + log p
 
 among those not yet taken (Plackett-Luce, drawn by the Gumbel top-n trick).
-The affinity a is an inner product, so the best ranking any two-tower model can
-reach is known; `oracle.npz` holds its vectors.
+The affinity a is an inner product, so the best possible ranking by a two-tower
+model is known; `oracle.npz` holds its vectors.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipelines.readers import blocks, inputs, source
 from xir_tfrs.data import errors, schema
 from xir_tfrs.data.files import places, side_tables
 
-# Part of what a seed means: changing it changes the data.
+# Changing this changes the data of every seed.
 _USERS_PER_CHUNK = 256
 _FIRST_TIME = 1_600_000_000
 _YEAR = 365 * 86_400
 
 
 class SyntheticSource(source.Source):
-  """Generated interactions, which are in no file."""
+  """Generated interactions, without files."""
 
   num_files = 0
   has_times = True
@@ -73,7 +73,7 @@ class SyntheticSource(source.Source):
   def _read(
     self, piece: blocks.Piece, count_lines: bool
   ) -> Iterator[tuple[int, blocks.Block]]:
-    del piece, count_lines  # All of it; blocks always know their rows.
+    del piece, count_lines  # There is one piece, and blocks know their rows.
     done = 0
     for start in range(0, self.config.num_users, _USERS_PER_CHUNK):
       users = np.arange(
@@ -95,14 +95,14 @@ class SyntheticSource(source.Source):
       done = end
 
   def _draw(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Items and ascending times, user after user."""
+    """Draws items and ascending times, user after user."""
     config = self.config
     rng = np.random.default_rng([config.seed, 1, int(users[0])])
     counts = self._row_counts[users]
     most = counts.max()
     keys = config.strength * self._users[users] @ self._items.T
     keys = (keys + self._log_popularity).astype(np.float32)
-    # Minus the log of an exponential variate is a Gumbel variate. In float32
+    # Minus the log of an exponential variate is a Gumbel variate. In float32,
     # one draw in 2^24 is 0, which would put its item first at any affinity.
     exponential = rng.standard_exponential(keys.shape, np.float32)
     keys -= np.log(np.maximum(exponential, 2.0**-25))
@@ -110,19 +110,19 @@ class SyntheticSource(source.Source):
     order = np.argsort(-np.take_along_axis(keys, top, 1), axis=1)
     taken = np.arange(most) < counts[:, None]
     items = np.take_along_axis(top, order, 1)[taken]
-    # The favourites come first in `items`; their times are independent.
+    # `items` starts with the favourites, but times are independent of that.
     times = rng.integers(_YEAR, size=len(items)) + _FIRST_TIME
     by_time = np.lexsort([times, np.repeat(np.arange(len(users)), counts)])
     return items[by_time], times[by_time]
 
   def no_rows(self, file: int) -> errors.DataError:
-    raise NotImplementedError  # There is always a row.
+    raise NotImplementedError  # There are always rows.
 
   def fingerprint(self, file: int) -> source.Fingerprint:
     raise NotImplementedError
 
   def side_tables(self) -> tuple[side_tables.SideTable, side_tables.SideTable]:
-    """Features that tell something about the vectors, but not all."""
+    """Returns features with partial information about the vectors."""
     rng = np.random.default_rng([self.config.seed, 2])
     known = rng.random(self.config.num_users) < 0.8
     users = side_tables.SideTable(
@@ -149,7 +149,7 @@ class SyntheticSource(source.Source):
     return users, items
 
   def _tags(self, per_item: int = 3) -> pa.ListArray:
-    """The axes along which an item lies farthest, with their sign."""
+    """The axes with the largest coordinates of an item, with their signs."""
     axes = np.argsort(-np.abs(self._items), axis=1)[:, :per_item]
     signs = np.take_along_axis(self._items, axes, 1) > 0
     tags = _names("t", (2 * axes + signs).reshape(-1))
@@ -185,7 +185,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _row_counts(
   config: inputs.SyntheticConfig, rng: np.random.Generator
 ) -> np.ndarray:
-  """How many items each user takes: at least 5, long-tailed."""
+  """Number of items of each user: at least 5, long-tailed."""
   weights = rng.lognormal(sigma=0.6, size=config.num_users)
   counts = np.rint(weights * config.num_interactions / weights.sum())
   most = max(config.num_items // 2, 1)

@@ -1,4 +1,4 @@
-"""Interactions from files of rows with named columns, of any format."""
+"""Reads interactions from files of rows with named columns."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import addresses, adjacency, columns, names, times
 from xir_tfrs.data.files import rows as rows_lib
 
-# A position is the number of the file and, in these bits, how far into it. Of
-# text that is a byte: a row takes at least one, so rows that count from the
-# byte where they were read never reach the next that are read.
+# A position combines the number of the file with, in these bits, the position
+# within it. For text that is a byte offset: a row takes at least one byte, so
+# rows that count from the start of their chunk never reach the next chunk.
 _POSITION_BITS = 40
 
 
 class TableSource(source.FileSource):
-  """One or more files of rows, which may be of different formats.
+  """One or more files of rows, possibly of different formats.
 
   Attributes:
-    sample: the first rows, all columns; None if there are none.
+    sample: The first rows with all columns; None if there are none.
   """
 
   roles: roles.Roles
@@ -92,7 +92,7 @@ class TableSource(source.FileSource):
     return file << _POSITION_BITS | within
 
   def _can_be_cut(self, file: rows_lib.RowFile) -> bool:
-    # Of rows that each become several, only bytes tell them apart.
+    # If a row becomes several, only byte offsets leave room for all.
     return file.can_be_cut and not (
       self._is_exploded and file.layout.format == "parquet"
     )
@@ -103,12 +103,12 @@ class TableSource(source.FileSource):
   def _in_file(
     self, file: rows_lib.RowFile, first: rows_lib.RowFile
   ) -> dict[str, str]:
-    """Column of the roles -> the same in a file, where case may differ."""
+    """Column of the roles -> its name in a file, where case may differ."""
     if self.roles.time is None and self._config.time is None:
       for name in names.guesses("time", file.names):
         raise errors.DataError(
-          f"has other columns than {first.path}, which has no times: say"
-          " --time_column none to do without",
+          f"has other columns than {first.path}, which has no times: use"
+          " --time_column none to ignore times",
           path=file.path,
           line=file.header_line,
           column=name,

@@ -10,12 +10,12 @@
         builder_kwargs={"path": "ratings.inter"},
     )
 
-An example is a user with the sequence of its rows: one example per row makes
-TFDS write about 10,000 rows/s. `xir-tfrs prepare --format tfds
---input atomic_interactions/ratings --data_dir tfds` reads it back; once
-written it needs neither this module nor the file.
+An example is a user with the sequence of its rows, because with one example per
+row TFDS only writes about 10,000 rows/s. `xir-tfrs prepare --format tfds
+--input atomic_interactions/ratings --data_dir tfds` reads the data set, without
+this module and the file.
 
-The rows of the file are held in memory as integers while it is written.
+While writing, the rows of the file are in memory as integers.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ SPLIT = "interactions"
 class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
   """The interactions of an ``.inter`` file, one example per user.
 
-  Users stand in order of first appearance and rows in the order of the file.
-  Columns become features of the same name: the user a string, and for its
-  rows sequences of strings (token), float32 (float) and, for the time column,
-  int64. TFDS stores every float as float32, which would round Unix times.
-  Sequence columns (token_seq, float_seq) are left out.
+  Users are in order of first appearance and rows in file order. Columns become
+  features of the same name: the user is a string, and its rows are sequences of
+  strings (token), float32 (float) and, for the time column, int64, because TFDS
+  stores floats as float32, which rounds Unix times. Sequence columns
+  (token_seq, float_seq) are left out.
 
   Args (by `builder_kwargs`):
-    path: the ``.inter`` file. Its stem names the configuration.
-    roles: which columns are the user, the item and the time.
+    path: The ``.inter`` file. Its stem names the configuration.
+    roles: The columns of the user, the item and the time.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -73,7 +73,7 @@ class AtomicInteractions(tfds.core.GeneratorBasedBuilder):
     assert columns.user is not None
     self._user, self._time = columns.user, columns.time
     self._times = columns.times or times.Times("number", None)
-    # All columns that have a role, and all others of one value.
+    # All columns with a role, and all other columns of single values.
     self._kinds = {
       name: "float" if kind == "float" else "token"
       for name, kind in file.header.items()

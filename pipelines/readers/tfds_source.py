@@ -1,9 +1,9 @@
-"""Interactions from a TFDS data set by name.
+"""Reads interactions from a TFDS data set by name.
 
-Takes data sets with one interaction per example, and those with one user per
-example and sequences of items, which is how `tfds_atomic` stores them. The
-serialized examples are parsed in batches: decoding them one by one, as
-`tfds.load` does, is about twenty times slower.
+Supports data sets with one interaction per example, and those with one user and
+sequences of items per example, as `tfds_atomic` stores them. Serialized
+examples are parsed in batches, which is about twenty times faster than decoding
+them one by one like `tfds.load`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _REMEDY = "remove the data set and prepare it with TFDS again"
 class TfdsSource(source.FileSource):
   """Splits of a prepared or downloadable TFDS data set.
 
-  What other sources call a file is a part here: splits of the data set joined
-  by "+", or "all". A position counts rows from the bytes before its part, of
-  which each row takes one at least.
+  A "file" of other sources is a part here: splits of the data set joined by
+  "+", or "all". A position counts rows from the number of bytes before the
+  part; each row takes at least one byte.
   """
 
   def __init__(
@@ -65,7 +65,7 @@ class TfdsSource(source.FileSource):
     chosen = [_splits(builder, part, self._path) for part in parts]
     self.num_files = len(parts)
     self._num_examples = [sum(s.num_examples for s in part) for part in chosen]
-    # An example may be a user with many rows, which only its bytes tell.
+    # An example may be a user with many rows; its size reflects that.
     self._sizes = [
       max(sum(s.num_bytes for s in part), examples * blocks.ROW_BYTES)
       for part, examples in zip(chosen, self._num_examples, strict=True)
@@ -89,7 +89,7 @@ class TfdsSource(source.FileSource):
   def _read(
     self, piece: blocks.Piece, count_lines: bool
   ) -> Iterator[tuple[int, blocks.Block]]:
-    del count_lines  # Blocks always know their rows.
+    del count_lines  # Blocks know their rows.
     spec = self._spec()
     size, num_examples = self._sizes[piece.file], piece.stop
     examples = rows = 0
@@ -108,11 +108,11 @@ class TfdsSource(source.FileSource):
 
   def no_rows(self, file: int) -> errors.DataError:
     split = self.split_of(file)
-    what = f"no rows in what --{split} names" if split else "no rows"
+    what = f"no rows in the splits of --{split}" if split else "no rows"
     return errors.DataError(what, path=self._path)
 
   def _spec(self) -> dict[str, tf.dtypes.DType]:
-    """The columns to read, and how they are stored."""
+    """The columns to read and their stored types."""
     spec = {}
     for name in self._used:
       info = self._serialized[name]
@@ -131,9 +131,9 @@ class TfdsSource(source.FileSource):
     lengths: dict[str, np.ndarray],
     examples: int,
   ) -> pa.RecordBatch:
-    """Columns of equal length: one value per example goes to all its rows."""
+    """Columns of equal length; single values are repeated for all rows."""
     rows = np.max([lengths[name] for name in self._used], axis=0)
-    # An example without items (all sequences empty) is no row.
+    # An example without items (all sequences empty) has no rows.
     rows = np.minimum(rows, lengths[self.roles.item])
     arrays = {}
     for name in self._used:
@@ -141,8 +141,8 @@ class TfdsSource(source.FileSource):
       wrong = np.flatnonzero((length != rows) & (length != 1))
       if wrong.size:
         raise errors.DataError(
-          f"{length[wrong[0]]} values in an example with"
-          f" {rows[wrong[0]]} {self.roles.item!r}; expected one, or as many",
+          f"{length[wrong[0]]} values in an example with {rows[wrong[0]]}"
+          f" {self.roles.item!r}; expected one, or the same number",
           path=self._path,
           row=examples + int(wrong[0]) + 1,
           column=name,
@@ -176,20 +176,20 @@ _STORED_AS = {
 
 
 def _prepared_builder(name: str, data_dir: pathlib.Path | None):
-  """The builder of `name`, downloaded and prepared where that is needed."""
+  """Returns the builder of `name`; downloads and prepares it if needed."""
   try:
     import tensorflow_datasets as tfds
   except ImportError:
     raise errors.DataError(
-      "reading a TFDS data set needs tensorflow-datasets; install the extra"
-      " that brings it: pip install -e '.[data]'"
+      "reading a TFDS data set needs tensorflow-datasets; install the extra:"
+      " pip install -e '.[data]'"
     ) from None
   try:
     builder = tfds.builder(name, data_dir=data_dir and str(data_dir))
   except (tfds.core.DatasetNotFoundError, ValueError) as e:
     raise errors.DataError(
-      f"no such TFDS data set ({str(e).splitlines()[0]}); --input takes its"
-      " name, --data_dir the folder it was prepared in",
+      f"no such TFDS data set ({str(e).splitlines()[0]}); --input is its name,"
+      " --data_dir the folder in which it was prepared",
       path=f"tfds:{name}",
     ) from None
   builder.download_and_prepare()
@@ -197,13 +197,13 @@ def _prepared_builder(name: str, data_dir: pathlib.Path | None):
 
 
 def _splits(builder, split: str, path: str):
-  """The splits to read, in the order of the data set's own listing."""
+  """The splits to read, in the order of the data set."""
   names = list(builder.info.splits)
   wanted = names if split == "all" else split.split("+")
   for name in wanted:
     if name not in names:
       raise errors.DataError(
-        f"no split {name!r}; the data set has {', '.join(names)}, or say"
+        f"no split {name!r}; the data set has {', '.join(names)}, or use"
         " --tfds_split all",
         path=path,
       )

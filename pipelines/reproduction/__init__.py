@@ -1,1 +1,1 @@
-"""Behind `pipelines.reproduce`: grids of runs, and what is made of them."""
+"""The grids of runs of `pipelines.reproduce`, and their reports."""

@@ -1,8 +1,8 @@
-"""What is run: one grid of settings for each table and figure of the paper.
+"""The experiments: a grid of settings for each table and figure of the paper.
 
 A case is a method with settings of `pipelines.train`, or arguments of the task,
-over a preset. A run belongs to its settings and not to an experiment: what two
-experiments have in common is trained once.
+that override a preset. A run is identified by its settings, not by its
+experiment, so runs that experiments share are trained once.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ class Case:
   """A method with its settings.
 
   Attributes:
-    task: The method, by --task.
-    settings: What differs from the preset.
-    preset: What the settings stand over.
-    x: Its place on the experiment's axis; in a table, the number of its group,
+    task: The method, as in --task.
+    settings: Settings that differ from the preset.
+    preset: The preset.
+    x: Position on the experiment's axis; in a table, the number of its group,
       within which it is tested.
-    label: Name in tables and of the folder; empty: made from the method and its
-      settings.
+    label: Name in tables and of the folder; by default derived from the method
+      and its settings.
   """
 
   task: str
@@ -43,15 +43,15 @@ class Case:
   def name(self) -> str:
     """The folder name, derived from the settings.
 
-    Published runs are kept under it: it does not change.
+    It must not change: published runs have these names.
     """
     if self.label:
       words = re.sub(r"[^\w.=]+", "_", self.label)
-      # A schedule over other epochs is another run.
+      # A schedule over another number of epochs is another run.
       epochs = _named({k: v for k, v in self.settings.items() if k == "epochs"})
       return "-".join([self.preset, self.task, words, *epochs])
     preset = configs.from_preset(preset=self.preset)
-    # A point of a sweep that is the preset's is the preset's run.
+    # A point of a sweep with the preset's value is the preset's run.
     changed = {
       name: value
       for name, value in self.settings.items()
@@ -65,16 +65,16 @@ class Experiment:
   """A table or a figure.
 
   Attributes:
-    title: What it shows.
+    title: The title.
     cases: Methods with their settings.
-    epochs: Length of a run, unless told otherwise.
+    epochs: Default number of epochs of a run.
     axis: Name of the axis, if cases are points on one.
     shows: `"table"`, `"curves"` over epochs, `"sweep"` along the axis, or
-      `"occurrence"`, who is drawn and cached.
-    baseline: Index of the case that the others are tested against. If it has
+      `"occurrence"`, the popularity of draws and cache.
+    baseline: Index of the case against which the others are tested. If it has
       an `x`, each case is tested against the first one with the same `x`.
-    against: What to call these first ones; empty: by the baseline's method.
-    split: What is ranked: `"validation"` where settings are selected.
+    against: Name of these first cases; by default the baseline's method.
+    split: The split to rank: `"validation"` if settings are selected.
   """
 
   title: str
@@ -87,7 +87,7 @@ class Experiment:
   split: str = "test"
 
   def title_of(self, case: Case) -> str:
-    """The title of its row, without settings that all cases share."""
+    """Returns the title of a case's row, without settings that all share."""
     if case.label:
       return case.label
     settings = {
@@ -109,7 +109,7 @@ class Experiment:
     return methods.TASKS[baseline.task].title
 
   def baseline_of(self, case: Case) -> Case:
-    """What the case is tested against."""
+    """Returns the case that a case is tested against."""
     baseline = self.cases[self.baseline]
     if baseline.x is None:
       return baseline
@@ -144,8 +144,8 @@ def _sweep(
   )
 
 
-# The strongest setting found on the validation split in 10 epochs. All that
-# matters is written out, so that it stays what it is when a preset changes.
+# The best setting found on the validation split in 10 epochs. All relevant
+# settings are written out, so that changes of a preset do not affect it.
 _STRONGEST: dict[str, Any] = {
   "dim": 64,
   "temperature": 0.1,
@@ -157,7 +157,7 @@ _STRONGEST: dict[str, Any] = {
   "learning_rate": 0.02,
   "learning_rate_schedule": "cosine",
 }
-# XIR as it stood before its cache was searched, one setting at a time.
+# XIR before the search over its cache settings, one setting at a time.
 _XIR: dict[str, Any] = {
   "cache_size": 1024,
   "cache_weight": 0.2,
@@ -169,7 +169,7 @@ _PLAIN_LOSS: dict[str, Any] = configs.CROSS_ENTROPY | {"loss_arguments": ()}
 
 
 def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
-  """The strongest setting but for `settings`."""
+  """The best setting with `settings` changed."""
   if task in _RESAMPLING:
     settings = {"temperature": 0.2} | settings
   return Case(task, _STRONGEST | settings, "default", label=label)

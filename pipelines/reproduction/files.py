@@ -1,4 +1,4 @@
-"""The files of `pipelines.reproduce`: run.json, and one file per experiment."""
+"""The files of `pipelines.reproduce`: run.json and one file per experiment."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Point = dict[str, int | float]
 
 
 class Stage(msgspec.Struct, frozen=True):
-  """A part of a run, at whose end it was ranked.
+  """A part of a run that ends with a ranking.
 
   Attributes:
-    until_epoch: The end.
+    until_epoch: The last epoch of the stage.
     step_ms: Milliseconds per step; None if the part was only ranked.
-    peak_gib: Highest memory of the process; None if it also covers ranking.
+    peak_gib: Peak memory of the process; None if it includes ranking.
   """
 
   until_epoch: int
@@ -34,19 +34,19 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-  """run.json: what a run has come to so far.
+  """run.json: the state of a run.
 
   Attributes:
-    name: Of its case, and so of the folder.
-    task: The method, by --task.
-    preset: What the settings stand over.
-    settings: What differs from the preset.
-    seed: Of initial values, order and draws.
-    split: What is ranked.
+    name: Name of the case, and so of the folder.
+    task: The method, as in --task.
+    preset: The preset.
+    settings: Settings that differ from the preset.
+    seed: Seed of initial values, order and draws.
+    split: The ranked split.
     steps_per_epoch: Steps per epoch.
-    curve: Metrics after each epoch that was ranked.
+    curve: Metrics after each ranked epoch.
     stages: Time and memory between these epochs.
-    occurrence: Who is drawn and cached, if the method has a cache.
+    occurrence: Popularity of draws and cache, if the method has a cache.
   """
 
   name: str
@@ -67,7 +67,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-  """What an experiment's file keeps of a run."""
+  """The entry of a run in the file of an experiment."""
 
   seed: int
   epochs: int
@@ -78,7 +78,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
   occurrence: drawn.Occurrence | None = None
 
   def after(self, epoch: int) -> Point | None:
-    """Metrics after an epoch; None if the run was not ranked there."""
+    """Returns the metrics after an epoch; None if it was not ranked."""
     return next((p for p in self.curve if p["epoch"] == epoch), None)
 
 
@@ -95,7 +95,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-  """A case against its baseline, over the seeds that both have."""
+  """A comparison of a case with its baseline over common seeds."""
 
   case: str
   seeds: tuple[int, ...]
@@ -103,7 +103,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
-  """The data that was trained on."""
+  """The training data."""
 
   name: str
   split: str
@@ -114,18 +114,18 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-  """A file of an experiment, from which tables and figures are made.
+  """The file of an experiment, the source of tables and figures.
 
   Attributes:
     experiment: Name in `EXPERIMENTS`.
-    title: What it shows.
+    title: The title.
     data: The data.
-    ranked: The split that was ranked.
+    ranked: The ranked split.
     shows: See `experiments.Experiment`.
-    axis: See there.
+    axis: See `experiments.Experiment`.
     cases: The rows.
-    epoch: The runs are compared after it.
-    baseline: Above the column of tests.
+    epoch: The epoch after which runs are compared.
+    baseline: Title of the column of tests.
     comparisons: The tests.
   """
 
@@ -143,7 +143,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunState | None:
-  """What a run has left, finished or not; None: nothing yet.
+  """Reads the state of a run; None if it has none yet.
 
   Raises:
     DataError: run.json is damaged.
@@ -155,9 +155,9 @@ def read_run(folder: str | os.PathLike[str]) -> RunState | None:
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
-  """The file of an experiment.
+  """Reads the file of an experiment.
 
   Raises:
-    DataError: It is damaged, or of another version.
+    DataError: The file is damaged or of another version.
   """
   return json_files.read(path, Result, remedy=_REMEDY, format=FORMAT)

@@ -1,4 +1,4 @@
-"""Tables and figures from the files that `results.collect` writes."""
+"""Makes tables and figures from the files of `results.collect`."""
 
 import pathlib
 
@@ -9,8 +9,8 @@ from pipelines.training import methods
 from xir_tfrs.data import errors
 
 FILE_NAME = "report.md"
-# The paper's Table 2 on Gowalla. Its NDCG is to be compared with
-# `ndcg_xir_compat`, which has the released code's defect.
+# The paper's Table 2 on Gowalla. Compare its NDCG with `ndcg_xir_compat`, which
+# has the defect of the released code.
 PAPER = {
   "ssl": {"recall@10": 0.1105, "ndcg_xir_compat@10": 0.1381},
   "ssl_pop": {"recall@10": 0.1124, "ndcg_xir_compat@10": 0.1479},
@@ -24,10 +24,10 @@ _TESTED = "ndcg@20"
 
 
 def write(output: str) -> list[pathlib.Path]:
-  """Makes OUTPUT/report.md and a PNG for each results file with a figure.
+  """Writes OUTPUT/report.md and a PNG for each results file with a figure.
 
   Returns:
-    The files written.
+    The written files.
 
   Raises:
     DataError: There are no results, or a file of them is damaged.
@@ -56,7 +56,7 @@ def write(output: str) -> list[pathlib.Path]:
 
 
 def load(folder: pathlib.Path) -> dict[str, files.Result]:
-  """Results by file name, in the order of `EXPERIMENTS`."""
+  """Reads results by file name, in the order of `EXPERIMENTS`."""
   found = {path.stem: files.read_result(path) for path in folder.glob("*.json")}
   order = list(experiments.EXPERIMENTS)
   return dict(
@@ -67,7 +67,7 @@ def load(folder: pathlib.Path) -> dict[str, files.Result]:
 
 
 def table(result: files.Result) -> str:
-  """The table of an experiment, in Markdown; missing cases are left out."""
+  """Returns the Markdown table of an experiment, without missing cases."""
   if not result.cases:
     return ""
   if result.shows == "occurrence":
@@ -147,7 +147,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def draw(result: files.Result, path: pathlib.Path) -> None:
-  """The figure of an experiment that has one."""
+  """Draws the figure of an experiment."""
   import matplotlib  # Not needed to train.
 
   matplotlib.use("Agg")
@@ -177,7 +177,7 @@ def _curves(result, axes) -> None:
 
 
 def _sweep(result, axes) -> None:
-  """A line per method along the axis; a flat one for cases without `x`."""
+  """Draws a line per method along the axis, flat for cases without `x`."""
   for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
     lines = {}
     for case in result.cases:

@@ -1,7 +1,6 @@
-"""Collects the runs of an experiment in one JSON file, small enough to keep.
+"""Collects the runs of an experiment in one small JSON file.
 
-Tables and figures are made from the file, so they can be made again without
-the runs.
+Tables and figures are made from this file and do not need the runs.
 """
 
 import collections
@@ -15,7 +14,7 @@ from pipelines.reproduction import experiments, files, runs
 from xir_tfrs.data import json_files
 from xir_tfrs.data import schema as schema_lib
 
-# A run of a case, and its folder.
+# The folder and the state of a run.
 _Found = tuple[pathlib.Path, files.RunState]
 
 METRICS = (
@@ -30,21 +29,21 @@ METRICS = (
 
 
 def run_folder(output: str, data: str, case: experiments.Case) -> pathlib.Path:
-  """Where the runs of a case are kept, but for their seed."""
+  """Returns the folder of the runs of a case, without the seed."""
   return pathlib.Path(output) / "runs" / pathlib.Path(data).name / case.name
 
 
 def collect(
   experiment: str, data: str, output: str, epochs: int | None = None
 ) -> pathlib.Path:
-  """Writes OUTPUT/EXPERIMENT_DATA.json from the runs that are finished.
+  """Writes OUTPUT/EXPERIMENT_DATA.json from the finished runs.
 
   Args:
     experiment: Name in `EXPERIMENTS`.
-    data: Directory made by `pipelines.prepare`.
-    output: Where runs are kept.
-    epochs: Runs are compared after this many; None: what the experiment says.
-      Those that were not ranked there are left out.
+    data: Directory written by `pipelines.prepare`.
+    output: Directory of the runs.
+    epochs: The epoch after which runs are compared; by default that of the
+      experiment. Runs that were not ranked there are left out.
   """
   plan = experiments.EXPERIMENTS[experiment]
   schema = schema_lib.Schema.load(data)
@@ -111,7 +110,7 @@ def _runs_of(folder: pathlib.Path) -> list[_Found]:
 
 
 def _summary(state: files.RunState) -> files.RunSummary:
-  # Of the stage that was disturbed least.
+  # Times of the stage with the least disturbance.
   times = [s.step_ms for s in state.stages if s.step_ms]
   seconds = min(times, default=0.0) * state.steps_per_epoch / 1e3
   return files.RunSummary(
@@ -131,7 +130,7 @@ def _summary(state: files.RunState) -> files.RunSummary:
 def _comparisons(
   plan: experiments.Experiment, found: Mapping[str, list[_Found]], epoch: int
 ) -> list[files.Comparison]:
-  """Each case against its baseline, over the seeds that both have."""
+  """Compares each case with its baseline over common seeds."""
   comparisons = []
   for case in plan.cases:
     baseline = plan.baseline_of(case)

@@ -1,12 +1,11 @@
-"""One run of an experiment: trained and ranked in stages, each kept.
+"""A run of an experiment, trained and ranked in stages.
 
-A run is resumed where it stopped: training from its checkpoint, ranking after
-the last epoch that was ranked. Its folder holds what `pipelines.train` leaves,
-and
+A run resumes where it stopped: training from its checkpoint, ranking after the
+last ranked epoch. Its folder holds the files of `pipelines.train`, and
 
 - `run.json`: settings, curve, time and memory (`files.RunState`);
-- `by_query/EPOCH.npz`: metrics of each query after that epoch, by which two
-  runs on the same data can be paired.
+- `by_query/EPOCH.npz`: metrics of each query after that epoch, for paired
+  comparisons of runs.
 """
 
 import dataclasses
@@ -26,28 +25,28 @@ from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
 
 BY_QUERY = "by_query"
-# Those that are paired.
+# The metrics of paired comparisons.
 PAIRED = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 KS = (10, 20, 50)
-# Epochs after which a run is ranked, as far as it goes.
+# Epochs after which a run is ranked.
 _STAGES = (1, 2, 3, 5, 10, 20, 30, 60, 100, 150, 200)
 
 
 class Interrupted(Exception):
-  """A run was stopped by Ctrl-C; it goes on where it stopped."""
+  """Ctrl-C stopped a run, which can be resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A case from one seed, on one data directory.
+  """A case with one seed on one data directory.
 
   Attributes:
     case: Method and settings.
-    seed: Of initial values, shuffling and draws; the split has its own.
-    data: Directory made by `pipelines.prepare`.
-    folder: Where the run is kept.
-    epochs: Its length.
-    split: What is ranked.
+    seed: Seed of initial values, shuffling and draws, but not of the split.
+    data: Directory written by `pipelines.prepare`.
+    folder: Folder of the run.
+    epochs: Number of epochs.
+    split: The split to rank.
   """
 
   case: experiments.Case
@@ -59,7 +58,7 @@ class Run:
 
   @property
   def settings(self) -> configs.TrainConfig:
-    """The settings of the case; those without a flag are the task's."""
+    """The settings of the case; those without a flag go to the task."""
     flags = {field.name for field in dataclasses.fields(configs.TrainConfig)}
     given, arguments = {}, {}
     for name, value in self.case.settings.items():
@@ -88,7 +87,7 @@ class Run:
     return dataclasses.replace(
       self.settings,
       epochs=self.epochs,
-      # Ranked here, and nothing is selected by it.
+      # This module ranks, and nothing is selected by validation.
       patience=0,
       eval_epochs=10**6,
       checkpoint_steps=self.steps_per_epoch,
@@ -97,7 +96,7 @@ class Run:
 
 
 def by_query(folder: str, epoch: int) -> dict[str, np.ndarray]:
-  """`PAIRED` metrics of each query, after an epoch that was ranked."""
+  """Reads the `PAIRED` metrics of each query after a ranked epoch."""
   with np.load(pathlib.Path(folder) / BY_QUERY / f"{epoch}.npz") as arrays:
     return dict(arrays)
 
@@ -109,13 +108,13 @@ def is_finished(run: Run) -> bool:
 
 
 def carry_out(run: Run, progress: bool = True) -> files.RunState:
-  """Trains and ranks what is missing.
+  """Trains and ranks the missing stages.
 
   Returns:
-    What `run.json` holds.
+    The content of `run.json`.
 
   Raises:
-    Interrupted: By Ctrl-C.
+    Interrupted: Ctrl-C was pressed.
     DataError: The folder holds another run, or data cannot be read.
   """
   state = files.read_run(run.folder)
@@ -137,7 +136,7 @@ def carry_out(run: Run, progress: bool = True) -> files.RunState:
     stage = files.Stage(
       until_epoch=epoch,
       step_ms=_step_milliseconds(result, run),
-      # Later stages would show what ranking needed.
+      # The memory of later stages would include that of ranking.
       peak_gib=round(result.peak_memory_bytes / 2**30, 3) if fresh else None,
     )
     fresh = False
@@ -172,7 +171,7 @@ def _state(
 
 
 def _step_milliseconds(result: training.TrainResult, run: Run) -> float | None:
-  """Of a stage; None if it was trained before and only ranked now."""
+  """Step time of a stage; None if it was only ranked in this session."""
   if result.step_milliseconds:
     return round(result.step_milliseconds, 2)
   # A stage of a single block of steps has no median.
@@ -185,7 +184,7 @@ def _step_milliseconds(result: training.TrainResult, run: Run) -> float | None:
 def _write(
   folder: str, state: files.RunState, metrics: dict[str, np.ndarray]
 ) -> None:
-  """Writes metrics first: `run.json` says what is there."""
+  """Writes metrics first, because `run.json` lists them."""
   path = pathlib.Path(folder)
   (path / BY_QUERY).mkdir(exist_ok=True)
   np.savez_compressed(

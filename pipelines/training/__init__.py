@@ -1,1 +1,1 @@
-"""A training run: settings, model, loop, checkpoints."""
+"""Training: settings, model, loop, checkpoints."""

@@ -1,4 +1,4 @@
-"""What the training rows are, and the batches that each replica gets."""
+"""The training rows, and the batches of each replica."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Columns = Mapping[str, np.ndarray]
 
 
 def training_rows(columns: Columns, data: str | os.PathLike[str]) -> Columns:
-  """The rows that are trained on: a row of weight 0 is none of them.
+  """Returns the training rows, without rows of weight 0.
 
-  It would not add to the loss. But it would be a negative of other rows, be
-  drawn into a cache, and move weights by an optimizer's momentum.
+  A row of weight 0 would not contribute to the loss. But it would be a negative
+  of other rows, enter caches, and move weights through optimizer momentum.
 
   Args:
     columns: By name, [n] arrays of the train split.
@@ -55,9 +55,9 @@ def training_rows(columns: Columns, data: str | os.PathLike[str]) -> Columns:
 
 
 def with_popularity(columns: Columns, power: float) -> Columns:
-  """The rows with popularity^power times their own weight as their weight.
+  """Multiplies the weights of rows by popularity^power.
 
-  The weights keep their sum, so that their scale stays the user's.
+  The sum of the weights does not change, so that the user's scale is kept.
   """
   if not power:
     return columns
@@ -78,9 +78,9 @@ class InMemory:
 
   Attributes:
     columns: By name, [n] arrays of the rows, with their final weights.
-    known: [num_queries, None] candidates that are no negatives of a query;
-      None: not masked.
-    failure: None: nothing is read any more.
+    known: [num_queries, None] candidates that must not be negatives of a query;
+      None for no mask.
+    failure: Always None: all rows have been read.
   """
 
   columns: Columns
@@ -108,7 +108,7 @@ class InMemory:
     return len(self.columns["query_id"])
 
   def examples(self, config: configs.TrainConfig, num_steps: int) -> Examples:
-    """How the rows become batches, in a run of so many steps."""
+    """Returns the batches of the rows, for a run of `num_steps` steps."""
     make, most_windows = self._batches(config, num_steps)
     if not config.jit_compile:
       return make
@@ -120,7 +120,7 @@ class InMemory:
   def _batches(
     self, config: configs.TrainConfig, num_steps: int
   ) -> tuple[Examples, int | None]:
-    """How rows become batches, and the most windows of histories in one."""
+    """Returns the batches, and the maximum number of history windows in one."""
     shared = {
       "global_batch_size": config.global_batch_size,
       "seed": config.seed,
@@ -151,10 +151,10 @@ class InMemory:
 
 @dataclasses.dataclass(frozen=True)
 class OnDisk:
-  """Training rows of which a part is in memory at a time.
+  """Training rows that are read into memory one part at a time.
 
   Attributes:
-    blocks: Where they are.
+    blocks: Their locations on disk.
     parts: Their batches.
   """
 
@@ -169,16 +169,16 @@ class OnDisk:
     masks_known: bool,
     popularity_weight: float,
   ) -> OnDisk:
-    """Looks at all rows once."""
+    """Reads all rows once, to locate and check them."""
     of_histories = config.query_tower != "id"
     if config.estimator_probe:
       raise settings.SettingsError(
         "--estimator_probe needs all training rows in memory: leave out "
-        "--rows_in_memory, or the probe."
+        "--rows_in_memory or the probe."
       )
     if config.jit_compile and of_histories and _by_positions(config):
       raise settings.SettingsError(
-        "--jit_compile needs all training rows in memory to know the shapes of "
+        "--jit_compile needs all training rows in memory to find the shapes of "
         "histories: leave out --rows_in_memory, or give --history_examples "
         "rows."
       )
@@ -202,13 +202,13 @@ class OnDisk:
 
   @property
   def failure(self) -> errors.DataError | None:
-    """Why the batches ended, if they did."""
+    """The error that ended the batches, if any."""
     return self.parts.failure
 
   def examples(
     self, config: configs.TrainConfig, unused_num_steps: int
   ) -> Examples:
-    """How the rows become batches."""
+    """Returns the batches of the rows."""
     if not config.jit_compile:
       return self.parts.dataset
     known = None
@@ -227,7 +227,7 @@ def _by_positions(config: configs.TrainConfig) -> bool:
 def _part(
   config: configs.TrainConfig,
 ) -> Callable[[parts_lib.Columns, Sequence[int]], parts_lib.Part]:
-  """How some rows on disk become rows of batches."""
+  """The maker of parts from rows on disk."""
   if config.query_tower == "id":
     return parts_lib.ShuffledRows
   kind = (
@@ -245,9 +245,9 @@ def _part(
 def popularity_factors(
   blocks: blocks_lib.Blocks, power: float
 ) -> np.ndarray | None:
-  """[num_candidates] what `with_popularity` does to the weights of rows.
+  """[num_candidates] factors of `with_popularity` for the weights of rows.
 
-  Their own weights keep their sum, or without any the mean is 1.
+  The sum of the weights does not change; without weights, the mean is 1.
   """
   if not power:
     return None
@@ -264,13 +264,13 @@ def distributed(
   global_batch_size: int,
   start_step: int,
 ) -> Iterator[dict[str, tf.Tensor]]:
-  """The batches from a step on, to each replica its share.
+  """Distributes batches: each replica gets its share.
 
   Args:
     strategy: The strategy.
     make: Makes the batches.
     global_batch_size: Rows per step, on all replicas.
-    start_step: The first batch wanted.
+    start_step: The first batch to return.
   """
   shares = datasets.shares(global_batch_size, strategy.num_replicas_in_sync)
 

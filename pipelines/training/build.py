@@ -1,4 +1,4 @@
-"""From a config and the data to a model: towers, ranker, task, optimizer."""
+"""Builds towers, ranker, task and optimizer from a config and the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xir_tfrs.programs import settings
 
 # Proposals that do not come from the training counts.
 _NO_COUNTS = ("none", "streaming")
-# What --optimizer_arguments may name, where the optimizer has it.
+# Names allowed in --optimizer_arguments, if the optimizer has them.
 _OF_RULES = (
   "beta_1",
   "beta_2",
@@ -31,15 +31,15 @@ _OF_RULES = (
   "clipvalue",
   "global_clipnorm",
 )
-# Tables of a frequency estimate, if --task_arguments does not say.
+# Default number of tables of a frequency estimate.
 _NUM_HASHES = 4
 
 
 def form_of_loss(config: configs.TrainConfig) -> xir.ops.forms.Form:
-  """The form of a run's loss.
+  """Returns the form of a run's loss.
 
   Raises:
-    SettingsError: There is no such form, or no such setting of it.
+    SettingsError: The form or one of its settings does not exist.
   """
   name = str(config.resolved.loss)
   form = xir.ops.forms.FORMS.get(name)
@@ -62,12 +62,12 @@ def _require_known(
   known: Sequence[str],
   noun: str = "argument",
 ) -> None:
-  """Raises SettingsError for a name in --SETTING that its owner has not."""
+  """Raises SettingsError for an unknown name in --SETTING."""
   for name in getattr(config, setting):
     if name not in known:
       raise settings.SettingsError(
-        f"--{setting}: {owner} has no {noun} {name!r}, but "
-        f"{', '.join(known) or 'none at all'}."
+        f"--{setting}: {owner} has no {noun} {name!r}. It has: "
+        f"{', '.join(known) or 'none'}."
       )
 
 
@@ -77,19 +77,19 @@ def build(
   queries: tables.Table,
   candidates: tables.Table,
 ) -> xir.models.TwoTower:
-  """The model of a run, with its initial values.
+  """Builds the model of a run, with its initial values.
 
   Args:
-    config: The run.
-    schema: The data.
+    config: The config of the run.
+    schema: The schema of the data.
     queries: Table of queries.
     candidates: Table of candidates, with their training counts.
 
   Returns:
-    A `TwoTower` with the task that `config.task` names.
+    A `TwoTower` with the task `config.task`.
 
   Raises:
-    SettingsError: The task refuses one of its settings.
+    SettingsError: The task refuses a setting.
   """
   query_tower = None
   if config.query_tower != "history":
@@ -135,7 +135,7 @@ def _history_tower(
   candidate_tower: xir.models.Tower,
   query_tower: xir.models.Tower | None,
 ) -> xir.models.HistoryTower:
-  """A tower over histories, and over ids where there is a tower of them."""
+  """A tower over histories, and over ids if there is a tower of ids."""
   known = history_argument_names(config.history_encoder)
   owner = f"--history_encoder {config.history_encoder}"
   _require_known("history_arguments", owner, config, known)
@@ -153,7 +153,7 @@ def _history_tower(
 
 
 def history_argument_names(encoder: str) -> list[str]:
-  """What --history_arguments may name: the encoder's own arguments."""
+  """Names allowed in --history_arguments: arguments of the encoder."""
   init = xir.layers.history.ENCODERS[encoder].__init__
   return [
     name
@@ -169,7 +169,7 @@ def _ranker(
 ) -> xir.models.Ranker:
   """CoRR's ranker; it shares the towers' side features, not their weights.
 
-  It knows of queries what the retriever knows: their ids, their histories.
+  It encodes queries from the same inputs as the retriever: ids or histories.
   """
   history_length, of_ids = None, query_tower
   if config.query_tower != "id":
@@ -189,7 +189,7 @@ def _ranker(
 
 
 def parameters(task: type) -> list[str]:
-  """Names of a task's constructor arguments, and of those of its bases."""
+  """Names of the constructor arguments of a task and its base classes."""
   found: dict[str, inspect.Parameter] = {}
   for parent in task.__mro__:
     init = vars(parent).get("__init__")
@@ -213,7 +213,7 @@ def _task(
   method = methods.TASKS[config.task]
   given = _task_arguments(config)
   values = settings.values_of(config) | given
-  # What is made of several settings, or of the data.
+  # Arguments that depend on several settings or on the data.
   made: dict[str, Callable[[], Any]] = {
     "candidate_counts": lambda: _candidate_counts(config, counts, given),
     "candidate_encoder": lambda: candidate_tower,
@@ -237,7 +237,7 @@ def _task(
 
 
 def task_argument_names(config: configs.TrainConfig) -> list[str]:
-  """What --task_arguments may name: what has no flag and is not data."""
+  """Names allowed in --task_arguments: no flag sets them, nor the data."""
   method = methods.TASKS[config.task]
   arguments = parameters(method.task)
   names = {method.settings.get(name, name) for name in arguments}
@@ -251,7 +251,7 @@ def task_argument_names(config: configs.TrainConfig) -> list[str]:
 
 
 def _task_arguments(config: configs.TrainConfig) -> dict[str, Any]:
-  """--task_arguments, all of them known."""
+  """Returns --task_arguments after checking their names."""
   known = task_argument_names(config)
   for name in config.task_arguments:
     if name in settings.values_of(config):
@@ -263,14 +263,14 @@ def _task_arguments(config: configs.TrainConfig) -> dict[str, Any]:
 
 
 def _log_q(config: configs.TrainConfig) -> str | None:
-  """The proposal; None: it is part of the method."""
+  """The proposal; None if it is part of the method."""
   return config.log_q or methods.TASKS[config.task].log_q
 
 
 def _candidate_counts(
   config: configs.TrainConfig, counts: np.ndarray, given: dict[str, Any]
 ) -> np.ndarray | None:
-  """[num_candidates] int64 in proportion to the popularity."""
+  """[num_candidates] int64, proportional to the popularity."""
   if _log_q(config) in _NO_COUNTS:
     return None
   popularity = given.get("popularity", "rows")
@@ -281,21 +281,21 @@ def _candidate_counts(
       "--task_arguments: popularity must be rows or log_rows. "
       f"Received: {popularity!r}."
     )
-  # As in early code of the XIR paper; tasks take whole numbers.
+  # As in early code of the XIR paper, scaled because tasks take whole numbers.
   return np.rint(1e6 * np.log1p(counts)).astype(np.int64)
 
 
 def _frequency_estimator(
   config: configs.TrainConfig, num_candidates: int, given: dict[str, Any]
 ) -> xir.layers.FrequencyEstimator | None:
-  """What stands in for the counts with --log_q streaming."""
+  """The estimator that replaces the counts with --log_q streaming."""
   if _log_q(config) != "streaming":
     return None
   return xir.layers.FrequencyEstimator(
     num_buckets=_num_buckets(config, num_candidates, given),
     num_hashes=given.get("num_hashes", _NUM_HASHES),
     learning_rate=given.get("frequency_learning_rate", 0.01),
-    # The share of the rows, as counts give it. G-Tower is as in its paper.
+    # Estimates the share of rows, like counts. G-Tower follows its paper.
     count_appearances=True,
     seed=config.seed,
   )
@@ -304,7 +304,7 @@ def _frequency_estimator(
 def _num_buckets(
   config: configs.TrainConfig, num_candidates: int, given: dict[str, Any]
 ) -> int:
-  """Cells per table: eight per candidate, over all tables."""
+  """Cells per table: eight per candidate in all tables together."""
   if config.num_buckets is not None:
     return config.num_buckets
   return -(-8 * num_candidates // max(given.get("num_hashes", _NUM_HASHES), 1))
@@ -313,10 +313,10 @@ def _num_buckets(
 def optimizer(
   config: configs.TrainConfig, steps_per_epoch: float
 ) -> tf.keras.optimizers.Optimizer:
-  """The optimizer of a run, with its learning rate schedule.
+  """Builds the optimizer of a run, with its learning rate schedule.
 
   Args:
-    config: The run.
+    config: The config of the run.
     steps_per_epoch: Training rows / rows per step; may be less than 1.
   """
   rate = config.learning_rate
@@ -345,7 +345,7 @@ def _optimizer(
   }
   kind = kinds[config.optimizer]
   own = {"l2": config.l2} if config.optimizer == "coupled_l2_adam" else {}
-  # Ours are Adam's kin, and take what it takes.
+  # Our optimizers take the same arguments as Adam.
   named = kind if config.optimizer == "adagrad" else tf.keras.optimizers.Adam
   known = [
     name for name in inspect.signature(named).parameters if name in _OF_RULES
@@ -357,6 +357,6 @@ def _optimizer(
 
 
 def _steps(epochs: int, steps_per_epoch: float) -> int:
-  # Of few rows, several epochs may be less than half a step: a schedule over
-  # 0 steps would divide by them.
+  # With few rows, several epochs may be less than half a step, and a schedule
+  # over 0 steps would divide by 0.
   return max(round(epochs * steps_per_epoch), 1)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved whole or not at all, restored if whole."""
+"""Checkpoints of a run: saved atomically, restored only if complete."""
 
 import contextlib
 import os
@@ -15,12 +15,12 @@ from xir_tfrs.programs import main
 
 _PREFIX = "ckpt"
 
-# What TensorFlow raises for files that are cut short, garbled or gone.
+# TensorFlow's errors for files that are truncated, corrupt or missing.
 _UNREADABLE = (tf.errors.OpError, IndexError, OSError)
 
 
 class CheckpointNotSaved(main.ProgramError):
-  """A checkpoint could not be written; those before it are untouched."""
+  """A checkpoint could not be written; earlier ones are untouched."""
 
 
 class Checkpoints:
@@ -33,17 +33,17 @@ class Checkpoints:
     keep: int,
     average: xir.optimizers.WeightAverage | None = None,
   ) -> None:
-    """Takes what is to be saved.
+    """Sets the state to save.
 
     Args:
-      directory: Where to. Nothing is written to one that is not `writable`:
-        its worker takes part in saving, which may need all workers to read a
-        variable, and throws its copy away.
+      directory: The directory of the run. If it is not `writable`, the worker
+        takes part in saving, because reading a variable may need all workers,
+        and discards its copy.
       checkpoint: The state.
-      keep: Checkpoints kept, beside the best.
-      average: An average of weights, part of the state. In a checkpoint it
-        stands in their place, and they in its: who restores the model alone
-        has the average.
+      keep: Number of checkpoints to keep, besides the best.
+      average: An average of weights, part of the state. In a checkpoint,
+        weights and averages are swapped, so that restoring the model alone
+        gives the averages.
     """
     self._checkpoint = checkpoint
     self._average = average
@@ -62,20 +62,19 @@ class Checkpoints:
     return found[0][1] if found else None
 
   def as_saved(self) -> contextlib.AbstractContextManager[None]:
-    """While it lasts, the model has the weights that a checkpoint serves."""
+    """Returns a context in which the model has the weights to be served."""
     if self._average is None:
       return contextlib.nullcontext()
     return self._average.in_place()
 
   def restore(self) -> int | None:
-    """Restores the newest checkpoint that is whole, dropping broken ones.
+    """Restores the newest complete checkpoint and drops broken ones.
 
     Returns:
-      Its step; None if none was ever written.
+      Its step; None if there is no checkpoint yet.
 
     Raises:
-      DataError: There are checkpoints, but none is whole, or they are of
-        another model.
+      DataError: No checkpoint is complete, or they belong to another model.
     """
     found = self._on_disk()
     broken = []
@@ -87,7 +86,7 @@ class Checkpoints:
     if state is not None:
       newest = pathlib.Path(state.model_checkpoint_path).name
       if newest not in [pathlib.Path(prefix).name for _, prefix in found]:
-        broken.append(f"{newest} is gone")
+        broken.append(f"{newest} is missing")
     for step, prefix in found:
       try:
         self._restore(prefix)
@@ -101,15 +100,15 @@ class Checkpoints:
     if broken:
       raise errors.DataError(
         f"No checkpoint of {self._path} can be read: {'; '.join(broken)}. "
-        "Begin anew with --overwrite, or in another --runs."
+        "Start again with --overwrite, or in another --model_dir."
       )
     return None
 
   def restore_step(self, step: int) -> None:
-    """Restores what `restore` of the chief has restored.
+    """Restores the checkpoint that the chief has restored.
 
     Raises:
-      DataError: It is not there.
+      DataError: The checkpoint is missing.
     """
     prefix = str(self._path / f"{_PREFIX}-{step}")
     try:
@@ -117,8 +116,8 @@ class Checkpoints:
     except _UNREADABLE as error:
       raise errors.DataError(
         f"The chief has restored {prefix}, but this worker cannot read it "
-        f"({errors.first_line(error)}): --model_dir must be one directory that "
-        "all workers see."
+        f"({errors.first_line(error)}): --model_dir must be a directory that "
+        "all workers share."
       ) from None
 
   def save(self, step: int) -> None:
@@ -162,7 +161,7 @@ class Checkpoints:
         f"The checkpoint of step {step} could not be written to {path}: "
         f"{errors.first_line(error)}. "
         + (f"{kept} is untouched" if kept else "None was written before")
-        + ". Make room, and go on with --resume."
+        + ". Free some space and continue with --resume."
       ) from error
 
   def _restore(self, prefix: str) -> None:
@@ -172,14 +171,14 @@ class Checkpoints:
       self._checkpoint.restore(str(literal)).assert_consumed()
     except (AssertionError, ValueError) as error:
       raise errors.DataError(
-        f"{prefix} is not of this model, or of another version of it "
+        f"{prefix} belongs to another model, or to another version of it "
         f"({errors.first_line(error)})."
       ) from None
     if self._average is not None:
       self._average.exchange()
 
   def _on_disk(self) -> list[tuple[int, str]]:
-    """(step, prefix) of every checkpoint, newest first."""
+    """Returns (step, prefix) of every checkpoint, newest first."""
     found = []
     for file in self._path.glob(f"{_PREFIX}-*.index"):
       step = file.name[len(_PREFIX) + 1 : -len(".index")]
@@ -188,13 +187,14 @@ class Checkpoints:
     return sorted(found, reverse=True)
 
   def _forget_all_but(self, good: list[tuple[int, str]]) -> None:
-    """Makes the directory list `good` alone; the others' files go."""
+    """Removes all checkpoints except those in `good`."""
     if self._discarded is not None:
       return
     for step, _ in self._on_disk():
       if step not in [s for s, _ in good]:
         _remove(self._path, f"{_PREFIX}-{step}")
-    # By names alone, as TensorFlow does: the directory may be moved.
+    # Writes names without the directory, as TensorFlow does, so that the
+    # directory can be moved.
     names = [pathlib.Path(prefix).name for _, prefix in reversed(good)]
     lines = [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
     atomic.write_text(

@@ -1,4 +1,4 @@
-"""Settings of a training run, and their presets. Without TensorFlow."""
+"""Settings of a training run and their presets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _XIR = {"task": "xir"}
 _CORR = {"task": "corr"}
 _CACHE = (_XIR, _CORR | {"negative_sampler": "xir"})
 _RESAMPLING = {"task": ("bir", "xir")}
-# Softmax over a pool, corrected by a proposal that may be chosen.
+# Methods with a softmax over a pool and a configurable correction.
 _SOFTMAX = {"task": ("ssl", "ssl_pop", "mns", "cbns")}
 _FULL = ("full_softmax", "corr")
 _MASKED = {"task": tuple(name for name in methods.TASKS if name not in _FULL)}
@@ -27,7 +27,7 @@ _HISTORIES = {"query_tower": ("history", "both")}
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(settings.Settings):
-  """One training run. The defaults are the preset `default`."""
+  """Settings of a training run; the defaults are the preset `default`."""
 
   common = (
     *("data", "model_dir", "task", "query_tower", "preset", "dim"),
@@ -35,12 +35,12 @@ class TrainConfig(settings.Settings):
   )
 
   data: str = _setting(
-    "Directory made by xir-tfrs prepare.", "", section="The run"
+    "Directory written by xir-tfrs prepare.", "", section="The run"
   )
   model_dir: str = _setting("Directory for checkpoints and metrics.", "")
   rows: str = _setting(
-    "Rows that are trained on. all: those of the validation and the test split "
-    "too, so that nothing is left to evaluate the model on.",
+    "Training rows. all: includes the validation and the test split, so that "
+    "no rows are left to evaluate the model.",
     "train",
     choices=("train", "all"),
   )
@@ -51,10 +51,10 @@ class TrainConfig(settings.Settings):
     search=("ssl_pop", "xir", "mns", "bir", "full_softmax"),
   )
   preset: str = _setting(
-    "Settings to start from.", "default", choices=("default", "plain", "paper")
+    "Set of defaults.", "default", choices=("default", "plain", "paper")
   )
   task_arguments: dict[str, Any] = _setting(
-    "Arguments of the task that have no flag: name=value,..., in JSON.", {}
+    "Arguments of the task without a flag: name=value,..., in JSON.", {}
   )
   seed: int = _setting(
     "Seed of initial values, shuffling and draws.",
@@ -67,16 +67,16 @@ class TrainConfig(settings.Settings):
     "Size of the embeddings.", 64, above=0, section="The towers"
   )
   query_tower: str = _setting(
-    "What queries are encoded from. id: their ids and side features; history: "
-    "the candidates that they chose before; both: the sum of the two.",
+    "Input of the query tower. id: ids and side features; history: the "
+    "candidates that the query chose before; both: the sum of the two.",
     "id",
     choices=("id", "history", "both"),
     search=("id", "history", "both"),
   )
   history_encoder: str = _setting(
     "Encoder of histories. mean: a mean weighted by age; gru: a recurrent "
-    "network; attention: causal self-attention; mind: several vectors, the "
-    "interests, of which a candidate has the highest score.",
+    "network; attention: causal self-attention; mind: several interest "
+    "vectors, of which the one with the highest score counts.",
     "attention",
     choices=("attention", "gru", "mean", "mind"),
     search=("attention", "gru"),
@@ -84,36 +84,36 @@ class TrainConfig(settings.Settings):
     section="Histories",
   )
   history_length: int = _setting(
-    "Newest events of a history that are encoded.",
+    "Number of most recent events of a history to encode.",
     50,
     above=0,
     only=_HISTORIES,
   )
   history_examples: str = _setting(
     "How training rows are encoded. positions: all rows that share a window of "
-    "events at once; rows: each with a window of its own, which costs several "
-    "times as much.",
+    "events together; rows: each row separately, which costs several times as "
+    "much.",
     "positions",
     choices=("positions", "rows"),
     only=_HISTORIES,
   )
   history_ties: str | None = _setting(
-    "What a row sees of its query's events of the same time. strict: none; "
-    "order: those before it in the file, as published leave-last tables do. "
-    "Not given: strict. Given for a model of ids: validates it row by row, as "
-    "one of histories is.",
+    "Which events of the same time a row sees. strict: none; order: those "
+    "before it in the file, as in published leave-last tables. Not given: "
+    "strict. For a model of ids: validates it row by row, like a model of "
+    "histories.",
     None,
     choices=("strict", "order"),
   )
   history_dropout: float = _setting(
-    "Share of the encoder's entries that a step of training sets to 0.",
+    "Dropout rate of the history encoder.",
     0.2,
     minimum=0,
     only=_HISTORIES,
     search=_Span(0.0, 0.5),
   )
   history_arguments: dict[str, Any] = _setting(
-    "Arguments of the encoder that have no flag: name=value,..., in JSON.",
+    "Arguments of the encoder without a flag: name=value,..., in JSON.",
     {},
     only=_HISTORIES,
   )
@@ -124,7 +124,7 @@ class TrainConfig(settings.Settings):
     search=(True, False),
   )
   query_hidden: tuple[int, ...] = _setting(
-    "Sizes of the query tower's hidden layers; none: a sum of embeddings.",
+    "Sizes of the query tower's hidden layers. None: a sum of embeddings.",
     (),
     above=0,
     only=_IDS,
@@ -133,19 +133,19 @@ class TrainConfig(settings.Settings):
     "Sizes of the candidate tower's hidden layers.", (), above=0
   )
   init_stddev: float | None = _setting(
-    "Deviation of initial embeddings. Not given: 0.1; 0.02 with histories, "
-    "whose encoders learn little from larger ones.",
+    "Standard deviation of initial embeddings. Not given: 0.1; 0.02 with "
+    "histories, whose encoders learn poorly from larger values.",
     None,
     above=0,
   )
 
   normalize: bool = _setting(
-    "Score by cosine, not inner product.", True, section="The loss"
+    "Score by cosine instead of inner product.", True, section="The loss"
   )
   temperature: float | None = _setting(
-    "Scores are divided by this. Not given: 0.1, or 0.2 for tasks that "
-    "resample, whose draws sharpen the loss already; with histories half of "
-    "it; 1 for inner products.",
+    "Divisor of the scores. Not given: 0.1, or 0.2 for tasks that resample, "
+    "whose draws already sharpen the loss; half of it with histories; 1 for "
+    "inner products.",
     None,
     above=0,
     search=_Span(0.03, 0.5, log=True),
@@ -158,10 +158,10 @@ class TrainConfig(settings.Settings):
     search=("generalized_cross_entropy", "cross_entropy", "decoupled", "bsl"),
   )
   loss_arguments: dict[str, Any] = _setting(
-    "Settings of the form of the loss: name=value,..., in JSON.", {}
+    "Settings of the loss form: name=value,..., in JSON.", {}
   )
   log_q: str | None = _setting(
-    "Selects the proposal of the log-Q correction. Not given: as the task.",
+    "Proposal of the log-Q correction. Not given: the task's default.",
     None,
     choices=("none", "popularity", "streaming"),
     only=_SOFTMAX,
@@ -172,21 +172,22 @@ class TrainConfig(settings.Settings):
     None,
   )
   mask_known_positives: bool | None = _setting(
-    "Leave out pool columns whose candidate the row's query has elsewhere in "
-    "the training rows. Not given: yes; never for full_softmax and corr.",
+    "Leave out pool columns whose candidate appears with the row's query "
+    "elsewhere in the training rows. Not given: yes; not for full_softmax and "
+    "corr.",
     None,
     only=_MASKED,
   )
   popularity_weight: float | None = _setting(
-    "Weigh training rows by this power of their candidate's popularity, "
-    "times their own weights. Above 0 the model leans to popular candidates, "
-    "whose ranks most metrics count. Not given: 0.15; 0 for full_softmax and "
+    "Multiply row weights by this power of the candidate's popularity. Values "
+    "above 0 favour popular candidates, which dominate most metrics. "
+    "Not given: 0.15; 0 for full_softmax and "
     "corr.",
     None,
     search=_Span(0.0, 0.5),
   )
   positive_in_pool: bool | None = _setting(
-    "Whether the positive is also in the pool. Not given: as the task.", None
+    "Keep the positive in the pool. Not given: the task's default.", None
   )
   num_resampled: int | None = _setting(
     "Candidates drawn per query. Not given: the batch for BIR, half the "
@@ -211,7 +212,7 @@ class TrainConfig(settings.Settings):
     search=_Span(0.1, 0.9),
   )
   occurrence_decay: float = _setting(
-    "Share of the draw counts that is kept at each step.",
+    "Factor of the draw counts at each step.",
     1.0,
     minimum=0,
     maximum=1,
@@ -231,7 +232,7 @@ class TrainConfig(settings.Settings):
     "Candidates in the memory bank.", 4096, above=0, only={"task": "cbns"}
   )
   warmup_steps: int = _setting(
-    "Steps before the memory bank counts.",
+    "Steps before the memory bank is used.",
     500,
     minimum=0,
     only={"task": "cbns"},
@@ -240,7 +241,7 @@ class TrainConfig(settings.Settings):
     "Candidates drawn per query.", 20, above=0, only=_CORR
   )
   negative_sampler: str = _setting(
-    "Selects what they are drawn from. midx: the catalogue, near the "
+    "Distribution of the draws. midx: the catalogue, approximately by the "
     "retriever's softmax; midx_pop: the same times popularity; uniform: the "
     "catalogue; sir: a uniform sample; bir: the batch; xir: batch and cache.",
     "midx",
@@ -248,7 +249,7 @@ class TrainConfig(settings.Settings):
     only=_CORR,
   )
   ranker: str = _setting(
-    "Kind of the ranker; din: attention of each candidate to the history.",
+    "Kind of ranker. din: attention of each candidate to the history.",
     "deepfm",
     choices=("deepfm", "dcn", "din"),
     only=_CORR,
@@ -268,15 +269,15 @@ class TrainConfig(settings.Settings):
     section="Training",
   )
   rows_in_memory: int = _setting(
-    "Most training rows in memory at once; more are read from disk a part at a "
-    "time, in another random order. 0: all in memory.",
+    "Maximum number of training rows in memory. More rows are read from disk "
+    "in parts, in another random order. 0: no limit.",
     0,
     minimum=0,
   )
   epochs: int = _setting("Passes over the training rows.", 20, above=0)
   stop_epoch: int | None = _setting(
-    "End the run after this epoch, with the learning rates that it has on the "
-    "way to --epochs. Not given: after --epochs.",
+    "Stop after this epoch, with the learning rate schedule of --epochs. Not "
+    "given: after --epochs.",
     None,
     above=0,
   )
@@ -286,7 +287,7 @@ class TrainConfig(settings.Settings):
     choices=("lazy_adam", "adam", "coupled_l2_adam", "adagrad"),
   )
   optimizer_arguments: dict[str, Any] = _setting(
-    "Arguments of the optimizer that have no flag: name=value,..., in JSON.",
+    "Arguments of the optimizer without a flag: name=value,..., in JSON.",
     {},
   )
   learning_rate: float = _setting(
@@ -296,15 +297,15 @@ class TrainConfig(settings.Settings):
     search=_Span(0.001, 0.1, log=True),
   )
   learning_rate_schedule: str = _setting(
-    "How it falls. step: times `learning_rate_decay` every `decay_epochs` "
-    "epochs; cosine: down to 0 at the last of `epochs`, which cannot be "
-    "changed on resuming.",
+    "Schedule of the learning rate. step: times `learning_rate_decay` every "
+    "`decay_epochs` epochs; cosine: falls to 0 at the end of `epochs`, which "
+    "cannot be changed on resuming.",
     "step",
     choices=("step", "cosine"),
     search=("step", "cosine"),
   )
   learning_rate_decay: float = _setting(
-    "Factor on the learning rate, every `decay_epochs` epochs; 1: none.",
+    "Factor of the learning rate every `decay_epochs` epochs. 1: no decay.",
     0.5,
     above=0,
     only={"learning_rate_schedule": "step"},
@@ -323,21 +324,21 @@ class TrainConfig(settings.Settings):
     search=_Span(1e-7, 1e-3, log=True),
   )
   average_epochs: float = _setting(
-    "Evaluate and serve not the last weights but an exponential average of "
-    "them over about this many epochs. 0: the last weights.",
+    "Evaluate and serve an exponential average of the weights over about this "
+    "many epochs. 0: the last weights.",
     0.0,
     minimum=0,
   )
 
   strategy: str = _setting(
-    "Devices: one; mirrored, all GPUs of this machine; multi_worker, those of "
-    "all machines that TF_CONFIG lists.",
+    "Devices. one: a single device; mirrored: all GPUs of this machine; "
+    "multi_worker: the GPUs of all machines in TF_CONFIG.",
     "one",
     choices=("one", "mirrored", "multi_worker"),
     section="Devices",
   )
   cpu_replicas: int = _setting(
-    "Use this many parts of the CPU instead of GPUs. 0: GPUs.",
+    "Split the CPU into this many devices instead of using GPUs. 0: GPUs.",
     0,
     minimum=0,
     only={"strategy": "mirrored"},
@@ -358,20 +359,20 @@ class TrainConfig(settings.Settings):
   )
   metric: str = _setting("Validation metric of the best checkpoint.", "ndcg@20")
   patience: int = _setting(
-    "Stop after this many validations without a better one; 0: never.",
+    "Stop after this many validations without improvement. 0: never.",
     3,
     minimum=0,
   )
   checkpoint_steps: int | None = _setting(
-    "Steps between checkpoints. Not given: an epoch.", None, above=0
+    "Steps between checkpoints. Not given: one epoch.", None, above=0
   )
   keep_checkpoints: int = _setting(
-    "Checkpoints kept, beside the best.", 2, above=0
+    "Number of checkpoints to keep, besides the best.", 2, above=0
   )
   log_steps: int = _setting("Steps between lines of metrics.", 50, above=0)
   estimator_probe: int = _setting(
-    "Rows on which to compare the loss's gradient with that of the full "
-    "softmax, at each validation; 0: none.",
+    "Number of rows on which each validation compares the gradient of the loss "
+    "with that of the full softmax. 0: none.",
     0,
     minimum=0,
     only={"query_tower": "id"},
@@ -379,18 +380,18 @@ class TrainConfig(settings.Settings):
 
   @property
   def embedding_stddev(self) -> float:
-    """`init_stddev`, where it is not given too."""
+    """`init_stddev`, or its default."""
     if self.init_stddev is not None:
       return self.init_stddev
-    # Cosines of large vectors turn slowly: with histories, whose encoders add
-    # to them, that decides (docs/histories.md).
+    # The direction of large vectors changes slowly, which slows encoders of
+    # histories down (docs/histories.md).
     return 0.1 if self.query_tower == "id" else 0.02
 
   @property
   def resolved(self) -> TrainConfig:
-    """The same run, with values for the settings that are not given.
+    """Returns the config with values for all settings that are not given.
 
-    Their defaults go by the task and the towers.
+    Their defaults depend on the task and the towers.
     """
     method = methods.TASKS[self.task]
     loss = self.loss or method.loss
@@ -419,19 +420,18 @@ class TrainConfig(settings.Settings):
   def settings_in(
     content: Mapping[str, Any], path: str | os.PathLike[str]
   ) -> Mapping[str, Any]:
-    """The settings of a file for --config, which may be a run's config.json."""
+    """Returns the settings in a file for --config, e.g. a run's config.json."""
     if not isinstance(content.get("train"), Mapping):
       return content
     return settings.as_dict(of_run(content["train"], path, content.get("data")))
 
 
-# What rows count and against what, where nothing else is said: found on Gowalla
-# (docs/results.md).
+# Default weights and masks, found on Gowalla (docs/results.md).
 _ROWS: dict[str, Any] = {
   "mask_known_positives": True,
   "popularity_weight": 0.15,
 }
-# The loss as the methods' papers have it.
+# The loss in the papers of the methods.
 CROSS_ENTROPY: dict[str, Any] = {
   "mask_known_positives": False,
   "popularity_weight": 0.0,
@@ -443,11 +443,11 @@ _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
   "learning_rate_decay": 1.0,
 }
 
-# What a preset changes. `plain` is each method as published, with cosine scores
-# and nothing tuned: for comparisons of methods. `paper` is the released code's
-# Gowalla run (ids, d 32, N(0,1) embeddings, inner products, Adam with coupled
-# L2, x 0.95 every 5 epochs, the positive twice in SSL's denominator), for the
-# paper's 100 epochs.
+# The settings that a preset changes. `plain` is each method as published, with
+# cosine scores and without tuning, for comparing methods. `paper` is the
+# Gowalla run of the released code (ids, d 32, N(0,1) embeddings, inner
+# products, Adam with coupled L2, x 0.95 every 5 epochs, the positive twice in
+# SSL's denominator) for the paper's 100 epochs.
 PRESETS: dict[str, dict[str, Any]] = {
   "default": {},
   "plain": _PLAIN,
@@ -474,17 +474,18 @@ PRESETS: dict[str, dict[str, Any]] = {
   },
 }
 
-# What each preset changes with histories. Their encoders are networks: at the
-# rate of a table of ids they learn nothing. The cache earned its price with ids
-# on most data, with histories on sessions alone (docs/histories.md).
+# The settings that each preset changes with histories. Their encoders are
+# networks, which learn nothing at the learning rate of an embedding table. The
+# cache pays off with ids on most data, but with histories only on sessions
+# (docs/histories.md).
 HISTORIES: dict[str, Any] = {
   "task": "ssl_pop",
   "optimizer": "adam",
   "learning_rate": 0.002,
 }
 
-# What may differ when a run is resumed: it changes how long and how watchfully
-# the run goes on, not what it has learnt.
+# Settings that may change when a run is resumed: they affect its length and its
+# monitoring, not what it has learnt.
 CHANGEABLE = frozenset(
   {
     "data",
@@ -502,16 +503,16 @@ CHANGEABLE = frozenset(
     "jit_compile",
   }
 )
-# The same, of the arguments of the task.
+# Task arguments that may change when a run is resumed.
 CHANGEABLE_ARGUMENTS = frozenset({"row_chunk_size"})
 
 
 def changed(old: TrainConfig, new: TrainConfig) -> str | None:
-  """The first setting that keeps `new` from going on with the run of `old`."""
+  """The first setting that keeps `new` from continuing the run of `old`."""
   may = CHANGEABLE
   if old.learning_rate_schedule == "cosine":
     may -= {"epochs"}
-  # Settings that a run does not use may be anything.
+  # Settings without an effect may differ.
   before, after = (settings.as_dict(one.resolved) for one in (old, new))
   for one in (before, after):
     for name in CHANGEABLE_ARGUMENTS & one["task_arguments"].keys():
@@ -527,17 +528,16 @@ def of_run(
   path: str | os.PathLike[str],
   data: str | None = None,
 ) -> TrainConfig:
-  """The settings of a run, which this or an earlier version made.
+  """Reads the settings of a run of this or an earlier version.
 
   Args:
-    train: What its config.json has under `train`.
+    train: The entry `train` of its config.json.
     path: config.json, for errors.
-    data: Where its data was, whatever the working directory is now.
+    data: Path of its data, independent of the working directory.
 
   Raises:
-    DataError: It has a setting that this version does not know, or a value
-      that none can have.
-    SettingsError: A setting is out of its range.
+    DataError: A setting is unknown to this version, or has a wrong type.
+    SettingsError: A setting is out of range.
   """
   known = [field.name for field in dataclasses.fields(TrainConfig)]
   try:
@@ -555,7 +555,7 @@ def of_run(
 
 
 def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-  """What the preset of the given settings changes, for their towers.
+  """Returns the settings that the preset changes, given the towers.
 
   Raises:
     SettingsError: Unknown preset.
@@ -571,20 +571,20 @@ def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_preset(**given: Any) -> TrainConfig:
-  """A config from a preset's settings, with the given ones over them.
+  """Builds a config from a preset and given settings, which override it.
 
   Raises:
-    SettingsError: Unknown preset, a setting out of its range, or one that the
-      run would not use.
+    SettingsError: The preset is unknown, or a setting is out of range or has no
+      effect.
   """
   return _checked(TrainConfig(**(preset_settings(given) | given)), given)
 
 
 def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
-  """The config of a run that goes on, with what was given anew.
+  """Returns the config of a resumed run, with newly given settings.
 
   Raises:
-    SettingsError: As `from_preset`.
+    SettingsError: As for `from_preset`.
   """
   return _checked(dataclasses.replace(old, **given), given)
 

@@ -1,4 +1,4 @@
-"""Whether a run is sound, and if not, what is wrong with it."""
+"""Checks whether a run has diverged, and finds the cause."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from xir_tfrs.programs import main
 
 
 class TrainingDiverged(main.ProgramError):
-  """The loss, or a weight, is no longer a finite number."""
+  """The loss or a weight is no longer finite."""
 
 
 def first_bad_loss(losses: np.ndarray) -> int | None:
-  """Index of the first loss that is not finite."""
+  """Index of the first loss that is not finite, or None."""
   bad = np.flatnonzero(~np.isfinite(losses))
   return int(bad[0]) if bad.size else None
 
 
 def not_finite(variables: list[tf.Variable]) -> list[str]:
-  """Names of the variables that hold a number that is not finite."""
+  """Names of the variables with values that are not finite."""
   return [
     variable.name
     for variable in variables
@@ -32,10 +32,10 @@ def not_finite(variables: list[tf.Variable]) -> list[str]:
 
 
 def advice(model: xir.models.TwoTower, learning_rate: float) -> str:
-  """What a diverged run shows, and what to do: only what was looked at.
+  """Returns findings about a diverged run, and what to do.
 
   Args:
-    model: The model as it is now.
+    model: The current model.
     learning_rate: The learning rate at the last step.
   """
   if not math.isfinite(learning_rate):
@@ -43,23 +43,23 @@ def advice(model: xir.models.TwoTower, learning_rate: float) -> str:
   infinite = _infinite_features(model)
   if infinite:
     return (
-      f"The side features {', '.join(infinite)} hold infinite numbers: prepare "
+      f"The side features {', '.join(infinite)} have infinite values: prepare "
       "the data again without them."
     )
   weights = not_finite(model.trainable_variables)
   state = (
-    f"Not finite by now: {', '.join(weights)}"
+    f"These weights are not finite: {', '.join(weights)}"
     if weights
     else "All weights are finite"
   )
   return (
-    f"{state}; all side features are. The learning rate is "
+    f"{state}; all side features are finite. The learning rate is "
     f"{learning_rate:.3g}: try a tenth of it."
   )
 
 
 def _infinite_features(model: xir.models.TwoTower) -> list[str]:
-  """Names of side features with infinite numbers; NaN is a missing one."""
+  """Names of side features with infinite values; NaN means missing."""
   found = []
   for tower in (model.query_tower, model.candidate_tower):
     for variable in tower.table.variables if tower.table else ():

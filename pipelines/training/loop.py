@@ -1,8 +1,8 @@
-"""The training loop: from a run to its checkpoints and metrics.
+"""The training loop.
 
-A run is a function of its config: batches and draws follow from (seed, step),
-and everything else is in the checkpoint. So a run that was stopped anywhere
-goes on exactly as if it had not been.
+A run is a function of its config: (seed, step) determines batches and draws,
+and the checkpoint holds everything else. So a resumed run gives exactly the
+same results as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from xir_tfrs.data import runs
 from xir_tfrs.programs import progress as progress_lib
 
 TrainingDiverged = health.TrainingDiverged
-# Takes the rows of all validations so far, and says whether to pause.
+# Takes the rows of all validations so far and returns whether to pause.
 Watch = Callable[[Sequence[Mapping[str, Any]]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-  """How a run ended.
+  """The result of a run.
 
   Attributes:
-    step: Steps done, over all sessions of the run.
+    step: Number of steps in all sessions of the run.
     outcome: `"finished"`, `"stopped early"`, `"paused"` (by `stop_after` or
       `watch`) or `"interrupted"`.
     validation: Metrics of the best checkpoint; empty without validation.
     seconds: Time of this session's steps, without validation.
-    examples_per_second: In this session, without validation.
-    step_milliseconds: Median over blocks of steps, the first left out.
-    peak_memory_bytes: Largest resident size of the process so far.
+    examples_per_second: Rate in this session, without validation.
+    step_milliseconds: Median over blocks of steps, without the first block.
+    peak_memory_bytes: Maximum resident size of the process so far.
   """
 
   step: int
@@ -69,25 +69,26 @@ def train(
   """Runs or resumes a training run.
 
   Args:
-    config: The run.
-    resume: Go on from the newest checkpoint of `config.model_dir`.
-    overwrite: Begin anew where a run was before.
-    progress: Show a progress line.
-    stop_after: Pause at the end of this epoch of the run, to be resumed.
-    strategy: A strategy made already, instead of `config.strategy`.
-    watch: Is asked after each validation, and on resuming, whether to pause;
-      for a run of one process.
+    config: The config of the run.
+    resume: Whether to continue from the newest checkpoint of
+      `config.model_dir`.
+    overwrite: Whether to replace an existing run.
+    progress: Whether to show a progress line.
+    stop_after: Epoch of the run at whose end to pause.
+    strategy: An existing strategy, instead of `config.strategy`.
+    watch: Called after each validation and on resuming; returns whether to
+      pause. Only for a run with one process.
 
   Returns:
-    How it ended.
+    The result of the run.
 
   Raises:
-    DataError: The data directory cannot be read, or is not the run's; or the
-      model directory cannot be used as asked.
-    SettingsError: The run cannot be made with one of its settings.
+    DataError: The data directory cannot be read or is not the run's, or the
+      model directory cannot be used.
+    SettingsError: A setting is invalid for this run.
     TrainingDiverged: The loss became NaN or infinite.
-    CheckpointNotSaved: The disk is full, or cannot be written to.
-    WorkerLost: Another worker has gone.
+    CheckpointNotSaved: The disk is full or not writable.
+    WorkerLost: Another worker has stopped.
   """
   if strategy is None:
     strategy = strategies.create(config.strategy, config.cpu_replicas)
@@ -104,7 +105,7 @@ def train(
 
 
 class Loop:
-  """Trains a run, validates it and saves it, when each is due."""
+  """Trains, validates and saves a run on schedule."""
 
   def __init__(
     self,
@@ -113,12 +114,12 @@ class Loop:
     interrupted: threading.Event,
     watch: Watch | None = None,
   ) -> None:
-    """Takes a run.
+    """Builds the loop.
 
     Args:
       run: The run.
       saved_step: Step of its newest checkpoint.
-      interrupted: Set when it should stop.
+      interrupted: An event that stops the loop when set.
       watch: See `train`.
     """
     self._run = run
@@ -137,7 +138,7 @@ class Loop:
       self._train = tf.function(self._train, jit_compile=True)
 
   def go(self, show: bool, stop_after: int | None) -> TrainResult:
-    """Trains until there is a reason to stop."""
+    """Trains until the run ends or pauses."""
     run, config = self._run, self._run.config
     pause = run.schedule.end_of_epoch(stop_after or config.epochs)
     rows = batches.distributed(
@@ -192,15 +193,15 @@ class Loop:
     )
 
   def _block(self, rows: Iterator[Any]) -> tuple[np.ndarray, float]:
-    """Trains until anything is due: losses [steps], and seconds."""
+    """Trains until something is due; returns losses [steps] and seconds."""
     run = self._run
     step = run.now
     if run.schedule.starts_epoch(step):
       run.model.task.refresh()
     steps = run.schedule.block(step)
-    # TensorFlow holds all steps of a call to the shapes that the collectives
-    # of the first one had. Gradients of sequences, of tokens or of events, have
-    # as many rows as the batch has distinct ones: a call for each step.
+    # Within a call, TensorFlow requires all steps to have the collective shapes
+    # of the first. Gradients of sequences have as many rows as the batch has
+    # distinct tokens or events, so these need one call per step.
     per_call = 1 if run.strategy.num_replicas_in_sync > 1 else steps
     start = time.perf_counter()
     try:
@@ -222,7 +223,7 @@ class Loop:
     return losses, elapsed
 
   def _outcome(self, pause: int) -> str | None:
-    """How the run ends here, on all workers; None: it goes on."""
+    """The outcome if the run ends here, the same on all workers, or None."""
     if self._run.now >= self._run.schedule.total_steps:
       return "finished"
     if self._validations.should_stop:
@@ -237,7 +238,7 @@ class Loop:
     return self._watch is not None and len(rows) > 0 and self._watch(rows)
 
   def _probe(self) -> xir.diagnostics.EstimatorProbe | None:
-    """What compares the loss with the full softmax, if asked for."""
+    """The probe that compares the loss with the full softmax, if requested."""
     config = self._run.config
     rows = self._run.rows
     if not config.estimator_probe or not isinstance(rows, batches.InMemory):
@@ -287,13 +288,13 @@ class Loop:
     with run.checkpoints.as_saved():
       ranking = rankings.rank(run.model, run.validation, self._validations.ks)
     metrics = rankings.means_with_parts(ranking, run.validation.warm)
-    # Every worker has ranked, but on unlike machines a rounding may differ.
+    # Every worker has ranked, but rounding may differ between machines.
     values = run.workers.of_chief(*metrics.values())
     row = self._row("validation") | dict(zip(metrics, values, strict=True))
     is_best = self._validations.is_best(row)
     if is_best:
       run.checkpoints.save_best(run.now)
-    # After the checkpoint, so that no row speaks of one that is not there.
+    # Written after the checkpoint, so that no row refers to a missing one.
     self._log.write(row)
     self._validations.add(row)
     report.write(self._validations.line(row, is_best))
@@ -305,14 +306,14 @@ class Loop:
     self._saved_step = self._run.now
 
   def _require_finite_weights(self) -> None:
-    # A finite loss may have made an update that is not; it must not replace
+    # A finite loss can cause an update that is not finite; it must not replace
     # the last good checkpoint.
     bad = health.not_finite(self._run.model.trainable_variables)
     if bad:
       self._diverged(f"{bad[0]} is not finite after step {self._run.now}")
 
   def _diverged(self, what: str) -> None:
-    kept = self._run.checkpoints.newest or "none was written yet"
+    kept = self._run.checkpoints.newest or "none yet"
     raise TrainingDiverged(
       f"{what} (epoch {self._epoch():.2f}). "
       f"{health.advice(self._run.model, self._learning_rate())} "
@@ -322,7 +323,7 @@ class Loop:
 
 
 class _Log:
-  """Writes rows of metrics: to metrics.jsonl, and as events."""
+  """Writes rows of metrics to metrics.jsonl and to TensorBoard events."""
 
   def __init__(self, directory: runs.RunDir) -> None:
     self._directory = directory
@@ -341,7 +342,7 @@ class _Log:
 
 
 def _run_steps(strategy, train_on, step, batches_, num_steps):
-  """Losses [num_steps] of as many steps, in one call of a graph."""
+  """Runs `num_steps` steps in one graph call; returns losses [num_steps]."""
   losses = tf.TensorArray(tf.float32, size=num_steps)
   for i in tf.range(num_steps):
     metrics = strategy.run(train_on, args=(next(batches_),))
@@ -356,7 +357,7 @@ def _run_steps(strategy, train_on, step, batches_, num_steps):
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-  """Turns the first Ctrl-C (or SIGTERM) into a wish to stop."""
+  """Yields an event that the first Ctrl-C (or SIGTERM) sets."""
   wish = threading.Event()
   if threading.current_thread() is not threading.main_thread():
     yield wish
@@ -364,7 +365,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
   def stop(number, unused_frame):
     wish.set()
-    # The second one stops at once.
+    # The second one stops immediately.
     signal.signal(number, before[number])
 
   before = {

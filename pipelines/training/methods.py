@@ -1,4 +1,4 @@
-"""The methods by name. TensorFlow is not imported: flags need this table."""
+"""The table of methods, without TensorFlow, because flags need it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A row of `TASKS`: a task, and what a run calls its settings.
+  """A row of `TASKS`: a task and the names of its settings.
 
-  Arguments of the task are filled by name: from the data (`candidate_counts`)
-  and the model (`candidate_encoder`), from the setting of that name, or from
-  --task_arguments. A setting of None leaves the argument at its default.
+  Arguments of the task are set by name: from the data (`candidate_counts`), the
+  model (`candidate_encoder`), the setting of that name, or --task_arguments. A
+  setting of None keeps the default of the argument.
 
   Attributes:
-    class_name: The class, in `xir_tfrs.tasks`.
-    title: What tables and figures call the method; empty: its name.
-    cosine_temperature: Temperature for cosine scores, where none is given.
-    log_q: Where the proposal comes from, where `--log_q` is not given; None:
-      it is part of the method.
-    loss: Form of the loss, where `--loss` is not given.
-    settings: Name of the setting, for arguments that are called otherwise.
+    class_name: The class in `xir_tfrs.tasks`.
+    title: Name of the method in tables and figures; "" for its own name.
+    cosine_temperature: Default temperature for cosine scores.
+    log_q: Default of `--log_q`; None if the proposal is part of the method.
+    loss: Default of `--loss`.
+    settings: Name of the setting, for arguments with another name.
   """
 
   class_name: str
@@ -39,7 +38,7 @@ class Method:
 
   @property
   def task(self) -> type[tasks.RetrievalTask]:
-    """The class; the first use imports TensorFlow."""
+    """The class; imports TensorFlow on first use."""
     return getattr(xir.tasks, self.class_name)
 
 
@@ -57,7 +56,7 @@ TASKS: dict[str, Method] = {
   "full_softmax": Method(
     "FullSoftmaxRetrieval", "full softmax", loss="cross_entropy"
   ),
-  # Draws that favour high scores sharpen the loss: twice the temperature.
+  # Draws favour high scores, which sharpens the loss: twice the temperature.
   "bir": Method("BIRRetrieval", "BIR", cosine_temperature=0.2),
   "xir": Method("XIRRetrieval", "XIR", cosine_temperature=0.2),
   "corr": Method(

@@ -1,4 +1,4 @@
-"""Settings of runs that other versions made: all renames in one place."""
+"""Converts the settings of runs of earlier versions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
 
-# What a run lacks that was made before the setting existed.
+# Values of settings for runs that are older than the setting.
 _BEFORE_THERE_WAS = {
-  # Then, the loss was the cross entropy.
+  # The loss was the cross entropy.
   "mask_known_positives": False,
   "popularity_weight": 0.0,
 }
 _STREAMING = ("ssl", "ssl_pop", "g_tower", "mns", "cbns")
-# Flags that are arguments of the task now: their default, and the tasks that
-# used them; None: all.
+# Former flags that are now arguments of the task: their default, and the tasks
+# that used them (None for all).
 _NOW_TASK_ARGUMENTS: dict[str, tuple[Any, Collection[str] | None]] = {
   "popularity": (
     "rows",
@@ -39,15 +39,15 @@ _NOW_TASK_ARGUMENTS: dict[str, tuple[Any, Collection[str] | None]] = {
 def upgrade(
   train: Mapping[str, Any], known: Collection[str], path: str | os.PathLike[str]
 ) -> dict[str, Any]:
-  """The settings of a run as this version has them.
+  """Converts the settings of a run to this version.
 
   Args:
-    train: What config.json says under `train`.
+    train: The entry `train` of config.json.
     known: Names of the settings of this version.
     path: config.json, for errors.
 
   Raises:
-    DataError: The run has a setting that this version does not know.
+    DataError: The run has a setting that is unknown to this version.
   """
   train = _BEFORE_THERE_WAS | dict(train)
   if "loss_arguments" not in train:
@@ -74,9 +74,9 @@ def upgrade(
 
 
 def _loss_before_there_were_forms(train: Mapping[str, Any]) -> dict[str, Any]:
-  """What was called `loss`, `robustness` and `positive_in_partition`.
+  """Converts the former `loss`, `robustness` and `positive_in_partition`.
 
-  Runs without the last two had the cross entropy.
+  Runs without the last two used the cross entropy.
   """
   if train.get("loss") == "logq_corrected":
     return {"loss": "logq_corrected", "loss_arguments": {}}

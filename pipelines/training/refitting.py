@@ -1,4 +1,4 @@
-"""A run once more, on all rows: for service, when its settings are found."""
+"""Trains a run again on all rows, for deployment."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from xir_tfrs.programs import settings
 def config_of(
   run_dir: str | os.PathLike[str], given: Mapping[str, Any]
 ) -> configs.TrainConfig:
-  """The config of the run that takes the place of an evaluated one.
+  """Returns the config for training an evaluated run again on all rows.
 
   Args:
     run_dir: Directory of the evaluated run.
-    given: Settings over those of the run, such as `model_dir`.
+    given: Settings that override those of the run, such as `model_dir`.
 
   Raises:
-    DataError: This is no run, nothing was trained, or it has seen all rows.
-    SettingsError: A setting cannot be as it is given.
+    DataError: `run_dir` holds no run, no epoch is finished, or the run was
+      trained on all rows.
+    SettingsError: A given setting is invalid.
   """
   directory = runs.RunDir(run_dir)
   found = directory.read_config()
   if pathlib.Path(given["model_dir"]).resolve() == directory.path.resolve():
     raise settings.SettingsError(
-      "--refit is the run to learn the settings from, and --model_dir is where "
-      f"the new one is kept: give two directories. Received: {run_dir} twice."
+      "--refit is the evaluated run and --model_dir the directory of the new "
+      f"one: give two directories. Received: {run_dir} twice."
     )
   old = configs.of_run(found.train, directory.path / runs.CONFIG, found.data)
   if old.rows == "all":
     raise errors.DataError(
-      "was trained on all rows itself, so its validation says nothing; give "
-      "--refit the run that it was refitted from",
+      "was trained on all rows itself, so its validation is not meaningful; "
+      "give --refit the run that it was refitted from",
       path=run_dir,
     )
   epoch = best_epoch(directory.read_metrics(), old.metric)
   if epoch is None:
     raise errors.DataError(
-      "has not trained an epoch yet; go on with it by --resume, and refit then",
+      "has not finished an epoch yet; continue it with --resume and refit then",
       path=run_dir,
     )
   chosen = {"rows": "all", "stop_epoch": epoch}
@@ -50,23 +51,23 @@ def config_of(
 
 
 def best_epoch(rows: list[runs.Metrics], metric: str) -> int | None:
-  """The epoch after which a run was best.
+  """Returns the epoch after which a run was best.
 
   Args:
-    rows: Those of its metrics.jsonl.
-    metric: What it was validated by.
+    rows: The rows of its metrics.jsonl.
+    metric: Its validation metric.
 
   Returns:
-    The epoch, from 1; the last one, where nothing was validated; None: there
+    The epoch, from 1; the last one if the run had no validation; None if there
     is none.
   """
   validations = [row for row in rows if row["kind"] == "validation"]
   if validations:
-    # As the run itself: the first of several.
+    # Of several equal ones the first, as the run itself does.
     row = max(validations, key=lambda row: row[metric])
   elif rows:
     row = rows[-1]
   else:
     return None
-  # Batches run on into the next epoch, so an end of one is at 3.002, say.
+  # Batches span epochs, so an epoch may end at 3.002, for example.
   return int(row["epoch"]) or None

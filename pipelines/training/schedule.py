@@ -1,4 +1,4 @@
-"""When things are due in a run: a function of the step alone."""
+"""The schedule of a run, as a function of the step."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ from xir_tfrs.data import datasets
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The calendar of a run.
+  """The schedule of a run.
 
   Attributes:
-    num_rows: Training rows.
-    config: The run.
+    num_rows: Number of training rows.
+    config: The config of the run.
   """
 
   num_rows: int
@@ -31,11 +31,11 @@ class Schedule:
     return self.num_rows / self.config.global_batch_size
 
   def epoch(self, step: int) -> float:
-    """Passes over the training rows made by `step` steps."""
+    """Number of passes over the training rows in `step` steps."""
     return step * self.config.global_batch_size / self.num_rows
 
   def end_of_epoch(self, epoch: int) -> int:
-    """The first step by which every row has been seen `epoch` times."""
+    """The first step after which every row has been seen `epoch` times."""
     return datasets.steps_to_finish(
       self.num_rows, self.config.global_batch_size, epoch
     )
@@ -55,22 +55,22 @@ class Schedule:
 
   @property
   def average_steps(self) -> int:
-    """Steps between updates of the average of the weights: a 20th of it."""
+    """Steps between updates of the weight average: a 20th of its length."""
     steps = self.config.average_epochs * self.num_rows
     return max(round(steps / self.config.global_batch_size / 20), 1)
 
   @property
   def average_decay(self) -> float:
-    """What an update keeps of the average of the weights."""
+    """Decay of the weight average per update."""
     rows = self.average_steps * self.config.global_batch_size
     return math.exp(-rows / self.num_rows / self.config.average_epochs)
 
   def averages(self, step: int) -> bool:
-    """Whether the weights join their average after `step` steps."""
+    """Whether to update the weight average after `step` steps."""
     return self.config.average_epochs > 0 and step % self.average_steps == 0
 
   def block(self, step: int) -> int:
-    """Steps from `step` until anything at all is due."""
+    """Number of steps from `step` until anything is due."""
     due = [
       _next_multiple(step, self.config.log_steps),
       self._next_end(step, 1),
@@ -83,7 +83,7 @@ class Schedule:
     return min(due) - step
 
   def _next_end(self, step: int, epochs: int) -> int:
-    """The end, after `step`, of the next round of `epochs` epochs."""
+    """The next end, after `step`, of a multiple of `epochs` epochs."""
     seen = step * self.config.global_batch_size
     rounds = max(seen // (self.num_rows * epochs), 1)
     while self.end_of_epoch(rounds * epochs) <= step:

@@ -1,4 +1,4 @@
-"""Batches in shapes that are the same for all of them, as XLA needs them."""
+"""Pads batches to the same shapes, as XLA needs them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import tensorflow as tf
 
 from pipelines.training import config as configs
 
-# Makes a dataset of the batches from a step on: (start_step=..., shares=...).
+# Makes a dataset of batches; takes (start_step=..., shares=...).
 Examples = Callable[..., tf.data.Dataset]
 
 
 def most_known(counts: np.ndarray, config: configs.TrainConfig) -> int:
-  """The most known candidates that the queries of one batch can have.
+  """Maximum number of known candidates of the queries in one batch.
 
   Args:
-    counts: [num_queries] how many each has.
-    config: The run.
+    counts: [num_queries] number of known candidates of each.
+    config: The config of the run.
   """
   rows = min(config.global_batch_size, len(counts))
   return max(int(np.partition(counts, -rows)[-rows:].sum()), 1)
@@ -27,12 +27,12 @@ def most_known(counts: np.ndarray, config: configs.TrainConfig) -> int:
 def padded(
   make: Examples, most_known: int | None, most_windows: int | None
 ) -> Examples:
-  """The batches in shapes that are the same for all of them.
+  """Pads all batches to the same shapes.
 
   Args:
     make: Makes the batches.
-    most_known: The most known candidates of a batch's distinct queries.
-    most_windows: The most windows of histories of a batch.
+    most_known: Maximum number of known candidates of a batch's queries.
+    most_windows: Maximum number of history windows of a batch.
   """
 
   def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -56,15 +56,15 @@ def padded(
 def _padded_known(
   known: tf.RaggedTensor, num_rows: int, most: int
 ) -> tf.RaggedTensor:
-  """Known candidates of distinct queries, in one shape for all batches.
+  """Pads known candidates of distinct queries to the same shape.
 
   Args:
     known: [queries, None] ids.
-    num_rows: Rows of the batch, so that there are no more queries.
-    most: Ids of a batch at most.
+    num_rows: Rows of the batch; there are at most as many queries.
+    most: Maximum number of ids of a batch.
 
   Returns:
-    [num_rows + 1, None], of `most` ids; the last entry has the padding, -1.
+    [num_rows + 1, None] with `most` ids; the last entry holds the padding, -1.
   """
   ids, splits = known.values, known.row_splits
   missing = most - tf.size(ids)

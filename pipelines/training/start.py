@@ -1,4 +1,4 @@
-"""From a config to a run that can go on: built, and restored if it is old."""
+"""Builds a run from a config, and restores it if it is resumed."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class Run:
   """The parts of a run.
 
   Attributes:
-    config: Its settings.
-    strategy: How it is distributed.
+    config: The settings.
+    strategy: The distribution strategy.
     workers: The processes that train together.
-    directory: Where it is kept.
-    schedule: When things are due.
+    directory: The directory of the run.
+    schedule: The schedule.
     rows: The training rows.
     examples: Makes batches of the rows.
-    validation: The validation split; None: there is none.
-    model: The model, compiled.
-    step: Steps done.
-    average: The average of the weights, if there is one.
-    checkpoints: Writes them.
+    validation: The validation split, or None.
+    model: The compiled model.
+    step: Number of steps so far.
+    average: The weight average, if there is one.
+    checkpoints: Writes checkpoints.
   """
 
   config: configs.TrainConfig
@@ -69,8 +69,8 @@ class Run:
 
   @property
   def now(self) -> int:
-    """Steps done, as a number."""
-    # A mirrored variable is no Python number.
+    """Number of steps so far, as a Python integer."""
+    # A mirrored variable does not convert by itself.
     return int(self.step.numpy())
 
 
@@ -82,17 +82,17 @@ def start(
   resume: bool,
   overwrite: bool,
 ) -> tuple[Run, int | None]:
-  """A new run, or an old one restored; its directory stays locked.
+  """Starts a new run or restores one; its directory stays locked.
 
   Returns:
-    The run, and the step of its newest checkpoint; None: it has none.
+    The run, and the step of its newest checkpoint, or None.
 
   Raises:
-    DataError: The data cannot be read, or the directory not be used as asked.
+    DataError: The data cannot be read, or the directory cannot be used.
     SettingsError: The model refuses a setting.
   """
   workers = strategies.Workers(strategy)
-  # Before data are read and a model is built, which may take minutes.
+  # Checks first, because reading the data may take minutes.
   directory = runs.RunDir(config.model_dir, workers.is_chief)
   held.enter_context(directory.locked())
   if not resume:
@@ -149,8 +149,8 @@ def _say_if_few_steps(
   if num_rows < config.global_batch_size:
     print(
       f"A batch (--global_batch_size {config.global_batch_size:,}) is larger "
-      f"than the {num_rows:,} training rows: {config.epochs:,} epochs are "
-      f"{num_steps:,} steps, which teach little. Choose a smaller one.",
+      f"than the {num_rows:,} training rows: {config.epochs:,} epochs have "
+      f"only {num_steps:,} steps. Choose a smaller batch.",
       file=sys.stderr,
     )
 
@@ -158,7 +158,7 @@ def _say_if_few_steps(
 def _rows(
   config: configs.TrainConfig, data: directories.DataDir
 ) -> batches.TrainingRows:
-  """The training rows, and what is masked with them."""
+  """The training rows and their known candidates."""
   used = config.resolved
   kind = batches.InMemory if data.fits else batches.OnDisk
   return kind.of_data(
@@ -172,7 +172,7 @@ def _rows(
 def _begin(
   run: Run, description: runs.RunConfig, resume: bool, overwrite: bool
 ) -> int | None:
-  """Begins, or restores; the chief says which. Returns the saved step."""
+  """Starts or restores, as the chief decides; returns the saved step."""
   directory, workers = run.directory, run.workers
   (restores,) = workers.of_chief(resume and directory.exists())
   if not restores:
@@ -193,16 +193,16 @@ def _begin(
     print(
       f"{directory.path} holds no checkpoint yet: starting at step 0."
       if saved is None
-      else f"Going on from step {saved} of {directory.path}"
+      else f"Resuming from step {saved} of {directory.path}"
     )
   directory.forget_metrics_after(run.now)
-  # Nobody reads the metrics before they are cut.
+  # Nothing reads the metrics before they are truncated.
   workers.of_chief(0.0)
   return saved
 
 
 def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
-  """What config.json says of a run."""
+  """The content of config.json."""
   return runs.RunConfig(
     data=str(data.path.resolve()),
     schema_sha256=data.schema_sha256,
@@ -214,7 +214,7 @@ def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
 
 
 def _require_same_run(run: Run, new: runs.RunConfig) -> None:
-  """Raises DataError unless the run goes on with the one that is there."""
+  """Raises DataError unless the run can resume the existing one."""
   old = run.directory.read_config()
   if old.schema_sha256 != new.schema_sha256:
     raise errors.DataError(

@@ -1,4 +1,4 @@
-"""Strategies by name, and what their workers must agree on."""
+"""Strategies by name, and agreement between their workers."""
 
 import contextlib
 import json
@@ -19,23 +19,23 @@ _TF_CONFIG_EXAMPLE = (
 
 
 class WorkerLost(main.ProgramError):
-  """Another worker has gone, and this one cannot go on alone."""
+  """Another worker has stopped, and this one cannot continue alone."""
 
 
 def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
-  """Makes a strategy; call it before TensorFlow has run anything.
+  """Creates a strategy; call it before TensorFlow runs anything.
 
   Args:
     name: `"one"`, one device; `"mirrored"`, all GPUs of this machine;
-      `"multi_worker"`, all GPUs of all machines that TF_CONFIG lists.
-    cpu_replicas: `"mirrored"`: use this many parts of the CPU instead of GPUs,
-      to try a strategy out.
+      `"multi_worker"`, all GPUs of all machines in TF_CONFIG.
+    cpu_replicas: With `"mirrored"`: splits the CPU into this many devices
+      instead of using GPUs, to try a strategy out.
 
   Returns:
     The strategy.
 
   Raises:
-    SettingsError: Unknown name, or TF_CONFIG missing or wrong.
+    SettingsError: The name is unknown, or TF_CONFIG is missing or invalid.
   """
   if name not in NAMES:
     raise settings.SettingsError(
@@ -55,13 +55,13 @@ def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
 
 
 class Workers:
-  """The processes that train together; one, but for `multi_worker`.
+  """The processes that train together; one, except with `multi_worker`.
 
-  Whatever decides how a run goes on must be the same on all of them, as a
-  worker that stops alone leaves the others waiting.
+  All decisions about the course of a run must be the same on all workers: if
+  one stops alone, the others wait forever.
 
   Attributes:
-    count: How many there are.
+    count: Number of workers.
     is_chief: Whether this one writes checkpoints and logs.
   """
 
@@ -79,11 +79,11 @@ class Workers:
     self._sum = tf.function(self._sum_over_workers)
 
   def any(self, flag: bool) -> bool:
-    """Whether it is so on some worker."""
+    """Whether `flag` is True on any worker."""
     return self._total([float(flag)])[0] > 0
 
   def of_chief(self, *values: float) -> list[float]:
-    """The chief's values, on every worker."""
+    """Returns the values of the chief on every worker."""
     return self._total([v if self.is_chief else 0.0 for v in values])
 
   def _total(self, values: list[float]) -> list[float]:
@@ -104,14 +104,14 @@ class Workers:
     return self._strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
 
 
-# Errors that a vanished worker causes.
+# Errors that a lost worker causes.
 _LOST = (
   tf.errors.UnavailableError,
   tf.errors.AbortedError,
   tf.errors.CancelledError,
   tf.errors.DeadlineExceededError,
 )
-# Errors that it causes, and others: the message tells.
+# Errors with several causes; the message tells whether a worker was lost.
 _PERHAPS_LOST = (tf.errors.InternalError, tf.errors.UnknownError)
 _OF_OTHERS = re.compile(
   "collective|/job:|grpc|connection|socket|peer", re.IGNORECASE
@@ -120,7 +120,7 @@ _OF_OTHERS = re.compile(
 
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-  """Turns the errors that a vanished worker causes into `WorkerLost`."""
+  """Turns the errors that a lost worker causes into `WorkerLost`."""
   try:
     yield
   except (*_LOST, *_PERHAPS_LOST) as error:
@@ -131,9 +131,9 @@ def lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
       raise
     cause = error.message.strip().splitlines() or [type(error).__name__]
     raise WorkerLost(
-      "Another worker has stopped, or cannot be reached; its own output says "
-      "why. Start all workers again with --resume: the run goes on from its "
-      f"newest checkpoint. TensorFlow says: {cause[0][:300]}"
+      "Another worker has stopped or cannot be reached; its own output gives "
+      "the reason. Start all workers again with --resume to continue from the "
+      f"newest checkpoint. TensorFlow reports: {cause[0][:300]}"
     ) from error
 
 
@@ -148,17 +148,17 @@ def _cpus(count: int) -> list[str]:
       found = len(tf.config.list_logical_devices("CPU"))
       if found < count:
         raise settings.SettingsError(
-          f"--cpu_replicas={count} comes too late: TensorFlow runs already, "
-          f"on {found} CPU device(s)."
+          f"--cpu_replicas={count} comes too late: TensorFlow is already "
+          f"running, on {found} CPU device(s)."
         ) from None
   return [f"CPU:{i}" for i in range(count)]
 
 
 def _require_tf_config() -> None:
-  """Raises SettingsError unless TF_CONFIG says who trains together."""
+  """Raises SettingsError unless TF_CONFIG lists the workers."""
   text = os.environ.get("TF_CONFIG")
   hint = (
-    "Set it in each worker's environment, with the worker's own index: "
+    "Set it in the environment of each worker, with the worker's index: "
     f"TF_CONFIG='{_TF_CONFIG_EXAMPLE}'"
   )
   if not text:
@@ -173,7 +173,7 @@ def _require_tf_config() -> None:
     hosts = cluster[kind]
   except (ValueError, KeyError, TypeError) as error:
     raise settings.SettingsError(
-      f"TF_CONFIG is not a cluster and a task of it ({error!r}). {hint}"
+      f"TF_CONFIG does not describe a cluster and a task ({error!r}). {hint}"
     ) from None
   if kind not in ("worker", "chief") or not 0 <= index < len(hosts):
     raise settings.SettingsError(

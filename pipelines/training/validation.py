@@ -1,4 +1,4 @@
-"""Validation of a run: what was measured, what was best, when to stop."""
+"""Validation of a run: metrics, the best checkpoint, early stopping."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _KS = (10, 20, 50)
 
 
 def load(config: configs.TrainConfig, data: directory.DataDir):
-  """The validation split; None if there is none, which is said.
+  """Loads the validation split; prints a note and returns None if missing.
 
   Raises:
-    SettingsError: There is no such metric.
+    SettingsError: The metric does not exist.
     DataError: The split cannot be read.
   """
   name, _, k = config.metric.partition("@")
@@ -32,7 +32,7 @@ def load(config: configs.TrainConfig, data: directory.DataDir):
     rule = past.Rule.of_training(settings.values_of(config))
     return split.load_evaluation_data(data, "validation", rule)
   if config.rows == "all":
-    print("Trained on all rows: nothing is left to validate or test.")
+    print("Training on all rows: no rows are left to validate or test.")
     return None
   print(
     "There is no validation split (xir-tfrs prepare --validation_fraction): "
@@ -47,22 +47,22 @@ class Validations:
 
   Attributes:
     rows: Their rows of metrics.jsonl.
-    ks: The cut-offs that are measured.
+    ks: The cut-offs.
   """
 
   def __init__(
     self, config: configs.TrainConfig, rows: list[dict[str, Any]]
   ) -> None:
-    """Takes those of earlier sessions, the rows of metrics.jsonl.
+    """Takes the rows of earlier sessions from metrics.jsonl.
 
     Raises:
-      DataError: One of them has no value of the metric that selects.
+      DataError: A row lacks the metric of the best checkpoint.
     """
     for row in rows:
       if not isinstance(row.get(config.metric), int | float):
         raise errors.DataError(
           f"the validation of step {row['step']} has no {config.metric};"
-          " remove its line, or begin anew with --overwrite",
+          " remove its line, or start again with --overwrite",
           path=pathlib.Path(config.model_dir) / runs.METRICS,
         )
     self._metric, self._patience = config.metric, config.patience
@@ -72,12 +72,12 @@ class Validations:
 
   @property
   def best(self) -> dict[str, Any] | None:
-    """The row of the best one."""
+    """The row of the best validation."""
     return max(self.rows, key=lambda row: row[self._metric], default=None)
 
   @property
   def should_stop(self) -> bool:
-    """Whether the best one is too long ago."""
+    """Whether the best validation is too long ago."""
     if not self._patience or self.best is None:
       return False
     step = self.best["step"]
@@ -105,9 +105,9 @@ class Validations:
     self.rows.append(row)
 
   def line(self, row: dict[str, Any], is_best: bool) -> str:
-    """A line that says what was measured."""
+    """Formats a validation as a line."""
     shown = dict.fromkeys([self._metric, "recall@20", "ndcg@20"])
-    # Where some queries have no training rows.
+    # Present if some queries have no training rows.
     parts = [f"{part}/{self._metric}" for part in ("warm", "cold")]
     names = [*shown, *(name for name in parts if name in row)]
     return (

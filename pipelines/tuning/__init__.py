@@ -1,1 +1,1 @@
-"""A search for the method and the settings that suit some data."""
+"""Searches for the best method and settings for some data."""

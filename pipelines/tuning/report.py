@@ -1,4 +1,4 @@
-"""What a search has found: a table, what mattered, a file for `--config`."""
+"""Reports a search: a table, the effect of settings, a file for `--config`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BEST_FILE = "best.json"
 TABLE_FILE = "trials.csv"
 IMPORTANCE_FILE = "importance.png"
 _MOST_ROWS = 20
-# With fewer, what mattered is guesswork.
+# With fewer trials, the effect of settings is guesswork.
 _FEWEST_TRIALS = 8
 
 State = optuna.trial.TrialState
 
 
 def write(study: optuna.Study, order: search.Order) -> list[str]:
-  """Writes the files, and gives the lines that tell of them."""
+  """Writes the files and returns lines about them."""
   found = rows(study, order)
   _write_table(order.output / TABLE_FILE, found)
   best = study.best_trial
@@ -40,13 +40,13 @@ def write(study: optuna.Study, order: search.Order) -> list[str]:
     f"All trials: {order.output / TABLE_FILE}",
     f"Best: trial {best.number}, its run in {run}, its settings in {name}",
     f"Next: xir-tfrs evaluate --data {order.data} --model_dir {run}",
-    f"Going live: xir-tfrs train --refit {run} --model_dir LIVE",
+    f"Deploy: xir-tfrs train --refit {run} --model_dir LIVE",
   ]
   return lines
 
 
 def rows(study: optuna.Study, order: search.Order) -> list[dict[str, Any]]:
-  """The trials, the best first, those without a value last."""
+  """Returns the trials, best first, those without a value last."""
   found = []
   for trial in study.get_trials(deepcopy=False):
     if trial.state == State.WAITING:
@@ -85,7 +85,7 @@ def _value(trial: optuna.trial.FrozenTrial) -> float | None:
 
 
 def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
-  """The best trials, aligned; without columns that are the same in all."""
+  """Formats the best trials as a table, without constant columns."""
   shown = found[:_MOST_ROWS]
   names = [
     name
@@ -126,33 +126,33 @@ def _write_table(
 
 
 def importance(study: optuna.Study) -> dict[str, float]:
-  """How much each setting decides, of those that all trials have.
+  """Computes the effect of each setting that all trials have.
 
-  By PED-ANOVA (Watanabe et al., IJCAI 2023): how unlike the best tenth of the
-  trials are to all of them. The shares sum to 1.
+  Uses PED-ANOVA (Watanabe et al., IJCAI 2023), which compares the best tenth of
+  the trials with all of them. The shares sum to 1.
   """
   evaluator = optuna.importance.PedAnovaImportanceEvaluator()
   return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def _importance(study: optuna.Study, path: pathlib.Path) -> list[str]:
-  """Draws what mattered; lines that say it."""
+  """Draws the effect of settings; returns lines about it."""
   finished = study.get_trials(deepcopy=False, states=[State.COMPLETE])
   path.unlink(missing_ok=True)
   if len(finished) < _FEWEST_TRIALS:
     return [
-      f"{len(finished)} finished trials do not tell which settings matter; "
+      f"{len(finished)} finished trials do not show which settings matter; "
       f"{_FEWEST_TRIALS} would."
     ]
   shares = importance(study)
   shares = {name: x for name, x in shares.items() if x >= 0.005}
   said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-  lines = [f"What matters (PED-ANOVA): {said}"]
+  lines = [f"Effect of settings (PED-ANOVA): {said}"]
   try:
     _draw(shares, path)
   except ImportError as error:
-    return [*lines, f"No plot of it: {error}; pip install 'xir-tfrs[tune]'."]
-  return [*lines, f"Drawn in {path}"]
+    return [*lines, f"No plot: {error}; pip install 'xir-tfrs[tune]'."]
+  return [*lines, f"Plot: {path}"]
 
 
 def _draw(shares: Mapping[str, float], path: pathlib.Path) -> None:

@@ -1,8 +1,8 @@
 """The search: an Optuna study on disk, whose trials are training runs.
 
-The study says what was chosen and what came of it, the directory of a trial has
-its run. Both survive whatever ends the program: a trial that was under way goes
-on from its newest checkpoint, with the settings that were chosen for it.
+The study stores choices and results, and the directory of a trial stores its
+run. Both survive a crash: an unfinished trial continues from its newest
+checkpoint with the settings chosen for it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FORMAT = 1
 SEARCH_FILE = "search.json"
 STUDY_FILE = "study.db"
 TRIALS = "trials"
-# Trials that end before any is stopped early: the defaults, and some more.
+# Number of trials that run to the end before any is stopped early.
 _BEFORE_PRUNING = 4
-# Trials before choices go by what was found.
+# Number of random trials before choices use earlier results.
 _RANDOM = 10
 
 State = optuna.trial.TrialState
@@ -39,13 +39,13 @@ State = optuna.trial.TrialState
 class Search(
   msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
-  """search.json: what is searched. A search that goes on cannot change it.
+  """search.json: the space of a search, which a resumed search cannot change.
 
   Attributes:
     data: The data directory.
-    schema_sha256: Of its schema.json.
+    schema_sha256: Hash of its schema.json.
     fixed: Settings of all trials.
-    searched: What is tried of others, as `--space` takes it.
+    searched: Values to try for other settings, as in `--space`.
   """
 
   format: int = FORMAT
@@ -57,16 +57,16 @@ class Search(
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """A search to begin or to go on with.
+  """A search to start or resume.
 
   Attributes:
-    output: Its directory.
+    output: Directory of the search.
     data: The data directory.
-    schema_sha256: Of its schema.json.
-    space: What is searched.
-    num_trials: Trials, those of earlier sessions included.
-    jobs: Trials at a time.
-    overwrite: Whether to begin anew where a search was before.
+    schema_sha256: Hash of its schema.json.
+    space: The space of the search.
+    num_trials: Number of trials, including those of earlier sessions.
+    jobs: Number of parallel trials.
+    overwrite: Whether to replace an existing search.
   """
 
   output: pathlib.Path
@@ -79,12 +79,12 @@ class Order:
 
   @property
   def defaults(self) -> configs.TrainConfig:
-    """The run in which nothing is chosen."""
+    """The config with the default of every searched setting."""
     return self.space.config({})
 
   @property
   def search(self) -> Search:
-    """What is written of it."""
+    """The content of search.json."""
     of_all = settings.as_dict(configs.TrainConfig(**self.space.fixed))
     return Search(
       data=os.path.abspath(self.data),
@@ -98,13 +98,13 @@ class Order:
 
 
 def run(order: Order) -> optuna.Study:
-  """Tries settings until there are enough trials.
+  """Runs trials until there are enough.
 
   Returns:
-    The study. Its best trial is one that was trained to its end.
+    The study. Its best trial is one that was trained to the end.
 
   Raises:
-    DataError: The output cannot be used as asked.
+    DataError: The output directory cannot be used.
     ProgramError: No trial can be trained.
   """
   with atomic.locked(order.output):
@@ -113,12 +113,12 @@ def run(order: Order) -> optuna.Study:
 
 
 def trial_dir(output: str | os.PathLike[str], number: int) -> pathlib.Path:
-  """Where the run of a trial is kept."""
+  """Returns the directory of a trial's run."""
   return pathlib.Path(output) / TRIALS / f"{number:04d}"
 
 
 def _begin(order: Order) -> None:
-  """Begins a search, or sees that the one that is there is the same."""
+  """Starts a search, or checks that the existing one is the same."""
   path = order.output / SEARCH_FILE
   if not order.overwrite and path.exists():
     _require_same(order, path)
@@ -127,8 +127,8 @@ def _begin(order: Order) -> None:
   there = {file.name for file in order.output.iterdir()}
   if there - {atomic.LOCK_FILE} and not there & {SEARCH_FILE, STUDY_FILE}:
     raise errors.DataError(
-      f"holds {min(there - mine)}, which is not of a search; choose another "
-      "--output",
+      f"holds {min(there - mine)}, which is not part of a search; choose "
+      "another --output",
       path=order.output,
     )
   path.unlink(missing_ok=True)
@@ -140,22 +140,22 @@ def _begin(order: Order) -> None:
 
 def _require_same(order: Order, path: pathlib.Path) -> None:
   old = json_files.read(
-    path, Search, remedy="begin anew with --overwrite", format=FORMAT
+    path, Search, remedy="start again with --overwrite", format=FORMAT
   )
   before, now = (_flat(one) for one in (old, order.search))
   for name in {**before, **now}:
     if before.get(name) != now.get(name):
       raise errors.DataError(
-        f"was begun with another {name} ({before.get(name, 'none')} then, "
-        f"{now.get(name, 'none')} now): give what was given then, choose "
-        "another --output, or begin anew with --overwrite",
+        f"was started with another {name} ({before.get(name, 'none')} then, "
+        f"{now.get(name, 'none')} now): give the original settings, choose "
+        "another --output, or start again with --overwrite",
         path=order.output,
       )
 
 
 def _flat(search: Search) -> dict[str, Any]:
   found = msgspec.to_builtins(search)
-  del found["data"]  # It may be moved.
+  del found["data"]  # The data may be moved.
   tried = found.pop("searched")
   return {
     **found.pop("fixed"),
@@ -165,7 +165,7 @@ def _flat(search: Search) -> dict[str, Any]:
 
 
 class _Searching:
-  """A search under way."""
+  """A running search."""
 
   def __init__(self, order: Order) -> None:
     self._order = order
@@ -176,11 +176,11 @@ class _Searching:
     self._now: dict[int, optuna.Trial] = {}
 
   def go(self) -> optuna.Study:
-    """Tries until there are enough trials."""
+    """Runs trials until there are enough."""
     order = self._order
     if self._trials():
       print(
-        f"Going on with {order.output}: {len(self._over())} trials are over, "
+        f"Resuming {order.output}: {len(self._over())} trials are finished, "
         f"{len(self._interrupted)} were interrupted."
       )
     bar = progress.Progress(
@@ -200,12 +200,12 @@ class _Searching:
           bar.update(self._epochs_done(), self._best_so_far())
     if not self._study.get_trials(states=[State.COMPLETE]):
       raise main.ProgramError(
-        "no trial could be trained to its end; the lines above say why"
+        "no trial could be trained to the end; see the lines above"
       )
     return self._study
 
   def _trials(self) -> list[optuna.trial.FrozenTrial]:
-    """All trials that have begun."""
+    """All trials that have started."""
     known = self._study.get_trials(deepcopy=False)
     return [trial for trial in known if trial.state != State.WAITING]
 
@@ -213,14 +213,14 @@ class _Searching:
     return [trial for trial in self._trials() if trial.state.is_finished()]
 
   def _next(self) -> optuna.Trial | None:
-    """The next trial to train: one that was interrupted, or a new one."""
+    """The next trial to train: an interrupted one, or a new one."""
     if self._interrupted:
       old = self._interrupted.pop(0)
       self._study.sampler = _sampler(self._order, old.number)
-      # Optuna has no public way to go on with a trial.
+      # Optuna has no public way to resume a trial.
       trial = optuna.Trial(self._study, old._trial_id)
     elif len(begun := self._trials()) < self._order.num_trials:
-      # So that a search that goes on does not repeat its random choices.
+      # A new seed, so that a resumed search does not repeat random choices.
       self._study.sampler = _sampler(self._order, len(begun))
       trial = self._study.ask()
     else:
@@ -229,7 +229,7 @@ class _Searching:
     return trial
 
   def _config(self, trial: optuna.Trial) -> configs.TrainConfig:
-    """The run of a trial; what was chosen for it before stays so."""
+    """The config of a trial; keeps earlier choices."""
     chosen = self._order.space.choose(
       lambda one, search: _suggested(trial, one, search)
     )
@@ -240,7 +240,7 @@ class _Searching:
     )
 
   def _stops(self, trial: optuna.Trial, message: trials.Validated) -> bool:
-    """Records what was measured, and says whether that is too little."""
+    """Records a validation; returns whether to stop the trial."""
     known = self._values(trial.number)
     for epoch, value in message.values.items():
       if epoch not in known:
@@ -248,7 +248,7 @@ class _Searching:
     return trial.should_prune()
 
   def _end(self, trial: optuna.Trial, ended: trials.Ended) -> str:
-    """Records how a trial ended; a line that says so."""
+    """Records how a trial ended; returns a line about it."""
     if ended.outcome == "broken":
       raise main.ProgramError(f"trial {trial.number}: {ended.message}")
     if ended.outcome == "failed":
@@ -283,24 +283,24 @@ class _Searching:
       )
 
   def _tidy(self) -> None:
-    """Removes the checkpoints of all trials that are over but the best."""
+    """Removes the checkpoints of all finished trials except the best."""
     best = _best(self._study)
     for trial in self._over():
       if trial.number != best:
         directory = trial_dir(self._order.output, trial.number)
-        # The file that TensorFlow keeps beside checkpoints.
+        # TensorFlow's list of checkpoints.
         for state in directory.glob("*/checkpoint"):
           shutil.rmtree(state.parent, ignore_errors=True)
 
   def _epochs_done(self) -> int:
-    """Of all trials; those that are over count in full."""
+    """Epochs of all trials; finished trials count in full."""
     done = self._epochs * len(self._over())
     for number in self._now:
       done += max(self._values(number), default=0)
     return done
 
   def _values(self, number: int) -> dict[int, float]:
-    """What was measured of a trial, by epoch."""
+    """The metric of a trial, by epoch."""
     return self._study.get_trials(deepcopy=False)[number].intermediate_values
 
   def _best_so_far(self) -> str:
@@ -319,7 +319,7 @@ def _best(study: optuna.Study) -> int | None:
 
 
 def _study(order: Order) -> optuna.Study:
-  """Opens the study, and makes sure that it begins with the defaults."""
+  """Opens the study; a new one starts with the defaults."""
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
   address = sqlalchemy.URL.create(
@@ -332,7 +332,7 @@ def _study(order: Order) -> optuna.Study:
     load_if_exists=True,
     pruner=optuna.pruners.MedianPruner(
       n_startup_trials=_BEFORE_PRUNING,
-      # Slow beginners may win: the first quarter is for all.
+      # Slow starters may win, so no trial stops in the first quarter.
       n_warmup_steps=max(order.defaults.epochs // 4, 2),
     ),
   )
@@ -342,7 +342,7 @@ def _study(order: Order) -> optuna.Study:
 
 
 def _sampler(order: Order, number: int) -> optuna.samplers.BaseSampler:
-  """What chooses the settings of a trial: by its number, and what is known."""
+  """The sampler of a trial's settings, given its number."""
   return optuna.samplers.TPESampler(
     n_startup_trials=_RANDOM,
     multivariate=True,

@@ -1,8 +1,7 @@
-"""What a search may choose: what settings declare, narrowed by the user.
+"""The space of a search: declared by the settings, narrowed by the user.
 
-Nothing here knows a setting by name but for those that the data decides. What
-is tried of each stands where the setting is declared (`search`), and so does
-with which others it is used at all (`only`).
+Each setting declares the values to try (`search`) and the settings it depends
+on (`only`). This module only names settings that depend on the data.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
 
 Span = settings.Span
-# What may be tried of a setting: a span of numbers, or a list of values.
+# The values to try for a setting: a span of numbers, or a list.
 Search = Span | tuple[Any, ...]
 Suggest = Callable[[settings.Setting, Search], Any]
 
 _SETTINGS = {one.name: one for one in settings.settings_of(configs.TrainConfig)}
-# No search chooses these: where and how long a run goes on, by what runs are
-# compared, and luck.
+# A search never chooses these: place and length of a run, the metric, and
+# random seeds.
 _NOT_SEARCHED = configs.CHANGEABLE | {
   *("preset", "seed", "rows", "metric", "history_ties")
 }
-# A search begins with the defaults of these, as far as it may choose them.
+# The first trials use the defaults of these, if the search includes them.
 _FIRST = {"query_tower": ("id", "history"), "task": ("ssl_pop", "xir")}
-# The softmax over more candidates costs too much to be tried unasked.
+# With more candidates, the full softmax is too expensive to try by default.
 MOST_CANDIDATES = 10_000
 
 
@@ -38,19 +37,19 @@ class Space:
   """The runs that a search may try.
 
   Attributes:
-    fixed: Settings of all of them.
-    searched: What is tried of others, by name, in the order of their
-      declaration: those that decide whether others are used come first.
+    fixed: Settings of all runs.
+    searched: Values to try for other settings, by name, in the order of
+      declaration: settings that others depend on come first.
   """
 
   fixed: Mapping[str, Any]
   searched: Mapping[str, Search]
 
   def choose(self, suggest: Suggest) -> dict[str, Any]:
-    """Chooses a value for each searched setting that the run then uses.
+    """Chooses a value for each searched setting that has an effect.
 
     Args:
-      suggest: Chooses one.
+      suggest: Chooses a value.
     """
     chosen: dict[str, Any] = {}
     for name, search in self.searched.items():
@@ -59,7 +58,7 @@ class Space:
     return chosen
 
   def settings(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run is given; those it would not use are left out."""
+    """Returns the settings of a run, without those that have no effect."""
     values = self.values(chosen)
     return {
       name: value
@@ -70,11 +69,11 @@ class Space:
   def config(
     self, chosen: Mapping[str, Any], **where: Any
   ) -> configs.TrainConfig:
-    """The run of what was chosen; `where`: its `data` and `model_dir`."""
+    """Returns the config of a choice; `where` has `data` and `model_dir`."""
     return configs.from_preset(**self.settings(chosen), **where)
 
   def first(self) -> list[dict[str, Any]]:
-    """What to try first: the defaults, so that the best is no worse."""
+    """Returns the first choices: the defaults, so the best is no worse."""
     starts: list[dict[str, Any]] = [{}]
     for name, preferred in _FIRST.items():
       search = self.searched.get(name)
@@ -84,7 +83,7 @@ class Space:
     return [self._defaults(start) for start in starts]
 
   def _defaults(self, start: Mapping[str, Any]) -> dict[str, Any]:
-    """`start`, and the defaults that belong to it, as far as they are tried."""
+    """`start`, and the defaults of other searched settings for it."""
     defaults = settings.values_of(self.config(start).resolved)
     chosen = self.choose(lambda one, _: defaults[one.name])
     return {
@@ -94,7 +93,7 @@ class Space:
     }
 
   def values(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all settings, used and unused ones, by name."""
+    """Returns the values of all settings, by name."""
     given = {**self.fixed, **chosen}
     return settings.values_of(
       configs.TrainConfig(**(configs.preset_settings(given) | given))
@@ -104,23 +103,24 @@ class Space:
 def of(
   given: Mapping[str, Any], narrowed: Sequence[str], data: schema_lib.Schema
 ) -> tuple[Space, list[str]]:
-  """The space of what was given.
+  """Builds the space.
 
   Args:
-    given: Settings that were given: all runs have them.
-    narrowed: What is to be tried of others, as `--space` takes it.
-    data: What is to be trained on.
+    given: Given settings, which all runs have.
+    narrowed: Values to try for other settings, as in `--space`.
+    data: Schema of the training data.
 
   Returns:
-    The space, and sentences on what the data leaves out of it.
+    The space, and sentences about settings that do not suit the data.
 
   Raises:
-    SettingsError: Something given cannot be as it is, or is used by no run.
+    SettingsError: A given setting or value is invalid, or has no effect in any
+      run.
   """
   asked = dict(_parsed(text) for text in narrowed)
   for name in asked.keys() & given.keys():
     raise settings.SettingsError(
-      f"--{name} and --space {name} both say what it may be: give one of them."
+      f"--{name} and --space {name} exclude each other: give one of them."
     )
   searched = {
     name: asked.get(name, one.about.search)
@@ -131,7 +131,7 @@ def of(
   fixed = dict(given)
   towers = searched.get("query_tower") or ()
   if "id" in towers and len(towers) > 1:
-    # Or runs of ids and of histories would not be measured by the same.
+    # Otherwise, runs of ids and of histories would have different metrics.
     fixed.setdefault("history_ties", "strict")
     notes.append(
       "Models of ids and of histories are compared row by row: each held-out "
@@ -167,8 +167,8 @@ def _parsed(text: str) -> tuple[str, Search]:
     raise settings.SettingsError(f"--space: there is no setting {name!r}{hint}")
   if name in _NOT_SEARCHED or one.type not in (bool, int, float, str):
     raise settings.SettingsError(
-      f"--space: {name} is nothing that a search can choose; set it by "
-      f"--{name}, for all trials."
+      f"--space: a search cannot choose {name}; set it for all trials with "
+      f"--{name}."
     )
   flag = f"--space {name}"
   low, dots, high = values.partition("..")
@@ -177,7 +177,7 @@ def _parsed(text: str) -> tuple[str, Search]:
     return name, tuple(dict.fromkeys(parts))
   if one.type not in (int, float):
     raise settings.SettingsError(
-      f"{flag} takes values, not a range: {name} is no number. "
+      f"{flag} takes values, not a range: {name} is not a number. "
       f"Received: {text!r}."
     )
   first, last = one.convert(low, flag), one.convert(high, flag)
@@ -195,7 +195,7 @@ def _fit(
   asked: Mapping[str, Search],
   data: schema_lib.Schema,
 ) -> list[str]:
-  """Leaves out what the data has no use for; sentences that say so."""
+  """Leaves out settings that do not suit the data; returns sentences."""
   notes = []
   columns = {column.name for column in data.interaction_features}
   of_no_use = {
@@ -210,14 +210,14 @@ def _fit(
   if many and "task" not in asked and "full_softmax" in tasks:
     searched["task"] = tuple(x for x in tasks if x != "full_softmax")
     notes.append(
-      f"full_softmax is not tried: {data.num_candidates:,} candidates are many "
-      f"(--space task={','.join(tasks)} tries it all the same)."
+      f"full_softmax is not tried: there are many candidates, "
+      f"{data.num_candidates:,} (--space task={','.join(tasks)} includes it)."
     )
   return notes
 
 
 def _may_be_used(name: str, space: Space) -> bool:
-  """Whether some run of a space uses a setting."""
+  """Whether a setting has an effect in any run of a space."""
   about = _SETTINGS[name].about
   values = space.values({})
   return not about.only or any(
@@ -231,7 +231,7 @@ def _may_be_used(name: str, space: Space) -> bool:
 
 
 def _rounded(chosen: Mapping[str, Any]) -> dict[str, Any]:
-  """Numbers as one would write them."""
+  """Rounds numbers to a few digits."""
   return {
     name: float(f"{value:.4g}") if isinstance(value, float) else value
     for name, value in chosen.items()
@@ -245,7 +245,7 @@ def _holds(search: Search, value: Any) -> bool:
 
 
 def shown(search: Search) -> str:
-  """What is tried, as `--space` takes it."""
+  """Formats values to try, as in `--space`."""
   if isinstance(search, Span):
     return f"{search.low:g}..{search.high:g}"
   return ",".join(str(value) for value in search)

@@ -1,9 +1,9 @@
-"""Training runs in processes of their own, which ask whether to go on.
+"""Training runs in separate processes, which ask whether to continue.
 
-A process is forked from one that has loaded TensorFlow and done nothing with
-it, so it starts at once; its memory is its own and is free when it ends, and
-what kills it kills nothing else. It sends the values of its validations and is
-told after each whether to stop. It dies with the process that started it.
+A process is forked from one that has loaded TensorFlow but not used it, so it
+starts fast. Its memory is free when it ends, and a crash affects nothing else.
+It sends the values of its validations and learns after each whether to stop. It
+dies with the process that started it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import tqdm
 
 from pipelines.training import config as configs
 
-# What a trial prints, beside its run.
+# The output of a trial, in the directory of its run.
 LOG = "log.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Validated:
-  """A trial has been validated, and waits for an answer: whether to stop.
+  """A trial was validated and waits for the answer whether to stop.
 
   Attributes:
     values: The metric by epoch, of all validations so far.
@@ -42,16 +42,16 @@ class Validated:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """A trial is over.
+  """A trial has ended.
 
   Attributes:
-    outcome: As `loop.TrainResult`; or `"failed"`, which this trial did; or
-      `"broken"`, which all would do.
-    value: The best value of the metric; None: there is none.
+    outcome: As in `loop.TrainResult`; or `"failed"`, for this trial alone; or
+      `"broken"`, which would affect all trials.
+    value: The best value of the metric, or None.
     epoch: The epoch of the best value.
     epochs: Epochs trained.
     seconds: Time of training, over all sessions, without validation.
-    message: Why it failed.
+    message: The reason of a failure.
   """
 
   outcome: str
@@ -63,10 +63,10 @@ class Ended:
 
 
 class Trials:
-  """The trials under way; a context manager, which ends them."""
+  """The running trials; a context manager, which ends them."""
 
   def __init__(self, jobs: int) -> None:
-    """Takes how many may be under way at a time."""
+    """Sets the number of parallel trials."""
     self._jobs = jobs
     self._started: dict[multiprocessing.connection.Connection, Any] = {}
 
@@ -74,7 +74,7 @@ class Trials:
     return len(self._started)
 
   def start(self, number: int, config: configs.TrainConfig) -> None:
-    """Starts a trial, or goes on with it where it was."""
+    """Starts or resumes a trial."""
     threads = None
     if self._jobs > 1:
       cores = len(os.sched_getaffinity(0))
@@ -85,7 +85,7 @@ class Trials:
     self._started[ours] = number, process, config
 
   def messages(self) -> Iterator[tuple[int, Validated | Ended, Callable]]:
-    """Waits for messages: the trial's number, what it says, and `answer`."""
+    """Waits for messages; yields the trial's number, message and `answer`."""
     for connection in multiprocessing.connection.wait(list(self._started)):
       number, process, config = self._started[connection]
       try:
@@ -104,27 +104,27 @@ class Trials:
 
   def __exit__(self, *unused_exception: object) -> None:
     for connection, (_, process, _) in self._started.items():
-      # What was trained since the last checkpoint is trained again.
+      # Steps since the last checkpoint are repeated later.
       process.kill()
       process.join()
       connection.close()
 
 
 def _answer(connection, stop: bool) -> None:
-  with contextlib.suppress(ConnectionError):  # It has died meanwhile.
+  with contextlib.suppress(ConnectionError):  # The trial has died.
     connection.send(stop)
 
 
 def _death(status: int, config: configs.TrainConfig) -> Ended:
   log = pathlib.Path(config.model_dir) / LOG
   if status == -signal.SIGKILL:
-    text = "it was killed, as the system does where memory is short"
+    text = "it was killed, perhaps because memory ran out"
     return Ended("failed", message=text)
   return Ended("broken", message=f"it ended with status {status}; see {log}")
 
 
 def start_process(target: Callable[..., None], arguments: tuple) -> Any:
-  """A process that has TensorFlow loaded, and runs `target`."""
+  """Starts a process with TensorFlow loaded that runs `target`."""
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["pipelines.training.loop"])
   process = context.Process(target=target, args=arguments)
@@ -133,11 +133,12 @@ def start_process(target: Callable[..., None], arguments: tuple) -> Any:
 
 
 def _main(connection, config: configs.TrainConfig, threads: int | None) -> None:
-  """What the process of a trial does."""
-  # The terminal's Ctrl-C is for the program: it ends its trials.
+  """The main function of a trial's process."""
+  # Ignores Ctrl-C of the terminal: the program ends its trials.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
-  # The lock of its own is one of the system, and outlives a killed process.
+  # Without tqdm's process lock, which is a system object that outlives a killed
+  # process.
   tqdm.tqdm.set_lock(threading.RLock())
   model_dir = pathlib.Path(config.model_dir)
   model_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def _die_with_parent() -> None:
 
 
 def run(connection, config: configs.TrainConfig) -> None:
-  """Trains, and tells of it through a connection."""
+  """Trains and reports through a connection."""
   from pipelines.training import loop
   from xir_tfrs.data import errors
   from xir_tfrs.programs import main, settings

@@ -189,7 +189,7 @@ def test_a_writer_on_another_host_is_refused_until_it_is_silent(
       write(output)
     another_host("a")
     # The first one wakes up: it must not publish after it was overtaken.
-    with pytest.raises(errors.DataError, match="silent for so long"):
+    with pytest.raises(errors.DataError, match="stopped for so long"):
       stack.close()
   assert (output / MARK).read_text() == "of b"
 

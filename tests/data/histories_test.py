@@ -64,7 +64,7 @@ class HistoriesTest(tf.test.TestCase, parameterized.TestCase):
     given = columns()
     del given["event"]
     histories.Histories.of_rows(given)
-    with self.assertRaisesRegex(errors.DataError, "order is not known.*again"):
+    with self.assertRaisesRegex(errors.DataError, "which is not stored.*again"):
       histories.Histories.of_rows(given, "order")
     del given["timestamp"]
     with self.assertRaisesRegex(errors.DataError, "neither times nor.*again"):

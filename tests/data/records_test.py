@@ -132,8 +132,10 @@ def test_missing_shard_truncation_and_wrong_counts(tmp_path):
     return str(caught.value)
 
   assert "b: file not found" in message([("b", 20)])
-  assert "holds 20 rows, but schema.json says 21" in message([("a", 21)])
-  assert "holds at least 20 rows, but schema.json says 3" in message([("a", 3)])
+  assert "holds 20 rows, but schema.json lists 21" in message([("a", 21)])
+  assert "holds at least 20 rows, but schema.json lists 3" in message(
+    [("a", 3)]
+  )
   data = (tmp_path / "a").read_bytes()
   (tmp_path / "cut").write_bytes(data[:-5])
   assert "cut: truncated or damaged" in message([("cut", 20)])
@@ -294,7 +296,7 @@ def test_ids_that_are_not_utf8_are_named(tmp_path):
 
 @pytest.mark.parametrize(
   ("third", "message"),
-  [(b"a", "the id 'a' stands twice"), (b"", "empty id")],
+  [(b"a", "the id 'a' appears twice"), (b"", "empty id")],
 )
 def test_wrong_ids_of_own_records_are_found_before_training(
   tmp_path, third, message

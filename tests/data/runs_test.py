@@ -96,7 +96,7 @@ def test_config_round_trip(tmp_path):
 def test_a_run_is_not_begun_anew_by_accident(tmp_path):
   run = new_run(tmp_path / "run", checkpoints=1, best=2)
   run.append_metrics({"kind": "train", "step": 3})
-  with pytest.raises(errors.DataError, match="by --resume, begin anew by --o"):
+  with pytest.raises(errors.DataError, match="--resume, start again with --o"):
     run.create(config(), overwrite=False)
   (run.path / "notes").write_text("mine")
   run.create(config(data="other"), overwrite=True)
@@ -198,9 +198,9 @@ def test_the_newest_checkpoint_does_not_pass_for_a_best_that_is_lost(tmp_path):
   right = state.read_text()
   for damaged, message in (
     ("", "best/checkpoint: cannot be read"),
-    ("model_checkp", "best/checkpoint: names no checkpoint that is there"),
-    (right.replace("ckpt-2", "ckpt-3"), "best/checkpoint: names no checkpoint"),
-    (None, "best/checkpoint: names no checkpoint"),
+    ("model_checkp", "best/checkpoint: names a checkpoint that does not"),
+    (right.replace("ckpt-2", "ckpt-3"), "best/checkpoint: names a checkpoint"),
+    (None, "best/checkpoint: names a checkpoint"),
   ):
     state.unlink() if damaged is None else state.write_text(damaged)
     with pytest.raises(errors.DataError, match=message):

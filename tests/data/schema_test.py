@@ -134,11 +134,11 @@ START = (
     (
       START + '"shards": {}, "query_features": '
       '[{"name": "brand", "kind": "token", "vocabulary": ["", "a", "a"]}]}',
-      "field query_features[0]: feature 'brand': a token stands twice",
+      "field query_features[0]: feature 'brand': a token appears twice",
     ),
     (
       START + '"shards": {"trian": []}}',
-      "`shards` must be of train, validation, test, queries, candidates",
+      "`shards` must be among train, validation, test, queries, candidates",
     ),
     (
       START + '"shards": {"train": [{"file": "../a", "rows": 1}]}}',
@@ -152,7 +152,7 @@ START = (
     (
       START + '"shards": {}, "candidate_features": '
       '[{"name": "count", "kind": "float", "mean": [1], "std": [1]}]}',
-      "`candidate_features`: the name 'count' stands twice",
+      "`candidate_features`: the name 'count' appears twice",
     ),
   ],
 )
@@ -175,7 +175,7 @@ def test_the_hash_is_that_of_the_file(tmp_path):
 def test_a_vocabulary_begins_with_unknown():
   with pytest.raises(ValueError, match="must begin with ''"):
     schema.FeatureSchema("brand", "token", vocabulary=("a",))
-  with pytest.raises(ValueError, match="needs `num_buckets`, as nothing else"):
+  with pytest.raises(ValueError, match="needs `num_buckets`, and nothing else"):
     schema.FeatureSchema("brand", "text")
   with pytest.raises(ValueError, match="Received: 'name'"):
     schema.FeatureSchema("brand", "name")

@@ -317,7 +317,7 @@ def test_a_history_counts_where_there_was_no_training(loaded, world):
 def test_a_bundle_from_before_histories(copied):
   loaded = bundle.Bundle.load(copied, "brute_force")
   del loaded.signatures["recommend_session"]
-  with pytest.raises(errors.DataError, match="could not answer a history"):
+  with pytest.raises(errors.DataError, match="without support for histories"):
     loaded.recommend(history=[["item 3"]])
 
 

@@ -155,7 +155,7 @@ def test_model_of_other_data(options):
   record.features.feature["count"].int64_list.value[:] = [1, 1]
   with tf.io.TFRecordWriter(str(path)) as writer:
     writer.write(record.SerializeToString())
-  _fails(options, "holds 2 rows, but schema.json says 40")
+  _fails(options, "holds 2 rows, but schema.json lists 40")
 
 
 @pytest.mark.parametrize(

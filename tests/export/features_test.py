@@ -87,13 +87,16 @@ def test_no_rows(loaded):
   "given, message",
   [
     ({"tag": ["a"]}, "'tag' must have one value per id.*1 values for 2"),
-    ({"tag": ["a", 3]}, "'tag' is a token: 3 is no string"),
-    ({"words": ["w", "x"]}, "'words' is a token_seq: 'w' is no list"),
-    ({"words": [["w"], [1]]}, "'words' is a token_seq: 1 is no string"),
-    ({"blurb": [["a"], "b"]}, r"'blurb' is a text: \['a'\] is no string"),
+    ({"tag": ["a", 3]}, "'tag' is a token: 3 is not a string"),
+    ({"words": ["w", "x"]}, "'words' is a token_seq: 'w' is not a list"),
+    ({"words": [["w"], [1]]}, "'words' is a token_seq: 1 is not a string"),
+    ({"blurb": [["a"], "b"]}, r"'blurb' is a text: \['a'\] is not a string"),
     ({"price": [1.0, "dear"]}, "'price' is a float: .*dear"),
-    ({"place": [[1, 2], [1]]}, "'place' is a float_seq: 1 numbers instead"),
-    ({"colour": ["a", "b"]}, "no feature 'colour'; there are: tag, words"),
+    ({"place": [[1, 2], [1]]}, "'place' is a float_seq: expected 2 numbers"),
+    (
+      {"colour": ["a", "b"]},
+      "no feature 'colour'; the features are: tag, words",
+    ),
   ],
 )
 def test_wrong_features_are_named(loaded, given, message):
@@ -102,7 +105,9 @@ def test_wrong_features_are_named(loaded, given, message):
 
 
 def test_a_query_tower_without_features_says_so(world, loaded):
-  with pytest.raises(ValueError, match="no feature 'age'; there are: none"):
+  with pytest.raises(
+    ValueError, match="no feature 'age'; the features are: none"
+  ):
     loaded.recommend([world.query_ids[0]], k=3, features={"age": [3.0]})
 
 

@@ -182,7 +182,7 @@ def _save(directory, name, values):
     ("seen_candidates", lambda x: x + 300, "not rows"),
     ("seen_candidates", lambda x: x - 300, "not rows"),
     ("candidate_ids.offsets", lambda x: x[:-1], "299 candidate ids"),
-    ("candidate_ids.data", lambda x: x * 0 + ord("a"), "stands twice"),
+    ("candidate_ids.data", lambda x: x * 0 + ord("a"), "appears twice"),
     ("candidate_ids.offsets", lambda x: np.maximum(x, x[1]), "empty candidate"),
   ],
 )

@@ -57,7 +57,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_update_counts_the_draws(self):
     cache = _cache(num_candidates=6, cache_size=4)
-    # Candidate 3 stands twice in the pool: its draws add up.
+    # Candidate 3 appears twice in the pool: its draws add up.
     _update(cache, [3, 1, 3, 5], [2.0, 1.5, 4.0, 0.0])
     self.assertAllEqual(cache.occurrence_counts, [0.0, 1.5, 0.0, 6.0, 0.0, 0.0])
     self.assertEqual(int(cache.step), 1)

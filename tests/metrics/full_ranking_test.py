@@ -367,7 +367,9 @@ class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
     ((),), ((0, 1),), ((-1,),), ((2.0,),), ((5, 5),), ((True,),), (("10",),)
   )
   def test_ks(self, ks):
-    with self.assertRaisesRegex(ValueError, "`ks` must be different positive"):
+    with self.assertRaisesRegex(
+      ValueError, "`ks` must be one or more distinct positive"
+    ):
       self.rank(ks=ks)
 
   @parameterized.product(

@@ -355,12 +355,16 @@ class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
     model = self.model()
     with self.assertRaisesRegex(ValueError, "needs `history_ids`"):
       model.compute_loss({"query_id": tf.range(2), "candidate_id": tf.range(2)})
-    with self.assertRaisesRegex(ValueError, "`history_ids` must be given"):
+    with self.assertRaisesRegex(
+      ValueError, "takes `history_ids` if and only if"
+    ):
       model.encode_queries(tf.range(2))
     of_ids = models.TwoTower(
       models.Tower(vocabulary_size=4, dim=4), candidate_tower()
     )
-    with self.assertRaisesRegex(ValueError, "and to no other"):
+    with self.assertRaisesRegex(
+      ValueError, "takes `history_ids` if and only if"
+    ):
       of_ids.encode_queries(tf.range(2), history_ids=tf.zeros([2, 1]))
 
 

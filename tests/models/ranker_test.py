@@ -201,9 +201,13 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(_scores(ranker, history_ids=padded), scores)
 
   def test_histories_are_needed_and_not_dropped(self):
-    with self.assertRaisesRegex(ValueError, "`history_ids` must be given"):
+    with self.assertRaisesRegex(
+      ValueError, "takes `history_ids` if and only if"
+    ):
       _scores(_ranker("din", history_length=3), history_ids=None)
-    with self.assertRaisesRegex(ValueError, "and to no other"):
+    with self.assertRaisesRegex(
+      ValueError, "takes `history_ids` if and only if"
+    ):
       _scores(_ranker(), history_ids=tf.constant(_HISTORIES))
 
   @parameterized.product(kind=("deepfm", "dcn"), hidden_units=((), (4,)))
@@ -289,7 +293,7 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     ({"kind": "mlp"}, "`kind` = 'mlp'"),
     ({"num_cross_layers": 0}, "`num_cross_layers` = 0"),
     ({"dim": 0}, "`dim` = 0"),
-    ({"kind": "din"}, "`history_length` must be given"),
+    ({"kind": "din"}, "`history_length` is required"),
     ({"num_queries": None}, "`num_queries` = None"),
     ({"num_candidates": 7}, "3 rows for 7 ids"),
   )

@@ -53,19 +53,19 @@ _BROKEN = [
     "a.inter",
     b"user_id:token\tthing:token\n1\t2\n",
     "line 1",
-    "no column is called like the item; the file has 'user_id', 'thing'",
+    "no column has a name like item; the file has 'user_id', 'thing'",
   ),
   (
     "a.csv",
     b"user_id,asin,isbn\n1,2,3\n",
     "line 1",
-    "'asin' and 'isbn' both may be the item; say which with --item_column asin",
+    "'asin' and 'isbn' may both be the item; choose with --item_column asin",
   ),
   (
     "a.csv",
     b"user_id,user_id,item_id\n1,2,3\n",
     "line 1, column 'user_id'",
-    "stands twice in the header",
+    "appears twice in the header",
   ),
   (
     "a.inter",
@@ -84,7 +84,7 @@ _BROKEN = [
     "a.inter",
     (_INTER + _GOOD * 2).encode() + b"1\t\xff\t5\n",
     "line 4, column 'item_id'",
-    "not UTF-8 (byte 0xff at position 2); say --encoding",
+    "not UTF-8 (byte 0xff at position 2); set --encoding",
   ),
   (
     "a.inter",
@@ -96,13 +96,13 @@ _BROKEN = [
     "a.inter",
     (_INTER + _GOOD * 200_000 + "1\tb\t5.5\n").encode(),
     "line 200002, column 'timestamp'",
-    "'5.5' is not a whole number of units, as the first times are",
+    "'5.5' is not a whole number of units, but the first times",
   ),
   (
     "a.inter",
     (_INTER + _GOOD + "1\tb\t99999999999999999999\n").encode(),
     "line 3, column 'timestamp'",
-    "is not a whole number of 64 bits",
+    "is not a 64-bit integer",
   ),
   (
     "a.inter",
@@ -127,7 +127,7 @@ _BROKEN = [
   ("a.txt", b"1\n2\n", "line 1", "no interactions; expected lines of"),
   ("a.txt", b"1 a\n2 b \xff c\n", "line 2, column 'word 3'", "not UTF-8"),
   ("a.parquet", b"PAR1", None, "empty, truncated or not a Parquet file"),
-  ("a.dat", b"1 2\n", None, "The first lines are '1 2'. Say --delimiter space"),
+  ("a.dat", b"1 2\n", None, "The first lines are '1 2'. Use --delimiter space"),
 ]
 
 
@@ -161,7 +161,7 @@ def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
       "row 1, column 'user_id'",
       "not an id",
     ),
-    ({"user_id": [1], "thing": [1]}, "", "no column is called like the item"),
+    ({"user_id": [1], "thing": [1]}, "", "no column has a name like item"),
     (
       {"user_id": [1], "item_id": [b"\xff"]},
       "row 1, column 'item_id'",
@@ -170,7 +170,7 @@ def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
     (
       {"user_id": [1], "item_id": [1], "timestamp": ["x"]},
       "row 1, column 'timestamp'",
-      "'x' is not a number and not a time",
+      "'x' is neither a number nor a time",
     ),
     (
       {"user_id": [1], "item_id": [1], "timestamp": [float("inf")]},
@@ -318,7 +318,7 @@ def test_one_line_and_a_status_from_main(tmp_path, capsys):
     (["--tfds_split=train"], "--tfds_split belongs to --format tfds"),
     (["--synthetic_users=9"], "--synthetic_users belongs to --format synth"),
     (["--split=given"], "--split given needs --train"),
-    (["--train=b.csv"], "take the place of --input. Received: --input "),
+    (["--train=b.csv"], "replace --input. Received: --input "),
     (["--num_buckets=0"], "--num_buckets must be at least 1"),
   ):
     status, err = run(*more)
@@ -338,19 +338,19 @@ def test_config_is_checked():
         input=inputs.Input(format="synthetic"), output="x", **kwargs
       )
   for split in ("random", "leave_last"):
-    with pytest.raises(ValueError, match="are the split; leave out --split"):
+    with pytest.raises(ValueError, match="define the split; omit --split"):
       prepare.PrepareConfig(
         input=inputs.Input(train=("a",)), output="x", split=split
       )
   with pytest.raises(ValueError, match="--test needs --train"):
     inputs.Input(test=("a",))
-  with pytest.raises(ValueError, match="leave out --tfds_split"):
+  with pytest.raises(ValueError, match="omit --tfds_split"):
     inputs.Input(paths=("a",), train=("b",), format="tfds", tfds_split="train")
   with pytest.raises(ValueError, match="--input names the file"):
     inputs.Input()
   with pytest.raises(ValueError, match="Received: 'excel'"):
     inputs.Input(paths=("a",), format="excel")
-  with pytest.raises(ValueError, match="go together"):
+  with pytest.raises(ValueError, match="need each other"):
     inputs.Columns(rating="r")
   with pytest.raises(ValueError, match="`separator` must not be empty"):
     inputs.Columns(separator="")

@@ -107,7 +107,7 @@ def test_on_resuming_the_flags_are_refused_too():
     ({"bank_size": 8}, "--task_arguments: bank_size has a flag, --bank_size"),
     (
       {"power": 1},
-      "^--task_arguments: .* has no argument 'power', but .*cache_p",
+      "^--task_arguments: .* has no argument 'power'. It has: cache_p",
     ),
     ({"num_hashes": 2}, "no argument 'num_hashes'"),
     ({"cache_policy": "age"}, "--task xir: `cache_policy` must be"),
@@ -191,11 +191,11 @@ def test_settings_of_one_ablation_are_task_arguments(task, name, value):
     ({"loss": "hinge"}, "--loss must be one of cross_entropy, "),
     (
       {"loss": "decoupled", "loss_arguments": {"power": 0.1}},
-      "--loss_arguments: --loss decoupled has no setting 'power', but none",
+      "--loss_arguments: --loss decoupled has no setting 'power'. It has: none",
     ),
     (
       {"loss": "psl", "loss_arguments": {"power": 0.1}},
-      "--loss_arguments: --loss psl has no setting 'power', but .*tau",
+      "--loss_arguments: --loss psl has no setting 'power'. It has: .*tau",
     ),
     ({"loss_arguments": {"power": 7}}, "--loss generalized_cross_entropy: `po"),
     ({"task": "bir", "loss": "logq_corrected"}, "--task bir: .*logq_corrected"),
@@ -318,8 +318,8 @@ _WRONG = [
   (["--dim=-3"], "--dim must be positive. Received: -3."),
   (["--seed=-1"], "--seed must not be negative. Received: -1."),
   (["--model_dir=m", "--data=d", "--task=ssl", "--cache_weight=1"], "belongs"),
-  (["--data=d"], "--model_dir is needed"),
-  (["--model_dir=m"], "--data is needed"),
+  (["--data=d"], "--model_dir is required"),
+  (["--model_dir=m"], "--data is required"),
   (["--model_dir=m", "--resume", "--overwrite"], "--resume and --overwrite"),
 ]
 _WITHOUT_TENSORFLOW = """

@@ -254,7 +254,7 @@ def test_known_positives_come_with_positions(data):
 def test_data_without_an_order_is_refused(data, tmp_path):
   opened = directory.DataDir(data)
   rows = dict(opened.rows("train"))
-  with pytest.raises(errors.DataError, match="neither times nor their order"):
+  with pytest.raises(errors.DataError, match="neither times nor an order"):
     batches.InMemory(rows, None).examples(config(data), 1)
 
 

@@ -30,8 +30,8 @@ def test_it_shows_rows_counts_and_the_command(tmp_path, capsys):
   assert "read as: CSV, ';', header, times 1682944200117 (Unix milli" in out
   assert "  user  item  time\n  7     a     1682944200117\n" in out
   assert "3 rows, 2 users, 2 items, 1 repeated pairs" in out
-  assert "'event' holds view, addtocart: choose and weigh" in out
-  assert "'stars' may choose rows" in out
+  assert "'event' holds view, addtocart: select and weight" in out
+  assert "'stars' may hold ratings" in out
   assert out.count("168294420011") == 3
   (command,) = [x for x in out.splitlines() if x.startswith("next: ")]
   words = shlex.split(command.removeprefix("next: "))[1:]
@@ -56,7 +56,7 @@ def test_the_command_repeats_what_was_said(tmp_path, capsys):
 def test_errors_are_one_line(tmp_path, capsys):
   (tmp_path / "a.csv").write_text("user,thing\n1,2\n")
   status, _, err = _run(capsys, tmp_path / "a.csv")
-  assert status == 1 and "no column is called like the item" in err
+  assert status == 1 and "no column has a name like item" in err
   assert err.count("\n") == 1
   assert _run(capsys)[0] == 2
 
@@ -66,8 +66,10 @@ def test_columns_of_other_names_are_shown_with_what_they_hold(tmp_path, capsys):
   path.write_text("Kunde;Artikel;Am;Nr\nK1;A1;31.12.2023 14:05;1\n")
   status, _, err = _run(capsys, path)
   assert status == 1
-  assert "called like the user or the item; the file has 'Kunde', 'A" in err
-  assert "(first row: K1, A1, 31.12.2023 14:05, 1): say --user_column" in err
+  assert (
+    "no column has a name like user or item; the file has 'Kunde', 'A" in err
+  )
+  assert "(first row: K1, A1, 31.12.2023 14:05, 1): use --user_column" in err
   said = ["--user_column=Kunde", "--item_column=Artikel"]
   status, out, _ = _run(capsys, path, *said)
   assert status == 0 and out.count("holds dates") == 1

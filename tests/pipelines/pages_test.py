@@ -185,7 +185,9 @@ def test_curves_say_what_one_sees(evaluated):
   text = (evaluated / "one" / "report.html").read_text("utf-8")
   assert "The training loss falls from 5.000 to 0.625 in 2 epochs." in text
   assert "validation split is 0.2500, after epoch 1 of 2." in text
-  assert "Updates since an entry came in, on average. At the end: 8." in text
+  assert (
+    "Average number of updates since an entry was added. At the end: 8." in text
+  )
 
 
 def test_examples_are_what_the_metrics_count(evaluated):
@@ -244,7 +246,7 @@ def test_runs_that_cannot_be_compared_are_refused(evaluated, tmp_path):
   by_query.write(
     other / "by_query.npz", users, {n: x + 0.25 for n, x in arrays.items()}
   )
-  refused("is not of the same evaluation as metrics.json")
+  refused("is from another evaluation than metrics.json")
   (other / "by_query.npz").write_bytes(b"PK")
   refused("by_query.npz: cannot be read")
   (other / "by_query.npz").unlink()
@@ -252,11 +254,11 @@ def test_runs_that_cannot_be_compared_are_refused(evaluated, tmp_path):
   metrics = json.loads((other / "metrics.json").read_text())
   metrics["split"] = "validation"
   (other / "metrics.json").write_text(json.dumps(metrics))
-  refused("is of other split than")
+  refused("has other split than")
   done = program.run(
     "pipelines.compare", first, "--output", tmp_path / "a.html"
   )
-  assert done.returncode == 2 and "at least two runs" in done.stderr
+  assert done.returncode == 2 and "at least two different runs" in done.stderr
 
 
 def test_without_a_report(evaluated, tmp_path, monkeypatch):
@@ -302,10 +304,10 @@ def test_sections_of_what_a_run_may_have(evaluated):
   )
   made = {part.title: part for part in run_page.sections(run, index)}
   (tuned,) = made["Recall and latency of the index"].charts
-  assert "find 96.0% of what exact search finds, in 2.000 ms" in tuned.says
-  (probe,) = made["What the loss estimates"].charts
+  assert "find 96.0% of the results of exact search, in 2.000 ms" in tuned.says
+  (probe,) = made["Quality of the loss"].charts
   assert probe.says == "cosine 0.5; bias 0.1."
-  assert list(made)[0] == "How it learned" and list(made)[-1] == "Settings"
+  assert list(made)[0] == "Training" and list(made)[-1] == "Settings"
 
 
 def test_bundle_of_another_model_is_refused(evaluated, tmp_path):

@@ -324,8 +324,8 @@ def test_a_crash_of_a_worker_leaves_nothing(tmp_path, monkeypatch):
     (["--validation_fracton=0.1"], "did you mean --validation_fraction?"),
     (["--runer", "DirectRunner"], "did you mean --runner?"),
     (["--runner=FlinkRunner", "--sed=3"], "did you mean --seed?"),
-    (["--quux=3"], "--quux is no flag of ours or of Beam"),
-    (["more.csv"], "'more.csv' belongs to no flag"),
+    (["--quux=3"], "--quux is not a flag of xir-tfrs or of Beam"),
+    (["more.csv"], "'more.csv' is not the value of a flag"),
     (["--runner=Foo"], "Unexpected pipeline runner: Foo"),
   ],
 )

@@ -194,7 +194,7 @@ def test_a_toy_file_is_prepared_with_a_sentence_on_what_it_lacks(tmp_path):
   made = prepare.prepare(config)
   assert made.rows == {"train": 8, "validation": 0, "test": 4}
   text = summary.text(made, "out", 1.0)
-  assert "warning: no validation rows, as no user has enough rows" in text
+  assert "warning: no validation rows, because no user has enough rows" in text
   assert "no test rows" not in text
   (tmp_path / "r.csv").write_text("user_id,item_id\nu,a\nv,b\n")
   for split in ("random", "leave_last"):
@@ -531,8 +531,10 @@ def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
     1 if has_times else None
   )
   text = summary.text(made, "out", 1.0)
-  assert "1 of 3 users have rows to validate or test but none to train" in text
-  assert "2 of 5 items have no training row, of which 2 have rows to" in text
+  assert (
+    "1 of 3 users have validation or test rows but no training rows" in text
+  )
+  assert "2 of 5 items have no training row, and 2 of them have" in text
 
 
 def test_validation_rows_drawn_from_given_training_rows(tmp_path):
@@ -552,7 +554,7 @@ def test_validation_rows_drawn_from_given_training_rows(tmp_path):
   assert not any(made.leakage.values()), made.leakage
   assert "(a share of 0.25 of the rows" in summary.text(made, "out", 1.0)
   (tmp_path / "validation.csv").write_text(f"{head}\na,90,90\n")
-  with pytest.raises(ValueError, match="leave one of the two out"):
+  with pytest.raises(ValueError, match="omit one of the two"):
     _given(tmp_path, validation_fraction=0.25)
 
 
@@ -770,7 +772,7 @@ def test_sessions_need_times_of_a_known_unit(tmp_path):
       prepare.prepare(config(**kwargs))
   made = prepare.prepare(config(time_unit="s"))
   assert made.num_queries == 2
-  with pytest.raises(ValueError, match="as in 30m"):
+  with pytest.raises(ValueError, match="such as 30m"):
     dataclasses.replace(config(), session_gap="soon")
 
 
@@ -785,7 +787,7 @@ def test_odd_ids_are_counted(tmp_path):
   assert made.warnings["ids_alike"] == 2
   text = summary.text(made, "out", 1.0)
   assert "3 rows have an id such as nan or NULL" in text
-  assert "2 ids differ from another by spaces alone" in text
+  assert "2 ids differ from another only by spaces" in text
 
 
 def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):

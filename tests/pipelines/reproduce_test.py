@@ -148,9 +148,9 @@ def test_unknown_case_is_explained(tmp_path):
   ("given", "message"),
   [
     ({"experiment": "table3"}, "--experiment must be one of table2"),
-    ({"experiment": "table2"}, "--data is needed"),
-    ({"data": "d"}, "--experiment is needed, or --report"),
-    ({"report": True, "data": "d"}, "--data belongs to runs"),
+    ({"experiment": "table2"}, "--data is required"),
+    ({"data": "d"}, "--experiment is required, or --report"),
+    ({"report": True, "data": "d"}, "--data is for runs"),
   ],
 )
 def test_wrong_settings_are_refused_by_name(given, message):

@@ -340,7 +340,7 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(
   printed = capsys.readouterr()
   name = newest.rpartition("/")[2]
   assert name in printed.err and "falling back to" in printed.err
-  assert "Going on from step" in printed.out
+  assert "Resuming from step" in printed.out
   assert_same_state(whole, path)
   steps = steps_logged(path)
   assert steps == list(range(1, steps[-1] + 1))
@@ -376,7 +376,7 @@ def test_checkpoint_of_another_model_is_no_damage(data, tmp_path):
   checkpoints.Checkpoints(directory, saved, 2).save(3)
   for wrong in ({"x": tf.Variable([1.0, 2.0])}, {"y": tf.Variable(1.0)}):
     other = tf.train.Checkpoint(**wrong)
-    with pytest.raises(errors.DataError, match="not of this model"):
+    with pytest.raises(errors.DataError, match="belongs to another model"):
       checkpoints.Checkpoints(directory, other, 2).restore()
   assert (tmp_path / "checkpoints/ckpt-3.index").exists()
 
@@ -416,8 +416,8 @@ def test_full_disk_leaves_the_previous_checkpoint(
   "tf_config, message",
   [
     (None, "needs the environment variable TF_CONFIG"),
-    ("{", "not a cluster and a task"),
-    ('{"cluster": {"worker": ["a:1"]}}', "not a cluster and a task"),
+    ("{", "not describe a cluster and a task"),
+    ('{"cluster": {"worker": ["a:1"]}}', "not describe a cluster and a task"),
     (
       '{"cluster": {"worker": ["a:1"]}, '
       '"task": {"type": "worker", "index": 1}}',

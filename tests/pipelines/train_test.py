@@ -258,7 +258,7 @@ def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
         run(second, **choice)
   assert not (tmp_path / "m").exists()
   run(first)
-  with pytest.raises(errors.DataError, match="holds a training run already"):
+  with pytest.raises(errors.DataError, match="already holds a training run"):
     run(second)
   assert run(first, resume=True).outcome == "finished"
 

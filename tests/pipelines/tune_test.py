@@ -123,7 +123,7 @@ def test_what_falls_behind_is_given_up(searched, tmp_path, monkeypatch):
   lines = "\n".join(report.write(study, order))
   best = study.best_trial.number
   assert f"Best: trial {best}, its run in {tmp_path / 'out'}" in lines
-  assert "What matters (PED-ANOVA)" in lines and "given up" in lines
+  assert "Effect of settings (PED-ANOVA)" in lines and "given up" in lines
   assert sum(report.importance(study).values()) == pytest.approx(1)
   picture = (tmp_path / "out" / report.IMPORTANCE_FILE).read_bytes()
   assert picture.startswith(b"\x89PNG")
@@ -162,7 +162,7 @@ def test_trials_that_fail(searched, monkeypatch):
     searched(1, order.output / "b")
   _Thread.exitcode = -signal.SIGKILL
   try:
-    with pytest.raises(main.ProgramError, match="memory is short"):
+    with pytest.raises(main.ProgramError, match="memory ran out"):
       searched(2, order.output / "c")
   finally:
     _Thread.exitcode = 3
@@ -188,13 +188,16 @@ def test_a_search_goes_on_as_it_was_begun(searched, tmp_path):
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    ({"output": "o"}, "--data is needed"),
-    ({"data": "d"}, "--output is needed"),
+    ({"output": "o"}, "--data is required"),
+    ({"data": "d"}, "--output is required"),
     ({"data": "d", "output": "o", "model_dir": "m"}, "--model_dir is not"),
-    ({"data": "d", "output": "o", "rows": "all"}, "--rows all is not taken"),
+    (
+      {"data": "d", "output": "o", "rows": "all"},
+      "--rows all is not supported",
+    ),
     (
       {"data": "d", "output": "o", "strategy": "multi_worker"},
-      "--strategy multi_worker is not taken",
+      "--strategy multi_worker is not supported",
     ),
   ],
 )
@@ -243,7 +246,7 @@ def test_a_killed_search_goes_on(monkeypatch, small_data, tmp_path):
   in_threads(monkeypatch, trials.run)
   done = program.run("pipelines.tune", *arguments)
   assert done.returncode == 0, done.stderr
-  assert "1 trials are over, 1 were interrupted" in done.stdout
+  assert "1 trials are finished, 1 were interrupted" in done.stdout
   study = optuna.load_study(
     study_name="tune", storage=f"sqlite:///{output / search.STUDY_FILE}"
   )

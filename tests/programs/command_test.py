@@ -86,4 +86,4 @@ def test_help_fits_a_screen(module):
   assert f"xir-tfrs {name}" in lines[2], "its first example"
   full = program.run(module, "--helpfull").stdout
   assert len(full.splitlines()) > len(lines)
-  assert full.count("\n\nEvery program has:\n  --config: ") == 1
+  assert full.count("\n\nFlags of every program:\n  --config: ") == 1

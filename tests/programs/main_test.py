@@ -186,7 +186,7 @@ def test_a_bug_shows_its_traceback(command, how, error):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "--how is needed: The way."),
+    ([], "--how is required: The way."),
     (["--how=x", "stray"], "Not a flag: stray; see --help."),
     (["--hwo=x"], "Unknown command line flag 'hwo'. Did you mean: how ?"),
     (["--how=x", "--times=0"], "--times must be positive. Received: 0."),

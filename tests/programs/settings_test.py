@@ -135,7 +135,7 @@ def test_what_is_no_flag_or_file(argument, message):
 
 
 def test_a_needed_flag():
-  with pytest.raises(settings.SettingsError, match="--data is needed: Directo"):
+  with pytest.raises(settings.SettingsError, match="--data is required: Direc"):
     settings.build(_Config, {})
 
 
@@ -168,7 +168,7 @@ def test_a_written_config_is_read_again(tmp_path, suffix):
     ("dim: 3\ndim: 4", "'dim' is given twice"),
     ("extra: {x: 1, x: 2}", "'x' is given twice"),
     ("dim: [", "cannot be read: while parsing"),
-    ("- dim", "must map names of settings to values"),
+    ("- dim", "must map the names of settings to values"),
     ("hidden: {a: 1}", "hidden must be whole numbers"),
     ("dim: true", "dim must be a whole number"),
   ],
@@ -214,7 +214,7 @@ def test_a_field_that_is_no_setting_is_a_bug():
   class Odd:
     x: int = 3
 
-  with pytest.raises(TypeError, match="Odd.x is not made by"):
+  with pytest.raises(TypeError, match="Odd.x must be declared by"):
     settings.settings_of(Odd)
 
 

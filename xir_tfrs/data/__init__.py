@@ -1,1 +1,1 @@
-"""What lies on disk, defined once: schema, records, runs, files."""
+"""Files on disk: schema, records, tables, runs and input formats."""

@@ -1,20 +1,20 @@
 """Files and directories that appear complete or not at all, and their locks.
 
-A new file or directory is written beside its place, under a hidden name that
-ends in the host and a random number, and then takes its place in one step:
+A new file or directory is written to a hidden name beside its destination,
+which ends in the host and a random number, and is then moved in one step:
 
-    .NAME.partial-HOST-RANDOM     being written
-    .NAME.old-HOST-RANDOM         what was at NAME, for a moment
-    .NAME.lock, DIRECTORY/.lock   who writes here
+    .NAME.partial-HOST-RANDOM     is being written
+    .NAME.old-HOST-RANDOM         the previous NAME, for a moment
+    .NAME.lock, DIRECTORY/.lock   names the program that writes here
 
-A lock is a file that is locked (flock) and names its holder. The operating
-system gives it up when its holder ends, however that ends. A holder on another
-host may be out of sight of flock, so a holder also touches its file, and the
-directory it writes, every `_BEAT` seconds. After `_LAPSE` seconds of silence
-another host takes over, and removes what was left.
-Process ids are only shown: in containers all programs have the same.
+A lock is a file that is locked with flock and names its holder. The operating
+system releases it when the holder ends, even if it is killed. Because flock may
+not reach other hosts, a holder also touches its lock file, and the directory
+that it writes, every `_BEAT` seconds. After `_LAPSE` seconds without a touch,
+another host takes the lock and removes the leftovers. Process ids appear in
+messages only: in containers many programs have the same one.
 
-Nothing here needs TensorFlow.
+This module does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from xir_tfrs.data import errors
 LOCK_FILE = ".lock"  # In a directory that is `locked`.
 _BEAT = 20.0
 _LAPSE = 120.0
-# A file is written within moments; a partial one of this age is left over.
+# Files are written quickly; a partial file of this age is a leftover.
 _STALE_FILE = 3600.0
-# Of the system call renameat2: the working directory, and RENAME_EXCHANGE.
+# Arguments of the system call renameat2: AT_FDCWD and RENAME_EXCHANGE.
 _HERE, _EXCHANGE = -100, 2
 
 
@@ -57,9 +57,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Gives a path to write to; the file then takes the place of `path`.
+  """Yields a path to write to; the new file replaces `path` at the end.
 
-  On an exception `path` stays as it was, and the new file is removed.
+  On an exception the new file is removed and `path` is unchanged.
   """
   path = pathlib.Path(path)
   for leftover in _leftovers(path, "partial"):
@@ -83,27 +83,27 @@ def new_directory(
   foreign: Callable[[pathlib.Path], str | None],
   overwrite: bool = False,
 ) -> Iterator[pathlib.Path]:
-  """Gives a new directory that takes the place of `output` at the end.
+  """Yields a new directory that replaces `output` at the end.
 
   On an exception, Ctrl-C included, the new directory is removed and `output`
-  is as it was. A program that is killed leaves a hidden directory behind. The
-  next program that writes to `output` removes it: at once on the same host, on
-  another one when it is two minutes old.
+  is unchanged. A program that is killed leaves a hidden directory behind. The
+  next program that writes to `output` removes it: at once on the same host,
+  after two minutes on another host.
 
   Args:
-    output: Where the directory is to be. If this is a link, the link stays
-      and what it points to is replaced.
-    what: What the directory is, for messages: "bundle".
-    foreign: Gives the name of a file in a directory that is not part of a
-      `what`, or None. Only a directory without such files is replaced.
+    output: The destination. If it is a link, the link stays and its target is
+      replaced.
+    what: The kind of directory, for messages, e.g. "bundle".
+    foreign: Returns the name of a file in a directory that does not belong to
+      a `what`, or None. Only a directory without such files is replaced.
     overwrite: Whether a `what` at `output` may be replaced.
 
   Yields:
     The empty directory to write into.
 
   Raises:
-    DataError: Another program writes to `output`, or something is there that
-      must not be replaced; also if it has appeared since the start.
+    DataError: Another program writes to `output`, or `output` exists and must
+      not be replaced; also checked again at the end.
   """
   output = pathlib.Path(output).resolve()
 
@@ -164,14 +164,14 @@ def check_output(
 def locked(
   directory: str | os.PathLike[str], flag: str = "--output"
 ) -> Iterator[None]:
-  """Keeps other programs from writing to `directory` meanwhile.
+  """Holds a lock that keeps other programs from writing to `directory`.
 
   Args:
-    directory: Is made if it does not exist, and goes again if it stays empty.
-    flag: The option that names it, for messages.
+    directory: Created if it does not exist; removed again if it stays empty.
+    flag: The option that names the directory, for messages.
 
   Raises:
-    DataError: Another program holds the lock, or this is not a directory.
+    DataError: Another program holds the lock, or `directory` is no directory.
   """
   directory = pathlib.Path(directory)
   if directory.exists() and not directory.is_dir():
@@ -185,17 +185,17 @@ def locked(
       yield
   finally:
     if made:
-      with contextlib.suppress(OSError):  # It holds something now.
+      with contextlib.suppress(OSError):  # It is no longer empty.
         directory.rmdir()
 
 
 class _Holder(msgspec.Struct, frozen=True):
-  """Who holds a lock.
+  """The holder of a lock.
 
   Attributes:
-    host, process, program, since: What a message names.
+    host, process, program, since: Shown in messages.
     kernel: The boot id; programs that share it see each other's locks.
-    token: Unlike that of any other holder.
+    token: Unique to this holder.
   """
 
   host: str
@@ -233,7 +233,7 @@ def _kernel() -> str:
 
 
 class _Claim:
-  """A lock file that is held."""
+  """A lock file that this program holds."""
 
   def __init__(self, path: pathlib.Path, owner: _Holder, descriptor: int):
     self._path, self._owner, self._descriptor = path, owner, descriptor
@@ -246,7 +246,7 @@ class _Claim:
     self._beat.start()
 
   def keep_alive(self, path: pathlib.Path) -> None:
-    """Shows other hosts that `path` is being written, until the release."""
+    """Keeps touching `path` until the release, so other hosts leave it."""
     self._touched.append(path)
 
   def confirm(self) -> None:
@@ -255,7 +255,7 @@ class _Claim:
     ours = found is not None and found.token == self._owner.token
     if not (ours and _is_at(self._descriptor, self._path)):
       raise errors.DataError(
-        "this program was silent for so long that another one could take its"
+        "this program stopped for so long that another one could take its"
         " lock; nothing was written, run it again",
         path=self._path,
       )
@@ -279,7 +279,7 @@ class _Claim:
 def _claim(
   path: pathlib.Path, subject: pathlib.Path, flag: str = "--output"
 ) -> Iterator[_Claim]:
-  """Holds the lock file `path` of `subject`.
+  """Holds the lock file `path`, which protects `subject`.
 
   Raises:
     DataError: Another program holds it.
@@ -289,7 +289,7 @@ def _claim(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
       _take_lock(descriptor, path, owner, subject, flag)
-      # Whoever held it may have removed the file after we opened it.
+      # The previous holder may have removed the file after we opened it.
       if _is_at(descriptor, path):
         claim = _Claim(path, owner, descriptor)
         break
@@ -322,7 +322,7 @@ def _take_lock(
   hint = ""
   if not held:
     if holder is None or (reliable and holder.kernel == owner.kernel):
-      return  # Nobody's, or left by a program that was killed.
+      return  # No holder, or left by a program that was killed.
     silent = _now(path.parent) - os.fstat(descriptor).st_mtime
     if silent >= _LAPSE:
       return
@@ -335,7 +335,7 @@ def _take_lock(
 
 
 def _holder(descriptor: int) -> _Holder | None:
-  """Who a lock file names; None if nobody, or if it cannot be read."""
+  """The holder that a lock file names; None if it names none or is damaged."""
   try:
     return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=_Holder)
   except (OSError, ValueError, msgspec.DecodeError):
@@ -351,31 +351,31 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _now(directory: pathlib.Path) -> float:
-  """The time by the clock that gives the files of `directory` theirs."""
+  """The current time by the clock that stamps the files of `directory`."""
   with tempfile.TemporaryFile(dir=directory) as file:
     return os.fstat(file.fileno()).st_mtime
 
 
 def _host() -> str:
-  """The host, as a part of a file name."""
+  """The host name in a form that is safe in a file name."""
   return re.sub(r"[^\w.-]", "_", socket.gethostname())
 
 
 def _hidden(path: pathlib.Path, role: str) -> pathlib.Path:
-  """A new name beside `path`."""
+  """A new hidden name beside `path`."""
   return path.with_name(f".{path.name}.{role}-{_host()}-{secrets.token_hex(4)}")
 
 
 def _leftovers(path: pathlib.Path, role: str) -> list[pathlib.Path]:
-  """Hidden siblings of `path` that programs have made, on any host."""
+  """Hidden siblings of `path` that programs on any host have left."""
   prefix = glob.escape(f".{path.name}.{role}-")
   return list(path.parent.glob(f"{prefix}*-????????"))
 
 
 def _is_silent(path: pathlib.Path, seconds: float) -> bool:
-  """Whether nobody has touched it for so long; also if it has gone."""
+  """Whether `path` was not touched for `seconds`, or no longer exists."""
   try:
-    # Copying sets the time of the content, and nothing sets this one.
+    # A copy may set the modification time, but nothing sets the change time.
     return _now(path.parent) - path.stat().st_ctime >= seconds
   except FileNotFoundError:
     return True
@@ -386,14 +386,15 @@ def _is_of_this_host(leftover: pathlib.Path) -> bool:
 
 
 def _tidy(output: pathlib.Path) -> None:
-  """Mends what killed programs left of `output`, whose lock is held."""
+  """Cleans up what killed programs left of `output`; needs its lock."""
   old = max(
     _leftovers(output, "old"),
     key=lambda path: path.stat().st_ctime,
     default=None,
   )
   if old is not None and not output.exists():
-    os.rename(old, output)  # Killed between the two renames of `_take_place`.
+    # A program was killed between the two renames of `_take_place`.
+    os.rename(old, output)
   for role in ("partial", "old"):
     for leftover in _leftovers(output, role):
       if _is_of_this_host(leftover) or _is_silent(leftover, _LAPSE):
@@ -403,18 +404,18 @@ def _tidy(output: pathlib.Path) -> None:
 def _take_place(
   new: pathlib.Path, output: pathlib.Path, check: Callable[[], None]
 ) -> None:
-  """Moves `new` to `output`; what was there is at `new` then, or gone."""
+  """Moves `new` to `output`; moves the old `output` to `new` or removes it."""
   try:
-    os.rename(new, output)  # Nothing is there, or an empty directory.
+    os.rename(new, output)  # Works if `output` is missing or empty.
     return
   except OSError:
-    check()  # What is there may have appeared since the start.
+    check()  # `output` may have appeared since the start.
     if not output.exists():
       raise
   if _exchange(new, output):
     return
-  # A file system that cannot exchange: for a moment nothing is at `output`.
-  # `_tidy` of the next program mends a kill between the two.
+  # This file system cannot exchange: for a moment `output` does not exist. If
+  # the program is killed then, `_tidy` of the next program repairs it.
   old = _hidden(output, "old")
   os.rename(output, old)
   try:
@@ -426,7 +427,7 @@ def _take_place(
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-  """Swaps two directories in one step; False where the system cannot."""
+  """Swaps two directories in one step; False if the system cannot."""
   try:
     rename = ctypes.CDLL(None, use_errno=True).renameat2
   except (AttributeError, OSError):
@@ -436,7 +437,7 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def _sync_all(directory: pathlib.Path) -> None:
-  """Writes all files below `directory` through to the disk."""
+  """Flushes all files below `directory` to the disk."""
   for folder, _, names in os.walk(directory):
     for name in names:
       path = pathlib.Path(folder, name)
@@ -446,12 +447,12 @@ def _sync_all(directory: pathlib.Path) -> None:
 
 
 def _sync(path: pathlib.Path) -> None:
-  """Writes a file, or the names in a directory, through to the disk."""
+  """Flushes a file, or the names in a directory, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   except OSError as error:
-    # Some file systems cannot do this for directories.
+    # Some file systems cannot sync directories.
     if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
       raise
   finally:

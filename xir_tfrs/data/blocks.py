@@ -1,8 +1,8 @@
-"""Rows on disk, found again by offset, a block at a time.
+"""Random access to blocks of rows on disk.
 
-One pass over the files checks every row and notes where each block of some
-thousand rows begins: a byte of memory for a hundred rows. After that, any of
-the blocks can be read, in any order.
+One pass over the files checks every row and records where each block of a few
+thousand rows begins, which takes about a byte of memory per hundred rows. After
+that, blocks can be read in any order.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ import tensorflow as tf
 from xir_tfrs.data import errors, records
 from xir_tfrs.data import schema as schema_lib
 
-# Records of fewer rows than this, on the average, are joined.
+# Records with fewer rows than this on average are joined.
 _FEW_ROWS = 16
-# What is parsed at once.
+# Rows that are parsed at once.
 _ROWS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """Where blocks of rows are, and what is known of its rows.
+  """The locations of blocks of rows, and statistics of the rows.
 
-  Rows of weight 0 are in no block: nothing is learnt from them.
+  Blocks leave out rows of weight 0, which training does not use.
 
   Attributes:
     paths: The files.
-    spec: The columns that are read, with their types on disk.
-    file: [blocks] the file of each.
-    start, size: [blocks] its first byte, and how many it has.
-    rows_on_disk: [blocks] its rows, those of weight 0 included.
-    rows: [blocks] its rows.
-    unit: [blocks] a number that blocks share where they have rows of the same
-      query; None: it was not asked for.
-    counts: `query_id` and `candidate_id`: [queries] and [candidates] rows.
-    weights: [candidates] float64 sum of the weights of its rows; None: rows
-      have no weights.
+    spec: The columns to read, with their types on disk.
+    file: [blocks] index of the block's file.
+    start: [blocks] offset of the block in bytes.
+    size: [blocks] size of the block in bytes.
+    rows_on_disk: [blocks] number of rows, including those of weight 0.
+    rows: [blocks] number of rows of positive weight.
+    unit: [blocks] a number that is equal for blocks that share a query; None
+      unless requested.
+    counts: Rows of each `query_id`, [queries], and of each `candidate_id`,
+      [candidates].
+    weights: [candidates] float64 sum of the weights of the candidate's rows;
+      None if rows have no weights.
   """
 
   paths: tuple[pathlib.Path, ...]
@@ -66,17 +68,17 @@ class Blocks:
     columns: Sequence[str] | None = None,
     by_query: bool = False,
   ) -> Blocks:
-    """Goes through rows once.
+    """Locates blocks in one pass over the rows.
 
     Args:
-      batches: The rows, as `records.read_batches` reads them.
-      schema: Of their data directory.
+      batches: The rows, as `records.read_batches` returns them.
+      schema: The schema of their data directory.
       data_dir: The data directory, for errors.
-      columns: The columns that are wanted, as in `records.read_batches`.
-      by_query: Find out which blocks share queries.
+      columns: The columns to read, as in `records.read_batches`.
+      by_query: Whether to find out which blocks share queries.
 
     Raises:
-      DataError: A file or a row is wrong, or all rows have weight 0.
+      DataError: A file or a row is invalid, or all rows have weight 0.
     """
     found = _Found(schema, by_query)
     for batch in batches:
@@ -100,10 +102,10 @@ class Blocks:
     )
 
   def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of some blocks, by name, in the order of the files.
+    """Reads the columns of some blocks, by name, in file order.
 
     Raises:
-      DataError: A file is not what it was.
+      DataError: A file has changed.
     """
     numbers = np.sort(numbers)
     end = int(self.rows_on_disk[numbers].sum())
@@ -111,7 +113,7 @@ class Blocks:
       name: np.empty(end, records.in_memory_type(name, dtype))
       for name, dtype in self.spec.items()
     }
-    # Several blocks at once: about as many rows each time.
+    # Reads several blocks at once, about the same number of rows each time.
     lots = np.cumsum(self.rows_on_disk[numbers]) // _ROWS_AT_ONCE
     at = 0
     for lot in np.split(numbers, np.flatnonzero(np.diff(lots)) + 1):
@@ -168,13 +170,13 @@ class Blocks:
     return parse
 
 
-# A record of a TFRecord file: its length in 8 bytes, their checksum in 4, the
-# record, and its checksum in 4.
+# Layout of a record in a TFRecord file: its length (8 bytes), the checksum of
+# the length (4), the record, the checksum of the record (4).
 _BEFORE, _FRAME = 12, 16
 
 
 def record_starts(path: pathlib.Path) -> np.ndarray:
-  """[records + 1] first byte of each record, and the end of the last."""
+  """[records + 1] offset of each record in bytes, and the end of the last."""
   end = path.stat().st_size
   starts = [0]
   with open(path, "rb") as file:
@@ -187,7 +189,7 @@ def record_starts(path: pathlib.Path) -> np.ndarray:
 
 
 class _Found:
-  """What one pass over the files finds."""
+  """The results of one pass over the files."""
 
   def __init__(self, schema: schema_lib.Schema, by_query: bool) -> None:
     self.starts: dict[pathlib.Path, np.ndarray] = {}
@@ -206,7 +208,7 @@ class _Found:
     self._record = 0
 
   def add(self, batch: records.Batch) -> None:
-    """Notes some records of a file."""
+    """Adds some records of a file."""
     if batch.path not in self.starts:
       self.starts[batch.path] = record_starts(batch.path)
       self._record = 0
@@ -233,7 +235,7 @@ class _Found:
     self._record += len(lengths)
 
   def _weigh(self, batch: records.Batch) -> np.ndarray:
-    """[n] bool, which rows are trained on; adds up their weights."""
+    """[n] bool, the rows of positive weight; adds up their weights."""
     batch.require_weights("sample_weight")
     weights = batch.values["sample_weight"].astype(np.float64)
     if self.weights is None:
@@ -243,7 +245,7 @@ class _Found:
 
 
 def _begins(lengths: np.ndarray) -> list[int]:
-  """The records that a block begins with, of records of so many rows."""
+  """The first record of each block, given the rows of each record."""
   if lengths.mean() >= _FEW_ROWS:
     return list(range(len(lengths)))
   before = np.cumsum(lengths) - lengths
@@ -251,10 +253,10 @@ def _begins(lengths: np.ndarray) -> list[int]:
 
 
 class _Sharing:
-  """Which blocks have rows of the same query: a forest, joined by queries."""
+  """Groups blocks that share queries, as trees of a union-find forest."""
 
   def __init__(self, num_queries: int) -> None:
-    # The first block that has rows of a query.
+    # The first block with rows of each query.
     self._first = np.full(num_queries, -1, np.int32)
     self._parents: list[int] = []
 
@@ -264,7 +266,7 @@ class _Sharing:
     self._parents.append(number)
     first = self._first[query_ids]
     self._first[query_ids[first < 0]] = number
-    # Few blocks, so that counting is faster than sorting.
+    # There are few blocks, so counting is faster than sorting.
     for other in np.flatnonzero(np.bincount(first[first >= 0])).tolist():
       self._parents[self._root(other)] = self._root(number)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from xir_tfrs.ops import ragged
 
-# Rounds of the cipher that permutes the rows; the op's own default.
+# Rounds of the cipher that permutes the rows; the default of the op.
 _ROUNDS = 4
 
 
@@ -21,32 +21,32 @@ def training_dataset(
   shares: Sequence[tuple[int, int]] | None = None,
   known: tf.RaggedTensor | None = None,
 ) -> tf.data.Dataset:
-  """Endless shuffled batches; batch k is the same whenever it is asked for.
+  """Returns endless shuffled batches; batch k depends on the seed and k alone.
 
-  Rows run through one permutation after another, each of all rows: position i
-  of this endless stream is row `permutation_{i // n}[i % n]`, and batch k
-  holds positions `[k B, (k + 1) B)`. Nothing is remembered between batches, so
-  a run resumed at step k sees what an uninterrupted one would have seen.
+  Each epoch is a permutation of all rows: position i of the endless stream is
+  row `permutation_{i // n}[i % n]`, and batch k holds the positions
+  `[k B, (k + 1) B)`. There is no state between batches, so a run that resumes
+  at step k sees the same batches as an uninterrupted one.
 
   Args:
-    columns: By name, [n] arrays of the training rows, held in memory.
+    columns: By name, [n] arrays of the training rows, in memory.
     global_batch_size: Rows per batch, B.
     seed: Seed of the permutations.
-    start_step: The first batch wanted.
-    shares: The parts [low, high) of each batch that this host wants, one for
-      each of its replicas; they come in turn. None: the whole batch.
-    known: [num_queries, None] candidates that are no negatives of a query; see
-      `with_known`.
+    start_step: The first batch to return.
+    shares: The parts [low, high) of each batch for the replicas of this host;
+      they are returned in turn. By default the whole batch.
+    known: [num_queries, None] candidates that must not be negatives of a query;
+      see `with_known`.
 
   Returns:
-    Dataset of dicts of tensors of high - low rows, without end.
+    Endless dataset of dicts of tensors of high - low rows.
 
   Raises:
     ValueError: There are no rows, or `global_batch_size` is not positive.
   """
   num_rows = len(next(iter(columns.values())))
   if num_rows == 0:
-    raise ValueError("There are no training rows to make batches of.")
+    raise ValueError("There are no training rows.")
   if global_batch_size <= 0:
     raise ValueError(
       "`global_batch_size` must be positive. "
@@ -65,7 +65,7 @@ def training_dataset(
     first = step * global_batch_size
     positions = tf.range(first + low, first + high, dtype=tf.int64)
     epochs = positions // num_rows
-    # The raw op: its wrapper pads a batch of seeds wrongly.
+    # Uses the raw op: its wrapper pads a batch of seeds incorrectly.
     rows = tf.raw_ops.RandomIndexShuffle(
       index=positions % num_rows,
       seed=tf.cast(
@@ -93,13 +93,14 @@ def training_dataset(
 def with_known(
   batch: Mapping[str, tf.Tensor], known: tf.RaggedTensor
 ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-  """A batch with its queries' entries of `known`.
+  """Adds the known candidates of its queries to a batch.
+
+  Queries with many rows have many known candidates too, so one entry per row
+  would grow quadratically; rows share the entries of their queries instead.
 
   Returns:
     The batch with `known_candidate_ids`, [queries, None], of its distinct
-    queries, and `known_row` [batch], the entry of each row. A query with many
-    rows has many known candidates too: an entry for each row would grow with
-    the square of them.
+    queries, and `known_row` [batch], the entry of each row.
   """
   queries, rows = tf.unique(batch["query_id"])
   return {
@@ -114,7 +115,7 @@ def from_numpy(
   inputs: Sequence[Any],
   specs: Sequence[tf.TensorSpec],
 ) -> list[tf.Tensor]:
-  """Calls a NumPy function in a graph, with the shapes that are known."""
+  """Calls a NumPy function in a graph and sets the static shapes."""
   values = tf.numpy_function(
     function, inputs, [spec.dtype for spec in specs], stateful=False
   )
@@ -127,7 +128,7 @@ def from_numpy(
 def distinct_pairs(
   parts: Sequence[Mapping[str, np.ndarray]], num_candidates: int
 ) -> np.ndarray:
-  """query_id * num_candidates + candidate_id of all rows, ascending, once."""
+  """Sorted distinct values of query_id * num_candidates + candidate_id."""
   keys = np.empty(sum(len(part["query_id"]) for part in parts), np.int64)
   start = 0
   for part in parts:
@@ -135,7 +136,7 @@ def distinct_pairs(
     np.multiply(part["query_id"], num_candidates, out=found, dtype=np.int64)
     found += part["candidate_id"]
     start += len(found)
-  # `np.unique` hashes them, which takes ten times as long.
+  # `np.unique` hashes, which takes ten times as long.
   keys.sort()
   first = np.ones(len(keys), bool)
   first[1:] = keys[1:] != keys[:-1]
@@ -145,7 +146,7 @@ def distinct_pairs(
 def candidates_by_query(
   columns: Mapping[str, np.ndarray], num_queries: int
 ) -> tf.RaggedTensor:
-  """[num_queries, None] candidates of each query's rows, ascending, once."""
+  """[num_queries, None] sorted distinct candidates of each query."""
   candidates = columns["candidate_id"]
   num_candidates = int(candidates.max(initial=0)) + 1
   queries, found = np.divmod(
@@ -157,7 +158,7 @@ def candidates_by_query(
 
 
 def popularity_weights(candidate_ids: np.ndarray, power: float) -> np.ndarray:
-  """[n] float32 (rows of the row's candidate)^power; their mean is 1."""
+  """[n] float32 (rows of the row's candidate)^power, scaled to mean 1."""
   weights = (
     np.bincount(candidate_ids)[candidate_ids].astype(np.float64) ** power
   )
@@ -165,7 +166,7 @@ def popularity_weights(candidate_ids: np.ndarray, power: float) -> np.ndarray:
 
 
 def shares(global_batch_size: int, num_replicas: int) -> list[tuple[int, int]]:
-  """Parts [low, high) of a batch, one per replica, as even as can be.
+  """Splits a batch into parts [low, high) of nearly equal size, per replica.
 
   Raises:
     ValueError: There are fewer rows than replicas.
@@ -184,5 +185,5 @@ def shares(global_batch_size: int, num_replicas: int) -> list[tuple[int, int]]:
 def steps_to_finish(
   num_rows: int, global_batch_size: int, num_epochs: int
 ) -> int:
-  """The first step by which every row has been seen `num_epochs` times."""
+  """The first step after which every row has been seen `num_epochs` times."""
   return -(-num_rows * num_epochs // global_batch_size)

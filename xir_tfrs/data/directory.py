@@ -1,4 +1,4 @@
-"""The data directory: made in one step, and opened once."""
+"""The data directory: created in one step, read lazily."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ORDER = ("timestamp", "event")
 def new_directory(
   output: str | os.PathLike[str], overwrite: bool
 ) -> contextlib.AbstractContextManager[pathlib.Path]:
-  """A new directory that becomes the data directory `output` at the end.
+  """Yields a new directory that becomes the data directory `output`.
 
   See `atomic.new_directory`.
   """
@@ -32,19 +32,19 @@ def new_directory(
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
-  """Raises `DataError` if a data directory may not be written to `output`."""
+  """Raises `DataError` unless a data directory may be written to `output`."""
   atomic.check_output(
     output, what="data directory", foreign=_foreign, overwrite=overwrite
   )
 
 
 def _foreign(directory: pathlib.Path) -> str | None:
-  """A file that is not part of a data directory, or None."""
+  """Name of a file that does not belong to a data directory, or None."""
   names = {path.name for path in directory.iterdir()}
   try:
     schema = schema_lib.Schema.load(directory)
   except errors.DataError:
-    # Without a schema that can be read nothing proves that files are ours.
+    # Without a readable schema, nothing proves that the files are ours.
     return min(names)
   ours = {schema_lib.FILE_NAME, schema_lib.ORACLE_FILE}
   ours |= {s.file for shards in schema.shards.values() for s in shards}
@@ -52,15 +52,15 @@ def _foreign(directory: pathlib.Path) -> str | None:
 
 
 class DataDir:
-  """A data directory that is read once, and only where it is asked for.
+  """A data directory whose contents are read on first use and kept.
 
-  The schema is parsed when the directory is opened. Each split and table is
-  decoded when it is first used, and kept; ids are not decoded at all.
+  The constructor parses the schema. Each split and table is decoded when it is
+  first used, and then kept. Original ids are not decoded.
 
   Attributes:
     path: The directory.
-    schema: What it holds; with `all_rows`, its training rows are all rows.
-    schema_sha256: The hash of schema.json, by which a run knows its data.
+    schema: The schema; with `all_rows`, all rows are training rows.
+    schema_sha256: The hash of schema.json, which identifies the data of a run.
 
   Examples:
     >>> from xir_tfrs.data import directory, records, schema
@@ -84,16 +84,16 @@ class DataDir:
     all_rows: bool = False,
     rows_in_memory: int = 0,
   ) -> None:
-    """Opens a directory made by `pipelines.prepare`.
+    """Opens a directory written by `pipelines.prepare`.
 
     Args:
       path: The directory.
-      all_rows: Whether the rows of all splits are training rows, for a model
-        that goes into service and from which nothing is held out.
-      rows_in_memory: Most training rows to hold; 0: all of them.
+      all_rows: Whether the rows of all splits are training rows, for a final
+        model without held-out rows.
+      rows_in_memory: Maximum number of training rows in memory; 0 for no limit.
 
     Raises:
-      DataError: This is no data directory, or its schema cannot be used.
+      DataError: `path` is not a data directory, or its schema is invalid.
     """
     self.path = pathlib.Path(path)
     self._on_disk, self.schema_sha256 = schema_lib.Schema.load_hashed(path)
@@ -107,22 +107,22 @@ class DataDir:
 
   @property
   def fits(self) -> bool:
-    """Whether the training rows are few enough to hold them."""
+    """Whether the training rows fit in `rows_in_memory`."""
     return not self._most or self.schema.rows["train"] <= self._most
 
   def rows(
     self, split: str, in_order: bool = False
   ) -> Mapping[str, np.ndarray]:
-    """The rows of a split.
+    """Returns the rows of a split.
 
     Args:
-      split: Its name.
-      in_order: Whether to read `timestamp` and `event` too, which histories go
-        by: half of the memory, of no use to anyone else.
+      split: Name of the split.
+      in_order: Whether to read `timestamp` and `event` too. Only histories need
+        them, and they take half of the memory.
 
     Returns:
-      name -> [rows] array, as `records.read_interactions`. They are shared:
-      do not write to them. There may be more columns than asked for.
+      name -> [rows] array, as `records.read_interactions`. The arrays are
+      shared: do not modify them. There may be more columns than requested.
     """
     in_order = in_order or (split, True) in self._rows
     key = split, in_order
@@ -150,16 +150,16 @@ class DataDir:
     }
 
   def _splits(self, split: str) -> Sequence[str]:
-    """Where the rows of a split are on disk."""
+    """The splits on disk that make up a split."""
     return schema_lib.SPLITS if self._all_rows else [split]
 
   def rows_of(
     self, split: str, query_ids: np.ndarray, in_order: bool = False
   ) -> Mapping[str, np.ndarray]:
-    """The rows of a split that some queries have, and maybe of others.
+    """Returns at least the rows of a split that belong to some queries.
 
-    Training rows that do not fit in memory are read for it, and those of other
-    queries are left out. Otherwise this is `rows`.
+    If the training rows do not fit in memory, reads them and keeps those of the
+    queries. Otherwise returns `rows`.
     """
     if split != "train" or self.fits:
       return self.rows(split, in_order)
@@ -180,7 +180,7 @@ class DataDir:
   def training_blocks(
     self, in_order: bool = False, by_query: bool = False
   ) -> blocks.Blocks:
-    """Where the training rows are on disk; see `blocks.Blocks`."""
+    """Locates the training rows on disk; see `blocks.Blocks`."""
     columns = _COLUMNS + (_ORDER if in_order else ())
     return blocks.Blocks.of_batches(
       self._batches(columns),
@@ -191,7 +191,7 @@ class DataDir:
     )
 
   def _batches(self, columns: Sequence[str]) -> Iterator[records.Batch]:
-    """The training rows, a few records at a time."""
+    """Yields the training rows, a few records at a time."""
     for split in self._splits("train"):
       yield from records.read_batches(self.path, split, self._on_disk, columns)
 
@@ -199,30 +199,32 @@ class DataDir:
   def queries(self) -> tables.Table:
     """Counts and side features of the queries, without their ids.
 
-    A row of weight 0 is no training row, and is not counted.
+    Rows of weight 0 are not counted: they are not training rows.
     """
     return self._table("queries", "query_id")
 
   @functools.cached_property
   def candidates(self) -> tables.Table:
-    """The same of the candidates."""
+    """Counts and side features of the candidates, without their ids."""
     return self._table("candidates", "candidate_id")
 
   def ids(self, table: str) -> np.ndarray:
-    """[rows] object array of utf-8 bytes: the original ids; not kept."""
+    """Reads the original ids: [rows] object array of UTF-8 bytes; not kept."""
     return tables.read_ids(self.path, table, schema=self.schema)
 
   def titles(self) -> np.ndarray | None:
-    """[num_candidates] object array of str: what is shown of each candidate.
+    """Reads the titles of the candidates; they are not kept in memory.
 
-    Those that `pipelines.prepare --item_title` kept, by dense id, "" where an
-    item has none; None if there are none at all. Not kept.
+    Returns:
+      [num_candidates] object array of str: the titles that
+      `pipelines.prepare --item_title` stored, by dense id, "" if a candidate
+      has none; None if the data has no titles.
     """
     return tables.read_titles(self.path, schema=self.schema)
 
   def _table(self, name: str, id_column: str) -> tables.Table:
     if tables.is_foreign(self.schema, name):
-      self.ids(name)  # Raises if they are wrong.
+      self.ids(name)  # Raises if the ids are invalid.
     table = tables.read_table(
       self.path, name, schema=self.schema, with_ids=False
     )
@@ -231,7 +233,7 @@ class DataDir:
       for column in self.schema.interaction_features
     )
     if not (has_weights or self._all_rows):
-      return table  # Its counts are those of the train split.
+      return table  # Its counts already are those of the training rows.
     counts, num_left_out = np.zeros(len(table), np.int64), 0
     if self.fits:
       parts: Iterable[Mapping[str, np.ndarray]] = [self.rows("train")]

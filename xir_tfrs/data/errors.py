@@ -1,20 +1,20 @@
-"""The one error of files and directories that cannot be used as asked."""
+"""The error for files and directories that cannot be used as requested."""
 
 from __future__ import annotations
 
 import os
 import re
 
-# What TensorFlow says of its graph: {{node ...}} before, [Op:...] behind.
+# The parts of a TensorFlow message about its graph: {{node ...}}, [Op:...].
 _OF_GRAPH = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w+\].*")
 
 
 class DataError(ValueError):
-  """A file or directory that cannot be used: where, what, and the remedy.
+  """A file or directory cannot be used: where, what is wrong, and the remedy.
 
-  The message reads ``FILE, line N, column 'NAME': what is wrong``; parts that
-  are not known are left out. Programs print it and exit non-zero without a
-  traceback.
+  The message reads ``FILE, line N, column 'NAME': what is wrong``, without the
+  parts that are unknown. Programs print it without a traceback and exit with a
+  non-zero status.
 
   Attributes:
     path: the file or directory, or None.
@@ -25,9 +25,9 @@ class DataError(ValueError):
 
   Examples:
     >>> from xir_tfrs.data import errors
-    >>> error = errors.DataError("is no number", path="x.csv", line=3)
+    >>> error = errors.DataError("is not a number", path="x.csv", line=3)
     >>> print(error)
-    x.csv, line 3: is no number
+    x.csv, line 3: is not a number
   """
 
   def __init__(
@@ -56,6 +56,6 @@ class DataError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of a message, without what TensorFlow says of its graph."""
+  """The first line of a message, without TensorFlow's graph details."""
   line = (str(error).strip() or repr(error)).splitlines()[0]
   return _OF_GRAPH.sub("", line)[:300]

@@ -1,4 +1,4 @@
-"""Hashes of files, by which one knows that they are still the same."""
+"""Hashes of files, to detect changes."""
 
 from __future__ import annotations
 

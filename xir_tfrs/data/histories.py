@@ -1,10 +1,10 @@
-"""Histories: what a query did before each of its rows.
+"""Histories: the events of a query before each of its rows.
 
-Nothing is stored for them. The rows of a query in order of time, and of the
-file among equal times, are its history; a row sees those that are strictly
-earlier, so that neither the row nor one of its own moment leaks into its
-history. With `ties="order"`, which published leave-last tables use, the order
-of the file decides among equal times.
+Histories are not stored. They are the rows of a query, sorted by time and then
+by file order. A row sees the rows that are strictly earlier, so that neither
+the row itself nor a simultaneous one leaks into its history. With
+`ties="order"`, which published leave-last tables use, file order decides among
+equal times.
 
 Axes: n = rows, length = events of a window.
 """
@@ -21,19 +21,19 @@ from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.ops import history
 
 TIES = ("strict", "order")
-# The column of a row's place among the rows of its query.
+# The column with a row's position among the rows of its query.
 EVENT = "event"
 
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-  """Rows by query and time, and how many rows before it each one sees.
+  """Rows sorted by query and time, and the number of earlier rows each sees.
 
   Attributes:
-    columns: By name, [n] arrays of the rows, in order of query and time.
+    columns: By name, [n] arrays of the rows, sorted by query and time.
     first: [n] int64, the first row of the row's query.
-    visible: [n] int64, how many rows of its query the row sees, from `first`.
-    num_tied: Rows that share query and time with the row before.
+    visible: [n] int64, how many rows of its query, from `first`, the row sees.
+    num_tied: Number of rows with the query and time of the previous row.
 
   Examples:
     >>> from xir_tfrs.data import histories
@@ -63,12 +63,11 @@ class Histories:
 
     Args:
       columns: By name, [n] arrays of rows in any order: `query_id`,
-        `candidate_id`, and `timestamp` and `event` where there are some.
-      ties: One of `TIES`: whether a row sees those of its own time that stand
-        before it.
+        `candidate_id`, and optionally `timestamp` and `event`.
+      ties: One of `TIES`: whether a row sees the simultaneous rows before it.
 
     Raises:
-      DataError: The rows have no order, for want of `event`.
+      DataError: `event` is needed for the order of the rows and is missing.
       ValueError: Unknown `ties`.
     """
     if ties not in TIES:
@@ -77,11 +76,11 @@ class Histories:
       )
     if EVENT not in columns and "timestamp" not in columns:
       raise errors.DataError(
-        "the interactions have neither times nor their order, which histories "
-        f"go by; {schema_lib.REMEDY}"
+        "the interactions have neither times nor an order, and histories need "
+        f"one of them; {schema_lib.REMEDY}"
       )
     queries = columns["query_id"]
-    # The last key is the first to go by; a stable sort keeps the rest.
+    # The last key is the primary one; ties keep their order (stable sort).
     keys = [columns[k] for k in (EVENT, "timestamp") if k in columns]
     order = np.lexsort((*keys, queries))
     columns = {name: column[order] for name, column in columns.items()}
@@ -95,8 +94,8 @@ class Histories:
       num_tied = int((~moments).sum())
       if num_tied and ties == "order" and EVENT not in columns:
         raise errors.DataError(
-          f"{num_tied} interactions have the time of another one of their "
-          "query, and their order is not known, which ties='order' goes by; "
+          f"{num_tied} interactions have the same time as another one of their "
+          "query, and ties='order' needs their order, which is not stored; "
           f"{schema_lib.REMEDY}"
         )
       if ties == "strict":
@@ -104,7 +103,7 @@ class Histories:
     return cls(columns, first, seen_until - first, num_tied)
 
   def before(self, rows: np.ndarray, length: int) -> np.ndarray:
-    """[m, length] the newest candidates that [m] rows see, -1 in front."""
+    """[m, length] newest candidates that [m] rows see, left-padded with -1."""
     end = self.first[rows] + self.visible[rows]
     return self._events(self.first[rows], end, length)
 
@@ -122,17 +121,18 @@ class Histories:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """Parts of histories that are encoded at once, with the targets of each.
+  """Parts of histories that are encoded at once, and their targets.
 
-  A window holds up to `length` events; its states, after each of its events,
-  are the queries of its targets. Each row is the target of one window. A long
-  history has several: the targets of a later one see at least half of
-  `length` events before them.
+  A window holds up to `length` events. Its encoder states, one after each
+  event, are the queries of its targets. Each row is the target of exactly one
+  window. A long history has several windows; the targets of all but the first
+  see at least `length / 2` events.
 
   Attributes:
-    length: Most events of a window.
+    length: Maximum number of events of a window.
     first_event: [windows] first row of the events.
-    first_target, num_targets: [windows] the rows that are targets.
+    first_target: [windows] first row of the targets.
+    num_targets: [windows] number of targets.
 
   Examples:
     >>> from xir_tfrs.data import histories
@@ -159,14 +159,14 @@ class Windows:
     end_of_query = np.append(np.flatnonzero(_starts(rows.first))[1:], num_rows)
     query = np.cumsum(_starts(rows.first)) - 1
     events_of, targets_of = [], []
-    # The first target of the next window of each query that has one yet.
+    # First target of the next window, for each query with rows left.
     targets = np.flatnonzero(_starts(rows.first))
     sees = rows.first + rows.visible
     while len(targets):
       events = np.maximum(sees[targets] - length // 2, rows.first[targets])
       events_of.append(events)
       targets_of.append(targets)
-      # Over all rows `sees` ascends, so one search finds every window's end.
+      # `sees` ascends over all rows, so one search finds every window's end.
       following = np.searchsorted(sees, events + length, side="right")
       following = np.minimum(following, end_of_query[query[targets]])
       targets = following[following < end_of_query[query[targets]]]
@@ -181,7 +181,7 @@ class Windows:
 
   @property
   def num_rows(self) -> int:
-    """Targets of all windows."""
+    """Number of targets of all windows."""
     return int(self.num_targets.sum())
 
 
@@ -191,15 +191,15 @@ def rows_before_dataset(
   length: int,
   **arguments: Any,
 ) -> tf.data.Dataset:
-  """`datasets.training_dataset` with `history_ids`, a row per target.
+  """Returns `datasets.training_dataset` with the history of each row.
 
   Args:
     rows: The training rows.
-    length: Newest events of each row's history.
-    **arguments: Of `datasets.training_dataset`.
+    length: Number of most recent events of each history.
+    **arguments: Arguments of `datasets.training_dataset`.
 
   Returns:
-    Its dataset; batches also have `history_ids`, [rows, length] int64.
+    The dataset; batches also have `history_ids`, [rows, length] int64.
   """
   place = {"row": np.arange(len(rows.first))}
 
@@ -220,10 +220,10 @@ def rows_before_dataset(
 class PositionBatches:
   """Batches of targets whose histories are encoded a window at a time.
 
-  Windows run through one permutation after another, and their targets with
-  them; batch k holds the targets `[k B, (k + 1) B)` of this endless stream. So
-  a batch has B rows always, each target comes once in an epoch, and batch k is
-  the same whenever it is asked for and whichever replicas share it.
+  Each epoch is a permutation of the windows with their targets; batch k holds
+  the targets `[k B, (k + 1) B)` of this endless stream. Every batch has B rows,
+  each target appears once per epoch, and batch k depends neither on earlier
+  batches nor on how replicas share it.
 
   Examples:
     >>> from xir_tfrs.data import histories
@@ -250,19 +250,19 @@ class PositionBatches:
     global_batch_size: int,
     seed: int | Sequence[int],
   ) -> None:
-    """Takes the rows.
+    """Prepares the batches.
 
     Args:
       rows: The rows.
-      windows: Their windows.
+      windows: The windows of the rows.
       global_batch_size: Rows per batch, B.
-      seed: Seed of the permutations, or several that make one.
+      seed: Seed of the permutations, or several seeds to combine.
 
     Raises:
       ValueError: There are no rows, or `global_batch_size` is not positive.
     """
     if not windows.num_rows:
-      raise ValueError("There are no training rows to make batches of.")
+      raise ValueError("There are no training rows.")
     if global_batch_size <= 0:
       raise ValueError(
         "`global_batch_size` must be positive. Received: "
@@ -270,32 +270,31 @@ class PositionBatches:
       )
     self._rows, self._windows = rows, windows
     self._sees = rows.first + rows.visible
-    # Of each window: past its newest event, whichever target sees it. Not of
-    # the targets in a batch: ages must not depend on how batches are cut.
+    # For each window, the end of the events that any of its targets sees. Not
+    # only the targets in a batch: ages must not depend on the cut of batches.
     self._end = self._sees[windows.first_target + windows.num_targets - 1]
     self._batch = global_batch_size
     self._seeds = [seed] if isinstance(seed, int) else [*seed]
     self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
   def share(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
-    """Rows [low, high) of batch `step`.
+    """Returns rows [low, high) of batch `step`.
 
     Returns:
-      The columns of the rows, [high - low] each; `history_ids`, [windows,
-      length], and `history_query_ids` [windows] of the windows that they are
-      targets of; `history_row` and `history_position`, [high - low], where
-      among them the history of each row is: its window, and its events; and
-      `history_first_row`, the number of the first of them in the batch.
+      The columns of the rows, [high - low] each, and the histories as
+      `models.TwoTower` takes them: `history_ids` [windows, length],
+      `history_query_ids` [windows], `history_row` [high - low],
+      `history_position` [high - low] and the scalar `history_first_row`.
     """
-    # From row 0 on: windows are numbered in the order of the whole batch.
+    # Starts at row 0: windows are numbered in the order of the whole batch.
     start = step * self._batch
     return self.places(start, start + high, skip=low)
 
   def places(self, low: int, high: int, skip: int = 0) -> dict[str, np.ndarray]:
-    """Rows at places [low + skip, high) of the stream, numbered from `low`.
+    """Returns positions [low + skip, high) of the stream, numbered from `low`.
 
     Returns:
-      As `share`.
+      The same as `share`.
     """
     targets, windows = self._stream(low, high)
     begins = _starts(windows)
@@ -332,7 +331,7 @@ class PositionBatches:
     shares: Sequence[tuple[int, int]] | None = None,
     known: tf.RaggedTensor | None = None,
   ) -> tf.data.Dataset:
-    """Endless batches from `start_step` on; arguments of `training_dataset`."""
+    """Returns endless batches; arguments as of `datasets.training_dataset`."""
     shares = tuple(shares or [(0, self._batch)])
     specs = self._specs({high - low for low, high in shares})
 
@@ -353,11 +352,11 @@ class PositionBatches:
     )
 
   def most_windows(self, num_steps: int) -> int:
-    """The most windows that one of the first batches has."""
+    """Maximum number of windows in one of the first `num_steps` batches."""
     total, windows = self._windows.num_rows, len(self._windows.num_targets)
     first = np.arange(num_steps) * self._batch
-    # In the endless stream of windows: that of the first target of each batch,
-    # and that of the last.
+    # Positions, in the endless stream of windows, of the first and the last
+    # target of each batch.
     numbers = []
     for places in (first, first + self._batch - 1):
       epochs = places // total
@@ -370,7 +369,7 @@ class PositionBatches:
     return int((numbers[1] - numbers[0]).max()) + 1
 
   def _specs(self, sizes: set[int]) -> dict[str, tf.TensorSpec]:
-    """What a share of one of `sizes` is made of."""
+    """Specs of a share whose number of rows is one of `sizes`."""
     size = sizes.pop() if len(sizes) == 1 else None
     shapes = {
       "history_ids": [None, self._windows.length],
@@ -383,7 +382,7 @@ class PositionBatches:
     }
 
   def _stream(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and their windows at places [low, high) of the stream."""
+    """Targets and their windows at positions [low, high) of the stream."""
     total = self._windows.num_rows
     targets, windows = [], []
     while low < high:
@@ -404,19 +403,19 @@ class PositionBatches:
     return np.concatenate(targets), np.concatenate(windows)
 
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's order of the windows, and where the targets of each end."""
+    """Order of the windows in an epoch, and the end of the targets of each."""
     if epoch not in self._epochs:
       rng = np.random.default_rng([*self._seeds, epoch])
       order = rng.permutation(len(self._windows.num_targets))
       found = order, np.cumsum(self._windows.num_targets[order])
-      # A batch may reach into the next epoch, and threads run ahead: a few.
+      # A batch may span two epochs, and threads run ahead, so keep a few.
       self._epochs = dict(list(self._epochs.items())[-3:]) | {epoch: found}
       return found
     return self._epochs[epoch]
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
-  """[n] bool, where a run of equal values begins."""
+  """[n] bool, True at the start of each run of equal values."""
   starts = np.ones(len(values), bool)
   starts[1:] = values[1:] != values[:-1]
   return starts

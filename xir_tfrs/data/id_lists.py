@@ -1,7 +1,7 @@
-"""Lists of ids as .npy files: no pickle, and memory-mapped.
+"""Lists of ids as memory-mapped .npy files, without pickle.
 
-Strings are two files, `NAME.data.npy` and `NAME.offsets.npy`; integers are
-one, `NAME.npy`. Nothing here needs TensorFlow.
+Strings take two files, `NAME.data.npy` and `NAME.offsets.npy`; integers take
+one, `NAME.npy`. This module does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StringList(Sequence[str]):
   """
 
   def __init__(self, data: np.ndarray, offsets: np.ndarray):
-    """Takes utf-8 `data` `[bytes]` and `offsets` `[n + 1]` into it."""
+    """Wraps UTF-8 `data`, [bytes], and `offsets`, [n + 1], into it."""
     self._data = data
     self._offsets = offsets
 
@@ -53,7 +53,7 @@ class StringList(Sequence[str]):
 
 
 def load_array(path: str | os.PathLike[str]) -> np.ndarray:
-  """Maps a .npy file.
+  """Memory-maps a .npy file.
 
   Raises:
     DataError: It is missing or damaged.
@@ -62,7 +62,7 @@ def load_array(path: str | os.PathLike[str]) -> np.ndarray:
     return np.load(path, mmap_mode="r")
   except (OSError, ValueError, EOFError) as error:
     raise errors.DataError(
-      f"is no array that can be read ({errors.first_line(error)}); copy or"
+      f"cannot be read as an array ({errors.first_line(error)}); copy or"
       " export it again",
       path=path,
     ) from None
@@ -80,7 +80,7 @@ def save(path: str | os.PathLike[str], strings: Sequence[bytes]) -> None:
 def save_ids(
   path: str | os.PathLike[str], ids: Sequence[bytes] | np.ndarray
 ) -> None:
-  """Writes utf-8 strings, or an int64 array."""
+  """Writes UTF-8 strings or an int64 array."""
   if isinstance(ids, np.ndarray) and ids.dtype == np.int64:
     np.save(f"{path}.npy", ids)
   else:
@@ -90,12 +90,12 @@ def save_ids(
 def load_ids(
   path: str | os.PathLike[str], id_type: str
 ) -> StringList | np.ndarray:
-  """Maps what `save_ids` wrote under the same `path`.
+  """Memory-maps the files that `save_ids` wrote under the same `path`.
 
   Args:
-    path: as it was given to `save_ids`.
-    id_type: "string" or "int64". Not to be guessed from the files that are
-      there: a stray one would replace the ids.
+    path: The path that was given to `save_ids`.
+    id_type: "string" or "int64". It is not guessed from the files, because a
+      stray file would replace the ids.
   """
   if id_type == "int64":
     return load_array(f"{path}.npy")

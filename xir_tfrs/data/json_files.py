@@ -1,12 +1,11 @@
-"""JSON files: each is read into one declared type, and written at once.
+"""Reads JSON files into declared types and writes them atomically.
 
-A type is a `msgspec.Struct` or a dataclass that stands beside its subject. A
-file that is missing, damaged or of another shape is a `DataError` that names
-the file and the field:
+A type is a `msgspec.Struct` or a dataclass. A file that is missing, damaged or
+of another shape raises a `DataError` that names the file and the field:
 
     schema.json, field shards.train[0].rows: Expected `int`, got `str`; ...
 
-Nothing here needs TensorFlow.
+This module does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ def read(
 
   Args:
     path: The file.
-    type: What it holds: a `msgspec.Struct`, a dataclass or any other type that
-      msgspec decodes.
-    remedy: What to do about a file that cannot be used; the end of messages.
-    missing: What a missing file means and what to do, if not `remedy`.
-    format: The value that the field `format` must have, if there is one.
+    type: A `msgspec.Struct`, a dataclass or any other type that msgspec
+      decodes.
+    remedy: What to do about a file that cannot be used; ends the messages.
+    missing: What a missing file means and what to do, instead of `remedy`.
+    format: The required value of the field `format`, if there is one.
 
   Raises:
     DataError: The file is missing, unreadable, not JSON or not a `type`.
@@ -67,7 +66,7 @@ def read(
 def read_bytes(
   path: str | os.PathLike[str], *, remedy: str, missing: str | None = None
 ) -> bytes:
-  """Reads a file as `read` does, for those who also hash its content."""
+  """Reads the content of a file with the errors of `read`, e.g. to hash it."""
   try:
     return pathlib.Path(path).read_bytes()
   except (FileNotFoundError, NotADirectoryError):
@@ -99,7 +98,7 @@ def decode(
     if format is not None:
       _check_format(content, format)
     value = msgspec.json.decode(content, type=type)
-    # msgspec takes the last of the values that a repeated key has.
+    # msgspec silently uses the last value of a repeated key.
     json.loads(content, object_pairs_hook=_check_keys)
     return value
   except msgspec.ValidationError as error:
@@ -114,8 +113,9 @@ def decode(
 
 
 def seal(value: _Sealed) -> _Sealed:
-  """The value with its own hash: a damaged file must not pass for another."""
-  # As it will be read: numbers of NumPy, say, are written as others.
+  """Returns the value with its own hash in the field `sha256`."""
+  # Hashes the value as it will be read back: NumPy numbers, for example, are
+  # written as plain numbers.
   value = msgspec.json.decode(encode(value).encode(), type=type(value))
   return msgspec.structs.replace(value, sha256=_digest(value))
 
@@ -128,7 +128,7 @@ def read_sealed(
   missing: str,
   format: int,
 ) -> _Sealed:
-  """Reads what `seal` gave; the arguments are those of `read`.
+  """Reads a value that `seal` returned; arguments as of `read`.
 
   Raises:
     DataError: The file is missing, damaged or of another format.
@@ -156,7 +156,7 @@ def _digest(value: msgspec.Struct) -> str:
 def write(path: str | os.PathLike[str], value: Any) -> None:
   """Writes `value` as indented JSON; the file appears complete or not at all.
 
-  Numbers that are not finite become null, since JSON has none.
+  Non-finite numbers become null, because JSON cannot hold them.
   """
   atomic.write_text(path, encode(value))
 
@@ -168,12 +168,12 @@ def encode(value: Any) -> str:
 
 
 def encode_line(value: Any) -> str:
-  """`value` as one line of a .jsonl file, with its line feed."""
+  """`value` as a line of a .jsonl file, including the line feed."""
   return msgspec.json.encode(value, enc_hook=_to_builtin).decode() + "\n"
 
 
 def _to_builtin(value: Any) -> Any:
-  """NumPy's scalars and arrays, and paths."""
+  """Converts NumPy scalars and arrays, and paths."""
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   if hasattr(value, "tolist"):
@@ -186,7 +186,7 @@ class _Format(msgspec.Struct):
 
 
 def _check_format(content: bytes, expected: int) -> None:
-  """Looks at the format alone: other fields may be those of another one."""
+  """Checks the format first: other formats may have other fields."""
   found = msgspec.json.decode(content, type=_Format).format
   if found != expected or isinstance(found, bool):
     raise msgspec.ValidationError(
@@ -207,7 +207,7 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _located(
   error: msgspec.ValidationError, content: bytes, type: type
 ) -> tuple[str, str | None]:
-  """What is wrong, and where, with the keys that msgspec does not name."""
+  """The error and its field, including keys that msgspec leaves out."""
   message = str(error)
   found = _AT.search(message)
   if not found:
@@ -217,7 +217,7 @@ def _located(
     try:
       field = _with_keys(field, json.loads(content), type, message)
     except (LookupError, ValueError, RecursionError):
-      pass  # A later part of the file is damaged: the path is vague then.
+      pass  # A later part of the file is damaged; the path stays vague.
   message = message[: found.start()]
   if found["key"]:
     message += ", as a key"
@@ -225,7 +225,7 @@ def _located(
 
 
 def _with_keys(path: str, root: Any, type: type, message: str) -> str:
-  """`path` with the key in place of each `[...]`."""
+  """Replaces each `[...]` in `path` with the key."""
   field = ""
   node = root
   for step in _STEP.finditer(path):

@@ -1,10 +1,9 @@
-"""Training rows that are in memory a part at a time.
+"""Training rows that are read into memory one part at a time.
 
-Each epoch is a permutation of the units of rows on disk (`data.blocks`), cut
-into parts that fit in memory, and the rows of a part are shuffled. Where each
-row comes is a function of (seed, epoch), so a batch is a function of
-(seed, step): no order is kept, and any step can be reached again by reading
-the part that it is in.
+Each epoch permutes the units of rows on disk (`data.blocks`) and cuts them into
+parts that fit in memory; the rows of a part are shuffled. The position of each
+row depends on (seed, epoch) alone, so a batch depends on (seed, step) alone: no
+order is stored, and any step can be reached by reading its part.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from xir_tfrs.data import blocks as blocks_lib
 from xir_tfrs.data import datasets, errors, histories
 
 Columns = dict[str, np.ndarray]
-# What a batch of positions has for each window, not each row.
+# The columns of a batch with one value per window instead of per row.
 _OF_WINDOWS = ("history_ids", "history_query_ids")
 
 
 class Part(Protocol):
-  """Rows that are in memory together, in the order of an epoch."""
+  """Rows that are in memory together, in epoch order."""
 
   def rows(self, low: int, high: int) -> Columns:
-    """Rows [low, high), as they are in a batch of their own."""
+    """Returns rows [low, high) as a batch."""
 
 
 class ShuffledRows:
-  """A part whose rows are a batch as they are.
+  """A part whose rows are used directly as batches.
 
-  With `history_length`, each row has its history: `history_ids`, [rows,
+  With `history_length`, each row has its own history: `history_ids`, [rows,
   history_length] int64.
   """
 
@@ -67,7 +66,7 @@ class ShuffledRows:
 
 
 class ShuffledPositions:
-  """A part whose rows are the targets of windows of histories."""
+  """A part whose rows are the targets of history windows."""
 
   def __init__(
     self,
@@ -88,12 +87,12 @@ class ShuffledPositions:
 
 
 class KnownCandidates:
-  """The candidates that each query of a part has."""
+  """The candidates of each query of a part."""
 
   def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
     num_candidates = int(columns["candidate_id"].max(initial=0)) + 1
     pairs = datasets.distinct_pairs([columns], num_candidates)
-    # In ascending order; few of these arrays fit beside the rows.
+    # Sorted. Memory is tight here: few such arrays fit beside the rows.
     queries = (pairs // num_candidates).astype(columns["query_id"].dtype)
     pairs %= num_candidates
     self._candidates = pairs.astype(columns["candidate_id"].dtype)
@@ -102,7 +101,7 @@ class KnownCandidates:
     self._splits = np.append(first, len(queries))
 
   def of_queries(self, query_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates of some queries, one after another, and how many each has."""
+    """Returns the concatenated candidates of some queries, and their counts."""
     entries = np.searchsorted(self._queries, query_ids)
     starts = self._splits[entries]
     lengths = self._splits[entries + 1] - starts
@@ -119,11 +118,12 @@ class _Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class _Epoch:
-  """An epoch's order of the units, and where each part ends.
+  """The order of the units in an epoch, and the end of each part.
 
   Attributes:
-    order: [units] units in their order.
-    unit_ends, row_ends: [parts] units and rows up to the end of each part.
+    order: [units] units in order.
+    unit_ends: [parts] number of units up to the end of each part.
+    row_ends: [parts] number of rows up to the end of each part.
   """
 
   order: np.ndarray
@@ -132,14 +132,14 @@ class _Epoch:
 
 
 class Parts:
-  """Batches of rows on disk, of which two parts are in memory at once.
+  """Batches of rows on disk; two parts are in memory at a time.
 
   One part is in use while the next one is read.
 
   Attributes:
-    num_rows: Rows of an epoch.
-    masks_known: Whether a batch has the known candidates of its queries.
-    failure: What ended a dataset, which TensorFlow tells in other words.
+    num_rows: Rows per epoch.
+    masks_known: Whether batches have the known candidates of their queries.
+    failure: The error that ended a dataset; TensorFlow's own error hides it.
   """
 
   def __init__(
@@ -153,22 +153,22 @@ class Parts:
     masks_known: bool = False,
     weights: np.ndarray | None = None,
   ) -> None:
-    """Lays out the parts; nothing is read.
+    """Plans the parts, without reading rows.
 
     Args:
-      blocks: The rows. Where a part needs all rows of a query, and with
-        `masks_known`, blocks that share queries have units in common.
-      make: Makes a part of its rows and of seeds.
-      rows_in_memory: Rows of two parts, at most.
+      blocks: The rows. If a part needs all rows of a query, or with
+        `masks_known`, blocks that share queries must share a unit.
+      make: Makes a part from its rows and seeds.
+      rows_in_memory: Maximum number of rows of two parts.
       global_batch_size: Rows per batch.
       seed: Seed of the permutations.
-      masks_known: Give each batch the candidates of its queries, as
-        `datasets.with_known` does.
-      weights: [num_candidates] factors on the weights of each candidate's
-        rows; None: all 1.
+      masks_known: Whether each batch gets the candidates of its queries, as
+        `datasets.with_known` adds them.
+      weights: [num_candidates] factors for the weights of each candidate's
+        rows; None for all 1.
 
     Raises:
-      DataError: Rows that must be in memory together are more than fit.
+      DataError: Rows that must be in memory together do not fit.
     """
     units = blocks.unit
     if units is None:
@@ -187,7 +187,7 @@ class Parts:
       remedy = ""
       if blocks.unit is not None:
         remedy = (
-          ". They share queries; if an earlier version prepared the data, "
+          ". They share queries. If an earlier version prepared the data, "
           "which mixed queries, prepare it again with --overwrite"
         )
       raise errors.DataError(
@@ -203,15 +203,15 @@ class Parts:
     self._reader = futures.ThreadPoolExecutor(1)
 
   def share(self, step: int, low: int, high: int) -> Columns:
-    """Rows [low, high) of batch `step`.
+    """Returns rows [low, high) of batch `step`.
 
     Returns:
-      Their columns and what `make`'s parts add to them. With `masks_known`,
-      also `known_candidate_ids`, those of the distinct queries one after
-      another, `known_lengths`, how many each has, and `known_row` [high - low].
+      The columns of the rows, as the parts return them. With `masks_known` also
+      `known_candidate_ids`, the concatenated candidates of the distinct
+      queries, `known_lengths`, their numbers, and `known_row` [high - low].
 
     Raises:
-      DataError: A file cannot be read any more.
+      DataError: A file can no longer be read.
     """
     start = step * self._batch
     pieces = self._pieces(start, start + high)
@@ -228,7 +228,7 @@ class Parts:
     start_step: int = 0,
     shares: Sequence[tuple[int, int]] | None = None,
   ) -> tf.data.Dataset:
-    """Endless batches from `start_step` on, as `datasets.training_dataset`."""
+    """Returns endless batches; arguments as of `datasets.training_dataset`."""
     shares = tuple(shares or [(0, self._batch)])
     specs = self._specs({high - low for low, high in shares})
 
@@ -250,7 +250,7 @@ class Parts:
         )
       return rows
 
-    # One after another: a batch further on would drop what this one needs.
+    # Not in parallel: a later batch would drop the part that this one needs.
     options = tf.data.Options()
     options.experimental_optimization.map_parallelization = False
     return (
@@ -261,9 +261,9 @@ class Parts:
     )
 
   def _specs(self, sizes: set[int]) -> dict[str, tf.TensorSpec]:
-    """What a share of one of `sizes` is made of."""
+    """Specs of a share whose number of rows is one of `sizes`."""
     size = sizes.pop() if len(sizes) == 1 else None
-    # Of any block: the first batch may be far from here.
+    # Reads any block for the specs: the first batch may need a whole part.
     block = np.flatnonzero(self._blocks.rows)[:1]
     loaded = self._loaded(block, (self._seed,))
     sample = loaded.part.rows(0, 1)
@@ -280,7 +280,7 @@ class Parts:
     return specs
 
   def _pieces(self, low: int, high: int) -> list[tuple[_Loaded, int, int]]:
-    """Parts and their rows that make up [low, high) of the endless stream."""
+    """The parts, with row ranges, that make up [low, high) of the stream."""
     found = []
     while low < high:
       number, place = divmod(low, self.num_rows)
@@ -297,7 +297,7 @@ class Parts:
     ]
 
   def _hold(self, keys: Sequence[tuple[int, int]]) -> list[_Loaded]:
-    """Parts, of which no others but the next one stay in memory."""
+    """Loads parts and drops all others except the next one."""
     with self._lock:
       wanted = [*keys] if len(keys) > 1 else [*keys, self._after(*keys[0])]
       for key in self._held.keys() - set(wanted):
@@ -309,7 +309,7 @@ class Parts:
     return [part.result() for part in waiting]
 
   def _after(self, epoch: int, part: int) -> tuple[int, int]:
-    """The next part that has rows."""
+    """The next part with rows."""
     ends = self._epoch(epoch).row_ends
     following = int(np.searchsorted(ends, ends[part], side="right"))
     return (epoch, following) if following < len(ends) else (epoch + 1, 0)
@@ -341,25 +341,25 @@ class Parts:
       ends = _part_ends(self._on_disk[order], self._capacity)
       rows = np.cumsum(self._unit_rows[order])[ends - 1]
       found = _Epoch(order, ends, rows)
-      # Two threads may be in two epochs.
+      # Two threads may work on different epochs.
       self._epochs = dict(list(self._epochs.items())[-2:]) | {number: found}
       return found
     return self._epochs[number]
 
 
 def _part_ends(sizes: np.ndarray, most: int) -> np.ndarray:
-  """Cuts a sequence into parts of about one size, none above `most`.
+  """Cuts a sequence into parts of about equal size, at most `most` each.
 
   Args:
-    sizes: [n] of the sequence, none above `most`.
-    most: Of the sum of a part.
+    sizes: [n] sizes of the elements, none above `most`.
+    most: Maximum size of a part.
 
   Returns:
-    [parts] ends, the last one n.
+    [parts] ends; the last one is n.
   """
   until = np.cumsum(sizes)
   total = int(until[-1])
-  # A part ends with the unit that reaches its share.
+  # A part ends at the unit that reaches its share of the total.
   num_parts = -(-total // (most - int(sizes.max()) + 1))
   if num_parts >= len(sizes):
     return np.arange(1, len(sizes) + 1)
@@ -370,7 +370,7 @@ def _part_ends(sizes: np.ndarray, most: int) -> np.ndarray:
 def _known(
   pieces: Sequence[tuple[_Loaded, int, int]], query_ids: np.ndarray, low: int
 ) -> Columns:
-  """What is known of the queries of a batch without its first `low` rows."""
+  """Known candidates of the batch's queries, without its first `low` rows."""
   values, lengths, numbers = [], [], []
   at, num_queries = -low, 0
   for loaded, first, last in pieces:
@@ -391,7 +391,7 @@ def _known(
 
 
 def _joined(batches: Sequence[Columns]) -> Columns:
-  """Batches one after another, their windows of histories too."""
+  """Concatenates batches, including their history windows."""
   if len(batches) == 1:
     return batches[0]
   if "history_row" in batches[0]:
@@ -408,7 +408,7 @@ def _joined(batches: Sequence[Columns]) -> Columns:
 
 
 def _without(low: int, batch: Columns) -> Columns:
-  """A batch without its first rows, and the windows that only they have."""
+  """Drops the first `low` rows of a batch and windows only they use."""
   if not low:
     return batch
   if "history_row" not in batch:

@@ -1,9 +1,9 @@
-"""Paths that TensorFlow reads as they are.
+"""Paths that TensorFlow does not read as patterns.
 
-TensorFlow takes the path of a checkpoint for a pattern wherever it looks for
-or removes one: a run in `run[1]` would delete the checkpoints of `run1`, and
-one in `a\\b` would not find its own (tensorflow#34290). Nothing here needs
-TensorFlow.
+TensorFlow treats the path of a checkpoint as a glob pattern when it looks for
+checkpoints or removes them: a run in `run[1]` would delete the checkpoints of
+`run1`, and a run in `a\\b` would not find its own (tensorflow#34290). This
+module does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PATTERN = re.compile(r"[*?\[\]\\]")
 
 
 def literal(directory: str | os.PathLike[str]) -> pathlib.Path:
-  """A path of `directory` that is no pattern: its own, or that of a link.
+  """A path to `directory` that is not a pattern: its own, or that of a link.
 
-  The link is one of this process and goes with it. The directory need not
-  exist yet, but the one above it must when files are written.
+  The link is removed when this process ends. The directory need not exist yet,
+  but its parent must exist when files are written.
   """
   directory = pathlib.Path(directory)
   if not _PATTERN.search(os.fspath(directory)):

@@ -1,13 +1,14 @@
-"""TFRecords of blocks of rows: writing, reading, and checking what was read.
+"""Writes, reads and checks TFRecords of blocks of rows.
 
-A record is a `tf.train.Example` whose features are packed columns of a block
-of rows, which reads about ten times faster than a row per record. A file with
-one row per record is the same thing with blocks of one row, so files written
-by other programs are read by the same code.
+A record is a `tf.train.Example` whose features are the columns of a block of
+rows; this reads about ten times faster than one row per record. A file with one
+row per record has blocks of one row, so the same code reads files of other
+programs.
 
-The columns of interactions are `query_id` and `candidate_id`, dense ids, and
-optionally `event` (int64, the place among all rows of the query), `timestamp`
-(int64) and `sample_weight` (float); those of a table are in `tables`.
+Interactions have the columns `query_id` and `candidate_id`, dense ids, and
+optionally `event` (int64, the position among all rows of the query),
+`timestamp` (int64) and `sample_weight` (float). `tables` describes the columns
+of a table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from xir_tfrs.data import schema as schema_lib
 
 BLOCK_ROWS = 4096
 _BATCH_BYTES = 8 << 20
-# What TensorFlow says of a column of another type, among what it says of its
-# graph; records are counted in their batch.
+# TensorFlow's error for a column of another type; it counts records within
+# their batch.
 _MISTYPED = re.compile(
   r"Key: (?P<column>[^\n]*?), Index: (?P<record>\d+)\. +(?P<reason>[^\n{]*)"
 )
@@ -60,7 +61,7 @@ class BlockWriter:
     self._writer = tf.io.TFRecordWriter(os.fspath(path))
 
   def append(self, columns: Mapping[str, np.ndarray]) -> None:
-    """Appends `columns`: name -> [n] array, the same names every time."""
+    """Appends `columns`: name -> [n] array, with the same names each time."""
     n = len(next(iter(columns.values())))
     self.rows += n
     self._pending.append(dict(columns))
@@ -69,7 +70,7 @@ class BlockWriter:
       self._flush(keep=self._pending_rows % self._block_rows)
 
   def end_block(self) -> None:
-    """Ends the block here: it has no rows of what is appended next."""
+    """Ends the current block; rows appended later start a new one."""
     self._flush(keep=0)
 
   def close(self) -> None:
@@ -87,7 +88,7 @@ class BlockWriter:
     for start in range(0, end, self._block_rows):
       block = slice(start, min(start + self._block_rows, end))
       self._writer.write(encode({k: v[block] for k, v in rows.items()}))
-    # Copies, so that a few pending rows do not keep a large block alive.
+    # Copies, so that a few pending rows do not keep a large array alive.
     self._pending = [{k: v[end:].copy() for k, v in rows.items()}]
     self._pending_rows = keep
 
@@ -99,7 +100,7 @@ class BlockWriter:
 
 
 def encode(columns: Mapping[str, np.ndarray]) -> bytes:
-  """A serialized `tf.train.Example` of int, float or bytes [n] arrays."""
+  """Serializes [n] int, float or bytes arrays as a `tf.train.Example`."""
   features = {}
   for name, values in columns.items():
     if values.dtype.kind in "iu":
@@ -130,22 +131,23 @@ def read_interactions(
   schema: schema_lib.Schema | None = None,
   columns: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-  """The rows of a split in file order.
+  """Reads the rows of a split in file order.
 
   Args:
-    data_dir: a directory written by `pipelines.prepare`, or one of a user's
-      own with a schema.json and row-per-record files.
+    data_dir: A directory written by `pipelines.prepare`, or your own directory
+      with a schema.json and one-row-per-record files.
     split: "train", "validation" or "test".
-    schema: of `data_dir`, if it is at hand.
-    columns: those wanted, as far as the schema names them; None for all.
+    schema: The schema of `data_dir`; by default it is read.
+    columns: The columns to read; those that the schema does not list are
+      ignored. None for all.
 
   Returns:
-    name -> [rows] array: `query_id` and `candidate_id` int32, `event` and
-    `timestamp` int64, `sample_weight` float32, as far as the schema names
-    them. Empty arrays when the split has no rows.
+    name -> [rows] array of the columns in the schema: `query_id` and
+    `candidate_id` int32, `event` and `timestamp` int64, `sample_weight`
+    float32. Arrays are empty if the split has no rows.
 
   Raises:
-    DataError: a file is missing, damaged or does not fit the schema.
+    DataError: A file is missing, damaged or does not match the schema.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   num_rows = sum(s.rows for s in _shards_of(data_dir, split, schema))
@@ -163,7 +165,7 @@ def read_interactions(
 def interaction_spec(
   schema: schema_lib.Schema, columns: Sequence[str] | None = None
 ) -> dict[str, tf.dtypes.DType]:
-  """The columns of interactions that are wanted, with their types on disk."""
+  """The columns of interactions to read, with their types on disk."""
   return {
     f.name: tf.int64 if f.dtype == "int64" else tf.float32
     for f in schema.interaction_features
@@ -172,7 +174,7 @@ def interaction_spec(
 
 
 def in_memory_type(name: str, dtype: tf.dtypes.DType) -> np.dtype:
-  """The type of a column of interactions in memory: ids take 4 bytes."""
+  """The in-memory type of an interaction column; ids take 4 bytes."""
   is_id = name in ("query_id", "candidate_id")
   return np.dtype(np.int32 if is_id else dtype.as_numpy_dtype)
 
@@ -183,16 +185,16 @@ def read_batches(
   schema: schema_lib.Schema,
   columns: Sequence[str] | None = None,
 ) -> Iterator[Batch]:
-  """The checked rows of a split, a few records at a time.
+  """Yields the checked rows of a split, a few records at a time.
 
   Args:
-    data_dir: as for `read_interactions`.
-    split: as for `read_interactions`.
-    schema: of `data_dir`.
-    columns: as for `read_interactions`.
+    data_dir: As for `read_interactions`.
+    split: As for `read_interactions`.
+    schema: The schema of `data_dir`.
+    columns: As for `read_interactions`.
 
   Raises:
-    DataError: as `read_interactions`.
+    DataError: As for `read_interactions`.
   """
   limits = {
     "query_id": schema.num_queries,
@@ -212,7 +214,7 @@ def read_batches(
 def _shards_of(
   data_dir: str | os.PathLike[str], split: str, schema: schema_lib.Schema
 ) -> Sequence[schema_lib.Shard]:
-  """The shards of a split, whose rows add up."""
+  """The shards of a split; checks that their rows add up."""
   if split not in schema_lib.SPLITS:
     raise ValueError(
       f"`split` must be one of {', '.join(schema_lib.SPLITS)}. Received:"
@@ -229,10 +231,11 @@ def check_rows(
   shards: Sequence[schema_lib.Shard],
   expected: int,
 ) -> int:
-  """The rows of `shards` by the schema; a `DataError` unless `expected`.
+  """Returns the rows of `shards` by the schema.
 
-  Also if a file is missing, or too small for its rows: memory for them is
-  taken before they are read.
+  Raises:
+    DataError: Their number is not `expected`, or a file is missing or too small
+      for its rows. Memory for the rows is allocated before they are read.
   """
   for shard in shards:
     path = pathlib.Path(data_dir) / shard.file
@@ -249,7 +252,7 @@ def check_rows(
     if shard.rows > size:
       raise errors.DataError(
         f"truncated: holds {size} bytes, too few for the {shard.rows} rows that"
-        f" {schema_lib.FILE_NAME} says; {schema_lib.REMEDY}",
+        f" {schema_lib.FILE_NAME} lists; {schema_lib.REMEDY}",
         path=path,
       )
   found = sum(shard.rows for shard in shards)
@@ -264,14 +267,15 @@ def check_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Some records of one shard, flattened, with what an error must name.
+  """Some records of one shard, flattened, with their position for errors.
 
   Attributes:
-    values: name -> values of all records one after another.
-    lengths: name -> [records] how many values each record holds.
-    path: the shard.
-    shard_rows, total_rows: rows before this batch, in the shard and in all.
-    rows_of: the column of ids, one per row.
+    values: name -> concatenated values of all records.
+    lengths: name -> [records] number of values of each record.
+    path: The shard.
+    shard_rows: Rows before this batch in the shard.
+    total_rows: Rows before this batch in all shards.
+    rows_of: The column with exactly one value per row.
 
   Examples:
     >>> from xir_tfrs.data import records, schema
@@ -293,7 +297,7 @@ class Batch:
   def require_lengths(
     self, name: str, expected: np.ndarray, meaning: str
   ) -> None:
-    """Raises unless each record has `expected` [records] values."""
+    """Raises `DataError` unless each record has `expected` [records] values."""
     wrong = np.flatnonzero(self.lengths[name] != expected)
     if wrong.size:
       record = wrong[0]
@@ -309,9 +313,9 @@ class Batch:
       )
 
   def require_ids(self, name: str, limit: int, what: str = "dense ids") -> None:
-    """Raises unless all values lie in [0, limit)."""
+    """Raises `DataError` unless all values lie in [0, limit)."""
     values = self.values[name]
-    # As unsigned, negative values are too large as well.
+    # As unsigned numbers, negative values are too large too.
     wrong = np.flatnonzero(values.view(np.uint64) >= np.uint64(limit))
     if wrong.size:
       raise errors.DataError(
@@ -323,7 +327,7 @@ class Batch:
       )
 
   def require_weights(self, name: str) -> None:
-    """Raises unless all values are finite and not negative."""
+    """Raises `DataError` unless all values are finite and not negative."""
     values = self.values[name]
     wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if wrong.size:
@@ -342,18 +346,18 @@ def read_shards(
   spec: Mapping[str, tf.dtypes.DType],
   rows_of: str,
 ) -> Iterator[Batch]:
-  """Reads the records of shards in order, and checks their row counts.
+  """Reads the records of shards in order and checks their row counts.
 
   Args:
-    data_dir: the data directory.
-    shards: its files.
-    spec: the columns wanted, with their types.
-    rows_of: the column that has one value per row.
+    data_dir: The data directory.
+    shards: The files to read.
+    spec: The columns to read, with their types.
+    rows_of: The column with exactly one value per row.
 
   Raises:
-    DataError: a file is missing, damaged, has another number of rows, or is
-      not the one that the schema lists. The last shows at its end: use nothing
-      of the rows before.
+    DataError: A file is missing, damaged, has another number of rows, or is not
+      the one that the schema lists. The hash is only known at the end of a
+      file, so discard all rows if this is raised.
   """
   total = 0
   for shard in shards:
@@ -370,7 +374,7 @@ def read_shards(
       if rows != shard.rows:
         at_least = "at least " if rows > shard.rows else ""
         raise errors.DataError(
-          f"holds {at_least}{rows} rows, but {schema_lib.FILE_NAME} says"
+          f"holds {at_least}{rows} rows, but {schema_lib.FILE_NAME} lists"
           f" {shard.rows}; {schema_lib.REMEDY}",
           path=path,
         )
@@ -378,9 +382,9 @@ def read_shards(
 
 @contextlib.contextmanager
 def _unchanged(path: pathlib.Path, sha256: str | None) -> Iterator[None]:
-  """Hashes a file while it is read; raises `DataError` if it is another one.
+  """Hashes a file while it is read; raises `DataError` if the hash differs.
 
-  A thread does it beside TensorFlow's reader, so that the disk is read once.
+  A thread hashes beside TensorFlow's reader, so that the disk is read once.
   """
   if sha256 is None:
     yield
@@ -391,7 +395,7 @@ def _unchanged(path: pathlib.Path, sha256: str | None) -> Iterator[None]:
     if found.result() != sha256:
       raise errors.DataError(
         f"is not the file that {schema_lib.FILE_NAME} lists: it was changed,"
-        f" or is of another data directory; {schema_lib.REMEDY}",
+        f" or belongs to another data directory; {schema_lib.REMEDY}",
         path=path,
       )
 
@@ -404,17 +408,16 @@ def read_file(
   """Reads the records of one file, many at a time.
 
   Args:
-    path: a TFRecord file of `tf.train.Example`s.
-    spec: the columns wanted, with their types.
-    remedy: what to do about a file that cannot be used, for messages.
+    path: A TFRecord file of `tf.train.Example`s.
+    spec: The columns to read, with their types.
+    remedy: What to do about a file that cannot be used, for messages.
 
   Yields:
-    values, name -> values of all these records one after another, and lengths,
-    name -> [records] how many values each has. A column that a record lacks
-    has no values there.
+    (values, lengths): name -> concatenated values of these records, and name ->
+    [records] number of values of each. A missing column has no values.
 
   Raises:
-    DataError: the file is missing, damaged, or a column has another type.
+    DataError: The file is missing, damaged, or a column has another type.
   """
   features = {
     name: tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
@@ -447,7 +450,7 @@ def read_file(
     raise errors.DataError(
       f"cannot be read ({e.strerror or e}); {remedy}", path=path
     ) from None
-  except UnicodeDecodeError:  # Of TensorFlow, of its own message.
+  except UnicodeDecodeError:  # TensorFlow fails to decode its own message.
     raise errors.DataError(
       f"its records do not match {schema_lib.FILE_NAME} (a column's name is"
       f" not UTF-8); {remedy}",
@@ -467,8 +470,8 @@ def read_file(
 
 
 def _records_per_batch(path: str | os.PathLike[str]) -> int:
-  """Many small records or a few blocks: about `_BATCH_BYTES` either way."""
+  """Number of records that take about `_BATCH_BYTES`."""
   with open(path, "rb") as f:
-    # A TFRecord file begins with the length of its first record.
+    # A TFRecord file starts with the length of its first record.
     record_bytes = int.from_bytes(f.read(8), "little")
   return min(max(_BATCH_BYTES // max(record_bytes, 1), 16), 1 << 14)

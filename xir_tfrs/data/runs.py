@@ -1,10 +1,10 @@
 """The directory of a training run: config, metrics, checkpoints.
 
 config.json       `RunConfig`
-metrics.jsonl     a JSON object per line, with `kind` and `step`
-checkpoints/      the newest checkpoints, whole training state
-best/             the best checkpoint, by validation
-events/           what TensorBoard shows
+metrics.jsonl     one JSON object per line, with `kind` and `step`
+checkpoints/      the newest checkpoints, with the whole training state
+best/             the best checkpoint by validation
+events/           event files for TensorBoard
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 EVENTS = "events"
-# What `load_model` restores.
+# The checkpoints that `load_model` can restore.
 WHICH = ("best", "latest")
 
 # A row of metrics.jsonl: `kind`, `step`, and numbers.
@@ -42,16 +42,16 @@ _IDS_PER_BATCH = 1 << 13
 class RunConfig(
   msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
-  """config.json.
+  """The content of config.json.
 
   Attributes:
-    data: the data directory.
-    schema_sha256: of its schema.json.
-    model: what `TwoTower.from_config` takes.
-    train: the settings of the run, by name.
-    versions: package -> version that trained.
-    sha256: of the other fields; "" in runs of older versions, where nobody
-      sees whether they were changed.
+    data: The data directory.
+    schema_sha256: Hash of its schema.json.
+    model: The config of the model, for `TwoTower.from_config`.
+    train: The settings of the run, by name.
+    versions: Version of each package that trained the model.
+    sha256: Hash of the other fields; "" in runs of older versions, whose
+      changes go unnoticed.
 
   Examples:
     >>> from xir_tfrs.data import runs
@@ -72,11 +72,12 @@ class RunConfig(
 
 
 class RunDir:
-  """Reads and writes what a run leaves behind.
+  """Reads and writes the directory of a run.
 
   Attributes:
     path: The directory.
-    writable: Whether this process writes to it; of several workers, one does.
+    writable: Whether this process writes to it; only one of several workers
+      does.
 
   Examples:
     >>> from xir_tfrs.data import runs
@@ -92,24 +93,24 @@ class RunDir:
     self.writable = writable
 
   def exists(self) -> bool:
-    """Whether a run was started here."""
+    """Whether the directory holds a run."""
     return (self.path / CONFIG).exists()
 
   def locked(self) -> contextlib.AbstractContextManager[None]:
-    """Keeps other programs from writing here meanwhile.
+    """Returns a context that keeps other programs from writing here.
 
-    Entering raises a `DataError` if another program writes here, or if this is
-    not a directory.
+    Entering it raises a `DataError` if another program writes here, or if
+    `path` is not a directory.
     """
     if not self.writable:
       return contextlib.nullcontext()
     return atomic.locked(self.path, "--model_dir")
 
   def create(self, config: RunConfig, overwrite: bool) -> None:
-    """Begins a new run, in a directory that is locked.
+    """Starts a new run; the directory must be locked.
 
     Raises:
-      DataError: The directory holds a run already.
+      DataError: The directory already holds a run.
     """
     if not self.writable:
       return
@@ -120,11 +121,11 @@ class RunDir:
     self.write_config(config)
 
   def require_new(self, overwrite: bool) -> None:
-    """Raises a `DataError` unless `create` may begin a run here."""
+    """Raises a `DataError` unless `create` may start a run here."""
     if self.writable and self.exists() and not overwrite:
       raise errors.DataError(
-        "holds a training run already: go on with it by --resume, begin anew"
-        " by --overwrite, or choose another --model_dir",
+        "already holds a training run: continue it with --resume, start again"
+        " with --overwrite, or choose another --model_dir",
         path=self.path,
       )
 
@@ -134,10 +135,10 @@ class RunDir:
       json_files.write(self.path / CONFIG, json_files.seal(config))
 
   def read_config(self) -> RunConfig:
-    """What `write_config` wrote.
+    """Reads the config that `write_config` wrote.
 
     Raises:
-      DataError: No run was started here, or its config cannot be read.
+      DataError: There is no run here, or its config cannot be read.
     """
     path, remedy = self.path / CONFIG, "train again with --overwrite"
     config = json_files.read(
@@ -145,31 +146,31 @@ class RunDir:
       RunConfig,
       remedy=remedy,
       missing=(
-        ", so this directory holds no training run; make one with xir-tfrs"
+        ", so this directory holds no training run; train one with xir-tfrs"
         f" train --data DATA --model_dir {self.path}"
       ),
       format=FORMAT,
     )
     if config.sha256:
       json_files.require_seal(path, config, remedy=remedy)
-    # It is of the file, and no part of what the run is.
+    # The hash belongs to the file, not to the run.
     return msgspec.structs.replace(config, sha256="")
 
   def event_writer(self) -> tf.summary.SummaryWriter:
-    """Writer of the events that TensorBoard shows."""
+    """Returns a writer of events for TensorBoard."""
     if not self.writable:
       return tf.summary.create_noop_writer()
     return tf.summary.create_file_writer(str(self.path / EVENTS))
 
   def append_metrics(self, row: Mapping[str, Any]) -> None:
-    """Adds a row to metrics.jsonl; it has at least `kind` and `step`."""
+    """Appends a row, with at least `kind` and `step`, to metrics.jsonl."""
     if not self.writable:
       return
     with open(self.path / METRICS, "a", encoding="utf-8") as file:
       file.write(json_files.encode_line(row))
 
   def read_metrics(self) -> list[Metrics]:
-    """The rows of metrics.jsonl; a last line that was cut short is left out.
+    """Reads metrics.jsonl; ignores a truncated last line.
 
     Raises:
       DataError: Another line is damaged.
@@ -182,7 +183,7 @@ class RunDir:
     return [_metrics(path, *line) for line in enumerate(lines, start=1)]
 
   def forget_metrics_after(self, step: int) -> None:
-    """Drops the rows of steps that are to be run again."""
+    """Drops the rows after `step`, which will be run again."""
     if not self.writable:
       return
     rows = [row for row in self.read_metrics() if row["step"] <= step]
@@ -191,13 +192,13 @@ class RunDir:
     )
 
   def checkpoint(self, which: str = "best") -> str:
-    """The path of a checkpoint.
+    """Returns the path of a checkpoint.
 
     Args:
-      which: `"best"` (the newest, if the run had no validation) or `"latest"`.
+      which: `"best"` (the newest if the run had no validation) or `"latest"`.
 
     Raises:
-      DataError: There is none.
+      DataError: There is no such checkpoint.
     """
     if which not in WHICH:
       raise ValueError(
@@ -205,29 +206,30 @@ class RunDir:
       )
     for name in (BEST, CHECKPOINTS)[WHICH.index(which) :]:
       folder = self.path / name
-      problem = "names no checkpoint that is there"
+      problem = "names a checkpoint that does not exist"
       try:
         found = tf.train.latest_checkpoint(paths.literal(folder))
-      except (ValueError, tf.errors.OpError) as error:  # Such as an empty file.
+      except (ValueError, tf.errors.OpError) as error:  # E.g. an empty file.
         found, problem = None, f"cannot be read ({errors.first_line(error)})"
       if found is not None:
         return str(folder / os.path.basename(found))
-      # Not the next one, as if a run without validation had left none here.
+      # Does not fall back to the newest one: that is for runs without
+      # validation.
       if (folder / "checkpoint").exists() or any(folder.glob("*.index")):
         raise errors.DataError(
-          f"{problem}: copy the directory again, or go on with the training by"
+          f"{problem}: copy the directory again, or continue training with"
           f" xir-tfrs train --model_dir {self.path} --resume",
           path=folder / "checkpoint",
         )
     raise errors.DataError(
-      "holds no checkpoint: go on with the training by"
+      "holds no checkpoint: continue training with"
       f" xir-tfrs train --model_dir {self.path} --resume",
       path=self.path,
     )
 
 
 def _metrics(path: pathlib.Path, number: int, line: bytes) -> Metrics:
-  remedy = "remove the line, or begin anew with --overwrite"
+  remedy = "remove the line, or train again with --overwrite"
   row = json_files.decode(
     line,
     dict[str, str | int | float | None],
@@ -248,16 +250,16 @@ def load_model(
   """Restores a trained model for inference.
 
   Args:
-    run_dir: Directory made by `pipelines.train`.
-    checkpoint: `"best"` (the newest, if the run had no validation) or
+    run_dir: Directory written by `pipelines.train`.
+    checkpoint: `"best"` (the newest if the run had no validation) or
       `"latest"`.
 
   Returns:
-    The model, the config of its run, and the checkpoint's path.
+    The model, the config of its run, and the path of the checkpoint.
 
   Raises:
-    DataError: There is no such run, its checkpoint is damaged or not of its
-      model, or a weight is not finite.
+    DataError: There is no such run, its checkpoint is damaged or belongs to
+      another model, or a weight is not finite.
   """
   run = RunDir(run_dir)
   config = run.read_config()
@@ -292,13 +294,13 @@ def load_model(
 
 
 def _require_finite(model: models.TwoTower, checkpoint: str) -> None:
-  # What follows may hide it: the fused kernel of a dense layer and its ReLU
-  # makes 0 of NaN on some processors.
+  # Later results may hide a NaN: on some processors the fused kernel of a dense
+  # layer and its ReLU turns NaN into 0.
   for weight in model.trainable_variables:
     if not bool(tf.reduce_all(tf.math.is_finite(weight))):
       place = np.argwhere(~np.isfinite(weight.numpy()))[0].tolist()
       raise errors.DataError(
-        f"the weight {weight.name} is not finite at {place}; train again, with"
+        f"the weight {weight.name} is not finite at {place}; train again with"
         " a lower --learning_rate",
         path=checkpoint,
       )
@@ -309,15 +311,15 @@ def data_of(
   run_dir: str | os.PathLike[str],
   data: str | os.PathLike[str] | None = None,
 ) -> directory.DataDir:
-  """Opens the data of a run, with the training rows that the run had.
+  """Opens the data of a run, with the training rows of the run.
 
   Args:
-    config: The run.
-    run_dir: Its directory, for errors.
-    data: Where its data is now; None: where it was.
+    config: The config of the run.
+    run_dir: The directory of the run, for errors.
+    data: The data directory; by default the one in the config.
 
   Raises:
-    DataError: It cannot be opened, or is not what the run was trained on.
+    DataError: The data cannot be opened, or is not the data of the run.
   """
   all_rows = config.train.get("rows") == "all"
   found = directory.DataDir(data or config.data, all_rows)
@@ -333,10 +335,9 @@ def check_fit(
   """Raises a `DataError` unless the run was trained on `data`."""
   if config.schema_sha256 != data.schema_sha256:
     raise errors.DataError(
-      f"is not the data that {os.fspath(run_dir)} was trained on, or was"
-      " prepared again since, so dense ids may mean other candidates; its own"
-      f" data is {config.data}. Prepare with the same options as then, or"
-      " train again",
+      f"is not the data that {os.fspath(run_dir)} was trained on"
+      f" ({config.data}), or was prepared again since, so dense ids may mean"
+      " other candidates. Prepare it with the original options, or train again",
       path=data.path / schema_lib.FILE_NAME,
     )
 
@@ -347,20 +348,20 @@ def encode_in_batches(
   report: Callable[[int], None] | None = None,
   ids_per_batch: int = _IDS_PER_BATCH,
 ) -> np.ndarray:
-  """Vectors of dense ids.
+  """Encodes dense ids in batches.
 
   Args:
     encode: [n] ids -> [n, dim] vectors, such as `TwoTower.encode_queries`.
     ids: [num_ids] dense ids.
-    report: Is called with the number of ids encoded so far.
-    ids_per_batch: Ids that are encoded at a time.
+    report: Called with the number of ids encoded so far.
+    ids_per_batch: Ids per batch.
 
   Returns:
     [num_ids, dim] float32 array.
   """
-  # Eager: validation encodes after each epoch, and would trace each time.
+  # Eager: validation encodes after each epoch and would trace each time.
   vectors = np.empty([0, 0], np.float32)
-  # At least once, since the answer says its dimension.
+  # Encodes at least once, to learn the dimension.
   for low in range(0, max(len(ids), 1), ids_per_batch):
     part = encode(tf.constant(ids[low : low + ids_per_batch], tf.int64))
     if low == 0:

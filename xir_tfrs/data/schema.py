@@ -1,6 +1,6 @@
-"""schema.json: what a data directory holds.
+"""schema.json, which describes a data directory.
 
-It is written last and at once, so its presence means that the directory is
+It is written last, in one step, so its presence means that the directory is
 complete. The JSON mirrors `Schema` field by field.
 """
 
@@ -18,7 +18,7 @@ from xir_tfrs import types
 from xir_tfrs.data import hashes, json_files
 
 FILE_NAME = "schema.json"
-# The true vectors of generated data.
+# File with the true vectors of generated data.
 ORACLE_FILE = "oracle.npz"
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -29,7 +29,7 @@ REMEDY = "prepare the data again with --overwrite"
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Dense ids are int32 in memory.
 TableSize = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-# The columns of interaction records that mean something, and their types.
+# The known columns of interaction records and their types.
 COLUMNS = {
   "query_id": "int64",
   "candidate_id": "int64",
@@ -42,21 +42,21 @@ COLUMNS = {
 class _Struct(
   msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-  """A part of the schema; what has its default is not written."""
+  """A part of the schema; fields with their default are not written."""
 
 
 class FeatureSchema(_Struct, frozen=True):
   """A side feature of queries or candidates, with its vocabulary.
 
   Attributes:
-    name: name of the feature.
-    kind: one of `KINDS`.
-    vocabulary: token kinds: code -> token; "" (unknown, missing) is code 0.
-    num_buckets: text: how many codes the words of it are hashed to.
-    length: float_seq: the length of every vector.
-    mean: float kinds: mean of each value over the table, missing left out.
-    std: float kinds: standard deviation likewise, positive.
-    separator: of sequences in text: what stood between their values.
+    name: Name of the feature.
+    kind: One of `KINDS`.
+    vocabulary: Token kinds: code -> token; "" (unknown, missing) is code 0.
+    num_buckets: Text: number of hash buckets for its words.
+    length: float_seq: length of every vector.
+    mean: Float kinds: mean of each value over the table, without missing ones.
+    std: Float kinds: standard deviation, likewise; positive.
+    separator: Sequences in text files: the separator between values.
 
   Examples:
     >>> from xir_tfrs.data import schema
@@ -86,7 +86,7 @@ class FeatureSchema(_Struct, frozen=True):
       raise ValueError(f"feature {self.name!r}: a float_seq needs a `length`.")
     if (self.kind == "text") != (self.num_buckets is not None):
       raise ValueError(
-        f"feature {self.name!r}: a text needs `num_buckets`, as nothing else"
+        f"feature {self.name!r}: a text needs `num_buckets`, and nothing else"
         " does."
       )
     if self.is_token and self.vocabulary[:1] != ("",):
@@ -95,21 +95,21 @@ class FeatureSchema(_Struct, frozen=True):
         f" unknown). Received: {self.vocabulary[:3]}..."
       )
     if len(set(self.vocabulary)) < len(self.vocabulary):
-      raise ValueError(f"feature {self.name!r}: a token stands twice.")
-    self.feature()  # Raises unless mean and std are as they must be.
+      raise ValueError(f"feature {self.name!r}: a token appears twice.")
+    self.feature()  # Checks mean and std.
 
   @property
   def is_token(self) -> bool:
-    """Whether it has a vocabulary of tokens."""
+    """Whether the feature has a vocabulary of tokens."""
     return self.kind in ("token", "token_seq")
 
   @property
   def vocabulary_size(self) -> int | None:
-    """Codes lie below it; None for numbers."""
+    """Number of codes; None for numbers."""
     return len(self.vocabulary) if self.is_token else self.num_buckets
 
   def feature(self) -> types.Feature:
-    """What the library needs to know: sizes, not the tokens themselves."""
+    """The feature for `models.Tower`: sizes without the tokens."""
     return types.Feature(
       name=self.name,
       kind=self.kind,
@@ -144,10 +144,10 @@ class Shard(_Struct, frozen=True):
   """A TFRecord file.
 
   Attributes:
-    file: its path in the directory.
-    rows: how many rows, not records, it holds.
-    sha256: of its content, which is compared when the file is read; None: it
-      is not, as in directories of a user's own.
+    file: Path in the directory.
+    rows: Number of rows (not records).
+    sha256: Hash of the content, checked when the file is read. None, as in
+      directories that `prepare` did not write, skips the check.
 
   Examples:
     >>> from xir_tfrs.data import schema
@@ -169,7 +169,7 @@ class Shard(_Struct, frozen=True):
 
 
 class Split(_Struct, frozen=True):
-  """How the rows were divided; see docs/own_data.md for each kind.
+  """How the rows were split; docs/own_data.md describes each kind.
 
   Examples:
     >>> from xir_tfrs.data import schema
@@ -184,7 +184,7 @@ class Split(_Struct, frozen=True):
 
 
 class Source(_Struct, frozen=True):
-  """What the directory was made from.
+  """The source of the directory.
 
   Examples:
     >>> from xir_tfrs.data import schema
@@ -200,26 +200,27 @@ class Source(_Struct, frozen=True):
 def _require_distinct(field: str, names: Sequence[str]) -> None:
   for name in names:
     if names.count(name) > 1:
-      raise ValueError(f"`{field}`: the name {name!r} stands twice.")
+      raise ValueError(f"`{field}`: the name {name!r} appears twice.")
 
 
 class Schema(_Struct, frozen=True, omit_defaults=False):
   """The contents of a data directory.
 
   Attributes:
-    name: short name of the data set.
-    num_queries: rows of the query table; dense query ids lie below it.
-    num_candidates: the same for candidates.
+    name: Short name of the data set.
+    num_queries: Rows of the query table; dense query ids are below it.
+    num_candidates: Rows of the candidate table; dense ids are below it.
     rows: split -> number of interactions.
     shards: split or table -> its files in reading order.
-    interaction_features: columns of the interaction records; see
+    interaction_features: Columns of the interaction records; see
       `data.records`.
-    query_features, candidate_features: side features of the two tables.
-    item_title: the column that the titles of candidates come from; None: they
-      have none. See `tables.read_titles`.
-    source, split: where the rows come from and how they were divided.
+    query_features, candidate_features: Side features of the two tables.
+    item_title: The column with the titles of candidates, or None. See
+      `tables.read_titles`.
+    source: Where the rows come from.
+    split: How the rows were split.
     leakage: check -> number of offending rows, measured after the split.
-    warnings: what was skipped or repaired -> how often.
+    warnings: What was skipped or repaired -> how often.
 
   Examples:
     >>> from xir_tfrs.data import schema
@@ -258,7 +259,7 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
       for name in getattr(self, field):
         if name not in known:
           raise ValueError(
-            f"`{field}` must be of {', '.join(known)}. Received: {name!r}."
+            f"`{field}` must be among {', '.join(known)}. Received: {name!r}."
           )
     rows = {split: self.rows.get(split, 0) for split in SPLITS}
     msgspec.structs.force_setattr(self, "rows", rows)
@@ -271,7 +272,7 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     _require_distinct("interaction_features", columns)
     for table, own in (("query", "query_id"), ("candidate", "candidate_id")):
       names = [f.name for f in getattr(self, f"{table}_features")]
-      # A table's records have these columns beside those of its features.
+      # The records of a table have these columns beside its features.
       _require_distinct(f"{table}_features", [own, "count", *names])
 
   def num_rows(self, table: str) -> int:
@@ -285,7 +286,7 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
     )
 
   def with_hashes(self, data_dir: str | os.PathLike[str]) -> Schema:
-    """The same with the hashes of the shards that lie in `data_dir`."""
+    """Returns a copy with the hashes of the shards in `data_dir`."""
     shards = {
       part: tuple(
         msgspec.structs.replace(
@@ -303,12 +304,12 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
 
   @classmethod
   def load(cls, data_dir: str | os.PathLike[str]) -> Schema:
-    """Reads schema.json; a `DataError` says what is missing or wrong."""
+    """Reads schema.json; raises `DataError` if it is missing or invalid."""
     return cls.load_hashed(data_dir)[0]
 
   @classmethod
   def load_hashed(cls, data_dir: str | os.PathLike[str]) -> tuple[Schema, str]:
-    """Reads schema.json; also gives the sha256 of its bytes."""
+    """Reads schema.json; also returns the SHA-256 of its bytes."""
     path = pathlib.Path(data_dir) / FILE_NAME
     content = json_files.read_bytes(
       path,

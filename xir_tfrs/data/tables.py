@@ -1,13 +1,13 @@
 """The tables of queries and candidates: ids, counts, side features.
 
-Their records hold columns of a block of rows each:
+Each record holds these columns of a block of rows:
 
     candidate_id or query_id    original ids (bytes)
-    count                       training interactions
+    count                       number of training interactions
     NAME                        token: codes; float, float_seq: values, NaN
-                                where missing
-    NAME/values, NAME/lengths   token_seq, text: codes, and how many a row has
-    /title                      candidates: titles to show, if there are any
+                                if missing
+    NAME/values, NAME/lengths   token_seq, text: codes, and their number per row
+    /title                      candidates: titles, if there are any
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xir_tfrs.data import schema as schema_lib
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 _RAGGED = ("token_seq", "text")
-# No feature can be called so.
+# No feature can have this name.
 _TITLE = "/title"
 
 
@@ -36,13 +36,13 @@ class Table:
 
   Attributes:
     ids: [rows] object array of str, the original ids; None if not read.
-    counts: [rows] int64, training interactions.
+    counts: [rows] int64, number of training interactions.
     columns: name -> side feature, as `layers.CandidateTable` takes it: token
       int32 [rows]; token_seq and text (values int32 [n], row_splits int64
-      [rows + 1]);
-      float float32 [rows]; float_seq float32 [rows, length]. NaN is missing.
-    titles: [rows] object array of str, what is shown of each, "" where there
-      is none; None if there are none at all, or they were not read.
+      [rows + 1]); float float32 [rows]; float_seq float32 [rows, length]. NaN
+      means missing.
+    titles: [rows] object array of str, "" for a row without a title; None if
+      the table has no titles or they were not read.
 
   Examples:
     >>> from xir_tfrs.data import tables
@@ -94,17 +94,17 @@ def read_table(
   schema: schema_lib.Schema | None = None,
   with_ids: bool = True,
 ) -> Table:
-  """All rows of a table by dense id.
+  """Reads all rows of a table by dense id.
 
   Args:
-    data_dir: the data directory.
+    data_dir: The data directory.
     table: "queries" or "candidates".
-    schema: of `data_dir`, if it is at hand.
-    with_ids: whether to read the original ids, which take most of the time
-      and memory.
+    schema: The schema of `data_dir`; by default it is read.
+    with_ids: Whether to read the original ids, which take most of the time and
+      memory.
 
   Raises:
-    DataError: a file is missing, damaged or does not fit the schema.
+    DataError: A file is missing, damaged or does not match the schema.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   features = schema.features(table)
@@ -142,17 +142,17 @@ def read_ids(
   *,
   schema: schema_lib.Schema | None = None,
 ) -> np.ndarray:
-  """[rows] object array of utf-8 bytes: the original ids by dense id.
+  """Reads the original ids by dense id: [rows] object array of UTF-8 bytes.
 
   Raises:
-    DataError: as `read_table`; or, in files that the schema has no hash of, an
-      id is empty or stands twice.
+    DataError: As for `read_table`; also, in files without a hash in the schema,
+      an id is empty or appears twice.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   name = _id_name(table)
   spec = {name: tf.string, "count": tf.int64}
   ids = [np.empty(0, object)]
-  # `prepare` gives each id once; who wrote files without hashes may not.
+  # `prepare` writes each id once; other programs may not.
   unchecked = is_foreign(schema, table)
   known: set[bytes] = set()
   for batch in _read(data_dir, table, schema, spec):
@@ -160,7 +160,7 @@ def read_ids(
     try:
       b"\n".join(batch.values[name]).decode("utf-8")
     except UnicodeDecodeError:
-      _decoded(batch, name)  # Names the row.
+      _decoded(batch, name)  # Raises an error that names the row.
     values = batch.values[name]
     if unchecked:
       before = len(known)
@@ -176,13 +176,14 @@ def read_titles(
   *,
   schema: schema_lib.Schema | None = None,
 ) -> np.ndarray | None:
-  """[num_candidates] object array of str: what is shown of each candidate.
+  """Reads the titles of the candidates.
 
   Returns:
-    Titles by dense id, "" for a candidate without; None if the data have none.
+    [num_candidates] object array of str: titles by dense id, "" for a candidate
+    without one; None if the data has no titles.
 
   Raises:
-    DataError: as `read_table`.
+    DataError: As for `read_table`.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   if schema.item_title is None:
@@ -222,7 +223,7 @@ def _decoded(batch: records.Batch, name: str) -> np.ndarray:
       ids[row] = value.decode("utf-8")
     except UnicodeDecodeError as error:
       raise errors.DataError(
-        f"{value!r} is not utf-8 ({error.reason}); write text as utf-8",
+        f"{value!r} is not UTF-8 ({error.reason}); write text as UTF-8",
         path=batch.path,
         row=batch.shard_rows + row + 1,
         column=name,
@@ -231,7 +232,7 @@ def _decoded(batch: records.Batch, name: str) -> np.ndarray:
 
 
 def is_foreign(schema: schema_lib.Schema, table: str) -> bool:
-  """Whether a table's files may be of another program than `prepare`."""
+  """Whether a program other than `prepare` may have written a table's files."""
   return any(shard.sha256 is None for shard in schema.shards.get(table, ()))
 
 
@@ -251,7 +252,7 @@ def _require_counts(batch: records.Batch) -> None:
 def _wrong_id(
   batch: records.Batch, name: str, before: Sequence[np.ndarray]
 ) -> errors.DataError:
-  """The error of the first id that is empty or was there before."""
+  """The error for the first id that is empty or appears again."""
   values = batch.values[name].tolist()
   known = {value for earlier in before for value in earlier}
   row = next(
@@ -261,7 +262,7 @@ def _wrong_id(
   )
   value = values[row].decode()
   return errors.DataError(
-    f"the id {value!r} stands twice" if value else "empty id",
+    f"the id {value!r} appears twice" if value else "empty id",
     path=batch.path,
     row=batch.shard_rows + row + 1,
     column=name,

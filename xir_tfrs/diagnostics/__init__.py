@@ -1,4 +1,4 @@
-"""What a training loss estimates, measured on the model that is trained."""
+"""Measures how well a training loss estimates the full softmax."""
 
 from xir_tfrs.diagnostics.estimator import EstimatorProbe
 

@@ -1,4 +1,4 @@
-"""How far an estimate of the softmax is from it: gradients, distributions.
+"""Distances between the softmax and its estimates: gradients, distributions.
 
 Rows are (query, positive) pairs. A loss of a row has, for its query, the
 gradient
@@ -14,27 +14,28 @@ Axes: repetitions (batches), rows, dim (of a query), candidates.
 
 import numpy as np
 
-# Squared lengths below this are those of a gradient that is nothing.
+# Gradients with a squared length below this count as zero.
 _NOTHING = 1e-30
 
 
 def gradient_error(samples: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-  """Bias and deviation of a gradient that was estimated several times.
+  """Bias and deviation of a gradient, from repeated estimates.
 
-  All are relative to the length of the exact gradient, as roots of the mean
-  square over the rows. With m the mean over the repetitions and V the summed
+  All values are relative to the length of the exact gradient, as root mean
+  squares over the rows. With m the mean over the repetitions and V the summed
   variance of a single estimate:
 
       deviation^2 = V / |exact|^2
       bias^2      = (|m - exact|^2 - V / repetitions) / |exact|^2
       length^2    = (|m|^2 - V / repetitions) / |exact|^2
 
-  V / repetitions is what noise adds to a squared length, so a bias of 0 is
-  reported as about 0 however few the repetitions; below 0 it is cut.
+  V / repetitions is the contribution of noise to a squared length, so a bias of
+  0 is reported as about 0 for any number of repetitions. Negative squares are
+  set to 0.
 
   Args:
     samples: [repetitions, rows, dim] estimated gradients.
-    exact: [rows, dim] what they estimate.
+    exact: [rows, dim] exact gradients.
 
   Returns:
     `bias`, `deviation` and `length`.
@@ -55,15 +56,15 @@ def gradient_error(samples: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 def mean_cosine(samples: np.ndarray, exact: np.ndarray) -> float:
   """Cosine of the mean estimate and the exact gradient, mean over the rows.
 
-  It does not see how long the estimate is: that depends on the weight of the
-  positive, which an in-batch softmax overrates, while the direction depends on
-  the other candidates' weights alone. Noise is taken out of the length of the
-  mean, as in `gradient_error`; a row that is mostly noise counts as less
-  aligned than it may be.
+  The cosine ignores the length of the estimate, which depends on the weight of
+  the positive, and an in-batch softmax overestimates that weight. The direction
+  depends on the weights of the other candidates alone. As in `gradient_error`,
+  noise is subtracted from the length of the mean; rows that are mostly noise
+  may appear less aligned than they are.
 
   Args:
     samples: [repetitions, rows, dim] estimated gradients.
-    exact: [rows, dim] what they estimate.
+    exact: [rows, dim] exact gradients.
 
   Returns:
     A number in [-1, 1]; rows without a gradient are left out.
@@ -85,19 +86,19 @@ def kl_divergence(weights: np.ndarray, log_full: np.ndarray) -> np.ndarray:
       sum_j P_j (log P_j - log Q_j)
 
   Args:
-    weights: [candidates, rows] weights >= 0; each row's are made to sum to 1.
-    log_full: [candidates, rows] log probabilities of the full softmax, which
-      may have others besides these.
+    weights: [candidates, rows] weights >= 0; normalised to sum to 1 per row.
+    log_full: [candidates, rows] log probabilities of the full softmax; it may
+      have further candidates.
 
   Returns:
-    [rows], 0 where a row has no weights.
+    [rows] divergences, 0 for a row without weights.
   """
   weights = np.maximum(weights, 0.0)
   total = weights.sum(axis=0)
   share = weights / np.where(total > 0.0, total, 1.0)
   some = share > 0.0
   log_share = np.log(np.where(some, share, 1.0))
-  # Where there is no weight, the full softmax may have none either.
+  # Where the weight is 0, the full softmax may be 0 too.
   log_full = np.where(some, log_full, 0.0)
   return np.sum(np.where(some, share * (log_share - log_full), 0.0), 0)
 
@@ -107,16 +108,16 @@ def kl_of_mean(
 ) -> float:
   """KL of the mean weights to the full softmax, mean over the rows.
 
-  The mean of few repetitions is rougher than the expectation, which adds to
+  The mean of few repetitions is noisier than the expectation. The noise adds to
   the KL in proportion to 1 / repetitions, as long as most of the weight is on
-  candidates that come up several times. Half the repetitions add it twice,
-  which gives it away:
+  candidates that appear several times. Half of the repetitions have twice the
+  noise, so it cancels in
 
       2 KL(all) - (KL(first half) + KL(second half)) / 2
 
   Args:
-    first_half, second_half: [candidates, rows] summed weights of as many
-      repetitions each.
+    first_half: [candidates, rows] summed weights of half of the repetitions.
+    second_half: The same of the other half.
     log_full: [candidates, rows] log probabilities of the full softmax.
 
   Returns:
@@ -131,7 +132,7 @@ def kl_of_mean(
 def best_sharpness(
   samples: np.ndarray, exact: dict[float, np.ndarray]
 ) -> float:
-  """The sharpness k at which the full softmax points as the estimate does.
+  """The sharpness k at which the full softmax best matches the estimate.
 
   Args:
     samples: [repetitions, rows, dim] estimated gradients.
@@ -139,8 +140,7 @@ def best_sharpness(
       ascending k in equal ratios.
 
   Returns:
-    The k of the highest `mean_cosine`, between two of `exact` by a parabola
-    in log k.
+    The k of the highest `mean_cosine`, interpolated with a parabola in log k.
   """
   logs = np.log(list(exact))
   cosines = np.array([mean_cosine(samples, g) for g in exact.values()])
@@ -154,7 +154,7 @@ def best_sharpness(
 
 
 def _mean_and_noise(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[rows, dim] mean, and [rows] the expected square of its error."""
+  """[rows, dim] mean, and [rows] expected squared error of the mean."""
   samples = np.asarray(samples, np.float64)
   variance = samples.var(axis=0, ddof=1).sum(axis=-1)
   return samples.mean(axis=0), variance / len(samples)

@@ -1,15 +1,15 @@
-"""What a task's loss estimates, held beside the full softmax.
+"""Compares the loss of a task with the full softmax.
 
-In a batch, row by row, every loss of the library has the gradient
+For each row of a batch, every loss of the library has the gradient
 
     sum_j P_j grad s_j - grad s_p
 
-for its query, s the scores after temperature and p the positive. The full
+for the query, with s the scores after temperature and p the positive. The full
 softmax has P_j = e^{s_j} / sum_i e^{s_i}. A task sees a pool instead of the
-catalogue, and the weights it gives may be those of another softmax: in BIR and
-XIR the draws favour high scores once and the loss once more, so P_j goes with
-e^{2 s_j}, the softmax at half the temperature. `EstimatorProbe` shows how far
-a loss is from either.
+catalogue, and its weights may be those of another softmax: in BIR and XIR both
+the draws and the loss favour high scores, so P_j is proportional to e^{2 s_j},
+the softmax at half the temperature. `EstimatorProbe` measures the distance of a
+loss from both.
 
 Axes: batch (rows of a batch), rows (probe rows), distinct (distinct ids of a
 step's pools), dim.
@@ -25,12 +25,13 @@ from xir_tfrs.ops import resampling
 from xir_tfrs.tasks import arguments
 from xir_tfrs.tasks.batch import Term
 
-# Full softmaxes to compare with: of the scores, and of so many times them.
+# Factors of the scores in the full softmaxes to compare with.
 _SHARPNESSES = tuple(2.0 ** (i / 3) for i in range(-3, 7))
 _TARGETS = {"": 1.0, "_half_temperature": 2.0}
-# Probe rows come back at every repetition, so they are no random company for
-# each other. With k of n in a batch of B, in new company every time, that
-# passes for a squared bias of k^2 / (n B) of the variance: at most this.
+# Probe rows return at every repetition, so they are not random companions of
+# each other. With k of n probe rows in a batch of B, mixed each time, this
+# looks like a squared bias of k^2 / (n B) of the variance; it is kept below
+# this value.
 _COMPANY = 1e-3
 _IDS_PER_CALL = 1 << 14
 
@@ -38,11 +39,11 @@ _IDS_PER_CALL = 1 << 14
 class EstimatorProbe:
   """Compares a model's loss with the full softmax, on fixed training rows.
 
-  Batches go by while the weights stand still, with some of the probe rows in
-  each, and other training rows at random. The task's state (cache, bank,
-  estimate, step) moves as in training, and is put back in the end: training
-  goes on as if nothing had been measured. (So a bank's staleness shows in the
-  first batches only.)
+  A measurement runs batches with fixed weights; each has some probe rows and
+  random other training rows. The state of the task (cache, bank, estimate,
+  step) changes as in training and is restored at the end, so the measurement
+  does not affect training. Because the weights are fixed, the staleness of a
+  bank shows in the first batches only.
 
   A measurement runs on one device, with a whole global batch at a time. Call
   it outside the scope of a strategy.
@@ -78,23 +79,23 @@ class EstimatorProbe:
 
     Args:
       model: A `models.TwoTower` with a task.
-      rows: `query_id` and `candidate_id`, [n] arrays: the training rows; and
-        `sample_weight`, where the loss has weights.
-      probe_size: Rows to look at; all of them, if there are fewer.
-      batch_size: Rows of a batch: the global batch size.
-      repetitions: Batches that each probe row is seen in; even.
-      warmup_steps: Batches before these that only move the state, for a task
-        that the model was not trained with.
-      num_candidates: Size of the catalogue; None: the candidate tower's
+      rows: The training rows: [n] arrays `query_id` and `candidate_id`, and
+        `sample_weight` if the loss is weighted.
+      probe_size: Number of probe rows; all rows if there are fewer.
+      batch_size: Rows per batch, i.e. the global batch size.
+      repetitions: Batches that contain each probe row; even.
+      warmup_steps: Earlier batches that only update the state; for a task that
+        the model was not trained with.
+      num_candidates: Size of the catalogue; by default the candidate tower's
         `vocabulary_size`.
-      known: [num_queries, None] candidates that each query is known to want,
-        where the loss leaves them out as `known_candidate_ids`: the full
-        softmax leaves them out too.
+      known: [num_queries, None] known candidates of each query, if the loss
+        leaves them out as `known_candidate_ids`; the full softmax then leaves
+        them out too.
       seed: Seed of the probe rows and of the batches.
 
     Raises:
-      ValueError: An argument out of its range, or a model without a task or
-        whose queries are encoded from histories.
+      ValueError: An argument is out of range, or the model has no task or
+        encodes queries from histories.
     """
     for name, value, least in (
       ("probe_size", probe_size, 1),
@@ -118,8 +119,8 @@ class EstimatorProbe:
       )
     if getattr(model, "takes_histories", False):
       raise ValueError(
-        "An estimator probe encodes queries by their ids alone: it cannot "
-        "measure a model of histories."
+        "An estimator probe encodes queries by their ids alone: it does not "
+        "support models with histories."
       )
     self._model, self._task = model, model.task
     self._queries = np.asarray(rows["query_id"])
@@ -146,41 +147,41 @@ class EstimatorProbe:
     )
 
   def measure(self) -> dict[str, float]:
-    """Compares the loss, as model and task stand now.
+    """Compares the loss of the current model and task with the full softmax.
 
-    It is the loss that is trained: in its form, with its masks, known
-    positives and row weights. The exact gradient of a row is that of the full
-    softmax's cross entropy, times the row's weight. A form of the loss that
-    weighs rows by how sure the model is of them has shorter or longer
-    gradients by that, which counts as bias but not in a cosine.
+    The loss is the one in training, with its form, masks, known positives and
+    row weights. The exact gradient of a row is that of the cross entropy of the
+    full softmax, times the row's weight. Forms of the loss that weight rows by
+    the confidence of the model change the length of gradients; this counts as
+    bias but does not affect the cosine.
 
     Returns:
-      Of the gradients for the probe rows' queries, as `divergence` defines
-      them; marked `_half_temperature`, against the full softmax at half the
-      temperature instead:
-        `bias`, `cosine`: Of the mean over the batches; also marked.
-        `deviation`: Of a single batch's.
+      Gradients for the queries of the probe rows, as `divergence` defines them.
+      Values with the suffix `_half_temperature` compare with the full softmax
+      at half the temperature.
+        `bias`, `cosine`: Of the mean over the batches; also with the suffix.
+        `deviation`: Of a single batch.
         `length`: Of the mean over the batches.
-        `sharpness`: The k for which the mean points as the full softmax of k
-          times the scores does: 1 for an estimate of the softmax, 2 for one
-          at half the temperature.
-      Of the weights that the loss gives to candidates:
+        `sharpness`: The k for which the mean has the direction of the full
+          softmax of k times the scores: 1 for an estimate of the softmax, 2
+          for an estimate of the one at half the temperature.
+      Weights that the loss gives to candidates:
         `kl_weights`: KL of their mean over the batches to the full softmax;
-          also marked.
-        `kl_step`: KL of a single batch's weights, mean.
-        `positive_weight`: Weight of the positive, 1 - how much it is pulled,
-          and `positive_weight_full`, what it has in the full softmax.
-        `pool_mass`: Share of the full softmax on a step's candidates.
-      Of tasks that resample, and for those alone:
+          also with the suffix.
+        `kl_step`: Mean KL of the weights of a single batch.
+        `positive_weight`: Weight of the positive; `positive_weight_full` is
+          its weight in the full softmax.
+        `pool_mass`: Share of the full softmax on the candidates of a step.
+      Only for tasks that resample:
         `kl_draws`: KL of the distribution of the draws, mean over the batches,
-          to the full softmax; also marked.
-        `effective_sample_size`: Of the importance weights of the batch, and
-          `cache_effective_sample_size`, of the cache.
+          to the full softmax; also with the suffix.
+        `effective_sample_size`: Of the importance weights of the batch;
+          `cache_effective_sample_size` is that of the cache.
         `positive_draws`: Share of the draws that are the row's positive.
-      Of tasks with a cache:
+      Only for tasks with a cache:
         `cache_mass`: Share of the full softmax on the cached candidates, at
           the start.
-      Tasks whose loss is not made of pools have only the gradients.
+      Tasks whose loss has no pools report only the gradients.
     """
     full = full_softmax.full_softmax(
       self._model.query_tower(tf.constant(self._queries[self._probe])),
@@ -193,7 +194,7 @@ class EstimatorProbe:
     )
     readout = _Readout(full, self._weights[self._probe])
     if not self._task.built:
-      # What the task makes at its first call is state to put back, too.
+      # State that the task creates at its first call is restored too.
       batch = self._batch(np.random.default_rng(self._seed), self._probe[:1])
       self._task(
         self._model.query_tower(batch["query_ids"]),
@@ -210,7 +211,7 @@ class EstimatorProbe:
     return readout.results()
 
   def _run(self, readout: "_Readout") -> None:
-    # The same batches at every call: what differs is the model.
+    # Every call uses the same batches, so only the model differs.
     rng = np.random.default_rng([self._seed, 1])
     for _ in range(self._warmup_steps):
       self._move(self._batch(rng, self._probe[:0]))
@@ -222,8 +223,8 @@ class EstimatorProbe:
       order = rng.permutation(len(self._probe))
       for first in range(0, len(order), together):
         rows = order[first : first + together]
-        # The last ones may be fewer: the others after them are then looked
-        # at too, which saves tracing anew, and forgotten.
+        # The last batch may have fewer probe rows. It evaluates other rows in
+        # their place and discards them, which avoids another trace.
         seen = self._look(self._batch(rng, self._probe[rows]), together)
         readout.add(
           repetition,
@@ -234,7 +235,7 @@ class EstimatorProbe:
   def _batch(
     self, rng: np.random.Generator, probe_rows: np.ndarray
   ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-    """What a task is called with: the probe rows, then others."""
+    """The inputs of a task: probe rows, then others."""
     others = rng.integers(
       len(self._queries), size=self._batch_size - len(probe_rows)
     )
@@ -248,13 +249,13 @@ class EstimatorProbe:
     return batch if known is None else batch | {"known_candidate_ids": known}
 
   def _known_of(self, queries: np.ndarray) -> tf.RaggedTensor | None:
-    """[n, None] int64 candidates that queries are known to want."""
+    """[n, None] int64 known candidates of queries."""
     if self._known is None:
       return None
     return tf.cast(tf.gather(self._known, queries), tf.int64)
 
   def _encode_candidates(self) -> np.ndarray:
-    """[candidates, dim] float32, normalised if scores are cosines."""
+    """[candidates, dim] float32 vectors, normalised if scores are cosines."""
     ids = np.arange(self._num_candidates)
     return np.concatenate(
       [
@@ -266,7 +267,7 @@ class EstimatorProbe:
   def _loss(
     self, queries: tf.Tensor, batch: dict[str, tf.Tensor]
   ) -> tuple[tf.Tensor, Sequence[Term]]:
-    """(loss, terms) of a batch; the task's state moves."""
+    """(loss, terms) of a batch; updates the state of the task."""
     candidates = self._model.candidate_tower(batch["candidate_ids"])
     return self._task.loss_terms(queries, candidates, **batch, training=True)
 
@@ -276,13 +277,13 @@ class EstimatorProbe:
   def _look_at(
     self, batch: dict[str, tf.Tensor], num_rows: int
   ) -> dict[str, tf.Tensor]:
-    """What a batch tells of its first rows.
+    """Measures the first rows of a batch.
 
     Returns:
-      `gradients` [rows, dim]; if the loss is made of pools, `weight_ids` and
-      `weights` as `pool_weights.loss_weights` returns them; if the task
-      resamples, `draw_ids` and `draws` as `pool_weights.draw_weights`, and
-      [rows] effective sample sizes.
+      `gradients` [rows, dim]; if the loss has pools, `weight_ids` and `weights`
+      from `pool_weights.loss_weights`; if the task resamples, `draw_ids` and
+      `draws` from `pool_weights.draw_weights`, and [rows] effective sample
+      sizes.
     """
     queries = self._model.query_tower(batch["query_ids"])
     queries = tf.convert_to_tensor(queries)
@@ -311,7 +312,7 @@ class EstimatorProbe:
 
 
 class _Readout:
-  """Gathers what the batches tell, and sums it up."""
+  """Collects and summarises the measurements of the batches."""
 
   def __init__(
     self, full: full_softmax.FullSoftmax, row_weights: np.ndarray
@@ -326,13 +327,13 @@ class _Readout:
     self._means: dict[str, list[np.ndarray]] = {}
 
   def add_cache(self, ids: np.ndarray) -> None:
-    """The cache at the start: [distinct] ids."""
+    """Adds the [distinct] ids of the cache at the start."""
     self._add_mean("cache_mass", self._full.mass(ids))
 
   def add(
     self, repetition: int, rows: np.ndarray, seen: dict[str, np.ndarray]
   ) -> None:
-    """What `EstimatorProbe._look_at` returned, for some of the probe rows."""
+    """Adds the results of `EstimatorProbe._look_at` for some probe rows."""
     seen = dict(seen)
     samples = self._samples.setdefault(
       repetition, np.zeros_like(self._exact[1.0])
@@ -355,7 +356,7 @@ class _Readout:
       self._add_mean(name, values[: len(rows)])
 
   def results(self) -> dict[str, float]:
-    """What `EstimatorProbe.measure` returns."""
+    """Returns the results for `EstimatorProbe.measure`."""
     samples = np.stack(list(self._samples.values()))
     exact = self._exact
     results = divergence.gradient_error(samples, exact[1.0])
@@ -399,7 +400,7 @@ class _Readout:
 
 
 class _Mixture:
-  """Sums distributions over candidates, of even and of odd batches apart."""
+  """Sums distributions over candidates, separately for even and odd batches."""
 
   def __init__(self) -> None:
     self._parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -411,11 +412,11 @@ class _Mixture:
     ids: np.ndarray,
     shares: np.ndarray,
   ) -> None:
-    """[distinct] ids and [distinct, rows] shares of a batch."""
+    """Adds [distinct] ids and [distinct, rows] shares of a batch."""
     self._parts.append((repetition % 2, rows, ids, shares))
 
   def halves(self, num_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[n] ids, and [n, rows] sums of the even and of the odd batches."""
+    """Returns [n] ids, and [n, rows] sums of even and of odd batches."""
     all_ids = np.unique(np.concatenate([ids for _, _, ids, _ in self._parts]))
     sums = np.zeros([2, len(all_ids), num_rows])
     for half, rows, ids, shares in self._parts:

@@ -1,11 +1,11 @@
-"""The exact softmax over all candidates, for a few rows.
+"""The exact softmax over all candidates for a few rows.
 
     P_j = e^{k s_j} / sum_i e^{k s_i},   g = sum_j P_j grad s_j - grad s_p
 
 with s the scores after temperature, p the row's positive, and k a sharpness:
-k = 1 is the softmax of a task's own temperature, k = 2 the one at half of it.
-Candidates that the row's query is known to want, other than p, are left out
-where the loss leaves them out.
+k = 1 is the softmax at the temperature of the task, k = 2 the one at half of
+it. Known candidates of the query, other than p, are left out if the loss leaves
+them out.
 
 Axes: rows (query, positive), candidates, dim.
 """
@@ -24,14 +24,14 @@ class FullSoftmax:
   """Scores, partitions and gradients of some rows.
 
   Attributes:
-    queries: [rows, dim] such that inner products are scores after temperature.
-    candidates: [candidates, dim] likewise.
+    queries: [rows, dim] vectors whose inner products with `candidates` are
+      scores after temperature.
+    candidates: [candidates, dim] vectors.
     positive_ids: [rows] ids of the positives.
     log_partition: k -> [rows] log sum_j e^{k s_j}.
-    gradients: k -> [rows, dim] the gradient g for the queries before they were
+    gradients: k -> [rows, dim] the gradient g for the queries before they are
       normalised and divided by the temperature.
-    left_out: For each row, ids of the candidates that it leaves out; None: it
-      leaves none out.
+    left_out: For each row, ids of the candidates to leave out; None for none.
   """
 
   queries: np.ndarray
@@ -47,7 +47,7 @@ class FullSoftmax:
     rows: np.ndarray | None = None,
     sharpness: float = 1.0,
   ) -> np.ndarray:
-    """[n, rows] log P of n candidates; `rows` None: all."""
+    """Returns [n, rows] log P of n candidates; by default for all rows."""
     if rows is None:
       rows = np.arange(len(self.queries))
     scores = self.candidates[ids] @ self.queries[rows].T
@@ -61,11 +61,11 @@ class FullSoftmax:
     return log_p
 
   def mass(self, ids: np.ndarray) -> np.ndarray:
-    """[rows] share of the softmax on distinct candidates."""
+    """Returns [rows] share of the softmax on distinct candidates."""
     return np.exp(self.log_probabilities(ids)).sum(axis=0)
 
   def positive_weights(self) -> np.ndarray:
-    """[rows] probability of the positives."""
+    """Returns [rows] probabilities of the positives."""
     positives = self.candidates[self.positive_ids]
     scores = np.sum(self.queries * positives, axis=1, dtype=np.float64)
     return np.exp(scores - self.log_partition[1.0])
@@ -81,18 +81,18 @@ def full_softmax(
   sharpnesses: Sequence[float],
   known: tf.RaggedTensor | None = None,
 ) -> FullSoftmax:
-  """Computes it, a few rows at a time.
+  """Computes the full softmax, a few rows at a time.
 
   Args:
-    queries: [rows, dim] embeddings as the query tower gives them.
+    queries: [rows, dim] embeddings from the query tower.
     candidates: [candidates, dim] float32 embeddings, normalised if scores are
       cosines.
     positive_ids: [rows] ids of the positives.
-    temperature: What scores are divided by.
+    temperature: Divisor of the scores.
     normalize: Whether scores are cosines.
-    sharpnesses: The k wanted, 1 among them.
-    known: [rows, None] ids of candidates that each row's query is known to
-      want; all but the row's positive are left out. None: none.
+    sharpnesses: The values of k, including 1.
+    known: [rows, None] ids of the known candidates of each row's query; all but
+      the row's positive are left out. None for none.
 
   Returns:
     The `FullSoftmax`.
@@ -140,13 +140,13 @@ def full_softmax(
 def _others(
   known: tf.RaggedTensor, positive_ids: np.ndarray
 ) -> list[np.ndarray]:
-  """For each row, its known ids but that of its positive."""
+  """The known ids of each row without its positive."""
   rows = np.split(known.values.numpy(), known.row_splits.numpy()[1:-1])
   return [ids[ids != own] for ids, own in zip(rows, positive_ids, strict=True)]
 
 
 def _masked(scores: tf.Tensor, left_out: list[np.ndarray]) -> tf.Tensor:
-  """[rows, candidates] scores, -inf where a candidate is left out."""
+  """[rows, candidates] scores; -inf for candidates to leave out."""
   masked = scores.numpy().copy()
   for row, ids in zip(masked, left_out, strict=True):
     row[ids] = -np.inf
@@ -158,8 +158,8 @@ def _gradient_of_scores(
 ) -> tf.Tensor:
   """[rows, dim] sum_j P_j v_j - v_p.
 
-  Summed in float64: where the model is sure of the positive, this is a small
-  difference.
+  Summed in float64: if the model is sure of the positive, this is a small
+  difference of large numbers.
   """
   expected = tf.matmul(tf.nn.softmax(scores), tf.cast(table, tf.float64))
   return tf.cast(expected - tf.cast(positives, tf.float64), table.dtype)

@@ -1,8 +1,8 @@
-"""Which weights a task's loss gives to the candidates of its pools.
+"""The weights that a task's loss gives to the candidates of its pools.
 
-A loss is a sum of terms, each of a pool (`RetrievalTask.loss_terms`). They are
-computed again for a few rows, in a way that shows the weights. Masks, known
-positives and the form of the loss are those of the term itself.
+A loss is a sum of terms, one per pool (`RetrievalTask.loss_terms`). This module
+recomputes them for a few rows in a way that exposes the weights, with the
+masks, known positives and form of each term.
 
 Axes: rows (the first rows of the batch), pool (columns of one pool), distinct
 (distinct ids of all pools of a step), dim.
@@ -19,16 +19,16 @@ from xir_tfrs.tasks.batch import Term
 def loss_weights(
   terms: Sequence[Term], num_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Weights P_j of the candidates in the gradient of each row's loss.
+  """Computes the weights P_j of the candidates in each row's gradient.
 
       grad loss = sum_j P_j grad s_j - grad s_p
 
-  So P_j is the derivative of the loss by the score of j, and 1 more for the
-  positive p.
+  P_j is the derivative of the loss by the score of j, plus 1 for the positive
+  p.
 
   Args:
-    terms: Terms of a loss, with the share that each has.
-    num_rows: For the first so many rows of the batch.
+    terms: Terms of a loss, with their shares.
+    num_rows: Number of rows at the start of the batch.
 
   Returns:
     ([distinct] ids, [distinct, rows] weights).
@@ -48,11 +48,11 @@ def loss_weights(
 def draw_weights(
   terms: Sequence[Term], num_rows: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Probability that a draw of each row is each candidate.
+  """Computes the probability of each candidate in the draws of each row.
 
   Args:
     terms: Terms of a loss, each with a resampler.
-    num_rows: For the first so many rows of the batch.
+    num_rows: Number of rows at the start of the batch.
 
   Returns:
     ([distinct] ids, [distinct, rows] probabilities); zeros for a row that
@@ -72,13 +72,13 @@ def draw_weights(
 def _score_gradients(term: Term, num_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
   """Derivatives of the rows' losses by scores.
 
-  Each query gets a dimension of its own with a 1, where all candidates have a
-  0: scores stay as they are, and the gradient of the candidates has the rows'
-  parts side by side.
+  Each query gets an extra dimension with a 1, in which all candidates are 0.
+  This does not change the scores, and the gradient of the candidates then holds
+  the contribution of each row in its own dimension.
 
   Returns:
-    ([pool, rows] by the scores of the columns, [rows] by that of the positive
-    where it stands apart from them).
+    ([pool, rows] derivatives by the scores of the columns, [rows] by the score
+    of the positive if it is not one of the columns).
   """
   batch = term.batch
   dim = tf.shape(batch.queries)[1]

@@ -1,11 +1,11 @@
-"""What every index shares: ids, exclusions and padding; subclasses score.
+"""Base class of indexes: ids, exclusions and padding; subclasses score.
 
 Axes: batch (queries), n (candidates of the corpus), dim (of the vectors),
-k (answers asked for), E (width of the exclusions), A (of the allowed).
+k (requested answers), E (width of the deny lists), A (width of the allow
+lists).
 
-Inside this package a candidate is its row in `[0, n)`, and -1 is no candidate.
-Ids are translated once on the way in and once on the way out; callers that
-have rows already give rows.
+This package represents a candidate by its row in `[0, n)`; -1 is padding. Ids
+are translated once on input and once on output; callers can also pass rows.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ import tensorflow as tf
 from xir_tfrs.indexes import exact_search, id_table
 from xir_tfrs.indexes.id_table import NO_ROW, TensorLike
 
-# Inner products of larger numbers may overflow to infinity or NaN, which a
-# ScaNN searcher answers by ending the process.
+# Inner products of larger numbers may overflow to infinity or NaN, which
+# crashes the process in ScaNN.
 _LARGEST = 1e15
 
 
 class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
   """Top-k candidates by inner product, with exact exclusions.
 
-  A `tf.Module`: put it into a module of your own and its state goes into the
-  SavedModel. `search` works eagerly, under `tf.function`, and in a signature
-  with dynamic batch, k and width of the lists; eagerly each call costs tens of
-  milliseconds of Python.
+  An index is a `tf.Module`: if you assign it to your own module, the SavedModel
+  includes its state. `search` works eagerly, in a `tf.function`, and in a
+  signature with dynamic batch size, k and list widths. An eager call costs tens
+  of milliseconds of Python time.
 
-  `index` makes new variables each time, so that an old corpus is freed and not
-  saved again. A `tf.function` traced before holds the old ones: trace again.
+  `index` creates new variables each time, so that the old corpus is freed and
+  not saved. A `tf.function` that was traced before keeps the old variables:
+  trace it again.
 
   Attributes:
-    ids: the `IdTable` of the corpus; None before `index`.
+    ids: The `IdTable` of the corpus; None before `index`.
     vectors: `[n, dim]` float32 variable, the vectors; None before `index`.
 
   Examples:
@@ -69,16 +70,16 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """Replaces the corpus.
 
     Args:
-      ids: `[n]` unique strings or integers, or their `IdTable`, which several
+      ids: `[n]` unique strings or integers, or an `IdTable`, which several
         indexes may share. The empty string and -1 are reserved for padding.
-      embeddings: `[n, dim]` float32 tensor of numbers up to 1e15 in size; row
-        i is the vector of `ids[i]`.
+      embeddings: `[n, dim]` float32 tensor with entries of magnitude up to
+        1e15; row i is the vector of `ids[i]`.
 
     Returns:
       This index.
 
     Raises:
-      ValueError: if shapes do not match, an id is repeated or reserved, or a
+      ValueError: Shapes do not match, an id is repeated or reserved, or a
         vector has a NaN, infinite or larger entry.
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
@@ -99,8 +100,8 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     self.ids = ids
     return self
 
-  # No Python control flow here depends on a tensor; to look for some would take
-  # seconds in every trace.
+  # Without autograph: no control flow depends on tensors here, and converting
+  # the code would take seconds in every trace.
   @tf.autograph.experimental.do_not_convert
   def search(
     self,
@@ -112,35 +113,33 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     exclude_rows: TensorLike | tf.RaggedTensor | None = None,
     allow_rows: TensorLike | tf.RaggedTensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Best candidates of each query.
+    """Finds the best candidates of each query.
 
     Args:
-      queries: `[batch, dim]` float32 tensor; or `[batch, interests, dim]`: a
-        search for each, of which a candidate has its highest score. A query
-        with a NaN, infinite or larger entry than 1e15 gets no answers, only
+      queries: `[batch, dim]` float32 tensor; or `[batch, interests, dim]`: the
+        index searches for each interest, and the highest score of a candidate
+        counts. A query with a NaN, infinite or larger entry than 1e15 gets only
         padding; the other queries are unaffected.
-      k: number of answers, an int or a scalar integer tensor; may exceed the
+      k: Number of answers, an int or a scalar integer tensor; may exceed the
         corpus.
-      exclude: ids that must not come back: `[batch, E]` padded with "" or -1,
-        or a `tf.RaggedTensor` `[batch, None]`. Repeated and unknown ids do no
-        harm.
-      allow: the only ids that may come back, in the same form `[batch, A]`. A
-        query with an empty list, padding alone, is not restricted; one with
-        nothing but unknown ids has no answers. Restricted queries are scored
-        exactly.
-      exclude_rows: more candidates that must not come back, by row: integers
-        in `[0, n)`, padded with -1, in the same form. Spares a look-up of ids.
-      allow_rows: more candidates that may come back, by row; the list of a
-        query is that of `allow` and `allow_rows` together.
+      exclude: Deny lists of ids: `[batch, E]` padded with "" or -1, or a
+        `tf.RaggedTensor` `[batch, None]`. Repeated and unknown ids are ignored.
+      allow: Allow lists of ids, `[batch, A]`, in the same form. A list of
+        padding alone restricts nothing; a query with only unknown ids gets no
+        answers. Restricted queries are scored exactly.
+      exclude_rows: Additional deny lists of rows: integers in `[0, n)`, padded
+        with -1, in the same form. Saves the look-up of ids.
+      allow_rows: Additional allow lists of rows; `allow` and `allow_rows` are
+        combined.
 
     Returns:
-      ids `[batch, k]` and scores `[batch, k]`, best first. Where fewer than k
+      ids `[batch, k]` and scores `[batch, k]`, best first. If fewer than k
       candidates remain, the rest is "" or -1 with score -inf.
 
     Raises:
-      ValueError: if there is no corpus yet, or for a wrong shape, type or k
-        that is known when called.
-      tf.errors.InvalidArgumentError: for those known only when run.
+      ValueError: There is no corpus yet, or a statically known shape, type or k
+        is invalid.
+      tf.errors.InvalidArgumentError: A shape or k is found invalid at run time.
     """
     self._require_corpus()
     queries = self._check_queries(queries)
@@ -157,8 +156,8 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       if allowed is not None:
         allowed = tuple(tf.repeat(x, interests, axis=0) for x in allowed)
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
-    # ScaNN fails the whole batch, or ends the process, for one bad query: let
-    # it see zeros, and take the answers out again below.
+    # One bad query makes ScaNN fail the batch or crash the process: replace it
+    # by zeros, and remove its answers below.
     queries = tf.where(usable[:, None], queries, 0.0)
 
     def free():
@@ -188,15 +187,15 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
   def similar(
     self, ids: TensorLike, k: int | tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The candidates of highest inner product with given ones.
+    """Finds the candidates with the highest inner product with given ones.
 
     Args:
-      ids: `[batch]` ids. An unknown one has no answers.
-      k: as in `search`.
+      ids: `[batch]` ids. An unknown id gets no answers.
+      k: As in `search`.
 
     Returns:
-      ids and scores `[batch, k]` as `search`; a candidate is never among its
-      own answers.
+      ids and scores `[batch, k]`, as in `search`; a candidate is never among
+      its own answers.
     """
     self._require_corpus()
     ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
@@ -204,7 +203,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     return self.search(self.vectors_of(rows), k, exclude_rows=rows[:, None])
 
   def vectors_of(self, rows: tf.Tensor) -> tf.Tensor:
-    """`[batch, dim]` vectors of rows; of -1 NaN, which finds nothing."""
+    """Returns `[batch, dim]` vectors of rows; NaN for row -1."""
     vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
     return tf.where((rows >= 0)[:, None], vectors, np.nan)
 
@@ -216,7 +215,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     allowed: tf.Tensor,
     restricted: tf.Tensor,
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `_top_rows`; only `allowed` where `restricted` `[batch]` is True."""
+    """As `_top_rows`, limited to `allowed` where `restricted` `[batch]`."""
     free, listed = tf.where(~restricted)[:, 0], tf.where(restricted)[:, 0]
     keep = tf.where(is_listed(allowed, excluded), NO_ROW, allowed)
     parts = (
@@ -232,18 +231,18 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
 
   @abc.abstractmethod
   def _store(self, embeddings: np.ndarray) -> tf.Variable:
-    """Takes `embeddings`, a checked `[n, dim]` array; a variable of it."""
+    """Stores `embeddings`, a checked `[n, dim]` array, in a variable."""
 
   @abc.abstractmethod
   def _top_rows(
     self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows (int64, -1 for padding) and scores, both `[batch, k]`.
+    """Finds rows (int64, -1 for padding) and scores, both `[batch, k]`.
 
     Args:
       queries: `[batch, dim]` finite float32 tensor.
       k: scalar int32 tensor.
-      excluded: `[batch, E]` int64 tensor as `_listed` gives it.
+      excluded: `[batch, E]` int64 tensor, as `_listed` returns it.
     """
 
   def _require_corpus(self) -> None:
@@ -258,8 +257,8 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     wanted = [None] * (2 if queries.shape.rank == 3 else 1) + [self.dim]
     if not queries.shape.is_compatible_with(wanted):
       raise ValueError(
-        f"`queries` must be [batch, {self.dim}], as the index holds vectors "
-        f"of dimension {self.dim}. Received: `queries` of shape "
+        f"`queries` must be [batch, {self.dim}]: the index holds vectors of "
+        f"dimension {self.dim}. Received: `queries` of shape "
         f"{queries.shape}."
       )
     return tf.ensure_shape(queries, wanted)
@@ -271,11 +270,11 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     rows: TensorLike | tf.RaggedTensor | None,
     batch: tf.Tensor,
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows of lists of ids and of rows, and which lists are not empty.
+    """Combines lists of ids and lists of rows.
 
     Returns:
-      `[batch, width]` sorted int64 rows, -1 for padding, unknown and repeated;
-      and `[batch]` bool, whether there is more than padding.
+      `[batch, width]` sorted int64 rows, -1 for padding, unknown and repeated
+      ids; and `[batch]` bool, whether a list has more than padding.
     """
     parts, given = [tf.fill([batch, 0], NO_ROW)], tf.fill([batch], False)
     if ids is not None:
@@ -293,7 +292,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       tf.debugging.assert_less(
         row_lists,
         np.int64(self.size),
-        f"`{name}` must hold rows below {self.size}, the size of the corpus.",
+        f"`{name}` must hold rows below the size of the corpus, {self.size}.",
       )
       parts.append(row_lists)
       given |= tf.reduce_any(row_lists >= 0, axis=1)
@@ -303,7 +302,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
 def _merged(
   rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """The k best of `[batch, m]` answers, m >= k, each row once, the best."""
+  """The k best of `[batch, m]` answers, m >= k, without duplicate rows."""
   best_first = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
   rows = tf.gather(rows, best_first, batch_dims=1)
   scores = tf.gather(scores, best_first, batch_dims=1)
@@ -322,19 +321,18 @@ def recall(
   queries: TensorLike,
   k: int,
 ) -> float:
-  """Share of the exact top-k answers that an index finds.
+  """Measures the share of the exact top-k answers that an index finds.
 
   Args:
-    index: the index to measure.
-    exact: a `BruteForceIndex` over the same corpus.
-    queries: `[batch, dim]` finite float32 tensor, batch > 0. Use vectors of
-      the trained query tower: on random vectors ScaNN does far worse than on
-      real ones.
-    k: number of answers.
+    index: The index to measure.
+    exact: A `BruteForceIndex` over the same corpus.
+    queries: `[batch, dim]` finite float32 tensor, batch > 0. Use vectors of the
+      trained query tower: ScaNN performs far worse on random vectors.
+    k: Number of answers.
 
   Returns:
-    A number in [0, 1], mean over all answers of all queries. Answers are
-    compared by id, so a tie broken otherwise counts as a miss.
+    The mean over all answers of all queries, in [0, 1]. Answers are compared by
+    id, so a tie that is broken differently counts as a miss.
 
   Examples:
     >>> rng = np.random.default_rng(0)
@@ -347,7 +345,7 @@ def recall(
   wanted, scores = (x.numpy() for x in exact.search(queries, k))
   real = np.isfinite(scores)
   if not real.any():
-    raise ValueError("`queries` must hold at least one finite vector.")
+    raise ValueError("`queries` must contain at least one finite vector.")
   hits = [
     np.isin(want[keep], got).sum()
     for want, got, keep in zip(wanted, found, real, strict=True)
@@ -357,7 +355,7 @@ def recall(
 
 def is_listed(rows: tf.Tensor, lists: tf.Tensor) -> tf.Tensor:
   """Which of `rows` `[batch, w]` are in sorted `lists` `[batch, E]`."""
-  # The largest integer ends every list, so each search lands on an entry.
+  # The largest integer ends every list, so each search finds an entry.
   lists = tf.pad(lists, [[0, 0], [0, 1]], constant_values=tf.int64.max)
   place = tf.searchsorted(lists, rows)
   return tf.gather(lists, place, batch_dims=1) == rows
@@ -369,7 +367,7 @@ def _check_lists(
   padding: tf.Tensor,
   batch: tf.Tensor,
 ) -> tf.Tensor:
-  """`[batch, width]` tensor of the kind of `padding`, strings or integers."""
+  """Returns `lists` as a `[batch, width]` tensor with the type of `padding`."""
   if isinstance(lists, tf.RaggedTensor):
     lists = lists.to_tensor(tf.cast(padding, lists.dtype))
   else:
@@ -387,20 +385,20 @@ def _check_lists(
 
 
 def _sorted_once(rows: tf.Tensor) -> tf.Tensor:
-  """`[batch, width]` rows, sorted; -1 where one is repeated."""
+  """`[batch, width]` sorted rows; repeated rows become -1."""
   rows = tf.sort(rows, axis=1)
   previous = tf.pad(rows, [[0, 0], [1, 0]], constant_values=-2)[:, :-1]
   return tf.sort(tf.where(rows == previous, NO_ROW, rows), axis=1)
 
 
 def _check_vectors(ids: id_table.IdTable, embeddings: np.ndarray) -> None:
-  # Inside ScaNN a NaN row ends the process; this is the place to catch it.
+  # A NaN row would crash the process inside ScaNN.
   usable = (np.abs(embeddings) <= _LARGEST).all(axis=1)
   if not usable.all():
     row = np.argmin(usable)
     raise ValueError(
-      f"`embeddings` must be finite, and at most {_LARGEST:g} in size. "
-      f"Received: {int((~usable).sum())} rows with NaN, Inf or larger numbers, "
+      f"`embeddings` must be finite, with entries up to {_LARGEST:g}. "
+      f"Received: {int((~usable).sum())} rows with NaN, Inf or larger numbers; "
       f"the first is row {row} (id {id_table.show(ids.ids(row).numpy())})."
     )
 

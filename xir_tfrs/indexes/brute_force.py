@@ -1,4 +1,4 @@
-"""Exact search: one matrix product and a top-k, from plain TensorFlow ops."""
+"""Exact search with plain TensorFlow ops: one matrix product and a top-k."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from xir_tfrs.indexes import base, exact_search
 
 
 class BruteForceIndex(base.RetrievalIndex):
-  """Every candidate is scored for every query.
+  """Exact index that scores every candidate for every query.
 
-  A SavedModel of it needs nothing beyond TensorFlow, TensorFlow Serving
-  included.
+  Its SavedModel needs only TensorFlow or TensorFlow Serving.
 
   Examples:
     >>> index = xir.indexes.BruteForceIndex().index(["tea", "milk"], np.eye(2))
     >>> ids, scores = index.search([[2.0, 1.0]], k=2, exclude=[["tea"]])
-    >>> ids.numpy()  # Padding, where fewer remain.
+    >>> ids.numpy()  # Padded, because only one candidate remains.
     array([[b'milk', b'']], dtype=object)
   """
 

@@ -1,7 +1,7 @@
-"""Exact top-k by inner product, over all rows or over listed ones.
+"""Exact top-k by inner product, over all rows or over given rows.
 
-Axes: batch (queries), n (rows of the corpus), dim (of the vectors), k (answers
-asked for), E and A (widths of the lists). -1 is no row.
+Axes: batch (queries), n (rows of the corpus), dim (of the vectors), k
+(requested answers), E and A (widths of the lists). Row -1 is padding.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def top_rows(
   k: tf.Tensor,
   excluded: tf.Tensor,
 ) -> Rows:
-  """The k best rows of `vectors` by inner product.
+  """Finds the k best rows of `vectors` by inner product.
 
   Args:
     vectors: `[n, dim]` finite float32 tensor.
     queries: `[batch, dim]` finite float32 tensor; or `[batch, interests, dim]`,
-      where the score of a row is its highest.
-    k: scalar int32 tensor, may exceed n.
+      where the highest score of a row counts.
+    k: Scalar int32 tensor, may exceed n.
     excluded: `[batch, E]` int64 tensor of rows to leave out; -1 is ignored.
 
   Returns:
@@ -44,7 +44,7 @@ def top_rows(
     (array([[0, 1]]), array([[3., 2.]], dtype=float32))
   """
 
-  has_interests = len(queries.shape) == 3  # Arrays are welcome, too.
+  has_interests = len(queries.shape) == 3  # `len`, to support arrays too.
 
   def best(part: slice) -> Rows:
     some = queries[part]
@@ -57,8 +57,8 @@ def top_rows(
     leave_out = excluded[part]
     listed = tf.where(leave_out >= 0)
     hidden = tf.stack([listed[:, 0], tf.gather_nd(leave_out, listed)], axis=1)
-    # Adding -inf masks, as scores are finite. This op writes in place, where
-    # `tf.tensor_scatter_nd_update` copies the matrix on a CPU.
+    # Adding -inf masks because scores are finite. This op writes in place;
+    # `tf.tensor_scatter_nd_update` would copy the matrix on a CPU.
     scores = tf.raw_ops.ScatterNdNonAliasingAdd(
       input=scores,
       indices=hidden,
@@ -79,16 +79,16 @@ def top_rows_of(
   k: tf.Tensor,
   allowed: tf.Tensor,
 ) -> Rows:
-  """The k best of the rows listed for each query.
+  """Finds the k best of the given rows of each query.
 
   Args:
     vectors: `[n, dim]` finite float32 tensor.
     queries: `[batch, dim]` finite float32 tensor.
-    k: scalar int32 tensor, may exceed A.
-    allowed: `[batch, A]` int64 tensor of rows, each once; -1 is ignored.
+    k: Scalar int32 tensor, may exceed A.
+    allowed: `[batch, A]` int64 tensor of distinct rows; -1 is ignored.
 
   Returns:
-    As `top_rows`.
+    The same as `top_rows`.
   """
 
   def best(part: slice) -> Rows:
@@ -105,18 +105,18 @@ def top_rows_of(
 def best_rows(
   rows: tf.Tensor, scores: tf.Tensor, keep: tf.Tensor, k: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """The k best of the rows to keep, padded with -1 and -inf to width k.
+  """Selects the k best of the rows to keep, padded with -1 and -inf.
 
   Args:
     rows: `[batch, width]` int64 tensor.
-    scores: `[batch, width]` float32 tensor; NaN where `keep` is False is fine.
+    scores: `[batch, width]` float32 tensor; may be NaN where `keep` is False.
     keep: `[batch, width]` bool tensor.
-    k: scalar int32 tensor.
+    k: Scalar int32 tensor.
 
   Returns:
     rows and scores, both `[batch, k]`, best first.
   """
-  # top_k sorts NaN as the largest score: mask before, never after.
+  # top_k sorts NaN as the largest score, so mask first.
   scores = tf.where(keep, scores, -np.inf)
   rows = tf.where(keep, rows, NO_ROW)
   best = tf.math.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
@@ -131,8 +131,8 @@ def best_rows(
 def _in_chunks(
   best: Callable[[slice], Rows], batch: tf.Tensor, chunk: int | tf.Tensor
 ) -> Rows:
-  """`best` of all queries, `chunk` at a time."""
-  # At least one chunk, so that an empty batch also has something to concat.
+  """Applies `best` to all queries, `chunk` at a time."""
+  # At least one chunk, so that concat also works for an empty batch.
   num_chunks = tf.maximum(1, -(-batch // chunk))
 
   def step(i, rows, scores):
@@ -148,6 +148,6 @@ def _in_chunks(
     lambda i, *_: i < num_chunks,
     step,
     [0, results(tf.int64), results(tf.float32)],
-    parallel_iterations=1,  # More would hold more than one chunk of scores.
+    parallel_iterations=1,  # Keeps one chunk of scores in memory.
   )
   return rows.concat(), scores.concat()

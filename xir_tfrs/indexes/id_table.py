@@ -1,4 +1,4 @@
-"""Ids of the user's own, and the rows they stand for."""
+"""A table of original ids and their rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import tensorflow as tf
 
 TensorLike: TypeAlias = tf.Tensor | np.ndarray | Sequence
 
-# Typed: in a graph `tf.where` does not widen a Python -1 to int64.
+# A typed constant: in a graph, `tf.where` does not widen a Python -1 to int64.
 NO_ROW = np.int64(-1)
 
 
 class IdTable(tf.Module):
-  """Row i stands for the i-th id; -1 is no row, "" or -1 is no id.
+  """Maps ids to rows and back; row -1 maps to the id "" or -1.
 
-  A `tf.Module`: several modules may share one, and it is saved once.
+  A table is a `tf.Module`: several modules may share one, and it is saved once.
 
   Examples:
     >>> table = xir.indexes.IdTable(["tea", "milk"])
@@ -34,10 +34,10 @@ class IdTable(tf.Module):
     Args:
       ids: `[n]` unique strings or integers. The empty string and -1 are
         reserved for padding.
-      name: name of the module.
+      name: Name of the module.
 
     Raises:
-      ValueError: if the ids have another shape or type, or one is repeated or
+      ValueError: The ids have another shape or type, or an id is repeated or
         reserved.
     """
     super().__init__(name=name)
@@ -64,17 +64,17 @@ class IdTable(tf.Module):
 
   @property
   def padding(self) -> tf.Tensor:
-    """What stands where there is no id: "" or -1."""
+    """The id that means no id: "" or -1."""
     return tf.constant("" if self.dtype == tf.string else -1, self.dtype)
 
   def rows(self, ids: tf.Tensor) -> tf.Tensor:
-    """Rows of ids, int64 and of the same shape; -1 for an unknown id."""
+    """Returns int64 rows of ids, in the same shape; -1 for an unknown id."""
     rows = self._table.lookup(_keys(ids))
-    rows.set_shape(ids.shape)  # The op's own is unknown.
+    rows.set_shape(ids.shape)  # The op does not infer it.
     return rows
 
   def ids(self, rows: tf.Tensor) -> tf.Tensor:
-    """Ids of int64 rows, of the same shape; padding where a row is -1."""
+    """Returns ids of int64 rows, in the same shape; padding for row -1."""
     ids = tf.gather(self._ids, tf.maximum(rows, 0))
     return tf.where(rows >= 0, ids, self.padding)
 
@@ -104,5 +104,5 @@ def _check(ids: tf.Tensor) -> None:
 
 
 def show(value: bytes | int) -> str:
-  """An id as errors print it."""
+  """Formats an id for error messages."""
   return repr(value.decode() if isinstance(value, bytes) else value)

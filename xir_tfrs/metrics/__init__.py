@@ -1,4 +1,4 @@
-"""Metrics of a trained retriever's rankings."""
+"""Ranking metrics of a trained retriever."""
 
 from xir_tfrs.metrics.at_k import METRICS, NAMES
 from xir_tfrs.metrics.callback import RankingCallback

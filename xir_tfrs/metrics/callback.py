@@ -1,4 +1,4 @@
-"""Ranks the validation set while Keras trains."""
+"""A Keras callback that ranks the validation set during training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ _IDS_PER_CALL = 1 << 13
 class RankingCallback(tf.keras.callbacks.Callback):
   """Ranks the whole catalogue for validation queries after each epoch.
 
-  A sampled loss is a poor guide to a retriever: as the model improves, XIR
-  draws harder negatives, and its loss need not fall. This callback adds what
-  `full_ranking` measures to the logs of the epoch, with `val_` before each
-  name. `History` records it, and callbacks that stand behind this one in the
-  list, such as `EarlyStopping` and `ModelCheckpoint`, can go by it. Larger
-  values are better: give them `mode="max"`.
+  A sampled loss is a poor measure of a retriever: as the model improves, XIR
+  draws harder negatives, so its loss need not fall. This callback adds the
+  metrics of `full_ranking` to the logs of the epoch, with the prefix `val_`.
+  `History` records them. Callbacks after this one in the list, such as
+  `EarlyStopping` and `ModelCheckpoint`, can monitor them; pass `mode="max"`,
+  because larger values are better.
 
   Examples:
     >>> model = xir.models.TwoTower(
@@ -49,19 +49,19 @@ class RankingCallback(tf.keras.callbacks.Callback):
     ks: Sequence[int] = (10, 20, 50),
     every_epochs: int = 1,
   ) -> None:
-    """Takes the validation set.
+    """Builds the callback.
 
     Args:
       query_ids: [num_queries] dense ids of the validation queries.
       relevant: [num_queries, None] dense candidate ids that each should find.
-      num_candidates: Size of the catalogue: the candidates are 0, 1, ...
-      seen: [num_queries, None] dense candidate ids that are not ranked, such
-        as each query's training rows.
+      num_candidates: Size of the catalogue; the candidates are 0, 1, ...
+      seen: [num_queries, None] dense candidate ids to leave out of the ranking,
+        such as those of each query's training rows.
       history_ids: [num_queries, None] dense candidate ids, oldest first, for a
         model with a `HistoryTower`.
       ks: The cut-offs.
-      every_epochs: Ranks after every so many epochs. Callbacks that go by the
-        ranking find nothing in the logs of the others.
+      every_epochs: Number of epochs between rankings. The logs of the other
+        epochs lack the metrics.
 
     Raises:
       ValueError: `every_epochs` is not positive.
@@ -80,7 +80,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
   def on_epoch_end(
     self, epoch: int, logs: dict[str, float] | None = None
   ) -> None:
-    """Ranks, and adds the metrics to `logs`."""
+    """Ranks and adds the metrics to `logs`."""
     if (epoch + 1) % self._every_epochs:
       return
     found = self.rank()
@@ -88,7 +88,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
       logs.update({f"val_{name}": value for name, value in found.items()})
 
   def rank(self) -> dict[str, float]:
-    """The metrics of the model as it is, as `full_ranking` names them."""
+    """Returns the metrics of the current model, named as in `full_ranking`."""
     queries = _encoded(self._encode_queries, self._queries)
     candidates = _encoded(
       lambda ids, _: _encoder(self.model, "candidate")(ids), self._candidates
@@ -103,7 +103,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
 
 
 def _encoder(model: Any, side: str) -> Callable[..., tf.Tensor]:
-  """What encodes ids: a method of `TwoTower`, or a tower."""
+  """The function that encodes ids: a method of `TwoTower`, or a tower."""
   plural = {"query": "encode_queries", "candidate": "encode_candidates"}[side]
   return getattr(model, plural, None) or getattr(model, f"{side}_tower")
 
@@ -111,7 +111,7 @@ def _encoder(model: Any, side: str) -> Callable[..., tf.Tensor]:
 def _encoded(
   encode: Callable[[tf.Tensor, slice], tf.Tensor], ids: np.ndarray
 ) -> np.ndarray:
-  """[n, dim] float32 vectors of [n] ids, some thousands at a time."""
+  """[n, dim] float32 vectors of [n] ids, encoded in batches."""
   rows = [
     slice(low, low + _IDS_PER_CALL)
     for low in range(0, max(len(ids), 1), _IDS_PER_CALL)

@@ -1,7 +1,7 @@
 """Exact evaluation of a retriever over the whole catalogue.
 
 Every candidate is ranked for every query; nothing is sampled. The cost is
-that of the matrix product and little more:
+little more than that of the matrix product:
 
 1. scores = queries x candidates, for a chunk of queries at a time;
 2. seen candidates, then the relevant ones, are masked with -inf, and the
@@ -9,8 +9,8 @@ that of the matrix product and little more:
 3. a relevant candidate's rank is 1 + the number of those others whose score
    is at least its own + the number of relevant ones before it.
 
-Step 3 is what settles ties: a relevant candidate stands behind everything
-that scores the same and is not relevant, so a collapsed model gains nothing.
+Step 3 breaks ties: a relevant candidate ranks after all irrelevant ones with
+the same score, so a collapsed model gains nothing.
 
 Axes: chunk (queries of a chunk), max_k (the largest cut-off).
 """
@@ -27,15 +27,15 @@ from xir_tfrs.ops import top_k
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-  """Where a ranking has placed what each query should find.
+  """The result of ranking candidates for queries.
 
   Attributes:
-    hits: [num_queries, max_k] bool, whether the candidate at that rank, the
-      best first, is relevant; see `at_k`.
-    num_relevant: [num_queries] relevant candidates of each query.
-    shown: [number of ks, num_candidates] int64, in how many of the lists of
-      that length a candidate stands.
-    ks: the cut-offs.
+    hits: [num_queries, max_k] bool, whether the candidate at that rank, best
+      first, is relevant; see `at_k`.
+    num_relevant: [num_queries] number of relevant candidates of each query.
+    shown: [number of ks, num_candidates] int64, number of lists of that length
+      that contain a candidate.
+    ks: The cut-offs.
 
   Examples:
     >>> ranking = xir.metrics.Ranking(
@@ -55,28 +55,32 @@ class Ranking:
 
   @property
   def covered(self) -> np.ndarray:
-    """[number of ks, num_candidates] bool, whether any list holds it."""
+    """[number of ks, num_candidates] bool, whether any list contains it."""
     return self.shown > 0
 
   def concentration(self) -> dict[str, float]:
-    """The `gini` of how often candidates are shown, as `gini@k`."""
+    """Returns the `gini` coefficient of `shown` for each k, as `gini@k`."""
     return {
       f"gini@{k}": gini(row) for row, k in zip(self.shown, self.ks, strict=True)
     }
 
   def means(self) -> dict[str, float]:
-    """Every metric at every cut-off, as `full_ranking` returns them."""
+    """Returns every metric at every cut-off, as `full_ranking` does."""
     results = self.means_of(slice(None))
     for row, k in zip(self.covered, self.ks, strict=True):
       results[f"coverage@{k}"] = float(row.mean())
     return results
 
   def means_of(self, rows: np.ndarray | slice) -> dict[str, float]:
-    """The means over some of the queries; coverage is of all and left out."""
+    """Returns the means over some queries, without coverage."""
     return {name: float(values.mean()) for name, values in self._by_query(rows)}
 
   def by_query(self) -> dict[str, np.ndarray]:
-    """Every metric but coverage, [num_queries]; NaN with nothing relevant."""
+    """Returns every metric except coverage, by query.
+
+    Returns:
+      name -> [num_queries] float64; NaN for queries with nothing relevant.
+    """
     results = {}
     for name, values in self._by_query(slice(None)):
       results[name] = np.full(len(self.hits), np.nan)
@@ -86,7 +90,7 @@ class Ranking:
   def _by_query(
     self, rows: np.ndarray | slice
   ) -> Iterator[tuple[str, np.ndarray]]:
-    """Metrics of those of the queries that have something relevant."""
+    """Metrics of the given queries that have something relevant."""
     hits, num_relevant = self.hits[rows], self.num_relevant[rows]
     evaluated = num_relevant > 0
     hits, num_relevant = hits[evaluated], num_relevant[evaluated]
@@ -96,12 +100,12 @@ class Ranking:
 
 
 def gini(counts: np.ndarray) -> float:
-  """Gini coefficient: 0 where all counts are equal, near 1 where one has all.
+  """Gini coefficient: 0 if all counts are equal, near 1 if one has all.
 
     2 sum_i i x_i / (n sum_i x_i) - (n + 1) / n, with x_1 <= ... <= x_n
 
   Args:
-    counts: [n] not negative; all zero counts as equal.
+    counts: [n] non-negative counts; if all are zero, they count as equal.
   """
   total = counts.sum()
   if not total:
@@ -124,22 +128,22 @@ def full_ranking(
   """Ranks every candidate for every query by inner product.
 
   Args:
-    query_embeddings: see `rank_all`, as for the other arguments.
-    candidate_embeddings: see there.
-    relevant: see there.
-    seen: see there.
-    ks: see there.
-    query_chunk_size: see there.
+    query_embeddings: See `rank_all`, as for the other arguments.
+    candidate_embeddings: See `rank_all`.
+    relevant: See `rank_all`.
+    seen: See `rank_all`.
+    ks: See `rank_all`.
+    query_chunk_size: See `rank_all`.
 
   Returns:
-    Every metric of `METRICS` at every cut-off, such as `recall@10`: the mean
-    over the queries that have something relevant. And `coverage@k`: the share
-    of the catalogue that stands in the top k of at least one query, with or
-    without something relevant. Among equal scores relevant candidates come
-    last, then the lower id comes first.
+    Every metric of `METRICS` at every cut-off, such as `recall@10`, as the mean
+    over the queries with something relevant; and `coverage@k`, the share of the
+    catalogue in the top k of at least one query, including queries with nothing
+    relevant. Among equal scores, relevant candidates come last, and otherwise
+    the lower id comes first.
 
   Raises:
-    ValueError: as there.
+    ValueError: As for `rank_all`.
 
   Examples:
     >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
@@ -172,22 +176,24 @@ def full_ranking_by_query(
   ks: Sequence[int] = (10, 20, 50),
   query_chunk_size: int | None = None,
 ) -> dict[str, np.ndarray]:
-  """What `full_ranking` takes the means of: two models can be paired by query.
+  """Computes the metrics of `full_ranking` for each query.
+
+  Use it to compare two models query by query.
 
   Args:
-    query_embeddings: see `rank_all`, as for the other arguments.
-    candidate_embeddings: see there.
-    relevant: see there.
-    seen: see there.
-    ks: see there.
-    query_chunk_size: see there.
+    query_embeddings: See `rank_all`, as for the other arguments.
+    candidate_embeddings: See `rank_all`.
+    relevant: See `rank_all`.
+    seen: See `rank_all`.
+    ks: See `rank_all`.
+    query_chunk_size: See `rank_all`.
 
   Returns:
-    The same metrics but coverage, each [num_queries] float64; NaN for queries
-    that have nothing relevant.
+    The metrics of `full_ranking` except coverage, each [num_queries] float64;
+    NaN for queries with nothing relevant.
 
   Raises:
-    ValueError: as there.
+    ValueError: As for `rank_all`.
 
   Examples:
     >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
@@ -220,32 +226,31 @@ def rank_all(
 ) -> Ranking:
   """Ranks every candidate for every query by inner product.
 
-  On a GPU, TensorFlow rounds the embeddings to TensorFloat-32 first, unless
-  `tf.config.experimental.enable_tensor_float_32_execution(False)` says not to.
+  On a GPU, TensorFlow first rounds the embeddings to TensorFloat-32, unless
+  `tf.config.experimental.enable_tensor_float_32_execution(False)` disables it.
 
   Args:
     query_embeddings: [num_queries, dim] float tensor or array; or
-      [num_queries, interests, dim], where a candidate's score is the highest
-      of any.
+      [num_queries, interests, dim], where the score of a candidate is the
+      highest over the interests.
     candidate_embeddings: [num_candidates, dim] float tensor or array; row i is
       the candidate with dense id i.
-    relevant: [num_queries, None] integer ragged tensor of the dense ids that
-      each query should find, none of them twice.
+    relevant: [num_queries, None] integer ragged tensor of the distinct dense
+      ids that each query should find.
     seen: [num_queries, None] integer ragged tensor of the dense ids that must
       not be recommended, such as the query's training interactions. A
-      candidate that is both seen and relevant cannot be found: it counts as a
-      miss and stays in the number of relevant ones.
-    indexed: [num_candidates] bool, which candidates can be found at all; None:
-      all of them. The others count as misses where they are relevant.
-    ks: the cut-offs. One beyond the size of the catalogue is allowed.
-    query_chunk_size: queries scored at a time; memory grows with
+      candidate that is both seen and relevant counts as a miss.
+    indexed: [num_candidates] bool, the candidates that can be found; None for
+      all. If the others are relevant, they count as misses.
+    ks: The cut-offs; they may exceed the size of the catalogue.
+    query_chunk_size: Queries scored at a time; memory grows with
       `query_chunk_size * num_candidates`. None chooses it from the sizes.
 
   Returns:
-    What means and metrics by query are taken from.
+    A `Ranking`, from which means and metrics by query are computed.
 
   Raises:
-    ValueError: if an argument is malformed, ids are out of range or repeated,
+    ValueError: An argument is malformed, ids are out of range or repeated,
       embeddings hold NaN or infinity, or no query has anything relevant.
 
   Examples:
@@ -290,7 +295,7 @@ def rank_all(
   found = inputs.check_indexed(indexed, num_candidates)
 
   rankable = candidates[found]
-  # A list longer than what can be found ends with it.
+  # A list cannot be longer than the number of candidates that can be found.
   hits, shown = _rank(
     queries,
     rankable,
@@ -301,7 +306,7 @@ def rank_all(
   )
   shown_of_all = np.zeros([len(ks), num_candidates], dtype=np.int64)
   shown_of_all[:, found] = shown
-  # Metrics go by the size of the catalogue.
+  # Metrics refer to the size of the whole catalogue.
   missing = min(max(ks), num_candidates) - hits.shape[1]
   hits = np.pad(hits, [(0, 0), (0, missing)])
   return Ranking(hits, relevant.lengths, shown_of_all, ks)
@@ -315,12 +320,12 @@ def _rank(
   cuts: Sequence[int],
   chunk: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Ranks everything, `chunk` queries at a time.
+  """Ranks all candidates, `chunk` queries at a time.
 
   Returns:
     hits: [num_queries, max_k] bool, as `at_k` takes it.
-    shown: [number of cuts, num_candidates] int64, in how many of the lists of
-      that length a candidate stands.
+    shown: [number of cuts, num_candidates] int64, number of lists of that
+      length that contain a candidate.
   """
   num_queries, max_k = len(queries), max(cuts)
   hits = np.zeros([num_queries, max_k], dtype=bool)
@@ -333,7 +338,7 @@ def _rank(
       queries[start:stop], rows, ids, *seen.chunk(start, stop)
     )
     ranks = _relevant_ranks(rows, ids, scores, num_before)
-    # A masked one has num_before = max_k, as nothing scores below -inf.
+    # A masked candidate has num_before = max_k: nothing scores below -inf.
     hit = ranks < max_k
     hits[start + rows[hit], ranks[hit]] = True
     other_ranks = _other_ranks(rows, num_before, others.shape)
@@ -348,10 +353,10 @@ def _rank(
 def _relevant_ranks(
   rows: np.ndarray, ids: np.ndarray, scores: np.ndarray, num_before: np.ndarray
 ) -> np.ndarray:
-  """[n] rank from 0 of each relevant candidate: others and peers before it."""
+  """[n] 0-based rank of each relevant candidate."""
   order = np.lexsort((ids, -scores, rows))
   ranks = np.empty_like(rows)
-  # `rows` ascends, so the first place of a row in `order` is that in `rows`.
+  # `rows` ascends, so a row starts at the same position in `order` and `rows`.
   ranks[order] = np.arange(len(rows)) - np.searchsorted(rows, rows)
   return ranks + num_before
 
@@ -359,10 +364,10 @@ def _relevant_ranks(
 def _other_ranks(
   rows: np.ndarray, num_before: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
-  """[chunk, k] rank from 0 of the others, once the relevant are merged in."""
+  """[chunk, k] 0-based rank of the others after merging in the relevant."""
   chunk, k = shape
   inside = num_before < k
   before = np.zeros([chunk, k], dtype=np.int64)
-  # A relevant candidate with n others before it pushes others n, n + 1, ...
+  # A relevant candidate with n others before it shifts others n, n + 1, ...
   np.add.at(before, (rows[inside], num_before[inside]), 1)
   return before.cumsum(axis=1) + np.arange(k)

@@ -1,4 +1,4 @@
-"""Checks and conversions of what `full_ranking` is given."""
+"""Checks and converts the arguments of `full_ranking`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ class Ragged:
     return np.diff(self.row_splits)
 
   def chunk(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """(row - start, id) of every entry of the rows start .. stop - 1."""
+    """Returns (row - start, id) of every entry of rows start .. stop - 1."""
     splits = self.row_splits[start : stop + 1]
     rows = np.repeat(np.arange(stop - start), np.diff(splits))
     return rows, self.values[splits[0] : splits[-1]]
 
   def renumbered(self, kept: np.ndarray | slice, num_ids: int) -> "Ragged":
-    """The rows without ids other than those `kept`, by their place there."""
+    """Keeps the ids in `kept` and replaces each by its position there."""
     if isinstance(kept, slice):
       return self
     places = np.full(num_ids, -1)
@@ -40,14 +40,14 @@ class Ragged:
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-  """Returns the cut-offs as given, as Python integers."""
+  """Returns the cut-offs as Python integers, in the given order."""
   ks = tuple(ks)
   whole = all(
     isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in ks
   )
   if not ks or not whole or min(ks) < 1 or len(set(ks)) < len(ks):
     raise ValueError(
-      "`ks` must be different positive integers, at least one. Received: "
+      "`ks` must be one or more distinct positive integers. Received: "
       f"`ks` = {ks}."
     )
   return tuple(int(k) for k in ks)
@@ -57,7 +57,7 @@ def check_embeddings(
   query_embeddings: tf.Tensor | np.ndarray,
   candidate_embeddings: tf.Tensor | np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns both as arrays of one dtype: float64 if one is, else float32."""
+  """Returns both as arrays of one dtype: float64 if either is, else float32."""
   arrays = {
     "query_embeddings": np.asarray(query_embeddings),
     "candidate_embeddings": np.asarray(candidate_embeddings),
@@ -89,10 +89,10 @@ def check_embeddings(
     if len(broken):
       raise ValueError(
         f"`{name}` has NaN or infinity in row {broken[0]} ({len(broken)} of "
-        f"{len(array)} rows): the model that made it has diverged."
+        f"{len(array)} rows): the model has diverged."
       )
     norms.append(np.linalg.norm(array.astype(np.float64), axis=-1).max())
-  # |score| <= norm x norm. Beyond the dtype, infinity - infinity is NaN.
+  # |score| <= norm x norm. On overflow, infinity - infinity gives NaN.
   if norms[0] * norms[1] > np.finfo(dtype).max:
     raise ValueError(
       f"Scores could overflow {dtype.__name__}: the largest norms are "
@@ -108,11 +108,11 @@ def check_ids(
   """Returns the dense ids of each query."""
   if not isinstance(ids, tf.RaggedTensor) or ids.ragged_rank != 1:
     raise ValueError(
-      f"`{name}` must be a tf.RaggedTensor [num_queries, None], as "
-      f"`tf.RaggedTensor.from_row_lengths` makes it. Received: {ids!r:.200}."
+      f"`{name}` must be a tf.RaggedTensor [num_queries, None], e.g. from "
+      f"`tf.RaggedTensor.from_row_lengths`. Received: {ids!r:.200}."
     )
   values = ids.values.numpy()
-  # tf.ragged.constant([[], []]) is a float tensor: accepted, as it is empty.
+  # Accepts tf.ragged.constant([[], []]), which is an empty float tensor.
   if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
     raise ValueError(
       f"`{name}` must hold integers, [num_queries, None]. Received: dtype "
@@ -149,13 +149,13 @@ def check_indexed(
     )
   if not indexed.any():
     raise ValueError(
-      "`indexed` holds no candidate at all: there is nothing to find."
+      "`indexed` contains no candidate: there is nothing to find."
     )
   return slice(None) if indexed.all() else np.flatnonzero(indexed)
 
 
 def check_unique(name: str, ragged: Ragged, num_candidates: int) -> None:
-  """Raises if a query has the same id twice."""
+  """Raises `ValueError` if a query has the same id twice."""
   rows, ids = ragged.chunk(0, len(ragged.lengths))
   keys = np.sort(rows * num_candidates + ids)
   repeated = keys[1:][keys[1:] == keys[:-1]]

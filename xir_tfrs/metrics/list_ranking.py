@@ -1,7 +1,7 @@
-"""The metrics of `full_ranking` for lists that something else has made.
+"""The metrics of `full_ranking` for given lists of candidates.
 
-A second stage ranks what a first one has retrieved: what is not in its list
-cannot be found, and counts as a miss.
+Use it to evaluate a second stage, which ranks the candidates that a first stage
+retrieved. Relevant candidates outside the list count as misses.
 
 Axes: num_queries, depth (length of the lists).
 """
@@ -23,11 +23,11 @@ def list_ranking(
   num_candidates: int,
   ks: Sequence[int] = (10, 20, 50),
 ) -> dict[str, float]:
-  """The means of `rank_lists`, which see for arguments and errors.
+  """Returns the means of `rank_lists`; see there for arguments and errors.
 
   Returns:
-    What `full_ranking` returns, with its rule for ties: among equal scores
-    relevant candidates come last, then the lower id comes first.
+    The metrics of `full_ranking`, with its rule for ties: among equal scores,
+    relevant candidates come last, and otherwise the lower id comes first.
 
   Examples:
     >>> found = xir.metrics.list_ranking(
@@ -60,17 +60,17 @@ def rank_lists(
   """Ranks the candidates of each list by score.
 
   Args:
-    candidate_ids: [num_queries, depth] dense ids, in any order, none of them
-      twice in a row; -1 where a list has ended.
-    scores: [num_queries, depth] their scores.
-    relevant: [num_queries, None] integer ragged tensor of the dense ids that
-      each query should find, none of them twice.
-    num_candidates: size of the catalogue.
-    ks: the cut-offs. Beyond `depth` there is nothing more to find.
+    candidate_ids: [num_queries, depth] distinct dense ids in any order, padded
+      with -1.
+    scores: [num_queries, depth] scores of the candidates.
+    relevant: [num_queries, None] integer ragged tensor of the distinct dense
+      ids that each query should find.
+    num_candidates: Size of the catalogue.
+    ks: The cut-offs; they may exceed `depth`.
 
   Raises:
-    ValueError: if an argument is malformed, ids are out of range or repeated,
-      a score is NaN, or no query has anything relevant.
+    ValueError: An argument is malformed, ids are out of range or repeated, a
+      score is NaN, or no query has anything relevant.
 
   Examples:
     >>> ranking = xir.metrics.rank_lists(
@@ -96,7 +96,7 @@ def rank_lists(
   keys = np.arange(len(ids))[:, np.newaxis] * num_candidates + ids
   found = np.isin(keys, rows * num_candidates + wanted) & (ids >= 0)
 
-  # The last key counts most; a list that has ended stands last.
+  # The last key is the primary one; padding sorts last.
   order = np.lexsort((ids, found, -scores, ids < 0), axis=1)
   ids, found = (np.take_along_axis(x, order, axis=1) for x in (ids, found))
   cuts = [min(k, num_candidates) for k in ks]
@@ -115,7 +115,7 @@ def _check_lists(
   scores: tf.Tensor | np.ndarray,
   num_candidates: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both as arrays: int64, and float64."""
+  """Returns both as arrays, int64 and float64."""
   ids, scores = np.asarray(candidate_ids), np.asarray(scores)
   if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape != scores.shape:
     raise ValueError(
@@ -141,7 +141,7 @@ def _check_lists(
   broken = np.isnan(scores) & (ids >= 0)
   if broken.any():
     raise ValueError(
-      f"`scores` has NaN in row {np.argwhere(broken)[0][0]}: the model that "
-      "made it has diverged."
+      f"`scores` has NaN in row {np.argwhere(broken)[0][0]}: the model has "
+      "diverged."
     )
   return ids, scores

@@ -1,7 +1,7 @@
-"""Finds, for a chunk of queries, the best of the whole catalogue.
+"""Finds the best candidates of the whole catalogue for a chunk of queries.
 
 Axes: chunk (queries of a chunk), num_columns (candidates, rounded up to whole
-blocks of `ops.top_k`), k (how many are looked for).
+blocks of `ops.top_k`), k (candidates to find).
 """
 
 import functools
@@ -16,17 +16,16 @@ from xir_tfrs.ops import top_k
 def make_ranker(
   candidates: np.ndarray, k: int
 ) -> Callable[..., list[np.ndarray]]:
-  """Prepares the candidates to be ranked.
+  """Prepares a function that ranks the candidates.
 
   Args:
     candidates: [num_candidates, dim] float32 or float64 array.
-    k: how many to find, at most num_candidates.
+    k: Number of candidates to find, at most num_candidates.
 
   Returns:
-    A function of a chunk of queries [chunk, dim], or of their interests
-    [chunk, interests, dim], and of the rows and ids of
-    its relevant and of its seen candidates, four [n] arrays. It returns what
-    `compile_ranker` describes, as arrays.
+    A function of a chunk of queries, [chunk, dim] or [chunk, interests, dim],
+    and four [n] arrays: the rows and ids of the relevant candidates, and those
+    of the seen ones. It returns the results of `compile_ranker` as arrays.
   """
   num_candidates = len(candidates)
   padding = top_k.whole_blocks(num_candidates, k) - num_candidates
@@ -65,16 +64,20 @@ def make_ranker(
 def unique_rows(
   candidates: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """The distinct rows, and each candidate's row; None if all are distinct.
+  """Returns the distinct rows, and the row of each candidate.
 
   A matrix product may round the same row differently in different columns (at
-  the edges of its tiles), which would break a tie by accident of order. So
-  each distinct row is scored once. (Where there are repeated rows, copying
-  their scores makes the ranking two or three times slower.)
+  the edges of its tiles), which would break ties arbitrarily. So each distinct
+  row is scored once. If rows repeat, copying their scores makes the ranking two
+  to three times slower.
+
+  Returns:
+    The distinct rows, and [num_candidates] the row of each candidate; None if
+    all rows are distinct.
   """
   if candidates.shape[1] == 1:
-    return candidates, None  # One product, rounded once: the same anywhere.
-  # Adding zero turns -0.0 into 0.0, which is the same row with other bytes.
+    return candidates, None  # A single product is rounded the same anywhere.
+  # Adding zero turns -0.0 into 0.0: the same number with other bytes.
   rows = np.ascontiguousarray(candidates + 0.0)
   row_bytes = np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))
   _, first, column = np.unique(
@@ -89,17 +92,17 @@ def unique_rows(
 def compile_ranker(
   k: int, expand: bool, dtype: str, interests: bool
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-  """Compiles the ranking of one chunk; any sizes, so traced once.
+  """Compiles the ranking of one chunk for any sizes, so it is traced once.
 
   The function takes queries [chunk, dim], or with `interests` [chunk,
-  interests, dim], whose score is the highest, table [num_rows, dim],
-  relevant [n, 2] and masked [m, 2] pairs of (row, candidate), and, if
-  `expand`, column [num_columns]: the row of the table of each candidate. It
+  interests, dim], of which the highest score counts; table [num_rows, dim];
+  relevant [n, 2] and masked [m, 2] pairs of (row, candidate); and, if
+  `expand`, column [num_columns], the row of the table of each candidate. It
   returns
     others: [chunk, k] ids of the best candidates that are neither relevant nor
-      masked, equal scores by id; -1 where there are no more.
-    scores: [n] scores of the relevant candidates, -inf where masked.
-    num_before: [n] how many of the others score at least as much, at most k.
+      masked, equal scores by id; padded with -1.
+    scores: [n] scores of the relevant candidates, -inf if masked.
+    num_before: [n] number of others that score at least as much, at most k.
   """
   pairs = tf.TensorSpec([None, 2], tf.int64)
   matrix = tf.TensorSpec([None, None], dtype)
@@ -118,7 +121,7 @@ def compile_ranker(
       scores = tf.gather(scores, column, axis=1)
     scores = _mask(scores, masked)
     relevant_scores = tf.gather_nd(scores, relevant)
-    # With the read done first, the write below needs no copy of the matrix.
+    # Reading first allows the write below to happen in place.
     with tf.control_dependencies([relevant_scores]):
       scores = _mask(scores, relevant)
     values, others = top_k.top_k(scores, k)
@@ -133,9 +136,9 @@ def compile_ranker(
 
 
 def _mask(scores: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
-  # Adding -inf masks, as scores are finite. This op writes in place when
-  # nobody else holds `scores`; `tf.tensor_scatter_nd_update` always copies on
-  # a CPU, which takes longer than the product.
+  # Adding -inf masks because scores are finite. This op writes in place if
+  # nothing else references `scores`; `tf.tensor_scatter_nd_update` always
+  # copies on a CPU, which takes longer than the product.
   hidden = tf.fill([tf.shape(pairs)[0]], tf.constant(-np.inf, scores.dtype))
   return tf.raw_ops.ScatterNdNonAliasingAdd(
     input=scores, indices=pairs, updates=hidden

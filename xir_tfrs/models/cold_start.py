@@ -1,12 +1,12 @@
-"""Ids without training rows: one rule for ranking and for serving.
+"""One rule, for ranking and for serving, for ids without training rows.
 
-A table may list ids that no training row has: users who come only after a
-temporal cut, registered users, new items. Training never moves the embedding of
-such an id, so the id counts as unknown, and only its side features count:
+A table may list ids that appear in no training row: users who first appear
+after a temporal cut, registered users, new items. Training never updates the
+embedding of such an id, so the id is treated as unknown:
 
-- its vector is that of its features, without an id embedding (`encode`);
-- if it has no features either, nothing is known of it (`is_answerable`): a
-  query is answered by popularity, and a candidate is not in the index.
+- `encode` computes its vector from its side features alone;
+- if it has no features either, `is_answerable` is False: a query is answered by
+  popularity, and a candidate is left out of the index.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 Features = Mapping[str, tf.Tensor | tf.RaggedTensor]
 
-# A dense id that no tower knows.
+# A dense id that is unknown to every tower.
 UNKNOWN_ID = -1
 
 
@@ -25,7 +25,7 @@ def encode(
   has_rows: tf.Tensor,
   features: Features,
 ) -> tf.Tensor:
-  """Encodes ids as they are served.
+  """Encodes ids for serving: ids without training rows by features alone.
 
   Args:
     encoder: `TwoTower.encode_queries` or `encode_candidates`.
@@ -49,7 +49,11 @@ def encode(
 
 
 def is_answerable(has_rows: tf.Tensor, features: Features) -> tf.Tensor:
-  """[n] bool, whether anything is known of an id; arguments as of `encode`.
+  """Returns [n] bool: whether an id has training rows or any known feature.
+
+  Args:
+    has_rows: [n] bool, whether the id has training rows.
+    features: Side features of the n ids by name, as in `encode`.
 
   Examples:
     >>> price = tf.constant([np.nan, 2.0, np.nan])

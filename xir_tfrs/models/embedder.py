@@ -1,4 +1,4 @@
-"""Ids and side features to vectors: what towers and rankers begin with."""
+"""Embeds ids and side features; the first stage of towers and rankers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from xir_tfrs.types import Feature
 
 
 class FeatureEmbedder(tf.keras.Model):
-  """A vector of `dim` numbers for an id, and one for each of its features.
+  """Maps an id and each of its features to a vector of size `dim`.
 
-  An embedding of the id, an embedding of a token, the mean of the embeddings
-  of a sequence of tokens or of the words of a text, a linear map of normalised
-  numbers.
+  Ids and tokens have an embedding. A sequence of tokens, or of the words of a
+  text, becomes the mean of their embeddings. Numbers are normalised and mapped
+  linearly.
 
   Attributes:
     table: The `layers.CandidateTable` of side features, or None.
@@ -37,7 +37,7 @@ class FeatureEmbedder(tf.keras.Model):
 
     Args:
       vocabulary_size: Number of ids. Ids outside `[0, vocabulary_size)` are
-        unknown: they have an embedding of zeros, and no features.
+        unknown: their embedding is zero and they have no features.
       dim: Size of the vectors.
       features: Side features, by id.
       columns: Content of the side features; see `layers.CandidateTable`.
@@ -78,7 +78,7 @@ class FeatureEmbedder(tf.keras.Model):
 
   @property
   def vocabulary_size(self) -> int:
-    """Number of ids it was built for."""
+    """Number of ids that the model was built for."""
     return self._vocabulary_size
 
   @property
@@ -86,26 +86,26 @@ class FeatureEmbedder(tf.keras.Model):
     return () if self.table is None else self.table.features
 
   def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-    """Looks ids and their features up.
+    """Embeds ids and the features that the table holds for them.
 
     Args:
       ids: [n] integer ids; those outside `[0, vocabulary_size)` are unknown.
       training: Not used.
 
     Returns:
-      [n, 1 + number of features, dim] vectors, that of the id first.
+      [n, 1 + number of features, dim] vectors; the first is that of the id.
     """
     del training
     ids = ids_lib.dense("ids", ids)
     return tf.stack(self.fields(ids, self.look_up(ids)), axis=1)
 
   def build_from_config(self, config: Any) -> None:
-    """Nothing is left to build; Keras would call the model with floats."""
+    """Does nothing: the default would call the model with float ids."""
 
   def look_up(
     self, ids: tf.Tensor
   ) -> Mapping[str, tf.Tensor | tf.RaggedTensor]:
-    """The side features of [n] ids, as `CandidateTable` returns them."""
+    """Returns the side features of [n] ids; see `layers.CandidateTable`."""
     return {} if self.table is None else self.table(ids)
 
   def fields(
@@ -113,7 +113,11 @@ class FeatureEmbedder(tf.keras.Model):
     ids: tf.Tensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor],
   ) -> list[tf.Tensor]:
-    """The vectors of ids with features given: [n, dim] each."""
+    """Embeds [n] ids with the given features.
+
+    Returns:
+      One [n, dim] tensor for the ids and one for each feature.
+    """
     vectors = [self._embed_ids(ids)]
     for feature in self.features:
       vectors.append(self._embed_feature(feature, features[feature.name]))
@@ -126,7 +130,7 @@ class FeatureEmbedder(tf.keras.Model):
       return dense(self._dim, f"{feature.scope}_projection", seed)
     assert feature.vocabulary_size is not None  # `Feature` checks it.
     if feature.kind == "text":
-      # Most buckets of a hash are never trained, and shall say nothing.
+      # Most hash buckets are never trained; zeros keep them from adding noise.
       return tf.keras.layers.Embedding(
         feature.vocabulary_size,
         self._dim,
@@ -160,14 +164,15 @@ class FeatureEmbedder(tf.keras.Model):
       return _mean_of_rows(layer, value)
     value = tf.reshape(value, [-1, feature.width])
     normalised = (value - feature.mean) / feature.std
-    # A missing number is an average one.
+    # A missing number counts as the mean.
     return layer(tf.where(tf.math.is_nan(value), 0.0, normalised))
 
 
-# Registered, as Keras makes layers of saved models anew from their config.
+# Registered because Keras rebuilds the layers of saved models from their
+# config.
 @tf.keras.utils.register_keras_serializable("xir_tfrs")
 class _Normal(tf.keras.initializers.Initializer):
-  """Normal values, but zeros in the row of what is unknown."""
+  """Normal values, and zeros in the row of the unknown code."""
 
   def __init__(self, stddev: float, seed: int, unknown_row: int | None) -> None:
     self._config = {"stddev": stddev, "seed": seed, "unknown_row": unknown_row}
@@ -180,7 +185,8 @@ class _Normal(tf.keras.initializers.Initializer):
     unknown_row = self._config["unknown_row"]
     if unknown_row is None:
       return values
-    # Never trained if nothing was unknown then: better nothing than noise.
+    # If no training value is unknown, this row is never trained; zeros keep it
+    # from adding noise.
     rows = tf.range(shape[0])[:, tf.newaxis]
     return tf.where(rows == unknown_row, 0.0, values)
 
@@ -191,7 +197,7 @@ class _Normal(tf.keras.initializers.Initializer):
 def dense(
   size: int, name: str, seed: int, activation: str | None = None
 ) -> tf.keras.layers.Dense:
-  """A dense layer with seeded initial values."""
+  """Returns a dense layer with seeded initial values."""
   return tf.keras.layers.Dense(
     size,
     activation=activation,
@@ -203,7 +209,7 @@ def dense(
 def _mean_of_rows(
   embedding: tf.keras.layers.Embedding, codes: tf.Tensor | tf.RaggedTensor
 ) -> tf.Tensor:
-  """[n, dim] mean of each row's embeddings; zeros where there are none."""
+  """[n, dim] mean of each row's embeddings; zeros for empty rows."""
   if not isinstance(codes, tf.RaggedTensor):
     there = tf.cast(codes >= 0, embedding.compute_dtype)[..., tf.newaxis]
     embeddings = embedding(tf.maximum(codes, 0)) * there

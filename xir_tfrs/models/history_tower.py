@@ -1,4 +1,4 @@
-"""A query tower that encodes what a query did lately."""
+"""A query tower that encodes the most recent events of a query."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +17,12 @@ class HistoryTower(tf.keras.Model):
 
       q = encoder(v_1, ..., v_n)  [+ query_tower(id)]
 
-  where v_j is the vector of the j-th chosen candidate, as the candidate tower
-  has it, side features included. Without a query tower, a query that training
-  did not know differs in nothing from one that it knew. An empty history has
-  a learned vector of its own.
+  where v_j is the vector that the candidate tower computes for the j-th event,
+  side features included. Without a query tower, queries that training never saw
+  are encoded like any other. An empty history has its own learned vector.
 
   Attributes:
-    candidate_tower: Encodes the events; it is the one of the candidates.
+    candidate_tower: Encodes the events; shared with the model's candidates.
     encoder: The `layers.HistoryEncoder`.
     query_tower: Encodes the ids of the queries, or None.
 
@@ -52,11 +51,12 @@ class HistoryTower(tf.keras.Model):
     Args:
       candidate_tower: [n] dense candidate ids -> [n, dim]; a `Tower`.
       encoder: One of `layers.history.ENCODERS`.
-      history_length: Newest events that are encoded; older ones are dropped.
-      query_tower: [n] dense query ids -> [n, dim]; its output is added. None:
-        the history alone makes the vector.
+      history_length: Number of most recent events to encode; older events are
+        dropped.
+      query_tower: [n] dense query ids -> [n, dim]; its output is added. None
+        encodes the history alone.
       encoder_arguments: Further arguments of the encoder, by name.
-      dropout: Share of the encoder's entries that training sets to 0.
+      dropout: Dropout rate of the encoder during training.
       seed: Seed of the initial values and of the dropout.
       name: Name of the model.
 
@@ -89,24 +89,24 @@ class HistoryTower(tf.keras.Model):
       initializer=tf.keras.initializers.RandomNormal(stddev=0.02, seed=seed),
     )
     self._step = state.add_state(self.encoder, "step", (), tf.int64)
-    # Variables exist from here on: under a strategy, and for a checkpoint,
-    # the first call is too late.
+    # Creates the variables now: a strategy or a checkpoint needs them before
+    # the first real call.
     self(tf.zeros([1], tf.int64), tf.zeros([1, 1], tf.int64))
 
   @property
   def history_length(self) -> int:
-    """Newest events that are encoded."""
+    """Number of most recent events that are encoded."""
     return self.encoder.length
 
   @property
   def table(self) -> candidate_table.CandidateTable | None:
-    """The side features of the queries, if a query tower has some."""
+    """Side features of the queries; None if there is no query tower."""
     return None if self.query_tower is None else self.query_tower.table
 
   def look_up(
     self, query_ids: tf.Tensor
   ) -> Mapping[str, tf.Tensor | tf.RaggedTensor]:
-    """Side features of [n] queries, as `layers.CandidateTable` returns them."""
+    """Returns the side features of [n] queries; see `layers.CandidateTable`."""
     return (
       {} if self.query_tower is None else self.query_tower.look_up(query_ids)
     )
@@ -119,21 +119,21 @@ class HistoryTower(tf.keras.Model):
     training: bool = False,
     event_vectors: tf.Tensor | None = None,
   ) -> tf.Tensor:
-    """Encodes queries after their whole histories.
+    """Encodes queries from their whole histories.
 
     Args:
-      query_ids: [n] dense query ids; read by the query tower alone.
+      query_ids: [n] dense query ids; used by the query tower alone.
       history_ids: [n, None] dense candidate ids, oldest first: ragged, or
         padded with -1 anywhere. Unknown ids are dropped.
       features: Side features of the queries, as `layers.CandidateTable`
-        returns them; None for those of the query tower's own table.
-      training: Whether entries are dropped; a Python bool.
-      event_vectors: [candidates, dim] vectors of all candidates, made before
-        by the candidate tower; they may be more than it knows. None: it is
-        called for the events.
+        returns them; by default the query tower looks them up.
+      training: Whether dropout is applied; a Python bool.
+      event_vectors: [candidates, dim] precomputed vectors of all candidates,
+        which may include candidates unknown to the candidate tower. By default
+        the candidate tower encodes the events.
 
     Returns:
-      [n, dim] vectors; [n, interests, dim] with an encoder that has interests.
+      [n, dim] vectors; [n, interests, dim] if the encoder has interests.
     """
     vectors, lengths = self._events(history_ids, training, event_vectors)
     if training:
@@ -154,19 +154,19 @@ class HistoryTower(tf.keras.Model):
   ) -> tf.Tensor:
     """Encodes queries after each event of their histories.
 
-    One call gives the vectors of all the histories that a window begins with,
-    for about the cost of one of them.
+    One call encodes every prefix of a history, for about the cost of encoding
+    the whole history once.
 
     Args:
       query_ids: [n] dense query ids.
       history_ids: [n, None] dense candidate ids, as in `call`.
-      training: Whether entries are dropped; a Python bool.
-      first_row: Number of row 0 in the global batch, which decides what is
-        dropped; None: rows of the replicas stand one after another.
+      training: Whether dropout is applied; a Python bool.
+      first_row: Position of row 0 in the global batch, which seeds the dropout.
+        By default the rows of the replicas follow one another.
 
     Returns:
       [n, history_length + 1, dim]: column t is the vector after t events.
-      Those after the last event mean nothing. With interests
+      Columns past the last event are undefined. If the encoder has interests,
       [n, history_length + 1, interests, dim].
     """
     vectors, lengths = self._events(history_ids, training)
@@ -177,16 +177,17 @@ class HistoryTower(tf.keras.Model):
     return self._with_ids(states, query_ids, None, training)
 
   def save(self, *args: Any, **kwargs: Any) -> None:
-    """Raises NotImplementedError, which says what to use instead."""
+    """Raises NotImplementedError with the alternatives to use."""
     raise NotImplementedError(
       "`HistoryTower.save` is not supported: the tower shares the candidate "
-      "tower of its model, which Keras would load apart. To train on or load "
+      "tower of its model, and Keras would load it as a separate copy. To "
+      "continue training or load "
       "later, use `save_weights` or `tf.train.Checkpoint`; to serve, export "
       "`TwoTower.encode_queries`."
     )
 
   def get_config(self) -> dict:
-    """JSON-ready; the candidate tower is left out, as it has another owner."""
+    """JSON-ready; leaves out the candidate tower, which the model owns."""
     return {
       "encoder": self._encoder_name,
       "history_length": self.history_length,
@@ -206,7 +207,7 @@ class HistoryTower(tf.keras.Model):
     custom_objects: Any = None,
     candidate_tower: tf.keras.Model | None = None,
   ) -> "HistoryTower":
-    """A tower like the one that gave the config, over a candidate tower."""
+    """Builds a tower from a config and the candidate tower to share."""
     del custom_objects
     if candidate_tower is None:
       raise ValueError(
@@ -225,7 +226,7 @@ class HistoryTower(tf.keras.Model):
     training: bool,
     event_vectors: tf.Tensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """[n, length, dim] vectors of the newest events, [n] their numbers."""
+    """[n, length, dim] vectors of the newest events and [n] event counts."""
     if event_vectors is None:
       num_ids = self.candidate_tower.vocabulary_size
     else:
@@ -237,7 +238,7 @@ class HistoryTower(tf.keras.Model):
     elif training and not xla.compiling():
       vectors = _encode_events(self.candidate_tower, ids)
     else:
-      # Of static shape, padding and all.
+      # Padding included: XLA needs a static shape.
       vectors = self.candidate_tower(ids, training=training)
     vectors = tf.cast(vectors, tf.float32)
     shape = [-1, self.history_length, vectors.shape[1]]
@@ -250,7 +251,7 @@ class HistoryTower(tf.keras.Model):
     features: Mapping[str, Any] | None,
     training: bool,
   ) -> tf.Tensor:
-    """[n, ..., dim] states, with what the query tower adds to all of a row."""
+    """[n, ..., dim] states plus the query tower's vector of each row."""
     if self.query_tower is None:
       return states
     if features:
@@ -263,7 +264,7 @@ class HistoryTower(tf.keras.Model):
   def _randomness(
     self, lengths: tf.Tensor, first_row: int | tf.Tensor | None = None
   ) -> dict[str, Any]:
-    """Arguments of the encoder in training; each step has its own."""
+    """Dropout arguments of the encoder; they differ at each training step."""
     if not self._dropout:
       return {}
     seed = seeds.step_seed(self._seed, self._step, seeds.HISTORY_DROPOUT)
@@ -276,8 +277,8 @@ class HistoryTower(tf.keras.Model):
 def _encode_events(tower: tf.keras.Model, ids: tf.Tensor) -> tf.Tensor:
   """[m, dim] vectors of [m] events; zeros for padding.
 
-  Each distinct candidate is encoded once: a batch has most of them several
-  times, and more padding than events.
+  Encodes each distinct candidate once: in a batch most candidates repeat, and
+  there is more padding than events.
   """
   places = tf.where(ids >= 0)
   distinct, of_events = tf.unique(tf.gather_nd(ids, places))

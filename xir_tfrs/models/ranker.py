@@ -1,4 +1,4 @@
-"""Rankers: scores of (query, candidate) pairs from the features of both."""
+"""Rankers, which score (query, candidate) pairs from the features of both."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,25 +14,24 @@ KINDS = ("deepfm", "dcn", "din")
 
 
 class Ranker(tf.keras.Model):
-  """Scores pairs, where a tower could only encode each side alone.
+  """Scores (query, candidate) pairs, unlike towers, which encode each side.
 
-  Ids and side features of both sides become fields, vectors of `dim` numbers
-  each, as in `Tower` but with embeddings of their own. With `history_length`,
-  what the query chose before is a field too: the events, each the sum of its
-  candidate's fields, weighted by what they say of the candidate that is scored
-  (`layers.TargetAttention`). The fields meet in one of three ways, an MLP over
-  all of them in each:
+  The ranker embeds the ids and side features of both sides as fields, vectors
+  of size `dim`, with embeddings of its own. With `history_length`, the events
+  of the query form another field: each event is the sum of its candidate's
+  fields, and `layers.TargetAttention` weights the events by the candidate to
+  score. An MLP over all fields is combined with one of:
 
       deepfm  a linear term for each id and feature, and the inner products of
               all pairs of fields (Guo et al. 2017);
       dcn     `num_cross_layers` cross layers x <- x0 * (W x + b) + x with
-              full matrices W (DCN-V2, Wang et al. 2021b; not the vectors of
-              the first DCN), side by side with the MLP;
-      din     the MLP alone, with the history (Zhou et al. 2018).
+              full matrices W (DCN-V2, Wang et al. 2021b; the first DCN has
+              vectors), parallel to the MLP;
+      din     nothing else; needs the history (Zhou et al. 2018).
 
   Attributes:
-    query_embedder, candidate_embedder: `embedder.FeatureEmbedder`s; the first
-      is None without `num_queries`.
+    query_embedder: A `FeatureEmbedder`; None without `num_queries`.
+    candidate_embedder: A `FeatureEmbedder`.
 
   Examples:
     >>> ranker = xir.models.Ranker(
@@ -62,17 +61,17 @@ class Ranker(tf.keras.Model):
     """Builds the ranker and its variables.
 
     Args:
-      num_queries: Number of query ids; None: they tell nothing, as with
-        histories alone.
+      num_queries: Number of query ids; None ignores them and uses histories
+        alone.
       num_candidates: Number of candidate ids.
       kind: One of `KINDS`.
-      history_length: Newest events of a history that count; None: it takes no
-        histories. din needs them.
+      history_length: Number of most recent events to use; None for a ranker
+        without histories. Required by din.
       dim: Size of each field.
-      hidden_units: Sizes of the MLP's ReLU layers; none: no MLP.
-      num_cross_layers: dcn: cross layers.
-      query_table: Side features of the queries; a tower's `table` is shared,
-        not copied.
+      hidden_units: Sizes of the MLP's ReLU layers; empty for no MLP.
+      num_cross_layers: Number of cross layers (dcn).
+      query_table: Side features of the queries; the ranker shares a tower's
+        `table` and does not copy it.
       candidate_table: Side features of the candidates.
       init_stddev: Standard deviation of the initial embeddings.
       seed: Seed of the initial values.
@@ -93,8 +92,8 @@ class Ranker(tf.keras.Model):
       )
     if history_length is None and (kind == "din" or num_queries is None):
       raise ValueError(
-        "`history_length` must be given where `kind` is 'din', or where there "
-        f"is no `num_queries`. Received: `kind` = {kind!r}, `num_queries` = "
+        "`history_length` is required if `kind` is 'din' or `num_queries` is "
+        f"None. Received: `kind` = {kind!r}, `num_queries` = "
         f"{num_queries}."
       )
     self._num_queries = num_queries
@@ -131,8 +130,8 @@ class Ranker(tf.keras.Model):
         embedder.dense(fields * dim, f"cross_{number}", seed + 70 + number)
         for number in range(num_cross_layers)
       ]
-    # Variables exist from here on: under a strategy, and for a checkpoint,
-    # the first call is too late.
+    # Creates the variables now: a strategy or a checkpoint needs them before
+    # the first real call.
     one = tf.zeros([1, 1], tf.int64)
     self(one[0], one, history_ids=one if self.takes_histories else None)
 
@@ -142,7 +141,7 @@ class Ranker(tf.keras.Model):
 
   @property
   def takes_histories(self) -> bool:
-    """Whether it needs `history_ids`."""
+    """Whether the ranker needs `history_ids`."""
     return self._history_length is not None
 
   def call(
@@ -156,24 +155,24 @@ class Ranker(tf.keras.Model):
 
     Args:
       query_ids: [batch] integer ids; those out of range are unknown.
-      candidate_ids: [batch, n] integer ids; the same.
-      training: Not used: rankers behave alike in training and serving.
-      history_ids: [batch, None] integer ids of candidates that each query
-        chose, the oldest first, ragged or padded with -1; for a ranker that
+      candidate_ids: [batch, n] integer ids; those out of range are unknown.
+      training: Not used: rankers behave the same in training and serving.
+      history_ids: [batch, None] integer ids of the candidates that each query
+        chose, oldest first, ragged or padded with -1. Required if the ranker
         `takes_histories`.
 
     Returns:
       [batch, n] float32 scores.
 
     Raises:
-      ValueError: It needs histories and has none, or takes none.
+      ValueError: `history_ids` is missing, or the ranker takes no histories.
     """
     del training
     if self.takes_histories != (history_ids is not None):
       raise ValueError(
-        "`history_ids` must be given to a ranker with `history_length`, and to "
-        f"no other. Received: `history_length` = {self._history_length}, "
-        f"`history_ids` = {history_ids!r}."
+        "A ranker takes `history_ids` if and only if it has a "
+        "`history_length`. Received: `history_length` = "
+        f"{self._history_length}, `history_ids` = {history_ids!r}."
       )
     shape = tf.shape(candidate_ids)
     candidates = tf.reshape(candidate_ids, [-1])
@@ -218,7 +217,7 @@ class Ranker(tf.keras.Model):
     candidates: tf.Tensor,
     length: int,
   ) -> tf.Tensor:
-    """[batch * n, 1, dim] the histories' field, for [batch, n, dim] vectors."""
+    """[batch * n, 1, dim] history fields for [batch, n, dim] vectors."""
     window, lengths = history.newest(history_ids, length, self._num_candidates)
     events = self.candidate_embedder(tf.reshape(window, [-1]))
     events = tf.reshape(tf.reduce_sum(events, axis=1), [-1, length, self._dim])
@@ -226,7 +225,7 @@ class Ranker(tf.keras.Model):
     return tf.reshape(sums, [-1, 1, self._dim])
 
   def get_config(self) -> dict:
-    """JSON-ready; content of side features comes from the checkpoint."""
+    """JSON-ready; checkpoints hold the content of the side features."""
     query_side = self.query_embedder
     tables = {
       "query_table": None if query_side is None else query_side.table,
@@ -250,11 +249,11 @@ class Ranker(tf.keras.Model):
 
   @classmethod
   def from_config(cls, config: dict, custom_objects: Any = None) -> "Ranker":
-    """A ranker whose weights come from a checkpoint.
+    """Builds a ranker; a checkpoint restores its weights.
 
     Args:
-      config: From `get_config`; a table may also be a `CandidateTable`, which
-        the ranker then shares.
+      config: From `get_config`; a table may be a `CandidateTable`, which the
+        ranker then shares.
       custom_objects: Not used.
     """
     del custom_objects
@@ -286,12 +285,12 @@ class Ranker(tf.keras.Model):
 def cross(
   x0: tf.Tensor, x: tf.Tensor, layer: tf.keras.layers.Dense
 ) -> tf.Tensor:
-  """x0 * (W x + b) + x: a cross layer, equation 1 of Wang et al. 2021b.
+  """Cross layer x0 * (W x + b) + x, equation 1 of Wang et al. 2021b.
 
   Args:
-    x0: [rows, width] what the first layer saw.
-    x: [rows, width] output of the layer before.
-    layer: W and b.
+    x0: [rows, width] input of the first layer.
+    x: [rows, width] output of the previous layer.
+    layer: Dense layer with W and b.
 
   Returns:
     [rows, width].
@@ -300,7 +299,7 @@ def cross(
 
 
 def pairwise_products(fields: tf.Tensor) -> tf.Tensor:
-  """sum_{i < j} <f_i, f_j>: a factorisation machine (Rendle 2010, lemma 3.1).
+  """Factorisation machine sum_{i < j} <f_i, f_j> (Rendle 2010, lemma 3.1).
 
   Args:
     fields: [rows, number of fields, dim].

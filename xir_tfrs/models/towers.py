@@ -1,4 +1,4 @@
-"""Towers: dense ids, and whatever features go with them, to embeddings."""
+"""Towers, which encode dense ids and their side features."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +14,14 @@ from xir_tfrs.types import Feature
 class Tower(embedder.FeatureEmbedder):
   """Encodes queries, or candidates, from their ids and side features.
 
-  Every feature becomes a vector of `dim` numbers: an embedding of the id, an
-  embedding of a token, the mean of the embeddings of a sequence of tokens or of
-  the words of a text, a linear map of normalised numbers. Without hidden layers
-  the tower is their sum, as in LightFM (Kula 2015), so a candidate that was
-  hardly ever seen leans on its attributes; for ids alone this is matrix
-  factorisation. With hidden layers they are concatenated and go through an MLP.
+  The id and each feature become vectors of size `dim`. Ids and tokens have an
+  embedding. A sequence of tokens, or of the words of a text, becomes the mean
+  of their embeddings. Numbers are normalised and mapped linearly.
+
+  Without hidden layers the output is the sum of these vectors, as in LightFM
+  (Kula 2015), so rare candidates rely on their attributes; with ids alone this
+  is matrix factorisation. With hidden layers the vectors are concatenated and
+  go through an MLP.
 
   Attributes:
     table: The `layers.CandidateTable` of side features, or None.
@@ -53,12 +55,12 @@ class Tower(embedder.FeatureEmbedder):
 
     Args:
       vocabulary_size: Number of ids. Ids outside `[0, vocabulary_size)` are
-        unknown: they have an embedding of zeros, and no features.
+        unknown: their embedding is zero and they have no features.
       dim: Size of the embeddings.
       features: Side features, by id.
       columns: Content of the side features; see `layers.CandidateTable`.
-      hidden_units: Sizes of ReLU layers before the last, linear one; none:
-        the sum of the features' embeddings.
+      hidden_units: Sizes of the ReLU layers before the final linear layer;
+        empty to sum the vectors instead.
       init_stddev: Standard deviation of the initial embeddings.
       seed: Seed of the initial values.
       name: Name of the model.
@@ -88,8 +90,8 @@ class Tower(embedder.FeatureEmbedder):
       )
       for number, size in enumerate(sizes)
     ]
-    # Variables exist from here on: under a strategy, and for a checkpoint,
-    # the first call is too late.
+    # Creates the variables now: a strategy or a checkpoint needs them before
+    # the first real call.
     self(tf.zeros([1], tf.int64))
 
   def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -97,7 +99,7 @@ class Tower(embedder.FeatureEmbedder):
 
     Args:
       ids: [n] integer ids; those outside `[0, vocabulary_size)` are unknown.
-      training: Not used: towers behave alike in training and serving.
+      training: Not used: towers behave the same in training and serving.
 
     Returns:
       [n, dim] embeddings.
@@ -111,10 +113,10 @@ class Tower(embedder.FeatureEmbedder):
     ids: tf.Tensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor],
   ) -> tf.Tensor:
-    """Encodes ids with features given, instead of looked up.
+    """Encodes ids with given features instead of those of the table.
 
     Args:
-      ids: [n] integer ids; -1 for one the tower was not trained on.
+      ids: [n] integer ids; -1 for an id that the tower was not trained on.
       features: As `CandidateTable` returns them.
 
     Returns:
@@ -129,7 +131,7 @@ class Tower(embedder.FeatureEmbedder):
     return hidden
 
   def get_config(self) -> dict:
-    """JSON-ready; content of side features comes from the checkpoint."""
+    """JSON-ready; checkpoints hold the content of the side features."""
     return {
       "vocabulary_size": self._vocabulary_size,
       "dim": self._dim,

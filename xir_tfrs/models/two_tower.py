@@ -1,4 +1,4 @@
-"""Two towers and a task."""
+"""The two-tower retrieval model."""
 
 import types
 from collections.abc import Mapping
@@ -13,41 +13,50 @@ from xir_tfrs.models.ranker import Ranker
 from xir_tfrs.ops import history, xla
 from xir_tfrs.optimizers import lazy_adam
 
-# What Keras reports of an epoch, means over its rows.
+# The losses that Keras reports per epoch, as means over its rows.
 _LOSSES = ("loss", "regularization_loss", "total_loss")
 _NO_LABELS = (
   "Batches must be dicts with `query_id` and `candidate_id`. The candidates "
   "are the labels, so there is no `y`."
 )
-# In a ranker's config: its table of side features is that of the tower.
+# In a ranker's config: the ranker shares the tower's table of side features.
 _SHARED = "tower"
 
 
 class TwoTower(tfrs.Model):
   """A retrieval model: `fit` it, or call `compute_loss` in a loop.
 
-  Batches are dicts with `query_id` and `candidate_id`, [batch] dense integer
-  ids, and optionally `sample_weight` [batch] and `known_candidate_ids` [batch,
-  None], ids that are no negatives of their row; or, where rows share them,
-  [queries, None], with the entry of each row in `known_row` [batch]. With a
-  `HistoryTower` they also
-  have `history_ids`: [batch, None], the history of each row; or, where rows
-  share histories, [windows, None], with the `history_query_ids` [windows], and
-  for each row its window, `history_row` [batch], and how many events of the
-  window come before the row, `history_position` [batch]. Replicas whose rows
-  share a window need `history_first_row` too, a scalar: the number of their
-  first window among those of the global batch.
+  Batches are dicts with these entries:
 
-  `fit` and `evaluate` also take `sample_weight` as an argument of their own,
-  and report the mean losses over the rows of the epoch so far.
+      query_id, candidate_id  [batch] dense integer ids.
+      sample_weight           Optional, [batch].
+      known_candidate_ids     Optional, [batch, None] ids that must not be
+                              negatives of the row; or [queries, None] if rows
+                              share them.
+      known_row               [batch] the row's entry in `known_candidate_ids`,
+                              if rows share them.
+
+  With a `HistoryTower`, batches also have `history_ids` [batch, None], the
+  history of each row. If rows share histories, they have instead:
+
+      history_ids             [windows, None] events of each window.
+      history_query_ids       [windows] query of each window.
+      history_row             [batch] the row's window.
+      history_position        [batch] events of the window before the row.
+      history_first_row       Scalar, the position of this replica's first
+                              window in the global batch; needed if the rows of
+                              several replicas share windows.
+
+  `fit` and `evaluate` also accept `sample_weight` as an argument, and report
+  the mean losses over the rows of the epoch so far.
 
   Attributes:
-    query_tower: Encoder of query ids, e.g. `Tower`, or of their histories, a
+    query_tower: Encoder of query ids, e.g. `Tower`, or of their histories,
       `HistoryTower`.
     candidate_tower: Encoder of candidate ids, e.g. `Tower`.
     task: The loss, one of `xir_tfrs.tasks`; None in a model for inference.
     normalize: Whether scores are cosines.
-    ranker: Scores pairs of ids for a second stage, e.g. `Ranker`; or None.
+    ranker: Scores pairs of ids in a second stage, e.g. `Ranker`; or None.
 
   Examples:
     >>> query_tower = xir.models.Tower(vocabulary_size=8, dim=4)
@@ -71,14 +80,14 @@ class TwoTower(tfrs.Model):
     normalize: bool = False,
     ranker: tf.keras.Model | None = None,
   ) -> None:
-    """Takes the parts.
+    """Builds the model.
 
     Args:
       query_tower: [n] query ids -> [n, dim]; or a `HistoryTower`.
       candidate_tower: [n] candidate ids -> [n, dim].
-      task: The loss; it also says whether scores are cosines.
-      normalize: Without a task: whether scores are cosines.
-      ranker: Without a task that has one: re-ranks what is retrieved.
+      task: The loss; its `normalize` says whether scores are cosines.
+      normalize: Whether scores are cosines; used if there is no task.
+      ranker: Re-ranks the retrieved candidates; by default the task's ranker.
     """
     super().__init__()
     self.query_tower = query_tower
@@ -90,15 +99,15 @@ class TwoTower(tfrs.Model):
   def compute_loss(
     self, inputs: dict[str, tf.Tensor], training: bool = False
   ) -> tf.Tensor:
-    """Scalar loss of a batch; see `tasks.RetrievalTask`.
+    """Returns the scalar loss of a batch; see `tasks.RetrievalTask`.
 
     Raises:
       ValueError: The model has no task, or was built outside the scope of the
-        strategy it is trained under.
+        strategy that trains it.
     """
     if self.task is None:
       raise ValueError(
-        "This model was built for inference and has no `task`: it has no loss."
+        "This model was built for inference: it has no `task`, and so no loss."
       )
     distribute.require_scope(self.trainable_variables, self.name)
     candidate_ids = inputs["candidate_id"]
@@ -124,48 +133,48 @@ class TwoTower(tfrs.Model):
     )
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
-    """As Keras has it."""
+    """As in Keras."""
     super().compile(*args, **kwargs)
-    # In a namespace, which Keras does not track: checkpoints do not hold it.
+    # Keras does not track a namespace, so checkpoints leave the means out.
     with self.distribute_strategy.scope():
       self._means = types.SimpleNamespace(
         of={name: tf.keras.metrics.Mean(name) for name in _LOSSES}
       )
 
   def fit(self, x: Any = None, y: None = None, **kwargs: Any) -> Any:
-    """As Keras has it, for batches of the form that the class describes."""
+    """As in Keras, for batches as the class describes them."""
     return super().fit(**_for_keras(x, y, kwargs))
 
   def evaluate(self, x: Any = None, y: None = None, **kwargs: Any) -> Any:
-    """As Keras has it, for the same batches."""
+    """As in Keras, for batches as the class describes them."""
     return super().evaluate(**_for_keras(x, y, kwargs))
 
   def train_on_batch(self, x: Any, y: None = None, **kwargs: Any) -> Any:
-    """As Keras has it, for such a batch."""
+    """As in Keras, for a batch as the class describes it."""
     return super().train_on_batch(**_for_keras(x, y, kwargs))
 
   def test_on_batch(self, x: Any, y: None = None, **kwargs: Any) -> Any:
-    """As Keras has it, for such a batch."""
+    """As in Keras, for a batch as the class describes it."""
     return super().test_on_batch(**_for_keras(x, y, kwargs))
 
   def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """A step of `fit`: `gradient_step`, with means over the epoch so far."""
+    """Runs `gradient_step` for `fit`; returns the epoch's means so far."""
     batch = _batch(data)
     return self._with_means(batch, self.gradient_step(batch))
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """A step of `evaluate`, with means so far."""
+    """Computes the losses for `evaluate`; returns the means so far."""
     batch = _batch(data)
     return self._with_means(batch, super().test_step(batch))
 
   def gradient_step(
     self, batch: Mapping[str, tf.Tensor]
   ) -> dict[str, tf.Tensor]:
-    """Trains on a batch; for loops of one's own, on each replica.
+    """Trains on a batch; call it on each replica of a custom loop.
 
     Returns:
-      `loss`, `regularization_loss` and `total_loss` of the batch, scalars: this
-      replica's shares, of which the global loss is the sum.
+      Scalars `loss`, `regularization_loss` and `total_loss`: this replica's
+      shares, which sum to the global losses of the batch.
     """
     scaling = _scaling(self.optimizer)
     if not xla.compiling() and scaling is None:
@@ -183,8 +192,8 @@ class TwoTower(tfrs.Model):
       gradients = scaling.get_unscaled_gradients(gradients)
     inner = scaling.inner_optimizer if scaling else self.optimizer
     if xla.compiling() and not isinstance(inner, lazy_adam.LazyAdam):
-      # Other optimizers count the distinct rows, which is no static shape;
-      # they go through the whole table in any case.
+      # Other optimizers count the distinct rows, which has no static shape.
+      # They update the whole table anyway, so dense gradients cost no more.
       gradients = [
         None if gradient is None else tf.convert_to_tensor(gradient)
         for gradient in gradients
@@ -197,7 +206,7 @@ class TwoTower(tfrs.Model):
     }
 
   def reset_metrics(self) -> None:
-    """Begins an epoch; Keras calls it."""
+    """Resets the means; Keras calls it at the start of an epoch."""
     super().reset_metrics()
     for mean in self._means.of.values():
       mean.reset_state()
@@ -209,7 +218,7 @@ class TwoTower(tfrs.Model):
 
   @property
   def has_interests(self) -> bool:
-    """Whether a query has several vectors; its score is the highest."""
+    """Whether a query has several vectors; a score is the highest of theirs."""
     return self.takes_histories and self.query_tower.encoder.has_interests
 
   def encode_queries(
@@ -219,26 +228,27 @@ class TwoTower(tfrs.Model):
     history_ids: tf.Tensor | tf.RaggedTensor | None = None,
     event_vectors: tf.Tensor | None = None,
   ) -> tf.Tensor:
-    """[n] query ids -> [n, dim]; inner products are the model's scores.
-
-    Of a model that `has_interests` [n, interests, dim].
+    """Encodes queries; inner products with candidates are the scores.
 
     Args:
-      ids: [n] dense ids; those the tower does not know have no embedding.
-      features: Side features, as `layers.CandidateTable` returns them; None
-        for those of the tower's own table.
-      history_ids: [n, None] dense candidate ids, oldest first, for a tower
-        that `takes_histories`; see `HistoryTower`.
-      event_vectors: [candidates, dim] vectors of the events, made before; see
+      ids: [n] dense ids; unknown ids have a zero embedding.
+      features: Side features, as `layers.CandidateTable` returns them; by
+        default those of the tower's table.
+      history_ids: [n, None] dense candidate ids, oldest first; required if the
+        model `takes_histories`. See `HistoryTower`.
+      event_vectors: [candidates, dim] precomputed vectors of the events; see
         `HistoryTower`.
 
+    Returns:
+      [n, dim] embeddings; [n, interests, dim] if the model `has_interests`.
+
     Raises:
-      ValueError: The tower needs histories and has none, or takes none.
+      ValueError: `history_ids` is missing, or the model takes no histories.
     """
     if self.takes_histories != (history_ids is not None):
       raise ValueError(
-        "`history_ids` must be given to a model with a HistoryTower, and to no "
-        f"other. Received: {type(self.query_tower).__name__}, `history_ids` = "
+        "A model takes `history_ids` if and only if it has a HistoryTower. "
+        f"Received: {type(self.query_tower).__name__}, `history_ids` = "
         f"{history_ids!r}."
       )
     if history_ids is None:
@@ -252,7 +262,7 @@ class TwoTower(tfrs.Model):
     ids: tf.Tensor,
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
   ) -> tf.Tensor:
-    """[n] candidate ids -> [n, dim], in the same way."""
+    """Encodes [n] candidates to [n, dim]; arguments as in `encode_queries`."""
     return self._encoded(self.candidate_tower, ids, features)
 
   def rerank_scores(
@@ -261,13 +271,16 @@ class TwoTower(tfrs.Model):
     candidate_ids: tf.Tensor,
     history_ids: tf.Tensor | tf.RaggedTensor | None = None,
   ) -> tf.Tensor:
-    """[n] query ids, [n, m] candidate ids -> [n, m] scores of the ranker.
+    """Scores pairs with the ranker.
 
     Args:
       query_ids: [n] dense ids.
       candidate_ids: [n, m] dense ids.
-      history_ids: [n, None] dense candidate ids, oldest first, for a ranker
-        that takes histories.
+      history_ids: [n, None] dense candidate ids, oldest first; required if the
+        ranker takes histories.
+
+    Returns:
+      [n, m] scores.
 
     Raises:
       ValueError: The model has no ranker.
@@ -278,18 +291,18 @@ class TwoTower(tfrs.Model):
     return self.ranker(query_ids, candidate_ids, training=False, **given)
 
   def save(self, *args: Any, **kwargs: Any) -> None:
-    """Raises NotImplementedError, which says what to use instead."""
+    """Raises NotImplementedError with the alternatives to use."""
     raise NotImplementedError(
-      "`TwoTower.save` is not supported: the loss and its state have no form "
-      "that Keras loads. To train on or load later, use `save_weights` or "
+      "`TwoTower.save` is not supported: Keras cannot load the loss and its "
+      "state. To continue training or load later, use `save_weights` or "
       "`tf.train.Checkpoint`; to serve, export `encode_queries` and "
       "`encode_candidates`, or save the towers."
     )
 
   def get_config(self) -> dict:
-    """JSON-ready config of the towers, all that inference needs.
+    """JSON-ready config of what inference needs: the towers and the ranker.
 
-    A ranker of another class than `models.Ranker` is left out.
+    Leaves out a ranker that is not a `models.Ranker`.
     """
     return {
       "query_tower": self.query_tower.get_config(),
@@ -300,11 +313,11 @@ class TwoTower(tfrs.Model):
 
   @classmethod
   def from_config(cls, config: dict, custom_objects: Any = None) -> "TwoTower":
-    """A model for inference; its weights come from a checkpoint."""
+    """Builds a model for inference; a checkpoint restores its weights."""
     del custom_objects
     candidate_tower = towers.Tower.from_config(config["candidate_tower"])
     query_tower = _query_tower(config["query_tower"], candidate_tower)
-    ranker = config.get("ranker")  # Configs had none at first.
+    ranker = config.get("ranker")  # Old configs have none.
     if ranker is not None:
       ranker = dict(ranker)
       for name, tower in (
@@ -329,12 +342,12 @@ class TwoTower(tfrs.Model):
     replicas = tf.cast(distribute.num_replicas(), tf.float32)
     reported = dict(losses)
     for name, mean in self._means.of.items():
-      # Shares add up over the replicas, and so do the weights. At the end of a
-      # dataset there may be a step without rows, whose loss is not defined.
+      # The shares sum over the replicas, and so do the weights. The last step
+      # of a dataset may have no rows, which makes its loss undefined.
       share = tf.where(rows > 0, tf.cast(losses[name], tf.float32), 0.0)
       mean.update_state(share * replicas, sample_weight=rows / replicas)
-      # Not `mean.result()`: Keras adds up what replicas report, and whether
-      # that is one result or a copy of each depends on the strategy.
+      # Not `mean.result()`: Keras sums what the replicas report, and depending
+      # on the strategy each reports the whole result or its own.
       reported[name] = tf.math.divide_no_nan(mean.total, mean.count) / replicas
     return reported
 
@@ -342,8 +355,7 @@ class TwoTower(tfrs.Model):
     if not isinstance(self.ranker, Ranker):
       return None
     config = self.ranker.get_config()
-    # One table with two owners is one object in a checkpoint: it could not be
-    # restored into two.
+    # A checkpoint holds a shared table once and cannot restore it into two.
     for side in ("query", "candidate"):
       table = getattr(getattr(self.ranker, f"{side}_embedder"), "table", None)
       tower = getattr(self, f"{side}_tower")
@@ -369,7 +381,7 @@ class TwoTower(tfrs.Model):
   def _query_embeddings(
     self, inputs: Mapping[str, tf.Tensor], training: bool
   ) -> tf.Tensor:
-    """[batch, dim] of the rows' queries, or [batch, interests, dim]."""
+    """[batch, dim] or [batch, interests, dim] embeddings of the queries."""
     if not self.takes_histories:
       return self.query_tower(inputs["query_id"], training=training)
     if "history_row" not in inputs:
@@ -388,9 +400,9 @@ class TwoTower(tfrs.Model):
 
 
 def _scaling(optimizer: Any) -> Any:
-  """An optimizer that wants scaled losses, as of `mixed_float16`; or None.
+  """The optimizer if it needs a scaled loss (`mixed_float16`), or None.
 
-  Gradients of a mean over a batch are below what float16 can hold.
+  Gradients of a batch mean underflow in float16.
   """
   wants = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
   return optimizer if wants else None
@@ -405,7 +417,7 @@ def _require_histories(inputs: Mapping[str, tf.Tensor]) -> None:
 
 
 def _histories(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor | tf.RaggedTensor:
-  """[batch, None] candidate ids that each row sees."""
+  """[batch, None] candidate ids of each row's history."""
   _require_histories(inputs)
   if "history_row" not in inputs:
     return inputs["history_ids"]
@@ -425,23 +437,23 @@ def _query_tower(
 
 
 def _for_keras(x: Any, y: None, arguments: dict[str, Any]) -> dict[str, Any]:
-  """Arguments of Keras' methods; what these would drop is refused or moved."""
+  """Arguments for Keras; moves or refuses those that Keras would drop."""
   if y is not None:
     raise ValueError(_NO_LABELS)
   if arguments.pop("class_weight", None) is not None:
     raise ValueError(
-      "`class_weight` does not apply: a retrieval model has no classes. Weigh "
-      "rows by `sample_weight`."
+      "`class_weight` does not apply: a retrieval model has no classes. Use "
+      "`sample_weight` to weight rows."
     )
   weight = arguments.get("sample_weight")
   if weight is not None and isinstance(x, Mapping):
-    # Without labels Keras drops the weights.
+    # Keras drops the weights if there are no labels.
     x = _weighed(x, arguments.pop("sample_weight"))
   return {"x": x, **arguments}
 
 
 def _batch(data: Any) -> Mapping[str, tf.Tensor]:
-  """What Keras hands to a step, with `sample_weight` among the columns."""
+  """The batch that Keras passes to a step, with `sample_weight` as a column."""
   batch, labels, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
   if labels is not None or not isinstance(batch, Mapping):
     raise ValueError(_NO_LABELS)
@@ -449,7 +461,7 @@ def _batch(data: Any) -> Mapping[str, tf.Tensor]:
 
 
 def _weighed(batch: Mapping[str, Any], weight: Any) -> dict[str, Any]:
-  """The columns, with weights on top of their own."""
+  """The columns, with `weight` multiplied into their `sample_weight`."""
   weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
   if "sample_weight" in batch:
     weight *= tf.cast(batch["sample_weight"], tf.float32)

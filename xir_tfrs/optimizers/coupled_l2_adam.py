@@ -1,4 +1,4 @@
-"""Adam with L2 regularisation in the gradient."""
+"""Adam with L2 regularisation as part of the gradient."""
 
 from typing import Any
 
@@ -6,19 +6,18 @@ import tensorflow as tf
 
 
 class CoupledL2Adam(tf.keras.optimizers.Adam):
-  """Adam whose gradient is `g + l2 * w`, of every weight at every step.
+  """Adam with the gradient `g + l2 * w` for every weight at every step.
 
-  Adam is that of Kingma and Ba 2015.
-  The classical form, which code for the methods of this library was published
-  with (PyTorch calls it `weight_decay` of Adam). It is not AdamW, whose decay
-  bypasses the moments, and not a penalty on the rows of a batch: each step
-  costs a pass over all weights.
+  This is Adam (Kingma and Ba 2015) with classical L2 regularisation, as in the
+  published code for the methods of this library (`weight_decay` of Adam in
+  PyTorch). Unlike AdamW, the decay goes through the moments. Unlike a penalty
+  on the rows of a batch, each step costs a pass over all weights.
 
   Examples:
     >>> weight = tf.Variable(1.0)
     >>> optimizer = xir.optimizers.CoupledL2Adam(0.1, l2=0.01)
     >>> _ = optimizer.apply_gradients([(tf.constant(0.0), weight)])
-    >>> bool(weight < 1.0)  # By the penalty alone.
+    >>> bool(weight < 1.0)  # Because of the penalty alone.
     True
   """
 
@@ -45,7 +44,7 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
   def update_step(
     self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
   ) -> None:
-    # Called with gradients already summed over replicas, so that the
+    # The gradients are already summed over replicas here, so the
     # regularisation counts once.
     dtype = variable.dtype
     gradient = tf.convert_to_tensor(gradient)
@@ -53,7 +52,7 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
     beta_1, beta_2 = (tf.cast(b, dtype) for b in (self.beta_1, self.beta_2))
     step = tf.cast(self.iterations + 1, dtype)
     slot = self._index_dict[self._var_key(variable)]
-    # The base class makes some ten passes over the weights of this one.
+    # The base class would make about ten passes over the weights.
     tf.raw_ops.ResourceApplyAdam(
       var=variable.handle,
       m=self._momentums[slot].handle,

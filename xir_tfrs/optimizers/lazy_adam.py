@@ -1,4 +1,4 @@
-"""Adam that touches only the rows a batch touched."""
+"""Adam that updates only the embedding rows in the batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,28 +9,28 @@ from xir_tfrs.ops import search, xla
 
 
 class LazyAdam(tf.keras.optimizers.Adam):
-  """Adam; on embedding tables, only for the rows that have a gradient.
+  """Adam that updates only the table rows that have a gradient.
 
-  Adam (Kingma and Ba 2015) moves every row of a table at every step: a row
-  without a gradient by what is left of its momentum. That costs a pass over
-  the catalogue each step. Here a row waits until it has a gradient again, and
-  then makes the moves it has missed: for a row last touched k steps ago with
-  moments m and v,
+  Adam (Kingma and Ba 2015) moves every row of an embedding table at every step,
+  rows without a gradient by their remaining momentum. That costs a pass over
+  the catalogue at each step. LazyAdam delays the moves of a row until its next
+  gradient and then catches up: for a row last updated k steps ago with moments
+  m and v,
 
       w <- w - rate * m / sqrt(v) * (r + r^2 + ... + r^(k-1)),
       m <- beta_1^k m + (1 - beta_1) g,   v <- beta_2^k v + (1 - beta_2) g^2,
 
-  with r = beta_1 / sqrt(beta_2), and then Adam's move. So tables end where
-  Adam's do, but for the last moves of rows that have not come up again, and
-  for the rate, which is that of the step of the catching up. Where every row
-  is touched at every step, it is Adam.
+  with r = beta_1 / sqrt(beta_2), and then Adam's move. The result differs from
+  Adam's in two ways: rows without a later gradient miss their last moves, and
+  the catching up uses the current learning rate. If every row has a gradient at
+  every step, it equals Adam.
 
   Examples:
     >>> table = tf.Variable(tf.ones([3, 2]))
     >>> optimizer = xir.optimizers.LazyAdam(0.1)
     >>> with tf.GradientTape() as tape:
     ...   loss = tf.reduce_sum(tf.gather(table, [1]))
-    >>> optimizer.minimize(loss, [table], tape=tape)  # Moves row 1 alone.
+    >>> optimizer.minimize(loss, [table], tape=tape)  # Moves only row 1.
     >>> table.numpy().round(2)
     array([[1. , 1. ],
            [0.9, 0.9],
@@ -45,18 +45,18 @@ class LazyAdam(tf.keras.optimizers.Adam):
       **kwargs: See `tf.keras.optimizers.Adam`; not `amsgrad`.
 
     Raises:
-      ValueError: `amsgrad` is asked for.
+      ValueError: `amsgrad` is set.
     """
     if kwargs.pop("amsgrad", False):
-      raise ValueError("LazyAdam has no `amsgrad` form.")
-    # Compiled, every new number of touched rows would compile anew.
+      raise ValueError("LazyAdam does not support `amsgrad`.")
+    # With XLA, each new number of updated rows would trigger a compilation.
     kwargs.setdefault("jit_compile", False)
     super().__init__(
       learning_rate, name=kwargs.pop("name", "LazyAdam"), **kwargs
     )
 
   def build(self, var_list: Sequence[tf.Variable]) -> None:
-    """Adds to Adam's moments the step each row was last touched at."""
+    """Adds to Adam's moments the step at which each row was last updated."""
     super().build(var_list)
     if hasattr(self, "_last_touched"):
       return
@@ -70,7 +70,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
           name=f"last_touched/{variable._shared_name}",
         )
       self._last_touched.append(last)
-      self._variables.append(last)  # What the base class saves.
+      self._variables.append(last)  # The base class saves these.
 
   def update_step(
     self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
@@ -87,7 +87,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
     rate = tf.cast(self.learning_rate, dtype)
     rate = rate * tf.sqrt(1.0 - beta_2**step) / (1.0 - beta_1**step)
 
-    # The base class has summed the gradients of rows that occur repeatedly.
+    # The base class has already summed the gradients of repeated rows.
     rows, g = gradient.indices, gradient.values
     m, v = tf.gather(momentum, rows), tf.gather(velocity, rows)
     gap = self.iterations + 1 - tf.gather(last_touched, rows)
@@ -100,7 +100,7 @@ class LazyAdam(tf.keras.optimizers.Adam):
     change += m / (tf.sqrt(v) + self.epsilon)
 
     if xla.compiling():
-      # Rows that occur repeatedly all get the same value.
+      # All copies of a repeated row get the same value.
       value = tf.gather(variable, rows) - rate * change
       variable.scatter_update(tf.IndexedSlices(value, rows))
     else:
@@ -112,10 +112,10 @@ class LazyAdam(tf.keras.optimizers.Adam):
     )
 
   def _deduplicate_sparse_grad(self, grads: Sequence[Any]) -> list[Any]:
-    """What the base class calls to sum the gradients of a row up.
+    """Sums the gradients of repeated rows; the base class calls it.
 
-    How many distinct rows there are is no static shape: compiled, a row that
-    occurs repeatedly stays so, each time with the sum.
+    The number of distinct rows is not static, so with XLA repeated rows are
+    kept and each copy gets the sum.
     """
     if not xla.compiling():
       return super()._deduplicate_sparse_grad(grads)

@@ -1,4 +1,4 @@
-"""The average of a model's weights along the path of its training."""
+"""Exponential moving average of a model's weights."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,17 +7,17 @@ import tensorflow as tf
 
 
 class WeightAverage(tf.Module):
-  """Keeps an exponential average of weights, and puts it in their place.
+  """Keeps an exponential average of weights, and can swap it in.
 
       a <- a + (1 - d) (w - a),   d = min(decay, (1 + n) / (10 + n))
 
-  after n updates. Steps of a learning rate that is not small yet lead around
-  an optimum; their average lies nearer to it than any of them (Polyak and
-  Juditsky 1992). Rows of an embedding table, each seen in few batches, gain
-  the most. An update is a pass over the weights, so make it every so many
-  steps.
+  after n updates. As long as the learning rate is not small, training moves
+  around an optimum, and the average is closer to it than the individual steps
+  (Polyak and Juditsky 1992). Embedding rows, which appear in few batches,
+  benefit most. An update costs a pass over the weights, so do not update at
+  every step.
 
-  Make it inside the scope of a strategy, and call it outside of replicas.
+  Create it inside the scope of a strategy and call it outside of replicas.
 
   Attributes:
     averages: One variable for each weight.
@@ -35,14 +35,14 @@ class WeightAverage(tf.Module):
   def __init__(
     self, weights: Sequence[tf.Variable], name: str = "weight_average"
   ) -> None:
-    """Begins with the weights as they are.
+    """Starts with the current weights.
 
     Args:
-      weights: What is averaged.
+      weights: The variables to average.
       name: Name of the module.
     """
     super().__init__(name=name)
-    # Not tracked: a checkpoint has them where they belong.
+    # Not tracked: the model already saves its weights in a checkpoint.
     self._weights = tuple(w.ref() for w in weights)
     self.averages = [
       tf.Variable(tf.convert_to_tensor(w), trainable=False, name="average")
@@ -56,10 +56,10 @@ class WeightAverage(tf.Module):
     """Moves the averages towards the weights.
 
     Args:
-      decay: What is kept of the averages, in [0, 1).
+      decay: Factor of the old averages, in [0, 1).
 
     Raises:
-      ValueError: `decay` is out of its range.
+      ValueError: `decay` is out of range.
     """
     if not 0.0 <= decay < 1.0:
       raise ValueError(
@@ -73,7 +73,7 @@ class WeightAverage(tf.Module):
 
   @contextlib.contextmanager
   def in_place(self) -> Iterator[None]:
-    """While it lasts, weights and averages have changed places."""
+    """Returns a context in which weights and averages are swapped."""
     self.exchange()
     try:
       yield
@@ -81,7 +81,7 @@ class WeightAverage(tf.Module):
       self.exchange()
 
   def exchange(self) -> None:
-    """Weights and averages change places."""
+    """Swaps weights and averages."""
     for weight, average in self._pairs():
       value = tf.identity(weight)
       weight.assign(average)

@@ -1,6 +1,6 @@
-"""What all programs share: settings, `main`, progress. Without TensorFlow.
+"""Settings, `main` and progress for all programs, without TensorFlow.
 
-A program is a docstring, a config, and a function that takes it:
+A program consists of a docstring, a config, and a function of the config:
 
     '''Counts the rows of a file.
 
@@ -15,7 +15,7 @@ A program is a docstring, a config, and a function that takes it:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class CountConfig(settings.Settings):
-      '''What to count.'''
+      '''Settings of the count.'''
 
       input: str = settings.setting("File to read.")
       limit: int | None = settings.setting(
@@ -32,13 +32,13 @@ A program is a docstring, a config, and a function that takes it:
     if __name__ == "__main__":
       sys.exit(main.run(CountConfig, count))
 
-`main.run` gives it a flag for each setting, `--config FILE`, `--help` and
-`--debug`. A field without a default is a flag that is needed. Programs import
-TensorFlow within the function: `--help` and wrong flags do not wait for it.
+`main.run` adds a flag for each setting, `--config FILE`, `--help` and
+`--debug`. A field without a default is a required flag. Programs import
+TensorFlow inside the function, so that `--help` and wrong flags return fast.
 
-What a user can put right is reported in one line. Raise
+Errors that a user can fix are reported in one line. Raise
 `settings.SettingsError` for a setting, `data.errors.DataError` for files and
 directories, and `main.ProgramError` for work that fails for a known reason;
-`OSError` is reported so as well. All other exceptions are bugs and show their
-traceback.
+`OSError` is reported in the same way. All other exceptions are bugs and show
+their traceback.
 """

@@ -1,11 +1,11 @@
-"""The command `xir-tfrs`: each program is one of its sub-commands.
+"""The command `xir-tfrs`, with one sub-command per program.
 
     xir-tfrs train --data DATA --model_dir MODEL
 
-runs `pipelines/train.py`. A wheel carries the folders `pipelines` and `export`
-inside the package, where nothing but this command sees them, so that they do
-not take these names from other people's packages. In a checkout they are the
-folders beside `xir_tfrs`.
+runs `pipelines/train.py`. A wheel contains the folders `pipelines` and `export`
+inside the package, visible to this command only, so that they do not conflict
+with other packages of these names. In a checkout they are the folders beside
+`xir_tfrs`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import sys
 from xir_tfrs import __version__
 
 _FOLDERS = ("pipelines", "export")
-# The sub-commands of programs whose files have longer names.
+# Sub-commands of programs whose files have longer names.
 _SHORT = {"export_retriever": "export", "batch_recommend": "recommend"}
-# The order in which somebody needs them; all others follow.
+# The order in which users need them; all others follow.
 _ORDER = (
   *("quickstart", "inspect", "prepare", "train", "tune", "evaluate", "compare"),
   *("export", "query", "verify", "refresh", "recommend", "serve"),
@@ -30,20 +30,20 @@ _ORDER = (
 
 
 def name_of(module: str) -> str:
-  """The sub-command that runs a module, such as `pipelines.train`."""
+  """Returns the sub-command that runs a module, such as `pipelines.train`."""
   name = module.rpartition(".")[2]
   return _SHORT.get(name, name)
 
 
 def place() -> pathlib.Path:
-  """The folder that holds `pipelines` and `export`."""
+  """Returns the folder with `pipelines` and `export`."""
   package = pathlib.Path(__file__).resolve().parents[1]
   installed = package / "_programs"
   return installed if installed.is_dir() else package.parent
 
 
 def programs() -> dict[str, str]:
-  """The module of each sub-command."""
+  """Returns the module of each sub-command."""
   found = {}
   for folder in _FOLDERS:
     for path in sorted((place() / folder).glob("*.py")):
@@ -57,7 +57,7 @@ def main() -> int:
   """Runs the sub-command that the command line names.
 
   Returns:
-    2 if there is none; that of a program is raised as `SystemExit`.
+    2 if there is no such command; programs raise their status as `SystemExit`.
   """
   name, *arguments = sys.argv[1:] or ["--help"]
   found = programs()
@@ -76,7 +76,7 @@ def main() -> int:
     return 2
   folder = str(place())
   sys.path.insert(0, folder)
-  # Of the processes that the program starts.
+  # For the processes that the program starts.
   paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
   os.environ["PYTHONPATH"] = os.pathsep.join(paths)
   sys.argv[:] = [name, *arguments]
@@ -95,14 +95,14 @@ def _overview(found: dict[str, str]) -> str:
       "Commands:",
       *(f"  {name:<{width}}  {_summary(found[name])}" for name in found),
       "",
-      "xir-tfrs COMMAND --help shows the settings of a command that matter",
-      "first, --helpfull all of them; xir-tfrs --version shows the version.",
+      "xir-tfrs COMMAND --help shows the main settings of a command, and",
+      "--helpfull all of them; xir-tfrs --version shows the version.",
     ]
   )
 
 
 def _summary(module: str) -> str:
-  """The first line of its docstring; to import it takes longer."""
+  """The first line of the docstring, read without importing the module."""
   path = place().joinpath(*module.split(".")).with_suffix(".py")
   text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
   return text.partition("\n")[0]

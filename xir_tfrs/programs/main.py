@@ -1,4 +1,4 @@
-"""Runs a program: from flags to a config, from errors to an exit status."""
+"""Runs a program: turns flags into a config and errors into an exit status."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from absl import flags, logging
 from xir_tfrs.data import errors
 from xir_tfrs.programs import command, settings
 
-# What a disk says that is full, that is read-only, or that fails.
+# Errors of a disk that is full, read-only or broken.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# The extra of the package that brings a module.
+# The extra of the package that installs a module.
 _EXTRAS = {
   **dict.fromkeys(("pyarrow", "fsspec", "tensorflow_datasets"), "data"),
   **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serving"),
@@ -36,10 +36,10 @@ _EXTRAS = {
 
 
 class ProgramError(RuntimeError):
-  """Work that failed for a reason which one line tells its user."""
+  """Work failed for a known reason, which one line explains to the user."""
 
 
-# What is told in its own words.
+# Errors whose own message is shown.
 _TOLD = (errors.DataError, settings.SettingsError, ProgramError, OSError)
 
 
@@ -53,36 +53,37 @@ def run(
 ) -> int:
   """Runs a program.
 
-  What the user can put right is one line on stderr: `settings.SettingsError`,
-  with status 2; `errors.DataError`, `ProgramError`, `OSError`, what TensorFlow
-  raises where a disk is full, and a missing package of an extra, with status 1.
-  --debug adds the traceback. All else is a bug, and is raised.
-  SIGTERM unwinds the stack as Ctrl-C does.
+  Errors that the user can fix are printed to stderr in one line:
+  `settings.SettingsError` with status 2; `errors.DataError`, `ProgramError`,
+  `OSError`, TensorFlow's errors for a full disk, and a missing package of an
+  extra with status 1. --debug adds the traceback. All other errors are bugs and
+  are raised. SIGTERM unwinds the stack like Ctrl-C.
 
   Args:
     config_class: A frozen dataclass of settings, see `settings`.
-    function: What the program does, defined in its file: it takes the config,
-      and with `keep_unknown` the list of the other arguments. What it returns
-      is the exit status; None: 0.
-    make: From the settings that were given, by name, to the config; None:
+    function: The work of the program, defined in its file. It takes the config
+      and, with `keep_unknown`, the list of other arguments. It returns the exit
+      status; None means 0.
+    make: Builds the config from the given settings, by name; by default
       `settings.build`.
-    keep_unknown: Whether other flags are handed on instead of refused.
-    argv: The command line; None: that of the process.
+    keep_unknown: Whether to pass unknown flags on instead of refusing them.
+    argv: The command line; by default that of the process.
 
   Returns:
     The exit status.
   """
   argv = [_as_utf8(x) for x in (sys.argv if argv is None else argv)]
   for stream in (sys.stdout, sys.stderr):
-    # What a terminal cannot show is shown as \\xe9, and no error. Of stderr
-    # that is so, and a stream that changed its file cannot be reconfigured.
+    # Characters that the terminal cannot show are escaped (\\xe9) instead of
+    # raising an error. stderr does this already, and a stream that changed its
+    # file cannot be reconfigured.
     wanted = stream.errors != "backslashreplace"
     if isinstance(stream, io.TextIOWrapper) and wanted:
       stream.reconfigure(errors="backslashreplace")
   name, text = _program(function)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  # Ours are in a `FlagValues` of their own; absl waits for its own to log.
+  # Our flags have their own `FlagValues`; absl's logging waits for absl's own.
   flags.FLAGS.mark_as_parsed()
   parsed = None
   in_main_thread = threading.current_thread() is threading.main_thread()
@@ -101,8 +102,8 @@ def run(
     status = function(config, *rest) or 0
     sys.stdout.flush()
   except BrokenPipeError:
-    # Who reads our output has enough, as `head` does. At its end Python would
-    # write what is left once more.
+    # The reader of our output has closed it, as `head` does. At exit, Python
+    # would try to write the rest again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except Exception as e:
@@ -126,13 +127,13 @@ def run(
 
 
 def _help(name: str, text: str, config_class: type, *, full: bool) -> str:
-  """What --help or --helpfull prints.
+  """The text of --help or --helpfull.
 
   Args:
-    name: Of the program.
-    text: Its docstring; --help shows it up to its first example.
+    name: Name of the program.
+    text: Its docstring; --help shows it up to the first example.
     config_class: Its settings.
-    full: Whether it is --helpfull.
+    full: Whether to return the text of --helpfull.
   """
   if full:
     return f"{text}\n\n{settings.full_help(config_class)}"
@@ -147,7 +148,7 @@ def _help(name: str, text: str, config_class: type, *, full: bool) -> str:
 
 
 def words_as_flags(argv: Sequence[str], flag: str) -> list[str]:
-  """The command line, with the words before its flags as values of `flag`."""
+  """Turns the words before the first flag into values of `flag`."""
   program, *rest = argv
   first = next((k for k, word in enumerate(rest) if word.startswith("-")), None)
   words = rest if first is None else rest[:first]
@@ -164,12 +165,12 @@ def _config(
   except errors.DataError:
     raise
   except ValueError as error:
-    # Making a config does nothing but check.
+    # Building a config only checks values.
     raise settings.SettingsError(str(error)) from error
 
 
 def _program(function: Callable[..., Any]) -> tuple[str, str]:
-  """Name and docstring of the file that defines a function."""
+  """Name and docstring of the file in which a function is defined."""
   module = inspect.getmodule(function)
   spec = getattr(module, "__spec__", None)
   name = spec.name if spec else pathlib.Path(sys.argv[0]).stem
@@ -177,15 +178,15 @@ def _program(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _as_utf8(argument: str) -> str:
-  """An argument that Python has taken for ASCII, as LC_ALL=C asks for."""
+  """Decodes an argument that Python read as ASCII, because of LC_ALL=C."""
   content = argument.encode("utf-8", "surrogateescape")
   return content.decode("utf-8", "surrogateescape")
 
 
 def _line(error: Exception) -> str | None:
-  """What the user is told of an error; None: it is a bug."""
+  """The message for the user; None if the error is a bug."""
   if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-    _, path, reason = error.args[0][0]  # Of the files that were not copied.
+    _, path, reason = error.args[0][0]  # The first file that was not copied.
     return f"{path}: {reason.partition(': ')[0]}"
   if isinstance(error, OSError) and error.filename and error.strerror:
     return f"{error.filename}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, lines elsewhere."""
+"""Progress reports: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LINE = "{desc} {percentage:.0f}%{postfix}, {remaining} left"
 
 
 class _Lines(tqdm.tqdm):
-  """A line for each report, where a bar cannot be drawn over."""
+  """Prints a line per report, for outputs that cannot redraw a bar."""
 
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
-    # At the end tqdm shows "", to erase its bar.
+    # At the end, tqdm shows "" to erase its bar.
     if msg is None:
       print(self, file=self.fp, flush=True)
 
@@ -28,10 +28,10 @@ class _Lines(tqdm.tqdm):
 
 
 class Progress:
-  """Reports a share of `total`, a text and the time left; a context manager.
+  """Reports progress, a text and the remaining time; a context manager.
 
   Attributes:
-    rows: rows reported so far.
+    rows: Rows reported so far.
   """
 
   def __init__(
@@ -43,14 +43,14 @@ class Progress:
     show: bool = True,
     stream: TextIO | None = None,
   ):
-    """Begins to count.
+    """Starts the report.
 
     Args:
-      title: what is being done.
-      total: how much there is to do, in any unit.
-      start: how much of it was done before.
-      show: whether to say anything.
-      stream: where to; None: stderr.
+      title: Name of the work.
+      total: Amount of work, in any unit.
+      start: Amount that was done before.
+      show: Whether to report anything.
+      stream: Output; by default stderr.
     """
     stream = sys.stderr if stream is None else stream
     on_terminal = stream.isatty()
@@ -71,18 +71,18 @@ class Progress:
     )
 
   def update(self, done: int, text: str) -> None:
-    """Reports that `done` of the total are done, and how it goes."""
+    """Reports that `done` of the total are done, with a text."""
     self._bar.set_postfix_str(text, refresh=False)
     self._bar.update(done - self._bar.n)
 
   def update_rows(self, done: int, rows: int) -> None:
-    """`update` for work on rows: `rows` more of them."""
+    """Reports that `done` of the total and `rows` more rows are done."""
     self.rows += rows
     rate = self.rows / max(time.monotonic() - self._began, 1e-9)
     self.update(done, f"{self.rows:,} rows, {rate:,.0f} rows/s")
 
   def write(self, line: str) -> None:
-    """Prints a line of its own above the bar."""
+    """Prints a line above the bar."""
     if not self._bar.disable:
       self._bar.write(line, file=self._stream)
 

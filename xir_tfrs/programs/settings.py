@@ -1,8 +1,8 @@
 """Settings of a program: a frozen dataclass, its flags and its files.
 
-A field of the dataclass is a setting. Its type is one of bool, int, float,
-str, a tuple of one of these, dict[str, Any], or one of them or None; a field
-whose type is another dataclass is a group, whose settings stand beside the
+Each field of the dataclass is a setting. Its type is bool, int, float, str, a
+tuple of one of these, dict[str, Any], or one of these or None. A field whose
+type is another dataclass is a group; its settings are on the same level as the
 others.
 """
 
@@ -38,7 +38,7 @@ from xir_tfrs.data import errors
 
 _Config = TypeVar("_Config")
 
-# Choices that `--help` shows.
+# Maximum number of choices that `--help` shows.
 _FEW = 12
 # Packages whose argument checks raise ValueError.
 _OURS = ("xir_tfrs", "pipelines", "export", "benchmarks")
@@ -52,7 +52,7 @@ _KINDS = {
 
 
 class SettingsError(ValueError):
-  """A setting that cannot be as it was given; the message names it."""
+  """A setting has an invalid value; the message names the setting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Span:
   """The numbers from `low` to `high`.
 
   Attributes:
-    low: The least of them.
-    high: The greatest of them.
-    log: Whether a search spreads its values evenly over the logarithm.
+    low: The smallest number.
+    high: The largest number.
+    log: Whether a search samples uniformly in the logarithm.
   """
 
   low: float
@@ -84,25 +84,25 @@ def setting(
   section: str = "",
   search: Span | Sequence[Any] = (),
 ) -> Any:
-  """A field of a config.
+  """Declares a field of a config.
 
   Args:
-    text: What `--help` says.
-    default: Value where none is given. Without one, the setting is needed.
-    flag: Name of the flag and in files; None: that of the field.
-    choices: Allowed values; of a tuple, of its elements.
+    text: Help text of the flag.
+    default: Default value. Without one, the setting is required.
+    flag: Name of the flag and of the key in files; by default the field's name.
+    choices: Allowed values; for a tuple, of its elements.
     minimum: Smallest allowed number.
     maximum: Largest allowed number.
-    above: The number must be larger.
-    multi: Whether a tuple is given by a flag for each element, instead of
-      one flag with commas.
-    only: Values of other settings, by name, with which this one is used; a
-      tuple lists several. Of several such mappings one is enough. Otherwise
-      the setting is refused where it is given.
-    section: The heading under which `--helpfull` shows it, and those that
-      follow up to the next one with a section.
-    search: Values that a search for good settings tries; (): it leaves the
-      setting alone.
+    above: Exclusive lower limit.
+    multi: Whether a tuple is given by repeating the flag, instead of one flag
+      with commas.
+    only: Values of other settings, by name, that this setting depends on; a
+      tuple lists alternatives. If there are several mappings, one must match.
+      If none does, giving the setting is an error.
+    section: Heading in `--helpfull` for this setting and the following ones, up
+      to the next section.
+    search: Values for a search over settings; () if a search must not change
+      the setting.
   """
   about = _About(
     text,
@@ -145,12 +145,12 @@ class Setting:
   """A setting of a config class.
 
   Attributes:
-    name: Name of its flag, and in files.
-    path: Names of the fields that lead to it; more than one within a group.
+    name: Name of the flag and of the key in files.
+    path: Names of the fields that lead to it; several for a group.
     type: Its type, without None.
     optional: Whether it may be None.
-    default: Its default; `dataclasses.MISSING` where it is needed.
-    about: What `setting` was told.
+    default: Its default; `dataclasses.MISSING` if it is required.
+    about: The arguments of `setting`.
   """
 
   name: str
@@ -161,14 +161,14 @@ class Setting:
   about: _About
 
   def convert(self, value: Any, name: str) -> Any:
-    """The value with the setting's type.
+    """Converts a value to the setting's type.
 
     Args:
-      value: Text of a flag, a value of a JSON or YAML file, or of Python.
-      name: What an error calls the setting.
+      value: Text of a flag, a value from a JSON or YAML file, or from Python.
+      name: Name of the setting in errors.
 
     Raises:
-      SettingsError: It is of another type, or not allowed.
+      SettingsError: The value has another type or is not allowed.
     """
     if value is None and self.optional:
       return None
@@ -181,13 +181,13 @@ class Setting:
         elif isinstance(value, os.PathLike):
           value = os.fspath(value)
         elif self.type is float and isinstance(value, str):
-          value = float(value)  # msgspec knows no ".5".
+          value = float(value)  # msgspec does not parse ".5".
         element = _element(self.type)
         if element is not bool and _has_bool(value):
           raise ValueError
         if element is int:
           _require_whole(value)
-        # Numbers given as text, as YAML gives 1e-3, are numbers.
+        # Accepts numbers in text: YAML reads 1e-3 as text.
         converted = msgspec.convert(value, self.type, strict=False)
     except (ValueError, TypeError, msgspec.ValidationError):
       raise SettingsError(
@@ -198,7 +198,7 @@ class Setting:
     return converted
 
   def is_used(self, values: Mapping[str, Any]) -> bool:
-    """Whether it changes anything where the settings have these values."""
+    """Whether the setting has an effect for these values of all settings."""
     return not self.about.only or any(
       all(values[name] in _several(wanted) for name, wanted in one.items())
       for one in self.about.only
@@ -206,7 +206,7 @@ class Setting:
 
   @property
   def belongs_to(self) -> str:
-    """The flags with which it is used; empty: with all."""
+    """The flags that the setting depends on; empty if none."""
     return ", or ".join(
       " and ".join(
         " or ".join([_as_flag(name, wanted[0]), *map(_shown, wanted[1:])])
@@ -238,10 +238,10 @@ class Setting:
 
 
 class Settings:
-  """Base of a frozen dataclass that checks its values, also in Python.
+  """Base of a frozen dataclass whose values are always checked.
 
   Attributes:
-    common: The settings that `--help` shows, by name, in its order. None: all.
+    common: Names of the settings that `--help` shows, in order. None for all.
   """
 
   common: ClassVar[Sequence[str]] = ()
@@ -254,7 +254,7 @@ class Settings:
 
 
 def settings_of(config_class: type) -> list[Setting]:
-  """The settings of a config class, those of its groups included."""
+  """Returns the settings of a config class, including those of its groups."""
   hints = typing.get_type_hints(config_class)
   found = []
   for field in dataclasses.fields(config_class):
@@ -267,7 +267,7 @@ def settings_of(config_class: type) -> list[Setting]:
       continue
     if "setting" not in field.metadata:
       raise TypeError(
-        f"{config_class.__name__}.{field.name} is not made by `setting`."
+        f"{config_class.__name__}.{field.name} must be declared by `setting`."
       )
     about = field.metadata["setting"]
     members = typing.get_args(kind)
@@ -288,10 +288,10 @@ def settings_of(config_class: type) -> list[Setting]:
 
 
 def build(config_class: type[_Config], given: Mapping[str, Any]) -> _Config:
-  """A config of given values, by name of the setting; the rest by default.
+  """Builds a config from given values, by name, and defaults.
 
   Raises:
-    SettingsError: One is needed and not given, or given and not used.
+    SettingsError: A required setting is missing, or a given one has no effect.
   """
   tree: dict[str, Any] = {}
   for one in settings_of(config_class):
@@ -301,7 +301,7 @@ def build(config_class: type[_Config], given: Mapping[str, Any]) -> _Config:
         place = place.setdefault(name, {})
       place[one.path[-1]] = given[one.name]
     elif one.default is dataclasses.MISSING:
-      raise SettingsError(f"--{one.name} is needed: {one.about.help}")
+      raise SettingsError(f"--{one.name} is required: {one.about.help}")
   config = _built(config_class, tree)
   refuse_unused(config, given)
   return config
@@ -321,7 +321,7 @@ def _built(config_class: type[_Config], tree: dict[str, Any]) -> _Config:
 
 
 def values_of(config: Any) -> dict[str, Any]:
-  """The values of all settings, by name."""
+  """Returns the values of all settings, by name."""
   values = {}
   for one in settings_of(type(config)):
     value = config
@@ -332,7 +332,7 @@ def values_of(config: Any) -> dict[str, Any]:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-  """The settings that are used, as JSON has them: `read_file` reads them."""
+  """Returns the settings that have an effect, in the form of `read_file`."""
   values = values_of(config)
   return {
     one.name: _as_json(value)
@@ -343,12 +343,11 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def refuse_unused(config: Any, given: Iterable[str]) -> None:
-  """Raises SettingsError if a setting was given that changes nothing.
+  """Raises SettingsError if a given setting has no effect.
 
   Args:
     config: A config.
-    given: Names of the settings that were given. None as a value is not
-      given.
+    given: Names of the given settings; a setting of value None does not count.
   """
   values, given = values_of(config), set(given)
   for one in settings_of(type(config)):
@@ -365,13 +364,13 @@ def refuse_unused(config: Any, given: Iterable[str]) -> None:
 def read_file(
   path: str | os.PathLike[str], config_class: type
 ) -> dict[str, Any]:
-  """The settings that a YAML or JSON file gives, by name.
+  """Reads settings, by name, from a YAML or JSON file.
 
-  A class may have a static method `settings_in(content, path)`, which picks
-  the settings out of a file that holds more than settings.
+  A class may have a static method `settings_in(content, path)`, which extracts
+  the settings from a file with other content.
 
   Raises:
-    SettingsError: It cannot be read, or a key or a value is wrong.
+    SettingsError: The file cannot be read, or a key or value is invalid.
   """
   path = pathlib.Path(path)
   try:
@@ -390,7 +389,7 @@ def read_file(
   if content is None:
     content = {}
   if not isinstance(content, dict):
-    raise SettingsError(f"{path} must map names of settings to values.")
+    raise SettingsError(f"{path} must map the names of settings to values.")
   settings_in = getattr(config_class, "settings_in", None)
   if settings_in is not None:
     content = settings_in(content, path)
@@ -407,17 +406,17 @@ def read_file(
 
 @contextlib.contextmanager
 def naming(what: str) -> Iterator[None]:
-  """Puts `what` before the message of our own argument checks, for users.
+  """Prefixes `what` to the messages of our own argument checks.
 
-  A ValueError that a library raises within is a bug, and stays as it is.
+  A ValueError of a library is a bug and is not changed.
 
   Raises:
-    SettingsError: In place of a ValueError that our own code raised.
+    SettingsError: Replaces a ValueError that our own code raised.
   """
   try:
     yield
   except (SettingsError, errors.DataError):
-    raise  # These name what is wrong already.
+    raise  # These already name the cause.
   except ValueError as error:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -430,15 +429,15 @@ def naming(what: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """A command line.
+  """A parsed command line.
 
   Attributes:
-    given: The settings that it gives, by flags or by --config; flags win.
-    from_file: The names of those that --config gives.
+    given: The given settings, from flags and --config; flags override the file.
+    from_file: Names of the settings from --config.
     file: The file of --config.
-    rest: Arguments that are no flags of the program.
-    help: "short", "full" or "": the help that it asks for.
-    debug: Whether it asks for tracebacks.
+    rest: Arguments that are not flags of the program.
+    help: The requested help: "short", "full" or "".
+    debug: Whether tracebacks are requested.
   """
 
   given: dict[str, Any]
@@ -449,17 +448,17 @@ class Parsed:
   debug: bool
 
   def origin_of(self, text: str) -> str:
-    """Which flags that a message names stand in the file; "" if none."""
+    """Names the flags in a message that come from the file; "" if none."""
     found = dict.fromkeys(re.findall(r"--(\w+)", text))
     named = [f"--{name}" for name in found if name in self.from_file]
     return f" {' and '.join(named)}: see {self.file}." if named else ""
 
 
 _GENERAL = {
-  "config": "YAML or JSON file of settings, by the names of their flags. Flags "
-  "on the command line override it.",
+  "config": "YAML or JSON file of settings, named like the flags. Flags on the "
+  "command line override it.",
   "debug": "Show the traceback of every error.",
-  "help": "Show the settings that matter first.",
+  "help": "Show the main settings.",
   "helpfull": "Show all settings, by subject.",
 }
 
@@ -467,15 +466,15 @@ _GENERAL = {
 def parse(
   config_class: type, argv: Sequence[str], *, keep_unknown: bool = False
 ) -> Parsed:
-  """Reads a command line.
+  """Parses a command line.
 
   Args:
     config_class: The dataclass of settings.
-    argv: The program, and its arguments.
-    keep_unknown: Whether flags that the class has not are part of the rest.
+    argv: The program and its arguments.
+    keep_unknown: Whether unknown flags are kept in `rest`.
 
   Raises:
-    SettingsError: A flag is unknown or wrong.
+    SettingsError: A flag is unknown or invalid.
   """
   values = flags.FlagValues()
   known = {one.name: one for one in settings_of(config_class)}
@@ -498,7 +497,7 @@ def parse(
   except flags.Error as error:
     raise SettingsError(f"{error}; see --help.") from None
   in_file, file = {}, None
-  # Help comes first: the file may be what one needs help with.
+  # Help comes first: the file itself may be invalid.
   wants_help = "short" if values["help"].value else ""
   if values["helpfull"].value:
     wants_help = "full"
@@ -521,14 +520,14 @@ def parse(
 
 
 def common_of(config_class: type) -> list[Setting]:
-  """The settings that `--help` shows: `Settings.common`, or else all."""
+  """The settings that `--help` shows: `Settings.common`, or all."""
   known = {one.name: one for one in settings_of(config_class)}
   names = getattr(config_class, "common", ())
   return [known[name] for name in names] or list(known.values())
 
 
 def short_help(config_class: type) -> str:
-  """What `--help` says of the flags of a program."""
+  """The text of `--help` about the flags of a program."""
   lines = []
   for one in common_of(config_class):
     lines += _paragraph(one.name, one.type is bool, _in_short(one))
@@ -536,7 +535,7 @@ def short_help(config_class: type) -> str:
 
 
 def full_help(config_class: type) -> str:
-  """What `--helpfull` says: all flags, under the headings of their subjects."""
+  """The text of `--helpfull`: all flags, by section."""
   sections: dict[str, list[str]] = {}
   heading = "Flags"
   for one in settings_of(config_class):
@@ -544,7 +543,7 @@ def full_help(config_class: type) -> str:
     lines = sections.setdefault(heading, [])
     lines += _paragraph(one.name, one.type is bool, _in_full(one))
   for name, text in _GENERAL.items():
-    lines = sections.setdefault("Every program has", [])
+    lines = sections.setdefault("Flags of every program", [])
     lines += _paragraph(name, False, text)
   return "\n\n".join(
     "\n".join([f"{heading}:", *lines]) for heading, lines in sections.items()
@@ -552,7 +551,7 @@ def full_help(config_class: type) -> str:
 
 
 def _in_short(one: Setting) -> str:
-  """The first sentence, and what may be given."""
+  """The first sentence of the help, and the allowed values."""
   sentence = re.match(r".*?\.(?= |$)", one.about.help)
   text = sentence[0] if sentence else one.about.help
   return text + _values(one, _FEW)
@@ -568,7 +567,7 @@ def _in_full(one: Setting) -> str:
 
 
 def _values(one: Setting, most: int) -> str:
-  """Its default, and at most so many choices."""
+  """The default, and at most `most` choices."""
   text = ""
   if one.default is dataclasses.MISSING:
     text += " Needed."
@@ -612,18 +611,18 @@ def _several(wanted: Any) -> tuple[Any, ...]:
 
 
 def _element(kind: Any) -> Any:
-  """Type of the elements of a tuple, or the type itself."""
+  """The element type of a tuple, or the type itself."""
   return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 
 def _has_bool(value: Any) -> bool:
-  """Whether it holds a bool, which Python counts among the numbers."""
+  """Whether a value contains a bool, which Python treats as a number."""
   parts = value if isinstance(value, list | tuple) else (value,)
   return any(isinstance(part, bool) for part in parts)
 
 
 def _require_whole(value: Any) -> None:
-  """Raises ValueError for text such as 5.0, which msgspec takes for 5."""
+  """Raises ValueError for text such as 5.0, which msgspec reads as 5."""
   for part in value if isinstance(value, list | tuple) else (value,):
     if isinstance(part, str):
       int(part)
@@ -637,10 +636,10 @@ def _described(kind: Any) -> str:
 
 
 def name_values(value: Any) -> dict[str, Any]:
-  """A mapping, or `name=value,...` with values in JSON.
+  """Parses a mapping, or `name=value,...` with values in JSON.
 
   Raises:
-    ValueError: It is neither.
+    ValueError: The value is neither.
   """
   if isinstance(value, Mapping):
     return dict(value)
@@ -661,7 +660,7 @@ def name_values(value: Any) -> dict[str, Any]:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  """A dict; a name that stands twice would be dropped in silence."""
+  """A dict; raises for duplicate names, of which a dict keeps one."""
   found: dict[str, Any] = {}
   for name, value in pairs:
     if name in found:
@@ -671,7 +670,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-  """Refuses keys that stand twice."""
+  """A loader that refuses duplicate keys."""
 
   def construct_mapping(
     self, node: yaml.MappingNode, deep: bool = False

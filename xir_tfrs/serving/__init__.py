@@ -1,10 +1,9 @@
-"""Reading a bundle and asking it: all that a service imports.
+"""Loads and queries a bundle; a service needs no other import.
 
     bundle = xir_tfrs.serving.Bundle.load("BUNDLE")
     folder = xir_tfrs.serving.ScannFolder.load("BUNDLE/scann_folder")
 
-Names are imported when they are first used: `ScannFolder` works where there is
-no TensorFlow.
+Names are imported on first use, so `ScannFolder` works without TensorFlow.
 """
 
 import importlib

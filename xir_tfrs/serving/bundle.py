@@ -1,6 +1,6 @@
-"""The bundle: a directory with everything a retriever needs to answer.
+"""The bundle: a directory with everything a retriever needs for serving.
 
-    manifest.json      what is in here, how it was made, sha256 of every file
+    manifest.json      contents, origin, and the SHA-256 of every file
     query_tower/       SavedModel: encode_query(query_id, FEATURES, HISTORY)
     candidate_tower/   SavedModel: encode_candidate(candidate_id, FEATURES)
                          -> embedding, row (-1 for an unknown id), answerable
@@ -9,8 +9,8 @@
                        encode_candidate, and
                          recommend(query_id, FEATURES, HISTORY, k, exclude_ids,
                                    allow_ids)
-                         recommend_unseen, the same without what the query had
-                         in training, and in its history
+                         recommend_unseen, the same without the candidates of
+                         the query's training rows and history
                          -> candidate_ids, scores, num_found, known, popular
                          recommend_session(history, k, exclude_ids, allow_ids)
                          -> candidate_ids, scores, num_found, popular
@@ -18,36 +18,34 @@
                          search(query_embeddings, k, exclude_ids, allow_ids)
                          similar_items(ids, k)
                          -> candidate_ids, scores, num_found
-                       serving_default is recommend; where queries have
-                       several vectors, their interests, embeddings are
-                       [n, interests, dim], and a candidate has the highest of
-                       its scores
+                       serving_default is recommend. If queries have several
+                       interests, embeddings are [n, interests, dim], and the
+                       highest score of a candidate counts
     scann_folder/      ScaNN's own files, for processes without TensorFlow
     ranker/            SavedModel, if the model has a ranker:
                          rank(query_id, candidate_ids, HISTORY) -> scores
     lists/             ids, titles, training counts, seen candidates,
                        vocabularies
-    recall_latency.png how ScaNN's settings were chosen
+    recall_latency.png the tuning of ScaNN's settings
 
-Ids are the user's own, strings or int64. FEATURES are the side features of the
-tower, raw (`xir_tfrs.serving.features`). Lists of ids are padded with "" or -1,
-and so are answers, with score -inf, where fewer than k remain. An `allow_ids`
-row of padding alone restricts nothing. Where the data have titles of
-candidates, whatever answers `candidate_ids` also has `titles`, "" for none.
+Ids are the original ones, strings or int64. FEATURES are the raw side features
+of the tower (`xir_tfrs.serving.features`). Lists of ids are padded with "" or
+-1. Answers are padded too, with score -inf, if fewer than k candidates remain.
+An `allow_ids` row of padding alone restricts nothing. If the data has titles,
+every signature that returns `candidate_ids` also returns `titles`, "" for none.
 
-HISTORY is there if the query tower, or the ranker, takes histories: `history`
-[n, H], the candidates that each query chose, the newest last. Padding may stand
-anywhere, unknown ids are dropped, and of long histories the newest ids count.
-What has the input also has the output `num_history`, the ranker excepted: how
-many of the ids are known.
-Without known ids, a query with training rows has its training history. A
-session is a query of which there is a history alone, and any bundle answers
-it: a tower of query ids by a vector that is fitted to the history
+If the query tower or the ranker takes histories, HISTORY is `history` [n, H],
+the candidates that each query chose, newest last. Padding may be anywhere,
+unknown ids are dropped, and only the newest ids of long histories count. Except
+for the ranker, signatures with this input also return `num_history`, the number
+of known ids. If no id is known, a query with training rows uses its training
+history. A session is a query with a history only. Any bundle answers it: a
+tower of query ids uses a vector that is fitted to the history
 (`xir_tfrs.ops.fold_in`).
 
-A query without training rows is unknown, `known` False. If its history has
-known ids, these answer it. Else, if the query tower has side features and any
-of this query's are given, it is `answerable`: the tower answers from them.
+A query without training rows is unknown (`known` is False). If its history has
+known ids, the answer uses them. Otherwise, if the query tower has side features
+and some of them are given, the query is `answerable` and the tower uses them.
 Otherwise it gets the most popular candidates, with their training counts as
 scores, and `popular` is True. The export can choose popularity, or the tower,
 for all unknown queries.
@@ -84,18 +82,18 @@ class Recommendations(NamedTuple):
   """Answers to n queries.
 
   Attributes:
-    ids: `[n, k]`, best first: object array of str with "" for padding, or
-      int64 with -1.
-    scores: `[n, k]` float32, -inf for padding; the ranker's where it ranked
-      again, training counts where `popular`.
+    ids: `[n, k]`, best first: object array of str padded with "", or int64
+      padded with -1.
+    scores: `[n, k]` float32, -inf for padding: scores of the index, of the
+      ranker if it re-ranked, or training counts if `popular`.
     known: `[n]` bool, whether the query id has training rows.
-    num_found: `[n]` int32, how many answers are no padding.
-    popular: `[n]` bool, whether the answers are the most popular candidates,
+    num_found: `[n]` int32, number of answers without padding.
+    popular: `[n]` bool, whether the answers are the most popular candidates
       and the scores their training counts.
-    num_history: `[n]` int32, how many known ids the given history has; 0 where
-      a tower of query ids has training rows to answer from.
-    titles: `[n, k]` object array of str, those of `ids`, "" for none; None if
-      the bundle has no titles.
+    num_history: `[n]` int32, number of known ids in the given history; 0 if a
+      tower of query ids answers from training rows.
+    titles: `[n, k]` object array of str, the titles of `ids`, "" for none; None
+      if the bundle has no titles.
 
   Examples:
     >>> bundle = xir.serving.Bundle.load("bundle")
@@ -114,7 +112,7 @@ class Recommendations(NamedTuple):
 
 
 class SimilarItems(NamedTuple):
-  """Answers for n candidates; as in `Recommendations`.
+  """Answers for n candidates; fields as in `Recommendations`.
 
   Examples:
     >>> bundle = xir.serving.Bundle.load("bundle")
@@ -130,14 +128,13 @@ class SimilarItems(NamedTuple):
 
 
 class Queries(NamedTuple):
-  """Queries as an index takes them.
+  """Encoded queries, ready for an index.
 
   Attributes:
-    vectors: `[n, dim]` float32; `[n, interests, dim]` of a bundle whose
-      manifest has `num_interests`.
-    rows: `[n]` int64 dense ids, as `Bundle.seen` has them; -1 without training
-      rows.
-    popular: `[n]` bool, whether the most popular candidates answer them.
+    vectors: `[n, dim]` float32; `[n, interests, dim]` if the manifest of the
+      bundle has `num_interests`.
+    rows: `[n]` int64 dense ids, as in `Bundle.seen`; -1 without training rows.
+    popular: `[n]` bool, whether the most popular candidates answer the query.
   """
 
   vectors: np.ndarray
@@ -146,20 +143,20 @@ class Queries(NamedTuple):
 
 
 class Bundle:
-  """A bundle that has been read and checked.
+  """A loaded and checked bundle.
 
       bundle = xir.serving.Bundle.load("BUNDLE")
       found = bundle.recommend(["u1", "u2"], k=10, exclude_seen=True)
       print(found.ids[0], found.scores[0])
-      print(found.titles, bundle.title("i1"))  # If the data have titles.
+      print(found.titles, bundle.title("i1"))  # If the data has titles.
 
   Attributes:
-    directory: where it is.
-    manifest: content of manifest.json.
-    index: "scann" or "brute_force", which of the two answers.
-    query_features, candidate_features: side features of the towers.
-    candidate_ids: original ids by row of the index.
-    query_ids: original ids by dense id.
+    directory: Directory of the bundle.
+    manifest: Content of manifest.json.
+    index: The loaded index, "scann" or "brute_force".
+    query_features, candidate_features: Side features of the towers.
+    candidate_ids: Original ids by row of the index.
+    query_ids: Original ids by dense id.
 
   Examples:
     >>> bundle = xir.serving.Bundle.load("bundle")
@@ -202,17 +199,18 @@ class Bundle:
     index: str | None = None,
     check_hashes: bool = True,
   ) -> Bundle:
-    """Reads a bundle and checks it against its manifest.
+    """Loads a bundle and checks it against its manifest.
 
     Args:
-      directory: what `export.export_retriever` wrote.
-      index: "scann", "brute_force", or None for the first of these it has.
-      check_hashes: whether to compare the content of every file that is read,
-        and not its size alone.
+      directory: Directory that `export.export_retriever` wrote.
+      index: "scann", "brute_force", or None for the first one that the bundle
+        has.
+      check_hashes: Whether to check the hash of every file that is read, and
+        not only its size.
 
     Raises:
-      DataError: a file is missing or changed, the bundle has
-        no such index, or ScaNN or TensorFlow here are not those it needs.
+      DataError: A file is missing or changed, the bundle has no such index, or
+        it needs another version of ScaNN or TensorFlow.
     """
     directory = pathlib.Path(directory).resolve()
     manifest = manifests.load(directory)
@@ -233,7 +231,7 @@ class Bundle:
         indexes.load_ops()
       except ImportError as error:
         raise errors.DataError(
-          f"{directory}: {error}; --index brute_force does without"
+          f"{directory}: {error}; --index brute_force does not need ScaNN"
         ) from error
     return cls(directory, manifest, index)
 
@@ -251,33 +249,33 @@ class Bundle:
     rerank: bool = False,
     rerank_depth: int = RERANK_DEPTH,
   ) -> Recommendations:
-    """Best candidates of each query.
+    """Recommends the best candidates for each query.
 
     Args:
-      query_ids: n original ids; None with a history: nothing is known of the
-        queries but their histories.
-      history: n lists of candidate ids, the newest last; of a tower that
-        encodes query ids they count for those without training rows. None, or
-        an empty list: as in training.
-      k: number of answers, from 1 to the bundle's `max_k`; may exceed the
+      query_ids: n original ids; None for sessions, i.e. queries with a history
+        only.
+      history: n lists of candidate ids, newest last. A tower of query ids uses
+        them only for queries without training rows. None or an empty list means
+        the history in training.
+      k: Number of answers, from 1 to the bundle's `max_k`; may exceed the
         corpus.
-      exclude_ids: n lists of candidate ids that must not come back.
-      allow_ids: n lists of the only candidate ids that may come back; an empty
-        one does not restrict.
-      features: side features of the queries, by name, n values each. What is
-        not given, or None, is as in training.
-      exclude_seen: whether to leave out the candidates each query had in the
-        training data, and in its history, as well.
-      exclude_history: whether to leave out those in its history.
-      rerank: whether the answers are the best by the ranker among what the
-        index has retrieved. Unknown queries are not ranked again, but by a
-        ranker of histories those with a known one.
-      rerank_depth: how many the index retrieves for the ranker; at least k
-        are.
+      exclude_ids: n deny lists of candidate ids.
+      allow_ids: n allow lists of candidate ids; an empty list restricts
+        nothing.
+      features: Side features of the queries, by name, n values each. Missing
+        features and None mean the value in training.
+      exclude_seen: Whether to also leave out the candidates of the query's
+        training rows and history.
+      exclude_history: Whether to also leave out the candidates of its history.
+      rerank: Whether the ranker re-ranks the candidates that the index
+        retrieves. It does not re-rank unknown queries, unless it takes
+        histories and theirs has known ids.
+      rerank_depth: Number of candidates to retrieve for the ranker; at least k
+        are retrieved.
 
     Raises:
-      ValueError: an argument has another size or type.
-      DataError: `rerank`, and the bundle has no ranker.
+      ValueError: An argument has a wrong size or type.
+      DataError: `rerank` is True and the bundle has no ranker.
     """
     if isinstance(history, int):
       raise ValueError(
@@ -289,14 +287,14 @@ class Bundle:
       self._check_k("rerank_depth", rerank_depth)
       if query_ids is None and not self.ranks_histories:
         raise ValueError(
-          "`rerank` needs `query_ids`: the ranker scores known queries alone."
+          "`rerank` needs `query_ids`: the ranker only scores known queries."
         )
     if exclude_history and history is None:
       raise ValueError(
         "`exclude_history` leaves out the ids of `history`. Received: "
         "`history` = None."
       )
-    # Before the work: it may not be there.
+    # Before any work, because the ranker may be missing.
     rank = self._rank if rerank else None
     queries, n = self._queries(query_ids, history)
     excluded = [self._lists("exclude_ids", exclude_ids, n)]
@@ -343,7 +341,7 @@ class Bundle:
     )
 
   def similar_items(self, ids: Sequence[Id], k: int = 10) -> SimilarItems:
-    """The nearest candidates of each candidate; none of an unknown one."""
+    """Finds the nearest candidates of each; an unknown id gets no answers."""
     self._check_k("k", k)
     answers = _to_numpy(
       self.signatures["similar_items"](
@@ -364,7 +362,7 @@ class Bundle:
     features: Mapping[str, Sequence] | None = None,
     history: Sequence[Sequence[Id]] | None = None,
   ) -> np.ndarray:
-    """Vectors of queries, as in `Queries`, given as in `recommend`."""
+    """Returns vectors as in `Queries`; arguments as in `recommend`."""
     return self.read_queries(ids, features, history).vectors
 
   def read_queries(
@@ -373,7 +371,7 @@ class Bundle:
     features: Mapping[str, Sequence] | None = None,
     history: Sequence[Sequence[Id]] | None = None,
   ) -> Queries:
-    """What `recommend` knows of queries, for those who search by themselves."""
+    """Encodes queries as `recommend` does, for use with your own index."""
     found = self._ask("encode_query", "encode_session", ids, history, features)
     has_history = found["num_history"] > 0
     popular = {
@@ -390,9 +388,10 @@ class Bundle:
     ids: Sequence[Id],
     features: Mapping[str, Sequence] | None = None,
   ) -> np.ndarray:
-    """`[n, dim]` vectors of candidates, as the candidate tower has them.
+    """Encodes candidates with the candidate tower: `[n, dim]` vectors.
 
-    Those of the index are `vectors`; after `export.refresh` they may differ.
+    The vectors of the index are `vectors`; after `export.refresh` they may
+    differ.
     """
     ids = self._ids("candidate", ids)
     found = self.signatures["encode_candidate"](
@@ -410,14 +409,16 @@ class Bundle:
     features: Mapping[str, Sequence] | None,
     limits: Mapping[str, tf.Tensor] | None = None,
   ) -> dict[str, np.ndarray]:
-    """Asks one signature, or both, and puts the answers together.
+    """Calls one or both signatures and combines their answers.
 
     Args:
-      signature: of ids, features and, if the tower takes some, histories.
-      of_sessions: of histories alone. It answers where nothing else is given;
-        and, if the tower takes no histories, the queries without training rows.
-      query_ids, history, features: as in `recommend`.
-      limits: further inputs of both.
+      signature: Takes ids, features and, if the tower does, histories.
+      of_sessions: Takes histories alone. It answers sessions; if the tower
+        takes no histories, also queries without training rows.
+      query_ids: As in `recommend`.
+      history: As in `recommend`.
+      features: As in `recommend`.
+      limits: Further inputs of both signatures.
 
     Returns:
       The outputs of `signature`, and `num_history`.
@@ -459,21 +460,21 @@ class Bundle:
   ) -> dict[str, np.ndarray]:
     if signature not in self.signatures:
       raise errors.DataError(
-        "was exported by a version that could not answer a history; export "
+        "was exported by a version without support for histories; export "
         "it again, or leave `history` out",
         path=self.directory,
       )
     return _to_numpy(self.signatures[signature](history=history, **limits))
 
   def close(self) -> None:
-    """Frees its memory; nothing can be asked after this.
+    """Frees the memory; the bundle cannot be used after this.
 
-    TensorFlow keeps hash tables and ScaNN's searchers by name when all else of
-    a SavedModel is gone: a process that loads one bundle after another would
-    grow by each.
+    TensorFlow keeps hash tables and ScaNN searchers by name after a SavedModel
+    is deleted, so without this call a process that loads several bundles would
+    grow with each.
     """
     for part in tf.train.TrackableView(self._model).descendants():
-      if hasattr(part, "recreate_handle"):  # Of a searcher.
+      if hasattr(part, "recreate_handle"):  # A searcher.
         handle = part.recreate_handle()
       elif hasattr(part, "resource_handle"):
         handle = part.resource_handle
@@ -484,12 +485,12 @@ class Bundle:
 
   @property
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
-    """Those of the index, by name.
+    """The signatures of the index, by name.
 
     Raises:
-      RuntimeError: this process has been forked from that which loaded it.
+      RuntimeError: This process was forked after the bundle was loaded.
     """
-    if os.getpid() != self._process:  # TensorFlow would wait for ever.
+    if os.getpid() != self._process:  # TensorFlow would hang.
       raise RuntimeError(
         f"{self.directory} was loaded before a fork, and TensorFlow's threads "
         "stay in the parent process; load the bundle in each process, after "
@@ -504,9 +505,9 @@ class Bundle:
 
   @property
   def events(self) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `[m]` of what histories may hold, and vectors `[m, dim]` of these.
+    """Ids `[m]` and vectors `[m, dim]` of the candidates in histories.
 
-    Of a bundle that `takes_histories`.
+    Only for a bundle that `takes_histories`.
     """
     encoder = self._model.query_encoder
     ids = encoder.event_ids._ids.numpy()
@@ -514,16 +515,16 @@ class Bundle:
 
   @functools.cached_property
   def titles(self) -> Sequence[str] | None:
-    """What is shown of each candidate, in the order of `candidate_ids`.
+    """Titles in the order of `candidate_ids`.
 
-    "" for a candidate without; None if the bundle has no titles.
+    "" for a candidate without a title; None if the bundle has no titles.
     """
     if self.manifest.item_title is None:
       return None
     return id_lists.StringList.load(self.directory / LISTS / TITLES)
 
   def title(self, candidate_id: Id) -> str:
-    """What is shown of a candidate; "" for none, or an unknown id."""
+    """Returns the title of a candidate; "" for none or an unknown id."""
     if self.titles is None:
       return ""
     (candidate_id,) = ids_lib.check_ids(
@@ -545,7 +546,7 @@ class Bundle:
 
   @functools.cached_property
   def seen(self) -> tuple[np.ndarray, np.ndarray]:
-    """Row splits by query, and rows of their training candidates."""
+    """Row splits by query, and the rows of the training candidates."""
     return self._list("seen_row_splits"), self._list("seen_candidates")
 
   @property
@@ -555,12 +556,12 @@ class Bundle:
 
   @property
   def has_ranker(self) -> bool:
-    """Whether it can rank again."""
+    """Whether the bundle has a ranker."""
     return RANKER in self.manifest.signatures
 
   @property
   def ranks_histories(self) -> bool:
-    """Whether it ranks again by histories."""
+    """Whether the ranker takes histories."""
     return (
       self.has_ranker
       and "history" in self.manifest.signatures[RANKER]["rank"]["inputs"]
@@ -570,7 +571,7 @@ class Bundle:
   def _rank(self) -> Callable[..., dict[str, tf.Tensor]]:
     if not self.has_ranker:
       raise errors.DataError(
-        f"{self.directory}: has no ranker, so it cannot re-rank; ask without "
+        f"{self.directory}: has no ranker, so it cannot re-rank; omit "
         "--rerank, or export a model that has one (xir-tfrs train "
         "--task corr)"
       )
@@ -595,7 +596,7 @@ class Bundle:
     ids: Sequence[Id] | None,
     history: Sequence[Sequence[Id]] | None,
   ) -> tuple[tf.Tensor, int]:
-    """`[n]` query ids, padding where there are none, and n."""
+    """`[n]` query ids, padding if there are none, and n."""
     if ids is not None:
       queries = self._ids("query", ids)
       return queries, len(queries)
@@ -609,11 +610,11 @@ class Bundle:
 
   @property
   def _padding(self) -> tf.Tensor:
-    """What stands where there is no candidate id."""
+    """The padding of candidate ids."""
     return _padding(self.manifest.id_types.candidate)
 
   def _ids(self, side: str, ids: Sequence[Id]) -> tf.Tensor:
-    """`[n]` of the type that the bundle has."""
+    """`[n]` ids with the id type of the bundle."""
     id_type = getattr(self.manifest.id_types, side)
     ids = ids_lib.check_ids(side, ids, id_type)
     return tf.constant(ids, id_type, [len(ids)])
@@ -635,7 +636,7 @@ class Bundle:
 def _best_again(
   retrieved: np.ndarray, ranked: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Places and scores of the k best by `ranked`.
+  """Positions and scores of the k best by `ranked`.
 
   Padding, with -inf in `retrieved`, stays last.
   """
@@ -649,7 +650,7 @@ def _padding(id_type: str) -> tf.Tensor:
 
 
 def _to_numpy(answers: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
-  # Copies: those of TensorFlow's own memory cannot be written to.
+  # Copies, because arrays in TensorFlow's memory are read-only.
   return {name: np.array(value) for name, value in answers.items()}
 
 

@@ -1,4 +1,4 @@
-"""Side features as signatures take them: raw values of the user's own.
+"""Raw side features as inputs of signatures.
 
 | kind        | input                | not given          |
 |-------------|----------------------|--------------------|
@@ -8,9 +8,9 @@
 | `float`     | `[n]` float32        | NaN                |
 | `float_seq` | `[n, length]` float32| NaN                |
 
-A feature that is not given is the one that the id had in training, if it was
-there. A token that is not in the vocabulary is unknown to the tower. The words
-of a text are hashed (`xir_tfrs.ops.words`), and all are welcome.
+A feature that is not given has its value in training, if the id was there. A
+token outside of the vocabulary counts as unknown. The words of a text are
+hashed (`xir_tfrs.ops.words`), so any word works.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
   """One side feature of a query or a candidate, with its vocabulary.
 
   Attributes:
-    vocabulary: of token kinds; code -> token, "" is code 0.
+    vocabulary: Token kinds: code -> token; "" is code 0.
   """
 
   vocabulary: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
     return tf.TensorSpec(shape.get(self.kind, [None]), dtype, self.input)
 
   def about(self) -> manifest.Feature:
-    """What a manifest says of it."""
+    """The entry of this feature in a manifest."""
     return manifest.Feature(
       self.name,
       self.input,
@@ -61,15 +61,19 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
     )
 
   def not_given(self, n: tf.Tensor) -> tf.Tensor:
-    """The input for n rows without this feature."""
+    """Returns the input for n rows without this feature."""
     shape = [n, *(size or 0 for size in self.spec.shape.as_list()[1:])]
     return tf.fill(shape, "" if self.spec.dtype == tf.string else np.nan)
 
   def to_tensor(self, values: Sequence | None, n: int) -> tf.Tensor:
-    """The input for n rows; `None`, as a whole or of a row: not given.
+    """Returns the input for n rows.
+
+    Args:
+      values: n values, where None means not given; None if none are given.
+      n: Number of rows.
 
     Raises:
-      ValueError: naming the feature, for another number or type of values.
+      ValueError: The number or type of the values is wrong; names the feature.
     """
     values = [None] * n if values is None else list(values)
     if len(values) != n:
@@ -101,7 +105,7 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
     values = [blank if x is None else _list(x) for x in values]
     for row in values:
       if len(row) != length:
-        raise ValueError(f"{len(row)} numbers instead of {length}")
+        raise ValueError(f"expected {length} numbers, got {len(row)}")
     return np.array(values, np.float32).reshape(n, length)
 
 
@@ -113,7 +117,7 @@ class FeatureLists(msgspec.Struct, frozen=True):
 
 
 class _Described(Protocol):
-  """What a schema says of a feature."""
+  """A feature in a schema."""
 
   name: str
   kind: types.FeatureKind
@@ -124,9 +128,9 @@ class _Described(Protocol):
 
 
 def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
-  """The features of a schema, as inputs of signatures.
+  """Returns the features of a schema as inputs of signatures.
 
-  An input that would have the name of another becomes `feature_NAME`.
+  An input whose name is already taken becomes `feature_NAME`.
   """
   taken = set(RESERVED)
   found = []
@@ -152,34 +156,34 @@ def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
 def to_tensors(
   inputs: Sequence[FeatureInput], values: Mapping[str, Sequence] | None, n: int
 ) -> dict[str, tf.Tensor]:
-  """Inputs of a signature, for n rows.
+  """Returns the inputs of a signature for n rows.
 
   Args:
-    inputs: the features.
-    values: by name of the feature; those left out are not given.
-    n: number of ids.
+    inputs: The features.
+    values: Values by name of the feature; missing features are not given.
+    n: Number of ids.
 
   Raises:
-    ValueError: a value does not fit its feature, or there is no such feature.
+    ValueError: A value does not fit its feature, or a feature is unknown.
   """
   values = dict(values or {})
   tensors = {x.input: x.to_tensor(values.pop(x.name, None), n) for x in inputs}
   if values:
     raise ValueError(
-      f"there is no feature {next(iter(values))!r}; there are: "
+      f"there is no feature {next(iter(values))!r}; the features are: "
       f"{', '.join(x.name for x in inputs) or 'none'}."
     )
   return tensors
 
 
 class Reader(tf.Module):
-  """Inputs of signatures to what a tower takes."""
+  """Converts inputs of signatures to the features that a tower takes."""
 
   def __init__(self, inputs: Sequence[FeatureInput], name: str | None = None):
     super().__init__(name=name)
     self._inputs = tuple(inputs)
     self._codes = {
-      # Code 0 is the unknown token; IdTable says -1.
+      # Code 0 is the unknown token; IdTable returns -1 for it.
       x.name: indexes.IdTable(tf.constant(x.vocabulary[1:], tf.string))
       for x in inputs
       if x.kind.startswith("token") and len(x.vocabulary) > 1
@@ -190,11 +194,11 @@ class Reader(tf.Module):
     raw: Sequence[tf.Tensor],
     stored: Mapping[str, tf.Tensor | tf.RaggedTensor],
   ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-    """Features by name, as `xir_tfrs.layers.CandidateTable` returns them.
+    """Returns features by name, as `xir_tfrs.layers.CandidateTable` does.
 
     Args:
-      raw: inputs, in the order of the features.
-      stored: the same rows' features in training, for what is not given.
+      raw: Inputs, in the order of the features.
+      stored: Features of the same rows in training, used for missing inputs.
     """
     return {
       x.name: self._merged(x, value, stored[x.name])
@@ -211,7 +215,7 @@ class Reader(tf.Module):
     return tf.where(tf.math.is_nan(raw), stored, raw)
 
   def _codes_of(self, feature, raw):
-    """Whether a row is given, and its codes."""
+    """Whether each row is given, and its codes."""
     if feature.kind == "text":
       return raw != "", words.hashed(raw, feature.num_buckets)
     tokens = tf.ragged.boolean_mask(raw, raw != "")
@@ -228,11 +232,11 @@ def _text(value: Any) -> str | bytes:
   if value is None:
     return ""
   if not isinstance(value, (str, bytes)):
-    raise TypeError(f"{value!r} is no string")
+    raise TypeError(f"{value!r} is not a string")
   return value
 
 
 def _list(value: Any) -> list:
   if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-    raise TypeError(f"{value!r} is no list")
+    raise TypeError(f"{value!r} is not a list")
   return list(value)

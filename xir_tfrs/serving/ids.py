@@ -1,4 +1,4 @@
-"""Ids and lists of ids as callers give them. Nothing here needs TensorFlow."""
+"""Checks ids and lists of ids from callers, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _INT64 = np.iinfo(np.int64)
 
 
 def check_ids(side: str, ids: Iterable[Id], id_type: str) -> list[Id]:
-  """The ids as a list of str, or of int.
+  """Returns the ids as a list of str or int.
 
   Args:
     side: "query" or "candidate", for messages.
-    ids: str or utf-8 bytes; where ids are integers, int or their digits.
+    ids: str or UTF-8 bytes; for integer ids, int or text of digits.
     id_type: "string" or "int64".
 
   Raises:
-    ValueError: `ids` is not a list, or holds something else.
+    ValueError: `ids` is not a list, or an id has another type.
   """
   if not _is_list(ids):
     raise ValueError(
@@ -39,19 +39,18 @@ def check_ids(side: str, ids: Iterable[Id], id_type: str) -> list[Id]:
 def check_lists(
   name: str, lists: Iterable[Iterable[Id]], n: int, id_type: str
 ) -> list[list[Id]]:
-  """One list of candidate ids for each of n queries.
+  """Returns one list of candidate ids for each of n queries.
 
-  A flat list of ids is refused: it could only be taken for other lists, of the
-  letters of its ids.
+  Refuses a flat list of ids, whose strings would be read as lists of letters.
 
   Args:
-    name: of the argument, for messages.
+    name: Name of the argument, for messages.
     lists: n lists.
-    n: number of queries.
-    id_type: as in `check_ids`.
+    n: Number of queries.
+    id_type: As in `check_ids`.
 
   Raises:
-    ValueError: they have another form, or hold other ids.
+    ValueError: The lists or their ids have another form.
   """
   form = f"`{name}` must hold one list of ids per query, as in [[...], [...]]"
   if not _is_list(lists):
@@ -59,7 +58,7 @@ def check_lists(
   lists = list(lists)
   for row in lists:
     if not _is_list(row):
-      raise ValueError(f"{form}. Received: {row!r} in the place of a list.")
+      raise ValueError(f"{form}. Received: {row!r} instead of a list.")
   if len(lists) != n:
     raise ValueError(f"{form}. Received: {len(lists)} lists for {n} queries.")
   return [check_ids("candidate", row, id_type) for row in lists]

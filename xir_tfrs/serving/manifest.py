@@ -1,6 +1,6 @@
-"""manifest.json of a bundle: what is in it, and the hash of every file.
+"""manifest.json of a bundle: its contents and the hash of every file.
 
-Manifests are read without TensorFlow.
+Reading a manifest does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE_NAME = "manifest.json"
 FORMAT = 3
 INDEXES = ("scann", "brute_force")
 UNKNOWN_QUERY = ("popularity", "features", "tower")
-# What stands in the directory of a bundle.
+# The entries of a bundle's directory.
 PARTS = (
   FILE_NAME,
   *("query_tower", "candidate_tower", "scann", "brute_force", "ranker"),
@@ -47,7 +47,7 @@ class Signature(TypedDict):
 
 
 class File(msgspec.Struct, frozen=True):
-  """What a file must hold."""
+  """The expected size and hash of a file."""
 
   bytes: int
   sha256: str
@@ -64,12 +64,12 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
   """A side feature of a tower.
 
   Attributes:
-    name: of the feature, as in the data.
-    input: of the input of signatures; the name, unless that is taken.
-    kind: how it is encoded.
-    length: of a float_seq.
-    separator: between the values of a sequence in text, as it was prepared.
-    num_buckets: of a text, how many codes its words are hashed to.
+    name: Name of the feature in the data.
+    input: Name of the input of signatures; `name` unless that is taken.
+    kind: Kind of the feature.
+    length: Length of a float_seq.
+    separator: Separator of a sequence in text, as in `prepare`.
+    num_buckets: Number of hash buckets for the words of a text.
   """
 
   name: str
@@ -82,26 +82,28 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
   def __post_init__(self) -> None:
     if (self.kind == "float_seq") != (self.length is not None):
       raise ValueError(
-        "only a float_seq has a `length`, and needs one; feature "
+        "a feature must have a `length` if and only if it is a float_seq; "
         f"{self.name!r} is a {self.kind} of length {self.length}"
       )
     if (self.kind == "text") != (self.num_buckets is not None):
       raise ValueError(
-        f"only a text has `num_buckets`, and needs them; feature {self.name!r}"
+        "a feature must have `num_buckets` if and only if it is a text;"
+        f" {self.name!r}"
       )
 
 
 class Index(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-  """How an index searches, and how good it is.
+  """Settings and quality of an index.
 
   Attributes:
-    kind: "scann" if a searcher of ScaNN answers.
-    settings: of the searcher.
-    recall: of the searcher against exact search, by the number of answers.
-    recall_queries: number of queries it was measured on.
-    target_recall: recall@10 that the settings were tuned to.
-    curve: what tuning measured.
-    tune_seconds, build_seconds: how long that took.
+    kind: "scann" if ScaNN searches.
+    settings: Settings of the searcher.
+    recall: Recall against exact search, by the number of answers.
+    recall_queries: Number of queries used to measure the recall.
+    target_recall: The recall@10 for which the settings were tuned.
+    curve: Measurements of the tuning.
+    tune_seconds: Duration of the tuning.
+    build_seconds: Duration of the build.
   """
 
   kind: Literal["exact", "scann"]
@@ -124,30 +126,29 @@ class Manifest(
   """Content of manifest.json.
 
   Attributes:
-    format: of the bundle.
-    versions: of the packages that wrote it; None for what was missing.
-    num_queries, num_candidates, num_seen_pairs: sizes.
-    num_left_out: candidates of the data that are not in the indexes, since
-      nothing is known of them.
-    dim, dtype: of the vectors.
-    num_interests: vectors of a query; None: one, without an axis for them.
-    max_k: most answers that may be asked for.
-    id_types: of the original ids.
-    history_length: newest candidates of a history that the query tower
-      encodes; None for a tower that encodes query ids.
-    unknown_query: what queries get that training did not know, one of
+    format: Format of the bundle.
+    versions: Versions of the packages that wrote it; None for missing ones.
+    num_queries, num_candidates, num_seen_pairs: Sizes.
+    num_left_out: Number of candidates that the indexes leave out because
+      nothing is known about them.
+    dim, dtype: Dimension and type of the vectors.
+    num_interests: Vectors per query; None for one, without an extra axis.
+    max_k: Maximum number of answers per query.
+    id_types: Types of the original ids.
+    history_length: Number of most recent candidates of a history that the query
+      tower encodes; None for a tower of query ids.
+    unknown_query: How unknown queries are answered, one of
       `bundle.UNKNOWN_QUERY`.
-    item_title: the column that titles of candidates come from; None: there
-      are none.
-    query_features, candidate_features: side features of the towers.
-    tower_sha256: of the towers, by side; see `tower_hash`.
-    indexes: by name.
-    signatures: by SavedModel and name.
-    files: by path below the bundle.
-    data, checkpoint, training: what the bundle was made from.
-    encode_seconds: how long the candidates took to encode.
-    refreshes: what `export.refresh` has changed.
-    sha256: of all of the above; see `json_files.seal`.
+    item_title: The column with the titles of candidates; None for none.
+    query_features, candidate_features: Side features of the towers.
+    tower_sha256: Hashes of the towers, by side; see `tower_hash`.
+    indexes: Indexes by name.
+    signatures: Signatures by SavedModel and name.
+    files: Files by path in the bundle.
+    data, checkpoint, training: Origin of the bundle.
+    encode_seconds: Duration of encoding the candidates.
+    refreshes: Changes by `export.refresh`.
+    sha256: Hash of all of the above; see `json_files.seal`.
   """
 
   format: int
@@ -187,18 +188,18 @@ class Manifest(
 def new_bundle(
   output: str | os.PathLike[str], overwrite: bool
 ) -> Iterator[pathlib.Path]:
-  """A new directory that takes the place of `output`; see `atomic`.
+  """Yields a new directory that replaces `output`; see `atomic`.
 
   Args:
-    output: where the bundle is to be.
-    overwrite: whether a bundle there may be replaced.
+    output: Destination of the bundle.
+    overwrite: Whether a bundle at `output` may be replaced.
 
   Yields:
     The empty directory to write into.
 
   Raises:
-    DataError: there is something that must not be replaced, or another program
-      writes there.
+    DataError: `output` exists and must not be replaced, or another program
+      writes to it.
   """
   with atomic.new_directory(
     output, what="bundle", foreign=_foreign, overwrite=overwrite
@@ -207,14 +208,14 @@ def new_bundle(
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
-  """Raises `DataError` if a bundle may not be written to `output`."""
+  """Raises `DataError` unless a bundle may be written to `output`."""
   atomic.check_output(
     output, what="bundle", foreign=_foreign, overwrite=overwrite
   )
 
 
 def _foreign(directory: pathlib.Path) -> str | None:
-  """The name of something that is no part of a bundle."""
+  """Name of an entry that does not belong to a bundle, or None."""
   names = sorted(path.name for path in directory.iterdir())
   if FILE_NAME not in names:
     return names[0]
@@ -225,8 +226,8 @@ def save(directory: pathlib.Path, about: Mapping[str, Any]) -> Manifest:
   """Writes the manifest of a directory.
 
   Args:
-    directory: the bundle; everything else is in it already.
-    about: all fields but format, versions and files.
+    directory: The bundle, complete except for the manifest.
+    about: All fields except format, versions and files.
 
   Returns:
     The manifest.
@@ -248,7 +249,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
   """Reads the manifest of a bundle.
 
   Raises:
-    DataError: there is none, or it is damaged or of another format.
+    DataError: The manifest is missing, damaged or of another format.
   """
   return json_files.read_sealed(
     pathlib.Path(directory) / FILE_NAME,
@@ -260,7 +261,7 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def list_files(directory: pathlib.Path) -> dict[str, File]:
-  """The files below a directory, by their path in it."""
+  """Returns the files below a directory, by relative path."""
   return {
     path.relative_to(directory).as_posix(): File(
       path.stat().st_size, hashes.sha256(path)
@@ -275,13 +276,13 @@ def check_files(
   manifest: Manifest,
   hashed: Sequence[str] | None = None,
 ) -> None:
-  """Raises `DataError` naming the first file that is not as listed.
+  """Raises a `DataError` that names the first file that differs.
 
   Args:
-    directory: of the bundle.
-    manifest: its manifest.
-    hashed: the parts of the bundle whose files are compared with their hash,
-      and not by their size alone; None for all.
+    directory: Directory of the bundle.
+    manifest: The manifest.
+    hashed: The parts of the bundle whose files are checked by hash; the others
+      are checked by size. None for all.
   """
   for name, expected in manifest.files.items():
     whole = hashed is None or name.partition("/")[0] in hashed
@@ -291,13 +292,13 @@ def check_files(
 def check_file(
   path: pathlib.Path, expected: File, whole: bool, remedy: str
 ) -> None:
-  """Raises `DataError` if a file is not as listed.
+  """Raises `DataError` if a file differs from its entry.
 
   Args:
-    path: the file.
-    expected: what the list says of it.
-    whole: whether to compare its content, and not its size alone.
-    remedy: what to do; the end of the message.
+    path: The file.
+    expected: The entry of the file.
+    whole: Whether to check the hash, and not only the size.
+    remedy: What to do; ends the message.
   """
   try:
     size = path.stat().st_size
@@ -316,10 +317,10 @@ def check_file(
 def check_versions(
   directory: pathlib.Path, manifest: Manifest, needs_scann: bool
 ) -> None:
-  """Raises `DataError` if the bundle cannot be loaded with what is here.
+  """Raises `DataError` if the installed packages cannot load the bundle.
 
-  Plain SavedModels load in the TensorFlow that wrote them and later ones;
-  ScaNN's ops are bound to one minor version and its state to one release.
+  Plain SavedModels load in the TensorFlow that wrote them and in later ones.
+  ScaNN's ops need the same minor version, and its state the same release.
   """
   wrote, here = manifest.versions, versions()
   of_bundle, of_process = (
@@ -342,7 +343,7 @@ def check_versions(
 
 
 def tower_hash(directory: str | os.PathLike[str]) -> str:
-  """sha256 over the names and contents of a tower's files."""
+  """SHA-256 over the names and contents of a tower's files."""
   directory = pathlib.Path(directory)
   digest = hashlib.sha256()
   for path in sorted(directory.rglob("*")):
@@ -353,8 +354,8 @@ def tower_hash(directory: str | os.PathLike[str]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-  """Versions of all that a bundle depends on; None for what is missing."""
-  import tensorflow as tf  # Its package may have another name.
+  """Versions of a bundle's dependencies; None for missing packages."""
+  import tensorflow as tf  # The name of its package varies.
 
   names = ("tf_keras", "tensorflow_recommenders", "scann", "numpy")
   return {

@@ -1,4 +1,4 @@
-"""Files by address: a path, or what fsspec opens, such as gs://bucket/a.csv."""
+"""Files by address: a path, or a URL for fsspec, such as gs://bucket/a.csv."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import fsspec
 from xir_tfrs.data import errors
 
 Address = str | os.PathLike[str]
-# What programs leave beside the parts that they write.
+# Names of files that programs write beside their data files.
 _NOT_DATA = re.compile(r"^[._]|\.crc$|\.md5$|^README|^LICENSE", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
 
 
 def is_remote(address: Address) -> bool:
-  """Whether fsspec opens it, and not the system."""
+  """Whether fsspec opens the address."""
   return "://" in os.fspath(address)
 
 
 def open_binary(address: Address) -> BinaryIO:
-  """Opens a file to read bytes from any position of it.
+  """Opens a file for seekable binary reading.
 
   Raises:
     DataError: It cannot be read.
@@ -52,7 +52,7 @@ def num_bytes(address: Address) -> int:
 
 
 def name(address: Address) -> str:
-  """The last part of an address: the name of the file."""
+  """The file name, which is the last part of an address."""
   return posixpath.basename(os.fspath(address).split("::")[0].rstrip("/"))
 
 
@@ -76,13 +76,13 @@ def fingerprint(address: Address) -> dict[str, str | int]:
 
 
 def expand(given: Address) -> list[str]:
-  """The files of an address: itself, of a pattern, or all of a folder.
+  """Returns the files of an address: a file, a pattern or a folder.
 
-  Of a folder and its subfolders these are the files whose names do not say
-  that they hold no data, as `_SUCCESS` and `.part-0.crc` do.
+  A folder means all files in it and its subfolders, except those whose names
+  mark them as no data, such as `_SUCCESS` and `.part-0.crc`.
 
   Raises:
-    DataError: There is no file, or it cannot be read twice.
+    DataError: There is no file, or a file cannot be read twice.
   """
   given = os.fspath(given)
   found = list(_remote(given) if is_remote(given) else _local(given))
@@ -118,7 +118,7 @@ def _matches(pattern: str) -> list[str]:
   found = sorted(glob.glob(pattern, recursive=True))
   if not found:
     raise errors.DataError(
-      "no such file; for a TFDS data set say --format tfds", path=pattern
+      "no such file; for a TFDS data set use --format tfds", path=pattern
     )
   return found
 
@@ -151,7 +151,7 @@ def _remote(given: str) -> Iterator[str]:
     yield "::".join([system.unstrip_protocol(one), *chained])
 
 
-@functools.lru_cache(maxsize=64)  # An archive closes with its last user.
+@functools.lru_cache(maxsize=64)  # Unreferenced archives are closed.
 def _system(address: str) -> tuple[Any, str]:
   try:
     return fsspec.core.url_to_fs(address)

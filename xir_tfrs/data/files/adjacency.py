@@ -15,7 +15,7 @@ USER, ITEMS = "user_id", "item_id"
 
 
 class AdjacencyFile(rows.RowFile):
-  """Lines of words: `USER` is the first, the list `ITEMS` the others."""
+  """Lines of words: the first is the user, the others the items."""
 
   def __init__(self, path: str, layout: layouts.Layout):
     super().__init__(path, layout, (USER, ITEMS))

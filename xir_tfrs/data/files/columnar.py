@@ -1,4 +1,4 @@
-"""Parquet, Arrow (Feather, IPC) and ORC files: columns with types."""
+"""Reads files with typed columns: Parquet, Arrow (Feather, IPC) and ORC."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import addresses, layouts, places, rows
 
 _ROWS_PER_BATCH = 1 << 19
-# A row counts as so many bytes of text: no fewer than it takes in a bucket.
+# Estimated bytes of text per row; at least what a row takes in a bucket.
 ROW_BYTES = 32
 _NAMES = {"parquet": "a Parquet", "arrow": "an Arrow", "orc": "an ORC"}
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], problem: str) -> Iterator[None]:
-  """Turns what pyarrow raises into a `DataError`."""
+  """Turns errors of pyarrow into a `DataError`."""
   try:
     yield
   except errors.DataError:
@@ -36,7 +36,7 @@ def reading(path: str | os.PathLike[str], problem: str) -> Iterator[None]:
 
 
 class ColumnFile(rows.RowFile):
-  """A file whose columns have types; its parts are groups of rows."""
+  """A file with typed columns, cut at its groups of rows."""
 
   def __init__(self, path: str, layout: layouts.Layout):
     what = _NAMES[layout.format]
@@ -50,7 +50,7 @@ class ColumnFile(rows.RowFile):
     super().__init__(path, layout, names)
     self.can_be_cut = layout.format == "parquet"
 
-  def __reduce__(self):  # What reads a file cannot go to another process.
+  def __reduce__(self):  # The reader cannot be pickled; reopen the file.
     return type(self), (self.path, self.layout)
 
   @property
@@ -62,7 +62,7 @@ class ColumnFile(rows.RowFile):
     return self.size
 
   def pieces(self, chunk_bytes: int) -> list[tuple[int, int]]:
-    """Row groups, as many together as a chunk holds."""
+    """Joins row groups until they fill a chunk."""
     pieces, start, there = [], 0, 0
     enough = max(chunk_bytes // ROW_BYTES, 1)
     for group, size in enumerate(self._groups.sizes, 1):
@@ -83,7 +83,7 @@ class ColumnFile(rows.RowFile):
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    del count_lines  # The file itself tells how many rows are before.
+    del count_lines  # The file knows the number of rows before each group.
     sizes = self._groups.sizes
     stop = len(sizes) if stop is None else min(stop, len(sizes))
     position = self.position(start)
@@ -113,8 +113,8 @@ class _Groups(abc.ABC):
   """Groups of rows of an open file.
 
   Attributes:
-    schema: of the file.
-    sizes: how many rows each group has.
+    schema: Schema of the file.
+    sizes: Number of rows of each group.
   """
 
   schema: pa.Schema
@@ -122,13 +122,13 @@ class _Groups(abc.ABC):
 
   @abc.abstractmethod
   def __init__(self, source: Any):
-    """Takes a path, or a file that is open."""
+    """Takes a path or an open file."""
 
   @abc.abstractmethod
   def batches(
     self, groups: range, names: list[str], rows: int
   ) -> Iterator[pa.RecordBatch]:
-    """The columns of some groups, at most so many rows at a time."""
+    """Yields columns of some groups, at most `rows` rows at a time."""
 
 
 class _Parquet(_Groups):
@@ -149,7 +149,7 @@ class _Parquet(_Groups):
 
 
 class _Arrow(_Groups):
-  """The batches of an Arrow file, which is what Feather writes."""
+  """The batches of an Arrow file, as Feather writes it."""
 
   def __init__(self, source: Any):
     if isinstance(source, str):
@@ -165,7 +165,7 @@ class _Arrow(_Groups):
   ) -> Iterator[pa.RecordBatch]:
     for group in groups:
       batch = self._file.get_batch(group).select(names)
-      batch.validate(full=True)  # What a damaged file holds may crash others.
+      batch.validate(full=True)  # Damaged data may crash later functions.
       for start in range(0, max(len(batch), 1), rows):
         yield batch.slice(start, rows)
 
@@ -177,7 +177,7 @@ class _Orc(_Groups):
     self._file = orc.ORCFile(source)
     self.schema = self._file.schema
     self._stripes = range(self._file.nstripes)
-    # Only the first columns of a stripe need be read to know its rows.
+    # Reading the first columns of a stripe is enough to count its rows.
     first = self.schema.names[:1]
     self.sizes = [
       self._file.read_stripe(k, columns=first).num_rows for k in self._stripes

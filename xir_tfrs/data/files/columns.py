@@ -1,6 +1,7 @@
-"""Columns of a file as ids, tokens, times and numbers; bad values are named.
+"""Converts columns of a file to ids, tokens, times and numbers.
 
-All functions take a `column`, its `name`, and the `places` of its rows.
+All functions take a `column`, its `name`, and the `places` of its rows. They
+raise a `DataError` that names the first bad value and its row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from xir_tfrs.data.files import places as places_lib
 
 ArrowColumn: TypeAlias = pa.Array | pa.ChunkedArray
-# Values of a number that mean that there is none.
+# Texts that mean a missing number.
 MISSING = ("", "nan", "NaN", "NA", "null", "NULL", "None")
 _DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?$"
 _THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
@@ -23,10 +24,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def plain(column: ArrowColumn) -> pa.Array:
-  """One array without chunks, dictionaries or string views."""
+  """Returns one array without chunks, dictionaries or string views."""
   if isinstance(column, pa.ChunkedArray):
     column = column.combine_chunks()
-  if isinstance(column, pa.ChunkedArray):  # Some versions: zero chunks.
+  if isinstance(column, pa.ChunkedArray):  # Some versions: empty columns.
     column = pa.concat_arrays(column.chunks)
   if pa.types.is_dictionary(column.type):
     column = column.dictionary_decode()
@@ -52,7 +53,7 @@ def is_number(kind: pa.DataType) -> bool:
 def id_strings(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> pa.Array:
-  """Ids as strings; strings, bytes, integers and whole doubles are ids."""
+  """Ids as strings; accepts strings, bytes, integers and whole doubles."""
   column = plain(column)
   require_no_null(column, name, places, "empty id")
   if pa.types.is_floating(column.type):
@@ -71,7 +72,7 @@ def id_strings(
 def _whole_ids(
   column: pa.Array, name: str, places: places_lib.Places
 ) -> pa.Array:
-  """Doubles as integers: pandas makes 12.0 of 12 beside a missing id."""
+  """Doubles as integers: pandas turns 12 into 12.0 if any id is missing."""
   values = column.to_numpy(zero_copy_only=False)
   whole = whole_numbers(values)
   if whole is not None:
@@ -90,7 +91,7 @@ def strings(
   column = plain(column)
   try:
     column = column.cast(pa.string())
-    column.validate(full=True)  # Files of columns may hold any bytes as text.
+    column.validate(full=True)  # Typed files may hold invalid UTF-8.
   except pa.ArrowException:
     if is_text(column.type):
       raise _first_error(column, name, places, _utf8) from None
@@ -103,23 +104,23 @@ def strings(
 def titles(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> pa.Array:
-  """Text to show, of one line each; null becomes ""."""
+  """Titles of one line each; null becomes ""."""
   column = plain(column)
   if is_list(column):
     raise places.error(None, name, "holds lists, expected the text of a title")
   text = strings(column, name, places)
-  # Neither a line break nor what a terminal obeys.
+  # Removes line breaks and control characters of terminals.
   text = pc.replace_substring_regex(text, r"[\s\pC]+", " ")
   return pc.utf8_trim_whitespace(text)
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray | None:
-  """int64 values, or None if one is no whole number that is held exactly."""
+  """int64 values, or None if one is not exactly a whole number."""
   if values.dtype.kind == "u" and values.max(initial=0) >= 2**63:
     return None
   if values.dtype.kind in "iu":
     return values.astype(np.int64, copy=False)
-  # At 2^53 a float64 no longer tells neighbouring integers apart.
+  # From 2^53 on, float64 cannot represent all integers.
   if not np.all((values == np.trunc(values)) & (np.abs(values) < 2**53)):
     return None
   return values.astype(np.int64)
@@ -128,7 +129,7 @@ def whole_numbers(values: np.ndarray) -> np.ndarray | None:
 def numbers(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> np.ndarray:
-  """float64 values of numbers or of text; null and `MISSING` become NaN."""
+  """float64 values of numbers or text; null and `MISSING` become NaN."""
   column = plain(column)
   if pa.types.is_boolean(column.type):
     column = column.cast(pa.int8())
@@ -171,7 +172,7 @@ def decimal_points(column: ArrowColumn) -> ArrowColumn:
 def finite(
   column: ArrowColumn, name: str, places: places_lib.Places
 ) -> np.ndarray:
-  """float64 values, all there and finite."""
+  """float64 values; raises if one is missing or not finite."""
   values = numbers(column, name, places)
   wrong = np.flatnonzero(~np.isfinite(values))
   if wrong.size:
@@ -182,7 +183,7 @@ def finite(
 def float32(
   values: np.ndarray, name: str, places: places_lib.Places
 ) -> np.ndarray:
-  """Numbers as float32; NaN stays, what is infinite there is an error."""
+  """Numbers as float32; keeps NaN, raises if a value overflows."""
   wrong = np.flatnonzero(np.abs(values) > _FLOAT32_MAX)
   if wrong.size:
     raise places.error(
@@ -197,7 +198,7 @@ def float32(
 def weights(
   values: np.ndarray, name: str, places: places_lib.Places
 ) -> np.ndarray:
-  """Weights of rows as float32: finite there, and not negative."""
+  """Weights of rows as float32; raises unless finite and not negative."""
   wrong = np.flatnonzero(~((values >= 0) & (values <= _FLOAT32_MAX)))
   if wrong.size:
     raise places.error(
@@ -210,9 +211,9 @@ def weights(
 
 
 def parse_number(value: str) -> float | None:
-  """The number that is written, or None."""
+  """Parses a number; None if it is none."""
   try:
-    # Python takes 1_000 for a number; no other program does.
+    # Python parses 1_000 as a number; no other program does.
     return None if "_" in value else float(value)
   except ValueError:
     return None
@@ -262,7 +263,7 @@ def _first_error(
   places: places_lib.Places,
   check: Callable[[Any], None],
 ) -> Exception:
-  """The error of the first value that `check` refuses."""
+  """The error for the first value that `check` refuses."""
   if check is _utf8:
     column = column.cast(pa.large_binary())
   for row, value in enumerate(column.to_pylist()):
@@ -271,4 +272,4 @@ def _first_error(
         check(value)
     except ValueError as e:
       return places.error(row, name, str(e))
-  return places.error(None, name, f"a value of type {column.type} is wrong")
+  return places.error(None, name, f"a value of type {column.type} is invalid")

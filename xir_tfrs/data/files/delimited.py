@@ -1,8 +1,8 @@
-"""Delimited text (atomic, CSV, TSV and others) as columns with line numbers.
+"""Reads delimited text (atomic, CSV, TSV etc.) as columns with line numbers.
 
-pyarrow parses a chunk. Where it refuses one, or quotes are not as it takes for
-granted, `_Sieve` goes through the same records in plain Python: it raises an
-error that names the line and the column, or drops blank lines and comments.
+pyarrow parses chunks. If it refuses one, or if the quoting is irregular,
+`_Sieve` reads the same records in plain Python: it drops blank lines and
+comments, or raises an error that names the line and the column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xir_tfrs.data.files import (
   text,
 )
 
-# A quoted field that is longer is taken for a quote that never closes.
+# A longer quoted field counts as a quote that is never closed.
 _MAX_RECORD = 1 << 20
 csv.field_size_limit(max(csv.field_size_limit(), 2 * _MAX_RECORD))
 
@@ -42,7 +42,7 @@ class DelimitedFile(rows.RowFile):
     self._text = text.TextFile(
       path, layout.compression, layout.encoding, layout.skip_lines
     )
-    # A part could begin inside of a quoted field.
+    # A part could start inside a quoted field.
     self.can_be_cut = self._text.can_be_cut and not layout.multiline
     self._mark = layout.delimiter.encode()
     if len(self._mark) > 1:
@@ -97,7 +97,7 @@ class DelimitedFile(rows.RowFile):
     return self.layout.quoting != "none"
 
   def _complete(self, data: bytes, first_line: int) -> tuple[bytes, bytes]:
-    """Whole records, and the start of one that goes on in the next chunk."""
+    """Splits off the last record if it continues in the next chunk."""
     if not self._quoted or b'"' not in data:
       return data, b""
     quotes = self._quotes(data)
@@ -112,7 +112,7 @@ class DelimitedFile(rows.RowFile):
 
   def _quotes(self, data: bytes) -> _Quotes:
     if self.layout.quoting == "backslash":
-      # Of the same length, so that positions stay.
+      # The replacement has the same length, so positions stay valid.
       data = data.replace(b"\\\\", b"..").replace(b'\\"', b"..")
     return _Quotes(data, self._mark, self._quoted)
 
@@ -121,9 +121,9 @@ class DelimitedFile(rows.RowFile):
   ) -> tuple[
     dict[str, pa.Array], places.Places | None, errors.DataError | None
   ]:
-    """Columns and places of whole records, and what is wrong behind them.
+    """Columns and places of whole records, and the error that follows them.
 
-    The places are None if there are no records, as all lines are blank.
+    The places are None if all lines are blank.
     """
     where: int | np.ndarray = first_line
     expected, multiline = data.count(b"\n") + (not data.endswith(b"\n")), False
@@ -166,9 +166,9 @@ class DelimitedFile(rows.RowFile):
     expected: int,
     multiline: bool,
   ) -> dict[str, pa.Array] | None:
-    """The columns, as text where not all values are of the type.
+    """The columns, as text if not all values have the wanted type.
 
-    None if any line has anything wrong with it.
+    Returns None if any line is malformed.
     """
     table = self._parse_as(data, types, multiline)
     if table is None and any(not pa.types.is_string(t) for t in types.values()):
@@ -218,20 +218,20 @@ class DelimitedFile(rows.RowFile):
 
   def _broken_quoting(self, reason: str, line: int) -> errors.DataError:
     return errors.DataError(
-      f"broken quoting ({reason}); a field is quoted as a whole, and a quote"
-      " inside it is written twice, or say --quoting backslash or none",
+      f"broken quoting ({reason}); quote whole fields and double the quotes"
+      " inside them, or use --quoting backslash or none",
       path=self.path,
       line=line,
     )
 
 
 class _Quotes:
-  """Where the quotes of whole lines open and close.
+  """The positions where quotes open and close in whole lines.
 
   Attributes:
-    regular: whether they open and close whole fields; pyarrow takes any
-      others, and not always for the same.
-    closed: whether the last field is closed.
+    regular: Whether all quotes open and close whole fields; pyarrow reads other
+      quotes inconsistently.
+    closed: Whether the last field is closed.
   """
 
   def __init__(self, data: bytes, mark: bytes, quoted: bool):
@@ -239,7 +239,7 @@ class _Quotes:
     quotes = np.flatnonzero(chars == ord('"')) if quoted else np.zeros(0, int)
     self._chars, self._positions = chars[1:-1], quotes - 1
     self.closed = len(quotes) % 2 == 0
-    # Quotes side by side are a run. Of an even number, inside, all are escaped.
+    # Adjacent quotes form a run. An even run inside a field is all escaped.
     first = np.flatnonzero(np.diff(quotes, prepend=-1) > 1)
     lengths = np.diff(first, append=len(quotes))
     before = chars[quotes[first] - 1]
@@ -252,19 +252,19 @@ class _Quotes:
     self.regular = bool(right.all())
 
   def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of all newlines, and which of them end a record."""
+    """Positions of all newlines, and a mask of those that end a record."""
     newlines = np.flatnonzero(self._chars == ord("\n"))
     before = np.searchsorted(self._positions, newlines)
     return newlines, before % 2 == 0
 
   def end_of_records(self) -> int:
-    """Where the last record ends that is complete."""
+    """End of the last complete record."""
     newlines, ends = self._ends()
     there = newlines[ends]
     return int(there[-1]) + 1 if len(there) else 0
 
   def records(self) -> tuple[np.ndarray, np.ndarray]:
-    """[records] how many lines stand before each, and which are blank."""
+    """[records] number of lines before each record, and whether it is blank."""
     newlines, ends = self._ends()
     lines = np.concatenate([[0], np.flatnonzero(ends) + 1])
     starts = np.concatenate([[0], newlines[ends] + 1])
@@ -277,7 +277,7 @@ class _Quotes:
 
 
 class _Sieve:
-  """Goes through records in plain Python."""
+  """Reads records in plain Python."""
 
   def __init__(
     self,
@@ -292,7 +292,7 @@ class _Sieve:
     self._mark = mark
 
   def end_of_records(self, data: bytes) -> int:
-    """Where the last complete record ends; an incomplete one may follow."""
+    """End of the last complete record; an incomplete one may follow."""
     end = 0
     try:
       for _, stop, _, fields in self._records(data):
@@ -300,16 +300,16 @@ class _Sieve:
           break
         end = stop
     except errors.DataError:
-      return len(data)  # It is named when the rows are read.
+      return len(data)  # Reading the rows raises the error.
     return end
 
   def sift(
     self, data: bytes
   ) -> tuple[bytes, np.ndarray, errors.DataError | None]:
-    """The records that hold something, up to the first bad one.
+    """Returns the non-blank records up to the first bad one.
 
     Returns:
-      The records, the lines that they begin on, and the error of the bad one.
+      The records, the lines on which they start, and the error of the bad one.
     """
     kept: list[bytes] = []
     numbers: list[int] = []
@@ -335,7 +335,7 @@ class _Sieve:
   def _records(
     self, data: bytes
   ) -> Iterator[tuple[int, int, int, list[str] | None]]:
-    """Yields start, stop, line and fields; None: the record is not closed."""
+    """Yields start, stop, line and fields, or None for an unclosed record."""
     lines = data.split(b"\n")
     if not lines[-1]:
       lines.pop()
@@ -351,7 +351,7 @@ class _Sieve:
   def _fields(
     self, lines: list[bytes], first: int, taken: list[int]
   ) -> list[str] | None:
-    """The fields of the record that begins on a line; fills `taken`."""
+    """The fields of the record that starts on a line; fills `taken`."""
 
     def decoded() -> Iterator[str]:
       for i in range(first, len(lines)):
@@ -383,7 +383,7 @@ class _Sieve:
     names = self._file.names
     if len(fields) == len(names):
       return
-    # The first column that is not there, or the last that should be.
+    # Names the first missing column, or the last one if there are too many.
     column = names[min(len(fields), len(names) - 1)]
     there = "header" if self._layout.header else "first line"
     raise errors.DataError(
@@ -405,7 +405,7 @@ def _has_blank_lines(data: bytes) -> bool:
 def _with_last(
   chunks: Iterator[text.Chunk],
 ) -> Iterator[tuple[text.Chunk, bool]]:
-  """Says of each chunk whether it is the last."""
+  """Yields each chunk and whether it is the last."""
   before = next(chunks, None)
   for chunk in chunks:
     assert before is not None

@@ -1,6 +1,6 @@
-"""TFRecords of `tf.train.Example`s that no schema describes, as columns.
+"""Reads TFRecords of `tf.train.Example`s without a schema as columns.
 
-A record is a row, or packed columns of n rows with a token_seq as NAME/values
+A record is one row, or packed columns of n rows with a token_seq as NAME/values
 and NAME/lengths, as `xir_tfrs.data.records` writes them.
 """
 
@@ -20,8 +20,8 @@ class ExampleFile:
   """All records of a file, in memory.
 
   Attributes:
-    path: the file.
-    names: the columns that occur in any record.
+    path: The file.
+    names: The columns that occur in any record.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -36,14 +36,14 @@ class ExampleFile:
     )
 
   def read(self, id_column: str, kinds: dict[str, str]) -> dict[str, pa.Array]:
-    """Columns of as many rows as there are ids.
+    """Reads columns, with one row per id.
 
     Args:
-      id_column: the column that has one value per row.
-      kinds: column -> its kind, of the columns to read.
+      id_column: The column with exactly one value per row.
+      kinds: column -> kind of the columns to read.
 
     Returns:
-      name -> array, of lists for sequences; null where a row has no value.
+      name -> array; lists for sequences, null if a row has no value.
     """
     columns: dict[str, list] = {name: [] for name in kinds}
     start = 0
@@ -72,7 +72,7 @@ class ExampleFile:
 
 
 def _read(path: str) -> list[dict[str, list]]:
-  import tensorflow as tf  # Only these files need it.
+  import tensorflow as tf  # Only these files need TensorFlow.
 
   records: list[dict[str, list]] = []
   try:
@@ -80,7 +80,7 @@ def _read(path: str) -> list[dict[str, list]]:
     for record in itertools.chain.from_iterable(dataset.as_numpy_iterator()):
       values = tf.train.Example.FromString(record).features.feature
       records.append({name: _values(values[name]) for name in values})
-  except Exception as e:  # A protobuf's own error, or TensorFlow's.
+  except Exception as e:  # An error of protobuf or TensorFlow.
     raise errors.DataError(
       f"record {len(records) + 1} or a later one is truncated or not a"
       f" tf.train.Example ({type(e).__name__}); write the file again",
@@ -97,7 +97,7 @@ def _values(feature: Any) -> list:
 def _block(
   record: dict[str, list], name: str, kind: str, size: int
 ) -> list | None:
-  """The values of the `size` rows of a record; None if there are others."""
+  """The values of a record's `size` rows; None if their number differs."""
   if not size:
     return None
   values = record.get(name, [])
@@ -111,7 +111,7 @@ def _block(
   if not values:
     return [None] * size
   if kind.endswith("_seq"):
-    # Without lengths, several rows can share their values only evenly.
+    # Without lengths, all rows must have the same number of values.
     width, left = divmod(len(values), size)
     if left or (kind == "token_seq" and size > 1):
       return None

@@ -1,4 +1,4 @@
-"""Columns that stand in the names of folders, as in `day=2023-05-01/part-0`."""
+"""Columns in the names of folders, as in `day=2023-05-01/part-0`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow as pa
 from xir_tfrs.data.files import names as names_lib
 from xir_tfrs.data.files import rows as rows_lib
 
-# What Hive and Spark write where a row has no value.
+# The name that Hive and Spark use for a missing value.
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
 
 
 def values(path: str) -> dict[str, str | None]:
-  """Column -> its value in all rows of a file, by the folders of its path."""
+  """Returns column -> value from the folder names in the path of a file."""
   found: dict[str, str | None] = {}
   for folder in path.split("::")[0].split("/")[:-1]:
     name, equals, value = folder.partition("=")
@@ -28,9 +28,9 @@ def values(path: str) -> dict[str, str | None]:
 
 
 def opened(file: rows_lib.RowFile, wanted: Sequence[str]) -> rows_lib.RowFile:
-  """The file, with those of the columns `wanted` that its folders have.
+  """Adds the columns in `wanted` that the folders of a file provide.
 
-  A column of the file itself goes before one of a folder.
+  A column of the file overrides a folder's column of the same name.
   """
   there = values(file.path)
   used: dict[str, str | None] = {}
@@ -42,7 +42,7 @@ def opened(file: rows_lib.RowFile, wanted: Sequence[str]) -> rows_lib.RowFile:
 
 
 class _InFolders(rows_lib.RowFile):
-  """A file of which some columns are the same in all rows."""
+  """A file with additional columns that are constant."""
 
   def __init__(
     self, file: rows_lib.RowFile, constant: Mapping[str, str | None]

@@ -8,7 +8,7 @@ from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 
 _EXPECTED = f"NAME:KIND, KIND one of {', '.join(schema_lib.KINDS)}"
-# Names that the records of a table already use.
+# Names that table records already use.
 _RESERVED = ("query_id", "candidate_id", "count")
 
 
@@ -18,11 +18,11 @@ def typed(
   """Splits the fields of a header into name -> kind.
 
   Args:
-    fields: the fields of the first line.
-    path: the file, for errors.
-    required: whether every field must have a kind, as in atomic files. If
-      not, a field without one has kind None.
-    line: the line of the header.
+    fields: The fields of the first line.
+    path: The file, for errors.
+    required: Whether every field must have a kind, as in atomic files. If not,
+      a field without a kind gets None.
+    line: The line of the header.
 
   Returns:
     name -> kind, in file order.
@@ -47,12 +47,12 @@ def typed(
 
 
 def require_distinct(names: Sequence[str], path: str, line: int | None) -> None:
-  """Raises if a name occurs twice, which leaves open what it means."""
+  """Raises `DataError` if a name occurs twice, because it is ambiguous."""
   seen = set()
   for name in names:
     if name in seen:
       raise errors.DataError(
-        "stands twice in the header; rename one of the columns",
+        "appears twice in the header; rename one of the columns",
         path=path,
         line=line,
         column=name,
@@ -69,16 +69,16 @@ def side_kinds(
   line: int | None = 1,
   may_be_none: bool = False,
 ) -> dict[str, str]:
-  """The features to read from a side table: name -> kind.
+  """Selects the features to read from a side table: name -> kind.
 
   Args:
-    header: columns of the file with the kinds it gives, from `typed`.
-    id_column: the column of ids, which is no feature.
-    wanted: NAME or NAME:KIND for each; empty takes all columns with a kind.
-    path: the file, for errors.
-    flag: the flag that `wanted` came from, for errors.
-    line: the line of the header, or None if the file has no lines.
-    may_be_none: whether there may be no features.
+    header: Columns of the file and their kinds, from `typed`.
+    id_column: The column of ids, which is not a feature.
+    wanted: NAME or NAME:KIND for each; if empty, all columns with a kind.
+    path: The file, for errors.
+    flag: The flag that gave `wanted`, for errors.
+    line: The line of the header, or None if the file has no lines.
+    may_be_none: Whether there may be no features.
   """
   chosen = (
     typed(wanted, path, required=False)
@@ -99,7 +99,7 @@ def side_kinds(
     if name[-1:] == "*":
       if kind not in (None, "token_seq"):
         raise errors.DataError(
-          f"several columns of 0 and 1 are a token_seq. Received: {kind}",
+          f"several columns of 0 and 1 form a token_seq. Received: {kind}",
           path=path,
           line=line,
           column=name,
@@ -124,8 +124,8 @@ def side_kinds(
       )
     if name in _RESERVED or "/" in name:
       raise errors.DataError(
-        f"cannot be the name of a feature ({', '.join(_RESERVED)} are taken,"
-        " and so is '/'); rename the column",
+        f"cannot be the name of a feature ({', '.join(_RESERVED)} are reserved,"
+        " and '/' is not allowed); rename the column",
         path=path,
         line=line,
         column=name,

@@ -1,7 +1,7 @@
-"""Rows as JSON: an object on each line, or one array of objects.
+"""Reads JSON rows: one object per line, or one array of objects.
 
-pyarrow reads lines. Where it refuses some, and for arrays and lines that
-Python's `print` wrote ({u'user': 1}), the objects are read one by one.
+pyarrow reads lines. If it refuses some, and for arrays and for lines that
+Python's `print` wrote ({u'user': 1}), objects are read one by one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import columns, layouts, places, rows, streams, text
 
 _DECODER = json.JSONDecoder()
-# An object that is longer is taken for one that never ends.
+# A longer object counts as one that never ends.
 _MAX_OBJECT = 64 << 20
 
 
 def open_file(path: str, layout: layouts.Layout) -> rows.RowFile:
-  """A file of JSON, with the columns of its first objects.
+  """Opens a JSON file; its first objects define the columns.
 
   Raises:
-    DataError: It is empty, or its first objects are none.
+    DataError: The file is empty, or does not start with objects.
   """
   with streams.Stream(path, layout.compression, layout.encoding) as stream:
     head = stream.read(layouts.SAMPLE_BYTES)
@@ -40,7 +40,7 @@ def open_file(path: str, layout: layouts.Layout) -> rows.RowFile:
 
 
 class _JsonFile(rows.RowFile):
-  """What both have in common."""
+  """Base of both kinds of JSON file."""
 
   def __init__(
     self, path: str, layout: layouts.Layout, head: bytes, is_whole: bool
@@ -58,7 +58,7 @@ class _JsonFile(rows.RowFile):
     return self._text.fingerprint()
 
   def _narrow(self, wanted: Mapping[str, pa.DataType | None]) -> pa.Schema:
-    """The columns of the file that hold what is wanted."""
+    """The schema of the file's columns that hold the wanted ones."""
     names = dict.fromkeys(rows.outer(n, self._schema.names) for n in wanted)
     return pa.schema([self._schema.field(name) for name in names])
 
@@ -135,8 +135,8 @@ class _LineFile(_JsonFile):
             explicit_schema=schema, unexpected_field_behavior="ignore"
           ),
         )
-        table.validate(full=True)  # pyarrow does not look whether it is UTF-8.
-        if len(table) == expected:  # Else lines are blank or objects not one.
+        table.validate(full=True)  # pyarrow does not check for UTF-8.
+        if len(table) == expected:  # Else some lines are not one object.
           return table, places.Places(self.path, chunk.first_line)
       except (pa.ArrowException, UnicodeDecodeError):
         pass
@@ -156,13 +156,13 @@ class _LineFile(_JsonFile):
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
       reason = getattr(error, "msg", None) or type(error).__name__
       raise errors.DataError(
-        f"is not an object of JSON ({reason}); expected one on each line",
+        f"is not a JSON object ({reason}); expected one on each line",
         path=self.path,
         line=number,
       ) from None
     if not isinstance(found, dict):
       raise errors.DataError(
-        "is not an object of JSON; expected one on each line",
+        "is not a JSON object; expected one on each line",
         path=self.path,
         line=number,
       )
@@ -191,7 +191,7 @@ class _ArrayFile(_JsonFile):
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    del start, stop, count_lines  # It is read as a whole.
+    del start, stop, count_lines  # The file is always read as a whole.
     self.warnings.clear()
     names = self._narrow(wanted).names
     begin, objects = 0, _Objects(self.path)
@@ -215,7 +215,7 @@ class _ArrayFile(_JsonFile):
 
 
 class _Objects:
-  """Takes the text of an array bit by bit and gives its objects."""
+  """Parses the text of an array incrementally into objects."""
 
   def __init__(self, path: str):
     self._path, self._rest, self._line = path, "", 1
@@ -223,11 +223,11 @@ class _Objects:
     self._begun = self._ended = False
 
   def add(self, block: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yields the objects that are complete now, and their lines."""
+    """Adds text; yields the objects that it completes, and their lines."""
     data = self._pending + block
     cut = len(data)
     while cut and len(data) - cut < 4 and data[cut - 1] & 0xC0 == 0x80:
-      cut -= 1  # A character may go on in the next block.
+      cut -= 1  # A character may continue in the next block.
     if cut and data[cut - 1] >= 0xC0:
       cut -= 1
     else:
@@ -237,7 +237,7 @@ class _Objects:
       whole = self._rest + data[:cut].decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
       raise errors.DataError(
-        "not UTF-8; say --encoding latin-1, or which it is", path=self._path
+        "not UTF-8; set --encoding, e.g. latin-1", path=self._path
       ) from None
     at = 0
     while True:
@@ -249,9 +249,9 @@ class _Objects:
       try:
         found, after = _DECODER.raw_decode(whole, at)
       except ValueError:
-        break  # Incomplete, or wrong: `end` tells.
+        break  # Incomplete or invalid: `end` finds out.
       if not isinstance(found, dict):
-        raise self._error("is not an object of JSON; expected an array of them")
+        raise self._error("is not a JSON object; expected an array of objects")
       yield found, self._line
       self._line += whole.count("\n", at, after)
       at = after
@@ -260,14 +260,12 @@ class _Objects:
       self.end()
 
   def end(self) -> None:
-    """Raises unless the array ended as it should."""
+    """Raises `DataError` unless the array is complete."""
     if not self._ended:
-      raise self._error(
-        "is not an object of JSON, or the array is cut off here"
-      )
+      raise self._error("is not a JSON object, or the array is cut off here")
 
   def _skip(self, whole: str, at: int) -> int:
-    """Behind white space, commas and the brackets of the array."""
+    """Skips white space, commas and the brackets of the array."""
     while at < len(whole) and whole[at] in " \t\r\n,[]":
       if whole[at] == "[" and self._begun:
         break
@@ -281,7 +279,7 @@ class _Objects:
 
 
 def _as_text(schema: pa.Schema) -> pa.Schema:
-  """The schema with text where pyarrow took text for times."""
+  """The schema with text instead of times that pyarrow inferred from text."""
   return pa.schema([(field.name, _text_type(field.type)) for field in schema])
 
 
@@ -296,7 +294,7 @@ def _text_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _array(values: list[Any], name: str, where: places.Places) -> pa.Array:
-  """Values of one type, or all as text."""
+  """An array of one type, or of text if the types differ."""
   try:
     array = pa.array(values)
   except (pa.ArrowException, OverflowError, TypeError):

@@ -1,4 +1,4 @@
-"""How a file of rows is written: told by its first bytes, or by the user."""
+"""Detects the layout of a file of rows from its first bytes and user flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import addresses, names, streams, times
 
 SAMPLE_BYTES = 1 << 20
-# Text, and what libraries read.
+# Text formats, and formats that libraries read.
 FORMATS = ("atomic", "csv", "tsv", "json", "parquet", "arrow", "orc")
 QUOTINGS = ("double", "backslash", "none")
 _SAMPLE_RECORDS = 1000
@@ -43,24 +43,24 @@ _MAGIC = {
   b"ARROW1": "arrow",
   b"ORC": "orc",
 }
-# Stands for `::` and the like, as the parsers know single bytes alone.
+# Replaces `::` and the like, because the parsers only take single bytes.
 FIELD_MARK = "\x1f"
 
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
-  """What the user says of a file; None or empty: to be detected.
+  """User settings for a file; None or empty fields are detected.
 
   Attributes:
-    format: one of `FORMATS`, or "adjacency".
-    compression: one of `streams.COMPRESSIONS`, or "none".
-    encoding: as Python names it.
-    delimiter: what stands between fields; "tab" and "space" are words for it.
-    quoting: one of `QUOTINGS`.
-    header: whether a line of column names comes first.
-    names: the columns, of a file without a header, or in place of it.
-    columns: names that the file should have, which tell a header.
-    expects_header: whether there is one where that is not clear.
+    format: One of `FORMATS`, or "adjacency".
+    compression: One of `streams.COMPRESSIONS`, or "none".
+    encoding: Python name of the encoding.
+    delimiter: The delimiter of fields; "tab" and "space" are accepted.
+    quoting: One of `QUOTINGS`.
+    header: Whether the first line has the column names.
+    names: The columns of a file without a header, or instead of its header.
+    columns: Names that the file should have, used to detect a header.
+    expects_header: Whether to assume a header if detection is unclear.
   """
 
   format: str | None = None
@@ -82,21 +82,21 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a file of rows is written.
+  """The layout of a file of rows.
 
   Attributes:
-    format: of `FORMATS`, "adjacency" or "tfrecord".
-    compression: as `streams.Stream` takes it.
-    encoding: as Python names it.
-    delimiter: between the fields of delimited text.
-    quoting: how quotes inside quoted fields are written; "none": quotes are
-      data.
-    header: whether the names of columns come first.
-    names: the columns; empty where the format itself tells them.
-    skip_lines: how many lines stand before the rows.
-    has_comments: whether lines that begin with # are none.
-    spaced: whether a space comes after each delimiter.
-    multiline: whether a quoted field of the first rows has a line break.
+    format: One of `FORMATS`, "adjacency" or "tfrecord".
+    compression: As for `streams.Stream`.
+    encoding: Python name of the encoding.
+    delimiter: The delimiter of fields in delimited text.
+    quoting: How quotes inside quoted fields are escaped; with "none", quotes
+      are data.
+    header: Whether the first line has the column names.
+    names: The columns; empty if the format itself names them.
+    skip_lines: Number of lines before the rows.
+    has_comments: Whether lines that start with # are comments.
+    spaced: Whether a space follows each delimiter.
+    multiline: Whether a quoted field of the first rows has a line break.
   """
 
   format: str
@@ -136,7 +136,7 @@ class Layout:
 
 
 def suffix(address: addresses.Address) -> str:
-  """The ending of a name that tells a format, without .gz and the like."""
+  """The extension of a name, ignoring .gz and the like."""
   name = addresses.name(address).lower()
   for packed in _PACKED:
     name = name.removesuffix(packed)
@@ -144,7 +144,7 @@ def suffix(address: addresses.Address) -> str:
 
 
 def is_empty(address: addresses.Address) -> bool:
-  """Whether a file holds not a byte, or is packed and holds none."""
+  """Whether a file is empty, also after decompression."""
   if not addresses.num_bytes(address):
     return True
   with addresses.open_binary(address) as file:
@@ -156,10 +156,10 @@ def is_empty(address: addresses.Address) -> bool:
 
 
 def detect(address: addresses.Address, wish: Wish | None = None) -> Layout:
-  """The layout of a file, by its first megabyte and by what the user says.
+  """Detects the layout of a file from its first megabyte and user settings.
 
   Raises:
-    DataError: It cannot be told; the message shows the first lines and the
+    DataError: The layout is unclear; the message shows the first lines and the
       flags that would read them.
   """
   wish = wish or Wish()
@@ -169,8 +169,8 @@ def detect(address: addresses.Address, wish: Wish | None = None) -> Layout:
   format_ = wish.format or _binary_format(first) or by_name
   if first.startswith(b"FEA1"):
     raise errors.DataError(
-      "is of the first version of Feather, which is not read safely; write it"
-      " again with a newer program, or as Parquet",
+      "is a Feather version 1 file, which cannot be read safely; write it again"
+      " with a newer program, or as Parquet",
       path=address,
     )
   if first.startswith(b"SQLite format 3"):
@@ -198,7 +198,7 @@ def _binary_format(first: bytes) -> str | None:
 def _head(
   address: addresses.Address, compression: str | None, encoding: str | None
 ) -> tuple[str, str, bool]:
-  """Encoding, the first characters, and whether these are all there are."""
+  """Encoding, first characters, and whether these are the whole file."""
   with streams.Stream(address, compression) as stream:
     data = stream.read(SAMPLE_BYTES)
   is_whole = len(data) < SAMPLE_BYTES
@@ -206,7 +206,7 @@ def _head(
     encoding = encoding or _encoding(data, is_whole)
     text = data.decode(encoding, "strict" if is_whole else "ignore")
   except UnicodeDecodeError:
-    # The reader names the line of the byte that is wrong.
+    # The reader reports the line of the invalid byte.
     return str(encoding), data.decode(str(encoding), "replace"), is_whole
   except LookupError:
     raise errors.DataError(
@@ -230,7 +230,7 @@ def _encoding(data: bytes, is_whole: bool) -> str:
     data.decode("utf-8")
   except UnicodeDecodeError as error:
     if not is_whole and error.start >= len(data) - 3:
-      return streams.UTF8  # A character that the sample ends in.
+      return streams.UTF8  # The sample ends within a character.
     return _single_byte_encoding(data)
   return streams.UTF8
 
@@ -250,16 +250,16 @@ def _single_byte_encoding(data: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-  """The first lines of a text file, and what is known of it.
+  """The first lines of a text file and its known properties.
 
   Attributes:
-    address: the file.
-    wish: what the user says.
-    by_name: the format that its name says, or None.
-    lines: the first lines, all complete.
-    text: the same, with what follows them.
-    is_whole: whether that is all of the file.
-    layout: with compression and encoding.
+    address: The file.
+    wish: The settings of the user.
+    by_name: The format by the file's extension, or None.
+    lines: The first lines, all complete.
+    text: The same text, including the incomplete last line.
+    is_whole: Whether `text` is the whole file.
+    layout: The layout so far, with compression and encoding.
   """
 
   address: addresses.Address
@@ -297,7 +297,7 @@ class _Text:
     )
 
   def _is_adjacency(self) -> bool:
-    """Lines of words, and not of as many fields each."""
+    """Whether lines are words whose number varies."""
     if self.by_name not in ("adjacency", None):
       return False
     if not self.text.strip():
@@ -313,10 +313,10 @@ class _Text:
       if found["\t"] > 2 and len(lines) > 1:
         if self._has_times("\t") or self.by_name is None:
           return False
-        raise self._unsure("lines of so many words each may be a table or not")
+        raise self._unsure("these lines of words may or may not be a table")
       return self.by_name == "adjacency"
     if self.by_name is None and len(set(fields)) == 1:
-      raise self._unsure("what stands between the fields is not clear")
+      raise self._unsure("the delimiter of the fields is not clear")
     return True
 
   def _has_times(self, mark: str) -> bool:
@@ -339,7 +339,7 @@ class _Text:
       raise errors.DataError(
         "blank; expected the column names"
         if self.text
-        else "empty; expected a line of column names and then one row per line",
+        else "empty; expected a line of column names, then one row per line",
         path=self.address,
         line=skipped + 1,
       )
@@ -349,7 +349,7 @@ class _Text:
       "\t" if kind == "atomic" else self._delimiter(kind)
     )
     if mark is None:
-      raise self._unsure("what stands between the fields is not clear")
+      raise self._unsure("the delimiter of the fields is not clear")
     quoting = self.wish.quoting or (
       "none" if kind == "atomic" else self._quoting(mark)
     )
@@ -358,8 +358,8 @@ class _Text:
     header = self._header(kind, first, rows)
     if header and any("\ufffd" in name for name in first):
       raise errors.DataError(
-        f"the header is not {self.layout.encoding}; say --encoding latin-1, or"
-        " which it is",
+        f"the header is not {self.layout.encoding}; set --encoding, e.g."
+        " latin-1",
         path=self.address,
         line=skipped + 1,
       )
@@ -399,7 +399,7 @@ class _Text:
     )
 
   def _is_atomic(self) -> bool:
-    """Whether a name like .item means what it does in RecBole."""
+    """Whether an extension such as .item has its RecBole meaning."""
     wish = self.wish
     if self.by_name != "atomic" or wish.names or wish.header is False:
       return False
@@ -408,7 +408,7 @@ class _Text:
     return wish.field_delimiter in (None, "\t") and (is_table or not first)
 
   def _body(self) -> list[str]:
-    """The lines below comments and what Excel says of its delimiter."""
+    """The lines after comments and Excel's `sep=` line."""
     skip = 0
     while skip < len(self.lines) and (
       self.lines[skip].startswith("#")
@@ -420,7 +420,7 @@ class _Text:
   def _split(
     self, lines: Sequence[str], mark: str, quoting: str
   ) -> list[list[str]]:
-    """The fields of the first records that are not blank."""
+    """The fields of the first non-blank records."""
     if len(mark) > 1:
       lines = [line.replace(mark, FIELD_MARK) for line in lines]
       mark = FIELD_MARK
@@ -438,14 +438,14 @@ class _Text:
           rows.append(row)
         if len(rows) >= _SAMPLE_RECORDS:
           break
-    except csv.Error:  # The reader will name its line.
+    except csv.Error:  # The reader reports the line.
       pass
     if not self.is_whole and reader.line_num >= len(lines) and len(rows) > 1:
-      rows.pop()  # It may go on after the sample.
+      rows.pop()  # It may continue after the sample.
     return rows
 
   def _consistent(self) -> dict[str, int]:
-    """Delimiter -> how many fields all the first records have with it."""
+    """Delimiter -> number of fields, if all first records have the same."""
     found: dict[str, int] = {}
     for mark in _DELIMITERS:
       for quoting in ("double", "backslash", "none"):
@@ -474,7 +474,7 @@ class _Text:
       return usual
     if len(found) > 1 and "::" not in found and "\t" not in found:
       raise self._unsure(
-        " and ".join(map(_shown, found)) + " both may stand between the fields"
+        " and ".join(map(_shown, found)) + " may both be the delimiter"
       )
     return next(iter(found))
 
@@ -483,7 +483,7 @@ class _Text:
     return [field.strip() for field in rows[0]] if rows else []
 
   def _mostly(self) -> str | None:
-    """The delimiter that most records agree on with the first of them."""
+    """The delimiter with which most records match the first one."""
     for mark in _DELIMITERS:
       rows = self._split(self._body(), mark, "none")
       if rows and len(rows[0]) > 1:
@@ -493,7 +493,7 @@ class _Text:
     return None
 
   def _quoting(self, mark: str) -> str:
-    """The first way of quoting that reads all of the sample."""
+    """The first kind of quoting that reads the whole sample."""
     lines = self._body()
     if not any('"' in line for line in lines):
       return "double"
@@ -509,7 +509,7 @@ class _Text:
       except csv.Error:
         if self.is_whole or reader.line_num < len(lines):
           continue
-        counts = set()  # The last field goes on after the sample.
+        counts = set()  # The last field continues after the sample.
       if len(counts) < 2:
         return quoting
     plain = {len(line.split(mark)) for line in lines if line.strip()}
@@ -550,7 +550,7 @@ class _Text:
     marks = [m for m in _DELIMITERS if any(m in line for line in lines)]
     mark = marks[0] if marks else " "
     return errors.DataError(
-      f"{problem}. The first lines are {_quoted(lines)}. Say --delimiter"
+      f"{problem}. The first lines are {_quoted(lines)}. Use --delimiter"
       f" {_shown(mark)} --header, or --delimiter {_shown(mark)} --noheader"
       " for a table, or --format adjacency for lines of a user and its items",
       path=self.address,
@@ -558,7 +558,7 @@ class _Text:
 
 
 def dialect(mark: str, quoting: str) -> dict:
-  """What `csv.reader` is told."""
+  """Arguments of `csv.reader`."""
   return {
     "delimiter": mark,
     "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
@@ -567,7 +567,7 @@ def dialect(mark: str, quoting: str) -> dict:
 
 
 def _is_value(field: str) -> bool:
-  """Whether a field is a number or a time, as names of columns are not."""
+  """Whether a field is a number or a time, and so no column name."""
   try:
     float(field)
   except ValueError:

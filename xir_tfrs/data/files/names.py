@@ -1,12 +1,12 @@
-"""What columns mean, by their names: user_id, asin, unixReviewTime, ..."""
+"""Guesses the role of columns by name: user_id, asin, unixReviewTime, ..."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-# Role -> names without case, spaces and underscores, the surest first. Names
-# of one tier are as likely as each other; a surer tier comes before a later.
+# Role -> tiers of names without case, spaces and underscores, most likely tier
+# first. Names within a tier are equally likely.
 _TIERS: dict[str, tuple[str, ...]] = {
   "user": (
     "userid user uid useridx userindex",
@@ -54,12 +54,12 @@ def plain(name: str) -> str:
 
 
 def is_known(name: str) -> bool:
-  """Whether a column of this name means something to us."""
+  """Whether a column name has a known meaning."""
   return any(plain(name) in names for names in _MEANINGS.values())
 
 
 def guesses(role: str, columns: Iterable[str]) -> list[str]:
-  """The columns that are most likely in a role; more than one is unsure."""
+  """The most likely columns for a role; more than one means unsure."""
   tiers = _MEANINGS[role]
   found = [(tiers[plain(c)], c) for c in columns if plain(c) in tiers]
   best = min((tier for tier, _ in found), default=0)
@@ -67,12 +67,12 @@ def guesses(role: str, columns: Iterable[str]) -> list[str]:
 
 
 def are_numbers(columns: Iterable[str]) -> bool:
-  """Whether columns have numbers in place of names: 1, 2, 3, ..."""
+  """Whether columns have numbers instead of names: 1, 2, 3, ..."""
   return all(name == str(k) for k, name in enumerate(columns, 1))
 
 
 def matching(name: str, columns: Sequence[str]) -> str | None:
-  """The column that is meant by `name`: the same but for case and spaces."""
+  """The column that equals `name` up to case, spaces and punctuation."""
   if name in columns:
     return name
   near = [c for c in columns if c.strip().lower() == name.strip().lower()]

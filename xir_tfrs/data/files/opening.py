@@ -1,4 +1,4 @@
-"""Opens a file of rows, whatever its format."""
+"""Opens a file of rows of any format."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xir_tfrs.data.files import (
 def open_rows(
   address: addresses.Address, layout: layouts.Layout
 ) -> rows.RowFile:
-  """The file, its header read; `layouts.detect` tells the layout.
+  """Opens a file and reads its header; `layouts.detect` gives the layout.
 
   Raises:
-    DataError: It is not what its layout says, or a column stands twice.
-    ValueError: Of a "tfrecord" layout.
+    DataError: The file does not match its layout, or a column appears twice.
+    ValueError: The layout is "tfrecord".
   """
   path = str(address)
   if layout.is_delimited:

@@ -1,4 +1,4 @@
-"""Where the rows of a file stand, for the errors that name them."""
+"""The positions of rows in a file, for error messages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from xir_tfrs.data import errors
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-  """The places of some rows of a file.
+  """The positions of some rows of a file.
 
   Attributes:
-    path: the file.
-    numbers: the 1-based number of the first row if every line is a row, else
-      an int array with the number of each row.
-    unit: what `numbers` counts: "line", or "row" where a file has no lines.
+    path: The file.
+    numbers: The 1-based number of the first row if every line is a row, else an
+      int array with the number of each row.
+    unit: What `numbers` counts: "line", or "row" if the file has no lines.
   """
 
   path: str
@@ -31,27 +31,27 @@ class Places:
     return int(self.numbers[row])
 
   def all(self, rows: int) -> np.ndarray:
-    """[rows] the number of each row."""
+    """Returns [rows] the number of each row."""
     if isinstance(self.numbers, int):
       return np.arange(self.numbers, self.numbers + rows)
     return self.numbers
 
   def take(self, rows: np.ndarray) -> Places:
-    """The places of some of the rows, by index."""
+    """Returns the places of some rows, by index."""
     numbers = self.numbers
     if isinstance(numbers, int):
       return Places(self.path, numbers + rows, self.unit)
     return Places(self.path, numbers[rows], self.unit)
 
   def of_values(self, lengths: np.ndarray) -> Places:
-    """The places of values of which each row holds so many."""
+    """Returns the places of values, given the number of values per row."""
     numbers = np.repeat(self.all(len(lengths)), lengths)
     return Places(self.path, numbers, self.unit)
 
   def error(
     self, row: int | None, column: str, message: str
   ) -> errors.DataError:
-    """An error about `column`: in a 0-based row, or in general."""
+    """Returns an error about `column`, in a 0-based row or in general."""
     where: dict[str, Any] = {}
     if row is not None:
       where[self.unit] = self.number(row)

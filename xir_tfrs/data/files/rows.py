@@ -1,4 +1,4 @@
-"""What files of rows have in common, whatever their format."""
+"""The common interface of files of rows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Rows:
 
   Attributes:
     columns: name -> array.
-    places: where the rows stand.
-    begin: a number that no row before has reached: rows may count from it.
-    progress: how much of the file has been read, in its own `size`.
+    places: Positions of the rows.
+    begin: A number above those of all earlier rows, to count rows from.
+    progress: How much of the file has been read, in units of its `size`.
   """
 
   columns: dict[str, pa.Array]
@@ -42,12 +42,12 @@ class RowFile(abc.ABC):
   """A file of rows with named columns.
 
   Attributes:
-    path: the file, as errors name it.
-    layout: how it is read.
-    names: its columns; those within others as `OUTER.INNER`.
-    header_line: the line of the header, for errors; None without one.
-    warnings: what was skipped in the rows that were read -> how often.
-    can_be_cut: whether `rows` reads parts of it.
+    path: The file, as errors name it.
+    layout: The layout.
+    names: The columns; nested ones as `OUTER.INNER`.
+    header_line: The line of the header, for errors; None without a header.
+    warnings: What was skipped while reading -> how often.
+    can_be_cut: Whether `rows` can read parts of the file.
   """
 
   header_line: int | None = None
@@ -62,17 +62,17 @@ class RowFile(abc.ABC):
 
   @property
   def size(self) -> int:
-    """How much there is to read: bytes, or rows."""
+    """Total amount to read, in bytes or rows."""
     return addresses.num_bytes(self.path)
 
   @property
   def text_bytes(self) -> int:
-    """About how many bytes the rows take as text."""
+    """Approximate size of the rows as text, in bytes."""
     return self.size * (4 if self.layout.compression else 1)
 
   @property
   def header(self) -> dict[str, str | None]:
-    """Column -> the kind that the file gives it, or None."""
+    """Column -> its kind according to the file, or None."""
     return dict.fromkeys(self.names)
 
   @abc.abstractmethod
@@ -87,15 +87,16 @@ class RowFile(abc.ABC):
     """Yields columns of the file.
 
     Args:
-      wanted: column -> the type to read it as where all of a chunk is of it.
-      chunk_bytes: about how much is parsed at a time.
-      start, stop: the part to read, of a file that can be cut.
-      count_lines: give rows their true lines, which takes reading what is
-        before the part; else lines count from `start`.
+      wanted: column -> type to read it as, if a whole chunk has this type.
+      chunk_bytes: Approximate bytes to parse at a time.
+      start: Start of the part to read, if the file can be cut.
+      stop: End of the part.
+      count_lines: Whether to give rows their true lines, which requires reading
+        the file before the part; otherwise lines count from `start`.
     """
 
   def pieces(self, chunk_bytes: int) -> list[tuple[int, int]]:
-    """Parts that can be read by themselves, as (start, stop)."""
+    """Returns parts that can be read independently, as (start, stop)."""
     step = chunk_bytes if self.can_be_cut else max(self.size, 1)
     return [
       (start, min(start + step, self.size))
@@ -103,14 +104,14 @@ class RowFile(abc.ABC):
     ]
 
   def position(self, start: int) -> int:
-    """The `Rows.begin` that a part which begins at `start` counts from."""
+    """Returns the `Rows.begin` of the part that starts at `start`."""
     return start
 
   def fingerprint(self) -> dict[str, str | int]:
     return addresses.fingerprint(self.path)
 
   def sample(self) -> Rows | None:
-    """The first rows, all columns; None if there are none."""
+    """Reads the first rows with all columns; None if there are none."""
     for rows in self.rows(dict.fromkeys(self.names), SAMPLE_BYTES):
       if len(rows):
         return rows
@@ -125,7 +126,7 @@ class RowFile(abc.ABC):
 
 
 def leaves(schema: pa.Schema) -> list[str]:
-  """The names of the columns, and `OUTER.INNER` of those with fields."""
+  """The names of the columns, as `OUTER.INNER` for structs."""
   within = []
   for field in schema:
     kind = field.type
@@ -133,7 +134,7 @@ def leaves(schema: pa.Schema) -> list[str]:
       kind = kind.value_type
     if pa.types.is_struct(kind):
       within += [f"{field.name}.{inner.name}" for inner in kind]
-  # A column that stands twice stays so, to be refused.
+  # Duplicate columns stay, so that the caller can refuse them.
   return schema.names + [
     name for name in dict.fromkeys(within) if name not in schema.names
   ]
@@ -146,7 +147,7 @@ def outer(name: str, names: Sequence[str]) -> str:
 
 
 def field(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
-  """A column, or the field `OUTER.INNER` of one, of each value of a list."""
+  """A column, or the field `OUTER.INNER`; maps over the values of lists."""
   if name in table.schema.names:
     return columns.plain(table.column(name))
   before, _, inner = name.rpartition(".")

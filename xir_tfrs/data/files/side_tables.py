@@ -1,9 +1,8 @@
-"""Side features of users and items, from any file of rows.
+"""Reads side features of users and items from any file of rows.
 
-Besides what `layouts` tells apart, FILE.tfrecord may hold `tf.train.Example`s;
-see `examples`. These tables are held in memory; the size of a data set's
-tables, not of its interactions, is what bounds the memory of
-`pipelines.prepare`.
+Besides the formats of `layouts`, FILE.tfrecord may hold `tf.train.Example`s;
+see `examples`. Tables are held in memory, so the size of the tables, not the
+number of interactions, determines the memory of `pipelines.prepare`.
 """
 
 from __future__ import annotations
@@ -34,18 +33,17 @@ Column: TypeAlias = pa.Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class SideTable:
-  """Side features of users or items as they stand in the input.
+  """Raw side features of users or items.
 
   Attributes:
-    ids: [rows] original ids, each once.
+    ids: [rows] distinct original ids.
     kinds: feature -> kind.
     columns: feature -> token, text: string array; token_seq: list array of
-      strings;
-      float: float32 [rows]; float_seq: float32 [rows, length]. Missing: "", an
-      empty list, NaN.
-    places: where the rows stand; None if they come from no file.
-    separators: sequence -> what stands between its values, where it is text.
-    titles: [rows] string array of what is shown of each row, if asked for.
+      strings; float: float32 [rows]; float_seq: float32 [rows, length]. Missing
+      values are "", an empty list or NaN.
+    places: Positions of the rows; None if they do not come from a file.
+    separators: sequence -> separator of its values, if it is text.
+    titles: [rows] string array of titles, if requested.
   """
 
   ids: list[str]
@@ -56,20 +54,20 @@ class SideTable:
   titles: pa.Array | None = None
 
 
-# Column -> its kind, the ids first with kind "id"; the values of each, and
-# where the rows stand.
+# Loads columns (column -> kind, with the ids first as kind "id"): returns the
+# values of each and the places of the rows.
 _Load = Callable[[dict[str, str]], tuple[dict[str, Column], places_lib.Places]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TableFile:
-  """A file of side features whose header has been read; see `open_file`.
+  """A file of side features with a known header; see `open_file`.
 
   Attributes:
-    path: the file, as errors name it.
-    header: column -> the kind that the file gives it, or None.
-    header_line: the line of the header, for errors; None if there is none.
-    format: of the file, as in `layouts`.
+    path: The file, as errors name it.
+    header: column -> its kind according to the file, or None.
+    header_line: The line of the header, for errors; None if there is none.
+    format: Format of the file, as in `layouts`.
   """
 
   path: str
@@ -90,19 +88,18 @@ class TableFile:
     """Reads the ids and some features.
 
     Args:
-      id_column: the column of ids; it may be a token feature, too.
-      kinds: column -> the kind it is read as. `PREFIX*` of kind token_seq
-        stands for all columns whose names begin so and that hold 0 or 1: its
-        tokens are the rest of the names of those that hold 1.
-      separator: between the values of a sequence in text; None: to be told
-        from the values.
-      lengths: float_seq -> how many numbers a row has; else as many as the
-        longest.
+      id_column: The column of ids; it may also be a token feature.
+      kinds: column -> kind to read it as. `PREFIX*` of kind token_seq means all
+        columns that start with PREFIX and hold 0 or 1; its tokens are the rest
+        of the names of the columns with 1.
+      separator: Separator of the values of a sequence in text; by default it is
+        guessed from the values.
+      lengths: float_seq -> numbers per row; by default the longest row decides.
       separators: sequence -> its own separator.
-      title: the column of titles; it may be a feature, too.
+      title: The column of titles; it may also be a feature.
 
     Raises:
-      DataError: a value is not what its column holds, an id is empty or stands
+      DataError: A value does not match its kind, an id is empty or appears
         twice, or there are no rows.
     """
     if separator == "":
@@ -148,7 +145,7 @@ class TableFile:
 
 
 def feature_name(name: str) -> str:
-  """The name of a feature: of `genre_*` it is `genre`."""
+  """The name of a feature; `genre` for `genre_*`."""
   return name[:-1].rstrip("_-.: ") or "tokens" if name[-1:] == "*" else name
 
 
@@ -158,7 +155,7 @@ def _one_hot(
   pattern: str,
   places: places_lib.Places,
 ) -> pa.ListArray:
-  """The names of the columns that hold 1, without their prefix."""
+  """The names of the columns with a 1, without their prefix."""
   there = []
   for name in names:
     numbers = columns.numbers(values[name], name, places)
@@ -209,14 +206,15 @@ def read(
   """Reads the features that a flag names; see `headers.side_kinds`.
 
   Args:
-    path: the file.
-    id_column: as it is called among the interactions, or in the file.
-    wanted: NAME or NAME:KIND for each; empty takes all with a kind.
-    flag: what `wanted` came from, for errors.
-    separator, separators: as for `TableFile.read`.
-    wish: what the user says of the file.
-    title: the column of titles, as `--item_title` names it. With one, there
-      may be no features.
+    path: The file.
+    id_column: Name of the id column in the interactions or in the file.
+    wanted: NAME or NAME:KIND for each; if empty, all columns with a kind.
+    flag: The flag that gave `wanted`, for errors.
+    separator: As for `TableFile.read`.
+    separators: As for `TableFile.read`.
+    wish: Settings of the user for the file.
+    title: The column of titles (`--item_title`); if given, there may be no
+      features.
   """
   file = open_file(path, wish)
   line = file.header_line
@@ -246,7 +244,7 @@ def read(
 
 
 def id_of(file: TableFile, name: str, flag: str) -> str:
-  """The column of ids: `name`, or what is called nearly so."""
+  """The column of ids: `name`, or one with a similar name."""
   found = names_lib.matching(name, list(file.header))
   if found is not None:
     return found
@@ -255,7 +253,7 @@ def id_of(file: TableFile, name: str, flag: str) -> str:
   if not near:
     near = names_lib.guesses("key", file.header)
   if names_lib.are_numbers(file.header):
-    near = ["1"]  # Of a file without a header the first column.
+    near = ["1"]  # The first column of a file without a header.
   if len(near) == 1:
     return near[0]
   there = ", ".join(map(repr, file.header))
@@ -269,13 +267,13 @@ def id_of(file: TableFile, name: str, flag: str) -> str:
 
 
 def title_of(file: TableFile, name: str) -> str:
-  """The column of titles that the user means."""
+  """The column of titles, from the user's name for it."""
   found = names_lib.matching(name, list(file.header))
   if found is None:
     there = ", ".join(map(repr, file.header))
     raise errors.DataError(
-      f"no such column; the file has {there}: name the one of titles with"
-      " --item_title, which stands in the item file where there is one",
+      f"no such column; the file has {there}: name the column of titles with"
+      " --item_title; it is in the item file if there is one",
       path=file.path,
       line=file.header_line,
       column=name,
@@ -328,7 +326,7 @@ def _require_distinct(
       raise places.error(
         row,
         name,
-        f"{value!r} stands twice, first in {places.unit}"
+        f"{value!r} appears twice, first in {places.unit}"
         f" {places.number(first[value])}; keep one row per id",
       )
     first[value] = row
@@ -336,13 +334,13 @@ def _require_distinct(
 
 @dataclasses.dataclass(frozen=True)
 class _Convert:
-  """Makes a column what `SideTable` wants it to be.
+  """Converts a column for `SideTable`.
 
   Attributes:
-    places: where the rows stand.
-    separator: between the values of a sequence; None: to be guessed.
-    lengths: float_seq -> how many numbers a row has.
-    separators: sequence -> its own separator; fills as columns are converted.
+    places: Positions of the rows.
+    separator: Separator of the values of a sequence; None to guess it.
+    lengths: float_seq -> numbers per row.
+    separators: sequence -> its own separator; filled during conversion.
   """
 
   places: places_lib.Places
@@ -375,7 +373,7 @@ class _Convert:
     return self._vectors(values, lengths, name)
 
   def _values(self, column: pa.Array, name: str) -> tuple[pa.Array, np.ndarray]:
-    """The values of all rows, one after another, and how many each has."""
+    """The concatenated values of all rows, and the number per row."""
     if not columns.is_list(column):
       text = columns.strings(column, name, self.places)
       mark = self.separators.get(name) or self.separator or _separator(text)
@@ -387,7 +385,7 @@ class _Convert:
   def _vectors(
     self, values: pa.Array, lengths: np.ndarray, name: str
   ) -> np.ndarray:
-    """Lists of numbers as float32 [rows, length]; an empty list is missing."""
+    """Lists of numbers as float32 [rows, length]; empty lists become NaN."""
     length = self.lengths.get(name, int(lengths.max(initial=0)))
     wrong = np.flatnonzero((lengths != length) & (lengths != 0))
     if not length:
@@ -411,14 +409,14 @@ class _Convert:
 
 
 def _joined(column: pa.Array) -> pa.Array:
-  """Lists of texts as one text each."""
+  """Joins the texts of each list into one."""
   if not columns.is_list(column):
     return column
   return pc.binary_join(column.cast(pa.list_(pa.string())), " ")
 
 
 def _separator(text: pa.Array) -> str:
-  """What stands between the values of sequences, by the look of them."""
+  """Guesses the separator of sequences from their values."""
   for mark in ("|", ";", ","):
     if pc.any(pc.match_substring(text, mark)).as_py():
       return mark
@@ -428,7 +426,7 @@ def _separator(text: pa.Array) -> str:
 def _without_empty(
   values: pa.Array, lengths: np.ndarray
 ) -> tuple[pa.Array, np.ndarray]:
-  """Leaves out empty strings, such as those between two separators."""
+  """Drops empty strings, such as those between two separators."""
   values = pc.fill_null(values, "")
   keep = pc.not_equal(values, "").to_numpy(zero_copy_only=False)
   rows = np.repeat(np.arange(len(lengths)), lengths)[keep]

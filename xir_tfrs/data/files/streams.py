@@ -1,4 +1,4 @@
-"""Bytes of a file as UTF-8: unpacked, and decoded from other encodings."""
+"""Reads files as UTF-8: decompresses them and converts other encodings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xir_tfrs.data.files import addresses
 
 COMPRESSIONS = ("gzip", "bz2", "zip", "zstd", "xz")
 UTF8 = "utf-8"
-# The first bytes of packed files.
+# The first bytes of compressed files.
 _MAGIC = {
   b"\x1f\x8b": "gzip",
   b"BZh": "bz2",
@@ -28,9 +28,9 @@ _MAGIC = {
 
 
 def compression_of(first_bytes: bytes) -> str | None:
-  """How a file that begins so is packed; None if it is not."""
+  """The compression of a file by its first bytes, or None."""
   for magic, name in _MAGIC.items():
-    # Text may begin with BZh; a packed file goes on with pi or sqrt(pi).
+    # Text may start with BZh; in a bzip2 file, pi or sqrt(pi) follows.
     if first_bytes.startswith(magic) and (
       name != "bz2" or first_bytes[4:5] in (b"1", b"\x17")
     ):
@@ -40,15 +40,15 @@ def compression_of(first_bytes: bytes) -> str | None:
 
 @contextlib.contextmanager
 def reading(address: addresses.Address) -> Iterator[None]:
-  """Turns what libraries raise about a broken file into a DataError."""
+  """Turns errors of libraries about a broken file into a `DataError`."""
   try:
     yield
   except errors.DataError:
     raise
   except UnicodeError as error:
     raise errors.DataError(
-      f"is not all in one encoding ({error}); say which it is in with"
-      " --encoding, or write the file again",
+      f"is not all in one encoding ({error}); set --encoding, or write the"
+      " file again",
       path=address,
     ) from None
   except (
@@ -61,17 +61,17 @@ def reading(address: addresses.Address) -> Iterator[None]:
     pa.ArrowException,
   ) as error:
     raise errors.DataError(
-      f"cannot be unpacked ({' '.join(str(error).split())}): damaged or cut"
-      " off; write or download the file again",
+      f"cannot be unpacked ({' '.join(str(error).split())}): damaged or"
+      " truncated; write or download the file again",
       path=address,
     ) from None
 
 
 def in_arrow(data: bytes) -> pa.BufferReader:
-  """A copy of `data` in Arrow's own memory, to be parsed by its threads.
+  """Copies `data` to Arrow's own memory, for its parser threads.
 
-  A thread that frees memory of Python needs Python's lock, and one that asks
-  for it while Python is shutting down aborts the process.
+  A thread that frees Python memory needs the interpreter lock, and requesting
+  it while Python shuts down aborts the process.
   """
   buffer = pa.allocate_buffer(len(data))
   memoryview(buffer).cast("B")[:] = data
@@ -82,7 +82,7 @@ class Stream:
   """Reads a file from its start to its end, as UTF-8.
 
   Attributes:
-    raw: the file as it lies there; its position tells how far reading came.
+    raw: The raw file; its position shows the progress.
   """
 
   def __init__(
@@ -102,10 +102,10 @@ class Stream:
     self._stream = stream
 
   def read(self, num_bytes: int) -> bytes:
-    """So many bytes, or fewer at the end of the file alone."""
+    """Reads `num_bytes` bytes, or fewer at the end of the file only."""
     parts, missing = [], num_bytes
     with reading(self._address):
-      # Streams may give less than they are asked for long before their end.
+      # Streams may return less than requested long before their end.
       while missing and (part := self._stream.read(missing)):
         parts.append(part)
         missing -= len(part)
@@ -135,7 +135,7 @@ def _only_member(raw: BinaryIO, address: addresses.Address) -> Any:
   names = [n for n in archive.namelist() if not n.endswith("/")]
   if "[Content_Types].xml" in names:
     raise errors.DataError(
-      "is a workbook of Excel or the like; save its sheet as CSV", path=address
+      "is a spreadsheet file; save its sheet as CSV", path=address
     )
   if len(names) != 1:
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

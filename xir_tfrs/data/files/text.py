@@ -1,4 +1,4 @@
-"""Text files as newline-aligned chunks that know their first line."""
+"""Reads text files as chunks of whole lines with line numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Chunk:
   """Whole lines of a file.
 
   Attributes:
-    data: the lines as UTF-8; only the last line of the file may lack its
+    data: The lines as UTF-8; only the last line of the file may lack its
       newline.
     first_line: 1-based number of the first line.
-    begin, end: positions in the text of the chunk and behind it.
-    progress: how many bytes of the file have been read.
+    begin, end: Start and end of the chunk in the text.
+    progress: Number of bytes of the file read so far.
   """
 
   data: bytes
@@ -35,13 +35,13 @@ class Chunk:
 
 
 class TextFile:
-  """Reads lines of a file, and takes its fingerprint on the way.
+  """Reads lines of a file and computes its fingerprint at the same time.
 
   Attributes:
-    path: the file, as errors name it.
-    can_be_cut: whether parts of it can be read by themselves.
-    ends_in_newline: False if the last line that was read has no end and so
-      may have been cut off.
+    path: The file, as errors name it.
+    can_be_cut: Whether parts can be read independently.
+    ends_in_newline: False if the last line read has no newline, so that it may
+      be truncated.
   """
 
   def __init__(
@@ -51,12 +51,13 @@ class TextFile:
     encoding: str = streams.UTF8,
     skip_lines: int = 0,
   ):
-    """Takes what `layouts` knows of the file.
+    """Takes a file and its layout from `layouts`.
 
     Args:
-      path: the file.
-      compression, encoding: as for `streams.Stream`.
-      skip_lines: lines to leave out at the start of the file.
+      path: The file.
+      compression: As for `streams.Stream`.
+      encoding: As for `streams.Stream`.
+      skip_lines: Number of lines to skip at the start of the file.
     """
     self.path = str(path)
     self.can_be_cut = compression is None and encoding == streams.UTF8
@@ -70,7 +71,7 @@ class TextFile:
     return addresses.num_bytes(self.path)
 
   def fingerprint(self) -> dict[str, str | int]:
-    """Name, size and hash; reads the file unless `chunks` has."""
+    """Name, size and hash; reads the file unless `chunks` already did."""
     if self._sha256 is None:
       return addresses.fingerprint(self.path)
     return {
@@ -85,7 +86,7 @@ class TextFile:
     except UnicodeDecodeError as e:
       raise errors.DataError(
         f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start});"
-        " say --encoding latin-1, or which it is",
+        " set --encoding, e.g. latin-1",
         path=self.path,
         line=number,
         column=column,
@@ -99,13 +100,14 @@ class TextFile:
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[Chunk]:
-    """Yields the lines that begin in [start, stop), about so many bytes each.
+    """Yields the lines that start in [start, stop).
 
     Args:
-      chunk_bytes: how much is read at a time.
-      start, stop: positions in a file that can be cut; None is its end.
-      count_lines: read what is before `start`, too, for the true numbers of
-        the lines; else they count from there.
+      chunk_bytes: Approximate size of a chunk.
+      start: First position, if the file can be cut.
+      stop: End position; None for the end of the file.
+      count_lines: Whether to read the file before `start` too, for the true
+        line numbers; otherwise lines count from `start`.
     """
     if not self.can_be_cut:
       yield from self._stream(chunk_bytes)
@@ -144,12 +146,12 @@ class TextFile:
       yield from lines.last(self.num_bytes)
 
   def _seek(self, f: BinaryIO, start: int) -> None:
-    """Moves to the first line of rows that begins at `start` or later."""
+    """Moves to the first line that starts at `start` or later."""
     for _ in range(self._skip_lines):
       f.readline()
     if f.tell() < start:
       f.seek(start - 1)
-      f.readline()  # The line that began before `start`, or its newline.
+      f.readline()  # The line that starts before `start`, or its newline.
 
   def _newlines_before(self, position: int) -> int:
     count = 0
@@ -161,7 +163,7 @@ class TextFile:
 
 
 class _Lines:
-  """Makes blocks of bytes into chunks of whole lines."""
+  """Turns blocks of bytes into chunks of whole lines."""
 
   def __init__(self, begin: int, first_line: int, skip_lines: int):
     self.rest = b""
@@ -180,7 +182,7 @@ class _Lines:
     yield from self._chunk(self.rest, progress)
 
   def _chunk(self, data: bytes, progress: int) -> Iterator[Chunk]:
-    """Yields lines as a chunk unless none are left without those to skip."""
+    """Yields a chunk, unless all of its lines are to be skipped."""
     begin, first_line = self._begin, self._first_line
     self._begin += len(data)
     self._first_line += data.count(b"\n")
@@ -194,9 +196,9 @@ class _Lines:
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
-  """The lines of a file without their ends, which are \\n or \\r\\n alone.
+  """The lines of a file; only \\n and \\r\\n end a line.
 
-  An id may hold any other of Unicode's line separators.
+  Ids may contain the other line separators of Unicode.
   """
   try:
     lines = path.read_bytes().removeprefix(_BOM).split(b"\n")

@@ -1,8 +1,8 @@
-"""Times as they are written: numbers, ISO 8601, or another form of dates.
+"""Parses times: numbers, ISO 8601 and other date formats.
 
-All become int64 in one unit for a whole input: the unit of its numbers, else
-seconds, or the coarsest that holds the fractions of the first rows. A time
-that does not fit is an error, so that nothing is cut off in silence.
+All times of an input become int64 in one unit: the unit of its numbers, or
+seconds, or the coarsest unit that holds the fractions of the first rows. A time
+that does not fit this unit raises an error and is never rounded silently.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xir_tfrs.data import errors
 from xir_tfrs.data.files import columns, places
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# A number of this size or less is a time of this unit: 2300 in seconds is
-# before 1973 in milliseconds. Numbers below are no Unix times.
+# Upper limits of times in each unit: the year 2300 in seconds is before 1973 in
+# milliseconds. Numbers below the first limit are not Unix times.
 _LARGEST = {"s": 10**10, "ms": 10**13, "us": 10**16, "ns": 2**63}
 _SMALLEST_UNIX = 10**8
 _ISO = re.compile(
@@ -48,7 +48,7 @@ _DAYS = (
 )
 _CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 _FORMS = (
-  # Where clocks have twelve hours, months come before days.
+  # With twelve-hour clocks, months come before days.
   *(
     day + clock
     for day in _DAYS
@@ -59,13 +59,13 @@ _FORMS = (
   "%a %b %d %H:%M:%S %z %Y",
   "%a, %d %b %Y %H:%M:%S %z",
 )
-# Digits alone, which are numbers too.
+# Formats of digits alone, which are also numbers.
 _COMPACT = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
 _SAMPLE = 2000
 
 
 def looks_like_one(text: str) -> bool:
-  """Whether a field reads like a time: a date, or a large number."""
+  """Whether a field looks like a time: a date or a large number."""
   text = text.strip()
   if _ISO.fullmatch(text):
     return True
@@ -76,15 +76,15 @@ def looks_like_one(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """How the times of an input are written, and what they become.
+  """The format of the times of an input, and their unit after conversion.
 
   Attributes:
-    form: "number"; "fraction" for Unix seconds with fractions, which are kept
-      in a finer unit; "iso"; "typed" for times that the file itself types; or a
-      form as `strptime` takes it.
-    unit: of the int64 values; None for numbers that are no Unix times.
-    example: one of them as it is written.
-    has_zone: whether the times that were seen say their time zone.
+    form: "number"; "fraction" for Unix seconds with fractions, which are stored
+      in a finer unit; "iso"; "typed" if the column has a time type; or a
+      `strptime` format.
+    unit: Unit of the int64 values; None for numbers that are not Unix times.
+    example: An example from the input.
+    has_zone: Whether the sampled times have a time zone.
   """
 
   form: str
@@ -109,11 +109,11 @@ class Times:
   def convert(
     self, column: columns.ArrowColumn, name: str, where: places.Places
   ) -> np.ndarray:
-    """[n] int64 times.
+    """Converts times to [n] int64.
 
     Raises:
-      DataError: One is missing, is written otherwise, or has a fraction that
-        the unit does not hold.
+      DataError: A time is missing, has another format, or has a fraction that
+        the unit cannot hold.
     """
     column = columns.plain(column)
     columns.require_no_null(column, name, where, "no time")
@@ -146,7 +146,7 @@ class Times:
 
   @property
   def _scale(self) -> int:
-    """What numbers of the file are multiplied by."""
+    """The factor for numbers of the file."""
     return UNITS[self.unit or "s"] if self.form == "fraction" else 1
 
   def _number(
@@ -159,7 +159,7 @@ class Times:
     wrong = ~_is_whole(values)
     if self._scale > 1 and values.dtype.kind == "f":
       scaled = values.astype(np.float64) * self._scale
-      # Its own rounding is no fraction: a double holds no more than that.
+      # Ignores the rounding error of the double itself.
       slack = np.maximum(np.abs(scaled) * 2**-51, 1e-3)
       wrong = ~(np.abs(scaled - np.rint(scaled)) <= slack)
       wrong |= ~(np.abs(scaled) < 2**63)
@@ -196,7 +196,7 @@ class Times:
   def _exact(
     self, value: str, row: int, name: str, where: places.Places
   ) -> int:
-    """The number that is written, without rounding."""
+    """The exact value of a number in text."""
     try:
       number = decimal.Decimal(value)
       if not _NUMBER.fullmatch(value) and number.is_finite():
@@ -205,8 +205,8 @@ class Times:
       raise where.error(
         row,
         name,
-        f"{value!r} is not a number, as the first times are; say how times are"
-        " written with --time_format, or --time_column none to do without",
+        f"{value!r} is not a number, but the first times are; give the format"
+        " with --time_format, or ignore times with --time_column none",
       ) from None
     if number.is_finite() and number.copy_abs() < 2**63:
       number *= self._scale
@@ -237,7 +237,7 @@ class Times:
         return text.cast(pa.timestamp(unit))
       except pa.ArrowInvalid:
         pass
-    # With a zone or without, with a space before it or with a comma.
+    # The zone is optional; a space or a comma may precede it.
     text = pc.replace_substring_regex(text, r"\s*UTC$", "Z")
     text = pc.replace_substring_regex(text, r"\s+([+-]\d\d)", r"\1")
     text = pc.replace_substring(text, ",", ".")
@@ -264,8 +264,8 @@ class Times:
       return where.error(
         row,
         name,
-        f"{value!r} is not a time such as {self.example!r}; say how times are"
-        " written with --time_format, or --time_column none to do without",
+        f"{value!r} is not a time such as {self.example!r}; give the format"
+        " with --time_format, or ignore times with --time_column none",
       )
     return where.error(None, name, "a time cannot be read")
 
@@ -275,7 +275,7 @@ class Times:
     return where.error(
       row,
       name,
-      f"{value!r} is not a whole number of {self.unit or 'units'}, as the"
+      f"{value!r} is not a whole number of {self.unit or 'units'}, but the"
       " first times are; keep its fraction with --time_unit ms, us or ns",
     )
 
@@ -285,8 +285,8 @@ class Times:
     return where.error(
       row,
       name,
-      f"{value!r} is not a whole number of 64 bits; write times as integers,"
-      " e.g. Unix seconds or milliseconds",
+      f"{value!r} is not a 64-bit integer; write times as integers, e.g. Unix"
+      " seconds or milliseconds",
     )
 
 
@@ -297,24 +297,24 @@ def detect(
   form: str | None = None,
   unit: str | None = None,
 ) -> Times:
-  """How times are written, by the first of them.
+  """Detects the format of times from the first values.
 
   Args:
-    column: the first values.
-    name: of the column.
-    where: where they stand.
-    form: what the user says: "iso" or "number", or for `strptime`.
-    unit: what the user says, of `UNITS`.
+    column: The first values.
+    name: Name of the column.
+    where: Positions of the values.
+    form: The user's format: "iso", "number" or a `strptime` format.
+    unit: The user's unit, one of `UNITS`.
 
   Raises:
-    DataError: They may be read in two ways, or in none that is known.
+    DataError: The format is ambiguous or unknown.
   """
   column = columns.plain(column)
   kind = column.type
   if pa.types.is_date(kind):
     return Times("typed", unit or "s", str(next(_some(column), "")))
   if pa.types.is_timestamp(kind):
-    # Not as Python's, which have no nanoseconds.
+    # Python's datetime has no nanoseconds.
     text = column.drop_null()[:1].cast(pa.string()).to_pylist()
     example = text[0].removesuffix("Z") if text else ""
     return Times(
@@ -393,15 +393,15 @@ def _written(
     raise where.error(
       0,
       name,
-      f"{first!r} is not a number and not a time of a form that is known; say"
-      " how times are written, e.g. --time_format '%d/%m/%Y %H:%M', or"
-      " --time_column none to do without",
+      f"{first!r} is neither a number nor a time in a known format; give the"
+      " format, e.g. --time_format '%d/%m/%Y %H:%M', or ignore times with"
+      " --time_column none",
     )
   if len(forms) > 1:
     raise where.error(
       0,
       name,
-      f"{first!r} may be {' or '.join(map(repr, forms))}: say which with"
+      f"{first!r} may be {' or '.join(map(repr, forms))}: choose one with"
       " --time_format",
     )
   return Times(forms[0], unit or "s", first, "%z" in forms[0])
@@ -428,21 +428,21 @@ def _number_forms(
 
 
 def _for_digits(digits: int) -> str:
-  """The coarsest unit that holds so many digits behind the point."""
+  """The coarsest unit that holds `digits` decimal places."""
   return ("s", "ms", "us", "ns")[min(-(-max(digits, 0) // 3), 3)]
 
 
 def _strptime(text: pa.Array, form: str, unit: str) -> pa.Array:
-  """Moments; null where the text has another form."""
+  """Timestamps; null if the text has another format."""
   moments = pc.strptime(text, form, unit, error_is_null=True)
-  if "%Y" in form:  # Which takes two digits for a year of antiquity.
+  if "%Y" in form:  # %Y reads two digits as a year before 100.
     antique = pc.less(pc.year(moments), 1000)
     moments = pc.if_else(antique, pa.scalar(None, moments.type), moments)
   return moments
 
 
 def _fitting(values: list[str]) -> Iterable[str]:
-  """The forms that all values have, without those that mean the same."""
+  """The formats that fit all values, without equivalent ones."""
   array = pa.array(sorted(set(values)), pa.string())
   seen: list[pa.Array] = []
   for form in _FORMS:
