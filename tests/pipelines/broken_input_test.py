@@ -175,7 +175,7 @@ def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
     (
       {"user_id": [1], "item_id": [1], "timestamp": [float("inf")]},
       "row 1, column 'timestamp'",
-      "not a whole number",
+      "not a 64-bit integer",
     ),
     (
       {
@@ -215,7 +215,11 @@ _SIDE = [
   ("code:token\tp:float\na\t1\n", "line 1, column 'item_id'", "--item_key"),
   ("item_id:token\n", "line 1", "no column has a kind"),
   ("item_id:token\tp:float\n", "line 1", "no rows below the header"),
-  ("item_id:token\tcount:float\na\t1\n", "line 1, column 'count'", "are taken"),
+  (
+    "item_id:token\tcount:float\na\t1\n",
+    "line 1, column 'count'",
+    "are reserved",
+  ),
   (
     "item_id:token\tv:float_seq\na\t1 2\nb\t1 2 3\n",
     "line 2, column 'v'",
