@@ -181,8 +181,11 @@ def test_equal_scores_by_row():
     ((QUERIES, 0), "`k` must be a positive integer"),
     ((QUERIES, 2.5), "`k` must be a positive integer"),
     ((QUERIES, 3, [["a"]]), "1 lists for 6 queries"),
-    ((QUERIES, 3, ["a"] * 6), r"one list of ids per query.*'a' in the place"),
-    ((QUERIES[0], 3, "a"), r"one list of ids per query.*'a' in the place"),
+    (
+      (QUERIES, 3, ["a"] * 6),
+      r"one list of ids per query.*'a' instead of a list",
+    ),
+    ((QUERIES[0], 3, "a"), r"one list of ids per query.*'a' instead of a list"),
     ((QUERIES[0], 3, [["a"]]), r"candidate ids .* Received: \['a'\]"),
     ((QUERIES[0], 3, [7]), "candidate ids .* string. Received: 7"),
   ],

@@ -247,7 +247,7 @@ def test_broken_side_file(tmp_path, content, where, message):
 def test_side_features_that_are_not_there(tmp_path):
   (tmp_path / "a.csv").write_text(_CSV + "1,a,5\n")
   (tmp_path / "i.csv").write_text("item_id,price\na,3\n")
-  with pytest.raises(errors.DataError, match="no --item_file to take"):
+  with pytest.raises(errors.DataError, match="needs a --item_file"):
     _prepare(tmp_path, "a.csv", columns=inputs.Columns(item_features=("p",)))
   for features, message in (
     ((), "no column has a kind; name the features with --item_features"),

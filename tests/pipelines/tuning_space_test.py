@@ -108,7 +108,10 @@ def test_what_the_data_leaves_out():
   space, notes = spaces.of({}, (), data(candidates=10**6))
   assert not {"query_tower", "use_features"} & space.searched.keys()
   assert "full_softmax" not in space.searched["task"]
-  assert "full_softmax is not tried: 1,000,000 candidates" in notes[0]
+  assert (
+    "full_softmax is not tried: there are many candidates, 1,000,000"
+    in notes[0]
+  )
   assert "full_softmax" in space_of().searched["task"]
   asked = space_of("task=full_softmax,xir", about=data(candidates=10**6))
   assert asked.searched["task"] == ("full_softmax", "xir")
@@ -148,7 +151,7 @@ def test_space():
     ("loss=a..b", "takes values, not a range"),
     ("seed=1,2,3", "a search cannot choose seed"),
     ("epochs=1,2", "a search cannot choose epochs"),
-    ("candidate_hidden=8,16", "candidate_hidden is nothing"),
+    ("candidate_hidden=8,16", "a search cannot choose candidate_hidden"),
     ("task=svd,xir", "--space task must be one of ssl, "),
   ],
 )
