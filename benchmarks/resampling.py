@@ -2,7 +2,7 @@ r"""Times the resampling of a batch, and compares the variance of the counts.
 
     python -m benchmarks.resampling
 
-Weights -> counts by `ops.resampling.counts_from_weights`, with each method, in
+Shares -> counts by `ops.resampling.counts_from_shares`, with each method, in
 chunks of rows one after another, as `ops.fused` does it. The peer is what
 TensorFlow offers: `tf.random.stateless_categorical`, and `tf.math.bincount` of
 each row's samples. It is run on one chunk of fewer rows, and its time is
@@ -45,41 +45,41 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
   m = sizes["num_resampled"]
   methods = {name: _method(name, m) for name in resampling.METHODS}
   methods[_PEER] = _categorical(m)
-  weights = _weights(sizes["rows"], sizes["pool"])
+  shares = _shares(sizes["rows"], sizes["pool"])
   cases = {
-    name: _in_chunks(draw, weights, sizes["chunks"])
+    name: _in_chunks(draw, shares, sizes["chunks"])
     for name, draw in methods.items()
   }
-  peer_weights = _weights(sizes["peer_rows"], sizes["pool"])
-  cases[_PEER] = _in_chunks(methods[_PEER], peer_weights, chunks=1)
+  peer_shares = _shares(sizes["peer_rows"], sizes["pool"])
+  cases[_PEER] = _in_chunks(methods[_PEER], peer_shares, chunks=1)
   seconds = harness.measure(cases, repetitions=sizes["repetitions"])
   left_out = sizes["rows"] * sizes["chunks"] / sizes["peer_rows"]
   seconds[_PEER] = [s * left_out for s in seconds[_PEER]]
   results = harness.summarise(seconds)
-  small = _weights(sizes["variance_rows"], sizes["variance_pool"])
+  small = _shares(sizes["variance_rows"], sizes["variance_pool"])
   for name, result in results.items():
     result["ratio"] = result["median_s"] / results[_PEER]["median_s"]
     result["variance"] = _variance(methods[name], small, m, sizes["seeds"])
   return results
 
 
-def _weights(rows: int, pool: int) -> tf.Tensor:
+def _shares(rows: int, pool: int) -> tf.Tensor:
   """[rows, pool] float32; a few columns have most of the weight."""
   logits = np.random.default_rng(0).normal(scale=2.0, size=[rows, pool])
-  return tf.constant(np.exp(logits), tf.float32)
+  return tf.nn.softmax(tf.constant(logits, tf.float32))
 
 
 def _method(name, num_resampled):
-  return lambda weights, seed: resampling.counts_from_weights(
-    weights, num_resampled, seed=seed, method=name
+  return lambda shares, seed: resampling.counts_from_shares(
+    shares, num_resampled, seed=seed, method=name
   )
 
 
 def _categorical(num_resampled):
-  def draw(weights, seed):
-    pool = weights.shape[1]
+  def draw(shares, seed):
+    pool = shares.shape[1]
     samples = tf.random.stateless_categorical(
-      tf.math.log(weights), num_resampled, seed, dtype=tf.int32
+      tf.math.log(shares), num_resampled, seed, dtype=tf.int32
     )
     return tf.math.bincount(
       samples, minlength=pool, maxlength=pool, axis=-1, dtype=tf.float32
@@ -88,31 +88,31 @@ def _categorical(num_resampled):
   return draw
 
 
-def _in_chunks(draw, weights, chunks):
+def _in_chunks(draw, shares, chunks):
   # A chunk at a time, with draws of its own; the sums keep all columns alive.
   @tf.function
   def draw_all():
     def body(chunk, draws):
-      counts = draw(weights, tf.stack([chunk, 0]))
+      counts = draw(shares, tf.stack([chunk, 0]))
       return chunk + 1, draws + tf.reduce_sum(counts, axis=0)
 
     return tf.while_loop(
       lambda chunk, _: chunk < chunks,
       body,
-      (tf.constant(0), tf.zeros(weights.shape[1:])),
+      (tf.constant(0), tf.zeros(shares.shape[1:])),
       parallel_iterations=1,
     )[1]
 
   return lambda: draw_all().numpy()
 
 
-def _variance(draw, weights, num_resampled, num_seeds):
+def _variance(draw, shares, num_resampled, num_seeds):
   """Summed over the columns, relative to that of independent draws."""
   draw = tf.function(draw)
   counts = np.stack(
-    [draw(weights, tf.constant([seed, 1])) for seed in range(num_seeds)]
+    [draw(shares, tf.constant([seed, 1])) for seed in range(num_seeds)]
   )
-  share = weights.numpy() / weights.numpy().sum(axis=1, keepdims=True)
+  share = shares.numpy() / shares.numpy().sum(axis=1, keepdims=True)
   independent = num_resampled * share * (1.0 - share)
   return float(counts.var(axis=0, ddof=1).sum() / independent.sum())
 

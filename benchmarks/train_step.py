@@ -88,6 +88,11 @@ def towers(sizes):
 def tasks(counts, cache_size):
   """Name -> function of the candidate tower that makes the task."""
 
+  def bir_task(resampler):
+    return lambda _: xir.tasks.BIRRetrieval(
+      candidate_counts=counts, resampler=resampler
+    )
+
   def xir_task(resampler):
     return lambda tower: xir.tasks.XIRRetrieval(
       candidate_counts=counts,
@@ -100,8 +105,10 @@ def tasks(counts, cache_size):
     "SSL-Pop": lambda _: xir.tasks.SampledSoftmaxRetrieval(
       candidate_counts=counts
     ),
-    "BIR": lambda _: xir.tasks.BIRRetrieval(candidate_counts=counts),
+    "BIR": bir_task("systematic"),
+    "BIR expected": bir_task("expected"),
     "XIR": xir_task("systematic"),
+    "XIR expected": xir_task("expected"),
     "XIR lattice": xir_task("lattice"),
     "XIR multinomial": xir_task("multinomial"),
   }

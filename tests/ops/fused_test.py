@@ -1,5 +1,7 @@
 """The fused kernel against the dense losses it stands for."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
@@ -277,6 +279,19 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     self.assertTrue(np.isfinite(loss))
     self.assertAllEqual(draws, [40, 0, 0, 0, 0, 0])
 
+  @parameterized.parameters(None, "expected")
+  def test_nan_in_one_column_shows(self, method):
+    arguments = problem(3, 6, 2, tf.float32)
+    pool = arguments["pool"]
+    embeddings = tf.tensor_scatter_nd_update(
+      pool.embeddings, [[5, 0]], [float("nan")]
+    )
+    arguments["pool"] = dataclasses.replace(pool, embeddings=embeddings)
+    if method:
+      arguments["resampler"] = fused.Resampler(4, method, SEED)
+    loss, _ = fused.pool_softmax(**arguments)
+    self.assertFalse(np.isfinite(loss))
+
   def test_row_with_every_column_masked_has_loss_zero(self):
     arguments = problem(3, 3, 2, tf.float32)
     arguments["positive_ids"] = tf.zeros([3], tf.int64)
@@ -287,6 +302,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     for option in (
       {},
       {"resampler": fused.Resampler(5, "multinomial", SEED)},
+      {"resampler": fused.Resampler(5, "expected", SEED)},
     ):
       loss, draws, gradients = value_and_gradients(
         lambda **kw: fused.pool_softmax(mask_accidental_hits=True, **kw),

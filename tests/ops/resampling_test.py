@@ -317,10 +317,10 @@ class MemoryTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class WideRowsTest(tf.test.TestCase, parameterized.TestCase):
-  """Pools of whole blocks of 64, whose cumulative sums are taken in blocks."""
+  """Pools of whole blocks of 32, whose cumulative sums are taken in blocks."""
 
   @parameterized.product(
-    pool=(64, 128, 1024),
+    pool=(32, 128, 1024),
     scale=(0.1, 3.0, 30.0),
     dtype=(np.float32, np.float64),
   )

@@ -22,13 +22,13 @@ import tensorflow as tf
 from xir_tfrs.ops import chunks, forms, masking, ranks, resampling
 from xir_tfrs.ops.forms import base
 
-# Elements of a chunk's logits: 2 MiB of float32, which stays in the cache of
-# one core. A GPU would wait for its kernels to start: 64 MiB.
-_CHUNK_ELEMENTS = 2**19
+# Elements of a chunk's logits: 4 MiB of float32. Fewer cost more time to start
+# operations than a processor's caches save; on a GPU even 64 MiB are few.
+_CHUNK_ELEMENTS = 2**20
 _CHUNK_ELEMENTS_ON_GPU = 2**24
 _FEWEST_ROWS = 16
 
-# Terms are relative to the highest logit: a smaller sum means no term.
+# Terms are shares, scaled: a smaller sum means no term.
 _NOTHING = 1e-30
 
 
@@ -184,9 +184,12 @@ def pool_softmax(
     known_rows=known_rows,
     keep_own=own_stands_in,
   )
+  log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
   columns = _Columns(
     form=form,
-    log_q=tf.stop_gradient(tf.cast(pool.log_q, dtype)),
+    log_q=log_q,
+    # Relative to the middle, or the rarest q of all could be 0.
+    unit=(tf.reduce_min(log_q) + tf.reduce_max(log_q)) / 2.0,
     in_use=pool.in_use,
     resampler=resampler,
     count_draws=count_draws,
@@ -195,6 +198,10 @@ def pool_softmax(
 
   @tf.custom_gradient
   def run(queries, positives, pool_embeddings):
+    # Scale tensors of [pool, dim], not of [rows, pool].
+    scale = columns.scale()[:, tf.newaxis]
+    scaled_embeddings = scale * pool_embeddings
+
     def of_rows(sums, start, size):
       part = functools.partial(chunks.part, start=start, length=size)
       q, v = part(queries), part(positives)
@@ -219,7 +226,7 @@ def pool_softmax(
       # Scale tensors of [rows, dim], not of [rows, pool].
       to_terms = (weight * to_terms)[:, tf.newaxis]
       to_positive = (weight * to_positive)[:, tf.newaxis]
-      d_q = to_terms * tf.matmul(terms, pool_embeddings) + to_positive * v
+      d_q = to_terms * tf.matmul(terms, scaled_embeddings) + to_positive * v
       loss, draws, d_pool = sums
       sums = (
         loss + tf.reduce_sum(weight * row_losses),
@@ -244,7 +251,7 @@ def pool_softmax(
       return (
         upstream * d_queries,
         upstream * d_positives,
-        upstream * tf.transpose(d_pool),
+        upstream * scale * tf.transpose(d_pool),
       )
 
     return (loss, draws), grad
@@ -316,6 +323,7 @@ class _Columns:
 
   form: forms.Form
   log_q: tf.Tensor
+  unit: tf.Tensor
   in_use: tf.Tensor | None
   resampler: Resampler | None
   count_draws: bool
@@ -334,17 +342,16 @@ class _Columns:
 
     Returns:
       (losses [rows], terms [rows, pool], to_terms [rows], to_positive [rows],
-      draws [pool]): d loss / d s_j is to_terms times term j, and d loss /
-      d s_p is to_positive.
+      draws [pool]): d loss / d s_j is to_terms times term j times scale j, and
+      d loss / d s_p is to_positive.
     """
     values, slopes = base.activated(self.form, logits, positive)
-    terms, highest, draws = self._terms(logits, values, keep, start)
-    total = tf.reduce_sum(terms, axis=1)
+    terms, total, log_unit, draws = self._terms(logits, values, keep, start)
     empty = total < _NOTHING
     total = tf.where(empty, tf.ones_like(total), total)
     losses, by_sum, by_positive = base.losses_and_derivatives(
       self.form,
-      highest + tf.math.log(total),
+      log_unit + tf.math.log(total),
       positive,
       empty,
       correction=correction,
@@ -359,8 +366,14 @@ class _Columns:
     to_terms = by_sum / total
     if slopes is not None:
       terms *= slopes
-      by_positive = -to_terms * tf.reduce_sum(terms, axis=1)
+      by_positive = -to_terms * tf.linalg.matvec(terms, self.scale())
     return losses, terms, to_terms, by_positive, draws
+
+  def scale(self) -> tf.Tensor:
+    """[pool] factor of each column's terms, which `losses` leaves out."""
+    if self.resampler is None:
+      return tf.ones_like(self.log_q)
+    return tf.exp(self.log_q - self.unit)
 
   def _num_terms(self) -> int | tf.Tensor:
     if self.resampler is None:
@@ -373,20 +386,25 @@ class _Columns:
     return tf.math.count_nonzero(self.in_use, dtype=tf.int32)
 
   def _terms(self, logits, values, keep, start):
-    """(terms [rows, pool], highest [rows], draws [pool]): terms are a_j
-    e^{values_j - highest}, and exp is taken once per logit."""
+    """What S is made of, S = e^log_unit sum_j scale_j term_j.
+
+    Returns:
+      (terms [rows, pool], the sum [rows], 0 without a column, log_unit [rows],
+      draws [pool]).
+    """
+    # e^{s_j} / q_j, as shares of their sum.
+    shares, log_sum = self._softmax(values, keep)
+    # Not what is finite: that would hide NaN.
+    filled = tf.cast(log_sum != float("-inf"), logits.dtype)
     draws = tf.zeros(tf.shape(self.log_q), tf.float64)
     if self.resampler is None:
-      return *_exp(values - self.log_q, keep), draws
-    terms, highest = _exp(values, keep)
-    weights = terms
+      return shares, filled, log_sum, draws
+    weights = shares
     if self.form.pairwise:
       # Draws use the plain scores, whatever the form of the loss.
-      weights, _ = _exp(logits, keep)
-    counts = resampling.counts_from_weights(
-      # Relative to the rarest candidate: 1 / q itself would overflow for a
-      # share of 1e-38.
-      weights * tf.exp(tf.reduce_min(self.log_q) - self.log_q),
+      weights, _ = self._softmax(logits, keep)
+    counts = resampling.counts_from_shares(
+      weights,
       self.resampler.num_resampled,
       seed=self.resampler.seed,
       method=self.resampler.method,
@@ -395,20 +413,20 @@ class _Columns:
     )
     counts = tf.cast(counts, logits.dtype)
     if self.count_draws:
-      draws = tf.cast(tf.reduce_sum(counts, axis=0), tf.float64)
-    return counts * terms, highest, draws
+      draws = tf.linalg.matvec(counts, filled, transpose_a=True)
+    terms = counts * shares
+    # The terms are not divided by q: the scale takes that back.
+    total = filled * tf.linalg.matvec(terms, self.scale())
+    return terms, total, log_sum + self.unit, tf.cast(draws, tf.float64)
 
-
-def _exp(
-  logits: tf.Tensor, keep: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """([rows, pool] e^{logits - highest}, 0 where not kept; [rows] highest)."""
-  if keep is not None:
-    logits = masking.mask_logits(logits, keep)
-  highest = tf.reduce_max(logits, axis=1)
-  # A row with every column masked has terms 0, not NaN.
-  highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
-  return tf.exp(logits - highest[:, tf.newaxis]), highest
+  def _softmax(self, values, keep):
+    """`resampling.softmax` of the columns that are kept, corrected by q."""
+    logits = values - self.log_q
+    if keep is not None:
+      logits = masking.mask_logits(logits, keep)
+    # Activations may be -inf.
+    may_be_empty = keep is not None or self.form.pairwise
+    return resampling.softmax(logits, may_be_empty)
 
 
 def _num_columns(logits: tf.Tensor, keep: tf.Tensor | None) -> tf.Tensor:

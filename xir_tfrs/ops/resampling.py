@@ -27,7 +27,7 @@ from xir_tfrs.ops import masking, seeds
 METHODS = ("systematic", "multinomial", "lattice", "expected")
 
 _GOLDEN_RATIO = 0.6180339887498949
-_BLOCK = 64
+_BLOCK = 32
 
 
 def log_importance_weights(
@@ -106,11 +106,10 @@ def resample_counts(
       f"Received: `num_resampled` = {num_resampled}."
     )
   log_weights = tf.stop_gradient(tf.convert_to_tensor(log_weights))
-  highest = tf.reduce_max(log_weights, axis=1, keepdims=True)
-  # A fully masked row would compute -inf - -inf = NaN.
-  highest = tf.where(tf.math.is_finite(highest), highest, 0.0)
-  return counts_from_weights(
-    tf.exp(log_weights - highest),
+  shares, log_sum = softmax(log_weights)
+  nothing = tf.math.is_inf(log_sum)[:, tf.newaxis]
+  return counts_from_shares(
+    tf.where(nothing, tf.zeros_like(shares), shares),
     num_resampled,
     seed=seed,
     method=method,
@@ -118,20 +117,46 @@ def resample_counts(
   )
 
 
-def counts_from_weights(
-  weights: tf.Tensor,
+def softmax(
+  logits: tf.Tensor, may_be_empty: bool = True
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The softmax of each row, and the log of the sum that it divides by.
+
+  Args:
+    logits: [batch, pool] float tensor.
+    may_be_empty: Whether there may be rows of -inf; False saves a pass.
+
+  Returns:
+    ([batch, pool], [batch]). A row of -inf has equal shares, and the log -inf.
+
+  Examples:
+    >>> shares, log_sum = xir.ops.resampling.softmax(tf.zeros([1, 4]))
+    >>> print(shares.numpy(), f"{log_sum[0]:.4f} = {np.log(4):.4f}")
+    [[0.25 0.25 0.25 0.25]] 1.3863 = 1.3863
+  """
+  highest = tf.reduce_max(logits, axis=1)
+  if may_be_empty:
+    # Of a row of -inf, `tf.nn.softmax` would be NaN.
+    logits = tf.maximum(logits, logits.dtype.min)
+  shares = tf.nn.softmax(logits)
+  # The highest share is e^{highest} / sum.
+  return shares, highest - tf.math.log(tf.reduce_max(shares, axis=1))
+
+
+def counts_from_shares(
+  shares: tf.Tensor,
   num_resampled: int,
   *,
   seed: tf.Tensor,
   method: str,
   first_row: int | tf.Tensor = 0,
 ) -> tf.Tensor:
-  """`resample_counts` for plain weights, [batch, pool] >= 0, not logs.
+  """`resample_counts` for [batch, pool] shares, which sum up to 1, or 0.
 
   Examples:
-    >>> weights = tf.constant([[0.5, 0.5, 0.0]])
-    >>> xir.ops.resampling.counts_from_weights(
-    ...   weights, 4, seed=tf.constant([0, 1]), method="systematic"
+    >>> shares = tf.constant([[0.5, 0.5, 0.0]])
+    >>> xir.ops.resampling.counts_from_shares(
+    ...   shares, 4, seed=tf.constant([0, 1]), method="systematic"
     ... ).numpy()
     array([[2., 2., 0.]], dtype=float32)
   """
@@ -141,7 +166,7 @@ def counts_from_weights(
     "lattice": _lattice,
     "expected": _expected,
   }[method]
-  counts = draw(weights, num_resampled, seed, first_row)
+  counts = draw(shares, num_resampled, seed, first_row)
   return tf.stop_gradient(tf.cast(counts, tf.float32))
 
 
@@ -175,20 +200,18 @@ def validate_method(method: str, argument: str = "method") -> None:
     )
 
 
-def _expected(weights, num_resampled, seed, first_row):
+def _expected(shares, num_resampled, seed, first_row):
   del seed, first_row
-  total = tf.reduce_sum(weights, axis=1, keepdims=True)
-  m = tf.cast(num_resampled, weights.dtype)
-  return m * tf.math.divide_no_nan(weights, total)
+  return tf.cast(num_resampled, shares.dtype) * shares
 
 
-def _cumulative(weights):
+def _cumulative(shares):
   """[batch, pool] cumulative share; exactly 1 at the end, 0 if all masked."""
-  cumulative = _cumsum_rows(weights)
+  cumulative = _cumsum_rows(shares)
   return tf.math.divide_no_nan(cumulative, cumulative[:, -1:])
 
 
-def _cumsum_rows(weights):
+def _cumsum_rows(shares):
   """[batch, pool] sums of each row up to and including each column.
 
   On a CPU `tf.cumsum` would be by far the slowest part of resampling; a product
@@ -196,12 +219,12 @@ def _cumsum_rows(weights):
   decrease: a column has one more term than the column before, terms are >= 0,
   and rounding is monotonic. So no count is negative.
   """
-  pool = weights.shape[1]
+  pool = shares.shape[1]
   if pool is None or pool % _BLOCK or tf.config.list_physical_devices("GPU"):
     # A GPU scans fast, and may round the factors of a product to 10 bits.
-    return tf.cumsum(weights, axis=1)
-  triangle = tf.linalg.band_part(tf.ones([_BLOCK] * 2, weights.dtype), 0, -1)
-  within = tf.matmul(tf.reshape(weights, [-1, _BLOCK]), triangle)
+    return tf.cumsum(shares, axis=1)
+  triangle = tf.linalg.band_part(tf.ones([_BLOCK] * 2, shares.dtype), 0, -1)
+  within = tf.matmul(tf.reshape(shares, [-1, _BLOCK]), triangle)
   within = tf.reshape(within, [-1, pool // _BLOCK, _BLOCK])
   before = tf.cumsum(within[:, :, -1:], axis=1, exclusive=True)
   return tf.reshape(within + before, [-1, pool])
@@ -209,48 +232,50 @@ def _cumsum_rows(weights):
 
 def _differences(cumulative_counts):
   """Counts per column from the counts up to and including each column."""
-  before = tf.pad(cumulative_counts[:, :-1], [[0, 0], [1, 0]])
+  # Faster than `tf.pad`.
+  first = tf.zeros_like(cumulative_counts[:, :1])
+  before = tf.concat([first, cumulative_counts[:, :-1]], axis=1)
   return cumulative_counts - before
 
 
-def _uniform(seed, weights, width, first_row):
-  uniform = seeds.uniform_rows(seed, tf.shape(weights)[0], width, first_row)
-  return tf.cast(uniform, weights.dtype)
+def _uniform(seed, shares, width, first_row):
+  uniform = seeds.uniform_rows(seed, tf.shape(shares)[0], width, first_row)
+  return tf.cast(uniform, shares.dtype)
 
 
-def _systematic(weights, num_resampled, seed, first_row):
-  m = tf.cast(num_resampled, weights.dtype)
-  u = _uniform(seed, weights, 1, first_row)
-  cumulative = _cumsum_rows(weights)
+def _systematic(shares, num_resampled, seed, first_row):
+  m = tf.cast(num_resampled, shares.dtype)
+  u = _uniform(seed, shares, 1, first_row)
+  cumulative = _cumsum_rows(shares)
   # Make the last sum slightly larger than m, and clip it: if it were rounded
   # down, the last draw would be lost.
-  above_one = 1.0 + 4.0 * np.finfo(weights.dtype.as_numpy_dtype).eps
+  above_one = 1.0 + 4.0 * np.finfo(shares.dtype.as_numpy_dtype).eps
   scale = tf.math.divide_no_nan(m * above_one, cumulative[:, -1:])
   return _differences(tf.minimum(tf.floor(cumulative * scale + u), m))
 
 
-def _multinomial(weights, num_resampled, seed, first_row):
-  """Merges sorted uniforms with the cumulative weights: [batch, m + pool]."""
-  u = _uniform(seed, weights, num_resampled + 1, first_row)
+def _multinomial(shares, num_resampled, seed, first_row):
+  """Merges sorted uniforms with the cumulative shares: [batch, m + pool]."""
+  u = _uniform(seed, shares, num_resampled + 1, first_row)
   # Order statistics of m uniforms are normalised sums of m + 1 exponentials.
   arrivals = tf.cumsum(-tf.math.log1p(-u), axis=1)
   points = tf.math.divide_no_nan(arrivals[:, :-1], arrivals[:, -1:])
   # Strictly below 1, the value of the last cumulative weight.
-  below_one = 1.0 - tf.constant(2.0**-24, weights.dtype)
+  below_one = 1.0 - tf.constant(2.0**-24, shares.dtype)
   points = tf.minimum(points, below_one)
-  drawn = tf.searchsorted(points, _cumulative(weights), side="left")
+  drawn = tf.searchsorted(points, _cumulative(shares), side="left")
   return _differences(drawn)
 
 
-def _lattice(weights, num_resampled, seed, first_row):
-  u = _uniform(seed, weights, 1, first_row)
+def _lattice(shares, num_resampled, seed, first_row):
+  u = _uniform(seed, shares, 1, first_row)
   # Multiples of phi in float64: at 10^6 columns float32 has lost the fraction.
-  multiples = tf.range(tf.shape(weights)[1])
+  multiples = tf.range(tf.shape(shares)[1])
   multiples = tf.math.floormod(
     tf.cast(multiples, tf.float64) * _GOLDEN_RATIO, 1.0
   )
   # `floormod` would take as long as everything else together.
-  offsets = u + tf.cast(multiples, weights.dtype)
+  offsets = u + tf.cast(multiples, shares.dtype)
   offsets -= tf.floor(offsets)
-  expected = _expected(weights, num_resampled, seed, first_row)
+  expected = _expected(shares, num_resampled, seed, first_row)
   return tf.floor(expected + offsets)
