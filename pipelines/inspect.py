@@ -1,11 +1,13 @@
 """Shows what is in a file of interactions and how to prepare it.
 
     xir-tfrs inspect ratings.csv
+    xir-tfrs inspect orders.csv --item_file items.csv
     xir-tfrs inspect log/ --events purchase:1,view:0.1
 
 Prints the format of the files, the columns of users, items and times, the first
-rows, counts, warnings, and the command that prepares them. It reads for about a
-second and takes the input flags of `xir-tfrs prepare`.
+rows, counts, warnings, and the command that prepares them. It guesses
+the kinds of features in a table of users or items, reads for about a second,
+and takes the input flags of `xir-tfrs prepare`.
 """
 
 import collections
@@ -13,6 +15,7 @@ import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipelines.readers import inputs
@@ -34,7 +37,7 @@ class InspectConfig(settings.Settings):
 
   common = (
     *("input", "user_column", "item_column", "time_column", "events"),
-    *("format", "delimiter", "header", "names", "rows"),
+    *("item_file", "format", "delimiter", "header", "names", "rows"),
   )
 
   input: inputs.Input
@@ -66,9 +69,14 @@ def main(config: InspectConfig) -> None:
     if count:
       print(f"warning: {name.replace('_', ' ')}: {count:,}")
   if isinstance(source, tables.TableSource):
+    features = {}
+    for side in ("user", "item"):
+      features |= _side_features(config.input, source, side)
+    for name, value in features.items():
+      print(f"guessed by what it holds: {' '.join(_flag(name, value))}")
     for hint in _hints(source):
       print(f"hint: {hint}")
-    print(f"next: {_command(config, source)}")
+    print(f"next: {_command(config, source, features)}")
 
 
 class _Seen:
@@ -146,7 +154,41 @@ def _hints(source: "tables.TableSource") -> list[str]:
   return hints
 
 
-def _command(config: InspectConfig, source: "tables.TableSource") -> str:
+def _side_features(
+  given: inputs.Input, source: "tables.TableSource", side: str
+) -> dict[str, list[str] | str]:
+  """Flags of the features in --user_file or --item_file, none if given.
+
+  Raises:
+    DataError: The file does not hold what is said of it.
+  """
+  from pipelines.readers import kinds, sources
+  from xir_tfrs.data.files import side_tables
+
+  path = getattr(given, f"{side}_file")
+  said = getattr(given.columns, f"{side}_features")
+  if not path:
+    return {}
+  file = side_tables.open_file(path, sources.wish_of(given.side_layout(side)))
+  if said or any(file.header.values()):
+    source.side_tables()
+    return {}
+  key = getattr(given.columns, f"{side}_key") or getattr(source.roles, side)
+  id_column = side_tables.id_of(file, key, f"--{side}_features")
+  found, title = kinds.guess(file, id_column)
+  features: dict[str, list[str] | str] = {}
+  if found:
+    features[f"{side}_features"] = [f"{x}:{kind}" for x, kind in found.items()]
+  if title is not None and side == "item" and not given.columns.item_title:
+    features["item_title"] = title
+  return features
+
+
+def _command(
+  config: InspectConfig,
+  source: "tables.TableSource",
+  features: Mapping[str, list[str] | str],
+) -> str:
   """The command that prepares the files."""
   given = {
     one.name: value
@@ -157,6 +199,7 @@ def _command(config: InspectConfig, source: "tables.TableSource") -> str:
     )
     if value != one.default and one.name != "rows"
   }
+  given |= features
   roles = source.roles
   for role, flag in (("user", "user_column"), ("time", "time_column")):
     if getattr(roles, role) is not None:

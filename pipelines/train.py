@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -132,8 +133,8 @@ def _report(config: configs.TrainConfig, result: loop.TrainResult) -> None:
     following = f"xir-tfrs train --model_dir {config.model_dir} --resume"
   elif config.rows == "all":
     following = (
-      f"xir-tfrs export --data {config.data} --model_dir "
-      f"{config.model_dir} --output BUNDLE"
+      f"xir-tfrs export --data {config.data} --model_dir {config.model_dir} "
+      f"--output bundles/{pathlib.Path(config.model_dir).name}"
     )
   else:
     following = (

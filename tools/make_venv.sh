@@ -31,8 +31,8 @@ rm -rf "$venv"
 "$python" -m venv "$venv"
 # The pip that comes with Python 3.10 searches for ever for versions that agree.
 # --no-compile: most modules of the dependencies are never imported.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
   --upgrade pip
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
   --no-compile \
   --editable '.[scann,data,beam,serving,plots,tune,bench,docs,test]'

@@ -56,10 +56,23 @@ def check(runs: Sequence[found.Found]) -> None:
     ):
       if one != other:
         raise errors.DataError(
-          f"has other {what} than {first.place.metrics}; evaluate both with "
-          "the same options",
+          f"has other {what} than {first.place.metrics}; "
+          + _remedy(first, run),
           path=run.place.metrics,
         )
+
+
+def _remedy(*runs: found.Found) -> str:
+  """How to evaluate two runs so that they can be compared."""
+  of_ids = [run for run in runs if run.results.histories is None]
+  ties = [run.results.histories.ties for run in runs if run.results.histories]
+  if not (of_ids and ties):
+    return "evaluate both with the same options"
+  place = of_ids[0].place.metrics.parent
+  return (
+    "to rank a model of ids row by row as well, run xir-tfrs evaluate "
+    f"--model_dir {place} --history_ties {ties[0]}"
+  )
 
 
 def _queries(run: found.Found) -> tuple[int, int, str | None]:

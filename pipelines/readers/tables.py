@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -135,7 +136,10 @@ class TableSource(source.FileSource):
       lines.append(str(self.roles))
     if self.roles.time is None and self._config.time is None:
       dates = (n for n in self.ignored if self._holds_dates(n))
-      lines += [f"hint: {name!r} holds dates: --time_column" for name in dates]
+      lines += [
+        f"hint: {name!r} holds dates: --time_column {shlex.quote(name)}"
+        for name in dates
+      ]
     return "\n".join(lines)
 
   def _holds_dates(self, name: str) -> bool:

@@ -73,11 +73,34 @@ def test_columns_of_other_names_are_shown_with_what_they_hold(tmp_path, capsys):
   said = ["--user_column=Kunde", "--item_column=Artikel"]
   status, out, _ = _run(capsys, path, *said)
   assert status == 0 and out.count("holds dates") == 1
-  assert "hint: 'Am' holds dates: --time_column" in out
+  assert "hint: 'Am' holds dates: --time_column Am" in out
   for time in ("Am", "none"):
     assert (
       "holds dates" not in _run(capsys, path, *said, f"--time_column={time}")[1]
     )
+
+
+def test_features_of_an_item_file_are_guessed_and_checked(tmp_path, capsys):
+  (tmp_path / "a.csv").write_text("user,item\n1,x0\n2,x1\n")
+  rows = [
+    f"x{n};Lamp No. {n};{'ab'[n % 2]};{n},50;{n % 3};4{n};new|red;;z{n}"
+    for n in range(9)
+  ]
+  items = tmp_path / "items.csv"
+  header = "item;Was;Art;Preis;Stufe;Nr;Marken;leer;EAN"
+  items.write_text("\n".join([header, *rows]))
+  status, out, _ = _run(capsys, tmp_path / "a.csv", f"--item_file={items}")
+  assert status == 0
+  guessed = (
+    "--item_features Was:text,Art:token,Preis:float,Stufe:token,Nr:token,"
+    "Marken:token_seq"
+  )
+  assert f"guessed by what it holds: {guessed}\n" in out
+  (command,) = [x for x in out.splitlines() if x.startswith("next: ")]
+  assert f"{guessed} --item_title Was --user_column" in command
+  said = [f"--item_file={items}", "--item_features=Preis:float,Was:float"]
+  status, out, err = _run(capsys, tmp_path / "a.csv", *said)
+  assert status == 1 and "column 'Was': 'Lamp No. 0' is not a number" in err
 
 
 def test_it_starts_without_tensorflow(tmp_path):

@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from pipelines.evaluation import by_query, examples, places, report
-from pipelines.pages import charts, found, run_page
+from pipelines.pages import charts, compare_page, found, run_page
 from tests import program, tiny_runs
 from xir_tfrs.data import runs
 from xir_tfrs.serving import manifest
@@ -228,6 +229,23 @@ def test_comparison_pairs_the_runs(evaluated, compared):
   text = shown.table("tests")["ndcg@40"]["two"]
   assert text.startswith(f"{difference.mean():+.4f} p")
   assert shown.table("settings") == {"seed": {"one": "0", "two": "1"}}
+
+
+def test_the_remedy_names_the_run_of_ids():
+  def run(name, ties):
+    of = None if ties is None else types.SimpleNamespace(ties=ties)
+    return types.SimpleNamespace(
+      results=types.SimpleNamespace(histories=of),
+      place=places.Place.of(name),
+    )
+
+  ids, order = run("runs/ids", None), run("runs/history", "order")
+  for pair in ((ids, order), (order, ids)):
+    assert compare_page._remedy(*pair).endswith(
+      "--model_dir runs/ids --history_ties order"
+    )
+  assert "same options" in compare_page._remedy(ids, ids)
+  assert "same options" in compare_page._remedy(order, order)
 
 
 def test_runs_that_cannot_be_compared_are_refused(evaluated, tmp_path):

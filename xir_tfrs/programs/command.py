@@ -95,6 +95,7 @@ def _overview(found: dict[str, str]) -> str:
       "Commands:",
       *(f"  {name:<{width}}  {_summary(found[name])}" for name in found),
       "",
+      "To begin: xir-tfrs quickstart; with a file: xir-tfrs inspect FILE.",
       "xir-tfrs COMMAND --help shows the main settings of a command, and",
       "--helpfull all of them; xir-tfrs --version shows the version.",
     ]
