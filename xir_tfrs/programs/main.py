@@ -196,6 +196,9 @@ def _line(error: Exception) -> str | None:
   if isinstance(error, ModuleNotFoundError):
     extra = _EXTRAS.get((error.name or "").partition(".")[0])
     if extra:
-      return f"{error}: pip install 'xir-tfrs[{extra}]'"
+      return (
+        f"{error}: install 'xir-tfrs[all]' for all commands (in a checkout, "
+        f"'.[all]'), or for this one pip install 'xir-tfrs[{extra}]'"
+      )
   is_of_disk = any(os.strerror(number) in str(error) for number in _OF_DISK)
   return errors.first_line(error) if is_of_disk else None
