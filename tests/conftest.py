@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import random
 
 # Nothing of what is imported and collected goes away.
 gc.disable()
@@ -19,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 # MirroredStrategy tests need two devices. TensorFlow refuses to split the CPU
 # once it has run an op, so this stands here and not in the tests.
@@ -28,6 +30,26 @@ tf.config.set_logical_device_configuration(
 )
 # On a GPU, TensorFloat-32 products would miss every 1e-5 tolerance.
 tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+_set_seed_and_forget_kernels = context.Context._set_global_seed
+
+
+def _set_seed(self, seed):
+  """Keeps TensorFlow's kernels where none holds a stream of random numbers.
+
+  Every test sets seeds, and so does `tf.test.TestCase`. To make all kernels
+  again, and to optimize the graphs of a bundle again, takes longer than most
+  tests. A kernel that draws has taken a number of `_rng` as it was made.
+  """
+  before = None if self._seed is None else random.Random(self._seed).getstate()
+  if before is None or self._rng.getstate() != before:
+    _set_seed_and_forget_kernels(self, seed)
+  else:
+    self._seed, self._rng = seed, random.Random(seed)
+
+
+context.Context._set_global_seed = _set_seed
 
 
 def pytest_collection_modifyitems(items):
@@ -41,8 +63,10 @@ def _only_what_this_file_makes_is_searched_for_garbage():
   """Otherwise a full collection takes 12 s once a thousand tests have run.
 
   TensorFlow keeps the graph of every custom gradient for good: millions of
-  objects, which would all be looked at again.
+  objects, which would all be looked at again. And to trace a function makes
+  many objects that stay: less often than Python's own 700 is enough.
   """
+  gc.set_threshold(20_000, 20, 20)
   gc.collect()
   gc.freeze()
   gc.enable()
