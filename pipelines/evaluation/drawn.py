@@ -6,6 +6,8 @@ import msgspec
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs.data import paths
+
 _CACHE = "model/task/cache/{}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -33,7 +35,7 @@ def in_checkpoint(checkpoint: str, counts: np.ndarray) -> Occurrence | None:
     counts: [num_candidates] training rows of each candidate.
   """
   # Reads the checkpoint: a restored model has no task, and so no cache.
-  saved = tf.train.load_checkpoint(checkpoint)
+  saved = tf.train.load_checkpoint(paths.literal_file(checkpoint))
   if not saved.has_tensor(_CACHE.format("occurrence_counts")):
     return None
   draws = saved.get_tensor(_CACHE.format("occurrence_counts"))

@@ -166,9 +166,8 @@ class Checkpoints:
 
   def _restore(self, prefix: str) -> None:
     try:
-      folder, name = os.path.split(prefix)
-      literal = paths.literal(folder) / name
-      self._checkpoint.restore(str(literal)).assert_consumed()
+      literal = paths.literal_file(prefix)
+      self._checkpoint.restore(literal).assert_consumed()
     except (AssertionError, ValueError) as error:
       raise errors.DataError(
         f"{prefix} belongs to another model, or to another version of it "

@@ -1,8 +1,10 @@
 """Checkpoints in a directory whose path is a pattern for TensorFlow."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.evaluation import drawn
 from pipelines.training import checkpoints
 from xir_tfrs.data import runs
 
@@ -32,3 +34,4 @@ def test_a_run_keeps_and_removes_its_own(tmp_path, first, second):
     assert again.restore() == 8
     assert variable.numpy() == value
     assert again.newest == str(tmp_path / name / "checkpoints" / "ckpt-8")
+    assert drawn.in_checkpoint(again.newest, np.ones(3)) is None

@@ -37,6 +37,12 @@ def literal(directory: str | os.PathLike[str]) -> pathlib.Path:
   return link
 
 
+def literal_file(path: str | os.PathLike[str]) -> str:
+  """The same of a file, or of the first part of a checkpoint's names."""
+  folder, name = os.path.split(path)
+  return os.fspath(literal(folder) / name)
+
+
 @functools.cache
 def _links() -> tempfile.TemporaryDirectory:
   folder = tempfile.TemporaryDirectory(prefix="xir-paths-")

@@ -275,10 +275,7 @@ def load_model(
       field="model",
     ) from error
   try:
-    folder, name = os.path.split(found)
-    status = tf.train.Checkpoint(model=model).restore(
-      str(paths.literal(folder) / name)
-    )
+    status = tf.train.Checkpoint(model=model).restore(paths.literal_file(found))
     status.assert_existing_objects_matched().expect_partial()
   except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
     raise errors.DataError(
