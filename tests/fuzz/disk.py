@@ -217,7 +217,7 @@ def _metrics(run: pathlib.Path) -> targets_lib.Target:
   lines = [json_files.encode_line(row).encode() for row in rows]
   path.write_bytes(b"".join(lines))
   config = configs.TrainConfig(
-    data="data", model_dir="run", metric="ndcg@20", patience=1
+    data="data", model_dir=str(run), metric="ndcg@20", patience=1
   )
 
   def use() -> None:

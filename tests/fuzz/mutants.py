@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -113,7 +114,7 @@ def _part(
 
 def mutate_value(document: Any, rng: random.Random) -> Any:
   """A copy of a JSON document after one or two changes."""
-  document = json.loads(json.dumps(document))
+  document = copy.deepcopy(document)
   for _ in range(rng.choice((1, 1, 1, 2))):
     places = list(_places(document))
     if not places:
@@ -131,15 +132,16 @@ def _change(
     del holder[key]
   elif kind == 1:
     other, its_key = rng.choice(places)
-    holder[key] = json.loads(json.dumps(other[its_key]))
+    holder[key] = copy.deepcopy(other[its_key])
   elif kind == 2 and isinstance(holder, dict):
     holder[rng.choice((f"{key}x", "", "x", "../x"))] = holder.pop(key)
   elif kind == 3 and isinstance(holder[key], int | float):
     holder[key] += rng.choice((-1, 1, 0.5, 1000, -(2**40)))
   elif kind == 4 and isinstance(holder, list):
-    holder.append(holder[key])
+    holder.append(copy.deepcopy(holder[key]))
   else:
-    holder[key] = rng.choice(_VALUES)
+    # A copy: the next change may be of it.
+    holder[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def _places(node: Any):

@@ -156,7 +156,8 @@ def _read_csv(delimiter: str) -> Callable[[bytes], list[Row]]:
     reader = csv.reader(
       io.StringIO(text, newline=""), delimiter=delimiter, strict=True
     )
-    header, *rows = [row for row in reader if row]
+    # A line of white space alone is blank.
+    header, *rows = [row for row in reader if delimiter.join(row).strip()]
     users, items, times = (
       [row[header.index(name)] if name in header else None for row in rows]
       for name in _HEADER

@@ -91,6 +91,7 @@ class ScannFolder:
   Attributes:
     size: number of candidates.
     dim: dimension of the vectors.
+    settings: content of its settings.json.
 
   Examples:
     >>> folder = xir.serving.ScannFolder.load("bundle/scann_folder")
@@ -116,7 +117,7 @@ class ScannFolder:
       self._ids = np.array([*ids, ""], object)
     self._vectors = vectors
     self._searcher = searcher
-    self._settings = settings
+    self.settings = settings
     self._id_type = settings.id_type
 
   @classmethod
@@ -225,7 +226,7 @@ class ScannFolder:
     usable = (np.abs(queries) <= _LARGEST).all(axis=1)  # Not NaN.
     lengths = np.array([len(x) for x in excluded], int)
     complete = np.minimum(k, self.size - lengths)
-    searcher = self._settings.searcher
+    searcher = self.settings.searcher
     if searcher is not None:
       fits = k + lengths <= searcher.max_fetch
       part = np.flatnonzero(usable & fits)
@@ -250,7 +251,7 @@ class ScannFolder:
   ) -> Rows:
     """What ScaNN finds, padded as `_top_rows`; n > 0, all queries finite."""
     extra = max(map(len, excluded))
-    searcher = self._settings.searcher
+    searcher = self.settings.searcher
     assert searcher is not None  # Or the index is exact.
     reorder = max(searcher.num_reorder, 2 * k) + extra
     rows, scores = self._searcher.search_batched(
