@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from export.bundle import encoders, histories
 from xir_tfrs import indexes
-from xir_tfrs.ops import fold_in, history
+from xir_tfrs.ops import branches, fold_in, history
 from xir_tfrs.serving import manifest
 
 # Of `ops.fold_in`, where the query tower takes no histories; docs/serving.md
@@ -132,7 +132,7 @@ class Retriever(tf.Module):
     known = query.row >= 0
     popular = self._gets_popular(query)
     if self._popular is not None:
-      found = tf.cond(
+      found = branches.seldom(
         tf.reduce_any(popular),
         lambda: self._with_popular(found, popular, k, exclude_ids, allow_ids),
         lambda: found,

@@ -11,12 +11,14 @@ are translated once on input and once on output; callers can also pass rows.
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.indexes import exact_search, id_table
 from xir_tfrs.indexes.id_table import NO_ROW, TensorLike
+from xir_tfrs.ops import branches
 
 # Inner products of larger numbers may overflow to infinity or NaN, which
 # crashes the process in ScaNN.
@@ -144,17 +146,14 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     self._require_corpus()
     queries = self._check_queries(queries)
     shape, batch = queries.shape, tf.shape(queries)[0]
-    excluded, _ = self._listed("exclude", exclude, exclude_rows, batch)
-    allowed = None
-    if allow is not None or allow_rows is not None:
-      allowed = self._listed("allow", allow, allow_rows, batch)
+    excluded = self._rows(self._listed("exclude", exclude, exclude_rows, batch))
+    allowed = self._listed("allow", allow, allow_rows, batch)
     num_answers = _check_k(k)
+    interests = 1
     if shape.rank == 3:
       interests = tf.shape(queries)[1]
       queries = tf.reshape(queries, [-1, self.dim])
       excluded = tf.repeat(excluded, interests, axis=0)
-      if allowed is not None:
-        allowed = tuple(tf.repeat(x, interests, axis=0) for x in allowed)
     usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
     # One bad query makes ScaNN fail the batch or crash the process: replace it
     # by zeros, and remove its answers below.
@@ -163,15 +162,16 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     def free():
       return self._top_rows(queries, num_answers, excluded)
 
-    if allowed is None:
+    def restricted():
+      lists = self._rows(allowed), self._are_given(allowed)
+      lists = (tf.repeat(x, interests, axis=0) for x in lists)
+      return self._top_rows_restricted(queries, num_answers, excluded, *lists)
+
+    if allow is None and allow_rows is None:
       rows, scores = free()
     else:
-      rows, scores = tf.cond(
-        tf.reduce_any(allowed[1]),
-        lambda: self._top_rows_restricted(
-          queries, num_answers, excluded, *allowed
-        ),
-        free,
+      rows, scores = branches.seldom(
+        tf.reduce_any(self._are_given(allowed)), restricted, free
       )
     rows = tf.where(usable[:, None], rows, NO_ROW)
     scores = tf.where(rows >= 0, scores, -np.inf)
@@ -269,34 +269,48 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     ids: TensorLike | tf.RaggedTensor | None,
     rows: TensorLike | tf.RaggedTensor | None,
     batch: tf.Tensor,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Combines lists of ids and lists of rows.
-
-    Returns:
-      `[batch, width]` sorted int64 rows, -1 for padding, unknown and repeated
-      ids; and `[batch]` bool, whether a list has more than padding.
-    """
-    parts, given = [tf.fill([batch, 0], NO_ROW)], tf.fill([batch], False)
+  ) -> _Lists:
+    """Checks lists of ids and lists of rows, and returns them as matrices."""
     if ids is not None:
-      padding = self.ids.padding
-      id_lists = _check_lists(name, ids, padding, batch)
-      parts.append(self.ids.rows(id_lists))
-      given |= tf.reduce_any(
-        id_lists != tf.cast(padding, id_lists.dtype), axis=1
-      )
-    if rows is not None:
-      name = f"{name}_rows"
-      row_lists = tf.cast(
-        _check_lists(name, rows, tf.constant(NO_ROW), batch), tf.int64
-      )
-      tf.debugging.assert_less(
-        row_lists,
-        np.int64(self.size),
-        f"`{name}` must hold rows below the size of the corpus, {self.size}.",
-      )
-      parts.append(row_lists)
-      given |= tf.reduce_any(row_lists >= 0, axis=1)
-    return _sorted_once(tf.concat(parts, axis=1)), given
+      ids = _check_lists(name, ids, self.ids.padding, batch)
+    if rows is None:
+      return _Lists(ids, tf.fill([batch, 0], NO_ROW))
+    name = f"{name}_rows"
+    rows = _check_lists(name, rows, tf.constant(NO_ROW), batch)
+    rows = tf.cast(rows, tf.int64)
+    tf.debugging.assert_less(
+      rows,
+      np.int64(self.size),
+      f"`{name}` must hold rows below the size of the corpus, {self.size}.",
+    )
+    return _Lists(ids, rows)
+
+  def _rows(self, lists: _Lists) -> tf.Tensor:
+    """`[batch, width]` sorted int64 rows; -1 is padding, unknown, repeated."""
+    rows = lists.rows
+    if lists.ids is not None:
+      rows = tf.concat([self.ids.rows(lists.ids), rows], axis=1)
+    return _sorted_once(rows)
+
+  def _are_given(self, lists: _Lists) -> tf.Tensor:
+    """`[batch]` bool, which lists hold more than padding."""
+    given = tf.reduce_any(lists.rows >= 0, axis=1)
+    if lists.ids is not None:
+      padding = tf.cast(self.ids.padding, lists.ids.dtype)
+      given |= tf.reduce_any(lists.ids != padding, axis=1)
+    return given
+
+
+class _Lists(NamedTuple):
+  """What a search leaves out, or is restricted to.
+
+  Attributes:
+    ids: `[batch, width]` ids, padded; None: there are none.
+    rows: `[batch, width]` int64 rows, -1 for padding.
+  """
+
+  ids: tf.Tensor | None
+  rows: tf.Tensor
 
 
 def _merged(

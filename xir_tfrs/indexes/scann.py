@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs.indexes import base, exact_search
+from xir_tfrs.ops import branches
 
 # Asymmetric hashing trains 16 centres per block, from as many candidates.
 _SMALLEST_CORPUS = 16
@@ -337,7 +338,9 @@ class ScannIndex(base.RetrievalIndex):
         tf.tensor_scatter_nd_update(scores, redo[:, None], exact[1]),
       )
 
-    return tf.cond(tf.size(redo) > 0, with_exact, lambda: (rows, scores))
+    return branches.seldom(
+      tf.size(redo) > 0, with_exact, lambda: (rows, scores)
+    )
 
   def _approximate(
     self, queries: tf.Tensor, k: tf.Tensor, extra: tf.Tensor

@@ -1,6 +1,7 @@
 """Pure functions: tensors in, tensors out. One function per equation."""
 
 from xir_tfrs.ops import (
+  branches,
   cache,
   chunks,
   corr,
@@ -27,6 +28,7 @@ from xir_tfrs.ops import (
 )
 
 __all__ = [
+  "branches",
   "cache",
   "chunks",
   "corr",
