@@ -21,8 +21,9 @@ FORMATS = (
   "tfds",
   "synthetic",
 )
-# Value of the time column that means to ignore times.
-NO_TIMES = "none"
+# Values of the time column that mean to ignore times; an empty variable of a
+# shell gives the second.
+NO_TIMES = ("none", "")
 COMPRESSIONS = ("none", "gzip", "bz2", "zip", "zstd", "xz")
 _TFDS = {"format": "tfds"}
 _GENERATED = {"format": "synthetic"}
@@ -179,7 +180,7 @@ class Columns(settings.Settings):
     given = (
       self.user,
       self.item or self.item_list,
-      self.time if self.time != NO_TIMES else None,
+      self.time if self.time not in NO_TIMES else None,
       self.weight,
       self.rating,
       self.event,

@@ -199,7 +199,7 @@ class _Resolver:
     return found
 
   def _column(self, role: str, given: str | None) -> str | None:
-    if role == "time" and given == inputs.NO_TIMES:
+    if role == "time" and given in inputs.NO_TIMES:
       return None
     if given is not None:
       return self._named(given)
@@ -258,7 +258,7 @@ class _Resolver:
     times; there may be one more column.
     """
     time = None
-    if self.config.time != inputs.NO_TIMES:
+    if self.config.time not in inputs.NO_TIMES:
       time = self._named(self.config.time) or self._timely()
     left = [name for name in self.available if name != time]
     named = (self.config.user, self.config.item or self.config.item_list)

@@ -450,8 +450,9 @@ def test_times_may_be_left_out(tmp_path):
   (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,a,soon\n")
   with pytest.raises(errors.DataError, match="line 2.*--time_column none"):
     _open(tmp_path / "a.csv")
-  source = _open(tmp_path / "a.csv", columns={"time": "none"})
-  assert _read(source) == [("1", "a")] and not source.has_times
+  for none in ("none", ""):  # As --time_column= gives it.
+    source = _open(tmp_path / "a.csv", columns={"time": none})
+    assert _read(source) == [("1", "a")] and not source.has_times
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,11 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       return self._top_rows(queries, num_answers, excluded)
 
     def restricted():
-      lists = self._rows(allowed), self._are_given(allowed)
-      lists = (tf.repeat(x, interests, axis=0) for x in lists)
-      return self._top_rows_restricted(queries, num_answers, excluded, *lists)
+      rows = tf.repeat(self._rows(allowed), interests, axis=0)
+      given = tf.repeat(self._are_given(allowed), interests, axis=0)
+      return self._top_rows_restricted(
+        queries, num_answers, excluded, rows, given
+      )
 
     if allow is None and allow_rows is None:
       rows, scores = free()

@@ -25,10 +25,9 @@ def seldom(
     usual: Returns a result of the same structure and types elsewhere.
 
   Examples:
-    >>> xir.ops.branches.seldom(
-    ...   tf.constant(False), lambda: tf.constant(1), lambda: tf.constant(2)
-    ... ).numpy()
-    2
+    >>> no, zero, one = tf.constant(False), tf.zeros([1]), tf.ones([1])
+    >>> xir.ops.branches.seldom(no, lambda: one, lambda: zero).numpy()
+    array([0.], dtype=float32)
   """
   apart = tf.function(
     rare, autograph=False, experimental_attributes={"_noinline": True}
