@@ -2,11 +2,11 @@
 
   xir-tfrs export --data DIR --model_dir DIR --output BUNDLE
 
-Restores the best checkpoint (or the last, if there is none), encodes every
-candidate, builds the indexes, tunes ScaNN to a recall and measures it against
-exact search. Writes a directory of SavedModels with original ids; a model's
-ranker comes along. `xir_tfrs.serving.bundle` has the layout; `xir-tfrs query`
-asks it.
+Restores the best checkpoint (or the last, if there is none), encodes all
+candidates, builds the indexes, tunes ScaNN for a target recall and measures the
+recall against exact search. Writes a directory of SavedModels with original
+ids, including the ranker if the model has one. `xir_tfrs.serving.bundle`
+describes the layout; `xir-tfrs query` queries the bundle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def export_retriever(options: ExportOptions) -> manifest.Manifest:
   """Writes the bundle.
 
   Raises:
-    DataError: for anything that the user can put right.
+    DataError: The data, the model or the output cannot be used.
   """
   from export.bundle import from_model  # Imports TensorFlow.
 

@@ -1,11 +1,11 @@
-"""Asks a bundle for the best candidates of a query.
+"""Recommends candidates for a query from a bundle.
 
   xir-tfrs query --bundle DIR --query_id U --k 10 [--exclude_seen]
     [--rerank]
   xir-tfrs query --bundle DIR --history I1,I2,I3 [--query_id U]
 
-With --history, for who has just chosen these candidates, the newest last.
-Prints one table per query on stdout, or with --json one JSON object per line.
+With --history, recommends after these candidates, newest last. Prints one table
+per query on stdout, or with --json one JSON object per line.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryOptions(settings.Settings):
-  """What to ask."""
+  """Settings of a request."""
 
-  bundle: str = settings.setting("Made by xir-tfrs export.")
+  bundle: str = settings.setting("Bundle written by xir-tfrs export.")
   query_id: tuple[str, ...] = settings.setting(
-    "Original id. Needed without --history.", (), multi=True
+    "Original id of a query. Required without --history.", (), multi=True
   )
   history: tuple[str, ...] = settings.setting(
-    "What the query chose lately: original ids of candidates, the newest last; "
-    "for one --query_id, or for somebody without.",
+    "Candidates that the query chose before: original ids, newest last; for "
+    "one --query_id, or without one.",
     (),
   )
   k: int = settings.setting("Number of answers.", 10, minimum=1)
@@ -42,15 +42,15 @@ class QueryOptions(settings.Settings):
     "Leave out the candidates seen in training.", False
   )
   index: str | None = settings.setting(
-    "Which index to ask. Default: scann if the bundle has it.",
+    "Index to use. Default: scann if the bundle has it.",
     None,
     choices=manifest.INDEXES,
   )
   rerank: bool = settings.setting(
-    "Let the model's ranker choose among what is retrieved.", False
+    "Re-rank the retrieved candidates with the model's ranker.", False
   )
   rerank_depth: int = settings.setting(
-    "How many are retrieved for --rerank.",
+    "Number of candidates to retrieve for --rerank.",
     100,
     minimum=1,
     only={"rerank": True},
@@ -63,23 +63,23 @@ class QueryOptions(settings.Settings):
       raise settings.SettingsError("--query_id or --history is required.")
     if self.history and len(self.query_id) > 1:
       raise settings.SettingsError(
-        "--history is that of one query. Received: "
+        "--history is for a single query. Received: "
         f"{len(self.query_id)} times --query_id."
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-  """What was found for one query.
+  """The answer for one query.
 
   Attributes:
-    query_id: the query; None: of a history alone.
-    known: whether it has training rows.
-    num_history: how many ids of its history are known.
-    source: "popularity", or the index.
-    reranked: whether the ranker chose.
-    ids, scores: the candidates, best first.
-    titles: those of `ids`; None if the bundle has none.
+    query_id: Id of the query; None for a history alone.
+    known: Whether it has training rows.
+    num_history: Number of known ids in its history.
+    source: "popularity", or the name of the index.
+    reranked: Whether the ranker re-ranked.
+    ids, scores: The candidates, best first.
+    titles: Titles of `ids`; None if the bundle has none.
   """
 
   query_id: str | None
@@ -104,7 +104,7 @@ def answer(
   rerank: bool = False,
   rerank_depth: int = 100,
 ) -> str:
-  """What the program prints, see `QueryOptions`."""
+  """Returns the output of the program; arguments as in `QueryOptions`."""
   from xir_tfrs.serving import bundle  # Imports TensorFlow.
 
   loaded = bundle.Bundle.load(directory, index)

@@ -3,13 +3,13 @@
   xir-tfrs refresh --bundle DIR [--items FILE] [--remove FILE]
     [--output DIR]
 
-The bundle's own candidate tower encodes the items of a file: new ids are added,
-known ones get another vector. What the file does not give of an item is as it
-was in training, if it was there. The ids of --remove, one per line, are
-removed. Towers and ranker stay byte for byte; indexes and lists are made anew.
+The bundle's candidate tower encodes the items in a file: new ids are added,
+known ids get a new vector. Features that the file does not give have their
+values in training, if the item was there. The ids of --remove, one per line,
+are removed. Towers and ranker do not change; indexes and lists are rebuilt.
 
-The new bundle is verified in a process of its own and then takes the place of
-the old one in one step. If anything fails, the old one stays.
+The new bundle is verified in a separate process and then replaces the old one
+in one step. If anything fails, the old one stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def refresh(options: RefreshOptions) -> None:
   """Writes the new bundle.
 
   Raises:
-    DataError: for anything that the user can put right.
+    DataError: The bundle, the items or the output cannot be used.
   """
   from export.bundle import refreshing  # Imports TensorFlow.
 

@@ -4,9 +4,9 @@
     [--host 127.0.0.1 --port 8501 --grpc_port 8500] [--model_name retriever]
     [--workers N] [--tls_certificate FILE --tls_key FILE] [--token_file FILE]
 
-Answers predict calls by REST and gRPC, joins those that come at the same time,
-takes over a new bundle in the same place without a failed call, and ends on
-SIGTERM when all are answered. See docs/serving.md.
+Answers predict calls by REST and gRPC, batches simultaneous calls, switches to
+a new bundle at the same path without failed calls, and stops on SIGTERM after
+answering all calls. See docs/serving.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def serve(options: ServeOptions) -> None:
   """Serves until SIGTERM or SIGINT.
 
   Raises:
-    DataError: the bundle or a port cannot be used.
+    DataError: The bundle or a port cannot be used.
   """
   logging.set_verbosity(logging.INFO)
   if options.workers > 1:
@@ -35,12 +35,12 @@ def serve(options: ServeOptions) -> None:
 
 
 def _serve(options: ServeOptions, member: workers.Member | None = None) -> None:
-  """Serves in this process, alone or as one of several."""
+  """Serves in this process, alone or as one of several workers."""
   try:
     from export.serving import server  # Imports TensorFlow.
   except ModuleNotFoundError as error:
     raise errors.DataError(
-      f"{error}; the server needs more than the rest: pip install "
+      f"{error}; the server needs more packages: pip install "
       "'xir-tfrs[scann,serving]'"
     ) from error
   server.run(options, member)

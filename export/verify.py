@@ -1,10 +1,10 @@
-"""Checks the files of a bundle, what is in them, and its answers.
+"""Checks the files of a bundle, their contents, and its answers.
 
   xir-tfrs verify --bundle DIR [--index scann] [--json]
 
-Prints a line per check, and exits with 0 if all are fine, with 1 if not. What
-the bundle answers is compared with NumPy on its own vectors: a bundle that
-passes is whole and consistent; how good its model is, this cannot say.
+Prints a line per check and exits with 0 if all pass, else with 1. Answers are
+compared with NumPy on the bundle's own vectors: a bundle that passes is
+complete and consistent, but this does not measure the quality of its model.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from xir_tfrs.serving import manifest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyOptions(settings.Settings):
-  """What to check, and how thoroughly."""
+  """Settings of the checks."""
 
-  bundle: str = settings.setting("Made by xir-tfrs export.")
+  bundle: str = settings.setting("Bundle written by xir-tfrs export.")
   index: str | None = settings.setting(
-    "Default: all that the bundle has.", None, choices=manifest.INDEXES
+    "Index to check. Default: all in the bundle.",
+    None,
+    choices=manifest.INDEXES,
   )
-  queries: int = settings.setting(
-    "How many of its queries to ask.", 200, minimum=1
-  )
+  queries: int = settings.setting("Number of queries to use.", 200, minimum=1)
   k: int = settings.setting("Number of answers.", 10, minimum=1)
   min_recall: float | None = settings.setting(
-    "Fail if recall@k of ScaNN is below. Default: what the manifest promises, "
-    "less three standard errors.",
+    "Fail if recall@k of ScaNN is below this. Default: the value in the "
+    "manifest minus three standard errors.",
     None,
     minimum=0,
     maximum=1,
   )
-  json: bool = settings.setting("One JSON list instead of a table.", False)
+  json: bool = settings.setting("Print a JSON list instead of a table.", False)
 
 
 def verify(options: VerifyOptions) -> int:
-  """Prints the checks.
+  """Runs and prints the checks.
 
   Returns:
-    1 if any has failed, else 0.
+    1 if any check failed, else 0.
   """
   from export.bundle import verifying  # Imports TensorFlow.
 

@@ -1,1 +1,1 @@
-"""Writing a bundle and checking it."""
+"""Writes and checks bundles."""

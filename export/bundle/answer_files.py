@@ -1,8 +1,7 @@
-"""Files of answers to many queries, as Parquet or TFRecord.
+"""Writes answers to many queries as Parquet or TFRecord files.
 
-A row is `query_id`, `candidate_ids`, `scores` and, where the bundle has titles,
-`titles`. A writer is made for a bundle
-once, and opened for each file.
+A row has `query_id`, `candidate_ids`, `scores` and, if the bundle has titles,
+`titles`. A writer is created once per bundle and opened for each file.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ class Answers:
   """Answers to n queries.
 
   Attributes:
-    query_ids: the n ids.
-    num_found: `[n]` how many answers each has, at most k.
-    rows: `[sum of num_found]` candidates by row, query after query.
-    scores: of the same shape, float32.
+    query_ids: The n ids.
+    num_found: `[n]` number of answers of each, at most k.
+    rows: `[sum of num_found]` rows of candidates, query after query.
+    scores: `[sum of num_found]` float32 scores.
   """
 
   query_ids: Sequence[bundle.Id]
@@ -42,7 +41,7 @@ OpenWriter = Callable[[pathlib.Path], contextlib.AbstractContextManager[Write]]
 
 
 def parquet_writer(loaded: bundle.Bundle) -> OpenWriter:
-  """Writes Parquet files with a row per query."""
+  """Returns a writer of Parquet files with one row per query."""
   try:
     import pyarrow as pa
     from pyarrow import parquet
@@ -86,7 +85,7 @@ def parquet_writer(loaded: bundle.Bundle) -> OpenWriter:
 
 
 def tfrecord_writer(loaded: bundle.Bundle) -> OpenWriter:
-  """Writes files of a `tf.train.Example` per query."""
+  """Returns a writer of files with one `tf.train.Example` per query."""
   candidate_ids = np.array([_encoded(x) for x in loaded.candidate_ids], object)
   titles = None
   if loaded.titles is not None:

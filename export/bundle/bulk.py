@@ -1,4 +1,4 @@
-"""The work of `export.batch_recommend`: shards of answers to all queries."""
+"""Does the work of `export.batch_recommend`: writes answers to all queries."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from xir_tfrs.programs import progress
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
 
-# With the underscore, readers of a directory of Parquet files pass it over.
+# Readers of a directory of Parquet files ignore names with an underscore.
 RUN_FILE = "_run.json"
-# Queries encoded and searched at a time; the search makes its own chunks.
+# Queries that are encoded and searched at a time; the search has own chunks.
 _BATCH = 1024
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-  """What determines the files; runs that differ in it cannot be mixed."""
+  """The settings that determine the files; runs must agree in them."""
 
   bundle_sha256: str
   queries_sha256: str
@@ -41,9 +41,9 @@ class Run(Asked, frozen=True, kw_only=True):
   """Content of _run.json.
 
   Attributes:
-    complete: whether all files are there.
-    seconds: time that the files took, over all starts of the program.
-    queries, shards, queries_per_second: of a complete run.
+    complete: Whether all files exist.
+    seconds: Time for the files, over all sessions.
+    queries, shards, queries_per_second: Figures of a complete run.
   """
 
   complete: bool = False
@@ -54,11 +54,11 @@ class Run(Asked, frozen=True, kw_only=True):
 
 
 def batch_recommend(options: options_lib.BatchOptions) -> Run:
-  """Writes the files that are missing.
+  """Writes the missing files.
 
   Raises:
-    DataError: for anything that the user can put right; another run writes to
-      the same output, for one.
+    DataError: The bundle, the queries or the output cannot be used, for example
+      because another run writes to the same output.
   """
   loaded = _load(options.bundle)
   if options.k > loaded.manifest.max_k:
@@ -98,7 +98,7 @@ def _write_missing(
   open_writer: answer_files.OpenWriter,
   recommend: Callable[[Sequence[bundle.Id]], answer_files.Answers],
 ) -> Run:
-  """Writes the shards that are not there yet."""
+  """Writes the missing shards."""
   missing = [path for path in shards if not path.exists()]
   total = sum(map(len, shards.values()))
   done = total - sum(len(shards[path]) for path in missing)
@@ -129,7 +129,7 @@ def _write_missing(
 
 def _load(directory: str) -> bundle.Bundle:
   manifest = manifests.load(directory)
-  # Only its vectors and its query tower are used: without ScaNN if possible.
+  # Only uses the vectors and the query tower, so it avoids ScaNN if possible.
   exact = "brute_force" in manifest.indexes
   return bundle.Bundle.load(directory, "brute_force" if exact else None)
 
@@ -137,7 +137,7 @@ def _load(directory: str) -> bundle.Bundle:
 def _queries(
   path: str | None, loaded: bundle.Bundle
 ) -> tuple[Sequence[bundle.Id], str]:
-  """The query ids, and a digest of them."""
+  """The query ids and their digest."""
   if path is None:
     ids = loaded.query_ids
     return ids.tolist() if isinstance(ids, np.ndarray) else list(ids), "all"
@@ -160,7 +160,7 @@ def _queries(
 def _shards(
   output: pathlib.Path, asked: Asked, query_ids: Sequence[bundle.Id]
 ) -> dict[pathlib.Path, Sequence[bundle.Id]]:
-  """The files, and the queries of each."""
+  """The files and the queries of each."""
   starts = range(0, len(query_ids), asked.rows_per_shard)
   return {
     output / f"part-{i:05d}-of-{len(starts):05d}.{asked.format}": query_ids[
@@ -171,7 +171,7 @@ def _shards(
 
 
 def _begin(output: pathlib.Path, asked: Asked, overwrite: bool) -> Run:
-  """The earlier run of the same that is to go on, or a new one."""
+  """Returns the earlier run to continue, or a new one."""
   new = Run(**msgspec.structs.asdict(asked))
   if all(path.name == atomic.LOCK_FILE for path in output.iterdir()):
     return _save(output, new)
@@ -180,14 +180,14 @@ def _begin(output: pathlib.Path, asked: Asked, overwrite: bool) -> Run:
     Run,
     remedy="choose another --output",
     missing=(
-      ", so the directory is not of an earlier run; choose another --output"
+      ", so this is not the directory of a run; choose another --output"
     ),
   )
-  # Nobody else writes here: these are of runs that were killed.
+  # No other program writes here, so these are leftovers of killed runs.
   for path in output.glob(".part-*.partial*"):
     path.unlink()
   if overwrite:
-    # First, as a run that is killed now has not all of its files.
+    # Written first, because a run that is killed now is incomplete.
     _save(output, run, complete=False)
     for path in output.glob("part-*-of-*"):
       path.unlink()
@@ -199,15 +199,15 @@ def _begin(output: pathlib.Path, asked: Asked, overwrite: bool) -> Run:
   ]
   if differing:
     raise errors.DataError(
-      f"was begun with something else ({'; '.join(differing)}); choose another "
-      "--output, or start anew with --overwrite",
+      f"was started with other settings ({'; '.join(differing)}); choose"
+      " another --output, or start again with --overwrite",
       path=output,
     )
   return run
 
 
 def _save(output: pathlib.Path, run: Run, **changes) -> Run:
-  """Writes _run.json with some fields changed; its new content."""
+  """Writes _run.json with some fields changed; returns the new content."""
   run = msgspec.structs.replace(run, **changes)
   json_files.write(output / RUN_FILE, run)
   return run
@@ -216,8 +216,8 @@ def _save(output: pathlib.Path, run: Run, **changes) -> Run:
 def _recommender(
   loaded: bundle.Bundle, k: int, exclude_seen: bool
 ) -> Callable[[Sequence[bundle.Id]], answer_files.Answers]:
-  """A function of query ids, for a few thousand at a time."""
-  # Over rows: ids are looked up when they are written.
+  """Returns a function that answers a few thousand query ids at a time."""
+  # It returns rows; ids are looked up when they are written.
   vectors = tf.constant(loaded.vectors)
   interests = [] if loaded.manifest.num_interests is None else [None]
   search = tf.function(

@@ -1,8 +1,8 @@
-"""What a loaded bundle answers, against NumPy on its own vectors.
+"""Compares the answers of a loaded bundle with NumPy on its own vectors.
 
 Axes: m (sampled queries), n (candidates), k (answers), dim.
 
-Each check returns what it found in a few words, or raises `DataError`.
+Each check returns a short description of its result, or raises `DataError`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from export.bundle import indexing
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle as bundle_lib
 
-# Of the product of the norms of two vectors: scores are float32 sums, in
-# another order each.
+# Relative to the product of the norms of two vectors: scores are float32 sums
+# in different orders.
 _TOLERANCE = 1e-4
 _ROWS_PER_CALL = 4096
 _SCORES_PER_CHUNK = 2**25
-# Recall is allowed to be so many standard errors of the sample too low.
+# Recall may be below its target by this many standard errors of the sample.
 _SLACK = 3.0
 
 
@@ -32,12 +32,12 @@ class Probe:
   """A bundle, a sample of its queries, and their exact answers.
 
   Attributes:
-    bundle: the bundle.
-    k: number of answers.
-    min_recall: least recall of ScaNN; None: what the manifest promises.
+    bundle: The bundle.
+    k: Number of answers.
+    min_recall: Minimum recall of ScaNN; None for that in the manifest.
     query_ids: m known ids.
-    queries: `[m, dim]` float32, their embeddings; `[m, interests, dim]` where
-      queries have interests: scores are the highest with any of them.
+    queries: `[m, dim]` float32 embeddings; `[m, interests, dim]` if queries
+      have interests, where the highest score counts.
   """
 
   def __init__(
@@ -78,7 +78,7 @@ class Probe:
 
   @functools.cached_property
   def tolerance(self) -> float:
-    """How far a score may be from that of NumPy."""
+    """Maximum difference between a score and that of NumPy."""
     longest = [
       np.linalg.norm(x, axis=-1).max(initial=0.0)
       for x in (self.queries, self.vectors)
@@ -92,11 +92,10 @@ class Probe:
     exclude: Sequence[Sequence] = (),
     allow: Sequence[Sequence] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the answers `[n, k]`, -1 for padding, and scores.
+    """Returns rows of the answers `[n, k]`, -1 for padding, and scores.
 
     Raises:
-      DataError: the answers contradict each other, or the
-        vectors.
+      DataError: The answers contradict each other or the vectors.
     """
     found = self.bundle.signatures["search"](
       query_embeddings=tf.constant(queries, tf.float32),
@@ -110,7 +109,7 @@ class Probe:
     return rows, scores
 
   def rows_of(self, ids: Sequence[Sequence]) -> np.ndarray:
-    """Rows `[n, k]` of answers; an id that is not listed is an error."""
+    """Returns rows `[n, k]` of answers; raises for an unlisted id."""
     try:
       rows = [[self.row_of[x] for x in answer] for answer in ids]
     except KeyError as error:
@@ -126,7 +125,7 @@ class Probe:
     scores: np.ndarray,
     num_found: np.ndarray,
   ) -> None:
-    """Raises for answers that are not what a search may return."""
+    """Raises `DataError` for answers that a search must not return."""
     real = rows >= 0
     if not (
       np.array_equal(num_found, real.sum(1))
@@ -146,16 +145,16 @@ class Probe:
       i, j = wrong[0]
       raise errors.DataError(
         f"{self.ids[rows[i, j]]!r} has the score {scores[i, j]:.6g}, but its "
-        f"vector {exact[i, j]:.6g}: lists and index do not belong together"
+        f"vector gives {exact[i, j]:.6g}: lists and index do not match"
       )
 
   def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`[n, k]` scores of rows `[n, k]` with n queries."""
+    """Returns `[n, k]` scores of rows `[n, k]` for n queries."""
     of_rows = np.einsum("n...d,nkd->n...k", queries, self.vectors[rows])
     return _highest(of_rows)
 
   def unknown(self, ids: Sequence) -> str | int:
-    """An id that is not among `ids`."""
+    """Returns an id that is not in `ids`."""
     known = set(ids)
     if all(isinstance(x, str) for x in known):
       return "unknown" + "?" * (1 + max(map(len, known)))
@@ -163,7 +162,7 @@ class Probe:
 
   @property
   def padding(self) -> str | int:
-    """What stands where there is no candidate id."""
+    """The padding of candidate ids."""
     return "" if self._dtype == tf.string else -1
 
   @property
@@ -178,12 +177,12 @@ class Probe:
 
 
 def _highest(scores: np.ndarray) -> np.ndarray:
-  """`[n, k]` scores, the highest of `[n, interests, k]`."""
+  """`[n, k]` highest scores of `[n, interests, k]`."""
   return scores.max(axis=1) if scores.ndim == 3 else scores
 
 
 def vectors(probe: Probe) -> str:
-  """Finite, and as many as there are candidates."""
+  """Checks that vectors are finite and match the number of candidates."""
   manifest = probe.bundle.manifest
   expected = (manifest.num_candidates, manifest.dim)
   for name, found in (("vectors", probe.vectors), ("queries", probe.queries)):
@@ -192,20 +191,20 @@ def vectors(probe: Probe) -> str:
     if wrong.size:
       owners = probe.ids if name == "vectors" else probe.query_ids
       raise errors.DataError(
-        f"{wrong.size} {name} are not finite, the first is that of "
+        f"{wrong.size} {name} are not finite; the first is that of "
         f"{owners[wrong[0]]!r}"
       )
   if probe.vectors.shape != expected:
     raise errors.DataError(
-      f"have the shape {probe.vectors.shape}, the manifest says {expected}"
+      f"have the shape {probe.vectors.shape}, but the manifest has {expected}"
     )
   return f"{expected[0]:,} of dimension {expected[1]}, all finite"
 
 
 def ids(probe: Probe) -> str:
-  """The index has every listed id, each with the vector of its row."""
+  """Checks that the index has every listed id with the vector of its row."""
   if not len(probe.queries):
-    return "no queries to ask with"
+    return "no queries"
   step = min(_ROWS_PER_CALL, probe.bundle.manifest.max_k)
   for low in range(0, len(probe.ids), step):
     part = probe.ids[low : low + step]
@@ -215,34 +214,34 @@ def ids(probe: Probe) -> str:
       raise errors.DataError(
         f"the index does not have {probe.ids[min(missing)]!r}"
       )
-  return f"{len(probe.ids):,} in lists and index alike"
+  return f"{len(probe.ids):,} ids in both lists and index"
 
 
 def answers(probe: Probe) -> str:
-  """Scores are those of the vectors, and enough of the best are found."""
+  """Checks the scores of answers, and the recall."""
   found, _ = probe.search(probe.queries, probe.k)
   return recall(probe, found, probe.bundle.index)
 
 
 def recall(probe: Probe, rows: np.ndarray, index: str) -> str:
-  """Compares rows `[m, k]` with the exact best; "recall@k" if it is enough."""
+  """Compares rows `[m, k]` with the exact best; returns the recall."""
   best = probe.best
   if ((rows >= 0).sum(axis=1) != best.shape[1]).any():
     raise errors.DataError(f"fewer than {best.shape[1]} answers to a query")
   if not best.size:
-    return "no queries to ask with"
+    return "no queries"
   exact = probe.scores(probe.queries, rows[:, : best.shape[1]])
-  # By score, as equal scores may stand in any order.
+  # Compares scores, because equal scores may be in any order.
   found = float((exact >= best[:, -1:] - probe.tolerance).mean())
   about = probe.bundle.manifest.indexes[index]
   promised = 1.0
   if about.kind == "scann":
     promised = about.recall.get(str(probe.k), 0.0)
-    near = min(promised, 1 - 1 / len(best))  # A sample of 1.0 varies as well.
+    near = min(promised, 1 - 1 / len(best))  # A recall of 1.0 varies too.
     promised -= _SLACK * math.sqrt(near * (1 - near) / len(best))
     if probe.min_recall is not None:
       promised = probe.min_recall
-  shown = f"recall@{probe.k} {found:.4f} of {len(best)} queries"
+  shown = f"recall@{probe.k} {found:.4f} on {len(best)} queries"
   if found < promised:
     raise errors.DataError(
       f"{shown}, must be at least {promised:.4f}; refresh or export again, "
@@ -252,7 +251,7 @@ def recall(probe: Probe, rows: np.ndarray, index: str) -> str:
 
 
 def exclusions(probe: Probe) -> str:
-  """What is excluded does not come back, and the next best do."""
+  """Checks that excluded candidates are left out and the next best returned."""
   queries = probe.queries[:50]
   first, _ = probe.search(queries, probe.k)
   lists = [[probe.ids[row] for row in rows if row >= 0] for rows in first]
@@ -262,17 +261,17 @@ def exclusions(probe: Probe) -> str:
     both = set(before.tolist()) & set(after.tolist()) - {-1}
     if both:
       raise errors.DataError(
-        f"{probe.ids[both.pop()]!r} was excluded and came back"
+        f"{probe.ids[both.pop()]!r} was excluded but returned"
       )
     if (after >= 0).sum() != min(probe.k, left):
       raise errors.DataError(
-        f"{(after >= 0).sum()} answers, {left} candidates were left"
+        f"{(after >= 0).sum()} answers, but {left} candidates were left"
       )
   return f"{len(queries)} queries, {probe.k} excluded each"
 
 
 def allowed_only(probe: Probe) -> str:
-  """An allow list is the whole of what comes back, in the exact order."""
+  """Checks that only allowed candidates are returned, in exact order."""
   rng = np.random.default_rng(1)
   queries = probe.queries[:50]
   size = min(probe.k, len(probe.ids))
@@ -283,7 +282,7 @@ def allowed_only(probe: Probe) -> str:
   lists = [[probe.ids[row] for row in rows] for rows in picked]
   found, _ = probe.search(queries, size, allow=lists)
   if not np.array_equal(np.sort(found), np.sort(picked)):
-    raise errors.DataError("the answers are not those of the allow list")
+    raise errors.DataError("the answers do not match the allow list")
   nothing = [[probe.unknown(probe.ids)]] * len(queries)
   if (probe.search(queries, size, allow=nothing)[0] >= 0).any():
     raise errors.DataError("an allow list of unknown ids has answers")
@@ -291,26 +290,26 @@ def allowed_only(probe: Probe) -> str:
 
 
 def titles(probe: Probe) -> str:
-  """Answers carry the titles that are listed."""
+  """Checks that answers have the listed titles."""
   listed = probe.bundle.titles
   if listed is None:
-    return "not asked: the bundle has none"
+    return "skipped: the bundle has none"
   found = probe.bundle.recommend(probe.query_ids, k=probe.k)
   if found.titles is None:
-    raise errors.DataError("answers have none, but lists/candidate_titles has")
+    raise errors.DataError("answers have no titles, but the lists do")
   rows = probe.rows_of(found.ids)
   for answer, shown in zip(rows, found.titles, strict=True):
     for row, title in zip(answer.tolist(), shown, strict=True):
       if title != (listed[row] if row >= 0 else ""):
         raise errors.DataError(
-          f"{probe.ids[row]!r} is answered with the title {title!r}, not "
+          f"{probe.ids[row]!r} is returned with the title {title!r}, not "
           f"{listed[row]!r}"
         )
-  return f"those of {len(rows)} answers"
+  return f"titles of {len(rows)} answers"
 
 
 def seen_left_out(probe: Probe) -> str:
-  """`exclude_seen` leaves out the training candidates."""
+  """Checks that `exclude_seen` leaves out the training candidates."""
   found = probe.bundle.recommend(probe.query_ids, k=probe.k, exclude_seen=True)
   answers = probe.rows_of(found.ids)
   probe.check(probe.queries, answers, found.scores, found.num_found)
@@ -322,13 +321,13 @@ def seen_left_out(probe: Probe) -> str:
     both = np.intersect1d(seen, rows)
     if both.size:
       raise errors.DataError(
-        f"{query!r} has seen {probe.ids[both[0]]!r} and got it"
+        f"{query!r} has seen {probe.ids[both[0]]!r}, but got it"
       )
   return f"{len(answers)} queries"
 
 
 def similar_items(probe: Probe) -> str:
-  """A candidate is not similar to itself; an unknown one has no answers."""
+  """Checks that candidates do not get themselves, and unknown ones nothing."""
   rng = np.random.default_rng(2)
   size = min(50, len(probe.ids))
   rows = rng.choice(len(probe.ids), size, replace=False)
@@ -341,37 +340,37 @@ def similar_items(probe: Probe) -> str:
     raise errors.DataError("a candidate is among its own answers")
   if found.num_found[-1]:
     raise errors.DataError("an unknown id has answers")
-  # Not the tolerance of queries: these may be much longer.
+  # Not the tolerance of queries: candidate vectors may be much longer.
   expected = np.einsum(
     "nd,nkd->nk", probe.vectors[rows], probe.vectors[answers[:-1]]
   )
   norm = np.linalg.norm(probe.vectors, axis=1).max(initial=0.0)
   error = np.abs(np.where(answers[:-1] >= 0, expected - found.scores[:-1], 0))
   if not (error <= _TOLERANCE * (norm**2 + 1e-9)).all():
-    raise errors.DataError("scores are not those of the vectors")
+    raise errors.DataError("scores do not match the vectors")
   return f"{size} candidates"
 
 
 def unknown_query(probe: Probe) -> str:
-  """The most popular candidates, or the tower's answer."""
+  """Checks that an unknown query gets popular candidates, or the tower's."""
   bundle = probe.bundle
   unknown = probe.unknown(list(bundle.query_ids))
   found = bundle.recommend([unknown], k=probe.k)
   if found.known.any():
-    raise errors.DataError(f"{unknown!r} is taken for a known query")
+    raise errors.DataError(f"{unknown!r} is treated as a known query")
   rows = probe.rows_of(found.ids)
   popular, promised = bool(found.popular[0]), bundle.manifest.unknown_query
-  # "features" may be either: the tower may know numbers of its own for it.
+  # "features" allows both: the tower may have numbers for the id.
   if promised != "features" and popular != (promised == "popularity"):
     raise errors.DataError(
-      f"{unknown!r} is not answered by {promised}, as the manifest says"
+      f"{unknown!r} is not answered by {promised}, but the manifest says so"
     )
   if not popular:
     queries = bundle.encode_queries([unknown])
     probe.check(queries, rows, found.scores, found.num_found)
     return "answered by the tower"
   rows = rows[0, : min(probe.k, len(probe.ids))]
-  counts = np.asarray(bundle.counts, np.float32)  # As scores are.
+  counts = np.asarray(bundle.counts, np.float32)  # Like scores.
   highest = -np.sort(-counts)[: len(rows)]
   if (
     (rows < 0).any()
@@ -379,20 +378,20 @@ def unknown_query(probe: Probe) -> str:
     or not np.array_equal(found.scores[0, : len(rows)], highest)
     or not np.array_equal(counts[rows], highest)
   ):
-    raise errors.DataError("does not get the candidates of highest counts")
+    raise errors.DataError("does not get the candidates with highest counts")
   without = bundle.recommend(
     [unknown], k=1, exclude_ids=[found.ids[0, :1].tolist()]
   )
   if without.ids[0, 0] == found.ids[0, 0]:
-    raise errors.DataError("gets a popular candidate that was excluded")
+    raise errors.DataError("gets an excluded popular candidate")
   return "answered with the most popular"
 
 
 def sessions(probe: Probe) -> str:
-  """A history is answered by its vector; padding and unknown ids do nothing."""
+  """Checks answers to histories; padding and unknown ids have no effect."""
   bundle = probe.bundle
   if "recommend_session" not in bundle.signatures:
-    return "not asked: the bundle is older than histories"
+    return "skipped: the bundle is older than histories"
   rng = np.random.default_rng(3)
   size = min(5, len(probe.ids))
   lists = [
@@ -408,7 +407,7 @@ def sessions(probe: Probe) -> str:
   rows = probe.rows_of(found.ids)
   answered = ~found.popular
   if not answered.any():
-    raise errors.DataError("histories of candidates are all unknown")
+    raise errors.DataError("all candidates in histories are unknown")
   probe.check(
     *(x[answered] for x in (queries, rows, found.scores)),
     found.num_found[answered],
@@ -416,7 +415,7 @@ def sessions(probe: Probe) -> str:
   for given, answer in zip(lists, found.ids.tolist(), strict=True):
     both = set(given) & set(answer)
     if both:
-      raise errors.DataError(f"{both.pop()!r} is in a history and came back")
+      raise errors.DataError(f"{both.pop()!r} is in a history but returned")
   unknown = probe.unknown(probe.ids)
   mixed = [[unknown, *given, probe.padding] for given in lists]
   again = bundle.encode_queries(history=mixed)
@@ -426,34 +425,34 @@ def sessions(probe: Probe) -> str:
 
 
 def limits(probe: Probe) -> str:
-  """More than there are is padded; more than `max_k` is an error."""
+  """Checks that too many answers are padded, and more than `max_k` fail."""
   n, max_k = len(probe.ids), probe.bundle.manifest.max_k
   if n < max_k:
     rows, _ = probe.search(probe.queries[:1], n + 1)
     if (rows[:, :n] < 0).any() or (rows[:, n:] >= 0).any():
-      raise errors.DataError(f"{n + 1} answers of {n} candidates")
+      raise errors.DataError(f"{n + 1} answers from {n} candidates")
   try:
     probe.search(probe.queries[:1], max_k + 1)
   except tf.errors.InvalidArgumentError:
     return f"k up to {max_k:,}"
-  raise errors.DataError(f"k = {max_k + 1} is answered")
+  raise errors.DataError(f"k = {max_k + 1} gets an answer")
 
 
 def latency(probe: Probe) -> str:
-  """Single queries, one after another; a first one has warmed up."""
+  """Measures single queries in sequence, after a warm-up query."""
   times = []
   for query_id in [*probe.query_ids[:1], *probe.query_ids]:
     start = time.perf_counter()
     probe.bundle.recommend([query_id], k=probe.k)
     times.append(1e3 * (time.perf_counter() - start))
   if len(times) < 2:
-    return "no queries to ask with"
+    return "no queries"
   p50, p95, p99 = np.percentile(times[1:], [50, 95, 99])
   return f"p50 {p50:.2f}, p95 {p95:.2f}, p99 {p99:.2f} ms"
 
 
 def scann_folder(probe: Probe) -> str:
-  """The folder finds as much as the index, with the same scores."""
+  """Checks the recall and the scores of the folder."""
   from xir_tfrs.serving import scann_folder as folders
 
   folder = folders.ScannFolder.load(probe.bundle.directory / bundle_lib.FOLDER)

@@ -1,4 +1,4 @@
-"""The candidates of a bundle as arrays, and what becomes of them."""
+"""The candidates of a bundle as arrays, and changes to them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from xir_tfrs.serving import bundle
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The candidates of a bundle, n of them, and what goes with their rows.
+  """The n candidates of a bundle with the data of their rows.
 
   Attributes:
     ids: n original ids.
     vectors: `[n, dim]` float32.
-    counts: `[n]` int64.
-    seen: row splits by query, and rows `[pairs]` int32.
+    counts: `[n]` int64 training counts.
+    seen: Row splits by query, and rows `[pairs]` int32.
     titles: n titles; None if the bundle has none.
   """
 
@@ -31,7 +31,7 @@ class Corpus:
 
 
 def of_bundle(old: bundle.Bundle) -> Corpus:
-  """The candidates of a loaded bundle."""
+  """Returns the candidates of a loaded bundle."""
   ids = old.candidate_ids
   return Corpus(
     ids=ids.tolist() if isinstance(ids, np.ndarray) else list(ids),
@@ -51,28 +51,28 @@ def change(
 ) -> tuple[Corpus, dict]:
   """Adds, changes and removes candidates.
 
-  Rows that stay keep their order; new ones follow, with no training counts.
+  Remaining rows keep their order; new ones follow, without training counts.
 
   Args:
-    old: the candidates as they are.
-    new_ids: m ids, of old or of new candidates.
-    new_vectors: `[m, dim]` their vectors.
-    gone: ids to remove; those that are not there are ignored.
-    new_titles: m titles, where "" leaves a title as it is; or none.
+    old: The current candidates.
+    new_ids: m ids of old or new candidates.
+    new_vectors: `[m, dim]` vectors of these ids.
+    gone: Ids to remove; unknown ids are ignored.
+    new_titles: m titles, where "" keeps the old title; or empty.
 
   Returns:
-    The new candidates, and the numbers "added", "changed", "removed", and
-    "removed_unknown", which were not there.
+    The new candidates, and the numbers "added", "changed", "removed" and
+    "removed_unknown", the ids to remove that were unknown.
 
   Raises:
-    DataError: nothing would change, or no candidate would be left.
+    DataError: Nothing would change, or no candidate would be left.
   """
   vectors, added = put(old.ids, old.vectors, new_ids, new_vectors)
   keep = np.array([candidate not in gone for candidate in old.ids])
   removed = int((~keep).sum())
   if not len(new_ids) and not removed:
     raise errors.DataError(
-      f"nothing to change: none of the {len(gone)} ids to remove is there"
+      f"nothing to change: none of the {len(gone)} ids to remove exists"
     )
   if removed == len(old.ids) and not added:
     raise errors.DataError("all candidates would be removed; keep some")
@@ -102,16 +102,16 @@ def change(
 def put(
   ids: Sequence, vectors: np.ndarray, new_ids: Sequence, new_vectors: np.ndarray
 ) -> tuple[np.ndarray, list[int]]:
-  """A copy of vectors with those of known ids replaced.
+  """Copies vectors and replaces those of known ids.
 
   Args:
     ids: n ids.
-    vectors: `[n, dim]` their vectors.
+    vectors: `[n, dim]` vectors of `ids`.
     new_ids: m ids.
-    new_vectors: `[m, dim]` their vectors.
+    new_vectors: `[m, dim]` vectors of `new_ids`.
 
   Returns:
-    `[n, dim]`, and the places of the new ids that are not among `ids`.
+    `[n, dim]` vectors, and the positions of the new ids that are not in `ids`.
   """
   row_of = {candidate: row for row, candidate in enumerate(ids)}
   vectors = vectors.copy()

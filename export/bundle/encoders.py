@@ -1,4 +1,4 @@
-"""Towers over original ids and raw features: the encoders of a bundle."""
+"""The encoders of a bundle: towers over original ids and raw features."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from xir_tfrs.serving import features
 
 _BATCH = 8192
 
-# Dense ids `[n]`, features by name, and what else a tower takes, to `[n, dim]`.
+# Maps dense ids `[n]`, features by name and further inputs to `[n, dim]`.
 Encode = Callable[..., tf.Tensor]
 
 
 class Encoded(NamedTuple):
-  """Vectors of n ids, and what is known of them.
+  """Vectors of n ids, and whether they are known.
 
   Attributes:
-    embedding: `[n, dim]` float32; `[n, interests, dim]` of a tower with
-      interests, where the score of a candidate is its highest.
-    row: `[n]` int64 dense ids, -1 for ids that have no training rows.
-    answerable: `[n]` bool, whether anything is known of it: training rows,
-      features, or a history.
-    num_history: `[n]` int32, how many ids of the history are known; None
-      where no history is taken.
+    embedding: `[n, dim]` float32; `[n, interests, dim]` for a tower with
+      interests, where the highest score counts.
+    row: `[n]` int64 dense ids, -1 for ids without training rows.
+    answerable: `[n]` bool, whether an id has training rows, features, or a
+      history.
+    num_history: `[n]` int32, number of known ids in the history; None if the
+      tower takes no histories.
   """
 
   embedding: tf.Tensor
@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
   num_history: tf.Tensor | None = None
 
   def outputs(self) -> dict[str, tf.Tensor]:
-    """What a signature answers."""
+    """Returns the outputs of a signature."""
     return {k: x for k, x in self._asdict().items() if x is not None}
 
 
@@ -48,10 +48,10 @@ class Encoder(Protocol):
   """A tower over original ids and raw features.
 
   Attributes:
-    inputs: the side features.
-    id_dtype: type of the ids.
-    takes_history: whether it encodes histories.
-    shape: that of the vectors of one id: `[dim]`, or `[interests, dim]`.
+    inputs: The side features.
+    id_dtype: Type of the ids.
+    takes_history: Whether it encodes histories.
+    shape: Shape of the vectors of one id: `[dim]` or `[interests, dim]`.
   """
 
   inputs: tuple[features.FeatureInput, ...]
@@ -66,16 +66,16 @@ class Encoder(Protocol):
 
     Args:
       ids: `[n]` original ids.
-      raw: the side features, in the order of `inputs`.
-      *history: if it takes histories: `[n, H]` original ids of candidates, the
+      raw: The side features, in the order of `inputs`.
+      *history: If it takes histories: `[n, H]` original ids of candidates,
         newest last; padding and unknown ids are ignored.
     """
 
 
 class TrainedEncoder(tf.Module):
-  """An `Encoder` made of a tower over dense ids, to be saved.
+  """An `Encoder` from a trained tower over dense ids; it can be saved.
 
-  An id without training rows counts as unknown; see `models.cold_start`.
+  Ids without training rows count as unknown; see `models.cold_start`.
   """
 
   takes_history = False
@@ -90,16 +90,17 @@ class TrainedEncoder(tf.Module):
     further: Sequence[tf.TensorSpec] = (),
     name: str | None = None,
   ):
-    """Takes the parts.
+    """Builds the encoder.
 
     Args:
-      ids: original ids; row i has the dense id i.
+      ids: Original ids; row i has the dense id i.
       counts: `[number of ids]` training rows of each.
-      encode: the tower.
-      look_up: dense ids to their features in training; needed with `inputs`.
-      inputs: the side features of the tower.
-      further: what the tower takes after the features.
-      name: name of the module.
+      encode: The tower.
+      look_up: Maps dense ids to their features in training; required with
+        `inputs`.
+      inputs: The side features of the tower.
+      further: Specs of the tower's further inputs.
+      name: Name of the module.
     """
     super().__init__(name=name)
     self.inputs = tuple(inputs)
@@ -130,8 +131,8 @@ class TrainedEncoder(tf.Module):
       input_signature=[tf.TensorSpec([None], tf.int64), *specs, *further],
       autograph=False,
     )
-    # A Keras model as an attribute would drag its training functions, and
-    # what they need, into the SavedModel: hold the variables alone.
+    # Only holds the variables: a Keras model as an attribute would add its
+    # training functions to the SavedModel.
     traced = self._encode.get_concrete_function()
     self._used = traced.variables
     self.shape = tuple(traced.structured_outputs.embedding.shape[1:])
@@ -142,13 +143,13 @@ class TrainedEncoder(tf.Module):
     return self._encode(self._ids.rows(ids), *raw, *further)
 
   def of_rows(self, rows: tf.Tensor, *further: tf.Tensor) -> Encoded:
-    """Encodes dense ids, with the features they had in training."""
+    """Encodes dense ids with their features in training."""
     given = features.to_tensors(self.inputs, None, len(rows))
     return self._encode(rows, *given.values(), *further)
 
 
 class LoadedEncoder(tf.Module):
-  """An `Encoder` made of the SavedModel of a tower."""
+  """An `Encoder` from the SavedModel of a tower."""
 
   takes_history = False
 
@@ -162,19 +163,19 @@ class LoadedEncoder(tf.Module):
     further: Sequence[str] = (),
     name: str | None = None,
   ):
-    """Loads it.
+    """Loads the encoder.
 
     Args:
-      path: directory of the SavedModel.
+      path: Directory of the SavedModel.
       side: "query" or "candidate".
-      inputs: the side features of the tower.
-      signature: which one to call; None: that of its side.
-      further: names of what the signature takes after the features.
-      name: name of the module.
+      inputs: The side features of the tower.
+      signature: The signature to call; by default that of the side.
+      further: Names of the signature's further inputs.
+      name: Name of the module.
     """
     super().__init__(name=name)
     self.inputs = tuple(inputs)
-    # The signature alone does not keep tables and variables alive.
+    # The signature does not keep tables and variables alive.
     self._model = tf.saved_model.load(os.fspath(paths.literal(path)))
     self._signature = self._model.signatures[signature or f"encode_{side}"]
     self._names = (f"{side}_id", *(x.input for x in self.inputs), *further)
@@ -194,18 +195,18 @@ class RowEncoder(Protocol):
   """Encodes dense ids, as `TrainedEncoder` does."""
 
   def of_rows(self, rows: tf.Tensor) -> Encoded:
-    """Encodes `[n]` of them, with what they had in training."""
+    """Encodes `[n]` dense ids with their inputs in training."""
 
 
 def encode_rows(
   encoder: RowEncoder, rows: np.ndarray, show: bool = False
 ) -> Encoded:
-  """Encodes dense ids `[n]` in batches; arrays, not tensors.
+  """Encodes dense ids `[n]` in batches; returns arrays.
 
   Args:
-    encoder: the tower.
-    rows: dense ids.
-    show: whether to show progress.
+    encoder: The tower.
+    rows: Dense ids.
+    show: Whether to show progress.
   """
   parts = []
   with progress.Progress("encode", len(rows), show=show) as bar:
@@ -217,16 +218,16 @@ def encode_rows(
 
 
 def joined(parts: Sequence[Encoded]) -> Encoded:
-  """One after another; arrays, not tensors. At least one, of candidates."""
+  """Concatenates one or more parts as arrays; without `num_history`."""
   columns = zip(*(part[:3] for part in parts), strict=True)
   return Encoded(*(np.concatenate(column) for column in columns))
 
 
 class Ranker(tf.Module):
-  """Original ids of pairs to scores: two tables, and a ranker.
+  """A ranker over original ids.
 
   Attributes:
-    takes_history: whether it scores with the histories of the queries too.
+    takes_history: Whether it takes the histories of the queries.
   """
 
   def __init__(
@@ -237,16 +238,16 @@ class Ranker(tf.Module):
     takes_history: bool = False,
     name: str | None = None,
   ):
-    """Takes the parts.
+    """Builds the ranker.
 
     Args:
-      query_ids: original ids; row i has the dense id i.
-      candidate_ids: the same of candidates.
-      rank: dense ids `[n]` of queries, `[n, m]` of candidates, and, if it
-        takes histories, `[n, H]` of candidates in them, int64, -1 for an
-        unknown one, to scores `[n, m]`.
-      takes_history: see the class.
-      name: name of the module.
+      query_ids: Original ids of queries; row i has the dense id i.
+      candidate_ids: Original ids of candidates, likewise.
+      rank: Maps int64 dense ids `[n]` of queries, `[n, m]` of candidates and,
+        if it takes histories, `[n, H]` of candidates in them, -1 for unknown
+        ids, to scores `[n, m]`.
+      takes_history: See the class.
+      name: Name of the module.
     """
     super().__init__(name=name)
     self.query_ids = query_ids
@@ -261,7 +262,7 @@ class Ranker(tf.Module):
       ],
       autograph=False,
     )
-    # As in `TrainedEncoder`: the variables alone.
+    # Only holds the variables, as in `TrainedEncoder`.
     self._used = self._rank.get_concrete_function().variables
 
   def __call__(
@@ -270,7 +271,7 @@ class Ranker(tf.Module):
     candidate_ids: tf.Tensor,
     *history: tf.Tensor,
   ) -> tf.Tensor:
-    """Ids `[n]`, `[n, m]` and, of histories, `[n, H]` to scores `[n, m]`."""
+    """Scores `[n, m]` for ids `[n]`, `[n, m]` and of histories `[n, H]`."""
     return self._rank(
       self.query_ids.rows(query_ids),
       self.candidate_ids.rows(candidate_ids),

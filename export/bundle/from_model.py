@@ -1,4 +1,4 @@
-"""Makes a bundle of a trained model and the data it was trained with."""
+"""Makes a bundle from a trained model and its training data."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class _Side:
   """The queries, or the candidates, by dense id.
 
   Attributes:
-    ids: original ids: utf-8 bytes, or an int64 array.
+    ids: Original ids: UTF-8 bytes, or an int64 array.
     counts: `[n]` int64 training rows.
-    table: of the ids.
-    inputs: side features of the model's tower.
+    table: Table of the ids.
+    inputs: Side features of the model's tower.
   """
 
   ids: Sequence[bytes] | np.ndarray
@@ -43,7 +43,7 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
   """Writes the bundle.
 
   Raises:
-    DataError: for anything that the user can put right.
+    DataError: The data, the model or the output cannot be used.
   """
   start = time.monotonic()
   with manifest.new_bundle(options.output, options.overwrite) as directory:
@@ -67,7 +67,7 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
 def _write(
   options: ExportOptions, directory: pathlib.Path
 ) -> tuple[manifest.Manifest, str]:
-  """Writes the bundle; its manifest, and a query id to try."""
+  """Writes the bundle; returns its manifest and a query id to try."""
   model, config, checkpoint = runs.load_model(options.model_dir)
   data = runs.data_of(config, options.model_dir, options.data)
   checkpoint = os.path.relpath(checkpoint, options.model_dir)
@@ -154,7 +154,7 @@ def _read_side(
   ids = _typed(data.ids(plural), getattr(options, f"{side}_id_type"), side)
   tower = getattr(model, f"{side}_tower")
   inputs = features.of_schema(data.schema.features(plural))
-  # A tower may have been trained without some, or all, of them.
+  # The tower may have been trained without some of the features.
   used = () if tower.table is None else tower.table.features
   return _Side(
     ids,
@@ -183,15 +183,16 @@ def _history_tower(
   event_tower: encoders.TrainedEncoder,
   answerable: np.ndarray,
 ) -> histories.HistoryEncoder:
-  """The query tower, over the training histories of `data`.
+  """Makes the query tower over the training histories of `data`.
 
   Args:
-    data: the data directory.
-    model: of histories.
-    queries, candidates: its ids.
-    event_tower: encodes the candidates of histories.
-    answerable: `[num_candidates]` bool, of which candidates something is known:
-      histories may hold these.
+    data: The data directory.
+    model: A model of histories.
+    queries: Ids of the queries.
+    candidates: Ids of the candidates.
+    event_tower: Encodes the candidates in histories.
+    answerable: `[num_candidates]` bool, the candidates about which something is
+      known; histories may contain these.
   """
   tower = model.query_tower
   rows = np.flatnonzero(answerable)
@@ -217,7 +218,7 @@ def _ranker(
   candidates: _Side,
   answerable: np.ndarray,
 ) -> encoders.Ranker | None:
-  """The model's ranker, if it has one; arguments as of `_history_tower`."""
+  """Makes the model's ranker, if any; arguments as for `_history_tower`."""
   if model.ranker is None:
     return None
   rank = model.rerank_scores
@@ -238,7 +239,7 @@ def _ranker(
 
 
 def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
-  """`[n]` bool, which candidates are in the indexes."""
+  """`[n]` bool, the candidates to keep in the indexes."""
   unknown = int((~answerable).sum())
   if not unknown:
     return answerable
@@ -247,9 +248,9 @@ def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
     f"{unknown:,} of {len(answerable):,} candidates have neither training rows "
     "nor side features: "
     + (
-      "they are in the index all the same"
+      "they are kept in the index"
       if keep
-      else "they are left out (--unknown_candidates keep would keep them)"
+      else "they are left out (--unknown_candidates keep keeps them)"
     )
   )
   if unknown == len(answerable) and not keep:
@@ -264,11 +265,11 @@ def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
 def _seen(
   data: data_lib.DataDir, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Training candidates of each query, without repeats.
+  """Distinct training candidates of each query.
 
   Args:
-    data: the data directory.
-    kept: `[num_candidates]` bool, which candidates are in the indexes.
+    data: The data directory.
+    kept: `[num_candidates]` bool, the candidates in the indexes.
 
   Returns:
     row_splits `[num_queries + 1]` int64 and rows of the indexes `[pairs]`
@@ -290,7 +291,7 @@ def _seen(
 
 
 def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
-  """The ids, utf-8 bytes, as they are or as int64."""
+  """The ids as UTF-8 bytes or as int64."""
   if kind == "string":
     return ids.tolist()
   numbers = np.zeros(len(ids), np.int64)
@@ -303,7 +304,7 @@ def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
       pass
     raise errors.DataError(
       f"--{side}_id_type int64: the {side} id {text.decode()!r} (row {row}) "
-      "is no integer of 64 bits in plain digits; export with string ids"
+      "is not a 64-bit integer in plain digits; export with string ids"
     )
   return numbers
 
@@ -317,7 +318,7 @@ def _take(
 
 
 def _table_of(side: _Side, kept: np.ndarray) -> xir.indexes.IdTable:
-  """The table of the ids that are `kept`, `[n]` bool."""
+  """The table of the ids in `kept`, `[n]` bool."""
   if kept.all():
     return side.table
   return _id_table(_take(side.ids, np.flatnonzero(kept)))

@@ -1,7 +1,7 @@
-"""Query towers that encode histories, as a bundle has them.
+"""Query towers of a bundle that encode histories.
 
 Axes: n = queries, H = width of the histories of a call, m = candidates that
-histories may hold, dim = size of a vector.
+histories may contain, dim = size of a vector.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from export.bundle import encoders
 from xir_tfrs import indexes
 from xir_tfrs.data import histories
 
-# What such a tower takes after the features: rows of events, and the vectors
-# of all of them.
+# Further inputs of such a tower: rows of events, and the vectors of all events.
 FURTHER = ("history_rows", "event_vectors")
 
 
 def further_inputs(dim: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
-  """Of the `TrainedEncoder` that a `HistoryEncoder` is made of: `FURTHER`."""
+  """Returns specs of `FURTHER`, for the `TrainedEncoder` of histories."""
   return (
     tf.TensorSpec([None, None], tf.int64, FURTHER[0]),
     tf.TensorSpec([None, dim], tf.float32, FURTHER[1]),
@@ -29,14 +28,13 @@ def further_inputs(dim: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
 
 
 class HistoryEncoder(tf.Module):
-  """An `encoders.Encoder` of queries that takes histories of original ids.
+  """An `encoders.Encoder` of queries with histories of original ids.
 
   Attributes:
-    tower: encodes queries from rows of events.
-    event_ids: `IdTable` of the candidates that histories may hold; it need not
-      be that of an index.
-    event_vectors: `[m, dim]` variable: their vectors, as the tower of histories
-      takes them.
+    tower: Encodes queries from rows of events.
+    event_ids: `IdTable` of the candidates that histories may contain; it may
+      differ from that of an index.
+    event_vectors: `[m, dim]` variable, the vectors of these candidates.
   """
 
   takes_history = True
@@ -68,7 +66,7 @@ class HistoryEncoder(tf.Module):
     )
 
   def of_rows(self, rows: tf.Tensor) -> encoders.Encoded:
-    """Encodes dense ids, with their histories and features in training.
+    """Encodes dense ids with their histories and features in training.
 
     The tower must be a `TrainedEncoder`.
     """
@@ -79,15 +77,15 @@ class HistoryEncoder(tf.Module):
 def stored_where_empty(
   row_splits: np.ndarray, events: np.ndarray
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-  """Fills in what queries chose in training, where no history is given.
+  """Returns a function that replaces empty histories by those in training.
 
   Args:
-    row_splits: `[num_queries + 1]` int64, where each query's events begin.
-    events: `[pairs]` their rows, the oldest first.
+    row_splits: `[num_queries + 1]` int64, the start of each query's events.
+    events: `[pairs]` rows of the events, oldest first.
 
   Returns:
-    A function of dense ids `[n]`, -1 for unknown ones, and rows of events
-    `[n, H]`; it returns such rows.
+    A function of dense ids `[n]`, -1 for unknown ids, and rows of events
+    `[n, H]`; it returns rows of events.
   """
   with tf.device("cpu:0"):
     splits, stored = (
@@ -98,7 +96,7 @@ def stored_where_empty(
   def filled(ids, history):
     empty = ~tf.reduce_any(history >= 0, axis=1)
     trained = lists_of(splits, stored, tf.where(empty, ids, indexes.NO_ROW))
-    return tf.concat([trained, history], axis=1)  # One of them is padding.
+    return tf.concat([trained, history], axis=1)  # One of the two is padding.
 
   return filled
 
@@ -106,12 +104,12 @@ def stored_where_empty(
 def with_stored(
   encode: encoders.Encode, row_splits: np.ndarray, events: np.ndarray
 ) -> encoders.Encode:
-  """A tower that takes what it has stored where no history is given.
+  """Returns a tower that uses stored histories if none are given.
 
   Args:
-    encode: of dense ids, features, rows of events `[n, H]` and their vectors.
-    row_splits: see `stored_where_empty`.
-    events: see there.
+    encode: Takes dense ids, features, rows of events `[n, H]` and vectors.
+    row_splits: See `stored_where_empty`.
+    events: See `stored_where_empty`.
   """
   filled = stored_where_empty(row_splits, events)
   return lambda ids, features, history, event_vectors: encode(
@@ -126,18 +124,19 @@ def ranks_with_stored(
   row_splits: np.ndarray,
   events: np.ndarray,
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-  """A ranker that takes what it has stored where no history is given.
+  """Returns a ranker that uses stored histories if none are given.
 
   Args:
-    rank: of dense ids of queries `[n]`, of candidates `[n, m]`, and of those
-      in histories `[n, H]`.
-    known_queries: `[num_queries]` bool, which have training rows.
-    known_events: `[num_candidates]` bool, which histories may hold.
-    row_splits: see `stored_where_empty`.
-    events: see there; dense ids.
+    rank: Takes dense ids of queries `[n]`, of candidates `[n, m]`, and of
+      candidates in histories `[n, H]`.
+    known_queries: `[num_queries]` bool, whether a query has training rows.
+    known_events: `[num_candidates]` bool, whether histories may contain a
+      candidate.
+    row_splits: See `stored_where_empty`.
+    events: See `stored_where_empty`; dense ids.
 
   Returns:
-    A function of the same, with other ids in it: -1, or not known.
+    A function like `rank` that also accepts -1 and unknown ids.
   """
   filled = stored_where_empty(row_splits, events)
   queries, candidates = (
@@ -160,12 +159,12 @@ def ranks_with_stored(
 def of_training(
   rows: Mapping[str, np.ndarray], num_queries: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The newest training candidates of each query, the oldest first.
+  """Returns the most recent training candidates of each query, oldest first.
 
   Args:
-    rows: of the training split, with what says their order.
-    num_queries: how many queries there are.
-    length: the most to take of a query.
+    rows: The training rows, with the columns of their order.
+    num_queries: Number of queries.
+    length: Maximum number of candidates per query.
 
   Returns:
     row_splits `[num_queries + 1]` int64 and dense candidate ids `[pairs]`.
@@ -184,12 +183,12 @@ def of_training(
 def lists_of(
   row_splits: tf.Variable, values: tf.Variable, rows: tf.Tensor
 ) -> tf.Tensor:
-  """`[n, width]` int64 lists of `[n]` rows, padded with -1; empty for row -1.
+  """Returns `[n, width]` int64 lists, padded with -1; empty for row -1.
 
   Args:
-    row_splits: where each row's list begins among the values.
-    values: integers.
-    rows: `[n]` int64.
+    row_splits: Start of each row's list among the values.
+    values: Integers.
+    rows: `[n]` int64 rows.
   """
   known = tf.maximum(rows, 0)
   starts = tf.gather(row_splits, known)

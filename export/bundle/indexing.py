@@ -14,8 +14,8 @@ from xir_tfrs.serving import manifest
 
 _SAMPLE = 1000
 _RECALL_KS = (10, 100)
-# What was chosen on some queries must hold on others: aim a little higher, and
-# again.
+# Settings that are tuned on some queries must hold on others, so the target is
+# raised a little, repeatedly.
 _MARGINS = (0.2, 0.6, 0.9)
 
 
@@ -25,18 +25,18 @@ def build_indexes(
   vectors: np.ndarray,
   queries: np.ndarray,
 ) -> tuple[dict[str, xir.indexes.RetrievalIndex], dict[str, manifest.Index]]:
-  """The indexes, and what a manifest says of each.
+  """Builds the indexes and their entries in a manifest.
 
   Args:
-    options: which and how.
-    ids: of the candidates.
-    vectors: `[n, dim]` of the candidates.
-    queries: `[m, dim]` of queries, or `[m, interests, dim]`; half of them tune
-      ScaNN, the others say what came of it.
+    options: Settings of the indexes.
+    ids: Ids of the candidates.
+    vectors: `[n, dim]` vectors of the candidates.
+    queries: `[m, dim]` or `[m, interests, dim]` vectors of queries; half of
+      them tune ScaNN, the others measure the recall.
 
   Raises:
-    DataError: ScaNN is missing, finds too few, or the vectors
-      cannot be indexed.
+    DataError: ScaNN is missing, its recall is too low, or the vectors cannot be
+      indexed.
   """
   built, about = {}, {}
   try:
@@ -66,11 +66,11 @@ def _scann(options: IndexOptions) -> xir.indexes.ScannIndex:
 
 
 def sample_queries(counts: np.ndarray, size: int = _SAMPLE) -> np.ndarray:
-  """Rows of up to `size` queries, those that were trained if possible.
+  """Samples rows of up to `size` queries, if possible with training rows.
 
   Args:
     counts: `[num_queries]` training rows, or candidates, of each query.
-    size: the most to take; the default is what tuning takes.
+    size: Maximum number of queries; by default the number for tuning.
   """
   rows = np.flatnonzero(counts)
   if not rows.size:
@@ -86,10 +86,10 @@ def _tune(
   options: IndexOptions,
   build_seconds: float,
 ) -> manifest.Index:
-  """Tunes and measures; raises if the recall is too low."""
+  """Tunes and measures ScaNN; raises if the recall is too low."""
   build_seconds = round(build_seconds, 3)
   if index.settings is None:
-    print("scann: exact search, as the corpus is small", flush=True)
+    print("scann: exact search, because the corpus is small", flush=True)
     recall = {str(k): 1.0 for k in _RECALL_KS}
     return manifest.Index(
       kind="exact", recall=recall, build_seconds=build_seconds
@@ -101,7 +101,7 @@ def _tune(
   target = options.target_recall
   curve = []
   for margin in _MARGINS:
-    # Interests are searched for one by one.
+    # Each interest is a separate search.
     searched = given.reshape(-1, given.shape[-1])
     curve += index.tune(searched, target + margin * (1 - target))
     recall = {
@@ -115,7 +115,7 @@ def _tune(
   print(
     f"scann: {shown} against exact search, {len(held_out)} queries; "
     f"{settings.num_leaves_to_search} of {settings.num_leaves} leaves, "
-    f"{settings.num_reorder} scored again",
+    f"{settings.num_reorder} re-scored",
     flush=True,
   )
   least = target if options.min_recall is None else options.min_recall

@@ -1,7 +1,7 @@
-"""Reads new or changed items: ids, and the features a candidate tower knows.
+"""Reads new or changed items: ids and the features of a candidate tower.
 
-The files are those of `xir_tfrs.data.files.side_tables`. Tokens are strings as
-they stood in the training data, not codes.
+The file formats are those of `xir_tfrs.data.files.side_tables`. Tokens are
+strings as in the training data, not codes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Items:
   """The n rows of a file.
 
   Attributes:
-    ids: unique original ids, str or int.
-    columns: every feature -> token, text: `[n]` object array of str, "" where
-      not given; token_seq: n lists of str; float: `[n]` float32, NaN where not
-      given; float_seq: `[n, length]` float32 likewise.
-    missing: features that the file does not have.
-    ignored: columns of the file that are no feature.
-    titles: n titles, "" for none; empty if they were not asked for, or the file
+    ids: Unique original ids, str or int.
+    columns: Every feature -> token, text: `[n]` object array of str, "" if not
+      given; token_seq: n lists of str; float: `[n]` float32, NaN if not given;
+      float_seq: `[n, length]` float32, likewise.
+    missing: Features that the file lacks.
+    ignored: Columns of the file that are not features.
+    titles: n titles, "" for none; empty if they were not requested, or the file
       has none.
   """
 
@@ -57,23 +57,22 @@ def read_items(
   title: str | None = None,
   item_column: str | None = None,
 ) -> Items:
-  """Reads a file of items; its name says the format.
+  """Reads a file of items; its extension gives the format.
 
   Args:
-    path: the file.
-    features: those of the tower, as in the manifest of a bundle.
-    id_column: the column of ids. Default: `item_column`, else the first
-      `:token` column, else that of `candidate_id`, `item_id` and `id` which is
-      there.
+    path: The file.
+    features: Features of the tower, as in the manifest of a bundle.
+    id_column: The column of ids. Default: `item_column`, else the first
+      `:token` column, else `candidate_id`, `item_id` or `id`.
     id_type: "string" or "int64".
-    separator: between the values of a sequence in text. Default: of each
-      feature its own, else a space.
-    title: the column of titles, which is read if it is there.
-    item_column: what the data called the ids, which may be there.
+    separator: Separator of sequences in text. Default: that of each feature,
+      else a space.
+    title: The column of titles, which is read if it exists.
+    item_column: Name of the id column in the data, which is used if it exists.
 
   Raises:
-    DataError: the file is missing, broken or empty, or a value in it is not
-      what its column must hold.
+    DataError: The file is missing, broken or empty, or a value does not match
+      its column.
   """
   try:
     from xir_tfrs.data.files import names, side_tables
@@ -124,7 +123,7 @@ def read_items(
 def _columns(
   header: dict[str, str | None], features: Sequence[manifest.Feature]
 ) -> dict[str, str]:
-  """Column, or `NAME_*` for columns of 0 and 1, -> kind of the feature."""
+  """Column (`NAME_*` for columns of 0 and 1) -> kind of the feature."""
   found: dict[str, str] = {}
   for x in features:
     if x.name in header:
@@ -139,7 +138,7 @@ def _columns(
 def read_ids(
   path: str | os.PathLike[str], id_type: str = "string"
 ) -> list[str] | list[int]:
-  """Ids of a text file, one per line; blank lines and repeats are dropped."""
+  """Reads ids from a text file, one per line, without blanks and repeats."""
   lines = text.read_lines(pathlib.Path(path))
   numbers = [number for number, line in enumerate(lines, start=1) if line]
   ids = [lines[number - 1] for number in numbers]
@@ -185,17 +184,17 @@ def _choose_id(
 def integers(
   ids: Sequence[str], error: Callable[[int, str], errors.DataError]
 ) -> list[int]:
-  """The ids as int64; `error` makes an exception of a row and a message."""
+  """Returns the ids as int64; `error` makes exceptions."""
   integers: list[int] = []
   for row, value in enumerate(ids):
     digits = value.removeprefix("-")
     fits = digits.isdecimal() and len(digits) < 20
     if not fits or not -(2**63) <= int(value) < 2**63:
       raise error(
-        row, f"{value!r} is not an id; those of this bundle are int64"
+        row, f"{value!r} is not an id; the ids of this bundle are int64"
       )
     if int(value) == -1:
-      raise error(row, "-1 is not an id; it stands for padding")
+      raise error(row, "-1 is not an id; it is reserved for padding")
     integers.append(int(value))
   return integers
 
@@ -203,7 +202,7 @@ def integers(
 def _column(
   values: pa.Array | np.ndarray | None, feature: manifest.Feature, n: int
 ) -> Column:
-  """The column of a feature, as `Items` has it; None: not in the file."""
+  """The column of a feature, as in `Items`; None if it is not in the file."""
   kind = feature.kind
   if kind == "token_seq":
     return [[] for _ in range(n)] if values is None else values.to_pylist()

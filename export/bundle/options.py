@@ -1,4 +1,4 @@
-"""Settings of the programs that make and use bundles, without TensorFlow."""
+"""Settings of the programs that write and use bundles, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _ID_TYPES = ("string", "int64")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexOptions(settings.Settings):
-  """Which indexes to build, and how good ScaNN must be."""
+  """Settings of the indexes."""
 
   indexes: tuple[str, ...] = settings.setting(
-    "Which indexes to build.",
+    "Indexes to build.",
     manifest.INDEXES,
     flag="index",
     choices=manifest.INDEXES,
     section="Indexes",
   )
   target_recall: float = settings.setting(
-    "Recall@10 against exact search that ScaNN's settings are tuned to.",
+    "Target recall@10 against exact search, for which ScaNN is tuned.",
     0.99,
     minimum=0,
     maximum=1,
   )
   min_recall: float | None = settings.setting(
-    "Fail if recall@10 of ScaNN is below. Default: --target_recall.",
+    "Fail if recall@10 of ScaNN is below this. Default: --target_recall.",
     None,
     minimum=0,
     maximum=1,
@@ -42,7 +42,7 @@ class IndexOptions(settings.Settings):
     "Partitions scored for a query. Default: tuned.", None, minimum=1
   )
   num_reorder: int | None = settings.setting(
-    "Candidates scored again, exactly. Default: tuned.", None, minimum=1
+    "Candidates that are re-scored exactly. Default: tuned.", None, minimum=1
   )
   exact_below: int | None = settings.setting(
     "Corpora smaller than this are searched exactly. Default: 20,000.",
@@ -66,7 +66,7 @@ class IndexOptions(settings.Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(IndexOptions):
-  """What to export."""
+  """Settings of an export."""
 
   common = (
     *("data", "model_dir", "output", "overwrite", "index", "target_recall"),
@@ -79,7 +79,7 @@ class ExportOptions(IndexOptions):
   data: str | None = settings.setting(
     "Directory made by xir-tfrs prepare. Default: that of the run.", None
   )
-  output: str = settings.setting("The bundle to write.")
+  output: str = settings.setting("Bundle to write.")
   overwrite: bool = settings.setting("Replace a bundle at --output.", False)
   query_id_type: str = settings.setting(
     "Type of query ids.", "string", choices=_ID_TYPES
@@ -88,40 +88,40 @@ class ExportOptions(IndexOptions):
     "Type of candidate ids.", "string", choices=_ID_TYPES
   )
   unknown_query: str = settings.setting(
-    "What queries without training rows get: the most popular candidates; "
-    "what the tower says; or 'features', what the tower says of those whose "
-    "side features are given, and the most popular for the others.",
+    "Answer to queries without training rows: popularity: the most popular "
+    "candidates; tower: the tower's answer; features: the tower's answer if "
+    "side features are given, else the most popular candidates.",
     "features",
     choices=manifest.UNKNOWN_QUERY,
   )
   unknown_candidates: str = settings.setting(
-    "Whether the indexes have the candidates of which nothing is known, "
-    "neither training rows nor side features.",
+    "Whether to keep candidates with neither training rows nor side features "
+    "in the indexes.",
     "leave_out",
     choices=("leave_out", "keep"),
   )
   scann_folder: bool = settings.setting(
-    "Write ScaNN's own files beside its SavedModel.", True
+    "Write ScaNN's own files in addition to its SavedModel.", True
   )
   max_k: int = settings.setting(
-    "Most answers that may be asked for.", MAX_K, minimum=1
+    "Maximum number of answers per query.", MAX_K, minimum=1
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefreshOptions(settings.Settings):
-  """What to change."""
+  """Settings of a refresh."""
 
-  bundle: str = settings.setting("The bundle to start from.")
+  bundle: str = settings.setting("Bundle to change.")
   items: str | None = settings.setting(
     "New and changed items: .item, .csv, .tsv, .parquet, .pq or .tfrecord.",
     None,
   )
   remove: str | None = settings.setting(
-    "Text file of ids to remove, one a line.", None
+    "Text file of ids to remove, one per line.", None
   )
   output: str | None = settings.setting(
-    "The new bundle. Default: in place of the old one.", None
+    "New bundle. Default: replaces the old one.", None
   )
   overwrite: bool = settings.setting(
     "Replace another bundle at --output.", False
@@ -136,18 +136,18 @@ class RefreshOptions(settings.Settings):
     None,
   )
   separator: str | None = settings.setting(
-    "Between the values of a sequence in text. Default: of each feature that "
-    "which its data were prepared with, else a space.",
+    "Separator of sequences in text. Default: the one with which each feature "
+    "was prepared, else a space.",
     None,
   )
   target_recall: float | None = settings.setting(
-    "Recall@10 that ScaNN is tuned to. Default: that of the bundle.",
+    "Target recall@10 of ScaNN. Default: that of the bundle.",
     None,
     minimum=0,
     maximum=1,
   )
   min_recall: float | None = settings.setting(
-    "Fail if recall@10 of ScaNN is below. Default: --target_recall.",
+    "Fail if recall@10 of ScaNN is below this. Default: --target_recall.",
     None,
     minimum=0,
     maximum=1,
@@ -167,25 +167,25 @@ class RefreshOptions(settings.Settings):
     ):
       default = type(self).__dataclass_fields__[name].default
       if not used and getattr(self, name) != default:
-        raise settings.SettingsError(f"--{name} is used with --{flag} only.")
+        raise settings.SettingsError(f"--{name} is only used with --{flag}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchOptions(settings.Settings):
-  """What to recommend to whom."""
+  """Settings of bulk recommendations."""
 
-  bundle: str = settings.setting("Made by xir-tfrs export.")
-  output: str = settings.setting("The directory to write.")
+  bundle: str = settings.setting("Bundle written by xir-tfrs export.")
+  output: str = settings.setting("Directory to write.")
   k: int = settings.setting(
     "Number of answers; a query with fewer gets a shorter list.",
     100,
     minimum=1,
   )
   format: str = settings.setting(
-    "Of the files.", "parquet", choices=("parquet", "tfrecord")
+    "Format of the files.", "parquet", choices=("parquet", "tfrecord")
   )
   queries: str | None = settings.setting(
-    "A file with a query id per line. Default: all of the bundle.", None
+    "File with one query id per line. Default: all in the bundle.", None
   )
   exclude_seen: bool = settings.setting(
     "Leave out the candidates seen in training.", False

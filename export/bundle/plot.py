@@ -1,4 +1,4 @@
-"""Draws how the settings of ScaNN were chosen."""
+"""Plots the tuning of ScaNN's settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ FILE_NAME = "recall_latency.png"
 
 
 def draw(about: manifest.Index, path: pathlib.Path) -> bool:
-  """Draws recall against latency; False if there is nothing to draw with.
+  """Draws recall against latency; returns False if Matplotlib is missing.
 
   Args:
-    about: what tuning measured.
-    path: the PNG to write.
+    about: The measurements of the tuning.
+    path: The PNG to write.
   """
   try:
     from matplotlib import figure
@@ -40,7 +40,7 @@ def draw(about: manifest.Index, path: pathlib.Path) -> bool:
       fontsize=7,
     )
   axes.axhline(about.target_recall, color="0.6", linewidth=1, zorder=1)
-  axes.set_xlabel("ms per query (leaves searched / scored again)")
+  axes.set_xlabel("ms per query (leaves searched / re-scored)")
   axes.set_ylabel("recall@10")
   axes.set_title(f"ScaNN, {chosen['num_leaves']} leaves; chosen in orange")
   canvas.savefig(path, dpi=120)

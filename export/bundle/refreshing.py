@@ -1,4 +1,4 @@
-"""The work of `export.refresh`: another bundle with the same towers."""
+"""Does the work of `export.refresh`: a new bundle with the same towers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from xir_tfrs.serving import manifest as manifests
 
 _BATCH = 8192
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The system closes the pipe at its stdin when the process that holds the other
-# end has ended, in whichever way.
+# The system closes the pipe at stdin when the process at the other end ends,
+# even if it is killed.
 _VERIFY = """
 import os, runpy, threading
 def end():
@@ -48,10 +48,10 @@ def refresh(options: options_lib.RefreshOptions) -> dict:
   """Writes the new bundle.
 
   Returns:
-    What was changed, as it stands in the manifest under `refreshes`.
+    The changes, as in `refreshes` of the manifest.
 
   Raises:
-    DataError: for anything that the user can put right.
+    DataError: The bundle, the items or the output cannot be used.
   """
   start = time.monotonic()
   old, written = _load(options)
@@ -69,7 +69,7 @@ def _write(
   old: bundle.Bundle,
   written: bytes,
 ) -> dict:
-  """Writes and verifies the new bundle; what was changed."""
+  """Writes and verifies the new bundle; returns the changes."""
   start = time.monotonic()
   tower = encoders.LoadedEncoder(
     old.directory / "candidate_tower", "candidate", old.candidate_features
@@ -102,21 +102,21 @@ def _write(
     },
   )
   _verify(directory)
-  # Or the changes of another refresh would be lost, or parts mixed.
+  # Otherwise, changes of another refresh could be lost, or parts mixed.
   if _manifest_bytes(old.directory) != written:
     raise errors.DataError(
-      f"{old.directory}: was replaced while this ran; start again"
+      f"{old.directory}: was replaced during the refresh; start again"
     )
   return about
 
 
 def _load(options: options_lib.RefreshOptions) -> tuple[bundle.Bundle, bytes]:
-  """The old bundle, whole and with its own towers; its manifest as read."""
+  """Loads and checks the old bundle; also returns its manifest file."""
   directory = pathlib.Path(options.bundle).resolve()
   names = manifests.load(directory).indexes
-  # Before the rest is read: what is replaced from here on is noticed.
+  # Read first, so that any replacement from here on is noticed.
   written = _manifest_bytes(directory)
-  # Plain TensorFlow will do, for its vectors and query tower.
+  # Plain TensorFlow is enough for the vectors and the query tower.
   index = "brute_force" if "brute_force" in names else None
   loaded = bundle.Bundle.load(directory, index)
   verifying.check_towers(directory, loaded.manifest)
@@ -130,7 +130,7 @@ def _manifest_bytes(directory: pathlib.Path) -> bytes:
 def _read_items(
   options: options_lib.RefreshOptions, old: bundle.Bundle
 ) -> tuple[new_items.Items, dict]:
-  """The items of --items, none without, and what was found in it."""
+  """The items in --items, if given, and findings about them."""
   if not options.items:
     return new_items.Items([], {}, (), ()), {}
   title = _title_column(options, old.manifest)
@@ -145,7 +145,7 @@ def _read_items(
   )
   if options.item_title and not found.titles:
     raise errors.DataError(
-      "has no column of that name, which --item_title asks for",
+      "has no column of the name in --item_title",
       path=options.items,
       column=options.item_title,
     )
@@ -175,7 +175,7 @@ def _title_column(
 ) -> str | None:
   if options.item_title and old.item_title is None:
     raise errors.DataError(
-      "has no titles, so --item_title has no use; prepare the data with "
+      "has no titles, so --item_title has no effect; prepare the data with "
       "--item_title, and export again",
       path=options.bundle,
     )
@@ -185,7 +185,7 @@ def _title_column(
 def _query_tower(
   old: bundle.Bundle, items: new_items.Items
 ) -> encoders.Encoder:
-  """The query tower; histories may hold the items whose features it knows."""
+  """The query tower; histories may contain new items with known features."""
   path = old.directory / "query_tower"
   if not old.takes_histories:
     return encoders.LoadedEncoder(path, "query", old.query_features)
@@ -221,16 +221,16 @@ def encode(
   ids: Sequence[str] | Sequence[int],
   columns: Mapping[str, new_items.Column],
 ) -> encoders.Encoded:
-  """Encodes candidates and their features, as in `Items`; arrays, not tensors.
+  """Encodes candidates with features as in `Items`; returns arrays.
 
   Args:
-    tower: the candidate tower.
-    ids: n original ids; the tower need not know them.
-    columns: every feature of the tower by name.
+    tower: The candidate tower.
+    ids: n original ids, which may be unknown to the tower.
+    columns: Every feature of the tower, by name.
   """
   parts = []
   with progress.Progress("encode", len(ids)) as bar:
-    # At least once, since the answer says its dimension.
+    # Encodes at least once, to learn the dimension.
     for low in range(0, max(len(ids), 1), _BATCH):
       part = slice(low, low + _BATCH)
       given = {name: column[part] for name, column in columns.items()}
@@ -250,7 +250,7 @@ def count_unknown(
   inputs: Sequence[features.FeatureInput],
   columns: Mapping[str, new_items.Column],
 ) -> dict[str, dict[str, int]]:
-  """Feature -> its tokens that are out of the vocabulary, and all of them."""
+  """Feature -> number of tokens outside of the vocabulary, and in all."""
   counts = {}
   for feature in inputs:
     if feature.kind not in ("token", "token_seq"):
@@ -278,8 +278,8 @@ def _read_removals(
   both = sorted(gone & set(new_ids))
   if both:
     raise errors.DataError(
-      f"{options.remove}: {both[0]!r} is in {options.items} as well; either "
-      "remove it, or add it"
+      f"{options.remove}: {both[0]!r} is also in {options.items}; either "
+      "remove it or add it"
     )
   return gone
 
@@ -289,12 +289,12 @@ def _build(
   old: bundle.Bundle,
   corpus: corpora.Corpus,
 ) -> tuple[dict[str, indexes.RetrievalIndex], dict[str, manifests.Index]]:
-  """The indexes that the old bundle has, over the new candidates."""
+  """Builds the indexes of the old bundle for the new candidates."""
   scann = old.manifest.indexes.get("scann")
   if not scann and (options.target_recall, options.min_recall) != (None, None):
     raise errors.DataError(
-      "has no index of ScaNN, which --target_recall and --min_recall are for; "
-      "leave them out",
+      "has no ScaNN index, which --target_recall and --min_recall need; omit "
+      "them",
       path=old.directory,
     )
   target = options.target_recall
@@ -310,7 +310,7 @@ def _build(
       indexes=tuple(old.manifest.indexes),
       target_recall=target,
       min_recall=options.min_recall,
-      # Where there was a searcher, there is one again.
+      # Builds a searcher if there was one.
       exact_below=0 if scann and scann.kind == "scann" else None,
     ),
     indexes.IdTable(tf.constant(corpus.ids, dtype)),
@@ -360,7 +360,7 @@ def _verify(directory: pathlib.Path) -> None:
   start = time.monotonic()
   done = _run_while_alive(
     ["--json", "--bundle", str(directory)],
-    # This process has the memory of the GPU.
+    # This process uses the memory of the GPU.
     {**os.environ, "CUDA_VISIBLE_DEVICES": ""},
   )
   try:
@@ -368,13 +368,13 @@ def _verify(directory: pathlib.Path) -> None:
   except (ValueError, IndexError):
     last = "".join(done.stderr.splitlines()[-1:])
     raise errors.DataError(
-      f"the new bundle could not be verified, so the old one stays (exit "
+      f"the new bundle could not be verified, so the old one is kept (exit "
       f"status {done.returncode}: {last})"
     ) from None
   failed = [x for x in results if not x["ok"]]
   if failed:
     raise errors.DataError(
-      "the new bundle failed its verification, so the old one stays: "
+      "the new bundle failed its verification, so the old one is kept: "
       + "; ".join(f"{x['name']}: {x['detail']}" for x in failed)
     )
   _report(
@@ -412,7 +412,7 @@ def _report_changes(about: Mapping) -> None:
     f"{about['removed']:,} candidates"
   )
   if about["removed_unknown"]:
-    _report(f"{about['removed_unknown']:,} ids to remove were not there")
+    _report(f"{about['removed_unknown']:,} ids to remove do not exist")
   for name, tokens in about.get("unknown_tokens", {}).items():
     if tokens["unknown"]:
       _report(
@@ -422,4 +422,4 @@ def _report_changes(about: Mapping) -> None:
   if about.get("not_given"):
     _report(f"not given: {', '.join(about['not_given'])}")
   if about.get("ignored"):
-    _report(f"no features, ignored: {', '.join(about['ignored'])}")
+    _report(f"ignored, not features: {', '.join(about['ignored'])}")

@@ -1,6 +1,6 @@
-"""The signatures of a bundle's SavedModels: what it answers.
+"""The signatures of a bundle's SavedModels.
 
-A signature is a function here, and a row in `save_retriever`.
+A signature is a function in this module and a row in `save_retriever`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from xir_tfrs import indexes
 from xir_tfrs.ops import branches, fold_in, history
 from xir_tfrs.serving import manifest
 
-# Of `ops.fold_in`, where the query tower takes no histories; docs/serving.md
-# has the figures.
+# Settings of `ops.fold_in`, for query towers without histories; docs/serving.md
+# has measurements.
 FOLD_IN_RIDGE = 3.0
 FOLD_IN_POWER = 0.5
-# Newest events of a history that are folded in.
+# Number of most recent events of a history to fold in.
 FOLD_IN_LENGTH = 100
 
 
 class Retriever(tf.Module):
-  """An index behind a query tower, and all that it needs to answer."""
+  """A query tower, an index and the data for answers."""
 
   def __init__(
     self,
@@ -41,21 +41,22 @@ class Retriever(tf.Module):
     titles: Sequence[bytes] | None = None,
     name: str | None = None,
   ):
-    """Takes the parts.
+    """Builds the retriever.
 
     Args:
-      index: over the original ids of candidates.
-      query_encoder: the query tower.
-      candidate_encoder: the candidate tower.
+      index: An index over the original ids of candidates.
+      query_encoder: The query tower.
+      candidate_encoder: The candidate tower.
       candidate_counts: `[n]` training counts by row of the index.
       seen: row_splits `[num_queries + 1]` int64 and rows `[pairs]` int32 of
         the index: the training candidates of each query.
-      unknown_query: what a query without training rows gets, one of
-        `bundle.UNKNOWN_QUERY`: the candidates with the highest counts, what
-        the tower says, or "features": the first if it is not answerable.
-      max_k: most answers that may be asked for.
-      titles: n utf-8 titles by row of the index, to go with answers.
-      name: name of the module.
+      unknown_query: Answer to a query without training rows, one of
+        `bundle.UNKNOWN_QUERY`: the candidates with the highest counts, the
+        tower's answer, or "features", which is the tower's answer if the query
+        is answerable, else the candidates with the highest counts.
+      max_k: Maximum number of answers per query.
+      titles: n UTF-8 titles by row of the index, which answers include.
+      name: Name of the module.
     """
     super().__init__(name=name)
     self.index = index
@@ -74,9 +75,9 @@ class Retriever(tf.Module):
       self._popular = indexes.BruteForceIndex().index(
         index.ids, np.asarray(candidate_counts, np.float32)[:, None]
       )
-    # One graph each, however many signatures search: tracing and loading them
-    # takes most of the time of an export and of a start. As attributes they
-    # would be saved once more.
+    # All signatures share one graph each: tracing and loading graphs takes most
+    # of the time of an export and of a start. As attributes, they would be
+    # saved again.
     self._functions = types.SimpleNamespace(
       search=_traced(index, query_encoder.shape)
     )
@@ -105,7 +106,7 @@ class Retriever(tf.Module):
     nothing = tf.zeros([tf.size(ids), 0], ids.dtype)
     rows = self.index.ids.rows(ids)
     vectors = self.index.vectors_of(rows)
-    if len(self.query_encoder.shape) == 2:  # As queries of one interest.
+    if len(self.query_encoder.shape) == 2:  # Searches as one interest each.
       vectors = vectors[:, tf.newaxis]
     return self._titled(
       self._search(vectors, k, nothing, nothing, rows[:, None])
@@ -146,7 +147,7 @@ class Retriever(tf.Module):
     """The signature `recommend_session`."""
     nobody = self._nobody(history_ids)
     found = self.recommend(*nobody, k, exclude_ids, allow_ids, history_ids)
-    del found["known"]  # It never is.
+    del found["known"]  # A session is never known.
     return found
 
   def encode_session(self, history_ids) -> dict:
@@ -155,7 +156,7 @@ class Retriever(tf.Module):
     return {"embedding": query.embedding, "num_history": query.num_history}
 
   def encode(self, query_id, raw, history_ids=None) -> encoders.Encoded:
-    """Encodes queries; from the history alone if training knew them not.
+    """Encodes queries; uses only the history of queries without training rows.
 
     A tower that takes histories decides by itself.
     """
@@ -177,7 +178,7 @@ class Retriever(tf.Module):
     )
 
   def _fold_in(self, rows: tf.Tensor) -> tf.Tensor:
-    """`[n, dim]` vectors fitted to lists of rows `[n, H]`, the newest last."""
+    """`[n, dim]` vectors fitted to lists of rows `[n, H]`, newest last."""
     rows, lengths = history.newest(rows, FOLD_IN_LENGTH, self.index.size)
     vectors = tf.gather(self.index.vectors, tf.maximum(rows, 0))
     return fold_in.fold_in(
@@ -185,7 +186,7 @@ class Retriever(tf.Module):
     )
 
   def _nobody(self, history_ids) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Query ids and features of n queries of which nothing is given."""
+    """Query ids and features of n queries without any inputs."""
     n = tf.shape(history_ids)[0]
     encoder = self.query_encoder
     padding = "" if encoder.id_dtype == tf.string else -1
@@ -202,7 +203,7 @@ class Retriever(tf.Module):
     )
 
   def _titled(self, found: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Answers with their titles, if there are any."""
+    """Adds titles to answers, if there are any."""
     if self._titles is None:
       return found
     rows = self.index.ids.rows(found["candidate_ids"])
@@ -210,7 +211,7 @@ class Retriever(tf.Module):
     return {**found, "titles": tf.where(rows >= 0, titles, "")}
 
   def _gets_popular(self, query: encoders.Encoded) -> tf.Tensor:
-    """`[n]` bool, which queries the most popular candidates answer."""
+    """`[n]` bool, the queries to answer with the most popular candidates."""
     known = query.row >= 0
     if self._unknown_query == "tower":
       return tf.zeros_like(known)
@@ -221,9 +222,9 @@ class Retriever(tf.Module):
     return ~known
 
   def _with_popular(self, found, popular, k, exclude_ids, allow_ids) -> dict:
-    """`found`, with the most popular candidates where `popular`.
+    """Replaces answers by the most popular candidates where `popular`.
 
-    Those have no training rows, so they have not seen anything either.
+    These queries have no training rows, so they have not seen any candidate.
     """
     places = tf.where(popular)
     queries = tf.ones([tf.shape(places)[0], 1])
@@ -242,7 +243,7 @@ class Retriever(tf.Module):
     }
 
   def _seen(self, rows: tf.Tensor) -> tf.Tensor:
-    """Rows `[n, width]` of the training candidates of queries, -1 padded."""
+    """Rows `[n, width]` of the queries' training candidates, padded with -1."""
     return histories.lists_of(self._seen_splits, self._seen_rows, rows)
 
   def _check_k(self, k: tf.Tensor) -> tf.Operation:
@@ -255,7 +256,7 @@ def save_query_tower(
   encoder: encoders.TrainedEncoder | histories.HistoryEncoder,
   path: str | os.PathLike[str],
 ) -> dict:
-  """Saves `encode_query`, and what `export.refresh` needs of histories.
+  """Saves `encode_query` and the signatures that `export.refresh` needs.
 
   Returns:
     The signatures, as `_describe` gives them.
@@ -310,7 +311,7 @@ def save_ranker(ranker: encoders.Ranker, path: str | os.PathLike[str]) -> dict:
 
 
 def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
-  """Saves all that a retriever answers; see `xir_tfrs.serving.bundle`.
+  """Saves all signatures of a retriever; see `xir_tfrs.serving.bundle`.
 
   Returns:
     The signatures, as `_describe` gives them.
@@ -325,7 +326,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
     tf.TensorSpec([None], queries.id_dtype, "query_id"),
     *(x.spec for x in queries.inputs),
   )
-  # Of queries with interests any number of them.
+  # Queries may have any number of interests.
   vectors = tf.TensorSpec(
     _of_queries(queries.shape), tf.float32, "query_embeddings"
   )
@@ -358,7 +359,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
     "encode_session": _signature(retriever.encode_session, history_ids),
     "encode_candidate": _encode(retriever.candidate_encoder, "candidate"),
   }
-  # What servers take when a request names none.
+  # The signature of requests that name none.
   signatures["serving_default"] = signatures["recommend"]
   return _save(retriever, path, signatures)
 
@@ -375,14 +376,14 @@ def _encode(
 
 
 def _of_queries(shape: tuple[int, ...]) -> list[int | None]:
-  """Shape of n queries, each of `shape`, in which interests may vary."""
+  """Shape of n queries, each of `shape`, with any number of interests."""
   return [None] * len(shape) + [shape[-1]]
 
 
 def _traced(
   index: indexes.RetrievalIndex, shape: tuple[int, ...]
 ) -> tf.types.experimental.GenericFunction:
-  """`search` of vectors, k, ids to exclude and to allow, rows to exclude."""
+  """`search` by vectors, k, ids to exclude or allow, and rows to exclude."""
 
   def search(queries, k, exclude, allow, exclude_rows):
     return index.search(queries, k, exclude, allow, exclude_rows=exclude_rows)
@@ -409,8 +410,8 @@ def _answers(ids: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
 def _signature(
   function: Callable, *specs: tf.TensorSpec
 ) -> tf.types.experimental.ConcreteFunction:
-  # There is no Python control flow to convert, and looking for it takes most
-  # of the time of an export.
+  # Without autograph: there is no Python control flow to convert, and the
+  # conversion would take most of the time of an export.
   return tf.function(function, autograph=False).get_concrete_function(*specs)
 
 

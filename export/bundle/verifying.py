@@ -1,6 +1,6 @@
-"""The work of `export.verify`: files, lists, signatures, and what they answer.
+"""Does the work of `export.verify`: checks files, lists and signatures.
 
-A check is a function that returns what it found in a few words, or raises.
+A check is a function that returns a short description of its result, or raises.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Check:
   """One result.
 
   Attributes:
-    name: what was checked.
-    ok: whether it is fine.
-    detail: what was found; the reason if it is not fine.
+    name: Name of the check.
+    ok: Whether it passed.
+    detail: The result, or the reason of the failure.
   """
 
   name: str
@@ -43,14 +43,14 @@ def verify(
   k: int = 10,
   min_recall: float | None = None,
 ) -> Iterator[Check]:
-  """Yields all checks; a failed one ends only those that need what it checks.
+  """Yields all checks; a failure only skips the checks that depend on it.
 
   Args:
-    directory: the bundle.
-    index: "scann" or "brute_force"; None: all that the bundle has.
-    queries: how many of its queries are asked.
-    k: number of answers.
-    min_recall: least recall@k of ScaNN; None: what the manifest promises, less
+    directory: The bundle.
+    index: "scann" or "brute_force"; None for all in the bundle.
+    queries: Number of queries to use.
+    k: Number of answers.
+    min_recall: Minimum recall@k of ScaNN; by default that in the manifest minus
       three standard errors of the sample.
   """
   ask = functools.partial(
@@ -75,7 +75,7 @@ def _checks(
   yield _attempt("versions", _versions, directory, manifest)
   yield _attempt("towers", _towers, directory, manifest)
   if not whole.ok:
-    return  # Damaged files can end the process that loads them.
+    return  # Loading damaged files can crash the process.
   yield _attempt("lists", _lists, directory, manifest)
   for name in manifest.signatures:
     if name not in bundle.INDEXES:
@@ -90,7 +90,7 @@ def _index_checks(
   name: str,
   ask: Callable[[bundle.Bundle], checks.Probe],
 ) -> Iterator[Check]:
-  """What one index answers, and ScaNN's folder beside it."""
+  """Checks the answers of one index, and ScaNN's folder."""
   probes = []
 
   def load() -> str:
@@ -109,7 +109,7 @@ def _index_checks(
 def _attempt(name: str, function: Callable[..., str], *args) -> Check:
   try:
     return Check(name, True, function(*args))
-  except Exception as error:  # Whatever it is, the next check may say more.
+  except Exception as error:  # Continues, because later checks may say more.
     reason = " ".join(str(error).split())
     if not isinstance(error, errors.DataError):
       reason = f"{type(error).__name__}: {reason[:300]}"
@@ -139,7 +139,7 @@ def _nothing_else(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
       f"{directory / extra[0]}: not in the manifest; remove it"
       + (f", and {len(extra) - 1} others" if extra[1:] else "")
     )
-  return "no file beside those of the manifest"
+  return "no file besides those in the manifest"
 
 
 def _versions(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
@@ -153,23 +153,23 @@ def _versions(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
 
 def _towers(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   check_towers(directory, manifest)
-  return "those of the manifest"
+  return "match the manifest"
 
 
 def check_towers(directory: pathlib.Path, manifest: manifests.Manifest) -> None:
-  """Raises `DataError` if a tower is not the one the manifest names."""
+  """Raises `DataError` if a tower is not the one in the manifest."""
   for side, expected in manifest.tower_sha256.items():
     path = directory / f"{side}_tower"
     found = manifests.tower_hash(path)
     if found != expected:
       raise errors.DataError(
-        f"{path}: is not the tower of the manifest (sha256 {found[:12]}, not "
+        f"{path}: is not the tower in the manifest (sha256 {found[:12]}, not "
         f"{expected[:12]}); copy or export the bundle again"
       )
 
 
 def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
-  """Ids, counts, seen candidates and features, each by itself."""
+  """Checks ids, counts, seen candidates and features."""
   lists = directory / "lists"
   sizes = {}
   for side, plural in (("query", "queries"), ("candidate", "candidates")):
@@ -179,7 +179,7 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
     sizes[side] = len(ids)
     _require(
       len(ids) == getattr(manifest, f"num_{plural}"),
-      f"{len(ids)} {side} ids, the manifest says "
+      f"{len(ids)} {side} ids, but the manifest says "
       f"{getattr(manifest, f'num_{plural}')}",
     )
     _require(len(set(ids)) == len(ids), f"a {side} id appears twice")
@@ -192,13 +192,13 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   )
   _require(
     counts.shape == (sizes["candidate"],) and counts.min(initial=0) >= 0,
-    "counts must be one per candidate, not negative",
+    "there must be one non-negative count per candidate",
   )
   _require(
     splits.shape == (sizes["query"] + 1,)
     and (splits[0], splits[-1]) == (0, len(seen))
     and (np.diff(splits) >= 0).all(),
-    "row splits of the seen candidates do not fit the queries",
+    "row splits of the seen candidates do not match the queries",
   )
   if manifest.item_title is not None:
     titles = len(id_lists.StringList.load(lists / bundle.TITLES))
@@ -239,7 +239,7 @@ def _part(
 
 
 def _compare(signatures: Mapping, expected: dict) -> str:
-  """Compares loaded signatures with what the manifest says of them."""
+  """Compares loaded signatures with those in the manifest."""
   found = {
     name: {
       "inputs": _specs(signature.structured_input_signature[1]),
@@ -250,7 +250,7 @@ def _compare(signatures: Mapping, expected: dict) -> str:
   for name in sorted({*found, *expected}):
     if found.get(name) != expected.get(name):
       raise errors.DataError(
-        f"signature {name!r} is {found.get(name)}, the manifest says "
+        f"signature {name!r} is {found.get(name)}, but the manifest says "
         f"{expected.get(name)}; export the bundle again"
       )
   return ", ".join(sorted(found))

@@ -1,4 +1,4 @@
-"""Writes a bundle; `xir_tfrs.serving.bundle` has its layout."""
+"""Writes a bundle; `xir_tfrs.serving.bundle` describes its layout."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from xir_tfrs.serving import bundle, features, manifest, scann_folder
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a bundle is made of.
+  """The contents of a bundle.
 
   Attributes:
-    query_ids: original ids by dense id: utf-8 bytes, or an int64 array.
+    query_ids: Original ids by dense id: UTF-8 bytes, or an int64 array.
     candidate_counts: `[num_candidates]` int64 training counts by row of the
       indexes.
     seen: row_splits `[num_queries + 1]` int64 and rows `[pairs]` int32 of the
       indexes: the training candidates of each query.
-    query_tower: encodes original query ids.
-    candidate_tower: encodes original candidate ids.
-    event_tower: encodes the candidates of histories, if the query tower takes
-      some.
-    indexes: the indexes by name, of `INDEXES`, over the original ids.
-    about_indexes: what the manifest says of each.
-    ranker: scores pairs of original ids, if the model has a ranker.
-    copied: parts to take from another bundle, as they are, by name: their
-      directories. A tower here is not saved again.
-    history_length: newest events that the query tower encodes, if it takes
+    query_tower: Encodes original query ids.
+    candidate_tower: Encodes original candidate ids.
+    event_tower: Encodes the candidates in histories, if the query tower takes
       histories.
-    scann_folder: whether to write what processes without TensorFlow need.
-    unknown_query: what queries without training rows get, one of
-      `bundle.UNKNOWN_QUERY`; "features" is popularity if there are none.
-    titles: what is shown of the candidates by row of the indexes, utf-8 bytes.
-    item_title: the column they come from; None: there are none.
-    max_k: most answers that may be asked for.
+    indexes: The indexes over the original ids, by name in `INDEXES`.
+    about_indexes: Their entries in the manifest.
+    ranker: Scores pairs of original ids, if the model has a ranker.
+    copied: Directories of parts to copy from another bundle, by name. A tower
+      in here is not saved again.
+    history_length: Number of most recent events that the query tower encodes,
+      if it takes histories.
+    scann_folder: Whether to write the files for processes without TensorFlow.
+    unknown_query: Answer to queries without training rows, one of
+      `bundle.UNKNOWN_QUERY`; "features" means popularity without features.
+    titles: UTF-8 titles of the candidates by row of the indexes.
+    item_title: The column of the titles; None without titles.
+    max_k: Maximum number of answers per query.
   """
 
   query_ids: Sequence[bytes] | np.ndarray
@@ -71,7 +71,7 @@ class Contents:
 
   @property
   def candidate_ids(self) -> np.ndarray:
-    """Original ids by row of the indexes: utf-8 bytes, or int64."""
+    """Original ids by row of the indexes: UTF-8 bytes or int64."""
     index = next(iter(self.indexes.values()))
     return index.ids.ids(tf.range(index.size, dtype=tf.int64)).numpy()
 
@@ -79,12 +79,12 @@ class Contents:
 def write_bundle(
   directory: pathlib.Path, contents: Contents, about: Mapping[str, Any]
 ) -> manifest.Manifest:
-  """Writes a bundle into an empty directory, that of `manifest.new_bundle`.
+  """Writes a bundle into an empty directory from `manifest.new_bundle`.
 
   Args:
-    directory: the directory.
-    contents: what goes into it.
-    about: the fields of the manifest that tell where the bundle comes from.
+    directory: The directory.
+    contents: The contents.
+    about: Fields of the manifest about the origin of the bundle.
 
   Returns:
     The manifest.
@@ -115,12 +115,12 @@ def write_folder(
   index: indexes.ScannIndex,
   ids: Sequence[bytes] | np.ndarray,
 ) -> None:
-  """Writes what `xir_tfrs.serving.ScannFolder` reads.
+  """Writes a folder for `xir_tfrs.serving.ScannFolder`.
 
   Args:
-    folder: the directory to make.
-    index: over the ids.
-    ids: original ids by row: utf-8 bytes, or an int64 array.
+    folder: The directory to create.
+    index: The index over the ids.
+    ids: Original ids by row: UTF-8 bytes, or an int64 array.
   """
   folder.mkdir(parents=True)
   index.save_searcher(folder)
@@ -198,12 +198,12 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
 
 
 def _num_interests(shape: tuple[int, ...]) -> int | None:
-  """Of queries whose vectors have this shape."""
+  """Number of interests of queries whose vectors have this shape."""
   return shape[0] if len(shape) == 2 else None
 
 
 def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
-  """The fields of the manifest that follow from what is in the bundle."""
+  """Fields of the manifest that are derived from the contents."""
   index = next(iter(contents.indexes.values()))
   towers = {
     "query": contents.query_tower,

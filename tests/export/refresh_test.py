@@ -337,7 +337,7 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
 
   monkeypatch.setattr(refreshing, "_verify", damage_first)
   items_file = _items_of(tmp_path)
-  with pytest.raises(errors.DataError, match="old one stays: files: .*holds"):
+  with pytest.raises(errors.DataError, match="old one is kept: files: .*holds"):
     refreshing.refresh(
       refresh.RefreshOptions(bundle=str(plain), items=items_file)
     )
@@ -349,7 +349,7 @@ def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
 
   monkeypatch.setattr(refreshing, "_verify", lambda directory: None)
   monkeypatch.setattr(write, "write_bundle", replace_meanwhile)
-  with pytest.raises(errors.DataError, match="replaced while this ran"):
+  with pytest.raises(errors.DataError, match="replaced during the refresh"):
     refreshing.refresh(
       refresh.RefreshOptions(bundle=str(plain), items=items_file)
     )
@@ -364,9 +364,9 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   given = _items_of(tmp_path)
   for expected, given_settings in (
     ("give --items or --remove", {}),
-    ("--id_column is used with --items", {"id_column": "x"}),
-    ("--separator is used with --items", {"separator": "|"}),
-    ("--overwrite is used with --output", {"overwrite": True}),
+    ("--id_column is only used with --items", {"id_column": "x"}),
+    ("--separator is only used with --items", {"separator": "|"}),
+    ("--overwrite is only used with --output", {"overwrite": True}),
   ):
     with pytest.raises(settings.SettingsError, match=expected):
       removed = {"remove": "x"} if given_settings else {}
@@ -380,11 +380,11 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   everything = list(read[0].candidate_ids)
   fails("none of the 1 ids", remove=_removals(tmp_path, ["nobody"]))
   fails("would be removed", remove=_removals(tmp_path, everything))
-  fails("as well", items=given, remove=_removals(tmp_path, ["item 3"]))
+  fails("is also in", items=given, remove=_removals(tmp_path, ["item 3"]))
   fails("no column 'x'", items=given, id_column="x")
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "file").touch()
-  fails("--target_recall and --min_recall are", items=given, min_recall=0.5)
+  fails("--target_recall and --min_recall need", items=given, min_recall=0.5)
   fails("not part of a bundle", items=given, output=str(tmp_path / "other"))
   assert (plain / manifests.FILE_NAME).read_bytes() == before
 

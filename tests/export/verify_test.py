@@ -175,8 +175,8 @@ def _save(directory, name, values):
 @pytest.mark.parametrize(
   ("name", "change", "expected"),
   [
-    ("candidate_counts", lambda x: x[1:], "one per candidate"),
-    ("candidate_counts", lambda x: x - x.max() - 1, "one per candidate"),
+    ("candidate_counts", lambda x: x[1:], "count per candidate"),
+    ("candidate_counts", lambda x: x - x.max() - 1, "count per candidate"),
     ("seen_row_splits", lambda x: x[:-1], "row splits"),
     ("seen_row_splits", lambda x: x[::-1], "row splits"),
     ("seen_candidates", lambda x: x + 300, "not rows"),
@@ -221,7 +221,7 @@ def test_other_signatures_and_mixed_lists_are_found(copy):
   failed = _failed(list(verifying.verify(copy)))
   assert "signature 'search'" in failed.pop("brute_force")
   assert "signature 'encode_query'" in failed.pop("query_tower")
-  assert "do not belong together" in failed["brute_force: ids"]
+  assert "do not match" in failed["brute_force: ids"]
   assert all(name.startswith("brute_force: ") for name in failed)
 
 
@@ -458,27 +458,27 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
     ("a query is not finite", "vectors", "9 queries are not finite"),
     ("too few vectors", "vectors", r"\(60, 4\).* \(61, 4\)"),
     ("an id is missing", "ids", "does not have '33'"),
-    ("rows are mixed up", "ids", "do not belong together"),
+    ("rows are mixed up", "ids", "do not match"),
     ("an id is not listed", "answers", "'strange', which is not in lists"),
-    ("rows are mixed up", "answers", "do not belong together"),
+    ("rows are mixed up", "answers", "do not match"),
     ("repeats", "answers", "twice"),
     ("out of order", "answers", "order of their scores"),
     ("wrong num_found", "answers", "num_found"),
-    ("exclusions do nothing", "exclusions", "was excluded and came back"),
-    ("too few after exclusions", "exclusions", "2 answers, 55 .* left"),
-    ("allow lists do nothing", "allowed only", "not those of the allow list"),
+    ("exclusions do nothing", "exclusions", "was excluded but returned"),
+    ("too few after exclusions", "exclusions", "2 answers, but 55 .* left"),
+    ("allow lists do nothing", "allowed only", "do not match the allow list"),
     ("unknown allow lists do nothing", "allowed only", "unknown ids"),
-    ("seen comes back", "seen left out", "has seen .* and got it"),
+    ("seen comes back", "seen left out", "has seen .* but got it"),
     ("similar to itself", "similar items", "among its own answers"),
     ("unknown item has answers", "similar items", "unknown id has answers"),
-    ("other scores of similar items", "similar items", "not those of the vec"),
-    ("unknown query is known", "unknown query", "taken for a known"),
+    ("other scores of similar items", "similar items", "do not match the vec"),
+    ("unknown query is known", "unknown query", "treated as a known"),
     ("unknown query gets others", "unknown query", "highest counts"),
-    ("excluded popular comes back", "unknown query", "that was excluded"),
+    ("excluded popular comes back", "unknown query", "excluded popular"),
     ("a history has no vector", "sessions", "not finite"),
-    ("histories are unknown", "sessions", "are all unknown"),
-    ("histories are mixed up", "sessions", "do not belong together"),
-    ("history comes back", "sessions", "is in a history and came back"),
+    ("histories are unknown", "sessions", "histories are unknown"),
+    ("histories are mixed up", "sessions", "do not match"),
+    ("history comes back", "sessions", "is in a history but returned"),
     ("padding counts", "sessions", "changes a history"),
     ("any k", "limits of k", "k = 101 is answered"),
   ],

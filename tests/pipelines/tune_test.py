@@ -181,7 +181,9 @@ def test_a_search_goes_on_as_it_was_begun(searched, tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "thesis.tex").touch()
   for overwrite in (False, True):
-    with pytest.raises(errors.DataError, match="thesis.tex, which is not of"):
+    with pytest.raises(
+      errors.DataError, match="thesis.tex, which is not part of"
+    ):
       searched(3, tmp_path / "mine", overwrite=overwrite)
 
 
