@@ -1,21 +1,21 @@
-r"""Measures training input of more rows than are in memory.
+r"""Measures training input with more rows than fit in memory.
 
     python -m benchmarks.beyond_memory --rows 200000000 \
       --rows_in_memory 10000000
 
-writes random interactions to a temporary directory, some 7 bytes a row, and
-makes one epoch of batches of them, a part at a time, as `pipelines.train
---rows_in_memory` does:
+writes random interactions to a temporary directory, about 7 bytes per row, and
+makes one epoch of batches, one part at a time, like `pipelines.train
+--rows_in_memory`:
 
-- `first pass`: every row is checked and counted, as each run starts;
+- `first pass`: checks and counts every row, as at the start of each run;
 - `rows`: an epoch of batches;
-- `known positives`: the same, of some rows, each batch with the candidates that
-  its queries have in other rows, for which all rows of a query are in memory
-  together.
+- `known positives`: the same with fewer rows, where each batch has the
+  candidates of its queries in other rows, so that all rows of a query must be
+  in memory together.
 
-Reported are rows per second and the highest resident memory of the process.
-Then batches of some steps are made anew, as a resumed run does, for one
-replica and for two; they must be equal to the bit.
+Reports rows per second and the peak resident memory of the process. Then makes
+the batches of some steps again, like a resumed run, for one replica and for
+two; they must be identical.
 """
 
 import pathlib
@@ -36,7 +36,7 @@ _SIZES = {
   "queries": (2_000_000, "Number of queries."),
   "candidates": (1_000_000, "Number of candidates."),
   "files": (64, "Files."),
-  "buckets": (64, "Buckets of queries, whose rows stand together."),
+  "buckets": (64, "Buckets of queries, whose rows are stored together."),
   "batch": (2048, "Rows per batch."),
   "known_rows": (20_000_000, "Rows of the case `known positives`."),
   "resumed": (5, "Steps at which batches are made again."),
@@ -45,11 +45,11 @@ _ROWS_AT_ONCE = 1 << 20
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
-  """Measures the cases; the keys of `sizes` are those of `_SIZES`.
+  """Measures the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
-    case -> `seconds`, `rows_per_s` and `peak_mib`; of `rows` and `known
-    positives` also `equal`, whether batches made again were the same.
+    case -> `seconds`, `rows_per_s` and `peak_mib`; for `rows` and `known
+    positives` also `equal`, whether repeated batches were the same.
   """
   results: dict[str, dict[str, Any]] = {}
   with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def _measured(function: Callable[[], object], rows: int) -> dict[str, float]:
 
 @tf.function
 def _take(iterator: Iterator[dict[str, tf.Tensor]], steps: int) -> tf.Tensor:
-  """Takes batches, and of each a number: nothing may be left out."""
+  """Takes batches and reads a number of each, so that no work is skipped."""
   total = tf.zeros([], tf.int64)
   for _ in tf.range(steps):
     batch = next(iterator)
@@ -110,7 +110,7 @@ def _take(iterator: Iterator[dict[str, tf.Tensor]], steps: int) -> tf.Tensor:
 def _equal(
   make: Callable[[], parts.Parts], steps: int, sizes: Mapping[str, int]
 ) -> bool:
-  """Whether one replica and two, each begun anew, make the same batches."""
+  """Whether one replica and two make the same batches after a restart."""
   shares = datasets.shares(sizes["batch"], 2)
   for step in np.linspace(0, steps - 1, sizes["resumed"], dtype=int).tolist():
     (whole,) = make().dataset(start_step=step).take(1)
@@ -123,7 +123,7 @@ def _equal(
 
 
 def _write(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
-  """Rows as `pipelines.prepare` leaves them: in buckets, over all files."""
+  """Writes rows like `pipelines.prepare`: in buckets, over all files."""
   files = sizes["files"]
   names = [records.shard_name("train", file, files) for file in range(files)]
   writers = [records.BlockWriter(path / name) for name in names]
@@ -135,7 +135,7 @@ def _write(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
     queries = np.arange(bucket, sizes["queries"], sizes["buckets"])
     for start in range(low, high, _ROWS_AT_ONCE):
       num_rows = min(_ROWS_AT_ONCE, high - start)
-      # Popular candidates and active queries, as real data has them.
+      # Popular candidates and active queries, as in real data.
       columns = {
         "query_id": queries[_skewed(rng, len(queries), num_rows)],
         "candidate_id": _skewed(rng, sizes["candidates"], num_rows),
@@ -160,7 +160,7 @@ def _write(path: pathlib.Path, sizes: Mapping[str, int]) -> None:
 
 
 def _skewed(rng: np.random.Generator, limit: int, size: int) -> np.ndarray:
-  """[size] whole numbers below `limit`, small ones more often."""
+  """[size] integers below `limit`; small ones are more frequent."""
   return (limit * rng.random(size) ** 2).astype(np.int64)
 
 

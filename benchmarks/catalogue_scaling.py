@@ -1,12 +1,12 @@
-r"""Times a training step of XIR as the catalogue grows.
+r"""Times a training step of XIR for growing catalogues.
 
     python -m benchmarks.catalogue_scaling
 
-Whole steps of XIR with `LazyAdam`, over catalogues that grow tenfold. The peer
-is `tfrs.tasks.Retrieval` with tf_keras Adam, whose step passes over the whole
-table, up to a size of its own. All cases take turns in one process, each over
-batches that differ from step to step; `ratio` is to the same method with the
-smallest catalogue.
+Times whole steps of XIR with `LazyAdam` for catalogues that grow tenfold. The
+peer is `tfrs.tasks.Retrieval` with tf_keras Adam, whose step passes over the
+whole table, up to its own limit. All cases take turns in one process, with
+batches that change from step to step; `ratio` compares with the same method on
+the smallest catalogue.
 """
 
 import itertools
@@ -27,15 +27,15 @@ _SIZES = {
   "dim": (16, "Size of the embeddings."),
   "batch": (2048, "Rows per step."),
   "cache": (2048, "Candidates in the cache of XIR."),
-  "batches": (64, "Different batches, over and over."),
-  "repetitions": (30, "Repetitions, of which the median counts."),
+  "batches": (64, "Different batches, used repeatedly."),
+  "repetitions": (30, "Repetitions; the median is reported."),
 }
 _OURS, _PEER = "XIR", "TFRS Retrieval"
 _GROWTH = 10
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like, `candidates`, and its `ratio` to the same
@@ -66,7 +66,7 @@ def _name(method: str, num_candidates: int) -> str:
 
 
 def _step(method, sizes):
-  """A training step, traced, on the next batch; returns when it is done."""
+  """Returns a traced training step on the next batch, which blocks."""
   rng = np.random.default_rng(0)
   # Zipf's law: the k-th candidate is drawn in proportion to 1 / k.
   counts = sizes["candidates"] // np.arange(1, sizes["candidates"] + 1)
@@ -90,7 +90,7 @@ def _step(method, sizes):
 
 
 def _batches(rng, counts, sizes):
-  """Batches that differ: their rows are seldom in the processor's caches."""
+  """Different batches, so that rows are seldom in the processor's caches."""
   shape = [sizes["batches"], sizes["batch"]]
   query_ids = rng.integers(sizes["queries"], size=shape)
   candidate_ids = rng.choice(len(counts), shape, p=counts / counts.sum())

@@ -1,24 +1,24 @@
-r"""Compares what each method estimates with the full softmax.
+r"""Compares the loss of each method with the full softmax.
 
     python -m benchmarks.estimator_bias
     python -m benchmarks.estimator_bias --data DATA
 
-trains a model by SSL-Pop for a few epochs, on the data of a directory made by
-`pipelines.prepare` (without one: on generated data). Then its weights stand
-still, and on the same training rows `xir_tfrs.diagnostics.EstimatorProbe` holds
-the loss of every method, at several batch sizes, beside the full softmax: bias
-and deviation of its gradient, KL of its weights, and the same against the full
-softmax at half the temperature, which is what BIR and XIR tend to. All methods
-have the temperature that the model was trained with.
+trains a model with SSL-Pop for a few epochs, on a directory of
+`pipelines.prepare` or on generated data. Then, with fixed weights and the same
+training rows, `xir_tfrs.diagnostics.EstimatorProbe` compares the loss of every
+method, at several batch sizes, with the full softmax: bias and deviation of the
+gradient, KL of the weights, and the same for the full softmax at half the
+temperature, which BIR and XIR approach. All methods use the temperature of the
+training.
 
 MNS adds as many uniform candidates as there are rows in a batch, the cache of
-XIR is as large as a batch, the bank of CBNS twice as large; where a bank or a
-cache needs them, some batches go before. CBNS is flattered: its bank is never
-stale, as nothing is trained.
+XIR is as large as a batch, the bank of CBNS twice as large. If a bank or a
+cache needs it, some batches run first. The comparison favours CBNS: its bank is
+never stale, because nothing is trained.
 
-Prints a table per figure, and writes them and a plot. With --data to
-`benchmarks/results/estimator_bias.json` and `.png`; docs/estimators.md has
-tables of it.
+Prints a table per metric, and writes the tables and a plot, with --data to
+`benchmarks/results/estimator_bias.json` and `.png`. docs/estimators.md shows
+some tables.
 """
 
 import dataclasses
@@ -39,25 +39,25 @@ from pipelines.training import methods
 from xir_tfrs.data import datasets, directory, records, schema
 
 _SIZES = {
-  "epochs": (3, "Epochs of SSL-Pop that the model is trained for."),
+  "epochs": (3, "Epochs of SSL-Pop."),
   "dim": (64, "Size of the embeddings."),
   "train_batch": (2048, "Rows per training step."),
   "smallest_batch": (256, "Smallest batch."),
-  "largest_batch": (4096, "Largest batch; each is twice the one before."),
-  "probe": (64, "Training rows that are looked at."),
-  "repetitions": (16, "Batches that each of them is seen in; even."),
+  "largest_batch": (4096, "Largest batch; each is twice the previous one."),
+  "probe": (64, "Number of probe rows."),
+  "repetitions": (16, "Batches per probe row; even."),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A method, as it is compared.
+  """A method in the comparison.
 
   Attributes:
     task: Its name in `pipelines.methods.TASKS`.
-    settings: Settings of its own.
+    settings: Its own settings.
     warmup_steps: Batches before the comparison.
-    warmup_epochs: Passes over the training rows before it.
+    warmup_epochs: Passes over the training rows before the comparison.
   """
 
   task: str
@@ -77,7 +77,7 @@ CASES = {
   "XIR": Case("xir", warmup_steps=100),
 }
 
-# Figure: what the table is called.
+# Metric -> title of its table.
 FIGURES = {
   "bias": "Bias of the gradient / length of the exact one",
   "deviation": "Deviation of one batch's gradient / length of the exact one",
@@ -106,15 +106,15 @@ _PLOTTED = (
 def run(
   sizes: Mapping[str, int], data: str, cases: Mapping[str, Case] = CASES
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """Trains and compares; the keys of `sizes` are those of `_SIZES`.
+  """Trains and compares; `sizes` has the keys of `_SIZES`.
 
   Args:
-    sizes: How much of it.
-    data: Directory made by `pipelines.prepare`.
-    cases: Methods, by what they are called.
+    sizes: The sizes.
+    data: Directory written by `pipelines.prepare`.
+    cases: Methods by name.
 
   Returns:
-    method -> batch size -> what `EstimatorProbe.measure` returns.
+    method -> batch size -> the result of `EstimatorProbe.measure`.
   """
   rows = records.read_interactions(data, "train")
   build = _Builder(
@@ -160,7 +160,7 @@ def run(
 
 
 class _Builder:
-  """Makes models of the same data; each call one, with initial weights."""
+  """Makes models for the same data, with initial weights."""
 
   def __init__(self, config: configs.TrainConfig) -> None:
     self.config = config
@@ -175,7 +175,7 @@ class _Builder:
 
 
 def _of_batch(batch: int) -> dict[str, int]:
-  """Settings that go with the batch size."""
+  """Settings that depend on the batch size."""
   return {
     "global_batch_size": batch,
     "num_uniform": batch,
@@ -213,7 +213,7 @@ def markdown(results: Mapping[str, Any], figure: str) -> str:
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
-  """A table per figure that some method has."""
+  """Prints a table per metric that any method has."""
   for figure, title in FIGURES.items():
     header, *rows = table(results, figure)
     if rows:
@@ -222,7 +222,7 @@ def print_tables(results: Mapping[str, Any]) -> None:
 
 def plot(results: Mapping[str, Any], path: pathlib.Path, title: str) -> None:
   """Draws `_PLOTTED` against the batch size."""
-  # Only here: everything else runs without it.
+  # Imported here, because everything else runs without it.
   import matplotlib
 
   matplotlib.use("Agg")
@@ -250,7 +250,7 @@ def _draw(panel, results, name) -> None:
       [readout[name] for readout in found.values()],
       color=f"C{index}",
       marker="os^vDPXh"[index % 8],
-      # BIR and XIR are what it is about.
+      # Highlights BIR and XIR.
       linestyle="-" if "IR" in method else "--",
       label=method,
     )
@@ -264,7 +264,7 @@ def _draw(panel, results, name) -> None:
 
 
 def generate(directory: str) -> None:
-  """Prepares generated data, long-tailed, in an empty directory."""
+  """Prepares generated long-tailed data in an empty directory."""
   prepare.prepare(
     prepare.PrepareConfig(
       input=inputs.Input(format="synthetic"),
@@ -305,5 +305,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   harness.define_flags(_SIZES)
-  flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
+  flags.DEFINE_string("data", None, "Directory written by pipelines.prepare.")
   app.run(main)

@@ -1,13 +1,13 @@
-r"""Times `ops.fused.pool_softmax` beside the arithmetic it cannot do without.
+r"""Times `ops.fused.pool_softmax` against the minimum arithmetic.
 
     python -m benchmarks.floor
 
-A loss against a pool, with its gradient, needs three matrix products (logits
-q E^T, and of the gradients P E and P^T q) and one exp per logit. These are
-timed alone, in the same chunks of rows: `products`, `exp`, and together as
-`floor`. Beside them `pool_softmax`, value and gradient, as sampled softmax and
-with each way of resampling; XIR computes two such parts at each step. `ratio`
-is to `floor`.
+A loss against a pool and its gradient need three matrix products (logits q E^T,
+and the gradients P E and P^T q) and one exp per logit. These are timed alone,
+in the same chunks of rows: `products`, `exp`, and both as `floor`. They are
+compared with `pool_softmax`, value and gradient, as sampled softmax and with
+each kind of resampling; XIR computes two such parts at each step. `ratio`
+compares with `floor`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ _SIZES = {
   "dim": (32, "Size of the embeddings."),
   "row_chunk_size": (256, "Rows per chunk."),
   "num_resampled": (1024, "Draws per row."),
-  "repetitions": (30, "Repetitions, of which the median counts."),
+  "repetitions": (30, "Repetitions; the median is reported."),
 }
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like, and its `ratio` to `floor`.
@@ -71,7 +71,7 @@ def _floor(queries, pool, chunk, function):
       q = queries[start : start + chunk]
       terms = function(tf.matmul(q, pool, transpose_b=True))
       d_q = tf.matmul(terms, pool)
-      # One number goes on, so that the product is all that is timed.
+      # Returns one number, so that only the product is timed.
       last += d_q[0, 0]
       d_pool += tf.matmul(q, terms, transpose_a=True)
       return start + chunk, last, d_pool
@@ -84,7 +84,7 @@ def _floor(queries, pool, chunk, function):
 
 
 def _exp(sizes):
-  """One exp per logit, of chunks that lie in the processor's caches."""
+  """One exp per logit, for chunks in the processor's caches."""
   chunk = sizes["row_chunk_size"]
   rng = np.random.default_rng(1)
   logits = tf.constant(rng.normal(size=[2, chunk, sizes["pool"]]), tf.float32)
@@ -92,7 +92,7 @@ def _exp(sizes):
   @tf.function
   def run_all(logits):
     def body(start, last):
-      # Two chunks in turn: of a single one, exp could move out of the loop.
+      # Alternates two chunks: with one, exp could move out of the loop.
       return start + chunk, last + tf.exp(logits[start // chunk % 2])[0, 0]
 
     return _loop(sizes["batch"], body, (tf.constant(0), tf.zeros([])))

@@ -1,4 +1,4 @@
-r"""Times `xir.metrics.full_ranking` beside what it cannot do without.
+r"""Times `xir.metrics.full_ranking` against the minimum arithmetic.
 
     python -m benchmarks.full_ranking
 
@@ -8,8 +8,8 @@ compares, on random embeddings of Gowalla's sizes,
 - `product + top_k`: the same, and `tf.math.top_k` of each chunk;
 - `full_ranking` with seen candidates masked, in the same chunks;
 - TFRS `FactorizedTopK` over a `BruteForce` index, which ranks the catalogue
-  once per (query, relevant candidate) pair. It is run on every
-  `peer_share`-th pair, and its time is multiplied by that.
+  once per (query, relevant candidate) pair. It runs on every `peer_share`-th
+  pair, and its time is multiplied by `peer_share`.
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ _SIZES = {
   "relevant": (7, "Relevant candidates per query."),
   "seen": (28, "Masked candidates per query."),
   "query_chunk_size": (128, "Queries per chunk."),
-  "peer_share": (64, "TFRS is run on a pair in so many."),
-  "repetitions": (5, "Repetitions, of which the median counts."),
+  "peer_share": (64, "TFRS runs on every so many-th pair."),
+  "repetitions": (5, "Repetitions; the median is reported."),
 }
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like, and its `ratio` to product + top_k.
@@ -85,7 +85,7 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
 def _distinct_ids(
   rng: np.random.Generator, sizes: dict[str, int]
 ) -> np.ndarray:
-  """[queries, relevant + seen] ids, none twice in a row."""
+  """[queries, relevant + seen] distinct ids per row."""
   per_query = sizes["relevant"] + sizes["seen"]
   return np.stack(
     [
@@ -96,7 +96,7 @@ def _distinct_ids(
 
 
 def _product(queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-  # One column goes out, so that the product is all that is timed.
+  # Returns one column, so that only the product is timed.
   return tf.matmul(queries, candidates, transpose_b=True)[:, 0]
 
 

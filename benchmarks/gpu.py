@@ -1,16 +1,16 @@
-r"""Times, weighs and checks training steps on a GPU, plain and compiled.
+r"""Measures time, memory and results of training steps on a GPU.
 
     python -m benchmarks.gpu --output gpu.json
 
-Whole steps, with tf_keras Adam, of two towers of ids, beside the in-batch
-softmax of `tfrs.tasks.Retrieval`; `jit` marks steps that XLA compiles. The
-cases of a size take turns in one process; `ratio` is to the peer's median in
-the same mode, plain or compiled. Then the peak memory of steps on ever larger
-batches, steps of a tower of histories, and loss and gradients against those of
-the CPU. A case that fails is reported as such, and what `--seconds` leave no
-time for is left out.
+Times whole steps, with tf_keras Adam, of two towers of ids, compared with the
+in-batch softmax of `tfrs.tasks.Retrieval`; `jit` marks steps compiled by XLA.
+The cases of a size take turns in one process; `ratio` compares with the median
+of the peer in the same mode. Then measures the peak memory of steps on
+increasing batches, steps of a tower of histories, and differences of loss and
+gradients to the CPU. Failing cases are reported as such. Cases that do not fit
+in `--seconds` are left out.
 
-It also runs without a GPU, at small sizes, to see that it does.
+At small sizes, it also runs without a GPU, as a test.
 """
 
 import functools
@@ -33,42 +33,42 @@ _SIZES = {
   "small_dim": (32, "Smaller size of the embeddings."),
   "dim": (64, "Size of the embeddings."),
   "small_batch": (2048, "Rows per step, and candidates in cache and bank."),
-  "batch": (8192, "The same, larger."),
+  "batch": (8192, "Larger number of rows, and of candidates."),
   "largest_batch": (65_536, "Largest batch whose memory is measured."),
   "history_batch": (1024, "Histories per step."),
   "history": (50, "Events of a history."),
-  "checked_batch": (512, "Rows per step that is compared with the CPU's."),
+  "checked_batch": (512, "Rows per step that is compared with the CPU."),
   "steps": (20, "Steps that are timed together."),
-  "repetitions": (7, "Repetitions, of which the median counts."),
-  "seconds": (200, "What is not begun by then is left out."),
+  "repetitions": (7, "Repetitions; the median is reported."),
+  "seconds": (200, "Cases that have not started by then are left out."),
 }
 _PEER = "TFRS Retrieval"
 _MODES = {"": False, " jit": True}
-_LEFT_OUT = {"error": "left out, for want of time"}
+_LEFT_OUT = {"error": "left out, out of time"}
 
 
 class Budget:
-  """What there is time for."""
+  """A time limit for cases."""
 
   def __init__(self, seconds: float) -> None:
     self._end = time.monotonic() + seconds
 
   def result(self, function: Callable[[], Any]) -> Any:
-    """What the function returns, or {"error": why there is nothing}."""
+    """Returns the result of the function, or {"error": reason}."""
     if time.monotonic() > self._end:
       return dict(_LEFT_OUT)
     gc.collect()
     try:
       return function()
-    # Of whatever kind: a case that fails must not cost the others, on a
-    # machine that is there for minutes.
+    # Catches everything: a failing case must not stop the others, because the
+    # machine is only available for minutes.
     except Exception as error:
       text = " ".join(f"{type(error).__name__}: {error}".split())
       return {"error": f"{text[:300]} ... {text[-300:]}"}
 
 
 class _StaticPeer(train_step.Peer):
-  """The peer with dense gradients: Adam's own way to sum rows up is dynamic."""
+  """The peer with dense gradients: Adam sums rows with dynamic shapes."""
 
   def train_step(self, inputs):
     with tf.GradientTape() as tape:
@@ -101,10 +101,10 @@ def tasks(counts, size, resampler="systematic"):
 
 
 def run(sizes: Mapping[str, int]) -> dict[str, Any]:
-  """Measures; the keys of `sizes` are those of `_SIZES`.
+  """Runs all measurements; `sizes` has the keys of `_SIZES`.
 
   Returns:
-    Section -> case -> what was found.
+    Section -> case -> results.
   """
   budget = Budget(sizes["seconds"])
   small, large = sizes["small_batch"], sizes["batch"]
@@ -124,7 +124,7 @@ def run(sizes: Mapping[str, int]) -> dict[str, Any]:
   results = {}
   for name, measure in sections.items():
     found = measure()
-    # At once: the machine may be gone before the end.
+    # Prints immediately, because the machine may stop before the end.
     _print(name, found)
     found = {case: x for case, x in found.items() if x != _LEFT_OUT}
     if found:
@@ -133,14 +133,14 @@ def run(sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-  """Prints all tables again, together."""
+  """Prints all tables again."""
   print(f"\n{harness.machine()['gpus'] or 'no GPU'}, {dict(sizes)}")
   for name, section in results.items():
     _print(name, section)
 
 
 def steps(sizes, budget, batch, dim, names=None):
-  """Case -> times of the steps of each task, plain and compiled."""
+  """Case -> step times of each task, plain and compiled."""
   data = _Data(sizes, batch, dim)
   cases = {}
   for name in (_PEER, *tasks(data.counts, batch)):
@@ -158,14 +158,14 @@ def steps(sizes, budget, batch, dim, names=None):
 
 
 def _histories(sizes, budget):
-  """The same for queries that are encoded from their histories."""
+  """Case -> step times for queries that are encoded from histories."""
   data = _Data(sizes, sizes["history_batch"], sizes["dim"])
   data.add_histories(sizes["history"])
   cases = {}
   for encoder in ("mean", "attention", "gru"):
     for mode, jit in _MODES.items():
       if encoder == "gru" and not jit:
-        # Without cuDNN of the right version it would end the process.
+        # Without the right version of cuDNN, it would crash the process.
         continue
       cases[f"{encoder}, SSL-Pop{mode}"] = lambda encoder=encoder, jit=jit: (
         data.step(data.model("SSL-Pop", jit, True, encoder=encoder), jit)
@@ -174,7 +174,7 @@ def _histories(sizes, budget):
 
 
 def _chunks(sizes, budget):
-  """BIR on the larger batch, by the rows whose logits are held at a time."""
+  """BIR on the larger batch, by the number of rows per chunk of logits."""
   data = _Data(sizes, sizes["batch"], sizes["dim"])
   cases = {}
   for divisor in (1, 4, 16, 64):
@@ -198,7 +198,7 @@ def _resamplers(sizes, budget):
 
 
 def _memory(sizes, budget):
-  """Peak memory of a few steps, from the smaller batch up, d = `dim`."""
+  """Peak memory of a few steps for increasing batches, d = `dim`."""
   results = {}
   batch = sizes["batch"]
   dead = set()
@@ -238,7 +238,7 @@ def _peak(data, name, jit):
 
 
 def against_cpu(sizes, budget, names=None):
-  """Largest differences of loss and gradients from those of the CPU."""
+  """Largest differences of loss and gradients to the CPU."""
   data = _Data(sizes, sizes["checked_batch"], sizes["small_dim"])
   gpu = "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"
   results = {}
@@ -248,7 +248,7 @@ def against_cpu(sizes, budget, names=None):
   ):
 
     def difference(name=name, resampler=resampler):
-      # Products of 10 bits, the default of newer GPUs, are another matter.
+      # Without TensorFloat-32, whose products have 10 bits.
       tf.config.experimental.enable_tensor_float_32_execution(False)
       on_cpu = data.gradients(name, "/CPU:0", False, resampler)
       found = {
@@ -270,7 +270,7 @@ def against_cpu(sizes, budget, names=None):
 
 
 def _difference(first, second):
-  """Largest relative to the largest entry, over loss and gradients."""
+  """Largest difference relative to the largest entry, of loss and gradients."""
   return max(
     float(np.max(np.abs(a - b)) / np.maximum(np.max(np.abs(a)), 1e-30))
     for a, b in zip(first, second, strict=True)
@@ -278,7 +278,7 @@ def _difference(first, second):
 
 
 class _Data:
-  """Batches, and models that are trained on them."""
+  """Batches and models."""
 
   def __init__(self, sizes: Mapping[str, int], batch: int, dim: int) -> None:
     self._sizes = {**sizes, "dim": dim}
@@ -307,7 +307,7 @@ class _Data:
       batch["history_ids"] = tf.constant(ids)
 
   def model(self, name, jit, lazy=False, encoder=None, **settings):
-    """A model that is compiled in the sense of Keras."""
+    """Returns a model after Keras' `compile`."""
     towers = train_step.towers(self._sizes)
     if name == _PEER:
       model = (_StaticPeer if jit else train_step.Peer)(*towers, self.counts)
@@ -326,8 +326,8 @@ class _Data:
           towers[1], encoder, self._sizes["history"]
         )
       model = xir.models.TwoTower(queries, towers[1], task)
-    # Compiled on its own, an optimizer would compile anew for every number of
-    # distinct rows.
+    # If compiled separately, an optimizer would be compiled again for every
+    # number of distinct rows.
     adam = (
       xir.optimizers.LazyAdam(0.01)
       if lazy and name != _PEER
@@ -337,7 +337,7 @@ class _Data:
     return model
 
   def step(self, model, jit, steps=None) -> Callable[[], None]:
-    """A function that makes some steps, and returns when they are done."""
+    """Returns a function that runs some steps and waits for them."""
     step = tf.function(
       lambda batch: getattr(model, "gradient_step", model.train_step)(batch)[
         "loss"
@@ -350,13 +350,13 @@ class _Data:
     def some_steps():
       for _ in range(steps or self._sizes["steps"]):
         loss = step(next(batches))
-      # Losses are there before the update of the tables is.
+      # Losses are ready before the update of the tables.
       return loss.numpy(), table[:1].numpy()
 
     return some_steps
 
   def gradients(self, name, device, jit, resampler):
-    """[loss, gradients of the tables], as arrays, of a first step."""
+    """Returns [loss, gradients of the tables] of a first step, as arrays."""
     with tf.device(device):
       towers = train_step.towers(self._sizes)
       task = tasks(self.counts, self._batch, resampler)[name](towers[1])
@@ -373,7 +373,7 @@ class _Data:
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
       step = tf.function(step, jit_compile=jit, autograph=False)
-      # Of the second: now there are a cache and a bank of this task's making.
+      # Uses the second step, when the cache and the bank are filled.
       step(first)
       loss, gradients = step(batch)
     return [loss.numpy(), *(g.numpy() for g in gradients)]
@@ -383,7 +383,7 @@ class _Data:
 
 
 def _timed(cases, sizes, budget, peer: str | None = _PEER):
-  """Case -> seconds of a step, or the error; `cases` make the functions."""
+  """Case -> seconds per step, or the error; `cases` make the functions."""
   results: dict[str, dict[str, Any]] = {}
   runs = {}
   for name, make in cases.items():

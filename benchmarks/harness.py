@@ -1,7 +1,7 @@
-"""What the benchmarks share: interleaved timing, tables, JSON with versions.
+"""Shared code of the benchmarks: interleaved timing, tables, JSON.
 
 A benchmark compares callables in one process. Their repetitions take turns, so
-that a machine that slows down for a while slows all of them, and the median of
+that a temporary slowdown of the machine affects all of them, and the median of
 each is reported.
 """
 
@@ -34,12 +34,12 @@ _PACKAGES = (
 def measure(
   cases: Mapping[str, Callable[[], object]], *, repetitions: int
 ) -> dict[str, list[float]]:
-  """Seconds of each repetition of each case.
+  """Measures the seconds of each repetition of each case.
 
   Args:
-    cases: name -> what to time. It must have its result when it returns; a
-      tensor's `numpy()` waits for it.
-    repetitions: How often each is timed, after once unmeasured (tracing,
+    cases: name -> function to time. It must wait for its result, e.g. by
+      calling `numpy()` of a tensor.
+    repetitions: Number of measurements, after one unmeasured run (tracing,
       allocation).
   """
   for run in cases.values():
@@ -54,7 +54,7 @@ def measure(
 
 
 def summarise(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-  """name -> median, least and largest seconds, and how many there were."""
+  """Returns name -> median, minimum, maximum and number of measurements."""
   return {
     name: {
       "median_s": statistics.median(values),
@@ -69,7 +69,7 @@ def summarise(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def print_table(
   title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-  """Prints aligned columns, the first to the left, the others to the right."""
+  """Prints aligned columns: the first left-aligned, the others right."""
   rows = [header, *rows]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   print(title)
@@ -79,15 +79,15 @@ def print_table(
 
 
 def define_flags(sizes: Mapping[str, tuple[int, str]]) -> None:
-  """A flag for each size, name -> (default, help), and `--output`."""
-  program = sys.argv[0]  # Or --help would not show those of another module.
+  """Defines a flag for each size, name -> (default, help), and `--output`."""
+  program = sys.argv[0]  # Otherwise --help hides flags of other modules.
   for flag, (default, text) in sizes.items():
     flags.DEFINE_integer(flag, default, text, 1, module_name=program)
   flags.DEFINE_string("output", None, "File to write.", module_name=program)
 
 
 def given(sizes: Mapping[str, tuple[int, str]]) -> dict[str, int]:
-  """The sizes that the command line gives."""
+  """Returns the sizes from the command line."""
   return {name: flags.FLAGS[name].value for name in sizes}
 
 
@@ -97,7 +97,7 @@ def main(
   run: Callable[[dict[str, int]], Mapping[str, Any]],
   show: Callable[[Mapping[str, Any], dict[str, int]], None],
 ) -> None:
-  """A whole program: flags, measurement, table, JSON.
+  """Runs a benchmark program: flags, measurement, table, JSON.
 
   Args:
     name: Name of the benchmark.
@@ -127,10 +127,10 @@ def write_json(
   """Writes results with versions and machine; returns where.
 
   Args:
-    path: File to write; None: `benchmarks/results/NAME.json`.
+    path: File to write; by default `benchmarks/results/NAME.json`.
     name: Name of the benchmark.
-    parameters: The sizes it ran with.
-    results: What it found.
+    parameters: The sizes.
+    results: The results.
   """
   path = pathlib.Path(path) if path else RESULTS / f"{name}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def write_json(
 
 
 def machine() -> dict[str, Any]:
-  """What kind of machine this is; nothing that says which."""
+  """Describes the kind of machine, without identifying it."""
   gpus = tf.config.list_physical_devices("GPU")
   return {
     "cpu": _cpu_model(),
@@ -163,7 +163,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """Python, and the installed ones of the packages that matter."""
+  """Versions of Python and of the relevant packages."""
   found = {"python": platform.python_version()}
   for package in _PACKAGES:
     try:

@@ -1,16 +1,16 @@
-r"""Times training steps and answers of queries that are histories.
+r"""Times training steps and answers for queries with histories.
 
     python -m benchmarks.history
 
-Steps: whole ones, with optimizer, at the sizes of Amazon Sports, of causal
-attention over the last items. The peer is what users of TFRS build: layers of
-tf_keras, a padded history for each row, the same vectors for events and
-candidates, `tfrs.tasks.Retrieval`. Ours encode such rows, or positions of
-windows that rows share. All cases take turns in one process; `ratio` is to the
-peer's median.
+Steps: whole steps with optimizer, at the sizes of Amazon Sports, of causal
+attention over the last items. The peer is a typical TFRS model: layers of
+tf_keras, a padded history for each row, shared vectors of events and
+candidates, and `tfrs.tasks.Retrieval`. Ours encode such rows, or positions in
+windows that rows share. All cases take turns in one process; `ratio` compares
+with the median of the peer.
 
-Answers: one query at a time, a history of ids to its best candidates, as the
-signature `recommend` of a bundle has it.
+Answers: from the history of a single query to its best candidates, like the
+signature `recommend` of a bundle.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,13 +30,13 @@ _SIZES = {
   "events": (8, "Events of a query, on average."),
   "candidates": (18_357, "Number of candidates."),
   "dim": (64, "Size of the embeddings."),
-  "length": (20, "Newest events that are encoded."),
+  "length": (20, "Most recent events to encode."),
   "batch": (1024, "Rows per step."),
   "cache": (2048, "Candidates in the cache of XIR."),
-  "repetitions": (10, "Repetitions of a step, of which the median counts."),
-  "catalogue": (41_000, "Candidates that an answer is chosen from."),
-  "history": (50, "Events of a query that asks."),
-  "answers": (200, "Answers, of which the median counts."),
+  "repetitions": (10, "Repetitions of a step; the median is reported."),
+  "catalogue": (41_000, "Candidates to choose an answer from."),
+  "history": (50, "Events of a query."),
+  "answers": (200, "Answers; the median is reported."),
 }
 _PEER = "tf_keras, TFRS Retrieval"
 ANSWER = "recommend"
@@ -45,7 +45,7 @@ _Step = Callable[[], Any]
 
 
 class Peer(tfrs.Model):
-  """SASRec by layers of tf_keras, a row for each history."""
+  """SASRec with layers of tf_keras and one row per history."""
 
   def __init__(self, counts: np.ndarray, dim: int, length: int) -> None:
     super().__init__()
@@ -92,11 +92,11 @@ class Peer(tfrs.Model):
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
-    case -> `median_s` and the like. A step also has its `ratio` to the peer
-    and `rows_per_s`; `ANSWER` has not.
+    case -> `median_s` and the like. Steps, but not `ANSWER`, also have
+    `rows_per_s` and their `ratio` to the peer.
   """
   found = harness.summarise(
     harness.measure(steps(sizes), repetitions=sizes["repetitions"])
@@ -125,7 +125,7 @@ def steps(sizes: Mapping[str, int]) -> dict[str, _Step]:
 
 
 def answer(sizes: Mapping[str, int]) -> Callable[[], Any]:
-  """What answers one query."""
+  """Returns a function that answers one query."""
   number, dim = sizes["catalogue"], sizes["dim"]
   model = xir.models.TwoTower(
     *_towers(number, {**sizes, "length": sizes["history"]})
@@ -166,7 +166,7 @@ def answer(sizes: Mapping[str, int]) -> Callable[[], Any]:
 def _encoder(
   ids: xir.indexes.IdTable, model: xir.models.TwoTower
 ) -> encoders.TrainedEncoder:
-  """The candidate tower of a model, all of whose candidates are trained."""
+  """The candidate tower of a model; all candidates count as trained."""
   return encoders.TrainedEncoder(
     ids,
     np.ones(ids.size, np.int64),
@@ -178,7 +178,7 @@ def _encoder(
 def _batches(
   sizes: Mapping[str, int],
 ) -> tuple[dict[str, dict[str, tf.Tensor]], np.ndarray]:
-  """The same rows in both ways, by name; and the counts of the candidates."""
+  """The same rows in both forms, by name; and the candidate counts."""
   rng = np.random.default_rng(0)
   lengths = 1 + rng.geometric(1 / sizes["events"], sizes["queries"])
   shares = 1 / np.arange(1, sizes["candidates"] + 1) ** 0.8
@@ -243,7 +243,7 @@ def _tasks(
 
 
 def _step(model: tfrs.Model, batch: Mapping[str, tf.Tensor]) -> _Step:
-  """A training step, traced; returns when it is done."""
+  """Returns a traced training step, which blocks."""
   model.compile(optimizer=tf.keras.optimizers.Adam(0.001))
   step = tf.function(lambda: model.train_step(batch)["loss"])
   return lambda: step().numpy()

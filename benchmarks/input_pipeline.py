@@ -1,17 +1,17 @@
-r"""Times the way from TFRecords to shuffled batches.
+r"""Times the input pipeline from TFRecords to shuffled batches.
 
     python -m benchmarks.input_pipeline
 
 writes random interactions to a temporary directory and compares, in rows per
 second,
 
-- `read`: `xir_tfrs.data.records.read_interactions` alone, as each run starts;
-- `batches`: those of `xir_tfrs.data.datasets.training_dataset`, taken by a
-  `tf.function` as training takes them;
+- `read`: `xir_tfrs.data.records.read_interactions`, as at the start of a run;
+- `batches`: batches of `xir_tfrs.data.datasets.training_dataset`, taken by a
+  `tf.function` as in training;
 - `batches, Python loop`: the same, taken one by one from Python;
 - `first epoch`: read and one epoch of batches together;
-- tf.data as usually written: records of one row each, `shuffle`, `batch`,
-  `parse_example`, one pass over fewer rows.
+- typical tf.data: records of one row each, `shuffle`, `batch`, `parse_example`,
+  one pass over fewer rows.
 """
 
 import pathlib
@@ -32,14 +32,14 @@ _SIZES = {
   "shuffle": (100_000, "Shuffle buffer of tf.data."),
   "batch": (2048, "Rows per batch."),
   "steps": (1000, "Batches per repetition."),
-  "repetitions": (5, "Repetitions, of which the median counts."),
+  "repetitions": (5, "Repetitions; the median is reported."),
 }
 _PEER = "tf.data, row per record"
 _IDS = {"query_id": 1_000_000, "candidate_id": 1_000_000}
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like, `rows_per_s`, and the `ratio` of that to
@@ -76,7 +76,7 @@ def _cases(directory, peer_file, sizes):
       datasets.training_dataset(rows, global_batch_size=sizes["batch"], seed=1)
     )
 
-  # Goes on from repetition to repetition, as it does in training.
+  # The iterator continues between repetitions, as in training.
   running = batches()
   take = tf.function(_take)
 
@@ -100,7 +100,7 @@ def _cases(directory, peer_file, sizes):
 
 
 def _take(iterator, steps):
-  """Takes batches, and of each a number: nothing may be left out."""
+  """Takes batches and reads a number of each, so that no work is skipped."""
   total = tf.zeros([], tf.int64)
   for _ in tf.range(steps):
     batch = next(iterator)

@@ -1,12 +1,12 @@
-r"""Measures the memory of a training step beside TFRS's in-batch softmax.
+r"""Measures the memory of training steps against TFRS's in-batch softmax.
 
     python -m benchmarks.memory
 
-Forward, backward and `LazyAdam`, for a few steps. Reported is the highest
-resident memory of the process during them above that before, when the model is
-built and has made a step of a few rows; on a GPU, the same of its allocator.
-Each case has a process of its own: memory that one returns the next would find
-free. The peer is `tfrs.tasks.Retrieval`, which holds batch x batch logits.
+Runs a few steps: forward, backward and `LazyAdam`. Reports the increase of peak
+resident memory over the state after building the model and one step with few
+rows; on a GPU, the same of its allocator. Each case has its own process, to not
+reuse freed memory. The peer is `tfrs.tasks.Retrieval`, which holds
+batch x batch logits.
 """
 
 import json
@@ -37,7 +37,7 @@ _FEW_ROWS = 16
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Measures the cases; the keys of `sizes` are those of `_SIZES`.
+  """Measures the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `peak_mib`, and its `ratio` to the peer.
@@ -49,7 +49,7 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
 
 
 def peak_mib(case: str, sizes: dict[str, int]) -> float:
-  """Memory of the steps of one case above that of this process, in MiB."""
+  """Memory of the steps of one case beyond the idle process, in MiB."""
   rng = np.random.default_rng(0)
   counts = np.minimum(rng.zipf(1.5, sizes["candidates"]), 2000)
   towers = train_step.towers(sizes)
@@ -62,7 +62,7 @@ def peak_mib(case: str, sizes: dict[str, int]) -> float:
   ids = tf.TensorSpec([None], tf.int64)
   step = tf.function(
     lambda batch: model.train_step(batch)["loss"],
-    # One trace for the small step and the large.
+    # One trace for the small and the large step.
     input_signature=[{"query_id": ids, "candidate_id": ids}],
   )
   batch = {
@@ -92,12 +92,12 @@ def _resident_peak(function: Callable[[], None]) -> int:
 
 
 def forget_peak() -> None:
-  """Brings the highest resident memory down to what is resident now."""
+  """Resets the peak resident memory to the current one."""
   pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
-  """The highest resident memory of this process since then; Linux only."""
+  """Peak resident memory since `forget_peak`; Linux only."""
   return _status_bytes("VmHWM")
 
 
@@ -147,5 +147,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   harness.define_flags(_SIZES)
-  flags.DEFINE_enum("case", None, _CASES, "Measure this one, here.")
+  flags.DEFINE_enum("case", None, _CASES, "Measure this case in this process.")
   app.run(main)

@@ -1,18 +1,16 @@
-r"""Trains every method on the same data, for the same epochs: one table.
+r"""Trains every method on the same data for the same number of epochs.
 
     python -m benchmarks.methods --data data/gowalla --name gowalla
 
-Each method is trained and ranked by the programs that a user runs, with the
-settings of --preset plain, one after another, each in a process of its own.
-Shown are the metrics on the test split (full ranking), and, of one more epoch
-after all of them were ranked, the median time of a step and the highest
-resident memory.
-A comparison at equal effort, not of what each method can reach: nothing is
-tuned, and few epochs favour methods that learn fast.
+Each method is trained and evaluated by the user programs with --preset plain,
+one after another, each in its own process. The table shows the metrics on the
+test split (full ranking). One more epoch, after all evaluations, gives the
+median time of a step and the peak resident memory.
+This compares methods at equal effort, not at their best: nothing is tuned, and
+few epochs favour methods that learn fast.
 
-Results are written after each method; what is there already, with the same
-sizes, is not made again. Times want an idle machine; `--untimed` leaves them to
-a later run.
+Results are written after each method; existing results with the same sizes are
+kept. Times need an idle machine; `--untimed` defers them to a later run.
 """
 
 import json
@@ -50,11 +48,11 @@ def run(
   """Trains and ranks the methods, and then times them.
 
   Args:
-    data: Directory made by `pipelines.prepare`.
+    data: Directory written by `pipelines.prepare`.
     sizes: `epochs` and `dim`.
     tasks: The methods.
     timed: Whether to time them.
-    done: Results that need not be made again.
+    done: Existing results to keep.
     after_each: Called with the results so far.
 
   Returns:
@@ -127,7 +125,7 @@ def _program(name: str, arguments: list[str]) -> str:
 
 
 def _done(path: pathlib.Path, sizes, tasks) -> dict[str, dict[str, float]]:
-  """What an earlier run has left in `path`."""
+  """Reads the results of an earlier run from `path`."""
   if not path.exists():
     return {}
   old = json.loads(path.read_text(encoding="utf-8"))
@@ -158,7 +156,7 @@ def show(
 def main(argv: list[str]) -> int:
   del argv
   if not flags.FLAGS.data or not flags.FLAGS.name:
-    print("--data and --name are needed; see --help.", file=sys.stderr)
+    print("--data and --name are required; see --help.", file=sys.stderr)
     return 2
   sizes = harness.given(_SIZES)
   tasks = tuple(flags.FLAGS.tasks)
@@ -185,7 +183,7 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   harness.define_flags(_SIZES)
-  flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
+  flags.DEFINE_string("data", None, "Directory written by pipelines.prepare.")
   flags.DEFINE_string("name", None, "Name of the data, in the results' file.")
   flags.DEFINE_list("tasks", list(methods.TASKS), "Methods, by --task.")
   flags.DEFINE_boolean("untimed", False, "Train and rank; time them later.")

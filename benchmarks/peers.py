@@ -1,16 +1,16 @@
-r"""Tunes others' recommenders and ours on the same data: one table.
+r"""Tunes other recommenders and ours on the same data.
 
     python -m benchmarks.peers --data data/sports --name sports
 
-Popularity, item neighbours, EASE, and the ALS and BPR of `implicit` are tuned
-by Optuna, and methods of this project by pipelines.tune: each in as many
-trials, of which the first has the defaults, by NDCG@20 of the validation split.
-The best of each is ranked on the test split, once, by the same code. Shown are
-its metrics, the time to train it, and the time of all its trials.
+Optuna tunes popularity, item neighbours, EASE, and the ALS and BPR of
+`implicit`; pipelines.tune tunes methods of this project. Each gets the same
+number of trials, starting with the defaults, and is selected by NDCG@20 on the
+validation split. The best of each is evaluated once on the test split, by the
+same code. The table shows its metrics, its training time, and the time of all
+trials.
 
-Results are written after each one; what is there already, with the same sizes,
-is not made again. Times want an idle machine. Needs `pip install
-'xir-tfrs[bench]'`.
+Results are written after each method; existing results with the same sizes are
+kept. Times need an idle machine. Needs `pip install 'xir-tfrs[bench]'`.
 """
 
 import csv
@@ -34,7 +34,7 @@ from pipelines.tuning import report
 from xir_tfrs.data import directory
 
 _SIZES = {
-  "trials": (20, "Trials of each."),
+  "trials": (20, "Trials of each method."),
   "epochs": (20, "Epochs of a trial of ours."),
   "dim": (64, "Size of the embeddings."),
 }
@@ -54,19 +54,19 @@ def run(
   done: dict[str, Any] | None = None,
   after_each: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-  """Tunes and ranks each.
+  """Tunes and evaluates each method.
 
   Args:
-    data: Directory made by `pipelines.prepare`, with a validation split.
+    data: Directory written by `pipelines.prepare`, with a validation split.
     sizes: The keys of `_SIZES`.
-    runs: Where ours are tuned; a search that is there goes on.
-    names: Peers, and tasks of ours.
-    done: Results that need not be made again.
+    runs: Directory for the searches of ours; an existing search continues.
+    names: Names of peers and of our tasks.
+    done: Existing results to keep.
     after_each: Called with the results so far.
 
   Returns:
     name -> `_METRICS` of the test split, `validation`, `train_s`, `tuning_s`
-    and `settings`; or `left_out`, which says why.
+    and `settings`; or `left_out`, the reason.
   """
   results = dict(done or {})
   for name in names:
@@ -82,7 +82,7 @@ def run(
 def _tuned(
   peer: recommenders.Peer, data: str, sizes: dict[str, int]
 ) -> dict[str, Any]:
-  """The best of some trials of a peer, on the test split."""
+  """Tunes a peer and evaluates the best trial on the test split."""
   opened = directory.DataDir(data)
   pairs = recommenders.training_pairs(opened)
   validation = split.load_evaluation_data(opened, "validation")
@@ -125,7 +125,7 @@ def _tuned(
 def _ours(
   task: str, data: str, sizes: dict[str, int], output: pathlib.Path
 ) -> dict[str, Any]:
-  """The same of a method of ours, by the programs that a user runs."""
+  """Tunes and evaluates one of our methods with the user programs."""
   start = time.monotonic()
   _program(
     "pipelines.tune",
@@ -149,7 +149,7 @@ def _ours(
     **{name: test[name] for name in _METRICS},
     "validation": float(trials[0][_METRIC]),
     "train_s": float(trials[0]["seconds"]),
-    # Of this session, if an earlier one had begun.
+    # Time of this session, if it continues an earlier one.
     "tuning_s": round(tuning, 1),
     "settings": settings,
   }
@@ -187,7 +187,7 @@ def show(name: str, results: dict[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _done(path: pathlib.Path, sizes: dict[str, int]) -> dict[str, Any]:
-  """What an earlier run has left in `path`."""
+  """Reads the results of an earlier run from `path`."""
   if not path.exists():
     return {}
   old = json.loads(path.read_text("utf-8"))
@@ -202,13 +202,13 @@ def main(argv: list[str]) -> int:
   del argv
   data, name = flags.FLAGS.data, flags.FLAGS.name
   if not data or not name:
-    print("--data and --name are needed; see --help.", file=sys.stderr)
+    print("--data and --name are required; see --help.", file=sys.stderr)
     return 2
   known = (*recommenders.PEERS, *methods.TASKS)
   names = tuple(flags.FLAGS.methods)
   if unknown := set(names) - set(known):
     print(
-      f"--methods must be of {', '.join(known)}. Received: {min(unknown)}.",
+      f"--methods must be among {', '.join(known)}. Received: {min(unknown)}.",
       file=sys.stderr,
     )
     return 2
@@ -232,10 +232,12 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   harness.define_flags(_SIZES)
-  flags.DEFINE_string("data", None, "Directory made by pipelines.prepare.")
+  flags.DEFINE_string("data", None, "Directory written by pipelines.prepare.")
   flags.DEFINE_string("name", None, "Name of the data, in the results' file.")
   flags.DEFINE_list(
     "methods", [*recommenders.PEERS, *_OURS], "Peers, and methods by --task."
   )
-  flags.DEFINE_string("runs", None, "Where ours are tuned; runs/peers_NAME.")
+  flags.DEFINE_string(
+    "runs", None, "Directory of our searches. Default: runs/peers_NAME."
+  )
   app.run(main)

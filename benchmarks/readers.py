@@ -2,9 +2,9 @@ r"""Times `pipelines.prepare` on a file of each kind.
 
     python -m benchmarks.readers
 
-writes the same random interactions, of Gowalla's sizes, as text, as packed text
-and as JSON lines, and prepares each of them in this process: rows per second,
-and as a share of those of text.
+writes the same random interactions, of Gowalla's size, as text, compressed text
+and JSON lines, and prepares each in this process. Reports rows per second, and
+their ratio to text.
 """
 
 import contextlib
@@ -26,17 +26,16 @@ _SIZES = {
   "rows": (1_027_370, "Rows of each file."),
   "users": (29_858, "Users."),
   "items": (40_981, "Items."),
-  "repetitions": (5, "Repetitions, of which the median counts."),
+  "repetitions": (5, "Repetitions; the median is reported."),
 }
 _TEXT = "text"
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
-    case -> `median_s` and the like, `rows_per_s`, and the `ratio` of that to
-    the one of text.
+    case -> `median_s` and the like, `rows_per_s`, and its `ratio` to text.
   """
   with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder)
@@ -70,7 +69,7 @@ def _preparation(path: pathlib.Path, output: pathlib.Path):
 def _write(
   directory: pathlib.Path, sizes: Mapping[str, int]
 ) -> dict[str, pathlib.Path]:
-  """The files by name of their case."""
+  """Writes the files; returns them by name of the case."""
   rng = np.random.default_rng(0)
   users = np.sort(rng.integers(sizes["users"], size=sizes["rows"])).tolist()
   items = rng.integers(sizes["items"], size=sizes["rows"]).tolist()

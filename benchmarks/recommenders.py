@@ -1,9 +1,8 @@
-"""What others train on the same rows: popularity, neighbours, EASE, ALS, BPR.
+"""Other recommenders on the same rows: popularity, neighbours, EASE, ALS, BPR.
 
-Each peer is a function from training rows and settings to a ranker, which the
-project's own evaluation takes (`pipelines.evaluation.rankings.Ranker`), and
-says what a search may try of its settings. Its defaults are those of its paper
-or library.
+A peer is a function from training rows and settings to a ranker for the
+project's evaluation (`pipelines.evaluation.rankings.Ranker`), with a search
+space for its settings. The defaults are those of its paper or library.
 
 Axes: m (queries of a chunk), n (candidates).
 """
@@ -30,7 +29,7 @@ from xir_tfrs.programs import settings
 
 Span = settings.Span
 
-# Scores that are held at a time.
+# Number of scores in memory at a time.
 _SCORES_PER_CHUNK = 1 << 25
 _WEIGHTINGS = {
   "none": lambda rows: rows,
@@ -41,23 +40,23 @@ _WEIGHTINGS = {
 
 
 class LeftOut(Exception):
-  """A peer that this data is too large for; the message says why."""
+  """The data is too large for a peer; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ItemBased:
-  """Ranks by a sum of weights from the query's training candidates.
+  """Ranks by the sum of weights from the query's training candidates.
 
   Attributes:
-    rows: [num_queries, n] the training pairs, 1 each.
-    weights: [n, n] from the candidate of a row to the candidate of a column.
+    rows: [num_queries, n] training pairs, with value 1.
+    weights: [n, n] weights from the row's candidate to the column's.
   """
 
   rows: sparse.csr_matrix
   weights: np.ndarray | sparse.csr_matrix
 
   def scores(self, query_ids: np.ndarray) -> np.ndarray:
-    """[m, n] float32."""
+    """Returns [m, n] float32 scores."""
     found = self.rows[query_ids] @ self.weights
     if sparse.issparse(found):
       found = found.toarray()
@@ -103,7 +102,7 @@ class Factors:
       self.queries[data.query_ids],
       self.candidates,
       by_model=data.warm,
-      # What has no training rows cannot be found.
+      # Candidates without training rows cannot be found.
       indexed=data.counts > 0,
     )
     return ours.rank(data, ks)
@@ -124,13 +123,13 @@ class Popular:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-  """A peer, and what to try of it.
+  """A peer and its search space.
 
   Attributes:
     fit: Takes [num_queries, n] training pairs, the size of embeddings and the
       settings; returns a ranker.
-    tried: What is tried of each setting.
-    defaults: What is tried first.
+    tried: Values to try for each setting.
+    defaults: Values of the first trial.
   """
 
   fit: Callable[[sparse.csr_matrix, int, Mapping[str, Any]], rankings.Ranker]
@@ -157,9 +156,9 @@ def _popularity(pairs, dim, chosen) -> Popular:
 
 
 def _item_neighbours(pairs, dim, chosen) -> ItemBased:
-  """The most similar candidates of each of the query's."""
+  """Ranks by similarity to the query's candidates."""
   del dim
-  # Rows of candidates, as documents; `implicit` wants rows of queries.
+  # Candidates are the documents here; `implicit` expects rows of queries.
   weighted = _WEIGHTINGS[chosen["weighting"]](pairs.T).T.tocsr()
   similar = neighbours.all_pairs_knn(
     weighted.astype(np.float64), int(chosen["neighbours"]), show_progress=False
@@ -201,7 +200,7 @@ def _bpr(pairs, dim, chosen) -> Factors:
 
 
 def _of_implicit(kind, pairs, **arguments) -> Factors:
-  # It has threads of its own, which those of the linear algebra would slow.
+  # Its threads would be slowed down by those of the linear algebra library.
   with threadpoolctl.threadpool_limits(1, "blas"):
     model = kind(random_state=0, **arguments)
     model.fit(pairs, show_progress=False)
@@ -210,7 +209,7 @@ def _of_implicit(kind, pairs, **arguments) -> Factors:
 
 def _free_bytes() -> int:
   for line in pathlib.Path("/proc/meminfo").read_text("utf-8").splitlines():
-    # With what the system would give up of its caches.
+    # Includes caches that the system can release.
     if line.startswith("MemAvailable:"):
       return 1024 * int(line.split()[1])
   return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,15 +1,16 @@
-r"""Times the resampling of a batch, and compares the variance of the counts.
+r"""Times the resampling of a batch and compares the variance of the counts.
 
     python -m benchmarks.resampling
 
-Shares -> counts by `ops.resampling.counts_from_shares`, with each method, in
-chunks of rows one after another, as `ops.fused` does it. The peer is what
-TensorFlow offers: `tf.random.stateless_categorical`, and `tf.math.bincount` of
-each row's samples. It is run on one chunk of fewer rows, and its time is
-multiplied by what that leaves out.
+Draws counts from shares with each method of
+`ops.resampling.counts_from_shares`, in consecutive chunks of rows, like
+`ops.fused`. The peer uses TensorFlow: `tf.random.stateless_categorical`, and
+`tf.math.bincount` of each row's samples. It runs on one smaller chunk, and its
+time is scaled up.
 
-`variance` is that of the counts over many seeds, summed over the columns of a
-small pool, relative to m w (1 - w), the variance of m independent draws.
+`variance` is the variance of the counts over many seeds, summed over the
+columns of a small pool, relative to m w (1 - w), the variance of m independent
+draws.
 """
 
 from collections.abc import Mapping
@@ -26,17 +27,17 @@ _SIZES = {
   "chunks": (8, "Chunks."),
   "pool": (2048, "Columns."),
   "num_resampled": (1024, "Draws per row."),
-  "peer_rows": (64, "Rows that the peer is run on."),
-  "variance_rows": (4, "Rows of which the variance is measured."),
-  "variance_pool": (256, "Columns of which the variance is measured."),
-  "seeds": (200, "Seeds over which the variance is measured."),
-  "repetitions": (30, "Repetitions, of which the median counts."),
+  "peer_rows": (64, "Rows for the peer."),
+  "variance_rows": (4, "Rows for the variance."),
+  "variance_pool": (256, "Columns for the variance."),
+  "seeds": (200, "Seeds for the variance."),
+  "repetitions": (30, "Repetitions; the median is reported."),
 }
 _PEER = "categorical + bincount"
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like for all chunks, their `ratio` to the peer,
@@ -89,7 +90,7 @@ def _categorical(num_resampled):
 
 
 def _in_chunks(draw, shares, chunks):
-  # A chunk at a time, with draws of its own; the sums keep all columns alive.
+  # One chunk at a time, with its own draws; the sums keep all columns alive.
   @tf.function
   def draw_all():
     def body(chunk, draws):
@@ -107,7 +108,7 @@ def _in_chunks(draw, shares, chunks):
 
 
 def _variance(draw, shares, num_resampled, num_seeds):
-  """Summed over the columns, relative to that of independent draws."""
+  """Variance summed over columns, relative to that of independent draws."""
   draw = tf.function(draw)
   counts = np.stack(
     [draw(shares, tf.constant([seed, 1])) for seed in range(num_seeds)]

@@ -1,21 +1,21 @@
-r"""Times what a bundle answers with: exact search, ScaNN, and ScaNN's folder.
+r"""Times the search of a bundle: exact, with ScaNN, and with ScaNN's folder.
 
     python -m benchmarks.serving [--bundle DIR]
 
-On a bundle of `export.export_retriever`, if one is given, and on generated
-clustered vectors, it compares
+Compares, on a given bundle of `export.export_retriever` and on generated
+clustered vectors,
 
 - `brute force` and `ScaNN in graph`: the signature `search` of the bundle's
   SavedModels;
-- `ScaNN folder`: `xir_tfrs.serving.ScannFolder`, which does without TensorFlow;
+- `ScaNN folder`: `xir_tfrs.serving.ScannFolder`, without TensorFlow;
 - `TFRS BruteForce` and `TFRS ScaNN`: the layers of TFRS with their default
   settings, over the same vectors, in a `tf.function`.
 
-One client asks one query after another, then several threads do at once, then
-queries come in batches. It also reports how many of the exact top k each
-finds, how long a fresh process that has imported all takes until its first
-answer, the sizes of the artefacts, and how long a call of the server takes by
-REST, on a connection that is kept and on a new one for each call.
+One client sends single queries, then several threads send them in parallel,
+then queries come in batches. Also reports the recall of each, the time of a
+fresh process from imports to the first answer, the sizes of the artefacts, and
+the time of a REST call to the server, on a persistent connection and on new
+ones.
 """
 
 import concurrent.futures
@@ -48,18 +48,18 @@ _SIZES = {
   "size": (1_000_000, "Generated candidates."),
   "dim": (64, "Size of the generated vectors."),
   "clusters": (2000, "Clusters of the generated vectors."),
-  "queries": (1000, "Queries asked one at a time."),
+  "queries": (1000, "Single queries."),
   "batch": (128, "Queries of a batch."),
   "batches": (10, "Batches."),
-  "threads": (2, "Clients at once."),
+  "threads": (2, "Parallel clients."),
   "k": (10, "Answers per query."),
-  "starts": (3, "Fresh processes, of which the median counts."),
+  "starts": (3, "Fresh processes; the median is reported."),
 }
 _PEER = "brute force"
-# Queries, or batches, that one case answers before it is the next one's turn.
+# Queries, or batches, that a case answers before the next case takes its turn.
 _TURN = 25
 _ROOT = pathlib.Path(__file__).parents[1]
-# What a fresh process loads; "unchecked": without hashing the files first.
+# The parts that a fresh process loads; "unchecked" does not hash the files.
 _STARTS = (
   *("scann", "brute_force"),
   *("scann, unchecked", "brute_force, unchecked"),
@@ -73,14 +73,14 @@ Search = Callable[[np.ndarray], list[list]]
 def run(
   sizes: dict[str, int], directory: str | None = None
 ) -> dict[str, dict[str, Any]]:
-  """Measures; the keys of `sizes` are those of `_SIZES`.
+  """Runs all measurements; `sizes` has the keys of `_SIZES`.
 
   Args:
-    sizes: of the generated vectors and of the work.
-    directory: a bundle with both indexes and `scann_folder/`, or None.
+    sizes: Sizes of the generated vectors and of the work.
+    directory: A bundle with both indexes and `scann_folder/`, or None.
 
   Returns:
-    corpus, "bundle" or "generated" -> what `measure` returns.
+    corpus, "bundle" or "generated" -> the result of `measure`.
   """
   results = {}
   if directory is not None:
@@ -114,7 +114,7 @@ def generate(path: str, sizes: Mapping[str, int], seed: int = 0) -> None:
     options.IndexOptions(min_recall=0.0, exact_below=0),
     table,
     vectors,
-    sample(1000),  # Not those that are asked.
+    sample(1000),  # Other queries than those measured.
   )
   contents = write.Contents(
     query_ids=query_ids,
@@ -144,9 +144,9 @@ def measure(directory: str, sizes: Mapping[str, int]) -> dict[str, Any]:
   """Measures one bundle.
 
   Returns:
-    `candidates` and `dim`, `scann` settings, `cases`: case -> figures of
-    `_figures`, `ready`: what is loaded -> seconds of `_ready`, `megabytes`
-    of each part of the bundle, and `rest` of `_rest`.
+    `candidates` and `dim`, `scann` settings, `cases`: case -> result of
+    `_figures`, `ready`: loaded part -> seconds of `_ready`, `megabytes` of each
+    part of the bundle, and `rest`, the result of `_rest`.
   """
   loaded = {
     name: bundle.Bundle.load(directory, name) for name in bundle.INDEXES
@@ -222,7 +222,7 @@ def _python(ids: tf.Tensor) -> list[list]:
 def _figures(
   cases: Mapping[str, Search], queries: np.ndarray, sizes: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:
-  """Latency, throughput and recall of each case; they take turns."""
+  """Latency, throughput and recall of each case; cases take turns."""
   single = _timed(cases, queries[: sizes["queries"], np.newaxis])
   shape = (sizes["batches"], sizes["batch"], -1)
   batched = _timed(
@@ -257,10 +257,10 @@ def _figures(
 def _timed(
   cases: Mapping[str, Search], batches: np.ndarray
 ) -> dict[str, tuple[list[float], list[list]]]:
-  """case -> seconds of each batch, and the answers of all.
+  """case -> seconds of each batch, and all answers.
 
-  The cases take turns of several batches: after each single one, another case
-  would have emptied the caches of the CPU, as no other client does.
+  A turn has several batches: if cases alternated after each batch, they would
+  evict each other from the CPU caches.
   """
   measured = {name: ([], []) for name in cases}
   for search in cases.values():
@@ -278,7 +278,7 @@ def _timed(
 def _at_once(
   cases: Mapping[str, Search], queries: np.ndarray, threads: int
 ) -> dict[str, float]:
-  """case -> queries per second of several clients, one query at a time."""
+  """case -> queries per second of several clients with single queries."""
   seconds = dict.fromkeys(cases, 0.0)
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for part in np.array_split(queries[:, np.newaxis], 5):
@@ -320,7 +320,7 @@ print(json.dumps({"import_s": imported - start, "ready_s": ready - imported}))
 def _ready(
   directory: str, query: np.ndarray, sizes: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:
-  """Seconds of a fresh process: to import, and then to the first answer."""
+  """Seconds of a fresh process for imports, and then to the first answer."""
   found = {name: [] for name in _STARTS}
   for _ in range(sizes["starts"]):
     for name in _STARTS:
@@ -344,7 +344,7 @@ def _ready(
 def _rest(
   directory: str, exact: bundle.Bundle, sizes: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:
-  """Latency of a call of the server, by how it is connected."""
+  """Latency of a call to the server, by kind of connection."""
   none = tf.zeros([1, 0], exact.manifest.id_types.candidate).numpy().tolist()
   lists = {"exclude_ids": none, "allow_ids": none}
   body = json.dumps(
@@ -393,7 +393,7 @@ def _connection(port: int) -> http.client.HTTPConnection:
 
 @contextlib.contextmanager
 def _server(directory: str) -> Iterator[int]:
-  """The port of a server of the bundle, which is ready."""
+  """Starts a server of the bundle; yields its port when it is ready."""
   given = [f"--bundle={directory}", "--port=0", "--grpc_port=0"]
   process = subprocess.Popen(
     [sys.executable, "-m", "export.serve", *given, "--batch_timeout_ms=0"],
@@ -418,7 +418,7 @@ def _server(directory: str) -> Iterator[int]:
 
 
 def print_tables(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-  """Prints what `run` returns."""
+  """Prints the results of `run`."""
   for corpus, result in results.items():
     harness.print_table(
       f"{corpus}: {result['candidates']:,} candidates, dim {result['dim']}, "
@@ -467,7 +467,7 @@ def print_tables(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-  """The table of a corpus, as the guide has it; of what `measure` returns."""
+  """The table of a corpus for the guide, from the result of `measure`."""
   lines = [
     "| | p50 ms | p95 ms | p99 ms | queries/s | ratio | recall@10 |",
     "|---|---|---|---|---|---|---|",
@@ -495,5 +495,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   harness.define_flags(_SIZES)
-  flags.DEFINE_string("bundle", None, "Made by export.export_retriever.")
+  flags.DEFINE_string("bundle", None, "Bundle to measure.")
   app.run(main)

@@ -1,11 +1,11 @@
-r"""Times a training step of each task beside TFRS's in-batch softmax.
+r"""Times a training step of each task against TFRS's in-batch softmax.
 
     python -m benchmarks.train_step
 
-Whole steps, with optimizer, of two towers of ids at Gowalla's sizes. The peer
-is `tfrs.tasks.Retrieval` with its log-Q correction and tf_keras Adam; ours run
-with Adam and, marked `lazy`, with `LazyAdam`. All cases take turns in one
-process; `ratio` is to the peer's median.
+Times whole steps with optimizer of two towers of ids at Gowalla's sizes. The
+peer is `tfrs.tasks.Retrieval` with its log-Q correction and tf_keras Adam; ours
+run with Adam and, marked `lazy`, with `LazyAdam`. All cases take turns in one
+process; `ratio` compares with the median of the peer.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ _SIZES = {
   "dim": (32, "Size of the embeddings."),
   "batch": (2048, "Rows per step."),
   "cache": (2048, "Candidates in the cache of XIR."),
-  "repetitions": (30, "Repetitions, of which the median counts."),
+  "repetitions": (30, "Repetitions; the median is reported."),
 }
 _PEER = "TFRS Retrieval"
 
 
 class Peer(tfrs.Model):
-  """The in-batch softmax as TFRS has it, corrected by popularity."""
+  """The in-batch softmax of TFRS, corrected by popularity."""
 
   def __init__(self, query_tower, candidate_tower, counts):
     super().__init__()
@@ -49,7 +49,7 @@ class Peer(tfrs.Model):
 
 
 def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
-  """Times the cases; the keys of `sizes` are those of `_SIZES`.
+  """Times the cases; `sizes` has the keys of `_SIZES`.
 
   Returns:
     case -> `median_s` and the like, and its `ratio` to the peer.
@@ -115,7 +115,7 @@ def tasks(counts, cache_size):
 
 
 def _step(model, batch, lazy):
-  """A training step, traced; returns when it is done."""
+  """Returns a traced training step, which blocks."""
   adam = xir.optimizers.LazyAdam if lazy else tf.keras.optimizers.Adam
   model.compile(optimizer=adam(0.01))
   step = tf.function(lambda: model.train_step(batch)["loss"])

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # MovieLens: from ratings to recommendations
 #
-# This tutorial takes the ratings of MovieLens 1M and ends with movies for
-# somebody who has just watched three. It trains a model that knows users by
-# what they watched lately, measures it over the whole catalogue, and exports
-# it.
+# This tutorial starts with the ratings of MovieLens 1M and ends with
+# recommendations for a user who has just watched three movies. It trains a
+# model of the users' recent history, evaluates it on the whole catalogue, and
+# exports it.
 #
 # Download `ml-1m.zip` from <https://grouplens.org/datasets/movielens/1m/> and
-# put it here, unpacked or not. Run the cells one after another, or the whole
-# file: `python examples/movielens.py`. `MOVIELENS` names another place.
+# put it into this folder, unpacked or not. Run the cells one after another, or
+# the whole file: `python examples/movielens.py`. Set `MOVIELENS` if the data is
+# in another folder.
 
 # %%
 import json
@@ -30,9 +31,9 @@ def run(command: str) -> None:
 # ## Prepare the data
 #
 # `prepare` knows the layout of MovieLens. `leave_last` keeps each user's last
-# rating for the test and the one before for validation, so that a model is
-# asked what people really ask: what comes next? Ratings of any value count as
-# interest. Genres become features of the movies, titles are kept to be shown.
+# rating for the test and the one before for validation, so that the model must
+# predict what comes next. Ratings of any value count as interest. Genres become
+# features of the movies, and titles are stored for display.
 
 # %%
 run(
@@ -43,12 +44,12 @@ run(
 # %% [markdown]
 # ## Train
 #
-# The model reads the last 50 movies of a user, so it can also answer people who
-# were not there when it was trained. `mean` weighs them by how long ago they
-# were; `--history_encoder attention` reads their order too, finds more, and
-# takes several times as long. More than half of the ratings of MovieLens have
-# the time of the one before, as people rate a whole page at a time;
-# `--history_ties order` takes them in the order of the file.
+# The model reads the last 50 movies of a user, so it can also answer users who
+# were not in the training data. `mean` weights movies by age;
+# `--history_encoder attention` also uses their order, finds more, and takes
+# several times as long. More than half of the ratings in MovieLens have the
+# time of the previous one, because people rate a whole page at a time;
+# `--history_ties order` uses the order of the file.
 
 # %%
 run(
@@ -60,9 +61,9 @@ run(
 # %% [markdown]
 # ## Measure
 #
-# Every movie is ranked for every user. Two rankings that need no training
-# stand beside the model: the most popular movies, and those that used to
-# follow what somebody watched (`neighbours`).
+# Every movie is ranked for every user. The table compares the model with two
+# rankings that need no training: the most popular movies, and the movies that
+# most often follow those in the history (`neighbours`).
 
 # %%
 run(f"xir-tfrs evaluate --model_dir {WORK}/histories")
@@ -81,9 +82,9 @@ for ranking in ("popularity", "neighbours", "model"):
 # %% [markdown]
 # ## Recommend
 #
-# A bundle holds the towers, an index and the titles. It answers ids of users
-# who were there, and histories of anybody. Below 20,000 items exact search is
-# fast enough; for more, leave out `--index`.
+# A bundle holds the towers, an index and the titles. It answers known users by
+# id, and anyone by history. Below 20,000 items, exact search is fast enough;
+# for more items, omit `--index`.
 
 # %%
 run(

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # A model of your own, with text, in `fit`
 #
-# The loss is a Keras layer: a model of your own uses it in `compute_loss`, and
-# `fit` trains it. Here the towers are written from scratch in Keras. A movie's
-# vector comes from its id, from the words of its title and from its genres, so
-# that a movie which nobody has rated yet has a vector too.
+# The loss is a Keras layer: your own model uses it in `compute_loss`, and `fit`
+# trains the model. Here the towers are written from scratch in Keras. The
+# vector of a movie depends on its id, the words of its title and its genres, so
+# a movie without ratings has a vector too.
 #
-# The data are those of `examples/movielens.py`, unpacked: `ratings.dat` and
+# The data is that of `examples/movielens.py`, unpacked: `ratings.dat` and
 # `movies.dat` in `ml-1m`, or in the folder that `MOVIELENS` names.
 
 # %%
@@ -35,8 +35,8 @@ def lines(name: str) -> list[list[str]]:
 # %% [markdown]
 # ## Ids become numbers
 #
-# Users and movies are numbered from 0, which the task needs: it counts by
-# them. The last rating of each user is kept for the test.
+# The task needs users and movies that are numbered from 0. The last rating of
+# each user is kept for the test.
 
 # %%
 movies = {
@@ -60,9 +60,9 @@ print(
 # %% [markdown]
 # ## Text becomes numbers
 #
-# `TextVectorization` is Keras' own. The table has a row of words for each
-# movie, so the tower needs nothing but ids: the cache of XIR encodes movies
-# again that are not in the batch, and all it has of them is their ids.
+# `TextVectorization` is a layer of Keras. The table has a row of words for each
+# movie, so the tower only needs ids. This matters because the cache of XIR
+# re-encodes movies that are not in the batch, and only stores their ids.
 
 # %%
 texts = [
@@ -76,13 +76,13 @@ words_of_movies = words(texts)  # [movies, 12], 0 is padding
 
 
 def embedding(size: int) -> tf.keras.layers.Embedding:
-  """A vector for each number below `size`."""
+  """Returns a layer with a vector for each number below `size`."""
   start = tf.keras.initializers.RandomNormal(stddev=0.1, seed=size)
   return tf.keras.layers.Embedding(size, DIM, start)
 
 
 class MovieTower(tf.keras.Model):
-  """Movie numbers to vectors: of the movie, and the mean of its words."""
+  """Maps movie numbers to a vector of the movie plus the mean of its words."""
 
   def __init__(self) -> None:
     super().__init__()
@@ -135,15 +135,15 @@ model.fit(rows, steps_per_epoch=steps, epochs=5, verbose=2)
 # %% [markdown]
 # ## Measure
 #
-# The whole catalogue is ranked for every user; what they rated before is left
-# out. Popularity is the same product, of one number a movie.
+# The whole catalogue is ranked for every user, without earlier ratings.
+# Popularity uses the same product with one number per movie.
 
 # %%
 everyone = tf.range(len(user_number))
 movie_vectors = tf.math.l2_normalize(
   model.movie_tower(tf.range(len(movies))), axis=1
 )
-# Users stand in ascending order, so their rows are neighbours.
+# Users are in ascending order, so the rows of a user are adjacent.
 seen = tf.RaggedTensor.from_value_rowids(
   train["candidate_id"], train["query_id"], nrows=len(user_number)
 )
@@ -167,10 +167,10 @@ for title, queries, candidates in (
   )
 
 # %% [markdown]
-# ## Ask
+# ## Recommend
 #
-# An index answers with ids of your own; `ScannIndex` does the same for
-# millions.
+# An index returns your own ids; `ScannIndex` does the same for millions of
+# items.
 
 # %%
 index = xir.indexes.BruteForceIndex().index(list(movies), movie_vectors)

@@ -1,14 +1,13 @@
 # %% [markdown]
 # # Anonymous visitors, served
 #
-# Most visitors of a shop are nobody that it knows. This tutorial cuts events
-# into sessions, throws the users away, trains a model of what people chose
-# within their session, and serves it: a visitor's last clicks go in, the next
-# ones come out.
+# Most visitors of a shop are anonymous. This tutorial splits events into
+# sessions, drops the users, trains a model of the choices within a session, and
+# serves it: a visitor's last clicks go in, recommendations come out.
 #
-# The data are those of `examples/movielens.py`, unpacked: `ratings.dat` and
-# `movies.dat` in `ml-1m`, or in the folder that `MOVIELENS` names. A log of
-# your own needs three columns: visitor, item and time.
+# The data is that of `examples/movielens.py`, unpacked: `ratings.dat` and
+# `movies.dat` in `ml-1m`, or in the folder that `MOVIELENS` names. Your own log
+# needs three columns: visitor, item and time.
 
 # %%
 import json
@@ -33,9 +32,9 @@ def run(command: str) -> None:
 # %% [markdown]
 # ## Sessions
 #
-# A pause of an hour ends a session. The newest tenth of all events is the
-# test, the tenth before it validation, as it will be when the model is used:
-# its sessions are new to it.
+# A pause of an hour ends a session. The newest tenth of all events is the test
+# split, and the tenth before is the validation split. As in production, the
+# model has not seen their sessions.
 
 # %%
 run(
@@ -47,9 +46,8 @@ run(
 # %% [markdown]
 # ## Train and measure
 #
-# `--query_tower history` knows a visitor by what they chose, and by nothing
-# else. A weighted mean of the last 20 movies is quick to train; `attention`
-# and `gru` often find more.
+# `--query_tower history` encodes a visitor from their choices alone. A weighted
+# mean of the last 20 movies trains fast; `attention` and `gru` often find more.
 
 # %%
 run(
@@ -82,7 +80,7 @@ for line in server.stderr:
 
 
 def wait() -> None:
-  """Until the bundle is loaded, as /readyz says."""
+  """Waits until /readyz reports that the bundle is loaded."""
   while server.poll() is None:
     try:
       with urllib.request.urlopen(f"{address}/readyz"):
@@ -92,7 +90,7 @@ def wait() -> None:
 
 
 def recommend(history: list[str], k: int = 5) -> list[str]:
-  """Asks the server what comes after a session."""
+  """Asks the server for recommendations after a session."""
   body = {
     "signature_name": "recommend_session",
     "inputs": {"history": [history], "exclude_ids": [history], "k": k},

@@ -102,7 +102,7 @@ def test_history(seconds, capsys, monkeypatch):
 def test_gpu(capsys):
   sizes = {name: 8 for name in gpu._SIZES} | {"seconds": 0}
   assert gpu.run(sizes) == {}
-  assert "for want of time" in capsys.readouterr().out
+  assert "out of time" in capsys.readouterr().out
   sizes |= {"queries": 50, "candidates": 60, "steps": 2, "repetitions": 1}
   budget = gpu.Budget(1000)
   peer = "TFRS Retrieval"

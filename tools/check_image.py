@@ -1,10 +1,10 @@
-"""Follows the steps of docker/serve.Dockerfile where there is no Docker.
+"""Follows the steps of docker/serve.Dockerfile without Docker.
 
     python tools/check_image.py --bundle DIR
 
-Makes an empty folder and virtual environment with the image's Python, copies
-what the image copies, runs its pip with the lock file, starts its entry point,
-and asks it by REST. Downloads a gigabyte.
+Creates an empty folder and a virtual environment with the image's Python,
+copies the same files, runs pip with the lock file, starts the entry point, and
+queries it by REST. Downloads a gigabyte.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
       if step == "FROM":
         version = re.match(r"python:(3\.\d+)-", text)
         assert version, text
-        # What this environment has must not count.
+        # Packages of the current environment must not be used.
         _run([f"python{version[1]}", "-m", "venv", python.parents[1]], app)
       elif step == "COPY":
         _copy(shlex.split(text), app)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def steps(text: str) -> Iterator[tuple[str, str]]:
-  """Instructions of a Dockerfile, and what follows each."""
+  """Yields the instructions of a Dockerfile with their arguments."""
   lines = [line for line in text.splitlines() if not line.startswith("#")]
   for line in "\n".join(lines).replace("\\\n", " ").splitlines():
     step, _, rest = line.strip().partition(" ")
@@ -88,7 +88,7 @@ def _environment() -> dict[str, str]:
 
 
 def _ask(entry: list[str], bundle: str, app: pathlib.Path) -> str:
-  """Starts the server, asks it, and stops it as Docker does."""
+  """Starts the server, queries it, and stops it like Docker."""
   flags = [f"--bundle={bundle}", f"--port={_PORT}", "--grpc_port=0"]
   server = subprocess.Popen([*entry, *flags], cwd=app, env=_environment())
   try:

@@ -1,11 +1,12 @@
-"""Installs the wheel into an empty environment, and uses it there.
+"""Installs the wheel into an empty environment and uses it there.
 
     python tools/check_wheel.py
 
-The environment has the dependencies that setup.py declares, later those of the
-extra `data`, and the checkout is not on its path: what is missing from the
-wheel, or is imported and not declared, shows. README's Python sample trains,
-and `xir-tfrs` goes from files to a bundle, which answers as in the checkout.
+The environment has the dependencies in setup.py, later also those of the extra
+`data`, and the checkout is not on its path. This finds files that are missing
+from the wheel and dependencies that are not declared. README's Python sample
+trains, and `xir-tfrs` goes from files to a bundle, which answers as in the
+checkout.
 """
 
 import json
@@ -20,7 +21,7 @@ import time
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# What needs no extra: no pyarrow to read files, and no ScaNN to search.
+# Commands that need no extra: neither pyarrow nor ScaNN.
 _COMMANDS = (
   "prepare --format synthetic --output data --synthetic_users 200 "
   "--synthetic_items 150 --synthetic_interactions 4000",
@@ -31,7 +32,7 @@ _COMMANDS = (
 )
 _QUERY = "query --bundle bundle --query_id u1 --query_id nobody --k 5 --json"
 
-# Goes on where README's sample ends: user 7 chooses among these items.
+# Continues README's sample: user 7 chooses among these items.
 FOUND = """
 assert ((350 <= ids.numpy()) & (ids.numpy() < 400)).all(), ids.numpy()
 """
@@ -96,10 +97,10 @@ def main() -> None:
 
 
 def _build(folder: pathlib.Path) -> pathlib.Path:
-  """The wheel of a copy.
+  """Builds the wheel from a copy of the sources.
 
-  Setuptools puts files beside its sources, and what an earlier build left there
-  into the wheel.
+  Setuptools writes files beside its sources, and adds leftovers of earlier
+  builds to the wheel.
   """
   source = folder / "source"
   for packages in ("xir_tfrs", "pipelines", "export"):
@@ -118,13 +119,12 @@ def _build(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _install(folder: pathlib.Path, wheel: pathlib.Path) -> pathlib.Path:
-  """The Python of a new environment with the wheel and no extra."""
+  """Returns the Python of a new environment with the wheel, without extras."""
   venv = folder / "venv"
   _run([sys.executable, "-m", "venv", venv], folder)
   python = venv / "bin" / "python"
   pip = [python, "-m", "pip", "install", "--quiet"]
-  # The pip that comes with Python 3.10 searches for ever for versions that
-  # agree.
+  # The pip of Python 3.10 searches forever for compatible versions.
   _run([*pip, "--upgrade", "pip"], folder)
   # Most modules of the dependencies are never imported.
   _run([*pip, "--no-compile", wheel], folder)
@@ -132,7 +132,7 @@ def _install(folder: pathlib.Path, wheel: pathlib.Path) -> pathlib.Path:
 
 
 def _try_without_the_extra(command: pathlib.Path, folder: pathlib.Path) -> None:
-  """What reads files says which extra it needs."""
+  """Checks that reading files without the extra names the extra."""
   done = subprocess.run(
     [command, *_COMMANDS[0].split()],
     cwd=folder,
@@ -147,7 +147,7 @@ def _try_without_the_extra(command: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _try_help(command: pathlib.Path, folder: pathlib.Path) -> None:
-  """Has every command of the overview show its help."""
+  """Shows the help of every command in the overview."""
   overview = _run([command, "--help"], folder)
   names = re.findall(r"^  (\w+)  ", overview, re.MULTILINE)
   assert {"prepare", "train", "export", "query", "serve"} <= set(names), names
@@ -160,13 +160,13 @@ def _try_help(command: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-  """This one, without PYTHONPATH."""
+  """The current environment without PYTHONPATH."""
   inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
   return inherited | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _run(command: list[object], folder: pathlib.Path) -> str:
-  """What a command prints to stdout."""
+  """Runs a command and returns its stdout."""
   done = subprocess.run(
     [str(part) for part in command],
     cwd=folder,

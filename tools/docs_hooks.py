@@ -1,8 +1,8 @@
-"""What `mkdocs` does to the guides, which are read in the repository too."""
+"""Adapts the guides, which are also read in the repository, for `mkdocs`."""
 
 import re
 
-# To files of the repository that are no pages.
+# Links to files of the repository that are not pages.
 _LINK_OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)]+)\)", re.DOTALL)
 
 
