@@ -205,7 +205,7 @@ def test_peers(small, tmp_path, monkeypatch, capsys):
   assert "60 x 60 candidates take 0.0 GiB" in left_out["left_out"]
 
 
-def test_rankings_of_peers(small):
+def test_peers_match_their_definitions(small):
   """EASE is what its equations say; lists are those of its scores."""
   data = directory.DataDir(small)
   pairs = recommenders.training_pairs(data)
@@ -244,7 +244,7 @@ def test_rankings_of_peers(small):
       assert found[name] == pytest.approx(whole[name], abs=1e-6), name
 
 
-def test_ours_beside_peers(tmp_path, monkeypatch):
+def test_our_methods_report_the_results_of_the_programs(tmp_path, monkeypatch):
   """What the programs leave behind is what stands in the table."""
   calls = []
 
@@ -511,12 +511,12 @@ def test_memory(monkeypatch):
     assert math.isfinite(result["peak_mib"]) and math.isfinite(result["ratio"])
 
 
-def test_memory_sees_what_was_freed_again():
+def test_peak_memory_includes_freed_memory():
   mib = memory._resident_peak(lambda: np.ones(2**24)) / 2**20
   assert 100 < mib < 300
 
 
-def test_cases_take_turns_after_a_run_that_is_not_measured(monkeypatch):
+def test_cases_alternate_after_one_unmeasured_run(monkeypatch):
   now = 0.0
   ran = []
 
@@ -542,7 +542,7 @@ def test_summary_is_the_median_and_the_extremes():
   }
 
 
-def test_json_is_whole_and_says_no_machine_s_name(tmp_path):
+def test_json_is_complete_and_has_no_host_name(tmp_path):
   results = {"a": {"median_s": 1.5}}
   path = harness.write_json(tmp_path / "new" / "a.json", "a", {"n": 2}, results)
   content = json.loads(path.read_text())

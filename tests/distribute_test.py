@@ -87,7 +87,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     ):
       self.assertAllEqual(total, 2**40 + 1)
 
-  def test_who_am_i(self):
+  def test_replica_id_and_number(self):
     replicas = self.run_on_both(
       lambda: (
         tf.convert_to_tensor(distribute.replica_id()),

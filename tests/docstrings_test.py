@@ -46,7 +46,7 @@ _THINGS = dict(
 ) | dict(_of_data())
 
 
-def test_there_is_something_public():
+def test_public_names_are_found():
   assert {
     "tasks.XIRRetrieval",
     "ops.losses.sampled_softmax",

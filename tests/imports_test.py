@@ -77,7 +77,7 @@ def _is_private(name):
   return name.startswith("_") and not name.startswith("__")
 
 
-def test_there_is_something_to_read():
+def test_modules_are_found():
   # An empty list of files would pass every test below.
   found = {name for path in _modules("xir_tfrs") for name in _imports(path)}
   assert {"tensorflow", "xir_tfrs.ops.masking"} <= found
@@ -211,7 +211,7 @@ def test_scann_is_loaded_in_two_files():
 
 
 @pytest.mark.parametrize("path", _modules(*_FOLDERS), ids=str)
-def test_the_import_path_is_left_alone(path):
+def test_no_module_changes_the_import_path(path):
   """A module found by `sys.path` hides from the other tests here."""
   changes = [
     node

@@ -68,7 +68,7 @@ def outputs(tmp_path_factory):
   return printed
 
 
-def test_it_is_split(outputs):
+def test_the_toy_data_is_split(outputs):
   schema = json.loads(
     (outputs["folder"] / "data/gowalla/schema.json").read_text("utf-8")
   )
@@ -76,7 +76,7 @@ def test_it_is_split(outputs):
   assert schema["rows"]["train"] >= 4
 
 
-def test_it_trains_at_a_finite_rate(outputs):
+def test_the_toy_data_trains_at_a_finite_learning_rate(outputs):
   lines = (outputs["folder"] / "runs/xir/metrics.jsonl").read_text("utf-8")
   rows = [json.loads(line) for line in lines.splitlines()]
   trained = [row for row in rows if row["kind"] == "train"]
@@ -88,7 +88,7 @@ def test_it_trains_at_a_finite_rate(outputs):
     assert math.isfinite(row["loss"])
 
 
-def test_it_is_evaluated(outputs):
+def test_the_toy_model_is_evaluated(outputs):
   metrics = json.loads(
     (outputs["folder"] / "runs/xir/metrics.json").read_text("utf-8")
   )["metrics"]
@@ -97,7 +97,7 @@ def test_it_is_evaluated(outputs):
   assert "recall@10" in outputs["evaluate"]
 
 
-def test_its_bundle_answers(outputs):
+def test_the_toy_bundle_answers(outputs):
   answers = re.findall(r"^ +\d+  (\w+) ", outputs["query"], re.M)
   assert 1 <= len(answers) == len(set(answers)) <= 4
   assert set(answers) <= {"tea", "milk", "sugar", "coffee", "cake"}

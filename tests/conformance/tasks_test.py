@@ -770,7 +770,7 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
         self.assertTrue(np.any(gradient))
 
   @parameterized.parameters(*forms.FORMS)
-  def test_positives_have_one_place(self, form):
+  def test_positives_are_in_the_partition_once(self, form):
     arguments = {"candidate_counts": _COUNTS, "loss": form}
     make = tasks.SampledSoftmaxRetrieval
     if forms.FORMS[form]().positive_in_partition:

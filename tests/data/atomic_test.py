@@ -85,7 +85,9 @@ def test_a_directory_appears_complete_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_overwriting_replaces_all_of_it(tmp_path, monkeypatch, exchange):
+def test_overwriting_replaces_the_whole_directory(
+  tmp_path, monkeypatch, exchange
+):
   output = tmp_path / "out[1]"
   write(output, "old")
   if exchange:  # One step: a rename of what is there would be two.
@@ -105,7 +107,7 @@ def unlike(hidden, forbidden):
   return checked
 
 
-def test_what_must_not_be_replaced_is_refused_at_the_start(tmp_path):
+def test_a_foreign_directory_is_refused_at_the_start(tmp_path):
   output = tmp_path / "out"
   output.mkdir()
   write(output)  # An empty directory may be replaced.
@@ -130,7 +132,9 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_has_appeared_meanwhile_stays(tmp_path, overwrite):
+def test_a_directory_that_appears_meanwhile_is_not_replaced(
+  tmp_path, overwrite
+):
   output = tmp_path / "out"
   with pytest.raises(errors.DataError, match="holds "):
     with new(output, overwrite) as directory:
@@ -142,7 +146,7 @@ def test_what_has_appeared_meanwhile_stays(tmp_path, overwrite):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_writer_is_refused_by_name(tmp_path, overwrite):
+def test_a_second_writer_gets_an_error_with_the_holder(tmp_path, overwrite):
   output = tmp_path / "out"
   with new(output) as directory:
     with pytest.raises(errors.DataError) as caught:
@@ -205,7 +209,9 @@ def later(monkeypatch):
   return become
 
 
-def test_what_killed_programs_left_is_removed(tmp_path, another_host, later):
+def test_leftovers_of_killed_programs_are_removed(
+  tmp_path, another_host, later
+):
   """At once on the same host, on another one when it has been silent."""
   output = tmp_path / "out"
   for host in ("a", "a-b"):
@@ -283,7 +289,7 @@ def test_a_failed_switch_without_exchange_is_undone(
 
 
 @pytest.mark.parametrize("host", ["a", "b"])
-def test_a_kill_between_two_renames_is_mended(
+def test_a_kill_between_two_renames_is_repaired(
   tmp_path, another_host, no_exchange, host
 ):
   output = tmp_path / "out"
@@ -296,7 +302,7 @@ def test_a_kill_between_two_renames_is_mended(
   assert (output / MARK).read_text() == "old" and names(tmp_path) == {"out"}
 
 
-def test_content_is_on_disk_before_it_is_switched(tmp_path, monkeypatch):
+def test_content_is_synced_before_the_switch(tmp_path, monkeypatch):
   events = []
   fsync, rename, replace = os.fsync, os.rename, os.replace
   monkeypatch.setattr(

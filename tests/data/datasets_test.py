@@ -39,7 +39,7 @@ def test_rows_stay_together():
     )
 
 
-def test_any_step_can_be_reached_again():
+def test_any_step_can_be_resumed():
   whole = batches(30)
   for start in (1, 7, 29):
     resumed = batches(30 - start, start_step=start)

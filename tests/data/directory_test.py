@@ -72,7 +72,7 @@ def read(monkeypatch):
   return counts
 
 
-def test_everything_is_read_once_and_ids_not_at_all(path, read):
+def test_everything_is_read_once_and_ids_are_not_read(path, read):
   data = directory.DataDir(path)
   for _ in range(2):
     rows = data.rows("train")
@@ -101,7 +101,7 @@ def test_rows_of_weight_0_are_not_counted(path):
   assert data.candidates.counts.tolist() == [1, 0, 0, 1]
 
 
-def test_rows_that_were_read_in_order_are_not_read_again(path, read):
+def test_rows_read_with_their_order_are_reused(path, read):
   data = directory.DataDir(path)
   assert "timestamp" in data.rows("train", in_order=True)
   assert data.rows("train") is data.rows("train", in_order=True)
@@ -114,12 +114,12 @@ def test_ids_are_bytes(path):
   assert ids.tolist() == [f"candidates é{i}".encode() for i in range(4)]
 
 
-def test_what_is_no_data_directory(tmp_path):
+def test_directories_that_are_not_data_directories(tmp_path):
   with pytest.raises(errors.DataError, match="not a finished data directory"):
     directory.DataDir(tmp_path)
 
 
-def test_only_a_whole_data_directory_is_replaced(path):
+def test_only_a_complete_data_directory_is_replaced(path):
   with pytest.raises(errors.DataError, match="holds a data directory already"):
     directory.check_output(path, overwrite=False)
   directory.check_output(path, overwrite=True)

@@ -47,7 +47,7 @@ class HistoriesTest(tf.test.TestCase, parameterized.TestCase):
         before[row].tolist(), [-1] * (length - len(expected)) + expected
       )
 
-  def test_rows_without_times_go_by_their_places(self):
+  def test_rows_without_times_are_ordered_by_event(self):
     given = {
       "query_id": np.array([1, 0, 1, 1]),
       "candidate_id": np.array([8, 6, 5, 7]),
@@ -123,7 +123,7 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
       )
 
   @parameterized.parameters(2, 5, 400)
-  def test_an_epoch_has_each_row_once(self, length):
+  def test_an_epoch_contains_each_row_once(self, length):
     batches = self.batches(length)
     events = [batches.share(step, 0, 64)["event"] for step in range(20)]
     events = np.concatenate(events)
@@ -157,7 +157,7 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
     other = self.batches(5, seed=4).share(7, 0, 64)
     self.assertNotAllClose(whole["event"], other["event"])
 
-  def test_dataset_goes_on_from_a_step(self):
+  def test_dataset_resumes_at_a_step(self):
     batches = self.batches(5)
     shares = [(0, 20), (20, 64)]
     found = list(

@@ -123,7 +123,7 @@ def test_another_format_is_named_before_its_fields(tmp_path):
   assert read(tmp_path, b'{"format": 1, "shards": {}}', format=1).format == 1
 
 
-def test_missing_files_say_what_that_means(tmp_path):
+def test_errors_of_missing_files_explain_the_consequence(tmp_path):
   for path in (tmp_path / "a.json", tmp_path / "b" / "a.json"):
     with pytest.raises(errors.DataError, match="a.json: not found; copy it"):
       json_files.read(path, Shards, remedy="copy it")
@@ -157,7 +157,7 @@ def test_damaged_files_are_data_errors_or_values(tmp_path, seed):
       assert str(error).endswith("; write it again")
 
 
-def test_what_a_client_needs_is_free_of_tensorflow():
+def test_client_modules_do_not_import_tensorflow():
   modules = ("atomic", "errors", "id_lists", "json_files")
   code = (
     "import sys\n"

@@ -219,7 +219,9 @@ def test_rows_have_their_histories_and_known_candidates(blocks):
 
 
 @pytest.mark.parametrize("by_query", [False, True])
-def test_neighbours_are_as_unlike_as_in_a_full_permutation(blocks, by_query):
+def test_neighbouring_rows_are_as_different_as_in_a_full_permutation(
+  blocks, by_query
+):
   """But for units, of which a part has fewer than the whole."""
   if not by_query:
     blocks = dataclasses.replace(blocks, unit=np.arange(len(blocks.rows)))
@@ -261,7 +263,7 @@ def test_no_more_than_two_parts_are_in_memory(blocks, monkeypatch):
   assert most == 2
 
 
-def test_blocks_of_any_query_where_nothing_needs_them_together(data):
+def test_blocks_may_split_queries_if_nothing_needs_whole_queries(data):
   blocks = directory.DataDir(data[0]).training_blocks(in_order=True)
   made = make(blocks, rows_in_memory=400)
   stream = np.concatenate(
@@ -275,7 +277,7 @@ def test_too_few_rows_in_memory(blocks):
     make(blocks, rows_in_memory=400)
 
 
-def test_a_file_that_goes_away_is_named(data, tmp_path):
+def test_a_file_that_disappears_is_named(data, tmp_path):
   path, schema = data
   for shard in schema.shards["train"]:
     (tmp_path / shard.file).write_bytes((path / shard.file).read_bytes())

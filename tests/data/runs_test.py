@@ -93,7 +93,7 @@ def test_config_round_trip(tmp_path):
   assert run.read_config().model["normalize"] is True
 
 
-def test_a_run_is_not_begun_anew_by_accident(tmp_path):
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
   run = new_run(tmp_path / "run", checkpoints=1, best=2)
   run.append_metrics({"kind": "train", "step": 3})
   with pytest.raises(errors.DataError, match="--resume, start again with --o"):
@@ -192,7 +192,7 @@ def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
   np.testing.assert_array_equal(first_weight(trained), first_weight(model(7)))
 
 
-def test_the_newest_checkpoint_does_not_pass_for_a_best_that_is_lost(tmp_path):
+def test_the_newest_checkpoint_does_not_replace_a_missing_best_one(tmp_path):
   run = new_run(tmp_path / "run", checkpoints=1, best=2)
   state = run.path / "best" / "checkpoint"
   right = state.read_text()
@@ -242,7 +242,9 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("first", "second"), [("run1", "run[1]"), ("axb", "a*b"), ("a", "a\\b")]
 )
-def test_a_path_that_is_a_pattern_is_read_as_it_is(tmp_path, first, second):
+def test_a_path_with_pattern_characters_is_read_literally(
+  tmp_path, first, second
+):
   new_run(tmp_path / first, checkpoints=1)
   new_run(tmp_path / second)
   # Written elsewhere: TensorFlow would take the path for a pattern.
@@ -255,7 +257,7 @@ def test_a_path_that_is_a_pattern_is_read_as_it_is(tmp_path, first, second):
   assert path == str(tmp_path / second / "checkpoints" / "ckpt-2")
 
 
-def test_a_run_fits_its_own_data_alone(tmp_path):
+def test_a_run_only_accepts_its_own_data(tmp_path):
   data, other = (write_data(tmp_path / name, name) for name in ("a", "b"))
   fitting = config(schema_sha256=data.schema_sha256)
   runs.check_fit(fitting, data, "run")

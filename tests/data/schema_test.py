@@ -156,7 +156,7 @@ START = (
     ),
   ],
 )
-def test_what_is_refused(tmp_path, text, message):
+def test_invalid_schemas_are_refused(tmp_path, text, message):
   if text is not None:
     (tmp_path / "schema.json").write_text(text)
   with pytest.raises(errors.DataError, match="schema.json") as caught:

@@ -58,7 +58,7 @@ def test_noise_is_not_bias(bias):
   )
 
 
-def test_the_exact_gradient_every_time():
+def test_exact_gradients_have_no_error():
   _, exact = _samples()
   samples = np.stack([exact] * 4)
   found = divergence.gradient_error(samples, exact)
@@ -93,7 +93,7 @@ def test_cosine_of_nothing_but_noise_stays_small():
   assert abs(divergence.mean_cosine(samples, exact)) < 0.1
 
 
-def test_gradients_of_nothing():
+def test_gradients_of_length_zero():
   zeros = np.zeros([4, 3, 2])
   found = divergence.gradient_error(zeros, zeros[0])
   assert found == {"bias": 0.0, "deviation": 0.0, "length": 0.0}
@@ -159,7 +159,7 @@ def test_kl_of_the_distribution_itself_is_zero():
 
 
 @pytest.mark.parametrize("far", [False, True])
-def test_kl_of_mean_takes_roughness_out(far):
+def test_kl_of_mean_corrects_for_noise(far):
   # Weights that are right in expectation, each time on a few candidates.
   full = _distribution(50, 20) * 0.9 + 0.1 / 50
   expected = _distribution(50, 20, seed=5) * 0.9 + 0.1 / 50 if far else full

@@ -214,7 +214,7 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(seen["gradients"][row], gradient, atol=2e-5)
 
   @parameterized.parameters("decoupled", "generalized_cross_entropy")
-  def test_what_is_never_drawn_has_no_draws(self, loss):
+  def test_candidates_that_cannot_be_drawn_have_no_draws(self, loss):
     model = _model(lambda _: _resampling(loss=loss))
     wanted = _known()
     seen, (queries, positives) = self.look(model, steps=1, known=wanted)
@@ -316,7 +316,7 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
     else:
       self.assertAllInRange(draws[in_batch].sum(axis=0), 0.5, 1.0)
 
-  def test_a_lambda_weighs_the_pools(self):
+  def test_cache_weight_weights_the_pools(self):
     # A cache of nothing but candidate 11, which is in no batch: its weight is
     # lambda times what is not the positive's.
     rows = _rows()
@@ -599,7 +599,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
       )
     self.assertGreater(len(set(company)), 10)
 
-  def test_same_answer_every_time(self):
+  def test_measurements_are_deterministic(self):
     model = _model("xir")
     probe = diagnostics.EstimatorProbe(
       model, _rows(), probe_size=1, batch_size=32, repetitions=2

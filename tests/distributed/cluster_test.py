@@ -60,7 +60,7 @@ def test_results_come_by_index(script):
   ]
 
 
-def test_workers_are_told_of_each_other(script):
+def test_workers_get_tf_config(script):
   results = cluster.run(script("print(json.dumps(config))"))
   first, second = (json.loads(r.output) for r in results)
   assert first["cluster"] == second["cluster"]
@@ -68,12 +68,12 @@ def test_workers_are_told_of_each_other(script):
   assert second["task"] == {"type": "worker", "index": 1}
 
 
-def test_one_alone_is_no_cluster(script):
+def test_a_single_worker_gets_no_tf_config(script):
   (result,) = cluster.run(script("print(config)"), num_workers=1)
   assert result.output == "{}\n"
 
 
-def test_a_module_may_be_run():
+def test_modules_can_be_run():
   (result,) = cluster.run("json.tool", ["--help"], num_workers=1)
   assert "json" in result.output
 
@@ -93,7 +93,7 @@ def test_ports_are_kept_for_the_workers(script):
         server.listen()
 
 
-def test_a_failure_shows_what_everybody_wrote(script, monkeypatch):
+def test_a_failure_shows_the_output_of_all_workers(script, monkeypatch):
   monkeypatch.setattr(cluster, "_GRACE_SECONDS", 0.5)
   path = script(
     "print('I am', index, flush=True)",
@@ -109,17 +109,17 @@ def test_a_failure_shows_what_everybody_wrote(script, monkeypatch):
     assert text in str(error.value)
 
 
-def test_a_failure_may_be_what_is_wanted(script):
+def test_failures_can_be_expected(script):
   results = cluster.run(script("sys.exit(3 + index)"), check=False)
   assert [r.returncode for r in results] == [3, 4]
 
 
-def test_time_is_limited(script):
+def test_a_timeout_ends_workers(script):
   with pytest.raises(cluster.ClusterError, match="killed after"):
     cluster.run(script("time.sleep(600)"), num_workers=1, timeout=0.5)
 
 
-def test_nobody_is_left_behind(script):
+def test_no_process_is_left_behind(script):
   path = script(
     "child = subprocess.Popen([sys.executable, '-c',",
     "  'import time; time.sleep(600)'])",
@@ -138,7 +138,7 @@ def test_nobody_is_left_behind(script):
   _wait_until(lambda: not any(_is_running(pid) for pid in ids))
 
 
-def test_one_may_be_killed_while_the_others_go_on(script):
+def test_one_worker_can_be_killed_while_others_continue(script):
   path = script(
     "print('ready', flush=True)",
     "time.sleep(600 if index else 1)",
@@ -151,7 +151,7 @@ def test_one_may_be_killed_while_the_others_go_on(script):
     workers[0].wait_for("done", timeout=30)
 
 
-def test_what_is_never_written_is_not_waited_for(script):
+def test_waiting_for_missing_output_fails(script):
   with cluster.start(script("print('the end')"), num_workers=1) as workers:
     with pytest.raises(cluster.ClusterError, match="the end"):
       workers[0].wait_for("something else", timeout=60)

@@ -40,7 +40,7 @@ def test_evaluated_loss_is_that_of_the_global_batch(two_replicas):
     - {"ssl", "ssl_pop", "full_softmax", "bir_expected", "xir_expected"}
   ),
 )
-def test_the_end_of_a_dataset_is_no_step(method):
+def test_the_end_of_a_dataset_does_not_count_as_a_step(method):
   # Keras looks for the end of a dataset that does not tell its length by a
   # step without a batch. Nothing may move at it.
   features = problems.batch(8, seed=0)

@@ -163,7 +163,7 @@ class MixedPrecisionTest(TwoReplicasTest):
 
 
 class LoopTest(TwoReplicasTest):
-  def test_a_loop_of_ones_own(self):
+  def test_a_custom_training_loop(self):
     models = []
     for strategy in (tf.distribute.get_strategy(), self.strategy):
       with strategy.scope():

@@ -98,7 +98,7 @@ def test_every_query_gets_its_best(world, options, monkeypatch, kind, read):
   assert run.queries_per_second > 0
 
 
-def test_seen_are_left_out_and_lists_get_shorter(world, options):
+def test_seen_candidates_are_left_out(world, options):
   options = dataclasses.replace(options, k=299, exclude_seen=True)
   bulk.batch_recommend(options)
   rows = _read_parquet(options.output)
@@ -218,7 +218,9 @@ def test_integer_ids(tmp_path, monkeypatch, kind, unknown_query, of_unknown):
     bulk.batch_recommend(options)
 
 
-def test_goes_on_with_the_first_missing_file(options, monkeypatch):
+def test_an_interrupted_run_continues_at_the_first_missing_file(
+  options, monkeypatch
+):
   """Encoding fails in the second file of three."""
   monkeypatch.setattr(bulk, "_BATCH", 5)
   calls = []
@@ -303,7 +305,7 @@ def test_a_run_that_has_lost_a_file_is_not_complete_until_it_is_back(
   assert len(_read_parquet(output)) == 40
 
 
-def test_another_run_is_not_mixed_in(options, tmp_path):
+def test_runs_with_other_settings_are_not_mixed(options, tmp_path):
   bulk.batch_recommend(options)
   (tmp_path / "ids").write_text("somebody\n")
   for change, message in (
@@ -326,7 +328,7 @@ def test_another_run_is_not_mixed_in(options, tmp_path):
   ]
 
 
-def test_another_bundle_is_not_mixed_in(exported, options, tmp_path):
+def test_answers_of_another_bundle_are_not_mixed(exported, options, tmp_path):
   bulk.batch_recommend(options)
   other = tmp_path / "other"
   other.mkdir()
@@ -359,7 +361,7 @@ def test_unusable_list_of_queries_is_named_before_anything_is_written(
   assert not os.path.exists(options.output)
 
 
-def test_a_directory_of_something_else_is_left_alone(options, tmp_path):
+def test_a_foreign_directory_is_not_changed(options, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "part-1-of-2.txt").write_text("mine")
   for overwrite in (False, True):

@@ -146,7 +146,7 @@ def test_missing_truncated_and_changed_files(copied):
     bundle.Bundle.load(copied)
 
 
-def test_a_changed_manifest_does_not_pass(copied):
+def test_a_changed_manifest_is_refused(copied):
   path = copied / "manifest.json"
   text = path.read_text()
   path.write_text(
@@ -194,7 +194,7 @@ def test_flat_lists_and_other_ids_are_refused(loaded, given, message):
     loaded.recommend(**{"query_ids": [_QUERY], **given})
 
 
-def test_one_id_is_no_list(loaded):
+def test_a_single_id_is_refused_as_a_list(loaded):
   with pytest.raises(ValueError, match="ids must be a list.*'item 1'"):
     loaded.similar_items("item 1", 3)
 
@@ -217,7 +217,7 @@ def test_a_query_without_training_rows_is_unknown(world, loaded):
   )
 
 
-def test_index_the_bundle_lacks(copied):
+def test_missing_index_is_named(copied):
   _edit_manifest(copied, lambda manifest: manifest["indexes"].pop("scann"))
   with pytest.raises(errors.DataError, match="only brute_force"):
     bundle.Bundle.load(copied, "scann")
@@ -232,7 +232,9 @@ def test_index_the_bundle_lacks(copied):
     ("scann", "9.9", "scann", "ScaNN 9.9, found .*--index brute_force"),
   ],
 )
-def test_versions_that_do_not_fit(copied, package, version, index, message):
+def test_incompatible_versions_are_refused(
+  copied, package, version, index, message
+):
   _edit_manifest(copied, lambda x: x["versions"].update({package: version}))
   with pytest.raises(errors.DataError, match=message):
     bundle.Bundle.load(copied, index)
@@ -252,7 +254,7 @@ def test_a_path_that_is_a_pattern_for_tensorflow(exported, tmp_path, world):
     assert found.ids[0, 0] == world.ranking(3)[0]
 
 
-def test_what_is_not_a_bundle_is_never_replaced(tmp_path):
+def test_a_directory_that_is_no_bundle_is_never_replaced(tmp_path):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "one.jpg").write_text("x")
   for path in (tmp_path / "photos", tmp_path / "photos" / "one.jpg"):
@@ -270,7 +272,7 @@ def _fitted(world, history):
   )
 
 
-def test_a_session_without_training(loaded, world):
+def test_a_session_uses_its_history(loaded, world):
   # Padding and unknown ids do not count; a repeated id counts twice.
   history = [["item 3", "item 40"], ["", "no such item", "item 7"], ["none"]]
   found = loaded.recommend(history=history, k=5)
@@ -290,7 +292,7 @@ def test_a_session_without_training(loaded, world):
   )
 
 
-def test_a_history_counts_where_there_was_no_training(loaded, world):
+def test_a_history_answers_queries_without_training_rows(loaded, world):
   ids = [world.query_ids[1], "nobody", "nobody", world.query_ids[2]]
   history = [["item 3"], ["item 3"], [], []]
   found = loaded.recommend(
@@ -314,7 +316,7 @@ def test_a_history_counts_where_there_was_no_training(loaded, world):
   )
 
 
-def test_a_bundle_from_before_histories(copied):
+def test_a_bundle_older_than_histories(copied):
   loaded = bundle.Bundle.load(copied, "brute_force")
   del loaded.signatures["recommend_session"]
   with pytest.raises(errors.DataError, match="without support for histories"):

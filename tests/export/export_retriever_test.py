@@ -134,7 +134,7 @@ def test_last_checkpoint_when_there_is_no_best(options):
   _fails(options, "model: holds no checkpoint")
 
 
-def test_model_dir_that_does_not_fit(options):
+def test_model_dir_of_other_data_or_settings(options):
   path = pathlib.Path(options.model_dir) / "config.json"
   config = json.loads(path.read_text())
   del config["sha256"]  # As runs of older versions, which may be anything.
@@ -223,7 +223,9 @@ def ids_alone(world, options):
   return model, options
 
 
-def test_candidates_of_which_nothing_is_known(world, ids_alone, capsys):
+def test_candidates_without_rows_and_features_are_left_out(
+  world, ids_alone, capsys
+):
   model, options = ids_alone
   manifest = export_retriever.export_retriever(options)
   trained = np.flatnonzero(world.counts)
@@ -257,7 +259,7 @@ def test_candidates_of_which_nothing_is_known(world, ids_alone, capsys):
   assert (manifest.num_candidates, manifest.num_left_out) == (300, 0)
 
 
-def test_no_candidate_is_known(ids_alone, monkeypatch):
+def test_export_without_any_known_candidate(ids_alone, monkeypatch):
   _, options = ids_alone
   monkeypatch.setattr(
     directory.DataDir, "candidates", tables.Table(None, np.zeros(300), {})

@@ -20,7 +20,7 @@ def _encoded(world, rows, changes):
   return world.model.encode_candidates(rows, {**found, **changes}).numpy()
 
 
-def test_without_features_as_in_training(world, loaded):
+def test_missing_features_default_to_training(world, loaded):
   found = loaded.encode_candidates(["item 7", "nobody", "item 0"])
   expected = np.stack(
     [
@@ -61,7 +61,7 @@ def test_each_kind_given(world, loaded):
     assert np.abs(found - loaded.encode_candidates(ids)).max() > 1e-3
 
 
-def test_what_is_not_given_is_as_in_training(world, loaded):
+def test_single_missing_features_default_to_training(world, loaded):
   ids = ["item 7", "item 9", "new"]
   plain = loaded.encode_candidates(ids)
   nothing = {
@@ -133,7 +133,7 @@ def test_inputs_have_names_of_their_own():
   assert found.numpy().tolist() == [0, 6]
 
 
-def test_names_that_are_no_inputs_of_signatures():
+def test_feature_names_that_cannot_be_inputs():
   names = ("Größe", "price (USD)", "price_(USD)", "2nd", "query_id")
   found = features.of_schema(
     schema.FeatureSchema(name=name, kind="float", mean=(0.0,), std=(1.0,))

@@ -265,7 +265,7 @@ def expected(world: World, query: int, counted: list[int] | None):
   return world.past(query)[-LENGTH:]
 
 
-def test_in_another_process(world, tmp_path):
+def test_answers_in_another_process(world, tmp_path):
   width = max(len(history) for _, history, _ in REQUESTS) + 1
   np.savez(
     tmp_path / "given.npz",
@@ -342,7 +342,7 @@ def test_bundle(world):
 
 
 @one_encoder
-def test_what_is_left_out(world):
+def test_seen_and_history_are_left_out(world):
   loaded = bundle.Bundle.load(world.directory)
   best = world.ranking(world.vector(-1, [3, 7]))
   everything = loaded.recommend(history=[["item 3", "item 7"]], k=23)

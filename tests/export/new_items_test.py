@@ -77,7 +77,7 @@ def _side_rows(text, suffix, tmp_path):
     'a,x,y z,1,"1 2',
   ],
 )
-def test_preparing_refuses_the_same_values_in_the_same_words(tmp_path, row):
+def test_prepare_refuses_the_same_values_with_the_same_message(tmp_path, row):
   text = f"id,tag,words,price,place\n{row}\n"
   with pytest.raises(errors.DataError, match="line 2.*: .*(inf|num|quot)") as a:
     _side_rows(text, ".csv", tmp_path)
@@ -119,7 +119,7 @@ def test_features_that_the_file_lacks_are_not_given(tmp_path):
   assert named.columns["tag"].tolist() == ["x", "y"]
 
 
-def test_the_ids_are_called_as_in_the_data(tmp_path):
+def test_the_id_column_of_the_data_is_used(tmp_path):
   path = tmp_path / "ids.csv"
   path.write_text("id,Artikel,tag\n1,x,a\n2,y,b\n")
   found = new_items.read_items(path, FEATURES, item_column="artikel")

@@ -62,7 +62,7 @@ def test_a_session(world, exported):
   assert not again["known"]
 
 
-def test_whom_to_ask_for():
+def test_query_id_or_history_is_required():
   with pytest.raises(settings.SettingsError, match="--query_id or --history"):
     query.QueryOptions(bundle="b")
   with pytest.raises(settings.SettingsError, match="2 times --query_id"):

@@ -96,7 +96,7 @@ def test_manifest(ranked):
 
 
 @pytest.mark.parametrize("depth", [7, 100, 1000])
-def test_reranks_what_is_retrieved(world, ranked, depth):
+def test_reranks_retrieved_candidates(world, ranked, depth):
   model, directory = ranked
   loaded = bundle.Bundle.load(directory)
   assert loaded.has_ranker
@@ -179,7 +179,7 @@ def test_plain_tensorflow_ranks(world, ranked):
   np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-4)
 
 
-def test_a_ranker_that_was_damaged(ranked, tmp_path):
+def test_a_damaged_ranker_is_refused(ranked, tmp_path):
   _, directory = ranked
   copied = shutil.copytree(directory, tmp_path / "bundle")
   (copied / "ranker/saved_model.pb").unlink()

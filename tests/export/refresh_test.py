@@ -436,7 +436,7 @@ def numbered(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_in_a_row_of_integers_with_a_ranker(
+def test_two_refreshes_with_integer_ids_and_a_ranker(
   numbered, tmp_path, monkeypatch
 ):
   directory, queries, candidates = numbered

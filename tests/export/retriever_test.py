@@ -100,7 +100,7 @@ def test_integer_ids(world, integers):
     integers.recommend([10**12], k=3, exclude_ids=[[1.5]])
 
 
-def test_unknown_query_as_the_tower_has_it(world, integers):
+def test_unknown_query_is_answered_by_the_tower(world, integers):
   found = integers.recommend([4], k=3)
   assert found.known.tolist() == [False]
   scores = world.candidate_vectors @ world.unknown_query
@@ -124,7 +124,7 @@ def test_largest_k(numbered, integers):
     )
 
 
-def test_closed_bundles_spare_the_others(world, exported):
+def test_closing_a_bundle_does_not_affect_others(world, exported):
   first, second = (bundle.Bundle.load(exported, "scann") for _ in range(2))
   table = next(
     x.resource_handle
@@ -138,7 +138,7 @@ def test_closed_bundles_spare_the_others(world, exported):
   assert found.ids[0].tolist() == world.ranking(4)[:3]
 
 
-def test_ids_that_are_no_integers(world, tmp_path):
+def test_non_integer_ids_are_refused(world, tmp_path):
   options = export_retriever.ExportOptions(
     data=str(world.data),
     model_dir=str(world.model_dir),

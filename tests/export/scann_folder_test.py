@@ -276,7 +276,7 @@ def test_a_stray_list_does_not_replace_the_ids(folders, tmp_path):
   assert folder.search(QUERIES[0], 1)[0] == STRINGS[_expected(0, 1)[0][0]]
 
 
-def test_folders_that_cannot_be_read_here(folders, tmp_path):
+def test_incompatible_folders_are_refused(folders, tmp_path):
   path = shutil.copytree(folders["all"], tmp_path / "copy")
   settings = msgspec.json.decode(
     (path / "settings.json").read_bytes(), type=scann_folder.Settings

@@ -70,7 +70,7 @@ def predict(running, *metadata):
   return stub.Predict(request, timeout=30, metadata=metadata)
 
 
-def test_who_has_a_token_is_answered(running):
+def test_requests_with_a_token_are_answered(running):
   for token in (TOKEN, OTHER):
     headers = {"Authorization": f"Bearer {token}"}
     status, text, _ = running.http(
@@ -85,7 +85,7 @@ def test_who_has_a_token_is_answered(running):
   "header",
   [None, "", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN[:-1]}", "Bearer é"],
 )
-def test_others_are_refused(running, header):
+def test_requests_without_a_token_are_refused(running, header):
   headers = {} if header is None else {"Authorization": header.encode()}
   for method, path in (
     ("POST", fake_server.PREDICT),
@@ -119,7 +119,7 @@ def test_health_needs_no_token(running):
   assert found == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_nobody_is_answered_in_the_clear(running):
+def test_unencrypted_requests_are_refused(running):
   plain = http.client.HTTPConnection("localhost", running.port, timeout=30)
   with pytest.raises((http.client.HTTPException, OSError)):
     plain.request("GET", "/healthz")

@@ -62,7 +62,7 @@ def test_calls_are_answered_by_both(running):
   assert tf.make_ndarray(outputs["ids"]).tolist() == [[b"7"]]
 
 
-def test_more_calls_than_the_limit_are_refused_and_told_to_come_again(busy):
+def test_calls_over_the_limit_are_refused_with_retry_after(busy):
   others = [busy.grpc(x=[n]) for n in range(LIMITS.max_calls - 1)]
   wait_for(lambda: busy.in_flight() == LIMITS.max_calls)
   status, content, headers = busy.rest()
@@ -79,7 +79,7 @@ def test_more_calls_than_the_limit_are_refused_and_told_to_come_again(busy):
   assert busy.rest()[0] == 200
 
 
-def test_calls_of_clients_that_have_gone_are_not_run(busy):
+def test_calls_of_disconnected_clients_are_not_run(busy):
   left = busy.connect(raw(body(x=[1]))), busy.grpc(x=[2])
   wait_for(lambda: busy.in_flight() == 3)
   left[0].close()
@@ -235,7 +235,7 @@ def test_clients_that_do_not_read_are_cut_off_the_oldest_at_once(
     wait_for(lambda: _is_cut_off(unread[-2]))
 
 
-def test_many_idle_connections_shut_nobody_out(busy):
+def test_idle_connections_do_not_block_new_clients(busy):
   working = busy.connect(raw(body(x=[5])))
   wait_for(lambda: busy.in_flight() == 2)
   idle = [busy.connect() for _ in range(3 * LIMITS.max_connections)]
@@ -249,7 +249,7 @@ def test_many_idle_connections_shut_nobody_out(busy):
     connection.close()
 
 
-def test_connections_are_as_many_as_files_allow(monkeypatch):
+def test_connections_are_limited_by_open_files(monkeypatch):
   """A burst of connections is accepted before the first one makes room."""
   given = []
   monkeypatch.setattr(server.resource, "getrlimit", lambda kind: (100, 256))

@@ -208,7 +208,7 @@ def test_whole_numbers_are_asked_as_such():
     demo._request(demo.Question(similar="x"), model)
 
 
-def test_without_the_page_there_is_nothing_of_it(tmp_path):
+def test_nodemo_removes_all_addresses_of_the_page(tmp_path):
   with fake_server.run(
     tmp_path, Shop(), demo=False, drain_seconds=0.0
   ) as running:

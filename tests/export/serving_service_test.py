@@ -176,7 +176,7 @@ def test_work_that_takes_too_long_is_given_up(tmp_path):
   assert cancelled and found.value.code == "UNAVAILABLE"
 
 
-def test_a_call_with_a_long_list_is_joined_with_its_like_alone(tmp_path):
+def test_calls_with_long_lists_are_batched_separately(tmp_path):
   shapes = []
 
   class Model(_Faulty):

@@ -42,7 +42,7 @@ def test_good_clients_get_right_answers_among_hostile_ones(running):
   assert found["calls"] == calls and found["latency_ms"]["grpc"]["p99"] > 0
 
 
-def test_a_wrong_answer_and_one_of_an_old_bundle_are_noticed(running):
+def test_wrong_and_stale_answers_are_detected(running):
   right = {"ids": [["7", "7"], ["8", "8"]]}
   for answers in ([right, {"ids": []}], [{"ids": []}, {"ids": [["7"]]}]):
     record = drive(running, answers, 0.3, clients=2)

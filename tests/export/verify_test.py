@@ -97,7 +97,7 @@ def test_program_prints_every_check(copy):
   assert [x["ok"] for x in results].count(False) == 1
 
 
-def test_missing_bundle_is_one_check(tmp_path):
+def test_a_missing_bundle_fails_one_check(tmp_path):
   results = list(verifying.verify(tmp_path))
   assert [x.name for x in results] == ["manifest"]
   assert "is not a bundle" in results[0].detail

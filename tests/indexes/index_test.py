@@ -73,7 +73,7 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.named_parameters(
     *EXACT, ("scann_all_leaves", _scann_all_leaves)
   )
-  def test_searches_are_merged(self, make):
+  def test_searches_of_interests_are_merged(self, make):
     ids, vectors = _corpus(300)
     queries = _queries(12).reshape(4, 3, DIM)
     queries[1, 2] = queries[1, 0]  # The same answers twice.
@@ -194,7 +194,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
       self.assertEqual(row[-1], "")
 
   @parameterized.product(named=ALL, n=(1, 15, 99))
-  def test_small_corpus_and_k_beyond_it(self, named, n):
+  def test_k_may_exceed_the_corpus(self, named, n):
     if named[0] == "scann_tree" and n == 1:
       return  # Ten leaves: the next test.
     ids, vectors = _corpus(n)
@@ -290,7 +290,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
           self.assertAllClose(found["scores"], eager[1])
 
   @parameterized.named_parameters(*ALL)
-  def test_index_again_replaces_and_keeps_nothing(self, make):
+  def test_indexing_again_replaces_the_corpus(self, make):
     index = make().index(*_corpus(400))
     before = len(index.variables)
     ids, vectors = _corpus(500, seed=5)
@@ -332,7 +332,7 @@ class RowsTest(tf.test.TestCase, parameterized.TestCase):
   """Rows instead of ids, or beside them."""
 
   @parameterized.named_parameters(*ALL)
-  def test_rows_do_what_their_ids_do(self, make):
+  def test_rows_are_equivalent_to_ids(self, make):
     ids, vectors = _corpus(400)
     index = make().index(ids, vectors)
     queries = _queries(3)
@@ -393,7 +393,7 @@ class RowsTest(tf.test.TestCase, parameterized.TestCase):
 
 class AllowTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(named=ALL, id_kind=("string", "int64"))
-  def test_only_allowed_come_back(self, named, id_kind):
+  def test_only_allowed_candidates_are_returned(self, named, id_kind):
     names, vectors = _corpus(400)
     ids = names if id_kind == "string" else 2**40 + np.arange(400)
     index = named[1]().index(ids, vectors)
@@ -439,7 +439,7 @@ class AllowTest(tf.test.TestCase, parameterized.TestCase):
 
 class SimilarTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.named_parameters(*EXACT)
-  def test_nearest_but_itself(self, make):
+  def test_similar_returns_the_nearest_others(self, make):
     ids, vectors = _corpus(300)
     index = make().index(ids, vectors)
     found, scores = index.similar(["item 7", "no such item", "item 0"], 5)
@@ -450,7 +450,7 @@ class SimilarTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(found[1], [""] * 5)
     self.assertAllEqual(scores[1], [-np.inf] * 5)
 
-  def test_never_itself_in_scann(self):
+  def test_similar_with_scann_never_returns_itself(self):
     ids, vectors = _corpus(400)
     found, _ = _scann_tree().index(ids, vectors).similar(ids, 10)
     for item, row in zip(ids, _text(found), strict=True):
@@ -489,7 +489,7 @@ class TuneTest(tf.test.TestCase):
     exact = indexes.BruteForceIndex().index(ids, vectors)
     return index.index(ids, vectors), exact
 
-  def test_as_cheap_as_the_target_allows(self):
+  def test_tune_chooses_the_cheapest_settings_for_the_target(self):
     index, exact = self._index()
     queries, others = _queries(300, 1), _queries(300, 2)
     spent = []

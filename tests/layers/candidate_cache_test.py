@@ -113,7 +113,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
     counts = cache.occurrence_counts.numpy()
     self.assertAllClose(counts / counts[1], [5.0, 1.0, 3.0, 0.0])
 
-  def test_by_recency_it_holds_who_came_last(self):
+  def test_recency_keeps_the_last_candidates(self):
     cache = _cache(num_candidates=9, cache_size=5, cache_policy="recency")
     first = cache.ids.numpy()
     for arrived, expected in (
@@ -166,7 +166,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(first.ids, same.ids)
     self.assertNotAllEqual(first.ids, other.ids)
 
-  def test_every_step_draws_anew(self):
+  def test_every_step_draws_a_new_cache(self):
     cache = _cache()
     caches = []
     for _ in range(4):

@@ -33,7 +33,7 @@ class CandidateTableTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(found["image"], [[6, 7], [0, 1], [6, 7], [2, 3]])
 
   @parameterized.parameters(-1, 4, 1000)
-  def test_unknown_id_has_nothing(self, unknown):
+  def test_unknown_ids_have_no_features(self, unknown):
     found = layers.CandidateTable(FEATURES, COLUMNS)(tf.constant([unknown, 0]))
     self.assertAllEqual(found["brand"], [0, 4])
     self.assertEqual(found["tags"].to_list(), [[], [3, 1]])
@@ -45,7 +45,7 @@ class CandidateTableTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(found["brand"].shape, [0])
     self.assertEqual(found["tags"].to_list(), [])
 
-  def test_config_and_checkpoint_bring_it_back(self):
+  def test_config_and_checkpoint_restore_it(self):
     table = layers.CandidateTable(FEATURES, COLUMNS)
     path = tf.train.Checkpoint(table).save(self.get_temp_dir())
     other = layers.CandidateTable.from_config(table.get_config())

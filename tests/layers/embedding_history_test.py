@@ -60,7 +60,7 @@ class EmbeddingHistoryTest(tf.test.TestCase, parameterized.TestCase):
     )
     self.assertFalse(history.is_full())
 
-  def test_what_stands_still_does_not_drift(self):
+  def test_constant_embeddings_do_not_drift(self):
     history = layers.EmbeddingHistory(4, 3)
     for _ in range(12):
       history.update(tf.ones([4, 3]))

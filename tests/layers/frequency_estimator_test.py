@@ -196,7 +196,7 @@ class IdsTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(estimator.per_batch(tf.constant([5], tf.int32)), [1.0])
     self.assertEqual(np.count_nonzero(_tables(estimator.gaps)), 2)
 
-  def test_one_id_alone(self):
+  def test_a_batch_with_a_single_id(self):
     estimator = _estimator(initial_gap=9.0, learning_rate=0.5)
     _update(estimator, [3] * 500)
     # One appearance, not 500: 9/2 + 1/2.
@@ -244,7 +244,7 @@ class LogSharesTest(tf.test.TestCase, parameterized.TestCase):
     for name, value in before.items():
       self.assertAllEqual(_state(estimator)[name], value)
 
-  def test_ids_that_are_no_rows(self):
+  def test_ids_outside_of_the_table(self):
     estimator = _estimator()
     for _ in range(10):
       _update(estimator, [5])
@@ -309,7 +309,7 @@ class WarmStartTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(error["log_correlation"], 1.0)
       self.assertAllClose(error["candidate_log_error"], 0.0, atol=1e-5)
 
-  def test_goes_on_from_there(self):
+  def test_learning_continues_after_a_warm_start(self):
     # q = 1/2 of batches of one: gap 2 from 50 batches that had it. In the
     # next it has a gap of 1, the 51st of the running mean, or by 0.01.
     for options, gap in (

@@ -60,7 +60,7 @@ class MemoryBankTest(tf.test.TestCase, parameterized.TestCase):
     sizes=((2, 2), (3, 3, 3), (4, 1, 5, 2), (5, 0, 1), (7, 12, 3)),
     graph=(False, True),
   )
-  def test_holds_the_newest_rows(self, sizes, graph):
+  def test_the_bank_keeps_the_newest_rows(self, sizes, graph):
     bank = layers.MemoryBank(5, _DIM)
     update = tf.function(bank.update) if graph else bank.update
     batches, first = [], 0

@@ -64,7 +64,7 @@ def test_every_second_epoch():
     make(every_epochs=0)
 
 
-def test_models_of_histories_and_of_ones_own():
+def test_models_of_histories_and_custom_models():
   tower = models.Tower(vocabulary_size=CANDIDATES, dim=4, seed=2)
   histories = tf.ragged.constant([[1, 2], [3], []], dtype=tf.int64)
   model = two_tower(models.HistoryTower(tower, "mean", history_length=3))

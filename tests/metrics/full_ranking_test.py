@@ -165,7 +165,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   @parameterized.parameters(1, 2, 3, 5, 8, 16, 32, 33, 64, 100, 128)
-  def test_collapsed_model_gets_nothing(self, dim):
+  def test_a_collapsed_model_scores_zero(self, dim):
     # The product rounds equal rows differently at the edges of its tiles.
     rng = np.random.default_rng(dim)
     queries = rng.normal(size=[33, dim]).astype(np.float32)
@@ -207,7 +207,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     table, _ = ranker.unique_rows(candidates)
     self.assertLen(table, 1)
 
-  def test_seen_is_neither_found_nor_shown(self):
+  def test_seen_candidates_are_never_found_or_shown(self):
     # Scores 3, 2, 1: candidate 0 is seen, and relevant none the less.
     results = xir.metrics.full_ranking(
       np.ones([1, 1]),
@@ -222,7 +222,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAlmostEqual(results["coverage@5"], 2 / 3)
 
   @parameterized.parameters(([1, 3, 11],), ([2, 9, 200],))
-  def test_what_is_not_indexed_is_neither_found_nor_shown(self, ks):
+  def test_unindexed_candidates_are_never_found_or_shown(self, ks):
     """As if every query had seen it."""
     queries, candidates, relevant, seen = problem(3, 30, 40, 3, 2)
     queries, candidates = queries * 1.0, candidates * 1.0
@@ -360,7 +360,7 @@ class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
       **arguments,
     )
 
-  def test_arguments_are_right_to_begin_with(self):
+  def test_valid_arguments_pass(self):
     self.rank()
 
   @parameterized.parameters(

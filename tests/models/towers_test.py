@@ -42,7 +42,7 @@ def weights(model, name):
 
 
 class TowerTest(tf.test.TestCase, parameterized.TestCase):
-  def test_is_the_sum_of_its_embeddings(self):
+  def test_output_is_the_sum_of_embeddings(self):
     model = tower()
     ids, brand, tags = (
       weights(model, f"{name}_embedding") for name in ("id", "brand", "tags")

@@ -61,7 +61,7 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(np.abs(learnt[0]).max(), 0.01)
     self.assertAllClose(*learnt, atol=0.02 * np.abs(learnt[0]).max())
 
-  def test_names_in_place_of_ids_are_explained(self):
+  def test_string_ids_raise_an_explanation(self):
     names = {"query_id": tf.constant(["a"]), "candidate_id": tf.constant([0])}
     model = two_tower()
     model.compile(tf.keras.optimizers.SGD(1.0))
@@ -151,7 +151,7 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     pairs = tf.data.Dataset.from_tensors((BATCH, None, column * argument))
     self.assertAllClose(model.evaluate(pairs, verbose=0)[0], expected)
 
-  def test_what_fit_cannot_use_is_refused_by_name(self):
+  def test_unsupported_fit_arguments_are_refused_by_name(self):
     model = two_tower()
     model.compile(tf.keras.optimizers.SGD(0.1))
     rows = {name: value.numpy() for name, value in BATCH.items()}

@@ -39,7 +39,7 @@ class NextCacheTest(tf.test.TestCase, parameterized.TestCase):
       reference.next_cache_probabilities(candidate_ids, weights),
     )
 
-  def test_a_candidate_that_stands_twice_has_its_weight_once(self):
+  def test_duplicates_in_the_pool_count_once(self):
     # A popular candidate is in the pool many times, each time with its total
     # count: summed, the cache would hold it with its weight squared.
     candidate_ids, weights = [7, 3, 7, 7, 7], [1.0, 1.0, 1.0, 1.0, 1.0]
@@ -59,7 +59,7 @@ class NextCacheTest(tf.test.TestCase, parameterized.TestCase):
   def test_zero_weight_is_never_drawn(self):
     self.assertAllEqual(_next_cache([4, 9, 2], [0.0, 3.0, 0.0], 50), [9] * 50)
 
-  def test_no_weight_at_all_is_uniform_over_distinct_candidates(self):
+  def test_all_zero_weights_draw_uniformly(self):
     self.assert_frequencies(
       _next_cache([4, 9, 4, 4], [0.0] * 4, 20000), {4: 0.5, 9: 0.5}
     )

@@ -175,7 +175,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(e, g, rtol=1e-10, atol=1e-10)
 
   @parameterized.parameters(*forms.FORMS, "systematic")
-  def test_columns_that_are_not_in_use_are_not_there(self, name):
+  def test_unused_columns_are_ignored(self, name):
     arguments = problem(10, 33, 8, tf.float64)
     method = name in resampling.METHODS
     if method:

@@ -137,7 +137,7 @@ class ResampledSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(gradients[0], [[1.0]])
 
   @parameterized.parameters(-np.inf, np.inf, 1e4, -1e4, 3.0)
-  def test_what_was_not_drawn_does_not_count(self, undrawn):
+  def test_columns_without_draws_do_not_count(self, undrawn):
     # Also when it was masked (-inf: 0 * e^{-inf}) or would overflow.
     loss, gradients = _value_and_gradients(
       lambda s, p: losses.resampled_softmax(s, p, tf.constant([[0.0, 2.0]])),
@@ -149,7 +149,7 @@ class ResampledSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(gradients[1], [-2 / 3])
 
   @parameterized.parameters(-np.inf, 0.0, 1e4)
-  def test_a_row_that_drew_nothing_has_no_loss(self, logit):
+  def test_a_row_without_draws_has_zero_loss(self, logit):
     loss, gradients = _value_and_gradients(
       lambda s, p: losses.resampled_softmax(s, p, tf.zeros([1, 2])),
       np.full([1, 2], logit, np.float32),

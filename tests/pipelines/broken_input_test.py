@@ -244,7 +244,7 @@ def test_broken_side_file(tmp_path, content, where, message):
   assert {p.name for p in tmp_path.iterdir()} == {"a.inter", "a.item"}
 
 
-def test_side_features_that_are_not_there(tmp_path):
+def test_missing_side_features_are_named(tmp_path):
   (tmp_path / "a.csv").write_text(_CSV + "1,a,5\n")
   (tmp_path / "i.csv").write_text("item_id,price\na,3\n")
   with pytest.raises(errors.DataError, match="needs a --item_file"):
@@ -277,7 +277,9 @@ def test_side_features_that_are_not_there(tmp_path):
   ],
 )
 @pytest.mark.parametrize("chunk_bytes", [3, 1000])
-def test_ids_that_are_not_dense(tmp_path, content, where, message, chunk_bytes):
+def test_non_dense_ids_are_named(
+  tmp_path, content, where, message, chunk_bytes
+):
   (tmp_path / "a.txt").write_text(content)
   with pytest.raises(errors.DataError) as caught:
     _prepare(tmp_path, "a.txt", dense_ids=True, chunk_bytes=chunk_bytes)
@@ -285,7 +287,7 @@ def test_ids_that_are_not_dense(tmp_path, content, where, message, chunk_bytes):
   assert message in str(caught.value)
 
 
-def test_inputs_that_are_not_there(tmp_path):
+def test_missing_inputs_are_named(tmp_path):
   with pytest.raises(errors.DataError, match="gone.csv: no such file"):
     _prepare(tmp_path, "gone.csv")
   (tmp_path / "d").mkdir()

@@ -295,7 +295,7 @@ def test_folders_and_archives(tmp_path, name):
   _check(_config(name, tmp_path / "data.zip"), name)
 
 
-def test_what_the_user_says_goes_before(tmp_path):
+def test_user_settings_override_detection(tmp_path):
   for file, content in _MOVIELENS.items():
     (tmp_path / file).write_text(content)
   config = _config("movielens-20m", tmp_path, split="leave_last", name="mine")

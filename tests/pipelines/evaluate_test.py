@@ -109,7 +109,7 @@ def test_popularity_with_counts_beyond_float32(loaded):
   assert results["hit@1"] == 2 / 5
 
 
-def test_cold_queries_and_candidates_are_ranked_as_they_are_served(loaded):
+def test_cold_queries_and_candidates_are_ranked_as_served(loaded):
   """Untrained vectors decide nothing; nobody finds candidate 38."""
   model = tiny_runs.two_tower()
   results = rankings.rank(model, loaded, (2, 10, 40))
@@ -176,7 +176,7 @@ def test_evaluate(data, loaded, trained):
   assert "1 of 8 test pairs were seen before" in results.warnings[0]
 
 
-def test_warm_and_cold_queries_stand_apart(data, trained):
+def test_warm_and_cold_queries_are_reported_separately(data, trained):
   results = _evaluate(data, trained, ks=(2, 40))
   warm, cold = (results.by_query[name] for name in (report.WARM, report.COLD))
   assert (warm.queries, warm.pairs) == (4, 6)
@@ -220,7 +220,7 @@ def test_the_verdict_compares_with_what_needs_no_training(data, trained):
     ]
 
 
-def test_without_cold_queries_nothing_is_said_of_them(data, trained):
+def test_no_section_without_cold_queries(data, trained):
   results = _evaluate(data, trained, split="validation", ks=(40,))
   assert results.by_query[report.COLD] == report.Part(0, 0, {})
   assert "without training rows" not in report.table(results)

@@ -197,7 +197,7 @@ def test_kinds_of_files(tmp_path, name, chunk_bytes):
   assert fingerprint["bytes"] == (tmp_path / name).stat().st_size
 
 
-def test_whatever_was_detected_can_be_said(tmp_path):
+def test_detected_settings_can_be_given_as_flags(tmp_path):
   (tmp_path / "a").write_text(_text("", "\t").replace("242", "é42"), "latin-1")
   source = _open(
     tmp_path / "a",
@@ -478,7 +478,7 @@ def test_times_may_be_left_out(tmp_path):
     ("a.csv", "# only\n", "line 2: blank; expected the column names"),
   ],
 )
-def test_what_is_not_sure_is_asked(tmp_path, name, content, message):
+def test_ambiguous_files_ask_for_flags(tmp_path, name, content, message):
   (tmp_path / name).write_text(content)
   with pytest.raises(errors.DataError, match=message) as caught:
     _read(_open(tmp_path / name))
@@ -545,7 +545,7 @@ def _changed(data, rng):
   return bytes(data)
 
 
-def test_other_formats_are_told(tmp_path):
+def test_unsupported_formats_are_named(tmp_path):
   feather.write_feather(_table(), str(tmp_path / "old.feather"), version=1)
   with pytest.raises(errors.DataError, match="Feather version 1"):
     _open(tmp_path / "old.feather")

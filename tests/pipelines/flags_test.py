@@ -82,13 +82,13 @@ def build_task(**given):
     ),
   ],
 )
-def test_a_flag_that_is_not_used_is_refused(given, message):
+def test_a_flag_without_effect_is_refused(given, message):
   with pytest.raises(settings.SettingsError) as caught:
     config.from_preset(**given)
   assert message in str(caught.value)
 
 
-def test_a_preset_may_say_more_than_a_task_uses():
+def test_a_preset_may_set_unused_settings():
   for task in methods.TASKS:
     made = config.from_preset(preset="paper", task=task, optimizer="adam")
     assert ("cache_weight" in settings.as_dict(made)) == (task == "xir")
@@ -135,7 +135,7 @@ def _tasks_of(setting):
 
 
 @pytest.mark.parametrize("task", methods.TASKS)
-def test_settings_and_arguments_reach_each_other(task):
+def test_every_task_argument_has_a_setting(task):
   method = methods.TASKS[task]
   arguments = {
     method.settings.get(name, name) for name in build.parameters(method.task)

@@ -129,7 +129,7 @@ def test_temperature_is_half_of_that_of_ids(data, given, temperature):
   assert model.task.get_config()["temperature"] == temperature
 
 
-def test_runs_of_ids_say_nothing_of_histories():
+def test_runs_of_ids_have_no_history_settings():
   of_ids = settings.as_dict(configs.from_preset())
   # Unless they are validated as histories are.
   assert of_ids.pop("history_ties") is None
@@ -162,7 +162,7 @@ def test_settings_reach_the_encoder(data):
   assert model.query_tower.query_tower is None
 
 
-def test_every_encoder_has_its_choice():
+def test_every_encoder_can_be_chosen():
   choices = next(
     one.about.choices
     for one in settings.settings_of(configs.TrainConfig)
@@ -227,7 +227,7 @@ def test_two_replicas_are_one_device_dropout_included(
       )
 
 
-def test_a_run_goes_on_bit_for_bit(data, tmp_path):
+def test_a_resumed_run_is_bit_identical(data, tmp_path):
   given = {"query_tower": "both", **_SMALL["positions"]}
   run(data, tmp_path / "whole", checkpoint_steps=3, **given)
   parts = tmp_path / "parts"
@@ -251,7 +251,7 @@ def test_known_positives_come_with_positions(data):
   ]
 
 
-def test_data_without_an_order_is_refused(data, tmp_path):
+def test_histories_need_ordered_data(data, tmp_path):
   opened = directory.DataDir(data)
   rows = dict(opened.rows("train"))
   with pytest.raises(errors.DataError, match="neither times nor an order"):
@@ -528,7 +528,7 @@ def test_cold_queries_are_answered_from_their_histories(of_histories):
   assert first.histories.by_length["no event"].queries == 1
 
 
-def test_ties_may_be_other_than_in_training(of_histories):
+def test_ties_can_differ_from_training(of_histories):
   found = evaluate.evaluate(
     evaluate.EvaluateConfig(model_dir=str(of_histories), history_ties="order")
   )

@@ -18,7 +18,7 @@ def _run(capsys, *words):
   return status, *capsys.readouterr()
 
 
-def test_it_shows_rows_counts_and_the_command(tmp_path, capsys):
+def test_inspect_shows_rows_counts_and_the_command(tmp_path, capsys):
   path = tmp_path / "shop log.csv"
   path.write_text(
     "timestamp;visitorid;event;itemid;stars\n"
@@ -44,7 +44,7 @@ def test_it_shows_rows_counts_and_the_command(tmp_path, capsys):
   )  # fmt: skip
 
 
-def test_the_command_repeats_what_was_said(tmp_path, capsys):
+def test_the_printed_command_repeats_given_flags(tmp_path, capsys):
   (tmp_path / "a.tsv").write_text("1\tU1\tN3-1 N4-0\n2\tU2\tN5-1\n")
   said = ["--names=log,user,shown", "--item_list_column=shown", "--noheader"]
   _, out, _ = _run(capsys, tmp_path / "a.tsv", *said)
@@ -103,7 +103,7 @@ def test_features_of_an_item_file_are_guessed_and_checked(tmp_path, capsys):
   assert status == 1 and "column 'Was': 'Lamp No. 0' is not a number" in err
 
 
-def test_it_starts_without_tensorflow(tmp_path):
+def test_inspect_does_not_import_tensorflow(tmp_path):
   (tmp_path / "a.csv").write_text("user,item\n1,2\n")
   script = (
     "import sys; from pipelines import inspect;"

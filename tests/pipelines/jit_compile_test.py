@@ -114,7 +114,7 @@ def test_replicas_are_refused(small_data, tmp_path):
     config(small_data, tmp_path, jit_compile=True, strategy="mirrored")
 
 
-def test_a_run_may_go_on_compiled(small_data, tmp_path):
+def test_a_run_can_resume_with_jit_compile(small_data, tmp_path):
   old, new = (
     config(small_data, tmp_path, jit_compile=jit) for jit in (False, True)
   )

@@ -329,7 +329,7 @@ def test_a_crash_of_a_worker_leaves_nothing(tmp_path, monkeypatch):
     (["--runner=Foo"], "Unexpected pipeline runner: Foo"),
   ],
 )
-def test_flags_that_no_one_takes(given, expected):
+def test_unknown_flags_are_refused(given, expected):
   own = ["seed", "validation_fraction"]
   with pytest.raises(ValueError, match=".") as error:
     prepare_beam.pipeline_options_of(given, own)

@@ -418,7 +418,7 @@ def test_low_ratings_are_counted(tmp_path):
   assert "1 of 3 users have no rows" in summary.text(made, "out", 1.0)
 
 
-def test_leakage_is_measured_not_assumed(tmp_path, monkeypatch):
+def test_leakage_is_measured_after_the_split(tmp_path, monkeypatch):
   """With the de-duplication broken, the check must see it."""
   monkeypatch.setattr(passes.spill, "merged", lambda rows, *unused: rows)
   (tmp_path / "r.csv").write_text("user_id,item_id\n" + "1,a\n" * 3 + "1,b\n")
@@ -726,7 +726,7 @@ def test_repeats_that_need_weights(tmp_path):
 
 
 @pytest.mark.parametrize("num_buckets", [1, 4])
-def test_sessions_take_the_place_of_users(tmp_path, num_buckets):
+def test_sessions_replace_users(tmp_path, num_buckets):
   rng = np.random.default_rng(3)
   rows = [
     (f"u{rng.integers(6)}", f"i{k}", 1_600_000_000 + int(t), 1.0)

@@ -65,7 +65,7 @@ def refitted(small_data, tmp_path_factory):
   return old, new
 
 
-def test_it_trains_on_all_rows_until_the_best_epoch(small_data, refitted):
+def test_a_refit_trains_on_all_rows_up_to_the_best_epoch(small_data, refitted):
   old, new = map(runs.RunDir, refitted)
   before, after = old.read_config().train, new.read_config().train
   assert {k for k in after if before[k] != after[k]} == {
@@ -84,7 +84,7 @@ def test_it_trains_on_all_rows_until_the_best_epoch(small_data, refitted):
   assert trained[-1]["learning_rate"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_is_served_has_seen_the_held_out_rows(
+def test_a_refitted_bundle_has_seen_the_held_out_rows(
   small_data, refitted, tmp_path
 ):
   _, new = refitted
@@ -107,7 +107,7 @@ def test_what_is_served_has_seen_the_held_out_rows(
   assert sum(bundle.counts) == sum(data.schema.rows.values())
 
 
-def test_it_is_not_evaluated_nor_refitted(refitted):
+def test_a_refitted_run_is_not_evaluated_or_refitted(refitted):
   old, new = refitted
   done = program.run("pipelines.evaluate", "--model_dir", new)
   assert done.returncode == 1

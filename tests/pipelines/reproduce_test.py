@@ -89,7 +89,7 @@ def test_every_experiment_can_be_planned(name, small_data, tmp_path):
   assert len(set(titles)) == len(titles)
 
 
-def test_rows_are_named_by_what_tells_them_apart():
+def test_row_titles_show_differing_settings():
   experiment = experiments.EXPERIMENTS["features"]
   titles = [experiment.title_of(case) for case in experiment.cases]
   assert titles[0] == "SSL-Pop use_features=True"
@@ -200,7 +200,7 @@ def test_comparison_is_a_paired_test_by_query(output):
 
 
 @pytest.mark.slow
-def test_finished_runs_are_not_made_again(small_data, output, capsys):
+def test_finished_runs_are_not_repeated(small_data, output, capsys):
   before = {p: p.stat().st_mtime_ns for p in output.rglob("run.json")}
   assert reproduce.run(config_of(small_data, output)) == 0
   assert "4 runs, 4 of them finished" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_finished_runs_are_not_made_again(small_data, output, capsys):
 
 @pytest.mark.slow
 @pytest.mark.slow
-def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
+def test_a_killed_run_resumes_identically(small_data, output, tmp_path):
   process = subprocess.Popen(
     [
       *(sys.executable, "-m", "pipelines.reproduce", "--experiment=table2"),
@@ -235,7 +235,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(small_data, output, tmp_path):
 
 
 @pytest.mark.slow
-def test_report_of_what_is_there(output):
+def test_report_of_finished_runs(output):
   reproduce.run(reproduce.ReproduceConfig(report=True, output=str(output)))
   text = (output / report.FILE_NAME).read_text("utf-8")
   result = load(output)
@@ -255,7 +255,7 @@ def test_report_needs_results(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_that_were_not_ranked_there_are_left_out(small_data, output):
+def test_runs_not_ranked_at_the_epoch_are_left_out(small_data, output):
   before = load(output)
   for epochs in (1, 2, 100):
     path = results.collect("table2", str(small_data), str(output), epochs)
@@ -289,7 +289,7 @@ def test_figures_are_drawn(output, tmp_path, shows):
 
 
 @pytest.mark.slow
-def test_a_sweep_with_nothing_but_the_flat_line(output, tmp_path):
+def test_a_sweep_with_only_the_baseline(output, tmp_path):
   result = load(output)
   cases = [case for case in result.cases if case.x is None]
   result = changed(result, shows="sweep", axis="num_resampled", cases=cases)

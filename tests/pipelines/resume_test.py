@@ -134,7 +134,7 @@ def test_a_checkpoint_serves_the_average_of_the_weights(data, tmp_path):
   assert metrics["ndcg@20"] == pytest.approx(validated["ndcg@20"])
 
 
-def test_killed_process_goes_on_bit_for_bit(data, whole, tmp_path):
+def test_a_killed_process_resumes_bit_identically(data, whole, tmp_path):
   path = tmp_path / "killed"
   killed = subprocess.run(
     [sys.executable, "-m", "tests.pipelines.killed_train", str(_KILLED_AT)]
@@ -155,7 +155,7 @@ def test_killed_process_goes_on_bit_for_bit(data, whole, tmp_path):
   assert steps_logged(path) == list(range(1, result.step + 1))
 
 
-def test_rows_that_do_not_fit_in_memory_go_on_bit_for_bit(tmp_path):
+def test_runs_on_disk_resume_bit_identically(tmp_path):
   data = synthetic_data.prepare_synthetic(
     tmp_path / "data",
     num_users=80,
@@ -177,7 +177,7 @@ def test_rows_that_do_not_fit_in_memory_go_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_worker_stops_the_others_and_all_go_on_bit_for_bit(
+def test_a_killed_worker_stops_the_others_and_all_resume_bit_identically(
   data, whole, tmp_path
 ):
   settings = {"strategy": "multi_worker", "epochs": 3}
@@ -214,7 +214,7 @@ class TestOtherDevices:
     self.strategy = two_replicas
 
   @pytest.mark.slow
-  def test_two_replicas_go_on_as_one(self, data, tmp_path):
+  def test_a_run_of_two_replicas_resumes_on_one(self, data, tmp_path):
     # Without drawing: a draw is a threshold that a rounding may cross.
     settings = {"resampler": "expected", "cache_weight": 0.0}
     run(data, tmp_path / "one", **settings)
@@ -329,7 +329,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
   assert not list((tmp_path / "checkpoints").glob("ckpt-4*"))
 
 
-def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(
+def test_a_run_with_a_damaged_checkpoint_resumes_bit_identically(
   data, whole, stopped, tmp_path, capsys
 ):
   path = tmp_path / "m"
@@ -356,7 +356,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_new_start(
     run(data, tmp_path / "m", resume=True)
 
 
-def test_a_list_of_checkpoints_that_was_lost_is_made_again(tmp_path, capsys):
+def test_a_lost_list_of_checkpoints_is_rebuilt(tmp_path, capsys):
   directory = runs.RunDir(tmp_path)
   value = tf.Variable(1.0)
   checkpoints.Checkpoints(directory, tf.train.Checkpoint(x=value), 2).save(3)
@@ -370,7 +370,7 @@ def test_a_list_of_checkpoints_that_was_lost_is_made_again(tmp_path, capsys):
   assert directory.checkpoint("latest").endswith("ckpt-4")
 
 
-def test_checkpoint_of_another_model_is_no_damage(data, tmp_path):
+def test_checkpoint_of_another_model_is_an_error(data, tmp_path):
   directory = runs.RunDir(tmp_path)
   saved = tf.train.Checkpoint(x=tf.Variable(1.0))
   checkpoints.Checkpoints(directory, saved, 2).save(3)

@@ -65,7 +65,7 @@ def test_an_average_is_renewed_by_a_twentieth_at_a_time():
   assert not any(make(average_epochs=0).averages(step) for step in range(100))
 
 
-def test_late_steps_cost_no_walk():
+def test_schedule_is_fast_for_late_steps():
   calendar = make(10**9, epochs=10**6)
   assert calendar.block(10**13 - 1) == 1
   assert calendar.epoch(10**13) == 10**5

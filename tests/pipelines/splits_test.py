@@ -73,7 +73,7 @@ def test_random_rounds_half_to_even():
       assert (labels == splits.TRAIN).sum() == round((1 - test) * n)
 
 
-def test_random_is_the_users_own_affair():
+def test_random_labels_of_a_user_do_not_depend_on_others():
   """A user's labels do not depend on the other rows of the bucket."""
   users, items = _rows()
   kwargs = dict(seed=3, test_fraction=0.3, validation_fraction=0.2)
@@ -86,7 +86,7 @@ def test_random_is_the_users_own_affair():
   assert (labels != other).any()
 
 
-def test_random_is_fair():
+def test_random_positions_are_uniform():
   """Every place of a user's list is equally likely to be test."""
   users = np.repeat(np.arange(4000, dtype=np.int32), 5)
   items = np.tile(np.arange(5, dtype=np.int32), 4000)

@@ -248,7 +248,7 @@ def test_wrong_use_is_refused(data, made, tmp_path):
   assert not (tmp_path / "n").exists()
 
 
-def test_two_runs_cannot_write_to_one_directory(data, tmp_path):
+def test_two_runs_cannot_share_a_directory(data, tmp_path):
   first = config(data, tmp_path / "m", epochs=1)
   # At once: the second does not come to read its data.
   second = config(tmp_path / "nothing", tmp_path / "m", epochs=1)
@@ -432,7 +432,7 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
     run(dataclasses.replace(paused, epochs=5), resume=True)
 
 
-def test_runs_that_name_no_shape_had_none(data, tmp_path):
+def test_runs_older_than_loss_forms_use_cross_entropy(data, tmp_path):
   """A run made before there were shapes goes on as it was."""
   first = config(data, tmp_path / "m", task="ssl_pop", preset="plain", epochs=1)
   run(first)

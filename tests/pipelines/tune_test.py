@@ -96,7 +96,7 @@ def chosen(study):
   return [trial.params for trial in study.trials]
 
 
-def test_a_search_in_parts_is_the_search_in_one(searched, tmp_path):
+def test_an_interrupted_search_equals_an_uninterrupted_one(searched, tmp_path):
   whole, _ = searched(5, tmp_path / "whole")
   searched(1)
   parts, _ = searched(5)
@@ -112,7 +112,7 @@ def test_a_search_in_parts_is_the_search_in_one(searched, tmp_path):
   assert chosen(again) == chosen(whole)
 
 
-def test_what_falls_behind_is_given_up(searched, tmp_path, monkeypatch):
+def test_poor_trials_are_stopped_early(searched, tmp_path, monkeypatch):
   monkeypatch.setattr(report, "_FEWEST_TRIALS", 5)
   study, order = searched(12, jobs=2)
   states = [trial.state.name for trial in study.trials]
@@ -168,7 +168,7 @@ def test_trials_that_fail(searched, monkeypatch):
     _Thread.exitcode = 3
 
 
-def test_a_search_goes_on_as_it_was_begun(searched, tmp_path):
+def test_a_search_resumes_with_its_original_settings(searched, tmp_path):
   searched(2)
   with pytest.raises(errors.DataError, match="another epochs .4 then, 5 now"):
     searched(3, epochs=5)
@@ -219,7 +219,7 @@ def test_without_a_validation_split(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(monkeypatch, small_data, tmp_path):
+def test_a_killed_search_resumes(monkeypatch, small_data, tmp_path):
   """With trials that train: none is lost, none is begun twice."""
   output = tmp_path / "out"
   arguments = [f"--data={small_data}", f"--output={output}", "--trials=2"]

@@ -27,7 +27,7 @@ def space_of(*narrowed, about=None, **given):
   return spaces.of(given, narrowed, about or data())[0]
 
 
-def test_what_is_declared_can_be_trained():
+def test_declared_search_values_are_valid():
   """Each value is allowed, and the default is among what is tried."""
   declared = {
     one.name: one
@@ -88,7 +88,7 @@ def test_the_defaults_come_first():
   assert space_of(task="bir").first()[0].keys() >= {"temperature", "loss"}
 
 
-def test_what_is_given_is_that_of_all_trials_that_use_it():
+def test_given_settings_apply_to_all_trials():
   space = space_of(temperature=0.3, cache_size=64)
   assert "temperature" not in space.searched
   xir, ssl_pop = (space.config({"task": t}) for t in ("xir", "ssl_pop"))
@@ -104,7 +104,7 @@ def test_what_is_given_is_that_of_all_trials_that_use_it():
   assert "l2" not in space_of().searched
 
 
-def test_what_the_data_leaves_out():
+def test_settings_that_do_not_suit_the_data_are_left_out():
   space, notes = spaces.of({}, (), data(candidates=10**6))
   assert not {"query_tower", "use_features"} & space.searched.keys()
   assert "full_softmax" not in space.searched["task"]
@@ -160,11 +160,11 @@ def test_wrong_spaces(narrowed, message):
     space_of(narrowed)
 
 
-def test_one_of_flag_and_space():
+def test_flag_and_space_exclude_each_other():
   with pytest.raises(settings.SettingsError, match="give one of them"):
     space_of("temperature=0.1..0.2", temperature=0.3)
 
 
-def test_numbers_are_written_short():
+def test_numbers_are_rounded():
   chosen = {"temperature": 0.123456789, "task": "ssl_pop"}
   assert space_of().settings(chosen)["temperature"] == 0.1235

@@ -42,7 +42,7 @@ def test_a_row_of_weight_0_is_left_out():
     ((0, 0, 0, 0, 0), "all training rows have weight 0"),
   ],
 )
-def test_weights_that_cannot_be(weights, message):
+def test_invalid_weights_are_refused(weights, message):
   with pytest.raises(errors.DataError, match=f"^d.*{message}"):
     batches.training_rows(weighted(*weights), "d")
 

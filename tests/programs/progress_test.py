@@ -42,7 +42,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
   assert "\n" in text and "validated" in text
 
 
-def test_what_was_done_before_is_no_speed_of_ours(monkeypatch):
+def test_earlier_progress_does_not_count_for_the_rate(monkeypatch):
   assert "xir 40%, loss 0.5" in _work(io.StringIO(), monkeypatch, start=3)
 
 

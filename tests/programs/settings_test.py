@@ -129,7 +129,7 @@ def test_a_config_made_in_python_is_checked(changed, message):
     ("--config=/nowhere/run.yaml", "/nowhere/run.yaml: No such file"),
   ],
 )
-def test_what_is_no_flag_or_file(argument, message):
+def test_invalid_flags_and_files(argument, message):
   with pytest.raises(settings.SettingsError, match=message):
     given(argument)
 
@@ -209,7 +209,7 @@ def test_help_says_what_may_be_given():
   assert "--cell_size" in text and "--config" in text and "--debug" in text
 
 
-def test_a_field_that_is_no_setting_is_a_bug():
+def test_a_field_without_setting_raises():
   @dataclasses.dataclass(frozen=True)
   class Odd:
     x: int = 3
@@ -230,13 +230,13 @@ def test_a_field_that_is_no_setting_is_a_bug():
     ),
   ],
 )
-def test_a_setting_that_changes_nothing_is_refused(arguments, message):
+def test_a_setting_without_effect_is_refused(arguments, message):
   with pytest.raises(settings.SettingsError) as caught:
     settings.build(_Config, given("--data=d", *arguments))
   assert str(caught.value) == message
 
 
-def test_a_setting_of_a_file_that_changes_nothing_is_refused(tmp_path):
+def test_a_file_setting_without_effect_is_refused(tmp_path):
   path = tmp_path / "run.yaml"
   path.write_text("cut: 4\ndim: 2\ntop: 1\n")
   parsed = settings.parse(_Config, ["program", f"--config={path}", "--top=2"])
@@ -252,7 +252,7 @@ def test_a_setting_of_a_file_that_changes_nothing_is_refused(tmp_path):
   "arguments",
   [["--cut=4", "--kind=b"], ["--top=1", "--kind=c", "--dim=2"], ["--fast"]],
 )
-def test_a_setting_that_is_used_is_kept(arguments):
+def test_a_setting_with_effect_is_kept(arguments):
   settings.build(_Config, given("--data=d", *arguments))
 
 

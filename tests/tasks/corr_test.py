@@ -542,7 +542,7 @@ class ArgumentsTest(tf.test.TestCase, parameterized.TestCase):
       _task(ten.encoder(), sampler="xir", cache_size=-1)
 
   @parameterized.parameters("ranker", "candidate_encoder")
-  def test_what_must_be_callable(self, name):
+  def test_encoder_and_ranker_must_be_callable(self, name):
     arguments = {
       "ranker": _Ranker(),
       "candidate_encoder": ten.encoder(),

@@ -204,7 +204,7 @@ class WarmUpTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(float(task.readout()["warm"]), 0.0)
     self.assertEqual(int(task.bank.filled), 0)
 
-  def test_ends_by_itself_once_embeddings_stand_still(self):
+  def test_warm_up_ends_when_drift_is_small(self):
     tower = _tower()
     task = _task(
       warmup_steps=1000,
@@ -226,7 +226,7 @@ class WarmUpTest(tf.test.TestCase, parameterized.TestCase):
     # The ten steps of the mean must all lie behind the last move.
     self.assertEqual(first_warm, 5 + 10)
 
-  def test_fast_steps_do_not_end_it_but_their_number_does(self):
+  def test_large_drift_does_not_end_the_warm_up_but_steps_do(self):
     tower = _tower()
     task = _task(warmup_steps=13, warmup_drift=0.01, candidate_encoder=tower)
     (table,) = tower.trainable_variables
@@ -281,7 +281,7 @@ class ReadoutTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(task.readout()["bank_filled"], min(3 * step / 8, 1.0))
       _loss(task, *_problem(3, seed=step))
 
-  def test_without_encoder_or_probes_there_is_less_to_tell(self):
+  def test_readout_without_encoder_or_probes(self):
     task = _task()
     self.assertEqual(set(task.readout()), {"warm"})
     _loss(task, *_problem(3))

@@ -141,7 +141,7 @@ def test_the_id_may_be_a_token_and_numbers_may_be_ids(tmp_path):
   assert table.columns["words"].to_pylist() == [["1", "2"], ["3"]]
 
 
-def test_lengths_are_those_asked_for(tmp_path):
+def test_requested_lengths_are_used(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("id,v\na,\nb,1 2\n")
   file = side_tables.open_file(path)
@@ -253,9 +253,7 @@ def test_numbers_that_float32_cannot_hold(tmp_path, value, kind, form):
     ),
   ],
 )
-def test_types_of_parquet_that_are_none_of_ours(
-  tmp_path, values, kind, expected
-):
+def test_unsupported_parquet_types(tmp_path, values, kind, expected):
   path = tmp_path / "a.parquet"
   pq.write_table(pa.table({"id": ["a", "b"], "x": values}), path)
   with pytest.raises(errors.DataError, match=expected) as caught:
@@ -272,7 +270,7 @@ def test_vectors_of_fixed_length(tmp_path):
   assert table.columns["x"].tolist() == [[1, 2], [3, 4]]
 
 
-def test_types_of_parquet_that_are_numbers(tmp_path):
+def test_numeric_parquet_types(tmp_path):
   path = tmp_path / "a.parquet"
   for values in (
     pa.array(["5", "NA"]),
@@ -301,6 +299,6 @@ def test_records_that_do_not_fit(tmp_path):
     side_tables.open_file(path).read("id", {"x": "token"})
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
   with pytest.raises(errors.DataError, match=r"none\.csv: cannot be read"):
     side_tables.open_file(tmp_path / "none.csv")

@@ -69,7 +69,7 @@ def test_a_quote_that_never_closes_does_not_take_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])
-def test_text_can_be_cut_at_any_byte(tmp_path, end):
+def test_text_can_be_split_at_any_byte(tmp_path, end):
   content = f"\ufeffhead\n\na\nbc\nä long line\n\nx{end}".encode()
   (tmp_path / "t").write_bytes(content)
   file = text.TextFile(tmp_path / "t", skip_lines=1)
@@ -96,7 +96,7 @@ def test_text_can_be_cut_at_any_byte(tmp_path, end):
         assert content[chunk.begin : chunk.end].endswith(chunk.data)
 
 
-def test_a_fingerprint_is_taken_on_the_way(tmp_path):
+def test_a_fingerprint_is_computed_while_reading(tmp_path):
   path = tmp_path / "t"
   path.write_bytes(b"\xef\xbb\xbfhead\nx\ny")
   expected = addresses.fingerprint(path)

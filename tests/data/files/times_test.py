@@ -131,7 +131,7 @@ def test_zones_may_differ_from_row_to_row():
   assert _read(texts)[1] == [_NOON, _NOON, 1_682_899_200]
 
 
-def test_what_the_user_says_goes_before():
+def test_user_settings_override_detection():
   assert _read(["01-05-2023"], form="%d-%m-%Y")[1] == [1_682_899_200]
   assert _read(["20230501"], form="number")[1] == [20230501]
   assert _read(["2023-05-01"], unit="ms")[1] == [1_682_899_200_000]
@@ -160,7 +160,7 @@ def test_what_the_user_says_goes_before():
     (pa.array([True]), "column 't': type bool, expected times"),
   ],
 )
-def test_what_is_no_time_is_named(column, message):
+def test_invalid_times_are_named(column, message):
   with pytest.raises(errors.DataError, match=message):
     _read(column)
 
@@ -172,7 +172,7 @@ def test_a_fraction_after_the_first_rows_is_not_cut():
       found.convert(pa.array([first, later]), "t", _PLACES)
 
 
-def test_it_says_how_times_are_read():
+def test_the_description_names_the_time_format():
   for column, shown in (
     (["2023-05-01 12:30:00"], "times 2023-05-01 12:30:00 UTC"),
     (["2023-05-01T12:30:00Z"], "times 2023-05-01T12:30:00Z"),
@@ -184,7 +184,7 @@ def test_it_says_how_times_are_read():
     assert str(_read(column)[0]).startswith(shown)
 
 
-def test_what_looks_like_a_time():
+def test_looks_like_one_recognises_times():
   for text in ("1682944200", "2023-05-01", "13/05/2023"):
     assert times.looks_like_one(text)
   for text in ("5", "tea", "B00042", "4.5"):
