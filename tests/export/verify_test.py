@@ -448,7 +448,7 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
   probe = checks.Probe(fake, num_queries=9, k=5)
   for check in checks.CHECKS.values():
     assert check(probe)
-  assert checks.answers(probe) == "recall@5 1.0000 of 9 queries"
+  assert checks.answers(probe) == "recall@5 1.0000 on 9 queries"
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
     ("histories are mixed up", "sessions", "do not match"),
     ("history comes back", "sessions", "is in a history but returned"),
     ("padding counts", "sessions", "changes a history"),
-    ("any k", "limits of k", "k = 101 is answered"),
+    ("any k", "limits of k", "k = 101 gets an answer"),
   ],
 )
 def test_faults_are_found_by_their_check(fault, check, expected):
@@ -492,7 +492,7 @@ def test_faults_are_found_by_their_check(fault, check, expected):
 def test_recall_below_the_promise_is_found_unless_less_is_asked():
   fake = FakeBundle("low recall")  # Never the best: 1/2 of 2, 4/5 of 5.
   fake.manifest.indexes["scann"].recall["2"] = 0.99
-  with pytest.raises(errors.DataError, match="0.5000 of 9 .* least 0.67"):
+  with pytest.raises(errors.DataError, match="0.5000 on 9 .* least 0.67"):
     checks.answers(checks.Probe(fake, 9, 2))
   with pytest.raises(errors.DataError, match="must be at least 0.9500"):
     checks.answers(checks.Probe(fake, 9, 5, min_recall=0.95))
