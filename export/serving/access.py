@@ -1,4 +1,4 @@
-"""Who may ask the server: TLS and bearer tokens, for REST and gRPC."""
+"""Access to the server: TLS and bearer tokens, for REST and gRPC."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 from xir_tfrs.data import errors
 
-# What is answered without a token: probes, and the page, which asks for one.
+# Paths that need no token: probes, and the page, which asks for one.
 _OPEN_PATHS = ("/healthz", "/readyz", "/")
 _OPEN_METHODS = "/grpc.health.v1.Health/"
 _SHORTEST_TOKEN = 16
@@ -27,7 +27,7 @@ _REFUSAL = "a token is required: Authorization: Bearer TOKEN"
 
 
 class Tokens:
-  """The tokens of a file, one a line; empty lines and `#` are skipped."""
+  """The tokens in a file, one per line; empty lines and `#` are skipped."""
 
   def __init__(self, path: str | os.PathLike[str]):
     """Reads them.
@@ -60,7 +60,7 @@ class Tokens:
       content = content.encode("utf-8", "replace")
     scheme, _, token = content.partition(b" ")
     given = _digest(token.strip())
-    # All are compared, so that the time tells nothing about them.
+    # Compares with all, so that the time reveals nothing about them.
     found = [hmac.compare_digest(given, known) for known in self._digests]
     return scheme.lower() == b"bearer" and any(found)
 

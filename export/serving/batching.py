@@ -1,4 +1,4 @@
-"""Joins calls that come at the same time into one, and cuts the answer up."""
+"""Batches simultaneous calls, and splits the answer."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class _Batch:
 
 
 class Batcher:
-  """Runs calls of equal key together, in a pool of threads.
+  """Runs calls with equal keys together, in a pool of threads.
 
-  A batch is run when it has `max_rows` rows or its first call has waited for
-  `timeout`. A call of more than `max_rows` rows is run on its own.
+  A batch runs when it has `max_rows` rows or its first call has waited for
+  `timeout`. A call with more than `max_rows` rows runs alone.
   """
 
   def __init__(
@@ -99,7 +99,7 @@ class Batcher:
     done.add_done_callback(_deliver)
 
   def _answer(self, key: Hashable, calls: list[_Call]) -> list[_Answer]:
-    # Clients may have gone while the pool had other work.
+    # Clients may have disconnected while the pool was busy.
     calls = [call for call in calls if not call.answer.done()]
     if not calls:
       return []
@@ -115,7 +115,7 @@ class Batcher:
     except Exception as error:
       if len(parts) == 1:
         return [error]
-      # One of them is at fault, and the others must not suffer for it.
+      # One call failed, and the others must not fail with it.
       return [self._compute(key, [part])[0] for part in parts]
 
 

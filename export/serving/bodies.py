@@ -1,4 +1,4 @@
-"""Bodies of REST calls: read within limits, and written as JSON."""
+"""Reads bodies of REST calls within limits, and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 async def unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
-  """What `work` gives; it is cancelled when the client goes."""
+  """Returns the result of `work`; cancels it if the client disconnects."""
 
   async def gone() -> None:
     while (await request.receive())["type"] != "http.disconnect":
@@ -43,7 +43,7 @@ async def read(
   serve: service.Service,
   take: Callable[[int], None],
 ) -> bytes:
-  """The body, which has been decompressed, and taken by its size."""
+  """Reads and decompresses the body, and reserves memory for its size."""
   limit = serve.limits.max_body_bytes
   body = bytearray()
   try:

@@ -1,4 +1,4 @@
-"""What a bundle's ids are called, and who chose what: for the page."""
+"""Titles and histories of a bundle's ids, for the page."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from xir_tfrs.serving import bundle as bundles
 
 
 class Texts:
-  """Finds those of many texts that hold another one, whatever the case."""
+  """Finds the texts that contain another one, ignoring case."""
 
   def __init__(self, texts: Sequence[str]):
-    """Takes the texts, which are known by their places from now on."""
+    """Takes the texts; results are positions in this sequence."""
     folded = [x.casefold().replace("\n", " ") for x in texts]
-    # One search in one long text takes milliseconds where a million searches
-    # take a second.
+    # One search in a long text takes milliseconds, a million searches a second.
     self._joined = "\n" + "\n".join(folded) + "\n"
     self._starts = np.cumsum([1, *(len(x) + 1 for x in folded)])
 
@@ -39,7 +38,7 @@ class Texts:
 
 
 class Catalogue:
-  """The items and the queries of a bundle, as people look for them."""
+  """Search over the items and the queries of a bundle."""
 
   def __init__(self, bundle: bundles.Bundle):
     """Reads nothing yet but the names."""

@@ -1,4 +1,4 @@
-"""REST connections: how many there are, and how long they wait for a client."""
+"""Limits for REST connections: their number, and the waits for clients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FORGET = struct.pack("ii", 1, 0)
 
 
 class Connection(h11_impl.H11Protocol):
-  """Uvicorn's connection, cut off if its client keeps the server waiting.
+  """A connection of Uvicorn that is closed if its client is too slow.
 
-  Uvicorn itself closes one that is idle between two requests.
+  Uvicorn itself closes connections that are idle between two requests.
   """
 
   def __init__(self, *args: Any, limits: options.Limits, **kwargs: Any):

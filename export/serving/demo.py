@@ -1,7 +1,7 @@
-"""A page to try the bundle, and what it asks the server for.
+"""A page to try the bundle, and the requests that it sends.
 
-The page is one file without anything from elsewhere. Browsers run no script
-but its own: its hash stands in the Content-Security-Policy.
+The page is a single file without external resources. Browsers only run its own
+script, whose hash is in the Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _Handler = Callable[[requests.Request], Awaitable[responses.Response]]
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
-  """What the page asks.
+  """A request of the page.
 
   Attributes:
-    query: id of a query; "": for a history alone.
-    history: ids of items, the newest last.
-    similar: id of an item whose like is wanted, instead of both.
-    exclude: ids of items that must not come back.
-    k: number of answers.
-    unseen: whether to leave out what the query had in training.
+    query: Id of a query; "" for a history alone.
+    history: Ids of items, newest last.
+    similar: Id of an item to find similar items for, instead of both.
+    exclude: Ids of items to leave out.
+    k: Number of answers.
+    unseen: Whether to leave out the query's training candidates.
   """
 
   query: str = ""

@@ -1,4 +1,4 @@
-"""Gives memory that large calls have used back to the system."""
+"""Returns memory of large calls to the system."""
 
 from __future__ import annotations
 

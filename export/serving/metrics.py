@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus.
+"""Metrics of the server for Prometheus.
 
 Workers write their counts to the folder that PROMETHEUS_MULTIPROC_DIR names
 when this is imported; each answers with those of all.

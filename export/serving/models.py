@@ -1,4 +1,4 @@
-"""The bundle that answers, and the one that takes its place."""
+"""The current bundle, and its replacement by a new one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Model:
 
 
 class Holder:
-  """Holds the model that answers, and follows the bundle on disk.
+  """Holds the current model and follows the bundle on disk.
 
   Attributes:
     model: None until the first `reload`.
@@ -90,14 +90,14 @@ class Holder:
     self._index = index
     self._metrics = metrics
     self._identity: tuple | None = None
-    # Of what could not be used: hashing and loading it again would fail again.
+    # Identity of a bundle that failed, to not hash and load it again.
     self._unusable: tuple | None = None
     self._lock = asyncio.Lock()
     # Not asyncio's own, whose end would be waited for.
     self._loader = futures.ThreadPoolExecutor(1, "loader")
 
   async def reload(self, version: int | None = None) -> Model:
-    """Loads what is on disk and lets it take over; the old one answers until.
+    """Loads the bundle on disk and switches to it; the old one answers until.
 
     Args:
       version: of the new model; None: the next one.
@@ -130,9 +130,9 @@ class Holder:
   async def watch(
     self, seconds: float, reload: Callable[[], Awaitable[object]]
   ) -> None:
-    """Looks for a new bundle again and again, until cancelled.
+    """Looks for a new bundle repeatedly, until cancelled.
 
-    One that could not be used is tried again when any of its files changes.
+    A bundle that failed is tried again when any of its files changes.
 
     Args:
       seconds: how often to look.
@@ -176,10 +176,10 @@ class Holder:
 
   def _load(self, version: int) -> tuple[Model, tuple | None]:
     identity = _identity(self._directory)
-    # A symbolic link that is set anew must not give half of each bundle.
+    # Resolves a symbolic link once, to not mix two bundles if it changes.
     directory = self._directory.resolve()
     model = Model(version, bundles.Bundle.load(directory, self._index))
-    # Opened now: later another bundle may be in its place.
+    # Opens these now, because another bundle may replace it later.
     _ = model.bundle.seen, model.bundle.titles
     # Called when the last call of it has ended.
     weakref.finalize(model, self._dispose, model.bundle).atexit = False
@@ -198,7 +198,7 @@ class Holder:
 
 
 def _identity(directory: pathlib.Path) -> tuple | None:
-  """What differs between two bundles in the same place; None if none is."""
+  """Identifies the bundle at a path; None if there is none."""
   try:
     found = (directory / manifests.FILE_NAME).stat()
   except OSError:

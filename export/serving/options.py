@@ -11,7 +11,7 @@ from xir_tfrs.serving import manifest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits(settings.Settings):
-  """What clients may ask for, and how long they may take."""
+  """Limits for clients."""
 
   max_body_mb: float = settings.setting(
     "Largest request, after decompression, in units of 2^20 bytes.",
@@ -25,8 +25,8 @@ class Limits(settings.Settings):
     "Rows times k of a call.", 1 << 17, minimum=1
   )
   max_width: int = settings.setting(
-    "Values in a list of a row. The other lists of a call, and of those that "
-    "are joined with it, are filled up to the longest one.",
+    "Values in a list of a row. All lists of a batch are padded to the longest "
+    "one.",
     1 << 14,
     minimum=1,
   )
@@ -76,7 +76,7 @@ class Limits(settings.Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Access(settings.Settings):
-  """Who may ask, and whether the network can read it."""
+  """Settings of access: TLS and tokens."""
 
   tls_certificate: str | None = settings.setting(
     "PEM file of the certificate and its chain: REST and gRPC take TLS alone. "
@@ -103,7 +103,7 @@ class Access(settings.Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeOptions(settings.Settings):
-  """What to serve, and how."""
+  """Settings of the server."""
 
   common = (
     *("bundle", "index", "host", "port", "grpc_port", "model_name"),

@@ -1,4 +1,4 @@
-"""Ports: whether they are free, and one port for several processes."""
+"""Binds ports, also one port for several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xir_tfrs.data import errors
 
 @contextlib.contextmanager
 def held(host: str, port: int, flag: str) -> Iterator[int]:
-  """A port that nobody has, and that sockets of this user may share."""
+  """Holds a free port that sockets of this user may share."""
   with bind(host, port, flag) as free:
     port = free.getsockname()[1]
   with bind(host, port, flag, shared=True):
@@ -21,7 +21,7 @@ def held(host: str, port: int, flag: str) -> Iterator[int]:
 def bind(
   host: str, port: int, flag: str, shared: bool = False
 ) -> socket.socket:
-  """A socket that does not listen yet.
+  """Returns a bound socket that does not listen yet.
 
   Args:
     host: its address.

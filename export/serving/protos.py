@@ -1,4 +1,4 @@
-"""What the server says about its model, in TensorFlow Serving's messages."""
+"""TensorFlow Serving's messages about the model of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST interface, and pages for those who operate it."""
+"""TensorFlow Serving's REST interface, and addresses for operators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STATUS = {
 
 
 class _ModelName(convertors.StringConvertor):
-  """A name without the colon that begins a verb.
+  """A name without a colon, which starts a verb.
 
   Otherwise GET of `NAME:predict` would be the status of a model of that name.
   """
@@ -138,7 +138,7 @@ def application(
 def _closing_connections(
   app: types.ASGIApp, serve: service.Service
 ) -> types.ASGIApp:
-  """Tells clients at the end to go on with another connection."""
+  """At shutdown, tells clients to use another connection."""
 
   async def wrapped(
     scope: types.Scope, receive: types.Receive, send: types.Send
@@ -155,10 +155,10 @@ def _closing_connections(
 
 
 def _is_foreign(request: requests.Request, host: str) -> bool:
-  """Whether a page that the operator looks at may have sent it.
+  """Whether a web page in the operator's browser may have sent a request.
 
-  Browsers tell the page's `Origin`. A page whose own name leads to this
-  server, which needs none, has that name as the `Host`.
+  Browsers send the `Origin` of the page. A page whose own name resolves to this
+  server (DNS rebinding) needs no `Origin`, but sends its name as the `Host`.
   """
   try:
     name = urllib.parse.urlsplit(f"//{request.headers['host']}").hostname

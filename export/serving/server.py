@@ -1,4 +1,4 @@
-"""The server as a whole: REST and gRPC in one event loop, until a signal."""
+"""Runs the server: REST and gRPC in one event loop, until a signal."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def serve(
   certificate = access.Certificate(given) if given.tls_certificate else None
   answering = _service(options, member)
   if member is not None:
-    # The others answer meanwhile: a port that is open already would get calls.
+    # Loads before listening, because other workers already answer.
     await _first_of(answering.holder.reload(member.version), stop.wait())
     if stop.is_set():
       return
@@ -204,7 +204,7 @@ async def _load_and_watch(
 
 
 async def _first_of(*work: Coroutine) -> None:
-  """Runs all until one of them ends, or fails."""
+  """Runs all until one of them ends or fails."""
   tasks = [asyncio.create_task(each) for each in work]
   done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
   for task in tasks:
@@ -252,7 +252,7 @@ def _connections(limits: options_lib.Limits) -> type[asyncio.Protocol]:
 
 
 class _WebServer(uvicorn.Server):
-  """Leaves the signals to the program: gRPC has to stop as well."""
+  """Leaves signals to the program, because gRPC has to stop too."""
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:

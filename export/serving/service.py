@@ -1,4 +1,4 @@
-"""What REST and gRPC have in common: from a request to an answer."""
+"""The common part of REST and gRPC: from a request to an answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 class Share:
-  """Divides among clients what there is a limited amount of."""
+  """Divides a limited amount among clients."""
 
   def __init__(self, limit: int, what: str):
     """Makes it.
@@ -49,9 +49,9 @@ class Share:
 
   @contextlib.contextmanager
   def part(self) -> Iterator[Callable[[int], None]]:
-    """A function that takes an amount; all of it is given back at the end.
+    """Yields a function that takes an amount; returns all of it at the end.
 
-    The function raises `tensors.RequestError` if there is not as much.
+    The function raises `tensors.RequestError` if too little is left.
     """
     mine = 0
 
@@ -146,7 +146,7 @@ class Service:
     return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
   async def in_time(self, work: Awaitable[_T]) -> _T:
-    """What `work` gives; it is cancelled if it takes too long.
+    """Returns the result of `work`; cancels it if it takes too long.
 
     Raises:
       tensors.RequestError: it takes longer than a call may.
@@ -162,7 +162,7 @@ class Service:
 
   @property
   def ready(self) -> bool:
-    """Whether it has a bundle and goes on."""
+    """Whether it has a bundle and is not stopping."""
     return self.holder.model is not None and not self.stopping
 
   def model(self, name: str, version: int | None) -> models.Model:

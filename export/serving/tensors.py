@@ -1,16 +1,16 @@
-"""Requests to arrays and answers back, as JSON and as TensorProto.
+"""Converts requests to arrays and answers back, as JSON and as TensorProto.
 
-The formats are those of TensorFlow Serving's predict interfaces. A signature is
+The formats are those of TensorFlow Serving's predict interfaces. Signatures are
 described as in the manifest of a bundle:
 
     inputs: name -> {"dtype": "string", "shape": [None, None]}
 
-The first axis of every input that has axes is `n`, the rows of the request. The
-first of these inputs, such as `query_id`, says what is asked about. The others
-may be left out, or be null: then they are filled with "", -1 or NaN, which mean
-"not given".
-Everything that is wrong with a request is a `RequestError` that names the
-input, what came and what is wanted.
+The first axis of every input with axes is `n`, the rows of the request. The
+first of these inputs, such as `query_id`, is required. The others are optional:
+if they are missing or null, they are filled with "", -1 or NaN, which mean "not
+given".
+An invalid request raises a `RequestError` that names the input, the received
+and the expected value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Spec = Mapping[str, Mapping]
 
 
 class RequestError(Exception):
-  """A request that gets no answer.
+  """A request is refused.
 
   Attributes:
     code: name of the gRPC status, such as "INVALID_ARGUMENT".
@@ -80,7 +80,7 @@ def parse_json(body: bytes) -> dict:
 
 
 def from_json(request: dict, spec: Spec) -> Inputs:
-  """Arrays of a request that `parse_json` returned; not yet checked.
+  """Converts a request from `parse_json` to arrays; does not check them.
 
   In row format an input without axes, such as k, must be the same in every
   instance.
@@ -107,8 +107,8 @@ def from_json(request: dict, spec: Spec) -> Inputs:
 def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
   """An answer, in row format or columnar.
 
-  As from TensorFlow Serving, a single output goes without its name, and
-  numbers that are none are the tokens NaN, Infinity and -Infinity.
+  As in TensorFlow Serving, a single output has no name, and non-finite numbers
+  are the tokens NaN, Infinity and -Infinity.
   """
   columns = {name: _to_lists(array) for name, array in outputs.items()}
   if len(columns) == 1:
@@ -127,7 +127,7 @@ def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
 def from_protos(
   protos: Mapping[str, tensor_pb2.TensorProto], spec: Spec
 ) -> Inputs:
-  """Arrays of the inputs of a PredictRequest; not yet checked."""
+  """Converts the inputs of a PredictRequest to arrays, without checks."""
   _check_names(protos, spec)
   return {
     name: _from_proto(name, protos[name], wanted)
@@ -137,7 +137,7 @@ def from_protos(
 
 
 def fill(inputs: Inputs, spec: Spec) -> Inputs:
-  """All inputs of the signature; those that were left out are padding."""
+  """Returns all inputs of the signature; fills missing ones with padding."""
   rows = len(next(x for x in inputs.values() if x.ndim))
   filled = {}
   for name, wanted in spec.items():

@@ -1,18 +1,18 @@
 """Several processes that serve one bundle on the same ports.
 
-The parent loads nothing: it holds the ports, starts the workers, and starts
-another one where one ends. Workers are forked from it, and load TensorFlow and
-the bundle after that, since neither outlives a fork. The system spreads new
-connections over them (SO_REUSEPORT).
+The parent loads nothing: it holds the ports, starts the workers, and replaces
+workers that end. Workers are forked from it, and load TensorFlow and the bundle
+afterwards, because neither survives a fork. The system distributes new
+connections among them (SO_REUSEPORT).
 
-A new bundle is loaded by all, with the same version, whoever asks for it:
+All workers load a new bundle, with the same version:
 
-    worker -> parent    Reload(ask, join)    an operator asks, or it has seen it
+    worker -> parent    Reload(ask, join)    an operator asks, or it is found
     parent -> workers   Load(version)
     workers -> parent   Loaded(error)
     parent -> worker    Reloaded(ask, version, error)    when all have answered
 
-Nothing here needs TensorFlow.
+This module does not need TensorFlow.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """A worker ends, since it cannot start."""
+  """A worker ends because it cannot start."""
 
   error: str
 
@@ -79,14 +79,14 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What came of `Load`."""
+  """The result of `Load`."""
 
   error: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Reloaded:
-  """What came of `Reload`, of all workers."""
+  """The result of `Reload` for all workers."""
 
   ask: int
   version: int
@@ -128,7 +128,7 @@ class Member:
     return await self._waiting[ask]
 
   async def listen(self, load: Callable[[int], Awaitable[object]]) -> None:
-    """Does what the parent says; returns when the parent has ended.
+    """Handles messages of the parent; returns when the parent has ended.
 
     Args:
       load: loads the bundle as a version, or raises `DataError`.
@@ -179,7 +179,7 @@ class _Worker:
 
 
 class Group:
-  """The workers, as the parent sees them."""
+  """The workers, from the parent's point of view."""
 
   def __init__(self, options: options_lib.ServeOptions, work: Work):
     """Starts nothing yet.
@@ -301,7 +301,7 @@ class Group:
       askers.append((worker, message.ask))
 
   def _go_on_with_loads(self) -> None:
-    """Ends a load that all have answered, and begins the next one."""
+    """Ends a load that all have answered, and starts the next one."""
     if self._loading:
       return
     if self._told:
@@ -322,7 +322,7 @@ class Group:
       worker.pipe.send(message)
 
   def _bury(self, worker: _Worker) -> None:
-    """Takes leave of a worker that has ended."""
+    """Removes a worker that has ended."""
     worker.process.join()
     self._workers.remove(worker)
     worker.pipe.close()
@@ -335,7 +335,7 @@ class Group:
     status = worker.process.exitcode
     if not self._was_ready:
       raise errors.DataError(
-        f"a worker ended with status {status}; what it said is above"
+        f"a worker ended with status {status}; see its output above"
       )
     logging.error(
       "Worker %d ended with status %d; another one starts.",
@@ -346,7 +346,7 @@ class Group:
 
 
 def _forget(process: int | None) -> None:
-  """Removes what a worker counted as going on: it does not, any more."""
+  """Removes the metrics of calls that an ended worker had in progress."""
   for path in pathlib.Path(os.environ[_METRICS_FOLDER]).glob(
     f"gauge_live*_{process}.db"
   ):

@@ -1,9 +1,10 @@
 """Approximate search with ScaNN; the only module that imports it.
 
-The ops have faults that the code below works around (seen with ScaNN 1.4.2):
-too few results are padded with row 0 and score NaN, and the width may be less
-than k; an empty batch and a NaN query are errors; a NaN row in the corpus ends
-the process; fewer than 16 candidates, or fewer than leaves, cannot be built.
+This module works around faults of the ops (seen with ScaNN 1.4.2): missing
+results are padded with row 0 and score NaN, and the width may be less than k;
+an empty batch and a NaN query are errors; a NaN row in the corpus crashes the
+process; a corpus with fewer than 16 candidates, or fewer candidates than
+leaves, cannot be built.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xir_tfrs.ops import branches
 _SMALLEST_CORPUS = 16
 
 _NUM_REORDER = 1000
-# What `tune` tries: shares of the leaves, and how many to score again.
+# Values that `tune` tries: shares of the leaves, and candidates to re-score.
 _LEAF_SHARES = (
   *(0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1),
   *(0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0),
@@ -38,16 +39,16 @@ _REORDERS = (50, 100, 200, 300, 500, 1000, 2000, 4000, 8000)
 
 @dataclasses.dataclass(frozen=True)
 class ScannSettings:
-  """How a searcher is built; see ScaNN's builder for the names.
+  """Settings of a searcher; ScaNN's builder explains the names.
 
   Attributes:
-    num_leaves: partitions of the tree; 1 means no tree.
-    num_leaves_to_search: partitions scored for a query.
-    dimensions_per_block: dimensions that share one hash code.
-    anisotropic_quantization_threshold: weight on errors along the vector.
-    num_reorder: candidates scored again, exactly, beyond those excluded.
-    max_fetch: a query with more than this many answers and exclusions
-      together is scored exactly.
+    num_leaves: Partitions of the tree; 1 means no tree.
+    num_leaves_to_search: Partitions scored for a query.
+    dimensions_per_block: Dimensions that share one hash code.
+    anisotropic_quantization_threshold: Weight of errors along the vector.
+    num_reorder: Candidates to re-score exactly, beyond those excluded.
+    max_fetch: Queries with more answers and exclusions than this are scored
+      exactly.
 
   Examples:
     >>> index = xir.indexes.ScannIndex(exact_below=100, num_leaves=4)
@@ -67,12 +68,12 @@ class ScannSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TuningPoint:
-  """What `ScannIndex.tune` measured for one setting.
+  """A measurement of `ScannIndex.tune`.
 
   Attributes:
-    num_leaves_to_search, num_reorder: the setting.
-    recall: share of the exact top k that it finds.
-    milliseconds: median time of a single query, in ScaNN alone.
+    num_leaves_to_search, num_reorder: The settings.
+    recall: Share of the exact top k that they find.
+    milliseconds: Median time of a single query, in ScaNN alone.
 
   Examples:
     >>> point = xir.indexes.TuningPoint(
@@ -92,18 +93,17 @@ class TuningPoint:
 
 
 class ScannIndex(base.RetrievalIndex):
-  """Approximate top-k, with exclusions and padding as exact as brute force.
+  """Approximate top-k with ScaNN (Guo et al. 2020) and exact exclusions.
 
-  ScaNN (Guo et al. 2020).
-  Which candidates are found is approximate (measure it with
-  `xir_tfrs.indexes.recall`); all else is not. ScaNN is asked for k answers
-  plus as many as the longest list of exclusions of the batch, and the excluded
-  ones are masked. A query that asks for more than `max_fetch` in all, or is
-  left with fewer answers than the corpus has, is scored exactly instead, alone:
-  so a list of thousands of exclusions costs time, never an answer.
+  Only the set of candidates that is found is approximate; measure it with
+  `xir_tfrs.indexes.recall`. The index requests k answers from ScaNN, plus as
+  many as the longest deny list of the batch, and masks the excluded ones. A
+  query that needs more than `max_fetch` in total, or that is left with fewer
+  answers than the corpus has, is scored exactly instead. So long deny lists
+  cost time but never lose answers.
 
-  Builds are not deterministic: two indexes over the same vectors may disagree
-  on a few answers.
+  Builds are not deterministic: two indexes over the same vectors may differ in
+  a few answers.
 
   Examples:
     >>> vectors = np.random.default_rng(0).normal(size=[200, 4])
@@ -126,27 +126,27 @@ class ScannIndex(base.RetrievalIndex):
     exact_below: int = 20_000,
     name: str | None = None,
   ):
-    """Sets how `index` builds.
+    """Sets the settings of `index`.
 
     Args:
-      num_leaves: partitions of the tree, at most the corpus size; None for
+      num_leaves: Partitions of the tree, at most the corpus size; by default
         twice the square root of the corpus size from 100,000 candidates on, and
         no tree below.
-      num_leaves_to_search: partitions scored for a query; None for a quarter.
-      dimensions_per_block: dimensions that share one hash code. 2 is ScaNN's
-        advice; 1 finds more before scoring again, in twice the time.
-      anisotropic_quantization_threshold: how much more errors along a vector
-        weigh; 0.2 is ScaNN's advice.
-      num_reorder: how many of the best are scored again, exactly; None for
-        1,000. More finds more; also in answers beyond half of it.
-      max_fetch: answers plus exclusions of one query up to which ScaNN is
-        used; None for a twentieth of the corpus, at least 1,000.
-      exact_below: corpora smaller than this use exact search.
-      name: name of the module.
+      num_leaves_to_search: Partitions scored for a query; by default a quarter.
+      dimensions_per_block: Dimensions that share one hash code. ScaNN
+        recommends 2; 1 finds more before re-scoring, in twice the time.
+      anisotropic_quantization_threshold: Weight of errors along a vector;
+        ScaNN recommends 0.2.
+      num_reorder: Number of best candidates to re-score exactly; by default
+        1,000. More candidates increase the recall, also for large k.
+      max_fetch: Maximum number of answers and exclusions of a query for which
+        ScaNN is used; by default a twentieth of the corpus, at least 1,000.
+      exact_below: Corpora smaller than this use exact search.
+      name: Name of the module.
 
     Raises:
-      ImportError: if ScaNN is missing or does not fit this TensorFlow.
-      ValueError: if a number is out of range.
+      ImportError: ScaNN is missing or does not match this TensorFlow.
+      ValueError: A number is out of range.
     """
     super().__init__(name=name)
     load_ops()
@@ -169,33 +169,34 @@ class ScannIndex(base.RetrievalIndex):
     self._max_fetch = max_fetch
     self._exact_below = exact_below
     self._settings: ScannSettings | None = None
-    self._searcher: Any = None  # ScaNN's own, outside of TensorFlow.
-    self._state: tf.Module | None = None  # The same for the ops of a graph.
+    self._searcher: Any = None  # ScaNN's searcher, outside of TensorFlow.
+    self._state: tf.Module | None = None  # The same for ops in a graph.
 
   @property
   def settings(self) -> ScannSettings | None:
-    """How the searcher was built; None while search is exact."""
+    """Settings of the searcher; None if search is exact."""
     return self._settings
 
   def tune(
     self, queries: base.TensorLike, target_recall: float, k: int = 10
   ) -> list[TuningPoint]:
-    """Searches as few leaves, and scores as few again, as the target allows.
+    """Chooses the cheapest settings that reach a target recall.
 
-    First more and more leaves are searched until the target is met, then fewer
-    and fewer of the best are scored again. What the constructor was given
-    stays as it is. Trace functions that search after this.
+    Increases the number of leaves to search until the target is met, then
+    decreases the number of candidates to re-score. Does not change settings
+    that were given to the constructor. Trace functions that search after this
+    call.
 
     Args:
       queries: `[batch, dim]` finite float32 tensor, batch > 0: vectors of the
-        trained query tower that `recall` is not measured on later.
-      target_recall: share of the exact top k to find, in (0, 1]. If it cannot
-        be reached, the best that was found is set.
-      k: number of answers compared.
+        trained query tower. Measure `recall` later on other queries.
+      target_recall: Share of the exact top k to find, in (0, 1]. If it cannot
+        be reached, the best settings are used.
+      k: Number of answers to compare.
 
     Returns:
-      What was measured, in this order; empty if search is exact. The setting
-      chosen is in `settings`.
+      The measurements in order; empty if search is exact. `settings` has the
+      chosen settings.
     """
     self._require_corpus()
     if self._settings is None:
@@ -229,12 +230,12 @@ class ScannIndex(base.RetrievalIndex):
     return points
 
   def save_searcher(self, folder: str | os.PathLike[str]) -> None:
-    """Writes what a process without TensorFlow needs to search.
+    """Writes the files for searching in a process without TensorFlow.
 
     Args:
-      folder: an empty directory. It gets ScaNN's own files in `searcher/`, or
-        `dataset.npy` if search is exact. Ids are not written: ScaNN would
-        pickle them.
+      folder: An empty directory for ScaNN's files in `searcher/`, or for
+        `dataset.npy` if search is exact. Ids are not written, because ScaNN
+        would pickle them.
     """
     self._require_corpus()
     folder = pathlib.Path(folder)
@@ -249,14 +250,14 @@ class ScannIndex(base.RetrievalIndex):
     if self._settings is None:
       self._searcher = self._state = None
       return tf.Variable(embeddings, trainable=False, name="vectors")
-    # Always new ones: the state of an old searcher would be saved as well.
+    # Always new objects: otherwise the state of an old searcher would be saved.
     self._searcher = _build(embeddings, self._settings)
     self._state = _state_of(self._searcher)
-    # Reordering keeps the vectors as they are, so exact search shares them.
+    # Reordering does not change the vectors, so exact search shares them.
     return self._state.dataset
 
   def _choose_settings(self, n: int) -> ScannSettings | None:
-    """Those given, the others after ScaNN's docs/algorithms.md."""
+    """The given settings, and others according to ScaNN's algorithms.md."""
     if n < max(self._exact_below, _SMALLEST_CORPUS):
       return None
     num_leaves = self._num_leaves or (2 * math.isqrt(n) if n >= 100_000 else 1)
@@ -277,7 +278,7 @@ class ScannIndex(base.RetrievalIndex):
     )
 
   def _ladder(self) -> list[tuple[int, int]]:
-    """(num_leaves_to_search, num_reorder), from cheap to dear."""
+    """(num_leaves_to_search, num_reorder), from cheap to expensive."""
     settings = self._settings
     leaves = [settings.num_leaves_to_search]
     if self._num_leaves_to_search is None:
@@ -345,9 +346,9 @@ class ScannIndex(base.RetrievalIndex):
   def _approximate(
     self, queries: tf.Tensor, k: tf.Tensor, extra: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """ScaNN's own answers: rows and scores `[batch, <= k + extra]`."""
+    """ScaNN's answers: rows and scores `[batch, <= k + extra]`."""
     batch = tf.shape(queries)[0]
-    # The op fails on an empty batch: give it one query to throw away.
+    # The op fails on an empty batch, so it gets a dummy query.
     missing = tf.cast(batch == 0, tf.int32)
     fetch = tf.minimum(k + extra, self._settings.max_fetch)
     reorder = tf.maximum(self._settings.num_reorder, 2 * k) + extra
@@ -369,7 +370,7 @@ def load_ops() -> types.ModuleType:
     ScaNN's module of TensorFlow ops.
 
   Raises:
-    ImportError: if ScaNN is missing or does not fit this TensorFlow.
+    ImportError: ScaNN is missing or does not match this TensorFlow.
 
   Examples:
     >>> ops = xir.indexes.load_ops()  # ImportError without ScaNN.
@@ -378,7 +379,7 @@ def load_ops() -> types.ModuleType:
     from scann.scann_ops.py import scann_ops
   except Exception as error:  # Built for another TensorFlow: NotFoundError.
     raise ImportError(
-      "ScaNN cannot be loaded. Install the release that fits with "
+      "ScaNN cannot be loaded. Install the matching release with "
       "`pip install 'xir-tfrs[scann]'`, or use BruteForceIndex. TensorFlow "
       f"here is {tf.__version__}; importing scann raised "
       f"{type(error).__name__}: {error}"
@@ -421,9 +422,9 @@ def _build(embeddings: np.ndarray, settings: ScannSettings) -> Any:
 
 
 def _state_of(searcher: Any) -> tf.Module:
-  """What ScaNN's ops make the same searcher of.
+  """The state from which ScaNN's ops recreate the same searcher.
 
-  A build of ScaNN's ops would train a second one, and answer otherwise.
+  Building with ScaNN's ops would train a second searcher with other answers.
   """
   with tempfile.TemporaryDirectory() as folder:
     searcher.serialize(folder, relative_path=True)

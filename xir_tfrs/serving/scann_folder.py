@@ -3,12 +3,12 @@
     folder = scann_folder.ScannFolder.load("BUNDLE/scann_folder")
     ids, scores = folder.search(query_vector, k=10, exclude=["seen before"])
 
-It needs NumPy and ScaNN, or NumPy alone where the corpus was too small for
-ScaNN. What it reads:
+It needs NumPy and ScaNN, or only NumPy if the corpus was too small for ScaNN.
+The folder contains:
 
     settings.json    `Settings`, with the hash of every other file
     candidate_ids.*  ids by row, as `xir_tfrs.data.id_lists` writes them
-    searcher/        ScaNN's own files; or, where search is exact,
+    searcher/        ScaNN's own files; or, if search is exact,
     dataset.npy      the vectors
 
 Axes: n (queries), size (candidates), dim (of the vectors), k (answers).
@@ -36,8 +36,8 @@ from xir_tfrs.serving.ids import Id
 
 FORMAT = 1
 SETTINGS = "settings.json"
-# Inner products of larger numbers may overflow to infinity or NaN, which a
-# ScaNN searcher answers by ending the process.
+# Inner products of larger numbers may overflow to infinity or NaN, which
+# crashes the process in ScaNN.
 _LARGEST = 1e15
 # Exact search scores at most this many candidates at once: 16 MiB of float32.
 _SCORES_PER_CHUNK = 2**22
@@ -47,7 +47,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 
 class Searcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-  """How ScaNN searches; see `xir_tfrs.indexes.ScannSettings`."""
+  """Settings of ScaNN; see `xir_tfrs.indexes.ScannSettings`."""
 
   num_leaves_to_search: int
   num_reorder: int
@@ -60,14 +60,14 @@ class Settings(
   """Content of settings.json.
 
   Attributes:
-    format: of the folder.
-    size: number of candidates.
-    dim: dimension of the vectors.
-    id_type: of the candidate ids.
-    scann: version of ScaNN that wrote the searcher.
-    searcher: how it searches; None where search is exact.
-    files: what the other files must hold.
-    sha256: of all of the above.
+    format: Format of the folder.
+    size: Number of candidates.
+    dim: Dimension of the vectors.
+    id_type: Type of the candidate ids.
+    scann: Version of ScaNN that wrote the searcher.
+    searcher: Settings of the searcher; None if search is exact.
+    files: Sizes and hashes of the other files.
+    sha256: Hash of all of the above.
   """
 
   format: int = FORMAT
@@ -83,14 +83,14 @@ class Settings(
 class ScannFolder:
   """Top-k candidates, with exclusions and padding as in `ScannIndex`.
 
-  Which candidates are found is approximate; all else is exact. ScaNN is asked
-  for k answers and as many as the longest list of exclusions, and the excluded
-  ones are masked. A query that asks for more than `max_fetch` in all, or is
+  Only the set of candidates that is found is approximate. The folder requests k
+  answers from ScaNN, plus as many as the longest deny list, and masks the
+  excluded ones. A query that needs more than `max_fetch` in total, or that is
   left with fewer answers than the corpus has, is scored exactly.
 
   Attributes:
-    size: number of candidates.
-    dim: dimension of the vectors.
+    size: Number of candidates.
+    dim: Dimension of the vectors.
     settings: content of its settings.json.
 
   Examples:
@@ -110,7 +110,7 @@ class ScannFolder:
   ):
     """Use `ScannFolder.load`."""
     self.size, self.dim = vectors.shape
-    # Row -1, no candidate, is the last one: padding.
+    # Row -1 selects the last entry, which is padding.
     if isinstance(ids, np.ndarray):
       self._ids = np.append(ids, np.int64(-1))
     else:
@@ -124,17 +124,17 @@ class ScannFolder:
   def load(
     cls, path: str | os.PathLike[str], check_hashes: bool = True
   ) -> ScannFolder:
-    """Reads the folder and checks it against its settings.json.
+    """Loads the folder and checks it against its settings.json.
 
     Args:
       path: `scann_folder` of a bundle, or a copy of it.
-      check_hashes: whether to compare the content of the files, and not their
-        size alone. Without, a damaged file may answer other ids, or end the
-        process inside ScaNN.
+      check_hashes: Whether to check the hashes of the files, and not only their
+        sizes. Without this check, a damaged file may return wrong ids, or crash
+        the process inside ScaNN.
 
     Raises:
-      DataError: a file is missing or changed, or ScaNN is missing or of
-        another version.
+      DataError: A file is missing or changed, or ScaNN is missing or of another
+        version.
     """
     path = pathlib.Path(path)
     settings = json_files.read_sealed(
@@ -170,24 +170,24 @@ class ScannFolder:
     k: int,
     exclude: Sequence[Sequence[Id]] | Sequence[Id] | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Best candidates of each query.
+    """Finds the best candidates of each query.
 
     Args:
-      queries: `[n, dim]` float32, or one query `[dim]`; or of a bundle with
-        interests `[n, interests, dim]`, where the score of a candidate is its
-        highest. A query with a NaN, infinite or larger entry than 1e15 gets
-        only padding; the other queries are unaffected.
-      k: number of answers, positive; may exceed the corpus.
-      exclude: n lists of candidate ids that must not come back; for one query
-        `[dim]`, its list. Padding, repeated and unknown ids do no harm.
+      queries: `[n, dim]` float32, or a single query `[dim]`; or `[n, interests,
+        dim]` for a bundle with interests, where the highest score counts. A
+        query with a NaN, infinite or larger entry than 1e15 gets only padding;
+        the other queries are unaffected.
+      k: Number of answers, positive; may exceed the corpus.
+      exclude: n deny lists of candidate ids; a single list for a query `[dim]`.
+        Padding, repeated and unknown ids are ignored.
 
     Returns:
       ids `[n, k]`, object array of str or int64, and scores `[n, k]` float32,
-      best first; `[k]` both for one query. Where fewer than k candidates
+      best first; `[k]` each for a single query. If fewer than k candidates
       remain, the rest is "" or -1 with score -inf.
 
     Raises:
-      ValueError: if an argument has another shape, or holds other ids.
+      ValueError: An argument has a wrong shape or type of ids.
     """
     queries = np.asarray(queries, np.float32)
     if queries.ndim == 1:
@@ -220,7 +220,7 @@ class ScannFolder:
   def _top_rows(
     self, queries: np.ndarray, k: int, excluded: list[np.ndarray]
   ) -> Rows:
-    """Rows (-1 for padding) and scores, both `[n, k]`."""
+    """Finds rows (-1 for padding) and scores, both `[n, k]`."""
     rows = np.full([len(queries), k], -1)
     scores = np.full([len(queries), k], -np.inf, np.float32)
     usable = (np.abs(queries) <= _LARGEST).all(axis=1)  # Not NaN.
@@ -249,7 +249,7 @@ class ScannFolder:
   def _approximate(
     self, queries: np.ndarray, k: int, excluded: list[np.ndarray]
   ) -> Rows:
-    """What ScaNN finds, padded as `_top_rows`; n > 0, all queries finite."""
+    """ScaNN's answers, padded as in `_top_rows`; n > 0, finite queries."""
     extra = max(map(len, excluded))
     searcher = self.settings.searcher
     assert searcher is not None  # Or the index is exact.
@@ -262,7 +262,7 @@ class ScannFolder:
       False,  # On one thread: the caller may have several.
       0,
     )
-    # ScaNN fills up with score NaN and any row at all.
+    # ScaNN pads with score NaN and arbitrary rows.
     keep = ~np.isnan(scores)
     rows = rows.astype(np.int64)
     for i, leave_out in enumerate(excluded):
@@ -276,7 +276,7 @@ class ScannFolder:
     )
 
   def _rows_of(self, ids: Sequence[Id]) -> np.ndarray:
-    """Sorted, each once; without those of no candidate."""
+    """Sorted distinct rows of known ids."""
     rows = {self._row_by_id[x] for x in ids if x in self._row_by_id}
     return np.array(sorted(rows), int)
 
@@ -286,7 +286,7 @@ class ScannFolder:
 
 
 def _merged(rows: np.ndarray, scores: np.ndarray, k: int) -> Rows:
-  """The k best of `[n, m]` answers, each row once, with its best score."""
+  """The k best of `[n, m]` answers, without duplicate rows."""
   order = np.argsort(-scores, axis=1, kind="stable")
   found = np.full([len(rows), k], -1)
   best = np.full([len(rows), k], -np.inf, np.float32)
@@ -299,7 +299,7 @@ def _merged(rows: np.ndarray, scores: np.ndarray, k: int) -> Rows:
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
-  """Rows of the k best of `scores` `[size]`; of equal ones the first."""
+  """Rows of the k best of `scores` `[size]`; among equal ones the first."""
   rows = np.arange(len(scores))
   if k < len(scores):
     rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
@@ -307,14 +307,14 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _load_searcher(path: pathlib.Path, version: str | None) -> Any:
-  """ScaNN's own searcher of the folder."""
+  """Loads ScaNN's searcher from the folder."""
   pybind = _load_pybind(path, version)
   searcher = path / "searcher"
   assets = (searcher / "scann_assets.pbtxt").read_text(encoding="utf-8")
   for name in re.findall(r'asset_path: "(.+)"', assets):
     if not (searcher / name).is_file():
       raise errors.DataError(f"missing; {_REMEDY}", path=searcher / name)
-  # Not ScaNN's `load_searcher`: it runs what a pickle in the folder says.
+  # Not ScaNN's `load_searcher`, which would run a pickle in the folder.
   try:
     return pybind.ScannNumpy(os.fspath(searcher), assets)
   except RuntimeError as error:
@@ -324,7 +324,7 @@ def _load_searcher(path: pathlib.Path, version: str | None) -> Any:
 
 
 def _load_pybind(path: pathlib.Path, version: str | None) -> types.ModuleType:
-  """ScaNN's compiled module; raises if it is not of `version`."""
+  """Loads ScaNN's compiled module; raises if its version differs."""
   found = manifest.version("scann")
   if found is None or found != version:
     raise errors.DataError(
@@ -332,8 +332,8 @@ def _load_pybind(path: pathlib.Path, version: str | None) -> types.ModuleType:
       f"'scann=={version}'",
       path=path,
     )
-  # Not `import scann`: that imports TensorFlow wherever it is installed. This
-  # is how, and under which name, ScaNN imports the module itself.
+  # Not `import scann`, which imports TensorFlow if it is installed. ScaNN
+  # imports the module in the same way and under the same name.
   spec = importlib.util.find_spec("scann")
   assert (
     spec is not None and spec.submodule_search_locations
