@@ -1,4 +1,4 @@
-"""Every benchmark runs at small sizes; nothing here asserts a timing."""
+"""Every benchmark runs at small sizes; no test asserts a time."""
 
 import dataclasses
 import json
@@ -206,7 +206,7 @@ def test_peers(small, tmp_path, monkeypatch, capsys):
 
 
 def test_peers_match_their_definitions(small):
-  """EASE is what its equations say; lists are those of its scores."""
+  """EASE solves its equations, and its lists follow from its scores."""
   data = directory.DataDir(small)
   pairs = recommenders.training_pairs(data)
   assert pairs.sum() == data.schema.rows["train"] and pairs.max() == 1

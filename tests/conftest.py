@@ -53,7 +53,7 @@ context.Context._set_global_seed = _set_seed
 
 
 def pytest_collection_modifyitems(items):
-  """Puts files that train or start programs first: short ones fill the end."""
+  """Runs files that train or start programs first; short ones fill the end."""
   long = {"tests", "pipelines", "export", "distributed"}
   items.sort(key=lambda item: item.path.parent.name not in long)
 

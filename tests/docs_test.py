@@ -1,4 +1,4 @@
-"""README.md and docs/: what they show runs, and their tables are the results.
+"""README.md and docs/: their code runs, and their tables are the results.
 
 Every fenced block of bash or Python runs as it stands, in a process of its own:
 those of a document one after another, in one folder. A comment on the line
@@ -83,7 +83,7 @@ def blocks(path, *languages):
 
 
 def environment_of(checkout):
-  """What a user in a checkout has."""
+  """The environment of a user in a checkout."""
   inherited = {
     name: value
     for name, value in os.environ.items()
@@ -141,7 +141,7 @@ def fast():
 
 
 def interactions(path):
-  """Two groups of users with tastes of their own, in a RecBole file."""
+  """Two groups of users with different tastes, in a RecBole file."""
   rng = np.random.default_rng(0)
   lines = ["user_id:token\titem_id:token"]
   for user in range(120):

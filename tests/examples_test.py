@@ -18,7 +18,7 @@ USERS, MOVIES = 90, 60
 
 @pytest.fixture(scope="module")
 def movielens(tmp_path_factory):
-  """Users who go from movie to movie of a genre, several sessions each."""
+  """Users with several sessions, each with movies of one genre."""
   folder = tmp_path_factory.mktemp("examples") / "ml-1m"
   folder.mkdir()
   rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from unittest import mock
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-  """How a program ended, as `subprocess.CompletedProcess` has it."""
+  """The result of a program, like `subprocess.CompletedProcess`."""
 
   returncode: int
   stdout: str

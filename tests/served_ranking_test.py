@@ -1,6 +1,6 @@
-"""What `pipelines.evaluate` ranks is what an exported bundle answers.
+"""`pipelines.evaluate` ranks like an exported bundle answers.
 
-Users and items that come only after a temporal cut are among them.
+This includes users and items that appear only after a temporal cut.
 """
 
 import pathlib

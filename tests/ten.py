@@ -20,7 +20,7 @@ def encoder(seed=0) -> tf.keras.layers.Embedding:
 
 
 def problem(batch, seed=1):
-  """Query embeddings, and ids of which some repeat."""
+  """Query embeddings, and ids with repeats."""
   rng = np.random.default_rng(seed)
   query = rng.normal(size=[batch, DIM]).astype(np.float32)
   return query, rng.integers(0, 5, batch)

@@ -1,4 +1,4 @@
-"""Data small enough to rank by hand, and models as training leaves them."""
+"""Data small enough to rank by hand, and models in the form of runs."""
 
 import hashlib
 

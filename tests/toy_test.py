@@ -1,4 +1,4 @@
-"""A file of twelve rows goes through the commands of the README."""
+"""The commands of the README work for a file of twelve rows."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def _commands():
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-  """What each program prints."""
+  """The output of each program."""
   folder = tmp_path_factory.mktemp("toy")
   (folder / "gowalla.inter").write_text(_ROWS, encoding="utf-8")
   commands = _commands()

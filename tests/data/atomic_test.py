@@ -1,4 +1,4 @@
-"""Files and directories that appear at once, and locks with named holders."""
+"""Files and directories that appear atomically, and locks with holders."""
 
 import contextlib
 import errno
@@ -46,7 +46,7 @@ def no_exchange(monkeypatch):
 
 @pytest.fixture
 def another_host(monkeypatch):
-  """From now on this process seems to run on another host."""
+  """Returns a function that makes this process appear to be on another host."""
 
   def become(name):
     monkeypatch.setattr(socket, "gethostname", lambda: name)
@@ -56,7 +56,7 @@ def another_host(monkeypatch):
 
 
 def kill_while_writing(output):
-  """A program that is killed in the middle of its new directory."""
+  """Runs a program that is killed while it writes a new directory."""
   code = f"""
 import os, signal
 from xir_tfrs.data import atomic
@@ -200,7 +200,7 @@ def test_a_writer_on_another_host_is_refused_until_it_is_silent(
 
 @pytest.fixture
 def later(monkeypatch):
-  """From now on the clock of the file system is so many seconds ahead."""
+  """Returns a function that sets the clock of the file system ahead."""
 
   def become(seconds):
     now = atomic._now
@@ -212,7 +212,7 @@ def later(monkeypatch):
 def test_leftovers_of_killed_programs_are_removed(
   tmp_path, another_host, later
 ):
-  """At once on the same host, on another one when it has been silent."""
+  """Immediately on the same host; on another host after a silence."""
   output = tmp_path / "out"
   for host in ("a", "a-b"):
     (tmp_path / f".out.partial-{host}-01234567").mkdir()

@@ -1,4 +1,4 @@
-"""Data directories: opened once, each part decoded once."""
+"""Data directories decode each part once, on first use."""
 
 import collections
 

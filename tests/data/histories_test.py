@@ -1,4 +1,4 @@
-"""Histories of rows: who sees what, and batches of them."""
+"""Histories: the events that each row sees, and their batches."""
 
 import numpy as np
 import tensorflow as tf

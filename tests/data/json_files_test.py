@@ -1,4 +1,4 @@
-"""JSON files: what is read is one declared type; the rest is a DataError."""
+"""JSON files are read into declared types; other content is a DataError."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Rows on disk, of which a part is in memory at a time."""
+"""Rows on disk that are read into memory one part at a time."""
 
 import dataclasses
 import functools
@@ -181,7 +181,7 @@ def known_of(batch):
 
 
 def seen_of(batch):
-  """What each row sees, whichever way the batch has it."""
+  """The history of each row, for both forms of batches."""
   if "history_position" in batch:
     rows, ends = batch["history_row"], batch["history_position"]
     ids = batch["history_ids"][rows]
@@ -192,7 +192,7 @@ def seen_of(batch):
 
 
 def test_rows_have_their_histories_and_known_candidates(blocks):
-  """As with all rows in memory."""
+  """The same as with all rows in memory."""
   rows = histories.Histories.of_rows(trained())
   place = {event: row for row, event in enumerate(rows.columns["event"])}
   known = datasets.candidates_by_query(rows.columns, QUERIES).to_list()
@@ -222,7 +222,7 @@ def test_rows_have_their_histories_and_known_candidates(blocks):
 def test_neighbouring_rows_are_as_different_as_in_a_full_permutation(
   blocks, by_query
 ):
-  """But for units, of which a part has fewer than the whole."""
+  """Except for units, of which a part has fewer than all rows have."""
   if not by_query:
     blocks = dataclasses.replace(blocks, unit=np.arange(len(blocks.rows)))
   num_rows = int(blocks.rows.sum())

@@ -234,7 +234,7 @@ def _assert_tables_equal(one, two):
 
 
 def _save_schema(folder, shards):
-  """That of a data directory with nothing but `_table()`."""
+  """Writes the schema of a data directory with only `_table()`."""
   schema.Schema(
     name="t",
     num_queries=0,

@@ -1,4 +1,4 @@
-"""Run directories: what is read back, what is refused, and no other's files."""
+"""Run directories: round trips, refused content, and no foreign files."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_which_checkpoint_is_loaded(tmp_path):
 
 
 def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
-  """A run begun anew in a process that has read the checkpoint before."""
+  """The run was overwritten after this process had read its checkpoint."""
   run = new_run(tmp_path / "run", checkpoints=1)
   runs.load_model(run.path)
   run.create(config(), overwrite=True)

@@ -1,4 +1,4 @@
-"""schema.json: round trip, and what is refused."""
+"""schema.json: round trips and refused content."""
 
 import hashlib
 import json

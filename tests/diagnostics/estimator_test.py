@@ -41,7 +41,7 @@ _CACHE = {"cache_mass", "cache_effective_sample_size"}
 
 
 class _FullSoftmaxTask(tasks.RetrievalTask):
-  """What every task is compared with, written as one cross entropy."""
+  """The full softmax as one cross entropy, to compare every task with."""
 
   def __init__(self, candidate_encoder, **shared):
     super().__init__(**shared)
@@ -153,7 +153,7 @@ def _measure(model, **kwargs):
 
 
 def _shares(seen, kind):
-  """[distinct] ids, and [distinct, rows] of what a batch tells."""
+  """[distinct] ids and [distinct, rows] shares from a batch."""
   return seen[f"{kind}_ids"].numpy(), seen[f"{kind}s"].numpy()
 
 

@@ -47,7 +47,7 @@ class Result:
 
 
 class Worker:
-  """A process, its children included."""
+  """A process and its children."""
 
   def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
     # A file: nobody has to read it for the process to go on.
@@ -89,11 +89,11 @@ class Worker:
       time.sleep(0.05)
 
   def interrupt(self) -> None:
-    """SIGTERM, as a machine gets that is taken away."""
+    """Sends SIGTERM, like a machine that is preempted."""
     self._signal(signal.SIGTERM)
 
   def kill(self) -> None:
-    """SIGKILL, and waits until the process is gone."""
+    """Sends SIGKILL and waits until the process has ended."""
     self._signal(signal.SIGKILL)
     self._process.wait()
 
@@ -229,11 +229,11 @@ def start(
 
 @contextlib.contextmanager
 def _address() -> Iterator[str]:
-  """A loopback address that nobody else is given while the block runs.
+  """Reserves a loopback address while the block runs.
 
-  The socket is bound but does not listen: the kernel hands the port to nobody
-  who asks for a free one, yet TensorFlow's server, which like this socket
-  allows reuse, may listen on it.
+  The socket is bound but does not listen: the kernel does not give the port to
+  others that ask for a free one, but TensorFlow's server, which also allows
+  reuse, can listen on it.
   """
   with socket.socket() as reserved:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

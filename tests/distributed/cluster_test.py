@@ -1,4 +1,4 @@
-"""The harness itself: it tells what went wrong, and leaves nobody behind."""
+"""The cluster harness reports failures and leaves no process behind."""
 
 import json
 import os

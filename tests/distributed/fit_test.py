@@ -1,4 +1,4 @@
-"""`model.fit` on two logical CPUs, and what a dataset's end does to state."""
+"""`model.fit` on two logical CPUs, and state at the end of a dataset."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Set-ups that cannot work end in an error that says what to do."""
+"""Impossible set-ups raise an error that says what to do."""
 
 import re
 

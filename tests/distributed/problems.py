@@ -1,7 +1,7 @@
 """Small problems that one device, replicas and workers all solve.
 
-Whoever asks gets the same towers, the same batches and the same steps; only
-the strategy differs, and how the rows of a batch are shared out.
+All get the same towers, batches and steps; only the strategy and the division
+of batches among replicas differ.
 """
 
 import dataclasses
@@ -293,7 +293,7 @@ def fit(
 
 
 def apart(variables: Sequence[tf.Variable]) -> float:
-  """How far copies of a variable differ between replicas, at most."""
+  """The largest difference between copies of a variable on replicas."""
   distances = [0.0]
   for variable in variables:
     first, *others = getattr(variable, "values", [variable])

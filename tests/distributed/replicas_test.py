@@ -1,4 +1,4 @@
-"""What only shows on replicas of one process: two logical CPUs."""
+"""Behaviour on replicas of one process: two logical CPUs."""
 
 import numpy as np
 import pytest

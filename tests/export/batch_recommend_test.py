@@ -1,4 +1,4 @@
-"""Files of recommendations, against plain NumPy, and runs that end early."""
+"""Files of recommendations against plain NumPy, and interrupted runs."""
 
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ def _files(output):
 
 
 def _scores(world, query):
-  """Of all candidates; training counts for a query without training rows."""
+  """Scores of all candidates; training counts without training rows."""
   if not world.seen[query]:
     return world.counts
   return world.candidate_vectors @ world.query_vectors[query]

@@ -200,7 +200,7 @@ def test_a_single_id_is_refused_as_a_list(loaded):
 
 
 def test_a_query_without_training_rows_is_unknown(world, loaded):
-  """It stands in the table alone: nothing has trained its vector."""
+  """The query is only in the table: its vector was never trained."""
   assert not world.seen[39]
   for exclude_seen in (False, True):
     found = loaded.recommend(
@@ -324,7 +324,7 @@ def test_a_bundle_older_than_histories(copied):
 
 
 def test_a_bundle_does_not_outlive_a_fork(loaded, monkeypatch):
-  """In the child TensorFlow would wait for threads that stayed behind."""
+  """In the child, TensorFlow would wait for threads of the parent."""
   monkeypatch.setattr(os, "getpid", lambda: -1)
   for ask in (
     lambda: loaded.recommend(["nobody"]),

@@ -30,7 +30,7 @@ CANDIDATE_FEATURES = (
 
 @dataclasses.dataclass
 class World:
-  """What was written, and what a model of it answers, by plain NumPy."""
+  """The written data, and the answers of a model in plain NumPy."""
 
   data: pathlib.Path
   model_dir: pathlib.Path
@@ -109,7 +109,7 @@ def write_config(model_dir, data, model):
 
 
 def served_vectors(model, counts):
-  """Candidate vectors: what has no training rows has its features alone."""
+  """Candidate vectors; without training rows, those of the features alone."""
   ids = np.arange(len(counts))
   return model.encode_candidates(
     tf.constant(np.where(counts > 0, ids, -1)),

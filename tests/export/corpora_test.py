@@ -97,7 +97,7 @@ def test_empty_batch(exported):
 
 @pytest.mark.slow
 def test_two_bundles_in_one_process(world, exported, numbered):
-  """ScaNN's searchers must not be taken for each other."""
+  """ScaNN's searchers must not be confused."""
   one = bundle.Bundle.load(exported, "scann")
   other = bundle.Bundle.load(numbered, "scann")
   for query in (3, 8, 3):

@@ -1,4 +1,4 @@
-"""The manifest, and exports that must fail and leave nothing behind."""
+"""The manifest, and exports that must fail without leftovers."""
 
 import dataclasses
 import functools
@@ -192,7 +192,7 @@ def test_broken_schema(options, content, message):
 
 
 def test_weights_that_are_not_finite_name_the_candidate(options):
-  """Its vector may be finite: a fused ReLU gives 0 for NaN."""
+  """The vector may be finite, because a fused ReLU turns NaN into 0."""
   manager_dir = pathlib.Path(options.model_dir) / "best"
   model, _, _ = runs.load_model(options.model_dir)
   table = model.candidate_tower.trainable_variables[0]

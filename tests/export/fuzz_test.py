@@ -1,4 +1,4 @@
-"""A little of what `make fuzz` tries on bundles, servers and runs."""
+"""A short run of `make fuzz` on bundles, servers and runs."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Bundles of towers over histories: saved, and asked in another process."""
+"""Bundles of towers over histories, queried in another process."""
 
 import dataclasses
 import pathlib
@@ -67,7 +67,7 @@ np.savez(output + "/found.npz", **found)
 
 @dataclasses.dataclass
 class World:
-  """A bundle, and the model and rows it was made of."""
+  """A bundle with its model and its rows."""
 
   model: xir.models.TwoTower
   rows: dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class World:
     return [row[1] for row in sorted(mine, key=lambda row: row[2:])]
 
   def vector(self, query: int, history: list[int]) -> np.ndarray:
-    """What the model says of a query after a history of dense ids."""
+    """The model's vector of a query after a history of dense ids."""
     tower = self.model.query_tower
     # Candidates without training rows are served by their features.
     ids = tf.range(NUM_CANDIDATES)

@@ -1,6 +1,6 @@
-"""Items from files: ids, features, and what cannot be used.
+"""Items from files: ids, features, and errors.
 
-The formats have tests of their own: tests/data/files/side_tables_test.py.
+tests/data/files/side_tables_test.py tests the formats.
 """
 
 import sys
@@ -58,7 +58,7 @@ def test_sequences_are_split_as_when_they_were_prepared(tmp_path):
 
 
 def _side_rows(text, suffix, tmp_path):
-  """What `pipelines.prepare` reads of the same file."""
+  """The rows that `pipelines.prepare` reads from the same file."""
   path = tmp_path / f"a{suffix}"
   path.write_text(text)
   wanted = [f"{x.name}:{x.kind}" for x in FEATURES]

@@ -1,4 +1,4 @@
-"""What export.query prints."""
+"""The output of export.query."""
 
 import json
 

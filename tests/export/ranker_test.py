@@ -1,4 +1,4 @@
-"""The ranker in a bundle: exported, and asked to re-rank."""
+"""The ranker in a bundle: export and re-ranking."""
 
 import hashlib
 import json

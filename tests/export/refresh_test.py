@@ -46,7 +46,7 @@ GONE = ("item 0", "item 7", "item 299")
 
 @dataclasses.dataclass
 class Refreshed:
-  """What was written, and what it must answer."""
+  """A refreshed bundle and its expected answers."""
 
   directory: pathlib.Path
   about: dict

@@ -1,4 +1,4 @@
-"""What an index SavedModel answers beyond a plain top-k."""
+"""Answers of an index SavedModel beyond a plain top-k."""
 
 import numpy as np
 import pytest
@@ -151,7 +151,7 @@ def test_non_integer_ids_are_refused(world, tmp_path):
 
 
 def test_a_loaded_tower_can_be_saved_again(world, exported, tmp_path):
-  """As a refresh does, without the Keras model."""
+  """Saves it like a refresh, without the Keras model."""
   b = bundle.Bundle.load(exported, "brute_force")
   queries = encoders.LoadedEncoder(exported / "query_tower", "query")
   candidates = encoders.LoadedEncoder(

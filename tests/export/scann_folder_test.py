@@ -21,7 +21,7 @@ SIZE, DIM = 2000, 8
 
 
 def _vectors():
-  """Clustered: what ScaNN is good at."""
+  """Clustered vectors, which suit ScaNN."""
   rng = np.random.default_rng(5)
   centres = rng.normal(size=[40, DIM])
   noise = 0.3 * rng.normal(size=[SIZE, DIM])
@@ -121,7 +121,7 @@ def test_interests_of_a_query_have_their_best_scores(folders, name):
 
 
 def test_approximate_answers_are_real_and_complete(folders):
-  """One leaf of 40: it misses some, but no answer is wrong or lacking."""
+  """With one leaf of 40, some are missed, but no answer is wrong or missing."""
   folder = scann_folder.ScannFolder.load(folders["few leaves"])
   missed = 0
   for k, num_excluded in ((10, 0), (10, 20), (400, 0), (SIZE + 3, 4)):

@@ -1,4 +1,4 @@
-"""Verification: a good bundle passes, and each fault is found by its check."""
+"""Verification: a valid bundle passes, and each check finds its fault."""
 
 import json
 import pathlib
@@ -260,7 +260,7 @@ def test_vectors_that_are_not_finite_are_found(plain, tmp_path, monkeypatch):
 
 
 class FakeBundle:
-  """Answers as a bundle does, in NumPy, but for one fault."""
+  """A bundle in NumPy with one fault."""
 
   index = "scann"
   titles = None

@@ -1,4 +1,4 @@
-"""A little of what `make fuzz` tries on files of interactions."""
+"""A short run of `make fuzz` on files of interactions."""
 
 from tests.fuzz import readers, targets
 

@@ -1,4 +1,4 @@
-"""What both indexes promise, against a NumPy sort."""
+"""The contract of both indexes, against a NumPy sort."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ DIM = 8
 
 
 def _corpus(n, seed=0):
-  """Clustered vectors, as trained towers give them."""
+  """Clustered vectors, like those of trained towers."""
   rng = np.random.default_rng(seed)
   centres = rng.normal(size=(12, DIM))
   vectors = centres[rng.integers(0, 12, n)] + 0.3 * rng.normal(size=(n, DIM))
@@ -243,7 +243,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.named_parameters(*ALL, ("scann_all_leaves", _scann_all_leaves))
   def test_bad_query_gets_padding_and_spares_the_others(self, make):
-    """ScaNN refuses a batch of NaN alone; Inf and 3e38 end the process."""
+    """ScaNN only refuses NaN; Inf and 3e38 crash the process."""
     index = make().index(*_corpus(400))
     queries = _queries(4)
     plain, _ = index.search(queries, 5)

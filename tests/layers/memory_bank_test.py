@@ -12,7 +12,7 @@ _DIM = 2
 
 
 def _rows(first, count):
-  """Rows whose embedding, id and log_q all say which row it is."""
+  """Rows whose embedding, id and log_q all identify the row."""
   ids = np.arange(first, first + count)
   return (
     np.stack([ids, -ids], axis=1).astype(np.float32),

@@ -1,4 +1,4 @@
-"""The callback of Keras that ranks the validation set."""
+"""The Keras callback that ranks the validation set."""
 
 import numpy as np
 import pytest

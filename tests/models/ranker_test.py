@@ -1,4 +1,4 @@
-"""Rankers: pairs of ids and features to scores."""
+"""Rankers score pairs of ids and features."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Towers: ids and features to embeddings."""
+"""Towers encode ids and features."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The model of two towers."""
+"""The two-tower model."""
 
 import json
 

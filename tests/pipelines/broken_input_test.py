@@ -1,4 +1,4 @@
-"""Every broken input names the file, line and column, and leaves nothing."""
+"""Errors of broken input name file, line and column; no output remains."""
 
 import pyarrow as pa
 import pytest

@@ -1,4 +1,4 @@
-"""The arithmetic of sizes, against the variables and the guide."""
+"""The computed sizes, against the variables and the guide."""
 
 import dataclasses
 import pathlib

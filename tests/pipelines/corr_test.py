@@ -1,4 +1,4 @@
-"""CoRR by its programs: train, evaluate, export, ask for re-ranked answers."""
+"""CoRR through the programs: train, evaluate, export, re-rank."""
 
 import json
 

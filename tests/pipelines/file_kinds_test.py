@@ -1,4 +1,4 @@
-"""Files as people have them, each read at the first try, with its values."""
+"""Files of all kinds that users have are read without flags."""
 
 import bz2
 import gzip
@@ -510,7 +510,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
 
 
 def test_bytes_that_were_changed_are_named_or_read(tmp_path):
-  """No file of any kind ends in another error, or in one of several lines."""
+  """No kind of file causes another error, or one of several lines."""
   rng = random.Random(0)
   for _ in range(3):
     for name, (write, _) in _KINDS.items():

@@ -1,4 +1,4 @@
-"""Flags of training: each is used, or refused by name; files of settings."""
+"""Flags of training are used or refused by name; files of settings."""
 
 import json
 import subprocess

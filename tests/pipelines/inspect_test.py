@@ -1,4 +1,4 @@
-"""`pipelines.inspect`: what it says, that the command works, and how light."""
+"""`pipelines.inspect`: its output, its command, and its imports."""
 
 import pathlib
 import shlex

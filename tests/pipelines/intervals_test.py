@@ -52,7 +52,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
 
 
 def test_paired_test_against_its_distribution():
-  """Of many tests of nothing, a share p has a p below p."""
+  """Without an effect, a share p of many tests has a p-value below p."""
   rng = np.random.default_rng(0)
   found = [intervals.paired_test(rng.normal(size=400)).p for _ in range(2000)]
   for p in (0.05, 0.5):

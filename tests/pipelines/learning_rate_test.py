@@ -1,4 +1,4 @@
-"""The learning rate is a number, however few rows there are."""
+"""The learning rate is finite even with few rows."""
 
 import numpy as np
 import pytest

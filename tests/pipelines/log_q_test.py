@@ -1,4 +1,4 @@
-"""Where a run's log-Q correction comes from: --log_q, and G-Tower."""
+"""The source of a run's log-Q correction: --log_q, and G-Tower."""
 
 import types
 

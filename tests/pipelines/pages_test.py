@@ -1,4 +1,4 @@
-"""Pages of runs: what stands on them is what the files of the runs hold."""
+"""Pages of runs show the figures in the files of the runs."""
 
 import html.parser
 import json
@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('x')</script> & Söhne"
 
 
 class _Page(html.parser.HTMLParser):
-  """Tables by name, texts by element, and what the page would load."""
+  """Tables by name, texts by element, and resources of the page."""
 
   def __init__(self, text):
     super().__init__()

@@ -1,4 +1,4 @@
-"""`pipelines.prepare_beam` writes what `pipelines.prepare` does."""
+"""`pipelines.prepare_beam` writes the same files as `pipelines.prepare`."""
 
 import sys
 

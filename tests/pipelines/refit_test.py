@@ -1,4 +1,4 @@
-"""A run that is trained once more, on all rows, and goes into service."""
+"""A run that is trained again on all rows for deployment."""
 
 import json
 

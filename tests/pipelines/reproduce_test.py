@@ -1,4 +1,4 @@
-"""The grids of runs behind the published tables, and what is made of them."""
+"""The grids of runs behind the published tables, and their reports."""
 
 import pathlib
 import re

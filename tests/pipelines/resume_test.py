@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on without losing a bit."""
+"""A run that was stopped, killed or damaged resumes bit-identically."""
 
 import pathlib
 import resource
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-  """A run that nothing happened to, of 3 epochs."""
+  """An uninterrupted run of 3 epochs."""
   path = tmp_path_factory.mktemp("runs") / "whole"
   run(data, path, epochs=3)
   return path

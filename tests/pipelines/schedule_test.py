@@ -1,4 +1,4 @@
-"""What is due when, against a walk over every step."""
+"""The schedule of a run, against a loop over every step."""
 
 import math
 

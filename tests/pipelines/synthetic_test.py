@@ -1,4 +1,4 @@
-"""The generator: what it promises about its data, and its oracle."""
+"""The generator: properties of its data, and its oracle."""
 
 import numpy as np
 import pytest

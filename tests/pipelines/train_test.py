@@ -1,4 +1,4 @@
-"""The training program: what it leaves behind, and how it goes on."""
+"""The training program: its files, and resuming."""
 
 import dataclasses
 import json
@@ -433,7 +433,7 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
 
 
 def test_runs_older_than_loss_forms_use_cross_entropy(data, tmp_path):
-  """A run made before there were shapes goes on as it was."""
+  """A run that is older than the forms of the loss resumes unchanged."""
   first = config(data, tmp_path / "m", task="ssl_pop", preset="plain", epochs=1)
   run(first)
   path = tmp_path / "m" / runs.CONFIG

@@ -1,7 +1,7 @@
-"""The search: what it keeps, how it goes on, and what it makes of its trials.
+"""The search: its files, resuming, and its results.
 
-Most tests search with trials that train nothing: what a real one says follows
-from its settings, in a thread of this process.
+Most tests use trials that do not train: threads of this process whose results
+follow from their settings.
 """
 
 import csv
@@ -28,7 +28,7 @@ from xir_tfrs.programs import main, settings
 
 
 class _Thread(threading.Thread):
-  """What stands for the process of a trial."""
+  """A replacement of the process of a trial."""
 
   exitcode = 3
 

@@ -1,4 +1,4 @@
-"""What a search may choose, and what it tries first. Without training."""
+"""The space of a search and its first trials, without training."""
 
 import types
 
@@ -28,7 +28,7 @@ def space_of(*narrowed, about=None, **given):
 
 
 def test_declared_search_values_are_valid():
-  """Each value is allowed, and the default is among what is tried."""
+  """Each value is allowed, and the values include the default."""
   declared = {
     one.name: one
     for one in settings.settings_of(configs.TrainConfig)

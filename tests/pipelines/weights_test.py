@@ -1,4 +1,4 @@
-"""Weights of training rows: what they multiply, and what 0 means."""
+"""Weights of training rows, including weight 0."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`main.run`: what a program prints, and how it ends."""
+"""`main.run`: the output and the exit status of programs."""
 
 import dataclasses
 import errno
@@ -224,7 +224,7 @@ def test_sigterm_unwinds(command):
 
 
 def test_a_terminal_of_ascii(command):
-  """Ids are read as UTF-8, and shown as well as it can."""
+  """Ids are read as UTF-8, and escaped where they cannot be shown."""
   done = subprocess.run(
     [*command, "--how=Grüße"],
     cwd=_ROOT,

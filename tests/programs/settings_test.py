@@ -1,4 +1,4 @@
-"""Settings: from a dataclass to flags and files, and what they refuse."""
+"""Settings: flags and files from a dataclass, and refused values."""
 
 import dataclasses
 import json

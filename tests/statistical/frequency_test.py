@@ -1,4 +1,4 @@
-"""How well streams are told: hash functions, and estimates of frequencies."""
+"""Statistics of hash functions and of frequency estimates of streams."""
 
 import numpy as np
 import tensorflow as tf

@@ -12,7 +12,7 @@ _SAMPLED = ("multinomial", "systematic", "lattice")
 
 
 def _problem(batch, dim=3, seed=0):
-  """Query and candidate embeddings, and ids of which some repeat."""
+  """Query and candidate embeddings, and ids with repeats."""
   rng = np.random.default_rng(seed)
   return (
     rng.normal(size=[batch, dim]).astype(np.float32),

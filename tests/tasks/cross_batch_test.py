@@ -20,7 +20,7 @@ def _tower(seed=0):
 
 
 def _problem(batch, seed=1):
-  """Query and candidate embeddings, and ids of which some repeat."""
+  """Query and candidate embeddings, and ids with repeats."""
   rng = np.random.default_rng(seed)
   return (
     rng.normal(size=[batch, _DIM]).astype(np.float32),

@@ -11,7 +11,7 @@ _COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3])
 
 
 def _problem(batch, dim=3, seed=0):
-  """Query and candidate embeddings, and ids of which some repeat."""
+  """Query and candidate embeddings, and ids with repeats."""
   rng = np.random.default_rng(seed)
   ids = rng.integers(0, 4, batch)
   return (

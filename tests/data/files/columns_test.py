@@ -1,4 +1,4 @@
-"""Typed columns: what is read exactly, and what is refused by its row."""
+"""Typed columns: exact values, and errors that name the row."""
 
 import datetime
 

@@ -1,4 +1,4 @@
-"""Side tables: all formats say the same, and each fault is named."""
+"""Side tables: all formats give the same values; errors name the fault."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Times: each form with its value, in full, or refused by its row."""
+"""Times: exact values of each format, or errors that name the row."""
 
 import datetime
 
