@@ -140,7 +140,7 @@ def test_runs_of_ids_have_no_history_settings():
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    ({"num_block": 1}, "attention has no argument 'num_block'. It has: num_blocks"),
+    ({"num_block": 1}, "has no argument 'num_block'. It has: num_blocks"),
     ({"num_heads": 3}, "--history_encoder attention: `num_heads` must divide"),
   ],
 )

@@ -52,7 +52,10 @@ def test_arguments_reach_the_optimizer(optimizer, arguments):
   ("arguments", "message"),
   [
     ({"momentum": 0.9}, "--optimizer lazy_adam has no argument 'momentum'"),
-    ({"learning_rate": 1.0}, "has no argument 'learning_rate', but beta_1, "),
+    (
+      {"learning_rate": 1.0},
+      "has no argument 'learning_rate'. It has: beta_1, ",
+    ),
     ({"amsgrad": True}, "--optimizer lazy_adam: LazyAdam does not support `am"),
   ],
 )
