@@ -40,6 +40,7 @@ def fold(
   chunk: Size,
   carry: Any,
   like: tuple[tf.Tensor, ...] = (),
+  in_flight: int = 1,
 ) -> tuple[Any, tuple[tf.Tensor, ...]]:
   """Goes through `[0, total)`, a chunk at a time.
 
@@ -50,6 +51,8 @@ def fold(
     carry: Carry of the first step: a structure of tensors of fixed shape.
     like: For each tensor that a step returns, a tensor [total, ...] of the
       type and shape that all steps give together.
+    in_flight: How many chunks may be in memory at a time: what does not need
+      the carry of the chunk before need not wait for it.
 
   Returns:
     (the last carry, the tensors of all steps, concatenated).
@@ -72,7 +75,7 @@ def fold(
       in_loop = 0
   parts = []
   if not static or in_loop:
-    carry, of_loop = _loop(step, in_loop, chunk, carry, like, static)
+    carry, of_loop = _loop(step, in_loop, chunk, carry, like, static, in_flight)
     parts.append(of_loop)
   if static:
     for start in range(in_loop, total, chunk):
@@ -86,7 +89,7 @@ def fold(
   )
 
 
-def _loop(step, total, chunk, carry, like, static):
+def _loop(step, total, chunk, carry, like, static, in_flight):
   num_chunks = (total + chunk - 1) // chunk
   arrays = tuple(
     tf.TensorArray(
@@ -111,7 +114,6 @@ def _loop(step, total, chunk, carry, like, static):
     lambda number, *_: number < num_chunks,
     body,
     (0, carry, arrays),
-    # Chunks in parallel would be held at the same time.
-    parallel_iterations=1,
+    parallel_iterations=in_flight,
   )
   return carry, tuple(array.concat() for array in arrays)

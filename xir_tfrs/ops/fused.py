@@ -22,9 +22,11 @@ import tensorflow as tf
 from xir_tfrs.ops import chunks, forms, masking, ranks, resampling
 from xir_tfrs.ops.forms import base
 
-# Elements of a chunk's logits: 4 MiB of float32. Fewer cost more time to start
-# operations than a processor's caches save; on a GPU even 64 MiB are few.
-_CHUNK_ELEMENTS = 2**20
+# Elements of a chunk's logits: 2 MiB of float32. Two chunks at a time, or cores
+# are idle during the small operations of one. A GPU would wait for its kernels
+# to start: 64 MiB.
+_CHUNK_ELEMENTS = 2**19
+_CHUNKS_IN_FLIGHT = 2
 _CHUNK_ELEMENTS_ON_GPU = 2**24
 _FEWEST_ROWS = 16
 
@@ -245,6 +247,7 @@ def pool_softmax(
         tf.zeros_like(tf.transpose(pool_embeddings)),
       ),
       like=(queries, positives),
+      in_flight=1 if _has_gpu() else _CHUNKS_IN_FLIGHT,
     )
 
     def grad(upstream, _):
@@ -456,8 +459,12 @@ def _require_what_it_needs(
 def _chunk_size(pool_size: chunks.Size) -> chunks.Size:
   """Rows whose logits are held at a time."""
   elements = _CHUNK_ELEMENTS
-  if tf.config.list_physical_devices("GPU"):
+  if _has_gpu():
     elements = _CHUNK_ELEMENTS_ON_GPU
   if isinstance(pool_size, int):
     return max(elements // max(pool_size, 1), _FEWEST_ROWS)
   return tf.maximum(elements // tf.maximum(pool_size, 1), _FEWEST_ROWS)
+
+
+def _has_gpu() -> bool:
+  return bool(tf.config.list_physical_devices("GPU"))

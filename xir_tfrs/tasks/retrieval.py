@@ -273,14 +273,7 @@ class RetrievalTask(tf.keras.layers.Layer):
   ) -> tuple[tf.Tensor, Sequence[Term]]:
     """Loss and terms of a batch."""
     terms = self._terms(batch, training)
-    losses: list[tf.Tensor] = []
-    draws: list[tf.Tensor] = []
-    for term in terms:
-      # Pools in parallel would compete for the processor's caches.
-      with tf.control_dependencies(losses):
-        loss, of_term = term.loss()
-      losses.append(loss)
-      draws.append(of_term)
+    losses, draws = zip(*(term.loss() for term in terms), strict=True)
     if training:
       self._advance(batch, terms, draws)
     shares = [
