@@ -132,10 +132,13 @@ class Loop:
       [r for r in run.directory.read_metrics() if r["kind"] == "validation"],
     )
     self._pauses = self._asks_to_pause()
-    self._run_steps = tf.function(_run_steps, reduce_retracing=True)
+    # A step needs no AutoGraph, which takes longer than tracing does.
+    self._run_steps = tf.function(
+      _run_steps, reduce_retracing=True, autograph=False
+    )
     self._train = run.model.gradient_step
     if run.config.jit_compile:
-      self._train = tf.function(self._train, jit_compile=True)
+      self._train = tf.function(self._train, jit_compile=True, autograph=False)
 
   def go(self, show: bool, stop_after: int | None) -> TrainResult:
     """Trains until the run ends or pauses."""
@@ -343,15 +346,20 @@ class _Log:
 
 def _run_steps(strategy, train_on, step, batches_, num_steps):
   """Runs `num_steps` steps in one graph call; returns losses [num_steps]."""
-  losses = tf.TensorArray(tf.float32, size=num_steps)
-  for i in tf.range(num_steps):
+
+  def run_step(i, losses):
     metrics = strategy.run(train_on, args=(next(batches_),))
     # Each replica has its share of the global mean.
     loss = strategy.reduce(
       tf.distribute.ReduceOp.SUM, metrics["loss"], axis=None
     )
-    losses = losses.write(i, tf.cast(loss, tf.float32))
     step.assign_add(1)
+    return i + 1, losses.write(i, tf.cast(loss, tf.float32))
+
+  losses = tf.TensorArray(tf.float32, size=num_steps)
+  _, losses = tf.while_loop(
+    lambda i, _: i < num_steps, run_step, (tf.constant(0), losses)
+  )
   return losses.stack()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import inspect
 import io
 import os
@@ -80,6 +82,9 @@ def run(
     wanted = stream.errors != "backslashreplace"
     if isinstance(stream, io.TextIOWrapper) and wanted:
       stream.reconfigure(errors="backslashreplace")
+  # Without this, Python looks for garbage among all objects of TensorFlow when
+  # the program ends: half a second.
+  atexit.register(gc.freeze)
   name, text = _program(function)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
