@@ -14,6 +14,7 @@ runs. With --input, the flags of xir-tfrs prepare apply.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -210,6 +211,8 @@ def _compare(
     what = "Compare: find each test row from the user's earlier events"
   _announce(what, f"xir-tfrs evaluate --data {data} --model_dir {model_dir}")
   print(format_table(table))
+  if "oracle" in table:
+    print("oracle: by what generated the data; no model can do better.")
 
 
 def _answer(
@@ -223,7 +226,7 @@ def _answer(
     f"Export {model_dir.name}",
     "export",
     *("--data", data, "--model_dir", model_dir, "--output", bundle),
-    "--overwrite",
+    *("--overwrite", *_indexes()),
   )
   title = "Recommend for a visitor" if "--history" in asked else "Recommend"
   answer = ["--bundle", bundle, "--k", "10", "--exclude_seen", *asked]
@@ -283,13 +286,27 @@ def _run(title: str, name: str, *arguments: object) -> None:
   # directories, not code.
   done = subprocess.run(
     [sys.executable, "-m", command.__name__, name, *arguments],
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ | {"PYTHONPATH": _search_path()},
     check=False,
   )
   if done.returncode:
     raise main_lib.ProgramError(
       f"xir-tfrs {name} failed with exit status {done.returncode}."
     )
+
+
+def _search_path() -> str:
+  """Where the parts find the programs, and what they found before."""
+  before = os.environ.get("PYTHONPATH")
+  return os.pathsep.join([str(ROOT), *([before] if before else [])])
+
+
+def _indexes() -> list[str]:
+  """Flags of `export`: without ScaNN, exact search alone."""
+  if importlib.util.find_spec("scann") is None:
+    print("ScaNN is not installed (the extra `scann`): the index is exact.")
+    return ["--index", "brute_force"]
+  return []
 
 
 def _what_next(

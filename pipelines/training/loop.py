@@ -192,7 +192,7 @@ class Loop:
     schedule = run.schedule
     return (
       f"{config.task} on {schedule.num_rows:,} rows of {config.data}: up to "
-      f"{config.epochs} epochs of {schedule.steps_per_epoch:,.0f} steps"
+      f"{config.epochs} epochs, {schedule.total_steps:,} steps"
     )
 
   def _block(self, rows: Iterator[Any]) -> tuple[np.ndarray, float]:

@@ -141,7 +141,7 @@ def test_early_stop_keeps_the_best(data, tmp_path, capsys):
     )
   )
   lines = capsys.readouterr().err.splitlines()
-  assert f"rows of {data}: up to 200 epochs of" in lines[0]
+  assert f"rows of {data}: up to 200 epochs, " in lines[0]
   assert "stopped early: 2 validations without a better recall@20" in lines[-1]
   assert result.outcome == "stopped early"
   rows = runs.RunDir(tmp_path / "m").read_metrics()
