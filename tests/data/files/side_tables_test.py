@@ -192,6 +192,17 @@ def test_truncated_file_is_named(tmp_path, name):
     side_tables.open_file(path)
 
 
+def test_a_title_of_a_typed_header_is_a_feature_if_it_is_named(tmp_path):
+  path = tmp_path / "a.item"
+  path.write_text("item_id:token\ttitle:token\ttag:token\na\tHeat\tx\n")
+  for wanted, kinds in (([], {"tag"}), (["title"], {"title"})):
+    table = side_tables.read(
+      str(path), "item_id", wanted, "--item_features", title="title"
+    )
+    assert table.kinds.keys() == kinds
+    assert table.titles.to_pylist() == ["Heat"]
+
+
 def test_decimal_commas(tmp_path):
   path = tmp_path / "artikel.csv"
   path.write_text("id;Preis\na;9,50\nb;1.234,00\nc;\n")

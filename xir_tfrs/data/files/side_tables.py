@@ -230,6 +230,8 @@ def read(
     line,
     may_be_none=title is not None,
   )
+  if title is not None and not wanted:
+    kinds.pop(title, None)  # It is shown, and trains nothing.
   for name in separators or {}:
     if name not in kinds:
       raise errors.DataError(
