@@ -89,6 +89,7 @@ SHARD = b'{"file": "a", "rows": 1}'
     ),
     (b'{"rate": 1.0}', None, "missing required field `shards`"),
     (b'{"shards": {}, "rte": 1.0}', None, "unknown field `rte`"),
+    (b'{"shards": {}, "r\\n\\u001b": 1}', None, r"unknown field `r \x1b`"),
     (b"[]", None, "Expected `object`, got `array`"),
     (b"null", None, "Expected `object`, got `null`"),
     (b"", None, "not valid JSON"),

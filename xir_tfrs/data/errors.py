@@ -8,6 +8,9 @@ import re
 # The parts of a TensorFlow message about its graph: {{node ...}}, [Op:...].
 _OF_GRAPH = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w+\].*")
 
+# Where a line ends, and what stands around it.
+_LINES = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
 
 class DataError(ValueError):
   """A file or directory cannot be used: where, what is wrong, and the remedy.
@@ -52,7 +55,19 @@ class DataError(ValueError):
       where.append(f"column {column!r}")
     if field is not None:
       where.append(f"field {field}")
-    super().__init__(f"{', '.join(where)}: {message}" if where else message)
+    text = f"{', '.join(where)}: {message}" if where else message
+    super().__init__(_printable(text))
+
+
+def _printable(text: str) -> str:
+  """Puts a text on one line, and escapes what would steer a terminal."""
+  text = _LINES.sub(" ", text)
+  if text.isprintable():
+    return text
+  return "".join(
+    char if char.isprintable() else char.encode("unicode_escape").decode()
+    for char in text
+  )
 
 
 def first_line(error: BaseException) -> str:
