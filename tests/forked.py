@@ -48,7 +48,7 @@ def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
       )
       stub.chmod(0o755)
     server = subprocess.Popen(
-      [sys.executable, __file__, "serve", address],
+      [sys.executable, __file__, "serve", address, f"{folder}/python"],
       env=environment | {"PYTHONPATH": str(_ROOT)},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -84,8 +84,13 @@ def _reap(*_: object) -> None:
       pass
 
 
-def _serve(address: str) -> None:
-  """Forks programs until stdin ends; in theirs, runs them and ends."""
+def _serve(address: str, python: str) -> None:
+  """Forks programs until stdin ends; in theirs, runs them and ends.
+
+  Args:
+    address: Where they are asked for.
+    python: What programs start others with.
+  """
   import export.bundle.from_model  # noqa: F401
   import pipelines.preparation.convert  # noqa: F401
   import xir_tfrs
@@ -129,6 +134,7 @@ def _serve(address: str) -> None:
   os.environ.clear()
   os.environ.update(environment)
   sys.path[0] = folder
+  sys.executable = python
   try:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
   except SystemExit as end:
@@ -150,5 +156,5 @@ def _end(code: object) -> NoReturn:
 
 if __name__ == "__main__":
   if sys.argv[1] == "serve":
-    sys.exit(_serve(sys.argv[2]))
+    sys.exit(_serve(*sys.argv[2:]))
   sys.exit(_ask(sys.argv[2], sys.argv[3:]))
