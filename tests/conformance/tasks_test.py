@@ -202,6 +202,10 @@ _TASKS = {
 }
 _METHODS = tuple(name for name, row in _TASKS.items() if row.every_test)
 _DETERMINISTIC = tuple(name for name, row in _TASKS.items() if not row.draws)
+# The others, of which those with parts of their own are tried by day.
+_VARIANTS = tuple(name for name, row in _TASKS.items() if not row.every_test)
+_BY_DAY = ("cbns_watched", "xir_joint")
+_AT_NIGHT = tuple(name for name in _VARIANTS if name not in _BY_DAY)
 _CLASSES = tuple(dict.fromkeys(row.task for row in _TASKS.values()))
 
 # Public, but not a task: what the tasks share.
@@ -430,8 +434,16 @@ def _cache_of(model):
 class CompiledTest(tf.test.TestCase, parameterized.TestCase):
   """Steps that XLA compiles, with `tf.function(jit_compile=True)`."""
 
-  @parameterized.parameters(*_TASKS)
+  @parameterized.parameters(*_METHODS, *_BY_DAY)
   def test_compiled_steps_are_the_plain_ones(self, name):
+    self.assert_compiled_are_plain(name)
+
+  @parameterized.parameters(*_AT_NIGHT)
+  @pytest.mark.slow
+  def test_compiled_steps_of_variants_are_the_plain_ones(self, name):
+    self.assert_compiled_are_plain(name)
+
+  def assert_compiled_are_plain(self, name):
     found = []
     for jit in (False, True):
       model = _TwoTower(name)
@@ -1091,7 +1103,8 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       model_1.task.readout(), model_2.task.readout(), rtol=1e-4, atol=1e-5
     )
 
-  @parameterized.parameters(*_TASKS)
+  # The other methods are tried below, with weights and masks.
+  @parameterized.parameters("ssl_pop", "xir_systematic", *_VARIANTS)
   def test_equal_shares(self, name):
     # The second step has the cache that the first one drew.
     batches = [_interactions(8, seed=seed) for seed in range(2)]
