@@ -367,7 +367,7 @@ def test_a_foreign_directory_is_not_changed(options, tmp_path):
   for overwrite in (False, True):
     changed = dataclasses.replace(options, overwrite=overwrite)
     with pytest.raises(
-      errors.DataError, match="_run.json: not found, so the dir.*choose"
+      errors.DataError, match="_run.json: not found, so this is not.*choose"
     ):
       bulk.batch_recommend(changed)
   assert _files(options.output) == ["part-1-of-2.txt"]
