@@ -583,10 +583,19 @@ def from_preset(**given: Any) -> TrainConfig:
 def resumed(old: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
   """Returns the config of a resumed run, with newly given settings.
 
+  What belongs to the devices of before, and not to the new ones, is dropped.
+
   Raises:
     SettingsError: As for `from_preset`.
   """
-  return _checked(dataclasses.replace(old, **given), given)
+  config = dataclasses.replace(old, **given)
+  values = settings.values_of(config)
+  dropped = {
+    one.name: one.default
+    for one in settings.settings_of(TrainConfig)
+    if one.name in CHANGEABLE - given.keys() and not one.is_used(values)
+  }
+  return _checked(dataclasses.replace(config, **dropped), given)
 
 
 def _checked(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:

@@ -288,6 +288,16 @@ def test_settings_of_older_runs(tmp_path):
   config.from_preset(**found)
 
 
+def test_a_resumed_run_may_use_other_devices():
+  old = config.from_preset(strategy="mirrored", cpu_replicas=2)
+  assert config.resumed(old, {"epochs": 3}).cpu_replicas == 2
+  now = config.resumed(old, {"strategy": "one"})
+  assert now.cpu_replicas == 0
+  assert config.changed(old, now) is None
+  with pytest.raises(settings.SettingsError, match="--cpu_replicas belongs"):
+    config.resumed(old, {"strategy": "one", "cpu_replicas": 2})
+
+
 def test_a_run_of_another_version_is_a_sentence(tmp_path):
   path = tmp_path / "config.json"
   with pytest.raises(errors.DataError, match="does not know .*'warp'") as e:
