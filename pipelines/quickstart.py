@@ -14,7 +14,6 @@ runs. With --input, the flags of xir-tfrs prepare apply.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -303,7 +302,9 @@ def _search_path() -> str:
 
 def _indexes() -> list[str]:
   """Flags of `export`: without ScaNN, exact search alone."""
-  if importlib.util.find_spec("scann") is None:
+  import xir_tfrs as xir  # Loads TensorFlow.
+
+  if xir.indexes.scann_version() is None:
     print("ScaNN is not installed (the extra `scann`): the index is exact.")
     return ["--index", "brute_force"]
   return []

@@ -145,7 +145,7 @@ def test_non_integer_ids_are_refused(world, tmp_path):
     output=str(tmp_path / "bundle"),
     candidate_id_type="int64",
   )
-  with pytest.raises(errors.DataError, match="'item 0' .row 0. is no int"):
+  with pytest.raises(errors.DataError, match="'item 0' .row 0. is not a 64-"):
     export_retriever.export_retriever(options)
   assert list(tmp_path.iterdir()) == []
 
