@@ -171,7 +171,7 @@ _PLAIN_LOSS: dict[str, Any] = configs.CROSS_ENTROPY | {"loss_arguments": ()}
 def _variant(label: str, task: str = "ssl_pop", **settings: Any) -> Case:
   """The best setting with `settings` changed."""
   if task in _RESAMPLING:
-    settings = {"temperature": 0.2} | settings
+    settings = _SYSTEMATIC | {"temperature": 0.2} | settings
   return Case(task, _STRONGEST | settings, "default", label=label)
 
 

@@ -197,8 +197,12 @@ class TrainConfig(settings.Settings):
     only=_RESAMPLING,
     section="Settings of one method",
   )
-  resampler: str = _setting(
-    "How candidates are drawn.", "systematic", only=_RESAMPLING
+  resampler: str | None = _setting(
+    "How candidates are drawn: systematic, lattice or multinomial; expected: "
+    "not at all, but counted as often as draws do on average. Not given: "
+    "expected, or systematic with --num_resampled.",
+    None,
+    only=_RESAMPLING,
   )
   cache_size: int = _setting(
     "Candidates in the cache.", 2048, above=0, only=_CACHE
@@ -438,6 +442,7 @@ CROSS_ENTROPY: dict[str, Any] = {
   "loss": "cross_entropy",
 }
 _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
+  "resampler": "systematic",
   "global_batch_size": 2048,
   "learning_rate": 0.01,
   "learning_rate_decay": 1.0,

@@ -173,11 +173,16 @@ class BIRRetrievalTest(tf.test.TestCase, parameterized.TestCase):
       for gradient in tape.gradient(loss, [query, candidates]):
         self.assertTrue(np.isfinite(gradient).all())
 
-  def test_the_default_resampler_is_systematic(self):
+  @parameterized.parameters((None, "expected"), (7, "systematic"))
+  def test_draws_unless_their_number_is_given_are_averages(
+    self, number, method
+  ):
     problem = _problem(16)
-    default = tasks.BIRRetrieval(candidate_counts=_COUNTS)
+    default = tasks.BIRRetrieval(candidate_counts=_COUNTS, num_resampled=number)
+    self.assertEqual(default.get_config()["resampler"], method)
     self.assertAllEqual(
-      _loss(default, *problem), _loss(_task("systematic"), *problem)
+      _loss(default, *problem),
+      _loss(_task(method, num_resampled=number), *problem),
     )
 
 

@@ -42,7 +42,7 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
     *,
     candidate_counts: Sequence[int],
     num_resampled: int | None = None,
-    resampler: str = "systematic",
+    resampler: str | None = None,
     **shared: Any,
   ) -> None:
     """Builds the task.
@@ -52,7 +52,9 @@ class BIRRetrieval(importance_resampling.ResamplingTask):
         candidate; candidates with none count as one.
       num_resampled: Draws per query, |R_u|; None: the size of the pool, as in
         the paper.
-      resampler: How to draw; one of `ops.resampling.METHODS`.
+      resampler: How to draw; one of `ops.resampling.METHODS`. None:
+        `"systematic"` if `num_resampled` is given, else `"expected"`, which
+        counts each candidate as often as draws do on average.
       **shared: See `RetrievalTask`. With `positive_in_pool`, the default as in
         the released code, the row's own positive may be drawn.
 

@@ -20,7 +20,7 @@ class ResamplingTask(retrieval.RetrievalTask):
     *,
     candidate_counts: Sequence[int],
     num_resampled: int | None,
-    resampler: str,
+    resampler: str | None,
     **shared: Any,
   ) -> None:
     """Takes the arguments of all draws; see `BIRRetrieval`.
@@ -29,6 +29,8 @@ class ResamplingTask(retrieval.RetrievalTask):
       ValueError: An argument out of its range.
     """
     super().__init__(**shared)
+    if resampler is None:
+      resampler = "expected" if num_resampled is None else "systematic"
     resampling.validate_method(resampler, "resampler")
     if num_resampled is not None:
       arguments.require_positive("num_resampled", num_resampled)

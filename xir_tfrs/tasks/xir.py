@@ -66,7 +66,7 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     occurrence_decay: float = 1.0,
     cache_policy: str = "occurrence",
     joint_partition: bool = False,
-    resampler: str = "systematic",
+    resampler: str | None = None,
     **shared: Any,
   ) -> None:
     """Builds the task.
@@ -88,7 +88,9 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
         `"recency"`, who came last.
       joint_partition: Whether batch and cache are one pool, with one loss.
         Needs `cache_scope="all"`, or a cache by recency.
-      resampler: How to draw; one of `ops.resampling.METHODS`.
+      resampler: How to draw; one of `ops.resampling.METHODS`. None:
+        `"systematic"` if `num_resampled` is given, else `"expected"`, which
+        counts each candidate as often as draws do on average.
       **shared: See `RetrievalTask`. With `positive_in_pool`, the default as in
         the released code, the row's own positive may be drawn from the batch.
 
