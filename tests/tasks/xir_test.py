@@ -108,7 +108,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
         atol=1e-5,
       )
 
-  def test_defaults_of_the_contract(self):
+  def test_defaults(self):
     encoder = ten.encoder()
     query, ids = ten.problem(5)
     cache_ids = [2, 9, 3, 3, 0, 8]
@@ -129,7 +129,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
           occurrence_decay=1.0,
           temperature=1.0,
           normalize=False,
-          resampler="systematic",
+          resampler="expected",
           remove_accidental_hits=False,
           positive_in_pool=True,
           cross_replica=True,
