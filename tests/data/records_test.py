@@ -233,16 +233,16 @@ def _assert_tables_equal(one, two):
     np.testing.assert_array_equal(left, right)
 
 
-def _save_schema(folder, shards):
-  """Writes the schema of a data directory with only `_table()`."""
-  schema.Schema(
+def _schema(shards):
+  """The schema of a data directory with only `_table()`."""
+  return schema.Schema(
     name="t",
     num_queries=0,
     num_candidates=5,
     rows={},
     shards={"candidates": shards},
     candidate_features=_FEATURES,
-  ).save(folder)
+  )
 
 
 @pytest.mark.parametrize("block_rows", [2, 4096])
@@ -253,20 +253,13 @@ def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
     tmp_path, "candidates", _table(), _FEATURES, rows_per_shard
   )
   assert len(shards) == (2 if rows_per_shard == 3 else 1)
-  _save_schema(tmp_path, shards)
+  _schema(shards).save(tmp_path)
   _assert_tables_equal(tables.read_table(tmp_path, "candidates"), _table())
 
 
 def test_table_without_ids(tmp_path):
   shards = tables.write_table(tmp_path, "candidates", _table(), _FEATURES)
-  made = schema.Schema(
-    name="t",
-    num_queries=0,
-    num_candidates=5,
-    rows={},
-    shards={"candidates": shards},
-    candidate_features=_FEATURES,
-  )
+  made = _schema(shards)
   # The schema at hand is used: there is none on disk.
   table = tables.read_table(tmp_path, "candidates", schema=made, with_ids=False)
   assert table.ids is None and len(table) == 5
@@ -321,7 +314,7 @@ def test_wrong_ids_of_own_records_are_found_before_training(
 def test_negative_counts_are_named(tmp_path):
   table = dataclasses.replace(_table(), counts=np.array([3, 0, -1, 1, 1]))
   shards = tables.write_table(tmp_path, "candidates", table, _FEATURES)
-  _save_schema(tmp_path, shards)
+  _schema(shards).save(tmp_path)
   with pytest.raises(errors.DataError, match="row 3, column 'count': -1 is no"):
     tables.read_table(tmp_path, "candidates")
 

@@ -187,11 +187,15 @@ def pool_softmax(
     keep_own=own_stands_in,
   )
   log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
+  # Relative to the middle, or the rarest q of all could be 0.
+  log_unit = (tf.reduce_min(log_q) + tf.reduce_max(log_q)) / 2.0
   columns = _Columns(
     form=form,
     log_q=log_q,
-    # Relative to the middle, or the rarest q of all could be 0.
-    unit=(tf.reduce_min(log_q) + tf.reduce_max(log_q)) / 2.0,
+    scale=(
+      tf.ones_like(log_q) if resampler is None else tf.exp(log_q - log_unit)
+    ),
+    log_unit=log_unit,
     in_use=pool.in_use,
     resampler=resampler,
     count_draws=count_draws,
@@ -201,7 +205,7 @@ def pool_softmax(
   @tf.custom_gradient
   def run(queries, positives, pool_embeddings):
     # Scale tensors of [pool, dim], not of [rows, pool].
-    scale = columns.scale()[:, tf.newaxis]
+    scale = columns.scale[:, tf.newaxis]
     scaled_embeddings = scale * pool_embeddings
 
     def of_rows(sums, start, size):
@@ -322,11 +326,17 @@ def column_mask(
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-  """Losses and derivatives of a chunk of rows, from its logits."""
+  """Losses and derivatives of a chunk of rows, from its logits.
+
+  Attributes:
+    scale: [pool] factor of each column's terms, which `losses` leaves out.
+    log_unit: What `scale` is relative to.
+  """
 
   form: forms.Form
   log_q: tf.Tensor
-  unit: tf.Tensor
+  scale: tf.Tensor
+  log_unit: tf.Tensor
   in_use: tf.Tensor | None
   resampler: Resampler | None
   count_draws: bool
@@ -369,14 +379,8 @@ class _Columns:
     to_terms = by_sum / total
     if slopes is not None:
       terms *= slopes
-      by_positive = -to_terms * tf.linalg.matvec(terms, self.scale())
+      by_positive = -to_terms * tf.linalg.matvec(terms, self.scale)
     return losses, terms, to_terms, by_positive, draws
-
-  def scale(self) -> tf.Tensor:
-    """[pool] factor of each column's terms, which `losses` leaves out."""
-    if self.resampler is None:
-      return tf.ones_like(self.log_q)
-    return tf.exp(self.log_q - self.unit)
 
   def _num_terms(self) -> int | tf.Tensor:
     if self.resampler is None:
@@ -419,8 +423,8 @@ class _Columns:
       draws = tf.linalg.matvec(counts, filled, transpose_a=True)
     terms = counts * shares
     # The terms are not divided by q: the scale takes that back.
-    total = filled * tf.linalg.matvec(terms, self.scale())
-    return terms, total, log_sum + self.unit, tf.cast(draws, tf.float64)
+    total = filled * tf.linalg.matvec(terms, self.scale)
+    return terms, total, log_sum + self.log_unit, tf.cast(draws, tf.float64)
 
   def _softmax(self, values, keep):
     """`resampling.softmax` of the columns that are kept, corrected by q."""
