@@ -110,7 +110,10 @@ def test_a_baseline_on_the_axis_is_that_of_the_same_place():
 
 
 def test_published_runs_are_those_of_the_grids():
-  """By their names, titles and settings, whatever these are called now."""
+  """By their names, titles and settings.
+
+  Results of earlier versions have settings that are called differently now.
+  """
   checked = 0
   for path in (ROOT / "results").glob("*.json"):
     result = files.read_result(path)
@@ -119,6 +122,9 @@ def test_published_runs_are_those_of_the_grids():
     for published in result.cases:
       case = cases[published.name]
       assert plan.title_of(case) == published.title
+      checked += 1
+      if published.settings == case.settings:
+        continue
       old = configs.of_run(
         configs.PRESETS[published.preset]
         | {"preset": published.preset, "task": published.task}
@@ -127,7 +133,6 @@ def test_published_runs_are_those_of_the_grids():
       )
       now = runs.Run(case, 0, "", "", 1, plan.split).settings
       assert settings.as_dict(now) == settings.as_dict(old), published.name
-      checked += 1
   assert checked > 100
 
 
