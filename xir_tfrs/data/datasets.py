@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.ops import ragged
 
 # Rounds of the cipher that permutes the rows; the default of the op.
@@ -47,11 +48,7 @@ def training_dataset(
   num_rows = len(next(iter(columns.values())))
   if num_rows == 0:
     raise ValueError("There are no training rows.")
-  if global_batch_size <= 0:
-    raise ValueError(
-      "`global_batch_size` must be positive. "
-      f"Received: `global_batch_size` = {global_batch_size}."
-    )
+  checks.require_positive(global_batch_size=global_batch_size)
   shares = tuple(shares or [(0, global_batch_size)])
   sizes = {high - low for low, high in shares}
   static_size = sizes.pop() if len(sizes) == 1 else None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.data import datasets, errors
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.ops import history
@@ -263,11 +264,7 @@ class PositionBatches:
     """
     if not windows.num_rows:
       raise ValueError("There are no training rows.")
-    if global_batch_size <= 0:
-      raise ValueError(
-        "`global_batch_size` must be positive. Received: "
-        f"`global_batch_size` = {global_batch_size}."
-      )
+    checks.require_positive(global_batch_size=global_batch_size)
     self._rows, self._windows = rows, windows
     self._sees = rows.first + rows.visible
     # For each window, the end of the events that any of its targets sees. Not

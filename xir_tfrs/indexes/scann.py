@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.indexes import base, exact_search
 from xir_tfrs.ops import branches
 
@@ -150,17 +151,13 @@ class ScannIndex(base.RetrievalIndex):
     """
     super().__init__(name=name)
     load_ops()
-    for argument, value in (
-      ("num_leaves", num_leaves),
-      ("num_leaves_to_search", num_leaves_to_search),
-      ("dimensions_per_block", dimensions_per_block),
-      ("num_reorder", num_reorder),
-      ("max_fetch", max_fetch),
-    ):
-      if value is not None and value < 1:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(
+      num_leaves=num_leaves,
+      num_leaves_to_search=num_leaves_to_search,
+      dimensions_per_block=dimensions_per_block,
+      num_reorder=num_reorder,
+      max_fetch=max_fetch,
+    )
     self._num_leaves = num_leaves
     self._num_leaves_to_search = num_leaves_to_search
     self._dimensions_per_block = dimensions_per_block

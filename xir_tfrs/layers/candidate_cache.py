@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers import state
 from xir_tfrs.ops import cache, seeds
 
@@ -68,15 +69,9 @@ class CandidateCache(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    if num_candidates <= 0:
-      raise ValueError(
-        "`num_candidates` must be positive. "
-        f"Received: `num_candidates` = {num_candidates}."
-      )
-    if cache_size <= 0:
-      raise ValueError(
-        f"`cache_size` must be positive. Received: `cache_size` = {cache_size}."
-      )
+    checks.require_positive(
+      num_candidates=num_candidates, cache_size=cache_size
+    )
     if cache_scope not in SCOPES:
       raise ValueError(
         f"`cache_scope` must be one of {SCOPES}. "

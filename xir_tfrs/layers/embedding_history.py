@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers import state
 
 # Steps over which drift is reported, the paper's Delta t.
@@ -44,11 +45,7 @@ class EmbeddingHistory(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    for argument, value in (("num_watched", num_watched), ("dim", dim)):
-      if value <= 0:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(num_watched=num_watched, dim=dim)
     self._num_watched = num_watched
     self._dim = dim
     self.embeddings = state.add_state(

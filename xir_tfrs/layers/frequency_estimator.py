@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs import distribute
+from xir_tfrs import checks, distribute
 from xir_tfrs.layers import state
 from xir_tfrs.ops import frequency, search
 
@@ -94,20 +94,13 @@ class FrequencyEstimator(tf.keras.layers.Layer):
         f"`num_buckets` must lie in [1, {frequency.HASH_PRIME}). "
         f"Received: `num_buckets` = {num_buckets}."
       )
-    if num_hashes <= 0:
-      raise ValueError(
-        f"`num_hashes` must be positive. Received: `num_hashes` = {num_hashes}."
-      )
+    checks.require_positive(num_hashes=num_hashes)
     if not 0.0 < learning_rate <= 1.0:
       raise ValueError(
         "`learning_rate` must lie in (0, 1]. "
         f"Received: `learning_rate` = {learning_rate}."
       )
-    if initial_gap is not None and not initial_gap > 0:
-      raise ValueError(
-        "`initial_gap` must be positive. "
-        f"Received: `initial_gap` = {initial_gap}."
-      )
+    checks.require_positive(initial_gap=initial_gap)
     self._num_buckets = num_buckets
     self._num_hashes = num_hashes
     self._learning_rate = learning_rate
@@ -268,10 +261,7 @@ class FrequencyEstimator(tf.keras.layers.Layer):
       raise ValueError(
         f"`counts` must be >= 0. Received: a count of {counts.min()}."
       )
-    if batch_size <= 0:
-      raise ValueError(
-        f"`batch_size` must be positive. Received: `batch_size` = {batch_size}."
-      )
+    checks.require_positive(batch_size=batch_size)
     counted = counts.sum()
     total = counted if total_rows is None else total_rows
     if not 0 < counted <= total:

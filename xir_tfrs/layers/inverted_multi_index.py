@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers import state
 from xir_tfrs.ops import kmeans, midx, seeds
 
@@ -60,15 +61,9 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    for argument, value in (
-      ("num_candidates", num_candidates),
-      ("dim", dim),
-      ("num_codewords", num_codewords),
-    ):
-      if value <= 0:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(
+      num_candidates=num_candidates, dim=dim, num_codewords=num_codewords
+    )
     self._num_candidates = num_candidates
     self._dim = dim
     self._num_codewords = num_codewords

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers import state
 
 
@@ -42,11 +43,7 @@ class MemoryBank(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    for argument, value in (("bank_size", bank_size), ("dim", dim)):
-      if value <= 0:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(bank_size=bank_size, dim=dim)
     self._bank_size = bank_size
     self._dim = dim
     self.embeddings = state.add_state(

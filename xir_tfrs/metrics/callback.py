@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.metrics import full_ranking
 
 _IDS_PER_CALL = 1 << 13
@@ -67,10 +68,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
       ValueError: `every_epochs` is not positive.
     """
     super().__init__()
-    if every_epochs < 1:
-      raise ValueError(
-        f"`every_epochs` must be positive. Received: {every_epochs}."
-      )
+    checks.require_positive(every_epochs=every_epochs)
     self._queries = np.asarray(query_ids, np.int64)
     self._histories = history_ids
     self._candidates = np.arange(num_candidates)

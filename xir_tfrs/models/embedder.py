@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers import candidate_table
 from xir_tfrs.ops import ids as ids_lib
 from xir_tfrs.types import Feature
@@ -50,11 +51,7 @@ class FeatureEmbedder(tf.keras.Model):
       ValueError: An argument out of its range, or a table of another size.
     """
     super().__init__(name=name)
-    for argument, value in (("vocabulary_size", vocabulary_size), ("dim", dim)):
-      if value <= 0:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(vocabulary_size=vocabulary_size, dim=dim)
     self._vocabulary_size = vocabulary_size
     self._dim = dim
     self._init_stddev = init_stddev

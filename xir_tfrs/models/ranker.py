@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers.candidate_table import CandidateTable
 from xir_tfrs.layers.target_attention import TargetAttention
 from xir_tfrs.models import embedder
@@ -85,11 +86,7 @@ class Ranker(tf.keras.Model):
       raise ValueError(
         f"`kind` must be one of {KINDS}. Received: `kind` = {kind!r}."
       )
-    if num_cross_layers < 1:
-      raise ValueError(
-        "`num_cross_layers` must be positive. "
-        f"Received: `num_cross_layers` = {num_cross_layers}."
-      )
+    checks.require_positive(num_cross_layers=num_cross_layers)
     if history_length is None and (kind == "din" or num_queries is None):
       raise ValueError(
         "`history_length` is required if `kind` is 'din' or `num_queries` is "

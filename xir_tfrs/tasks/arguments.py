@@ -5,15 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.types import CandidateEncoder
-
-
-def require_positive(name: str, value: float) -> None:
-  """Raises ValueError unless `value` > 0."""
-  if not value > 0:
-    raise ValueError(
-      f"`{name}` must be positive. Received: `{name}` = {value}."
-    )
 
 
 def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -83,5 +76,5 @@ def require_num_candidates(
       "`num_candidates` must say how many candidates there are: "
       f"{candidate_encoder!r} does not."
     )
-  require_positive("num_candidates", num_candidates)
+  checks.require_positive(num_candidates=num_candidates)
   return num_candidates

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs import distribute
+from xir_tfrs import checks, distribute
 from xir_tfrs.layers import candidate_cache, inverted_multi_index, state
 from xir_tfrs.ops import corr, forms, masking, midx, seeds
 from xir_tfrs.tasks import arguments, retrieval
@@ -159,8 +159,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       ValueError: An argument out of its range.
     """
     super().__init__(remove_accidental_hits=remove_accidental_hits, **shared)
-    arguments.require_positive("num_sampled", num_sampled)
-    arguments.require_positive("num_pooled", num_pooled)
+    checks.require_positive(num_sampled=num_sampled, num_pooled=num_pooled)
     arguments.require_encoder(candidate_encoder)
     if not callable(ranker):
       raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs import distribute
+from xir_tfrs import checks, distribute
 from xir_tfrs.layers import embedding_history, memory_bank, state
 from xir_tfrs.layers.frequency_estimator import FrequencyEstimator
 from xir_tfrs.ops import fused, xla
@@ -94,7 +94,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       remove_accidental_hits=remove_accidental_hits,
       **shared,
     )
-    arguments.require_positive("bank_size", bank_size)
+    checks.require_positive(bank_size=bank_size, warmup_drift=warmup_drift)
     for name, value in (
       ("warmup_steps", warmup_steps),
       ("probe_size", probe_size),
@@ -104,7 +104,6 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
           f"`{name}` must not be negative. Received: `{name}` = {value}."
         )
     if warmup_drift is not None:
-      arguments.require_positive("warmup_drift", warmup_drift)
       if candidate_encoder is None or not probe_size:
         raise ValueError(
           "`warmup_drift` needs a `candidate_encoder` whose drift it watches, "

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.ops import forms, full_softmax
 from xir_tfrs.tasks import arguments, retrieval
 from xir_tfrs.tasks import batch as batches
@@ -72,8 +73,7 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
     # Nothing is to be gathered.
     super().__init__(cross_replica=False, **shared)
     arguments.require_encoder(candidate_encoder)
-    if candidate_chunk_size is not None:
-      arguments.require_positive("candidate_chunk_size", candidate_chunk_size)
+    checks.require_positive(candidate_chunk_size=candidate_chunk_size)
     self._candidate_encoder = candidate_encoder
     self._num_candidates = arguments.require_num_candidates(
       num_candidates, candidate_encoder

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.ops import forms, fused, resampling, seeds
 from xir_tfrs.tasks import arguments, retrieval
 from xir_tfrs.tasks import batch as batches
@@ -32,8 +33,7 @@ class ResamplingTask(retrieval.RetrievalTask):
     if resampler is None:
       resampler = "expected" if num_resampled is None else "systematic"
     resampling.validate_method(resampler, "resampler")
-    if num_resampled is not None:
-      arguments.require_positive("num_resampled", num_resampled)
+    checks.require_positive(num_resampled=num_resampled)
     self._candidate_counts = arguments.as_counts(candidate_counts)
     self._num_resampled = num_resampled
     self._resampler = resampler

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs import distribute
+from xir_tfrs import checks, distribute
 from xir_tfrs.layers import state
 from xir_tfrs.ops import forms, fused, proposals
 from xir_tfrs.ops import ids as ids_lib
@@ -80,9 +80,9 @@ class RetrievalTask(tf.keras.layers.Layer):
     """
     # The loss is computed in float32 whatever the policy of the towers.
     super().__init__(name=name, autocast=False)
-    arguments.require_positive("temperature", temperature)
-    if row_chunk_size is not None:
-      arguments.require_positive("row_chunk_size", row_chunk_size)
+    checks.require_positive(
+      temperature=temperature, row_chunk_size=row_chunk_size
+    )
     self._form = forms.build(loss)
     self._require_form_that_suits()
     if positive_in_pool and not self._form.positive_in_partition:

@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers.history import encoder
 from xir_tfrs.ops import history
 
@@ -48,15 +49,11 @@ class AttentionHistory(encoder.HistoryEncoder):
       ValueError: An argument out of its range.
     """
     super().__init__(**shared)
-    for name, value in (
-      ("num_blocks", num_blocks),
-      ("num_heads", num_heads),
-      ("hidden_multiple", hidden_multiple),
-    ):
-      if value < 1:
-        raise ValueError(
-          f"`{name}` must be positive. Received: `{name}` = {value}."
-        )
+    checks.require_positive(
+      num_blocks=num_blocks,
+      num_heads=num_heads,
+      hidden_multiple=hidden_multiple,
+    )
     if self.dim % num_heads:
       raise ValueError(
         "`num_heads` must divide `dim`. Received: `num_heads` = "

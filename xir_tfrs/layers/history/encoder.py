@@ -5,6 +5,7 @@ from typing import ClassVar, TypeAlias
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.ops import history, seeds
 
 # Sets entries to 0 if training; else the identity.
@@ -57,11 +58,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    for argument, value in (("dim", dim), ("length", length)):
-      if value < 1:
-        raise ValueError(
-          f"`{argument}` must be positive. Received: `{argument}` = {value}."
-        )
+    checks.require_positive(dim=dim, length=length)
     if not 0.0 <= dropout < 1.0:
       raise ValueError(
         f"`dropout` must lie in [0, 1). Received: `dropout` = {dropout}."

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.layers.history import encoder
 from xir_tfrs.ops import history
 
@@ -50,15 +51,11 @@ class InterestHistory(encoder.HistoryEncoder):
       ValueError: An argument out of its range.
     """
     super().__init__(**shared)
-    for name, value in (
-      ("num_interests", num_interests),
-      ("num_rounds", num_rounds),
-      ("label_power", label_power),
-    ):
-      if value is not None and value < 1:
-        raise ValueError(
-          f"`{name}` must be positive. Received: `{name}` = {value}."
-        )
+    checks.require_positive(
+      num_interests=num_interests,
+      num_rounds=num_rounds,
+      label_power=label_power,
+    )
     self._num_interests = num_interests
     self._num_rounds = num_rounds
     self._label_power = label_power

@@ -1,0 +1,10 @@
+"""Checks of arguments that several rooms of the library share."""
+
+
+def require_positive(**values: float | None) -> None:
+  """Raises ValueError for the first argument that is not > 0; skips None."""
+  for name, value in values.items():
+    if value is not None and not value > 0:
+      raise ValueError(
+        f"`{name}` must be positive. Received: `{name}` = {value}."
+      )
