@@ -14,16 +14,13 @@ from xir_tfrs.data.files import layouts, places, rows, text
 USER, ITEMS = "user_id", "item_id"
 
 
-class AdjacencyFile(rows.RowFile):
+class AdjacencyFile(rows.TextRowFile):
   """Lines of words: the first is the user, the others the items."""
 
   def __init__(self, path: str, layout: layouts.Layout):
     super().__init__(path, layout, (USER, ITEMS))
     self._text = text.TextFile(path, layout.compression, layout.encoding)
     self.can_be_cut = self._text.can_be_cut
-
-  def fingerprint(self) -> dict[str, str | int]:
-    return self._text.fingerprint()
 
   def no_rows(self) -> errors.DataError:
     return errors.DataError(
@@ -40,10 +37,7 @@ class AdjacencyFile(rows.RowFile):
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    self.warnings.clear()
-    for chunk in self._text.chunks(
-      chunk_bytes, start=start, stop=stop, count_lines=count_lines
-    ):
+    for chunk in self._chunks(chunk_bytes, start, stop, count_lines):
       words = self._words(chunk)
       lengths = np.diff(words.offsets.to_numpy())
       self.warnings["blank_lines"] += int((lengths == 0).sum())
@@ -58,8 +52,6 @@ class AdjacencyFile(rows.RowFile):
         chunk.begin,
         chunk.progress,
       )
-    if not self._text.ends_in_newline:
-      self.warnings["last_line_without_newline"] += 1
 
   def _words(self, chunk: text.Chunk) -> pa.ListArray:
     """The words of each line; a blank line gives an empty list."""

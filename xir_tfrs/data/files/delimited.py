@@ -30,7 +30,7 @@ _MAX_RECORD = 1 << 20
 csv.field_size_limit(max(csv.field_size_limit(), 2 * _MAX_RECORD))
 
 
-class DelimitedFile(rows.RowFile):
+class DelimitedFile(rows.TextRowFile):
   """A file of delimited text."""
 
   def __init__(self, path: str, layout: layouts.Layout):
@@ -52,9 +52,6 @@ class DelimitedFile(rows.RowFile):
   def header(self) -> dict[str, str | None]:
     return dict(self._kinds)
 
-  def fingerprint(self) -> dict[str, str | int]:
-    return self._text.fingerprint()
-
   def rows(
     self,
     wanted: Mapping[str, pa.DataType | None],
@@ -63,11 +60,8 @@ class DelimitedFile(rows.RowFile):
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    self.warnings.clear()
     types = {name: kind or pa.string() for name, kind in wanted.items()}
-    chunks = self._text.chunks(
-      chunk_bytes, start=start, stop=stop, count_lines=count_lines
-    )
+    chunks = self._chunks(chunk_bytes, start, stop, count_lines)
     open_record, first_line = b"", 0
     for chunk, is_last in _with_last(chunks):
       data, begin = self._one_byte_marks(chunk.data), chunk.begin
@@ -85,8 +79,6 @@ class DelimitedFile(rows.RowFile):
         if error is not None:
           raise error
       first_line += head.count(b"\n")
-    if not self._text.ends_in_newline:
-      self.warnings["last_line_without_newline"] += 1
 
   def _one_byte_marks(self, data: bytes) -> bytes:
     mark = self.layout.delimiter.encode()

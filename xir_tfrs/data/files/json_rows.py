@@ -39,7 +39,7 @@ def open_file(path: str, layout: layouts.Layout) -> rows.RowFile:
   return kind(path, layout, head, is_whole)
 
 
-class _JsonFile(rows.RowFile):
+class _JsonFile(rows.TextRowFile):
   """Base of both kinds of JSON file."""
 
   def __init__(
@@ -53,9 +53,6 @@ class _JsonFile(rows.RowFile):
   def _infer(self, head: bytes, is_whole: bool) -> pa.Schema:
     """The schema of the first objects."""
     raise NotImplementedError
-
-  def fingerprint(self) -> dict[str, str | int]:
-    return self._text.fingerprint()
 
   def _narrow(self, wanted: Mapping[str, pa.DataType | None]) -> pa.Schema:
     """The schema of the file's columns that hold the wanted ones."""
@@ -110,17 +107,12 @@ class _LineFile(_JsonFile):
     stop: int | None = None,
     count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    self.warnings.clear()
     schema = self._narrow(wanted)
-    for chunk in self._text.chunks(
-      chunk_bytes, start=start, stop=stop, count_lines=count_lines
-    ):
+    for chunk in self._chunks(chunk_bytes, start, stop, count_lines):
       table, where = self._table(chunk, schema)
       if len(table):
         found = {name: rows.field(table, name) for name in wanted}
         yield rows.Rows(found, where, chunk.begin, chunk.progress)
-    if not self._text.ends_in_newline:
-      self.warnings["last_line_without_newline"] += 1
 
   def _table(
     self, chunk: text.Chunk, schema: pa.Schema

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xir_tfrs.data import errors
-from xir_tfrs.data.files import addresses, columns, headers, places
+from xir_tfrs.data.files import addresses, columns, headers, places, text
 from xir_tfrs.data.files import layouts as layouts_lib
 
 CHUNK_BYTES = 16 << 20
@@ -123,6 +123,30 @@ class RowFile(abc.ABC):
       path=self.path,
       line=self.header_line,
     )
+
+
+class TextRowFile(RowFile):
+  """A file of rows that is text; `_text` reads its lines."""
+
+  _text: text.TextFile
+
+  def fingerprint(self) -> dict[str, str | int]:
+    return self._text.fingerprint()
+
+  def _chunks(
+    self,
+    chunk_bytes: int,
+    start: int = 0,
+    stop: int | None = None,
+    count_lines: bool = False,
+  ) -> Iterator[text.Chunk]:
+    """Yields the lines of a part, see `rows`; resets the warnings."""
+    self.warnings.clear()
+    yield from self._text.chunks(
+      chunk_bytes, start=start, stop=stop, count_lines=count_lines
+    )
+    if not self._text.ends_in_newline:
+      self.warnings["last_line_without_newline"] += 1
 
 
 def leaves(schema: pa.Schema) -> list[str]:
