@@ -155,13 +155,13 @@ def rank(config: EvaluateConfig) -> Evaluation:
     )
   rule = _rule(config, run)
   data = split.load_evaluation_data(data_dir, config.split, rule)
-  vectors = rankings.of_model(model, data)
+  vectors = rankings.of_model(model, data, show=True)
   others: dict[str, rankings.Ranker] = {}
   reranked, depth = None, config.rerank_depth
   if model.ranker is not None:
     depth = depth or RERANK_DEPTH
     first = vectors.with_popularity(data.counts)
-    reranked = rankings.second_stage(model, first, data, depth)
+    reranked = rankings.second_stage(model, first, data, depth, show=True)
     others["reranked"] = reranked
   elif depth is not None:
     raise settings.SettingsError(
@@ -229,12 +229,13 @@ def run(config: EvaluateConfig) -> None:
 
 def _following(config: EvaluateConfig, found: report.Results) -> str:
   """The command to run next."""
+  from pipelines.evaluation import report
   from xir_tfrs.data import runs
 
   run = os.path.normpath(config.model_dir)
-  k = max(found.ks)
+  metric = f"ndcg@{report.main_k(found.ks)}"
   ours, popularity = (
-    found.metrics[name][f"ndcg@{k}"] for name in ("model", "popularity")
+    found.metrics[name][metric] for name in ("model", "popularity")
   )
   if ours > popularity:
     bundle = shlex.quote(f"bundles/{os.path.basename(run)}")

@@ -84,6 +84,7 @@ class Neighbours:
     data: split.EvaluationData,
     ks: Sequence[int],
     rows: np.ndarray | None = None,
+    report: rankings.Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`; only for the whole split."""
     assert data.past is not None and rows is None
@@ -91,7 +92,7 @@ class Neighbours:
     chunks = (
       (some, self._scores(events[some])) for some in self._chunks(events)
     )
-    return rankings.of_scores(chunks, data, ks)
+    return rankings.of_scores(chunks, data, ks, report)
 
   def _chunks(self, events: np.ndarray) -> Iterator[slice]:
     """Yields slices of rows with about `_ENTRIES` pairs and scores."""

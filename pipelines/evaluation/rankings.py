@@ -6,11 +6,12 @@ gets the most popular candidates, and a candidate about which nothing is known
 is not in the index.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,11 +22,21 @@ from pipelines.evaluation import split
 from xir_tfrs.data import runs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.models import cold_start
+from xir_tfrs.programs import progress
 
 # Events of histories that are encoded at a time.
 _EVENTS_PER_BATCH = 1 << 16
 # Queries whose lists are re-ranked at a time.
 _LISTS_PER_BATCH = 256
+# Called with the number of rows done so far.
+Report = Callable[[int], None]
+
+
+@contextlib.contextmanager
+def progress_of(title: str, rows: int, show: bool) -> Iterator[Report]:
+  """Shows progress of work on rows, if asked to."""
+  with progress.Progress(title, rows, show=show) as bar:
+    yield lambda done: bar.update_rows(done, done - bar.rows)
 
 
 class Ranker(Protocol):
@@ -36,6 +47,7 @@ class Ranker(Protocol):
     data: split.EvaluationData,
     ks: Sequence[int],
     rows: np.ndarray | None = None,
+    report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """Ranks for all queries.
 
@@ -43,6 +55,7 @@ class Ranker(Protocol):
       data: Some queries of the split.
       ks: Cut-offs.
       rows: Their rows in the whole split; None if `data` is the whole split.
+      report: Called with the number of queries ranked so far.
     """
 
 
@@ -69,6 +82,7 @@ class Vectors:
     data: split.EvaluationData,
     ks: Sequence[int],
     rows: np.ndarray | None = None,
+    report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `Ranker`."""
     return xir.metrics.rank_all(
@@ -78,6 +92,7 @@ class Vectors:
       seen=data.seen,
       indexed=self.indexed,
       ks=ks,
+      report=report,
     )
 
   def with_popularity(self, counts: np.ndarray) -> "Vectors":
@@ -116,8 +131,10 @@ class Lists:
     data: split.EvaluationData,
     ks: Sequence[int],
     rows: np.ndarray | None = None,
+    report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `Ranker`."""
+    del report  # The lists are ranked at once.
     return xir.metrics.rank_lists(
       self.ids if rows is None else self.ids[rows],
       self.scores if rows is None else self.scores[rows],
@@ -131,6 +148,7 @@ def of_scores(
   chunks: Iterable[tuple[slice, np.ndarray]],
   data: split.EvaluationData,
   ks: Sequence[int],
+  report: Report | None = None,
 ) -> xir.metrics.Ranking:
   """Ranks by scores that are computed in chunks of queries.
 
@@ -139,6 +157,7 @@ def of_scores(
       float32, which are modified.
     data: The split.
     ks: Cut-offs.
+    report: Called with the number of queries ranked so far.
   """
   num_candidates = len(data.counts)
   ids, best = [], []
@@ -152,6 +171,8 @@ def of_scores(
     found = tf.math.top_k(scores, min(max(ks), num_candidates))
     best.append(found.values.numpy())
     ids.append(np.where(np.isfinite(best[-1]), found.indices, -1))
+    if report is not None:
+      report(some.stop)
   return xir.metrics.rank_lists(
     np.concatenate(ids),
     np.concatenate(best),
@@ -168,18 +189,27 @@ def _just_below(scores: np.ndarray) -> np.ndarray:
   return np.minimum(lower, scores - np.finfo(np.float32).tiny)
 
 
-def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
-  """Returns the model's embeddings, without answers by popularity."""
+def of_model(
+  model: xir.models.TwoTower, data: split.EvaluationData, show: bool = False
+) -> Vectors:
+  """Returns the model's embeddings, without answers by popularity.
+
+  Args:
+    model: The model.
+    data: The split.
+    show: Whether to show progress.
+  """
   candidate_ids = np.arange(len(data.counts))
   candidates, indexed = _encode(
     model.encode_candidates,
     model.candidate_tower,
     candidate_ids,
     data.counts > 0,
+    show,
   )
   if not model.takes_histories:
     queries, by_model = _encode(
-      model.encode_queries, model.query_tower, data.query_ids, data.warm
+      model.encode_queries, model.query_tower, data.query_ids, data.warm, show
     )
   else:
     events, _ = _encode(
@@ -187,8 +217,9 @@ def of_model(model: xir.models.TwoTower, data: split.EvaluationData) -> Vectors:
       model.candidate_tower,
       candidate_ids,
       data.counts > 0,
+      show,
     )
-    queries, by_model = _encode_past(model, data, events, indexed)
+    queries, by_model = _encode_past(model, data, events, indexed, show)
   return Vectors(queries, candidates, by_model, indexed)
 
 
@@ -197,6 +228,7 @@ def _encode_past(
   data: split.EvaluationData,
   event_vectors: np.ndarray,
   indexed: np.ndarray,
+  show: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
   """As `_encode`, for rows with the events before them.
 
@@ -223,11 +255,13 @@ def _encode_past(
       [flat, tf.cast(answerable, tf.float32)[:, tf.newaxis]], axis=1
     )
 
-  found = runs.encode_in_batches(
-    lambda rows: encode(rows.numpy()),
-    np.arange(len(events)),
-    ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
-  )
+  with progress_of("encode", len(events), show) as report:
+    found = runs.encode_in_batches(
+      lambda rows: encode(rows.numpy()),
+      np.arange(len(events)),
+      report,
+      ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
+    )
   vectors = found[:, :-1]
   if model.has_interests:
     vectors = vectors.reshape(len(vectors), -1, event_vectors.shape[1])
@@ -252,6 +286,7 @@ def _encode(
   tower: tf.keras.Model,
   ids: np.ndarray,
   has_rows: np.ndarray,
+  show: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
   """[n, dim] vectors as served, and [n] whether an id can be answered."""
   trained = np.zeros(ids.max() + 1, bool)
@@ -267,7 +302,8 @@ def _encode(
       [vectors, tf.cast(answerable, tf.float32)[:, None]], axis=1
     )
 
-  found = runs.encode_in_batches(encode, ids)
+  with progress_of("encode", len(ids), show) as report:
+    found = runs.encode_in_batches(encode, ids, report)
   return found[:, :-1], found[:, -1] > 0
 
 
@@ -320,6 +356,7 @@ def second_stage(
   first: Vectors,
   data: split.EvaluationData,
   depth: int,
+  show: bool = False,
 ) -> Lists:
   """Re-ranks the best candidates of the first stage.
 
@@ -331,14 +368,15 @@ def second_stage(
     first: The first stage, with popularity.
     data: The whole split.
     depth: Candidates per query.
+    show: Whether to show progress.
 
   Returns:
     The lists; if rows are queries, also the lists without masking.
   """
-  lists = _reranked(model, first, data, depth)
+  lists = _reranked(model, first, data, depth, show)
   if data.past is None:
     return lists
-  unmasked = _reranked(model, first, data.unfiltered(), depth)
+  unmasked = _reranked(model, first, data.unfiltered(), depth, show)
   return dataclasses.replace(lists, unmasked=unmasked)
 
 
@@ -347,6 +385,7 @@ def _reranked(
   first: Vectors,
   data: split.EvaluationData,
   depth: int,
+  show: bool,
 ) -> Lists:
   indexed = np.flatnonzero(first.indexed)
   index = xir.indexes.BruteForceIndex().index(
@@ -364,15 +403,17 @@ def _reranked(
     + [pairs] * (len(given) - 1),
   )
   ids, scores = [], []
-  for start in range(0, len(data.query_ids), _LISTS_PER_BATCH):
-    rows = slice(start, start + _LISTS_PER_BATCH)
-    found, retrieved = index.search(
-      first.queries[rows], depth, exclude=data.seen[rows]
-    )
-    queries, *histories = (column[rows] for column in given)
-    ranked = rerank(queries, found, *histories)
-    ids.append(found.numpy())
-    scores.append(np.where(known[rows, np.newaxis], ranked, retrieved))
+  with progress_of("re-rank", len(data.query_ids), show) as report:
+    for start in range(0, len(data.query_ids), _LISTS_PER_BATCH):
+      rows = slice(start, start + _LISTS_PER_BATCH)
+      found, retrieved = index.search(
+        first.queries[rows], depth, exclude=data.seen[rows]
+      )
+      queries, *histories = (column[rows] for column in given)
+      ranked = rerank(queries, found, *histories)
+      ids.append(found.numpy())
+      scores.append(np.where(known[rows, np.newaxis], ranked, retrieved))
+      report(start + len(found))
   return Lists(np.concatenate(ids), np.concatenate(scores))
 
 

@@ -139,6 +139,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
   warnings: tuple[str, ...]
 
 
+def main_k(ks: Sequence[int]) -> int:
+  """The cut-off by which a model is judged: 20, or else the largest."""
+  return 20 if 20 in ks else max(ks)
+
+
 def load(path: str | os.PathLike[str]) -> Results:
   """Reads metrics.json.
 
@@ -175,7 +180,9 @@ def results(
     The results, and recall and NDCG of each query.
   """
   rankers = {"model": model.with_popularity(data.counts), **others}
-  whole = {name: ranker.rank(data, ks) for name, ranker in rankers.items()}
+  whole = {
+    name: _ranked(name, ranker, data, ks) for name, ranker in rankers.items()
+  }
   by_query = {name: _paired(ranking) for name, ranking in whole.items()}
   measured = _Measured(whole, by_query, data)
   metrics = {name: ranking.means() for name, ranking in whole.items()}
@@ -201,9 +208,22 @@ def results(
     concentration={name: r.concentration() for name, r in whole.items()},
     occurrence=occurrence,
     histories=_of_histories(rankers, measured, ks),
-    warnings=_warnings(model, data, parts[WARM].metrics or metrics, max(ks)),
+    warnings=_warnings(model, data, parts[WARM].metrics or metrics, main_k(ks)),
   )
   return found, by_query
+
+
+def _ranked(
+  name: str,
+  ranker: rankings.Ranker,
+  data: split.EvaluationData,
+  ks: Sequence[int],
+  rows: np.ndarray | None = None,
+) -> xir.metrics.Ranking:
+  """`ranker.rank`, with progress."""
+  title = f"rank with {name}"
+  with rankings.progress_of(title, len(data.query_ids), True) as report:
+    return ranker.rank(data, ks, rows, report)
 
 
 def _paired(ranking: xir.metrics.Ranking) -> dict[str, np.ndarray]:
@@ -295,7 +315,7 @@ def _of_histories(rankers, measured, ks) -> OfHistories | None:
     length=past.rule.length,
     ties=past.rule.ties,
     unfiltered={
-      name: ranker.rank(unfiltered, ks).means()
+      name: _ranked(name, ranker, unfiltered, ks).means()
       for name, ranker in unmasked.items()
     },
     by_length=measured.by_number(past.num_events),
@@ -318,7 +338,7 @@ def _band(rankers, measured, ks, low, high) -> Band:
   metrics, of_band = {}, {}
   if len(rows):
     for name, ranker in rankers.items():
-      ranking = ranker.rank(part, ks, rows)
+      ranking = _ranked(name, ranker, part, ks, rows)
       metrics[name] = ranking.means()
       of_band[name] = _intervals(_paired(ranking), part.query_ids)
   return Band(
@@ -409,16 +429,18 @@ def summary(found: Results) -> str:
 
 def verdict(found: Results) -> list[str]:
   """Whether the model is better than what needs no training, in sentences."""
-  k = 20 if 20 in found.ks else max(found.ks)
-  name = f"ndcg@{k}"
+  name = f"ndcg@{main_k(found.ks)}"
   ours = found.metrics["model"][name]
   lines = []
   for other in ("popularity", "neighbours"):
     if other not in found.metrics:
       continue
     theirs = found.metrics[other][name]
-    times = f", {ours / theirs:.2f} times" if theirs > 0 else ", against"
-    text = f"{name} of the model is {ours:.4f}{times} that of {other}"
+    text = f"{name} of the model is {ours:.4f}"
+    if theirs > 0:
+      text += f", {ours / theirs:.2f} times that of {other}"
+    else:
+      text += f"; that of {other} is 0"
     test = found.differences.get(other, {}).get(name)
     if test is not None and test.p >= _CHANCE:
       text += "; the difference may be chance"

@@ -85,9 +85,8 @@ class Found:
 
   @property
   def shown_k(self) -> int:
-    """The cut-off for charts: 20, or the middle one."""
-    ks = sorted(self.results.ks)
-    return 20 if 20 in ks else ks[(len(ks) - 1) // 2]
+    """The cut-off for charts."""
+    return report.main_k(self.results.ks)
 
 
 def index_of(

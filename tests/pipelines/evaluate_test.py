@@ -16,7 +16,7 @@ from pipelines.evaluation import intervals, rankings, report, split
 from tests import program, tiny_runs
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
-from xir_tfrs.programs import settings
+from xir_tfrs.programs import progress, settings
 from xir_tfrs.types import Feature
 
 
@@ -220,6 +220,27 @@ def test_the_verdict_compares_with_what_needs_no_training(data, trained):
     ]
 
 
+def test_one_cut_off_for_the_verdict_and_the_next_command(data, trained):
+  """Better than popularity at 20, worse at 50."""
+  config = evaluate.EvaluateConfig(data=str(data), model_dir=str(trained))
+  found = msgspec.structs.replace(
+    _evaluate(data, trained, ks=(2,)),
+    ks=(20, 50),
+    metrics={
+      "model": {"ndcg@20": 0.3, "ndcg@50": 0.3},
+      "popularity": {"ndcg@20": 0.2, "ndcg@50": 0.4},
+    },
+    differences={},
+  )
+  assert report.verdict(found) == [
+    "ndcg@20 of the model is 0.3000, 1.50 times that of popularity."
+  ]
+  assert evaluate._following(config, found).startswith("xir-tfrs export")
+  without = msgspec.structs.replace(found, ks=(10, 50))
+  assert "ndcg@50 of the model is 0.3000, 0.75" in report.verdict(without)[0]
+  assert evaluate._following(config, without).startswith("xir-tfrs tune")
+
+
 def test_no_section_without_cold_queries(data, trained):
   results = _evaluate(data, trained, split="validation", ks=(40,))
   assert results.by_query[report.COLD] == report.Part(0, 0, {})
@@ -348,6 +369,20 @@ def test_second_stage(data, loaded, ranked, depth, monkeypatch):
   ]
   assert band["recall@30"] == pytest.approx(np.mean(found))
   assert report.table(results).split()[:2] == ["model", "reranked"]
+
+
+def test_long_rankings_show_their_progress(data, ranked, monkeypatch, capfd):
+  monkeypatch.setattr(progress, "_SECONDS_PER_LINE", 0.0)
+  monkeypatch.setattr(rankings, "_LISTS_PER_BATCH", 3)
+  _evaluate(data, ranked[1], ks=(10,))
+  lines = capfd.readouterr().err.splitlines()
+  for title, part in (
+    ("encode", "100%, 40 rows"),
+    ("re-rank", "60%, 3 rows"),
+    ("rank with model", "100%, 5 rows"),
+    ("rank with popularity", "100%, 5 rows"),
+  ):
+    assert any(line.startswith(f"{title} {part}") for line in lines), title
 
 
 def test_bad_second_stage_warns(data, ranked):

@@ -16,11 +16,12 @@ Axes: chunk (queries of a chunk), max_k (the largest cut-off).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.metrics import at_k, inputs, ranker
 from xir_tfrs.ops import top_k
 
@@ -223,6 +224,7 @@ def rank_all(
   indexed: np.ndarray | None = None,
   ks: Sequence[int] = (10, 20, 50),
   query_chunk_size: int | None = None,
+  report: Callable[[int], None] | None = None,
 ) -> Ranking:
   """Ranks every candidate for every query by inner product.
 
@@ -245,6 +247,7 @@ def rank_all(
     ks: The cut-offs; they may exceed the size of the catalogue.
     query_chunk_size: Queries scored at a time; memory grows with
       `query_chunk_size * num_candidates`. None chooses it from the sizes.
+    report: Called with the number of queries ranked so far.
 
   Returns:
     A `Ranking`, from which means and metrics by query are computed.
@@ -287,11 +290,7 @@ def rank_all(
     query_chunk_size = top_k.queries_per_chunk(
       num_candidates * interests, queries.dtype.itemsize
     )
-  elif query_chunk_size < 1:
-    raise ValueError(
-      "`query_chunk_size` must be positive. Received: `query_chunk_size` = "
-      f"{query_chunk_size}."
-    )
+  checks.require_positive(query_chunk_size=query_chunk_size)
   found = inputs.check_indexed(indexed, num_candidates)
 
   rankable = candidates[found]
@@ -303,6 +302,7 @@ def rank_all(
     seen.renumbered(found, num_candidates),
     [min(k, len(rankable)) for k in ks],
     query_chunk_size,
+    report,
   )
   shown_of_all = np.zeros([len(ks), num_candidates], dtype=np.int64)
   shown_of_all[:, found] = shown
@@ -319,6 +319,7 @@ def _rank(
   seen: inputs.Ragged,
   cuts: Sequence[int],
   chunk: int,
+  report: Callable[[int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ranks all candidates, `chunk` queries at a time.
 
@@ -347,6 +348,8 @@ def _rank(
       rest = others[(others >= 0) & (other_ranks < cut)]
       for placed in (relevant_ones, rest):
         row += np.bincount(placed, minlength=len(row))
+    if report is not None:
+      report(stop)
   return hits, shown
 
 
