@@ -1,16 +1,17 @@
-r"""Keeps a server busy for a while, with good and hostile clients.
+r"""Loads a server for some minutes, with valid and hostile clients.
 
     python -m benchmarks.soak --minutes 30 --clients 32 [--workers 2]
 
-Good clients ask by REST and gRPC, on connections that they keep, and compare
-every answer with that of the bundle in this process. Hostile ones, a quarter of
-all, send what is broken, too large or too slow, ask for as much as they may,
-and leave. Every minute a new bundle takes the place of the old one.
+Valid clients call REST and gRPC on persistent connections and compare every
+answer with that of the bundle, loaded in this process. Hostile clients, a
+quarter of all, send broken, oversized or slow requests, make the largest
+allowed requests, and disconnect. Every minute a new bundle replaces the old
+one.
 
-Prints JSON: calls and refusals, wrong answers, latency, and the memory of the
-server's processes. Ends with status 1 if an answer was wrong, a call failed, a
-bundle was not taken over, or the memory of the last quarter of the time is more
-than 5 % above that of the second quarter.
+Prints JSON: numbers of calls and refusals, wrong answers, latency, and memory
+of the server's processes. Exits with status 1 if an answer is wrong, a call
+fails, a bundle is not loaded, or the memory in the last quarter of the time is
+more than 5 % above that in the second quarter.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ from xir_tfrs.serving import manifest as manifests
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _SIZES = {
-  "minutes": (10, "How long it runs."),
-  "clients": (32, "Clients at once, a quarter of them hostile."),
-  "workers": (1, "Processes of the server."),
-  "bundle_seconds": (60, "A new bundle takes over so often."),
-  "pause_ms": (50, "What a client waits between two calls, on the average."),
+  "minutes": (10, "Duration."),
+  "clients": (32, "Concurrent clients, a quarter of them hostile."),
+  "workers": (1, "Worker processes of the server."),
+  "bundle_seconds": (60, "Time between two bundles."),
+  "pause_ms": (50, "Mean pause between two calls of a client."),
   "size": (20_000, "Candidates."),
   "dim": (32, "Size of the vectors."),
-  "queries": (200, "Queries that are known."),
+  "queries": (200, "Known queries."),
 }
 _BUNDLES = 3
 _CASES = 60
@@ -71,12 +72,12 @@ _GROWTH = 1.05
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A request, and the right answer of each bundle.
+  """A request, and the correct answer of each bundle.
 
   Attributes:
-    signature: which answers.
-    inputs: by name.
-    answers: by bundle: outputs by name, as nested lists.
+    signature: The signature to call.
+    inputs: Its inputs by name.
+    answers: For each bundle, its outputs by name, as nested lists.
   """
 
   signature: str
@@ -105,7 +106,7 @@ def message(signature: str, inputs: Mapping[str, Any]) -> bytes:
 
 
 def same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-  """Whether an answer is right; sums in a larger batch may differ a little."""
+  """Whether an answer is correct; scores differ slightly with the batch."""
   for name, right in expected.items():
     if name == "scores":
       if not np.allclose(found[name], right, rtol=1e-4, atol=1e-5):
@@ -116,7 +117,7 @@ def same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
 
 class Record:
-  """What the clients have seen; they share it."""
+  """Counts, latencies and problems, which all clients share."""
 
   def __init__(self):
     self.counts: collections.Counter[str] = collections.Counter()
@@ -124,36 +125,36 @@ class Record:
     self.seconds: dict[str, list[float]] = {"rest": [], "grpc": []}
 
   def problem(self, text: str) -> None:
-    """Something that must not be; the first ones are shown."""
+    """Records a problem; only the first ten texts are kept."""
     self.counts["problems"] += 1
     if len(self.problems) < 10:
       self.problems.append(text[:500])
 
 
 class Server:
-  """Where the clients find the server, and which bundles may answer."""
+  """The addresses of the server, and the bundles that may answer."""
 
   def __init__(self, port: int, grpc_port: int):
     self.port, self.grpc_port = port, grpc_port
     self.stop = threading.Event()
-    self._published = [0]  # Numbers of bundles, in their order.
-    self._oldest = 0  # Place of the oldest one that may answer.
+    self._published = [0]  # Numbers of bundles, in order of publication.
+    self._oldest = 0  # Index of the oldest bundle that may answer.
 
   def publish(self, number: int) -> None:
-    """Another bundle may answer from now on, beside the one before."""
+    """From now on, a new bundle may answer, and so may the previous one."""
     self._published.append(number)
 
   def taken_over(self) -> None:
-    """Only the newest bundle may answer calls that begin from now on."""
+    """From now on, only the newest bundle may answer new calls."""
     self._oldest = len(self._published) - 1
 
   def now(self) -> int:
-    """What `may_answer` needs to know of the begin of a call."""
+    """Returns the start of a call, for `may_answer`."""
     return self._oldest
 
-  def may_answer(self, begin: int) -> list[int]:
-    """Bundles that may answer a call, by what `now` was at its begin."""
-    return self._published[begin:]
+  def may_answer(self, start: int) -> list[int]:
+    """Returns the bundles that may answer a call that started at `start`."""
+    return self._published[start:]
 
   def connect(self) -> http.client.HTTPConnection:
     """A REST connection."""
@@ -170,7 +171,7 @@ class Server:
 def good_rest(
   server: Server, cases: Sequence[Case], record: Record, pause: float, seed: int
 ) -> None:
-  """Asks by REST until `server.stop`."""
+  """Calls REST until `server.stop`."""
   choose = random.Random(seed)
   bodies = [case.json() for case in cases]
   connection = server.connect()
@@ -182,7 +183,7 @@ def good_rest(
       response = connection.getresponse()
       text = response.read()
     except (OSError, http.client.HTTPException) as error:
-      # The server may close the connection that has been silent the longest.
+      # The server may close the connection that has been idle the longest.
       record.counts["rest reconnected"] += 1
       connection.close()
       if record.counts["rest reconnected"] > 1000:
@@ -201,7 +202,7 @@ def good_rest(
 def good_grpc(
   server: Server, cases: Sequence[Case], record: Record, pause: float, seed: int
 ) -> None:
-  """Asks by gRPC until `server.stop`."""
+  """Calls gRPC until `server.stop`."""
   choose = random.Random(seed)
   protos = [case.proto() for case in cases]
   with server.channel() as channel:
@@ -228,7 +229,7 @@ def good_grpc(
 
 
 def as_lists(array: np.ndarray) -> list:
-  """Nested lists, of texts instead of bytes."""
+  """Converts to nested lists, and bytes to text."""
   if array.dtype == object:
     flat = [x.decode() if isinstance(x, bytes) else x for x in array.ravel()]
     array = np.array(flat, object).reshape(array.shape)
@@ -242,8 +243,8 @@ def check(
   first: int,
   record: Record,
 ) -> None:
-  """Counts an answer as right or wrong."""
-  if not isinstance(found, Mapping):  # By REST, a single output has no name.
+  """Counts an answer as correct or records a problem."""
+  if not isinstance(found, Mapping):  # In REST, a single output has no name.
     found = {next(iter(case.answers[0])): found}
   record.counts["right"] += 1
   for number in set(server.may_answer(first)):
@@ -256,7 +257,7 @@ def check(
 def hostile(
   server: Server, cases: Sequence[Case], record: Record, pause: float, seed: int
 ) -> None:
-  """Does one bad thing after another until `server.stop`."""
+  """Misbehaves in random ways until `server.stop`."""
   choose = random.Random(seed)
   deeds: list[Callable[[Server, random.Random, Case], int | None]] = [
     *(_send_junk, _send_mutant, _send_too_much, _send_slowly),
@@ -265,12 +266,12 @@ def hostile(
   while not server.stop.wait(choose.expovariate(1 / pause)):
     deed = choose.choice(deeds)
     status = None
-    # A server may close such a connection as soon as it likes.
+    # The server may close such connections at any time.
     with contextlib.suppress(OSError, http.client.HTTPException):
       status = deed(server, choose, choose.choice(cases))
     record.counts["hostile"] += 1
     if status is not None and status >= 500 and status not in _REFUSED:
-      record.problem(f"hostile: {deed.__name__} is answered by {status}")
+      record.problem(f"hostile: {deed.__name__} got status {status}")
 
 
 def _post(server: Server, body: bytes, headers: Mapping[str, str]) -> int:
@@ -355,7 +356,7 @@ def _send_bad_call(
     try:
       channel.unary_unary(_RPC)(bytes(body), timeout=60)
     except grpc.RpcError as error:
-      # gRPC itself says INTERNAL of bytes that are no message.
+      # gRPC itself returns INTERNAL for bytes that are not a message.
       if error.code() is grpc.StatusCode.INTERNAL and "server failed" in (
         error.details() or ""
       ):
@@ -364,7 +365,7 @@ def _send_bad_call(
 
 
 def make_cases(paths: Sequence[str]) -> list[Case]:
-  """Requests of all kinds that bundles of the same ids answer differently."""
+  """Requests of all kinds; each bundle gives another answer."""
   choose = random.Random(0)
   loaded = [bundles.Bundle.load(path) for path in paths]
   queries, items = loaded[0].query_ids, loaded[0].candidate_ids
@@ -423,16 +424,16 @@ def drive(
   seconds: float,
   tick: Callable[[float], None] = lambda elapsed: None,
 ) -> None:
-  """Lets clients ask for some time.
+  """Runs clients for some time.
 
   Args:
-    server: that is asked.
-    cases: what good clients ask.
-    record: gets what they see.
-    clients: how many there are; every fourth one is hostile.
-    pause: seconds between two calls of a client, on the average.
-    seconds: how long.
-    tick: is called about once a second, with the seconds since the start.
+    server: The server.
+    cases: Requests of the valid clients.
+    record: Results to add to.
+    clients: Number of clients; every fourth one is hostile.
+    pause: Mean seconds between two calls of a client.
+    seconds: Duration.
+    tick: Called about once a second, with the seconds since the start.
   """
 
   def work(number: int) -> None:
@@ -441,7 +442,7 @@ def drive(
       kind = good_grpc
     try:
       kind(server, cases, record, pause, number)
-    except BaseException as error:  # Or the thread would end in silence.
+    except BaseException as error:  # Otherwise the thread ends silently.
       record.problem(f"{kind.__name__}: {error!r}")
 
   threads = [
@@ -461,7 +462,7 @@ def drive(
 
 
 def run(sizes: Mapping[str, int]) -> dict[str, Any]:
-  """A whole soak; the keys of `sizes` are those of `_SIZES`."""
+  """Runs the benchmark; the keys of `sizes` are those of `_SIZES`."""
   record = Record()
   with tempfile.TemporaryDirectory() as root:
     paths = [f"{root}/bundle{number}" for number in range(_BUNDLES)]
@@ -489,7 +490,7 @@ def run(sizes: Mapping[str, int]) -> dict[str, Any]:
         tick=tick,
       )
       if not rotation.ends():
-        record.problem(f"bundle {rotation.published} was not taken over")
+        record.problem(f"bundle {rotation.published} was not loaded")
       time.sleep(15)
       memory_after = _megabytes(process)
   return summarise(
@@ -502,10 +503,10 @@ def run(sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 class _Rotation:
-  """Puts one bundle after another in the place that is served.
+  """Publishes one bundle after another at the served path.
 
   Attributes:
-    published: how many, but for the first one.
+    published: Number of published bundles, without the first.
   """
 
   def __init__(
@@ -518,11 +519,11 @@ class _Rotation:
     self.published = 0
     self._server, self._live, self._paths = server, live, paths
     self._every = sizes["bundle_seconds"]
-    # The last one has the time to be taken over.
+    # Leaves time to load the last bundle.
     self._last = 60 * sizes["minutes"] - self._every / 2
 
   def tick(self, elapsed: float) -> None:
-    """Publishes the next one if it is due, and the one before answers."""
+    """Publishes the next bundle if it is due and the previous one is loaded."""
     if _metric(self._server, "bundle_version") != self.published + 1:
       return
     self._server.taken_over()
@@ -534,7 +535,7 @@ class _Rotation:
     _publish(self._live, self._paths[number])
 
   def ends(self) -> bool:
-    """Whether the last one is taken over within five minutes."""
+    """Whether the last bundle is loaded within five minutes."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
       if _metric(self._server, "bundle_version") == self.published + 1:
@@ -550,7 +551,7 @@ def summarise(
   published: int,
   seconds: float,
 ) -> dict[str, Any]:
-  """The figures that are printed."""
+  """Returns the results to print."""
   quarters = [
     statistics.median(mb for at, mb in memory if low <= at / seconds < high)
     for low, high in ((0.25, 0.5), (0.75, 1.0))
@@ -588,7 +589,7 @@ def _publish(live: pathlib.Path, source: str) -> None:
 def _started(
   live: pathlib.Path, workers: int
 ) -> Iterator[tuple[subprocess.Popen, Server]]:
-  """A server of the bundle that is ready."""
+  """Starts a server of the bundle and waits until it is ready."""
   log = live.with_name("log")
   with log.open("wb") as stderr:
     process = subprocess.Popen(
@@ -615,7 +616,7 @@ def _megabytes(process: subprocess.Popen) -> float:
   """Resident memory of the server's processes."""
   folder = pathlib.Path("/proc", str(process.pid))
   pages = 0
-  with contextlib.suppress(OSError):  # It has ended.
+  with contextlib.suppress(OSError):  # The process may have ended.
     children = (folder / "task" / folder.name / "children").read_text().split()
     for name in (folder.name, *children):
       with contextlib.suppress(OSError):
@@ -626,7 +627,7 @@ def _megabytes(process: subprocess.Popen) -> float:
 
 
 def _metric(server: Server, name: str) -> float:
-  """Sum of a metric; NaN if the server has no room for who asks."""
+  """Sum of a metric; NaN if the server refuses the connection."""
   try:
     with contextlib.closing(server.connect()) as connection:
       connection.request("GET", "/metrics")

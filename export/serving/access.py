@@ -19,7 +19,7 @@ from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 from xir_tfrs.data import errors
 
-# Paths that need no token: probes, and the page, which asks for one.
+# Paths that need no token: probes, and the page, which asks the user for one.
 _OPEN_PATHS = ("/healthz", "/readyz", "/")
 _OPEN_METHODS = "/grpc.health.v1.Health/"
 _SHORTEST_TOKEN = 16
@@ -30,10 +30,10 @@ class Tokens:
   """The tokens in a file, one per line; empty lines and `#` are skipped."""
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Reads them.
+    """Reads the tokens.
 
     Raises:
-      DataError: the file cannot be read, or holds no usable token.
+      DataError: The file cannot be read, or a token is missing or unusable.
     """
     try:
       text = pathlib.Path(path).read_text(encoding="ascii")
@@ -54,13 +54,13 @@ class Tokens:
     self._digests = [_digest(token.encode()) for token in tokens]
 
   def accept(self, authorization: str | bytes | None) -> bool:
-    """Whether the value of an `authorization` header has one of them."""
+    """Whether the value of an `authorization` header has a valid token."""
     content = authorization or b""
     if isinstance(content, str):
       content = content.encode("utf-8", "replace")
     scheme, _, token = content.partition(b" ")
     given = _digest(token.strip())
-    # Compares with all, so that the time reveals nothing about them.
+    # Compares with all tokens, so that the time does not depend on them.
     found = [hmac.compare_digest(given, known) for known in self._digests]
     return scheme.lower() == b"bearer" and any(found)
 
@@ -107,7 +107,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ],
     handler_call_details: grpc.HandlerCallDetails,
   ) -> grpc.RpcMethodHandler:
-    """The handler of a call, or the one that refuses it."""
+    """Returns the handler of a call, or a handler that refuses it."""
     given = dict(handler_call_details.invocation_metadata)
     if handler_call_details.method.startswith(
       _OPEN_METHODS
@@ -123,17 +123,17 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
 
 class Certificate:
-  """A certificate with its key, which is read again when it is renewed.
+  """A certificate with its key, which can be renewed without a restart.
 
   Attributes:
-    context: for REST connections.
+    context: The TLS context of REST connections.
   """
 
   def __init__(self, access: options_lib.Access):
-    """Reads it.
+    """Reads the files.
 
     Raises:
-      DataError: the files cannot be used.
+      DataError: The files cannot be used.
     """
     self._paths = access.tls_certificate, access.tls_key
     self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -146,14 +146,14 @@ class Certificate:
       ) from None
 
   def for_grpc(self) -> grpc.ServerCredentials:
-    """For gRPC connections."""
+    """Returns the credentials of gRPC connections."""
     return grpc.dynamic_ssl_server_credentials(
       self._configuration, lambda: self._configuration
     )
 
   def renew(self) -> None:
-    """Reads the files again if they have changed; to be called now and then."""
-    # One file may be there before the other: the old ones stay until both are.
+    """Reads the files again if they have changed; call it regularly."""
+    # If only one of the files is new, the old pair stays in use.
     with contextlib.suppress(OSError, ssl.SSLError):
       if self._state() != self._loaded:
         self._load()
@@ -162,7 +162,7 @@ class Certificate:
   def _load(self) -> None:
     state = self._state()
     certificate, key = (pathlib.Path(path).read_bytes() for path in self._paths)
-    # Whether they belong together; a context that refuses is spoiled.
+    # Checks the pair in another context: a context that fails is unusable.
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._paths)
     self.context.load_cert_chain(*self._paths)
     self._configuration = grpc.ssl_server_certificate_configuration(

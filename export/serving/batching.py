@@ -1,4 +1,4 @@
-"""Batches simultaneous calls, and splits the answer."""
+"""Batches simultaneous calls and splits their answers."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Batcher:
     max_rows: int,
     timeout: float,
   ):
-    """Makes it, for one event loop.
+    """Creates a batcher for one event loop.
 
     Args:
-      run: key and inputs to outputs. Every output, and every input that has
-        axes, has the rows as its first axis.
-      pool: where `run` runs.
-      max_rows: the most rows that are joined, positive.
-      timeout: seconds a call waits for others, not negative.
+      run: Maps key and inputs to outputs. The first axis of every output, and
+        of every input with axes, is the rows.
+      pool: Runs `run`.
+      max_rows: Maximum rows of a batch, positive.
+      timeout: Seconds that a call waits for others, not negative.
     """
     self._run = run
     self._pool = pool
@@ -64,16 +64,16 @@ class Batcher:
     self._waiting: dict[Hashable, _Batch] = {}
 
   async def call(self, key: Hashable, inputs: Arrays) -> Arrays:
-    """`run(key, inputs)`, possibly as part of a larger call.
+    """Returns `run(key, inputs)`, possibly computed in a batch.
 
     Args:
-      key: calls of equal key are joined, so all inputs without axes must be
-        equal among them.
-      inputs: arrays by name. Where they differ in their second axis, the
-        shorter ones are filled up with "", -1 or NaN.
+      key: Calls with equal keys may be joined, so their inputs without axes
+        must be equal.
+      inputs: Arrays by name. If sizes of the second axis differ, the shorter
+        arrays are padded with "", -1 or NaN.
 
     Raises:
-      Exception: what `run` raised for these inputs alone.
+      Exception: The exception of `run` for these inputs alone.
     """
     loop = asyncio.get_running_loop()
     rows = _rows(inputs)
@@ -115,12 +115,12 @@ class Batcher:
     except Exception as error:
       if len(parts) == 1:
         return [error]
-      # One call failed, and the others must not fail with it.
+      # One call failed: the others must not fail with it.
       return [self._compute(key, [part])[0] for part in parts]
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
-  """One set of inputs from several; those without axes from the first."""
+  """Concatenates inputs; takes those without axes from the first part."""
   if len(parts) == 1:
     return parts[0]
   joined = {}
@@ -134,7 +134,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
 
 
 def cut(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
-  """Outputs of as many rows each; the reverse of `join`."""
+  """Splits outputs into parts of the given rows; the reverse of `join`."""
   places = np.cumsum(rows)[:-1]
   pieces = {name: np.split(x, places) for name, x in outputs.items()}
   return [
@@ -158,7 +158,7 @@ def _widen(array: np.ndarray, width: int) -> np.ndarray:
 
 def _deliver(done: asyncio.Future[list[_Answer]]) -> None:
   for call, answer in done.result():
-    if call.answer.done():  # The client has gone away.
+    if call.answer.done():  # The client has disconnected.
       continue
     if isinstance(answer, Exception):
       call.answer.set_exception(answer)

@@ -79,7 +79,7 @@ def _decompress(packed: bytes, limit: int) -> bytes:
 
 
 def _gone_error() -> tensors.RequestError:
-  return tensors.RequestError("CANCELLED", "the client broke off the request")
+  return tensors.RequestError("CANCELLED", "the client cancelled the request")
 
 
 def answer(

@@ -15,12 +15,13 @@ class Texts:
   def __init__(self, texts: Sequence[str]):
     """Takes the texts; results are positions in this sequence."""
     folded = [x.casefold().replace("\n", " ") for x in texts]
-    # One search in a long text takes milliseconds, a million searches a second.
+    # One search in a long text takes milliseconds; a search in each of a
+    # million texts takes a second.
     self._joined = "\n" + "\n".join(folded) + "\n"
     self._starts = np.cumsum([1, *(len(x) + 1 for x in folded)])
 
   def find(self, text: str, limit: int) -> list[int]:
-    """Places of at most `limit` texts: equal ones, beginnings, then others."""
+    """Returns up to `limit` positions: equal texts, prefixes, then others."""
     text = text.casefold().replace("\n", " ")
     if not text:
       return list(range(min(limit, len(self._starts) - 1)))
@@ -32,7 +33,7 @@ class Texts:
         inside = place + len(begin)
         number = int(np.searchsorted(self._starts, inside, "right")) - 1
         found[number] = None
-        # On from the line break behind this text.
+        # Continues at the line break after this text.
         place = self._joined.find(wanted, int(self._starts[number + 1]) - 1)
     return list(found)
 
@@ -41,7 +42,7 @@ class Catalogue:
   """Search over the items and the queries of a bundle."""
 
   def __init__(self, bundle: bundles.Bundle):
-    """Reads nothing yet but the names."""
+    """Reads only the ids and titles."""
     self._bundle = bundle
     self._item_ids = [str(x) for x in bundle.candidate_ids]
     self._query_ids = [str(x) for x in bundle.query_ids]
@@ -54,7 +55,7 @@ class Catalogue:
     self._query_texts = Texts(self._query_ids)
 
   def describe(self) -> dict:
-    """Sizes, and what can be asked."""
+    """Returns sizes, and an example of a query."""
     return {
       "index": self._bundle.index,
       "items": len(self._item_ids),
@@ -64,25 +65,25 @@ class Catalogue:
     }
 
   def item(self, name: str) -> dict[str, str]:
-    """An item by its id; an unknown one is called by it."""
+    """Returns an item; the title of an unknown item is its id."""
     row = self._rows.get(name)
     titled = self._titles is not None and row is not None
     return {"id": name, "title": titled and str(self._titles[row]) or name}
 
   def find_items(self, text: str, limit: int) -> list[dict[str, str]]:
-    """Items whose id or title holds the text."""
+    """Returns items whose id or title contains the text."""
     rows = dict.fromkeys(
       row for texts in self._texts for row in texts.find(text, limit)
     )
     return [self.item(self._item_ids[row]) for row in list(rows)[:limit]]
 
   def find_queries(self, text: str, limit: int) -> list[str]:
-    """Ids of queries that hold the text."""
+    """Returns ids of queries that contain the text."""
     rows = self._query_texts.find(text, limit)
     return [self._query_ids[row] for row in rows]
 
   def history(self, query: str, limit: int) -> list[dict[str, str]] | None:
-    """Items that a query had in training; None if it is not known."""
+    """Returns the training items of a query; None if it is unknown."""
     row = self._query_rows.get(query)
     if row is None:
       return None

@@ -1,4 +1,4 @@
-"""Limits for REST connections: their number, and the waits for clients."""
+"""Limits on the number of REST connections and on slow clients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from uvicorn.protocols.http import h11_impl
 
 from export.serving import options
 
-# A closed socket sends nothing more, and its memory is free at once.
+# A socket closed with this sends nothing more and frees its memory at once.
 _FORGET = struct.pack("ii", 1, 0)
 
 
 class Connection(h11_impl.H11Protocol):
-  """A connection of Uvicorn that is closed if its client is too slow.
+  """A connection of Uvicorn that closes if its client is too slow.
 
   Uvicorn itself closes connections that are idle between two requests.
   """
@@ -26,12 +26,12 @@ class Connection(h11_impl.H11Protocol):
     super().__init__(*args, **kwargs)
     self._limits = limits
     self._heard = self.loop.time()  # When the client last sent anything.
-    # What the server waits for, of which request, and since when.
+    # What the server waits for, for which request, and since when.
     self._waits: tuple[str, object] | None = None
     self._since = self._heard
 
   def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-    """Makes room for this one, if there are too many."""
+    """Closes the connection idle the longest if there are too many."""
     super().connection_made(transport)
     if len(self.connections) <= self._limits.max_connections:
       return
@@ -43,7 +43,7 @@ class Connection(h11_impl.H11Protocol):
     super().data_received(data)
 
   def pause_writing(self) -> None:
-    """Called when the client does not read; too much unread is thrown away."""
+    """Called when the client does not read; limits what is not read."""
     super().pause_writing()
     unread = [x for x in self.connections if x.flow.write_paused]
     size = sum(x.transport.get_write_buffer_size() for x in unread)
@@ -54,7 +54,7 @@ class Connection(h11_impl.H11Protocol):
       one._cut_off()
 
   def check_time(self) -> None:
-    """Cuts it off if the client is late; to be called now and then."""
+    """Closes the connection if the client is late; call it regularly."""
     waits, now = self._waits_for(), self.loop.time()
     if waits != self._waits:
       self._waits, self._since = waits, now
@@ -68,7 +68,7 @@ class Connection(h11_impl.H11Protocol):
       self._cut_off()
 
   def _waits_for(self) -> tuple[str, object] | None:
-    """None while it is idle or works on an answer."""
+    """None while the connection is idle or the server works on an answer."""
     if self.transport.is_closing() or self.flow.write_paused:
       return "reading", self.cycle
     if self._works():
@@ -79,7 +79,7 @@ class Connection(h11_impl.H11Protocol):
     return None
 
   def _works(self) -> bool:
-    """Whether it is the client who waits."""
+    """Whether the client waits for the server."""
     return (
       self.cycle is not None
       and not self.cycle.response_complete

@@ -22,7 +22,7 @@ _PAGE = pathlib.Path(__file__).with_name("page.html")
 _MOST_FOUND = 20
 _MOST_HISTORY = 50
 _MOST_ANSWERS = 100
-# What is looked up may take as long as a large body.
+# Look-ups may take as long as reading a large body: not in the event loop.
 _SLOW = 1 << 20
 
 _Handler = Callable[[requests.Request], Awaitable[responses.Response]]
@@ -49,7 +49,7 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(serve: service.Service) -> list[routing.Route]:
-  """The page, and the addresses it asks."""
+  """The page, and the endpoints that it calls."""
   content = _PAGE.read_bytes()
   headers = {
     "Content-Security-Policy": policy(content.decode()),
@@ -67,7 +67,7 @@ def routes(serve: service.Service) -> list[routing.Route]:
     return _json({"name": serve.name, "version": model.version, **found})
 
   def look_up(method: str, parameter: str, most: int) -> _Handler:
-    """Answers with what a method of the catalogue finds for a parameter."""
+    """A handler that calls a method of the catalogue with a parameter."""
 
     async def found(request: requests.Request) -> responses.Response:
       find = getattr(serve.model(serve.name, None).catalogue, method)
@@ -100,7 +100,7 @@ def routes(serve: service.Service) -> list[routing.Route]:
 
 
 def policy(page: str) -> str:
-  """What the page may do: run its own script and style, and ask its server."""
+  """The page may only run its own script and style and call its server."""
   allowed = {
     f"{kind}-src": " ".join(
       f"'sha256-{_digest(text)}'"
@@ -127,7 +127,7 @@ async def _answer(
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
     raise tensors.invalid(f"the question cannot be read: {error}") from None
   model = serve.model(serve.name, None)
-  # Looks ids up, in names that may have to be read first.
+  # Looks up ids; the first call reads all names.
   signature, inputs = await serve.convert(
     _SLOW, lambda: _request(question, model)
   )
@@ -171,7 +171,7 @@ def _request(
   signature = "recommend_unseen" if question.unseen else "recommend"
   takes_history = "history" in model.signatures[signature]["inputs"]
   is_known = model.catalogue.history(question.query, 1) is not None
-  # Without a tower of histories a known query is answered by its vector alone.
+  # Without a history tower, the vector alone answers a known query.
   if not question.query or (
     question.history and not takes_history and not is_known
   ):
@@ -187,7 +187,7 @@ def _request(
 
 
 def _id(text: str, kind: str, model: models.Model) -> str | int:
-  """An id, as the bundle has them."""
+  """Converts an id to the type of the bundle's ids."""
   types = model.bundle.manifest.id_types
   if (types.query if kind == "query" else types.candidate) == "string":
     return text
@@ -195,7 +195,7 @@ def _id(text: str, kind: str, model: models.Model) -> str | int:
     return int(text)
   except ValueError:
     raise tensors.invalid(
-      f"the id of a {kind} is a whole number. Received: {tensors.short(text)}"
+      f"the id of a {kind} must be an integer. Received: {tensors.short(text)}"
     ) from None
 
 

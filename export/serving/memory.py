@@ -1,20 +1,20 @@
-"""Returns memory of large calls to the system."""
+"""Returns the memory of large calls to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Of mallopt: larger pieces are mapped, and unmapped as soon as they are free.
-# Left to itself the C library raises this up to 32 MiB, and keeps the rest.
+# For mallopt: larger blocks are mapped, and unmapped as soon as they are freed.
+# By default the C library raises this up to 32 MiB and keeps smaller blocks.
 _MMAP_THRESHOLD = -3
 _MAPPED_BYTES = 1 << 20
-# Threads that allocate at a time have an arena each, which keep what is free.
+# Each arena keeps freed memory; by default concurrent threads have one each.
 _ARENA_MAX = -8
 _ARENAS = 2
 
 
 def keep_little() -> None:
-  """Has the C library keep little of what is free; before there are threads."""
+  """Makes the C library keep little freed memory; call before threads start."""
   library = ctypes.CDLL(None)
   if hasattr(library, "mallopt"):
     library.mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
@@ -22,7 +22,7 @@ def keep_little() -> None:
 
 
 def give_back() -> None:
-  """Gives back what is free now; takes milliseconds."""
+  """Returns freed memory now; takes milliseconds."""
   library = ctypes.CDLL(None)
   if hasattr(library, "malloc_trim"):
     library.malloc_trim(0)

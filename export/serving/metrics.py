@@ -1,7 +1,7 @@
 """Metrics of the server for Prometheus.
 
 Workers write their counts to the folder that PROMETHEUS_MULTIPROC_DIR names
-when this is imported; each answers with those of all.
+at import; each worker reports the sum over all.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclasses.dataclass
 class Call:
-  """A predict call under way.
+  """A predict call in progress.
 
   Attributes:
-    signature: set once it is known to exist: a label of any text a client
-      sends would make a time series each.
+    signature: Name of the signature, once it is known to exist. Any text from
+      clients would create a time series each.
   """
 
   signature: str = "unknown"
 
 
 class Metrics:
-  """The counters of one server, in a registry of their own."""
+  """The counters of one server, in their own registry."""
 
   def __init__(self):
     self.registry = prometheus.CollectorRegistry()
@@ -44,7 +44,7 @@ class Metrics:
     )
     self.seconds = prometheus.Histogram(
       "request_seconds",
-      "Time from the request read to the answer, waiting for others included.",
+      "Time from reading the request to the answer, including waits.",
       ["protocol", "signature"],
       buckets=(
         *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -67,20 +67,22 @@ class Metrics:
     )
     self.version = prometheus.Gauge(
       "bundle_version",
-      "Version of the bundle that answers; of several workers the oldest.",
+      "Version of the bundle that answers; the oldest among the workers.",
       multiprocess_mode="livemin",
       **shared,
     )
     self.switches = prometheus.Counter(
-      "bundle_switches", "New bundles that took over.", **shared
+      "bundle_switches", "New bundles that were loaded.", **shared
     )
     self.failed_switches = prometheus.Counter(
-      "bundle_failed_switches", "New bundles that could not be used.", **shared
+      "bundle_failed_switches",
+      "New bundles that could not be loaded.",
+      **shared,
     )
 
   @contextlib.contextmanager
   def request(self, protocol: str) -> Iterator[Call]:
-    """Counts one call; an exception with a `code` gives its status."""
+    """Counts a call; its status is OK or the `code` of an exception."""
     call, status, start = Call(), "CANCELLED", time.perf_counter()
     self.in_flight.inc()
     try:
@@ -97,11 +99,11 @@ class Metrics:
       )
 
   def refused(self, protocol: str, status: str) -> None:
-    """Counts a call that was refused before it was looked at."""
+    """Counts a call that was refused before it was read."""
     self.requests.labels(protocol, Call.signature, status).inc()
 
   def text(self) -> bytes:
-    """In the format that Prometheus reads."""
+    """Returns all metrics in the format of Prometheus."""
     registry = self.registry
     if FOLDER in os.environ:
       registry = prometheus.CollectorRegistry()

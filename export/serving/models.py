@@ -31,8 +31,8 @@ class Model:
   """A loaded bundle.
 
   Attributes:
-    version: 1 for the first one since the start, and so on.
-    bundle: the bundle.
+    version: Counts the bundles since the start, from 1.
+    bundle: The bundle.
     signatures: name -> {"inputs": ..., "outputs": ...}.
   """
 
@@ -49,11 +49,11 @@ class Model:
 
   @functools.cached_property
   def catalogue(self) -> catalogue.Catalogue:
-    """For the page; made when it is first asked for."""
+    """The catalogue for the page; built at its first use."""
     return catalogue.Catalogue(self.bundle)
 
   def run(self, signature: str, inputs: tensors.Inputs) -> tensors.Inputs:
-    """Calls the signature with inputs that fit it."""
+    """Calls a signature with valid inputs."""
     spec = self.signatures[signature]["inputs"]
     outputs = self.bundle.signatures[signature](
       **{
@@ -81,29 +81,29 @@ class Holder:
     """Loads nothing yet.
 
     Args:
-      directory: the bundle, or a symbolic link to it.
-      index: as in `Bundle.load`.
-      metrics: counts the switches.
+      directory: The bundle, or a symbolic link to it.
+      index: As for `Bundle.load`.
+      metrics: Counts the switches.
     """
     self.model: Model | None = None
     self._directory = pathlib.Path(directory)
     self._index = index
     self._metrics = metrics
     self._identity: tuple | None = None
-    # Identity of a bundle that failed, to not hash and load it again.
+    # The files of a bundle that failed, so that it is not loaded again.
     self._unusable: tuple | None = None
     self._lock = asyncio.Lock()
-    # Not asyncio's own, whose end would be waited for.
+    # Not asyncio's executor: the program would wait for it at exit.
     self._loader = futures.ThreadPoolExecutor(1, "loader")
 
   async def reload(self, version: int | None = None) -> Model:
-    """Loads the bundle on disk and switches to it; the old one answers until.
+    """Loads the bundle on disk and then switches to it.
 
     Args:
-      version: of the new model; None: the next one.
+      version: Version of the new model; None for the next one.
 
     Raises:
-      DataError: it cannot be used, and the old one stays.
+      DataError: The bundle cannot be used; the old one stays.
     """
     loop = asyncio.get_running_loop()
     async with self._lock:
@@ -115,7 +115,7 @@ class Holder:
           self._loader, self._load, version
         )
       except Exception as error:
-        # Whatever TensorFlow makes of a broken file: the old one goes on.
+        # TensorFlow may raise anything for a broken file: the old bundle stays.
         self._unusable = found
         raise self._failed(error) from None
       if self.model:
@@ -123,21 +123,20 @@ class Holder:
         logging.info("Switches to version %d.", version)
       self.model, self._identity = model, identity
       self._metrics.version.set(version)
-    # Futures hold what they returned in circles: the old model, for one.
+    # Futures and their results, such as the old model, form reference cycles.
     await loop.run_in_executor(self._loader, gc.collect)
     return model
 
   async def watch(
     self, seconds: float, reload: Callable[[], Awaitable[object]]
   ) -> None:
-    """Looks for a new bundle repeatedly, until cancelled.
+    """Checks for a new bundle repeatedly, until cancelled.
 
     A bundle that failed is tried again when any of its files changes.
 
     Args:
-      seconds: how often to look.
-      reload: loads it, here and maybe in other processes, or raises
-        `DataError`.
+      seconds: Time between two checks.
+      reload: Loads the bundle in all processes, or raises `DataError`.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -147,11 +146,11 @@ class Holder:
       found = await loop.run_in_executor(self._loader, self._files)
       if found == self._unusable:
         continue
-      with contextlib.suppress(errors.DataError):  # It is logged.
+      with contextlib.suppress(errors.DataError):  # Already logged.
         await reload()
 
   def _files(self) -> tuple:
-    """What differs if anything in the bundle's directory has changed."""
+    """Returns a value that changes with any file of the bundle."""
     found = [_identity(self._directory)]
     for folder, _, names in os.walk(self._directory.resolve()):
       for path in (pathlib.Path(folder, name) for name in names):
@@ -176,12 +175,12 @@ class Holder:
 
   def _load(self, version: int) -> tuple[Model, tuple | None]:
     identity = _identity(self._directory)
-    # Resolves a symbolic link once, to not mix two bundles if it changes.
+    # Resolves a symbolic link once: if it changes, two bundles must not mix.
     directory = self._directory.resolve()
     model = Model(version, bundles.Bundle.load(directory, self._index))
-    # Opens these now, because another bundle may replace it later.
+    # Opens these files now, because another bundle may replace them later.
     _ = model.bundle.seen, model.bundle.titles
-    # Called when the last call of it has ended.
+    # Called after the last call that uses the model.
     weakref.finalize(model, self._dispose, model.bundle).atexit = False
     for name, signature in model.signatures.items():
       model.run(name, _example(model, signature["inputs"]))
@@ -193,7 +192,7 @@ class Holder:
 
   def _dispose(self, bundle: bundles.Bundle) -> None:
     self._loader.submit(bundle.close)
-    # Loaded functions refer to each other in circles.
+    # Loaded functions form reference cycles.
     self._loader.submit(gc.collect)
 
 
@@ -207,7 +206,7 @@ def _identity(directory: pathlib.Path) -> tuple | None:
 
 
 def _example(model: Model, spec: tensors.Spec) -> tensors.Inputs:
-  """One row that goes all the way: a known query, and nothing else given."""
+  """Returns one row: a known query, without other inputs."""
   empty = {"string": b"", "int32": -1, "int64": -1, "float32": 0.0}
   k = min(_WARM_UP_K, model.max_k)
   values = {"k": k, "query_id": model.bundle.query_ids[0]}

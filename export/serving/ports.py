@@ -1,4 +1,4 @@
-"""Binds ports, also one port for several processes."""
+"""Binds ports, which several processes may share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xir_tfrs.data import errors
 
 @contextlib.contextmanager
 def held(host: str, port: int, flag: str) -> Iterator[int]:
-  """Holds a free port that sockets of this user may share."""
+  """Reserves a port that other sockets of this user may share."""
   with bind(host, port, flag) as free:
     port = free.getsockname()[1]
   with bind(host, port, flag, shared=True):
@@ -24,13 +24,13 @@ def bind(
   """Returns a bound socket that does not listen yet.
 
   Args:
-    host: its address.
-    port: 0 for a free one.
-    flag: that gave the port, for messages.
-    shared: whether other sockets may have the same port.
+    host: The address.
+    port: The port; 0 for a free one.
+    flag: Name of the port's flag, for errors.
+    shared: Whether other sockets may use the same port.
 
   Raises:
-    DataError: the port cannot be used.
+    DataError: The port cannot be used.
   """
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   bound = socket.socket(family)

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's messages about the model of the server."""
+"""TensorFlow Serving's messages about the served model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _METHOD = "tensorflow/serving/predict"
 def model_spec(
   name: str, model: models.Model, signature: str
 ) -> model_pb2.ModelSpec:
-  """Which model, version and signature has answered."""
+  """The model, version and signature of an answer."""
   spec = model_pb2.ModelSpec(name=name, signature_name=signature)
   spec.version.value = model.version
   return spec
@@ -29,7 +29,7 @@ def model_spec(
 def status(
   model: models.Model,
 ) -> get_model_status_pb2.GetModelStatusResponse:
-  """That the model's version is available."""
+  """The status of the model's version: available."""
   response = get_model_status_pb2.GetModelStatusResponse()
   response.model_version_status.add(
     version=model.version,

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST interface, and addresses for operators."""
+"""TensorFlow Serving's REST interface, and endpoints for operators."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xir_tfrs.data import errors
 _STATUS = {
   "INVALID_ARGUMENT": 400,
   "NOT_FOUND": 404,
-  "CANCELLED": 499,  # The client has gone; nobody reads this.
+  "CANCELLED": 499,  # The client has disconnected; nobody reads this.
   "INTERNAL": 500,
   "RESOURCE_EXHAUSTED": 429,
   "UNAVAILABLE": 503,
@@ -33,9 +33,9 @@ _STATUS = {
 
 
 class _ModelName(convertors.StringConvertor):
-  """A name without a colon, which starts a verb.
+  """A name without a colon, which starts the method.
 
-  Otherwise GET of `NAME:predict` would be the status of a model of that name.
+  Otherwise GET of `NAME:predict` would ask for the status of that model.
   """
 
   regex = "[^/:]+"
@@ -53,10 +53,10 @@ def application(
   """The web application of a service.
 
   Args:
-    serve: the service.
-    host: of the server, under which its operator asks it.
-    tokens: of those who may ask; None: all may.
-    with_demo: whether there is a page to try the bundle.
+    serve: The service.
+    host: Address of the server, which an operator's requests name.
+    tokens: Tokens that requests must have; None allows all requests.
+    with_demo: Whether to serve the page to try the bundle.
   """
 
   async def predict(request: requests.Request) -> responses.Response:
@@ -102,7 +102,9 @@ def application(
 
   async def reload(request: requests.Request) -> responses.Response:
     if _is_foreign(request, host):
-      return bodies.answer({"error": "no web page may ask for this"}, 403)
+      return bodies.answer(
+        {"error": "web pages may not reload the bundle"}, 403
+      )
     try:
       version = await serve.reload()
     except errors.DataError as error:
@@ -157,8 +159,9 @@ def _closing_connections(
 def _is_foreign(request: requests.Request, host: str) -> bool:
   """Whether a web page in the operator's browser may have sent a request.
 
-  Browsers send the `Origin` of the page. A page whose own name resolves to this
-  server (DNS rebinding) needs no `Origin`, but sends its name as the `Host`.
+  Browsers send the `Origin` of the page. If the page's own name resolves to
+  this server (DNS rebinding), they send no `Origin`, but that name as the
+  `Host`.
   """
   try:
     name = urllib.parse.urlsplit(f"//{request.headers['host']}").hostname

@@ -19,10 +19,10 @@ from tensorflow_serving.apis import (
 from export.serving import access, models, protos, service, tensors
 from export.serving import metrics as metrics_lib
 
-# Clients open another connection by themselves.
+# Clients reconnect by themselves.
 _IDLE_SECONDS = 300
 _AGE_SECONDS = 1800
-# That are not predict calls.
+# Room for calls of other methods than Predict, beyond `max_calls`.
 _SPARE_CALLS = 64
 _SIGNATURES = "signature_def"
 
@@ -30,30 +30,30 @@ _SIGNATURES = "signature_def"
 def server(
   serve: service.Service, tokens: access.Tokens | None = None
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-  """A server of a service, without a port yet, and what tells its health.
+  """Builds a server, without a port yet, and its health service.
 
   Args:
-    serve: the service.
-    tokens: of those who may ask; None: all may.
+    serve: The service.
+    tokens: Tokens that calls must have; None allows all calls.
   """
   guards = [] if tokens is None else [access.CallGuard(tokens, serve.metrics)]
   made = grpc.aio.server(
     interceptors=guards,
-    # Beyond those that the service refuses itself, with a word: these are
-    # refused before their requests are in memory.
+    # The service itself refuses calls beyond `max_calls`, with a message. Calls
+    # beyond this limit are refused before their requests are read.
     maximum_concurrent_rpcs=serve.limits.max_calls + _SPARE_CALLS,
     options=[
       ("grpc.max_receive_message_length", serve.limits.max_body_bytes),
       ("grpc.max_send_message_length", -1),
-      # Silent connections, idle ones, and those that nobody reads; no client
-      # can keep one, or what waits to be read there, for ever.
+      # Closes connections that are idle, incomplete or not read, so that no
+      # client can keep one, or the memory of its answers, forever.
       ("grpc.server_handshake_timeout_ms", _ms(serve.limits.request_seconds)),
       ("grpc.max_connection_idle_ms", _ms(_IDLE_SECONDS)),
       ("grpc.keepalive_time_ms", _ms(serve.limits.answer_seconds)),
       ("grpc.keepalive_timeout_ms", _ms(serve.limits.answer_seconds)),
       ("grpc.max_connection_age_ms", _ms(_AGE_SECONDS)),
       ("grpc.max_connection_age_grace_ms", _ms(serve.limits.answer_seconds)),
-      # Or a second server on the same port gets half of the calls.
+      # Otherwise a second server on the port would take half of the calls.
       ("grpc.so_reuseport", int(serve.member is not None)),
     ],
   )
@@ -158,7 +158,7 @@ def _ms(seconds: float) -> int:
 
 def _version(spec: model_pb2.ModelSpec) -> int | None:
   if spec.HasField("version_label"):
-    raise tensors.invalid("`version_label` is not supported; give `version`")
+    raise tensors.invalid("`version_label` is not supported; use `version`")
   return spec.version.value if spec.HasField("version") else None
 
 
@@ -168,7 +168,7 @@ def _filter(
   for name in names:
     if name not in outputs:
       raise tensors.invalid(
-        f"`output_filter` must be of {', '.join(outputs)}. Received: "
+        f"`output_filter` must be among {', '.join(outputs)}. Received: "
         + tensors.short(name)
       )
   return {name: outputs[name] for name in names or outputs}
@@ -177,7 +177,7 @@ def _filter(
 async def _refuse(
   context: grpc.aio.ServicerContext, error: tensors.RequestError
 ) -> None:
-  """Ends the call; does not return."""
+  """Aborts the call with the error; does not return."""
   metadata = ()
   if error.code in service.RETRY_CODES:
     metadata = (("grpc-retry-pushback-ms", f"{1000 * service.RETRY_SECONDS}"),)

@@ -36,35 +36,36 @@ from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 from xir_tfrs.data import errors
 
-# Longer than load balancers keep a connection that is idle: they must be the
-# ones to close it, or a request may meet a closing connection.
+# Longer than load balancers keep an idle connection. They must close it first,
+# otherwise a request may arrive on a closing connection.
 _KEEP_ALIVE_SECONDS = 75
 # The health service's name for the server as a whole.
 _ALL = ""
-# Connections that are accepted before the first of them makes room.
+# Connections that wait to be accepted.
 _BACKLOG = 64
-# How often what large calls have used is given back.
+# Time between two returns of freed memory.
 _MEMORY_SECONDS = 10
-# Besides those of REST connections: TensorFlow's, and those of gRPC.
+# Open files besides REST connections: those of TensorFlow and gRPC.
 _OTHER_FILES = _BACKLOG + 128
 
 
 def run(
   options: options_lib.ServeOptions, member: workers.Member | None = None
 ) -> None:
-  """Serves until SIGTERM or SIGINT, and ends the process then.
+  """Serves until SIGTERM or SIGINT, then ends the process.
 
   Args:
-    options: what to serve, and how.
-    member: of a group of processes that share the ports; None: alone.
+    options: The settings.
+    member: Membership in a group of processes that share the ports; None for a
+      single process.
 
   Raises:
-    DataError: the bundle or a port cannot be used.
+    DataError: The bundle or a port cannot be used.
   """
   memory.keep_little()
   asyncio.run(_serve_until_signal(options, member))
-  # A bundle that is being loaded, or an answer that takes longer than
-  # `shutdown_seconds`, would hold up the end of the interpreter.
+  # A normal exit would wait for a bundle that is being loaded, or for an answer
+  # that takes longer than `shutdown_seconds`.
   logging.flush()
   sys.stdout.flush()
   os._exit(0)
@@ -87,7 +88,7 @@ async def serve(
   """Serves until `stop` is set.
 
   Raises:
-    DataError: the bundle, a port, a certificate or a token cannot be used.
+    DataError: The bundle, a port, a certificate or a token cannot be used.
   """
   given = options.access
   tokens = access.Tokens(given.token_file) if given.token_file else None
@@ -204,7 +205,7 @@ async def _load_and_watch(
 
 
 async def _first_of(*work: Coroutine) -> None:
-  """Runs all until one of them ends or fails."""
+  """Runs coroutines until one of them ends or fails."""
   tasks = [asyncio.create_task(each) for each in work]
   done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
   for task in tasks:
@@ -235,13 +236,13 @@ async def _give_memory_back() -> None:
 
 
 def _connections(limits: options_lib.Limits) -> type[asyncio.Protocol]:
-  """Of as many connections as there may be files."""
+  """The class of connections, limited by the number of open files."""
   _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
   resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
   if 0 <= most < limits.max_connections + _OTHER_FILES:
     logging.warning(
-      "Takes %d connections, not %d: the system allows %d open files (see "
-      "ulimit -n).",
+      "Accepts %d connections instead of %d: the system allows %d open files "
+      "(see ulimit -n).",
       allowed := max(1, most - _OTHER_FILES),
       limits.max_connections,
       most,
@@ -252,7 +253,7 @@ def _connections(limits: options_lib.Limits) -> type[asyncio.Protocol]:
 
 
 class _WebServer(uvicorn.Server):
-  """Leaves signals to the program, because gRPC has to stop too."""
+  """Leaves signals to the program, which also has to stop gRPC."""
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
@@ -261,9 +262,10 @@ class _WebServer(uvicorn.Server):
 
 def _listen(host: str, port: int, shared: bool = False) -> socket.socket:
   listening = ports.bind(host, port, "--port", shared)
-  # Accepted connections inherit it. Without it an answer of two packets on a
-  # kept connection waits 40 ms for the client's acknowledgement; asyncio sets
-  # it only for sockets that name their protocol, which these do not.
+  # Accepted connections inherit TCP_NODELAY. Without it, an answer of two
+  # packets on a persistent connection waits 40 ms for the client's
+  # acknowledgement. asyncio sets it only for sockets that name their protocol;
+  # these do not.
   listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
   listening.listen(_BACKLOG)
   return listening

@@ -1,4 +1,4 @@
-"""The common part of REST and gRPC: from a request to an answer."""
+"""Answers requests; the part that REST and gRPC share."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from export.serving import metrics as metrics_lib
 from export.serving import options as options_lib
 
 DEFAULT_SIGNATURE = "serving_default"
-# Smaller bodies are read and written in the event loop: they take less time
-# there than a change of threads.
+# Smaller bodies are read and written in the event loop, where they take less
+# time than a switch of threads.
 _SMALL_BYTES = 1 << 14
-# Calls with a longer list are joined with their like alone: the lists of the
-# others would be filled up to it.
+# Calls with a longer list only share batches with each other: all lists of a
+# batch are padded to the longest one.
 _WIDE = 1 << 10
-# Calls with more answers than this wait for each other: what they need, until
-# their answers are written, is up to a hundred times as large as the answers.
+# Only `_LARGE_CALLS` calls with more answers than this run at a time: until the
+# answers are written, each takes up to a hundred times their memory.
 _LARGE_ANSWERS = 1 << 13
 _LARGE_CALLS = 4
-# When a client that was refused by one of the codes may ask again.
+# After this time, a client refused with one of these codes may retry.
 RETRY_SECONDS = 1
 RETRY_CODES = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
 
@@ -37,11 +37,11 @@ class Share:
   """Divides a limited amount among clients."""
 
   def __init__(self, limit: int, what: str):
-    """Makes it.
+    """Starts with nothing taken.
 
     Args:
-      limit: how much there is.
-      what: says what there is enough of already, in a refusal.
+      limit: The amount to divide.
+      what: Completes "the server ..." in a refusal.
     """
     self._limit = limit
     self._what = what
@@ -74,15 +74,15 @@ class Service:
   """Answers predict calls.
 
   Attributes:
-    name: of the model, in the addresses.
-    holder: of the model.
-    metrics: of the server.
-    limits: of the calls.
-    calls: divides the calls that may wait or run at a time.
-    bodies: divides the bytes of the bodies that may be in memory.
-    member: knows the other processes that serve the bundle; None if this one
-      is alone.
-    stopping: whether the server is about to end.
+    name: Name of the model in requests.
+    holder: Holds the model.
+    metrics: Metrics of the server.
+    limits: Limits of the calls.
+    calls: Limits the calls that wait or run.
+    bodies: Limits the bytes of bodies in memory.
+    member: Membership in a group of processes that serve the bundle; None for a
+      single process.
+    stopping: Whether the server is stopping.
   """
 
   def __init__(
@@ -94,52 +94,54 @@ class Service:
     limits: options_lib.Limits,
     member: workers.Member | None = None,
   ):
-    """Makes it.
+    """Creates a service.
 
     Args:
-      name: of the model, in the addresses.
-      holder: of the model.
-      metrics: of the server.
-      make_batcher: makes one that runs the function it is given.
-      limits: of the calls.
-      member: of a group of processes, or None.
+      name: See the attributes, as for the other arguments.
+      holder: See the attributes.
+      metrics: See the attributes.
+      make_batcher: Makes a batcher that runs a function.
+      limits: See the attributes.
+      member: See the attributes.
     """
     self.name = name
     self.member = member
     self.holder = holder
     self.metrics = metrics
     self.limits = limits
-    self.calls = Share(limits.max_calls, "has as many calls as it takes")
-    self.bodies = Share(limits.max_pending_bytes, "reads as much as it takes")
+    self.calls = Share(limits.max_calls, "has too many calls")
+    self.bodies = Share(
+      limits.max_pending_bytes, "has no memory for this request"
+    )
     self.stopping = False
     self._batcher = make_batcher(self._run)
     self._large = asyncio.Semaphore(_LARGE_CALLS)
-    # Apart from the one that calls TensorFlow, which has work that is waited
-    # for; one thread, as Python runs no more of this at a time.
+    # Not the pool that calls TensorFlow, which may be busy. One thread, because
+    # Python runs only one at a time of this work.
     self._pool = futures.ThreadPoolExecutor(1, "codec")
 
   async def reload(self, join: bool = False) -> int:
     """Loads the bundle again, in all processes that serve it.
 
     Args:
-      join: whether a load that goes on already will do.
+      join: Whether a load that is in progress is enough.
 
     Returns:
-      Its version.
+      The new version.
 
     Raises:
-      DataError: it cannot be used, and the old one stays.
+      DataError: The bundle cannot be used; the old one stays.
     """
     if self.member is not None:
       return await self.member.reload(join)
     return (await self.holder.reload()).version
 
   async def convert(self, size: int, work: Callable[[], _T]) -> _T:
-    """What `work` returns, which reads or writes a body.
+    """Returns the result of `work`, which reads or writes a body.
 
     Args:
-      size: of the body, in bytes; the event loop goes on during a large one.
-      work: the function.
+      size: Bytes of the body; a large one does not block the event loop.
+      work: The function.
     """
     if size <= _SMALL_BYTES:
       return work()
@@ -149,7 +151,7 @@ class Service:
     """Returns the result of `work`; cancels it if it takes too long.
 
     Raises:
-      tensors.RequestError: it takes longer than a call may.
+      tensors.RequestError: It takes longer than `call_seconds`.
     """
     try:
       return await asyncio.wait_for(work, self.limits.call_seconds)
@@ -166,10 +168,10 @@ class Service:
     return self.holder.model is not None and not self.stopping
 
   def model(self, name: str, version: int | None) -> models.Model:
-    """The model, if it is the one that is asked for.
+    """Returns the model, if name and version match.
 
     Raises:
-      tensors.RequestError: it is another one, or none is loaded yet.
+      tensors.RequestError: They do not match, or no bundle is loaded yet.
     """
     if name != self.name:
       raise tensors.RequestError(
@@ -196,22 +198,22 @@ class Service:
     read: Callable[[tensors.Spec], tensors.Inputs],
     write: Callable[[models.Model, tensors.Inputs], _T],
   ) -> _T:
-    """Answers one call.
+    """Answers a call.
 
     Args:
-      call: gets the name of the signature.
-      name: of the model.
-      version: of the model, None for the one there is.
-      signature: its name, "" for the default one.
-      size: of the request, in bytes.
-      read: makes arrays from the request.
-      write: makes the answer from the model and the outputs.
+      call: Receives the name of the signature.
+      name: Name of the model.
+      version: Version of the model; None for the current one.
+      signature: Name of the signature; "" for the default one.
+      size: Bytes of the request.
+      read: Converts the request to arrays.
+      write: Makes the answer from the model and the outputs.
 
     Returns:
       The answer.
 
     Raises:
-      tensors.RequestError: there is no answer.
+      tensors.RequestError: The call is refused or fails.
     """
     model = self.model(name, version)
     signature = signature or DEFAULT_SIGNATURE
@@ -236,7 +238,7 @@ class Service:
   async def _compute(
     self, model: models.Model, signature: str, inputs: tensors.Inputs
   ) -> tensors.Inputs:
-    """Outputs of the model, possibly as a part of a larger call."""
+    """Computes the outputs of the model, possibly in a batch."""
     scalars = tuple(x.item() for x in inputs.values() if not x.ndim)
     wide = any(size > _WIDE for x in inputs.values() for size in x.shape[1:])
     try:

@@ -25,10 +25,10 @@ from tensorflow.core.framework import tensor_pb2
 
 from export.serving import options
 
-# Of an input. TensorProto repeats its last value, so that few bytes can stand
-# for any size.
+# Values of an input. A TensorProto repeats its last value, so a few bytes can
+# describe an array of any size.
 MAX_ELEMENTS = 1 << 20
-# What means "not given", by the kind of an array's type.
+# The value for "not given", by the kind of the dtype.
 PADDING = {"O": b"", "i": -1, "f": np.nan}
 _TOO_DEEP = "the body is nested too deeply"
 
@@ -37,10 +37,10 @@ Spec = Mapping[str, Mapping]
 
 
 class RequestError(Exception):
-  """A request is refused.
+  """A request that the server refuses.
 
   Attributes:
-    code: name of the gRPC status, such as "INVALID_ARGUMENT".
+    code: Name of the gRPC status, such as "INVALID_ARGUMENT".
   """
 
   def __init__(self, code: str, message: str):
@@ -53,7 +53,7 @@ def invalid(message: str) -> RequestError:
 
 
 def parse_json(body: bytes) -> dict:
-  """The request object of a predict call."""
+  """Parses the body of a predict call."""
   try:
     request = json.loads(body)
   except RecursionError:
@@ -66,11 +66,11 @@ def parse_json(body: bytes) -> dict:
     set(request) - {"signature_name", "inputs", "instances"}
   ):
     raise invalid(
-      f"`{short(unknown[0])}` is not known; a request has `signature_name` and "
+      f"`{short(unknown[0])}` is unknown; a request has `signature_name` and "
       "either `inputs` or `instances`"
     )
   if ("inputs" in request) == ("instances" in request):
-    raise invalid("a request needs one of `inputs` and `instances`")
+    raise invalid("a request needs exactly one of `inputs` and `instances`")
   if not isinstance(request.get("signature_name", ""), str):
     raise invalid(
       "`signature_name` must be a string. Received: "
@@ -80,10 +80,10 @@ def parse_json(body: bytes) -> dict:
 
 
 def from_json(request: dict, spec: Spec) -> Inputs:
-  """Converts a request from `parse_json` to arrays; does not check them.
+  """Converts a request from `parse_json` to arrays, without checks.
 
-  In row format an input without axes, such as k, must be the same in every
-  instance.
+  In row format, an input without axes, such as k, must have the same value in
+  every instance.
   """
   try:
     if "inputs" in request:
@@ -100,12 +100,12 @@ def from_json(request: dict, spec: Spec) -> Inputs:
       for name, wanted in spec.items()
       if name in columns
     }
-  except RecursionError:  # Comparing and showing values goes deeper than JSON.
+  except RecursionError:  # Comparing and showing values recurses deeper.
     raise invalid(_TOO_DEEP) from None
 
 
 def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
-  """An answer, in row format or columnar.
+  """Formats an answer, in row or columnar format.
 
   As in TensorFlow Serving, a single output has no name, and non-finite numbers
   are the tokens NaN, Infinity and -Infinity.
@@ -191,12 +191,12 @@ def check(
   if rows[first] * int(inputs["k"]) > limits.max_answers:
     raise invalid(
       f"rows times `k` must be at most {limits.max_answers}. Received: "
-      f"{rows[first]} rows, `k` = {inputs['k']}; ask in several calls"
+      f"{rows[first]} rows, `k` = {inputs['k']}; send several calls"
     )
 
 
 def _needed(spec: Spec) -> list[str]:
-  """Inputs that may not be left out."""
+  """Inputs that are required."""
   first = next(name for name, wanted in spec.items() if wanted["shape"])
   return [first, *(name for name in spec if not spec[name]["shape"])]
 
@@ -210,13 +210,13 @@ def _check_names(given: Collection[str], spec: Spec) -> None:
   for name in given:
     if name not in spec:
       raise invalid(
-        f"`{short(name)}` is not an input of the signature; it has "
+        f"`{short(name)}` is not an input of the signature; its inputs are "
         + ", ".join(spec)
       )
 
 
 def _columns(instances: object, spec: Spec) -> dict[str, object]:
-  """Row format to columnar."""
+  """Converts row format to columnar format."""
   if not isinstance(instances, list) or not instances:
     raise invalid(
       f"`instances` must be a list of rows. Received: {_show(instances)}"
@@ -226,7 +226,7 @@ def _columns(instances: object, spec: Spec) -> dict[str, object]:
   for place, row in enumerate(instances):
     if not isinstance(row, dict):
       raise invalid(
-        f"`instances` must be objects. Received: {_show(row)} at {place}"
+        f"instance {place} must be an object. Received: {_show(row)}"
       )
     try:
       _check_names([name for name in row if row[name] is not None], spec)
@@ -260,13 +260,13 @@ def _only_name(spec: Spec, key: str) -> str:
 def _array(
   name: str, value: object, wanted: Mapping, optional: bool
 ) -> np.ndarray:
-  """Nested lists to an array of the wanted type and rank.
+  """Converts nested lists to an array of the expected dtype and rank.
 
   Args:
-    name: of the input.
-    value: what came.
-    wanted: its type and shape.
-    optional: whether null, of a row or a value, means "not given".
+    name: Name of the input.
+    value: The received value.
+    wanted: Expected dtype and shape.
+    optional: Whether a null row or value means "not given".
   """
   dtype = np.dtype(tf.as_dtype(wanted["dtype"]).as_numpy_dtype)
   level, shape = [value], []
@@ -275,14 +275,14 @@ def _array(
       level = _instead_of_null(level, size)
     for part in level:
       if not isinstance(part, list):
-        raise _wrong(name, wanted, f"{_show(part)} where a list is wanted")
+        raise _wrong(name, wanted, f"{_show(part)} instead of a list")
     widths = {len(part) for part in level}
     if len(widths) > 1:
       raise _wrong(
         name,
         wanted,
-        f"lists of different length, {min(widths)} and {max(widths)}; fill up "
-        'the shorter ones with "", -1 or NaN',
+        f"lists of different lengths, {min(widths)} and {max(widths)}; pad the "
+        'shorter ones with "", -1 or NaN',
       )
     shape.append(widths.pop() if widths else 0)
     level = [leaf for part in level for leaf in part]
@@ -300,7 +300,7 @@ def _array(
 
 
 def _instead_of_null(rows: list, size: int | None) -> list:
-  """Rows of a list each; null is one of nulls, as long as the others."""
+  """Replaces null rows by lists of nulls, as long as the other rows."""
   if size is None:
     size = max((len(x) for x in rows if isinstance(x, list)), default=0)
   return [[None] * size if x is None else x for x in rows]
@@ -358,7 +358,7 @@ def _from_proto(
     return tf.make_ndarray(proto)
   except ValueError:
     raise _wrong(
-      name, wanted, f"{received} with another number of values"
+      name, wanted, f"{received} with a different number of values"
     ) from None
 
 
@@ -385,7 +385,7 @@ def _wrong(name: str, wanted: Mapping, received: str) -> RequestError:
 
 
 def _type(dtype: str, shape: Collection[int | None]) -> str:
-  """Such as "string [n, any]"."""
+  """Describes an array, for example "string [n, any]"."""
   names = ["n", *["any"] * len(shape)]
   sizes = [
     names[axis] if size is None else str(size)
@@ -395,10 +395,10 @@ def _type(dtype: str, shape: Collection[int | None]) -> str:
 
 
 def short(text: str, length: int = 60) -> str:
-  """The beginning of a text that clients sent."""
+  """Shortens text from a client."""
   return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _show(value: object) -> str:
-  """A JSON value, short."""
+  """Shows the start of a JSON value."""
   return short(json.dumps(value, ensure_ascii=False))

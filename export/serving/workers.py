@@ -7,10 +7,10 @@ connections among them (SO_REUSEPORT).
 
 All workers load a new bundle, with the same version:
 
-    worker -> parent    Reload(ask, join)    an operator asks, or it is found
+    worker -> parent    Reload(ask, join)    on request, or for a new bundle
     parent -> workers   Load(version)
     workers -> parent   Loaded(error)
-    parent -> worker    Reloaded(ask, version, error)    when all have answered
+    parent -> worker    Reloaded(ask, version, error)    after all answers
 
 This module does not need TensorFlow.
 """
@@ -45,25 +45,25 @@ _PAUSE_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-  """A worker listens."""
+  """A worker is listening."""
 
   version: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """A worker ends because it cannot start."""
+  """A worker cannot start and ends."""
 
   error: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Reload:
-  """A worker wants all of them to load the bundle again.
+  """A worker asks all workers to load the bundle again.
 
   Attributes:
-    ask: tells the answer from those to others.
-    join: whether a load that goes on already will do.
+    ask: Number of the request, which the answer repeats.
+    join: Whether a load that is in progress is enough.
   """
 
   ask: int
@@ -72,7 +72,7 @@ class Reload:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-  """A worker must load the bundle, as this version."""
+  """A worker must load the bundle as this version."""
 
   version: int
 
@@ -94,10 +94,10 @@ class Reloaded:
 
 
 class Member:
-  """What a worker knows of the others: its end of a pipe to the parent.
+  """A worker's connection to the parent.
 
   Attributes:
-    version: of the bundle that it loads first.
+    version: Version of the bundle that the worker loads first.
   """
 
   def __init__(self, version: int, pipe: connection.Connection):
@@ -107,20 +107,20 @@ class Member:
     self._waiting: dict[int, asyncio.Future[int]] = {}
 
   def ready(self) -> None:
-    """Tells that this worker listens."""
+    """Tells the parent that this worker is listening."""
     self._pipe.send(Ready(self.version))
 
   async def reload(self, join: bool = False) -> int:
-    """Has all workers load the bundle again.
+    """Makes all workers load the bundle again.
 
     Args:
-      join: whether a load that goes on already will do.
+      join: Whether a load that is in progress is enough.
 
     Returns:
       The version of the bundle.
 
     Raises:
-      DataError: one of them could not.
+      DataError: A worker cannot load the bundle.
     """
     ask = next(self._asked)
     self._waiting[ask] = asyncio.get_running_loop().create_future()
@@ -131,7 +131,7 @@ class Member:
     """Handles messages of the parent; returns when the parent has ended.
 
     Args:
-      load: loads the bundle as a version, or raises `DataError`.
+      load: Loads the bundle as a version, or raises `DataError`.
     """
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
@@ -159,7 +159,7 @@ class Member:
       self._pipe.send(Loaded(error))
     elif isinstance(message, Reloaded):
       answer = self._waiting.pop(message.ask)
-      if answer.done():  # Who asked has gone.
+      if answer.done():  # The client has disconnected.
         return
       if message.error is None:
         answer.set_result(message.version)
@@ -167,7 +167,7 @@ class Member:
         answer.set_exception(errors.DataError(message.error))
 
 
-# Starts to serve, in a process of its own.
+# Serves, in its own process.
 Work = Callable[[options_lib.ServeOptions, Member], None]
 
 
@@ -179,27 +179,27 @@ class _Worker:
 
 
 class Group:
-  """The workers, from the parent's point of view."""
+  """The workers, as the parent sees them."""
 
   def __init__(self, options: options_lib.ServeOptions, work: Work):
     """Starts nothing yet.
 
     Args:
-      options: with ports that are free.
-      work: what a worker does.
+      options: Settings with reserved ports.
+      work: The work of each worker.
     """
     self._options = options
     self._work = work
     self._workers: list[_Worker] = []
     self._version = 1
-    # Of the load that goes on: who has not answered, how many were told, what
-    # failed, and who gets the answer. Then those who get that of the next one.
+    # The load in progress: workers that have not answered, number of workers
+    # asked, errors, and requests to answer. Then requests for the next load.
     self._loading: set[_Worker] = set()
     self._told = 0
     self._errors: list[str] = []
     self._askers: list[tuple[_Worker, int]] = []
     self._next_askers: list[tuple[_Worker, int]] = []
-    self._may_start = 0.0  # When the next one may, by the clock.
+    self._may_start = 0.0  # Time before which no worker is started again.
     self._was_ready = False
     self._stopping = False
 
@@ -207,7 +207,7 @@ class Group:
     """Serves until SIGTERM or SIGINT.
 
     Raises:
-      DataError: the bundle cannot be used at the start.
+      DataError: The bundle cannot be used at the start.
     """
     for number in _SIGNALS:
       signal.signal(number, lambda *_: self._stop())
@@ -234,7 +234,7 @@ class Group:
 
   def _start(self) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
-    # Or a worker would take its siblings for a parent that is alive.
+    # A worker that held these pipes would not notice the end of the parent.
     others = [ours, *(worker.pipe for worker in self._workers)]
     process = multiprocessing.get_context("fork").Process(
       target=self._run_worker, args=(Member(self._version, theirs), others)
@@ -250,7 +250,7 @@ class Group:
   def _run_worker(
     self, member: Member, others: list[connection.Connection]
   ) -> None:
-    """In the worker's process."""
+    """Runs in the worker's process."""
     for number in _SIGNALS:
       signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -262,7 +262,7 @@ class Group:
       member._pipe.send(Failed(str(error)))
 
   def _wait(self) -> None:
-    """Until something happens, or for a moment."""
+    """Waits up to half a second for messages and ended workers."""
     sources: list = [worker.pipe for worker in self._workers]
     sources += [worker.process.sentinel for worker in self._workers]
     happened = connection.wait(sources, timeout=0.5)
@@ -301,7 +301,7 @@ class Group:
       askers.append((worker, message.ask))
 
   def _go_on_with_loads(self) -> None:
-    """Ends a load that all have answered, and starts the next one."""
+    """Ends a load that all workers have answered, and starts the next one."""
     if self._loading:
       return
     if self._told:
@@ -318,7 +318,7 @@ class Group:
       self._send(worker, Load(self._version + 1))
 
   def _send(self, worker: _Worker, message: object) -> None:
-    with contextlib.suppress(OSError):  # It has ended, which is seen soon.
+    with contextlib.suppress(OSError):  # It has ended; `_wait` handles that.
       worker.pipe.send(message)
 
   def _bury(self, worker: _Worker) -> None:
@@ -346,7 +346,7 @@ class Group:
 
 
 def _forget(process: int | None) -> None:
-  """Removes the metrics of calls that an ended worker had in progress."""
+  """Removes metrics of the calls in progress of an ended worker."""
   for path in pathlib.Path(os.environ[_METRICS_FOLDER]).glob(
     f"gauge_live*_{process}.db"
   ):
@@ -354,10 +354,10 @@ def _forget(process: int | None) -> None:
 
 
 def run(options: options_lib.ServeOptions, work: Work) -> None:
-  """Serves by `options.workers` processes until SIGTERM or SIGINT.
+  """Serves with `options.workers` processes until SIGTERM or SIGINT.
 
   Raises:
-    DataError: the bundle or a port cannot be used.
+    DataError: The bundle or a port cannot be used.
   """
   with (
     tempfile.TemporaryDirectory(prefix="metrics-") as folder,

@@ -333,7 +333,7 @@ def test_output_filter(server, world):
     ({"k": 0}, "`k` must be from 1 to 10000. Received: 0"),
     ({"k": 10_001}, "`k` must be from 1 to 10000. Received: 10001"),
     ({"query_id": None}, "`query_id` is missing; it must be string [n]"),
-    ({"query": ["a"]}, "`query` is not an input of the signature; it has"),
+    ({"query": ["a"]}, "`query` is not an input of the signature; its inputs"),
     ({"query_id": [7]}, "`query_id` must be string [n]. Received: "),
     ({"query_id": [["a"]]}, "`query_id` must be string [n]. Received: "),
     ({"query_id": ["a", "b"]}, "`exclude_ids` must have as many rows as"),

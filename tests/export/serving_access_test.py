@@ -173,5 +173,5 @@ def test_unusable_certificates_are_named(running, tmp_path):
   serve = options.ServeOptions(bundle=str(tmp_path), access=given)
   with pytest.raises(errors.DataError, match="--tls_key .*key.pem: cannot be"):
     asyncio.run(server.serve(serve, asyncio.Event()))
-  with pytest.raises(settings.SettingsError, match="need each other"):
+  with pytest.raises(settings.SettingsError, match="must be given together"):
     options.Access(tls_key="key.pem")

@@ -67,7 +67,7 @@ def test_calls_over_the_limit_are_refused_with_retry_after(busy):
   wait_for(lambda: busy.in_flight() == LIMITS.max_calls)
   status, content, headers = busy.rest()
   assert (status, headers["Retry-After"]) == (429, "1")
-  assert "as many calls as it takes; try again later" in content["error"]
+  assert "has too many calls; try again later" in content["error"]
   refused = busy.grpc()
   assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
   assert ("grpc-retry-pushback-ms", "1000") in refused.trailing_metadata()
@@ -102,7 +102,7 @@ def test_bodies_that_are_too_large_or_too_many_are_refused(running):
       lambda: (found := running.http("POST", PREDICT, content))[0] == 429
       and found
     )
-    assert "reads as much as it takes" in status[1]
+    assert "has no memory for this request" in status[1]
     assert running.rest()[0] == 200
   wait_for(lambda: running.in_flight() == 0)
   assert running.http("POST", PREDICT, content)[0] == 200

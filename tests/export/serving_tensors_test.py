@@ -142,11 +142,11 @@ def test_a_single_input_goes_without_its_name():
       {"query_id": ["a", None]},
       "`query_id` must be string [n]. Received: null",
     ),
-    ({"ages": [1, 2]}, "`ages` is not an input of the signature; it has"),
+    ({"ages": [1, 2]}, "`ages` is not an input of the signature; its inputs"),
     ({"query_id": [7, "b"]}, "`query_id` must be string [n]. Received: 7"),
     ({"query_id": ["b", {"b64": "?"}]}, 'Received: {"b64": "?"}'),
     ({"query_id": ["\ud800", "b"]}, "`query_id` must be string [n]."),
-    ({"query_id": "b"}, 'Received: "b" where a list is wanted'),
+    ({"query_id": "b"}, 'Received: "b" instead of a list'),
     (
       {"query_id": [["b"], ["a"]]},
       "`query_id` must be string [n]. Received: [",
@@ -154,16 +154,16 @@ def test_a_single_input_goes_without_its_name():
     ({"query_id": []}, "`age` must have as many rows as `query_id`, 0."),
     ({"age": ["1", 2]}, '`age` must be float32 [n]. Received: "1"'),
     ({"age": [True, 2]}, "`age` must be float32 [n]. Received: true"),
-    ({"place": [None, [1]]}, "different length, 1 and 2"),
+    ({"place": [None, [1]]}, "different lengths, 1 and 2"),
     ({"age": [1e39, 2]}, "`age` must be float32 [n]. Received: 1e+39"),
     (
       {"place": [[1], [2]]},
       "must be float32 [n, 2]. Received: float32 [2, 1]",
     ),
-    ({"place": [1, 2]}, "Received: 1 where a list is wanted"),
+    ({"place": [1, 2]}, "Received: 1 instead of a list"),
     (
       {"exclude_ids": [[1], [2, 3]]},
-      "different length, 1 and 2; fill",
+      "different lengths, 1 and 2; pad",
     ),
     (
       {"exclude_ids": [[1 << 63], [2]]},
@@ -190,9 +190,9 @@ def test_wrong_inputs_are_named(changes, message):
     (b"\xff", "the body is not JSON"),
     (b"[" * 200_000, "the body is nested too deeply"),
     (b"[1]", "the body must be an object. Received: [1]"),
-    (b"{}", "a request needs one of `inputs` and `instances`"),
+    (b"{}", "a request needs exactly one of `inputs` and `instances`"),
     (b'{"inputs": 1, "instances": 2}', "one of `inputs` and `instances`"),
-    (b'{"input": 1}', "`input` is not known"),
+    (b'{"input": 1}', "`input` is unknown"),
     (
       b'{"inputs": 1, "signature_name": 3}',
       "`signature_name` must be a",
@@ -229,9 +229,9 @@ def test_deep_nesting_is_refused_at_every_depth():
   "rows, message",
   [
     ([_row(), _row(k=4)], "`k` must be the same in all instances. Received: 3"),
-    ([_row(), 5], "`instances` must be objects. Received: 5 at 1"),
+    ([_row(), 5], "instance 1 must be an object. Received: 5"),
     ([_row(), {**_row(), "x": 1}], "instance 1: `x` is not an input"),
-    ([_row(), _row(exclude_ids=[1])], "lists of different length, 1 and 2"),
+    ([_row(), _row(exclude_ids=[1])], "lists of different lengths, 1 and 2"),
   ],
 )
 def test_wrong_rows_are_named(rows, message):
@@ -337,7 +337,7 @@ def _negative():
       {"exclude_ids": _bomb()},
       "Received: int64 [1099511627776, ",
     ),
-    ({"exclude_ids": _short()}, "[4, 4] with another number of values"),
+    ({"exclude_ids": _short()}, "[4, 4] with a different number of values"),
     ({"exclude_ids": _negative()}, "Received: int64 [-1, 1]"),
   ],
 )

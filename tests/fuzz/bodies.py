@@ -1,4 +1,4 @@
-"""Requests to the server, in this process, of both protocols."""
+"""Broken REST and gRPC requests to a server that runs in this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Refused(errors.DataError):
 def targets(
   world: worlds.World, bundle: pathlib.Path
 ) -> list[targets_lib.Target]:
-  """REST and gRPC before one bundle."""
+  """REST and gRPC targets that serve the same bundle."""
   server = _Server(world, bundle)
   bodies = [json.dumps(request).encode() for request in _requests(world)]
   protos = [_proto(request).SerializeToString() for request in _requests(world)]
@@ -98,7 +98,7 @@ def _proto(request: dict[str, Any]) -> predict_pb2.PredictRequest:
 
 
 def _inputs(world: worlds.World) -> st.SearchStrategy[bytes]:
-  """Requests of tensors of any type, shape and number of values."""
+  """Requests whose tensors have any type, shape and number of values."""
   sizes = st.sampled_from([-2, -1, 0, 1, 2, 3, 64, 65, 2**20, 2**31, 2**62])
   types = st.sampled_from([*range(0, 30), 101, 2**31 - 1])
   strings = st.lists(
@@ -200,7 +200,7 @@ class _Server:
     self._check({"signature_name": spec.signature_name}, inputs, outputs)
 
   def _check(self, request: dict, inputs: Any, outputs: Any) -> None:
-    """The answers of known queries are those of the vectors, by NumPy."""
+    """Compares answers to known queries with a ranking by NumPy."""
     name = request.get("signature_name") or "recommend"
     if name not in ("recommend", "serving_default"):
       return
@@ -264,19 +264,19 @@ class _Aborted(Exception):
 
 
 class _Context:
-  """What gRPC gives a method."""
+  """The part of a gRPC context that the server uses."""
 
   async def abort(self, code, text, metadata=()) -> None:
     raise _Aborted(code, text)
 
 
 def _listed(lists: Any, place: int) -> set[str]:
-  """The ids of a row; lists, rows and ids may be null."""
+  """Returns the ids in a row; lists, rows and ids may be null."""
   return {_text(x) for x in (lists or {place: ()})[place] or ()} - {"", None}
 
 
 def _text(value: Any) -> Any:
-  """An id as text; None, which is padding, stays."""
+  """Converts an id to text; None, the padding, stays None."""
   if isinstance(value, dict):  # {"b64": ...}
     value = base64.b64decode(value["b64"])
   return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Bundles with a file that was changed, cut, deleted, swapped or added."""
+"""Bundles in which a file is changed, truncated, replaced or deleted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xir_tfrs.data import errors
 from xir_tfrs.serving import manifest as manifests
 from xir_tfrs.serving import scann_folder
 
-# A file below the bundle, and what happens to it: other content, another file
-# in its place, or None: it is gone.
+# A file of the bundle, and what replaces it: bytes, the content of another file
+# of the bundle, or nothing (None).
 Damage = tuple[str, bytes | str | None]
 
 
 def targets(bundle: pathlib.Path) -> list[targets_lib.Target]:
-  """A bundle with both indexes, and what reads it."""
+  """A target for each reader of a bundle with both indexes."""
   names = sorted(manifests.load(bundle).files)
   whole = {name: (bundle / name).read_bytes() for name in names}
   of_folder = [name for name in names if name.startswith("scann_folder/")]
@@ -59,7 +59,7 @@ def targets(bundle: pathlib.Path) -> list[targets_lib.Target]:
 def _damages(
   names: list[str], whole: dict[str, bytes]
 ) -> st.SearchStrategy[Damage]:
-  """Of each file: other content, that of another one, or gone."""
+  """Draws a file and its replacement."""
   return st.sampled_from(names).flatmap(
     lambda name: st.tuples(
       st.just(name),
@@ -72,7 +72,7 @@ def _damages(
 
 @contextlib.contextmanager
 def _damaged(bundle: pathlib.Path, damage: Damage) -> Iterator[bool]:
-  """Applies a damage for a while; whether anything is another then."""
+  """Applies damage in a context; yields whether it changes any byte."""
   name, change = damage
   path = bundle / name
   right = path.read_bytes()
@@ -88,11 +88,11 @@ def _damaged(bundle: pathlib.Path, damage: Damage) -> Iterator[bool]:
 
 
 def _load(bundle: pathlib.Path, damage: Damage) -> None:
-  """Refused if a file that is read has changed."""
+  """Loading refuses a bundle if a file that it reads has changed."""
   with _damaged(bundle, damage) as changed:
     manifest = manifests.load(bundle)
     for index in manifest.indexes:
-      # As `Bundle.load` before it loads: loading takes a second.
+      # The checks of `Bundle.load`, without loading, which takes a second.
       read = (index, serving.bundle.LISTS, serving.bundle.RANKER)
       manifests.check_files(bundle, manifest, read)
     read = (*manifest.indexes, serving.bundle.LISTS)
@@ -100,7 +100,7 @@ def _load(bundle: pathlib.Path, damage: Damage) -> None:
 
 
 def _verify(bundle: pathlib.Path, damage: Damage) -> None:
-  """Any change of any file is found."""
+  """`verify` finds any change of any file."""
   with _damaged(bundle, damage) as changed:
     if not changed:
       return
@@ -109,7 +109,7 @@ def _verify(bundle: pathlib.Path, damage: Damage) -> None:
       if not check.ok:
         failed.append(check)
       if check.name == "lists":
-        break  # What follows loads the models, if all files are right.
+        break  # The checks after it load the models, which is slow.
     assert [check.name for check in failed][:1] == ["files"], failed
     for check in failed:
       _require_named(check.detail)
@@ -117,7 +117,7 @@ def _verify(bundle: pathlib.Path, damage: Damage) -> None:
 
 
 def _require_named(detail: str) -> None:
-  """A check says what is wrong in the project's words."""
+  """Fails if a detail is the text of a foreign exception."""
   kind = detail.partition(":")[0]
   assert not kind.endswith("Error") and "\n" not in detail, detail
 
@@ -127,7 +127,7 @@ def _load_folder(bundle: pathlib.Path, damage: Damage) -> None:
   right = scann_folder.ScannFolder.load(path, check_hashes=False).settings
   with _damaged(bundle, damage) as changed:
     loaded = scann_folder.ScannFolder.load(path)
-    # Of the settings, white space may differ, and the order of fields.
+    # White space and the order of fields may differ in the settings.
     assert not changed or damage[0].endswith(scann_folder.SETTINGS)
     assert loaded.settings == right
     loaded.search(np.zeros([1, loaded.dim], np.float32), 3)
@@ -139,7 +139,7 @@ def _load_manifest(bundle: pathlib.Path, content: bytes) -> None:
   before = path.read_bytes()
   path.write_bytes(content)
   try:
-    # White space may differ, and the order of fields; no value may.
+    # White space and the order of fields may differ, values may not.
     assert manifests.load(bundle) == right
   finally:
     path.write_bytes(before)

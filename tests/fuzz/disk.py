@@ -1,4 +1,4 @@
-"""What the programs themselves write, and read again."""
+"""Broken variants of the files that the programs write and read."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _file(
   use: Callable[[], Any],
   place: pathlib.Path,
 ) -> targets_lib.Target:
-  """A file whose content is another one, while it is used."""
+  """Replaces the content of a file while `use` reads it."""
   right = path.read_bytes()
 
   def check(content: bytes) -> None:
@@ -109,7 +109,7 @@ def _file(
 
 
 def _use_data(path: pathlib.Path) -> None:
-  """Reads a data directory as training does; what is read fits together."""
+  """Reads a data directory as training does, and checks that it fits."""
   data = directory.DataDir(path)
   schema = data.schema
   for split in schema_lib.SPLITS:
@@ -141,7 +141,7 @@ def _records(path: pathlib.Path) -> list[bytes]:
 
 
 def _framed(*records: bytes) -> bytes:
-  """A file of records with the right checksums."""
+  """A file of records with correct checksums."""
   with tempfile.NamedTemporaryFile() as file:
     with tf.io.TFRecordWriter(file.name) as writer:
       for record in records:
@@ -150,7 +150,7 @@ def _framed(*records: bytes) -> bytes:
 
 
 def _examples(path: pathlib.Path) -> st.SearchStrategy[bytes]:
-  """Records with columns that are missing, of another type, or changed."""
+  """Records in which columns are missing, changed or of another type."""
   (*records,) = _records(path)
   names = sorted(tf.train.Example.FromString(records[0]).features.feature)
   values = st.one_of(
@@ -175,7 +175,7 @@ def _examples(path: pathlib.Path) -> st.SearchStrategy[bytes]:
         continue
       ((kind, content),) = value.items()
       into = getattr(example.features.feature[name], kind).value
-      if keep and len(into):  # A few of the values alone are others.
+      if keep and len(into):  # Changes only the first values.
         into[: len(content["value"])] = content["value"]
       else:
         del into[:]
@@ -189,7 +189,7 @@ def _examples(path: pathlib.Path) -> st.SearchStrategy[bytes]:
 
 
 def _settings(path: pathlib.Path) -> targets_lib.Target:
-  """The settings in a config.json, of a version without its hash."""
+  """The settings in a config.json of an old version, which has no hash."""
   config = configs.from_preset(data="data", model_dir="run", task="xir")
   seed = json.dumps(settings.as_dict(config)).encode()
 
@@ -206,7 +206,7 @@ def _settings(path: pathlib.Path) -> targets_lib.Target:
 
 
 def _metrics(run: pathlib.Path) -> targets_lib.Target:
-  """metrics.jsonl, and what a resumed run makes of it."""
+  """metrics.jsonl, as a resumed run reads it."""
   path = run / runs.METRICS
   rows = [
     {"kind": "train", "step": 5, "epoch": 1.0, "loss": 2.5},
@@ -240,7 +240,7 @@ def _metrics(run: pathlib.Path) -> targets_lib.Target:
 
 
 def _results(folder: pathlib.Path) -> targets_lib.Target:
-  """metrics.json of an evaluation, and the files of reproductions."""
+  """metrics.json of an evaluation."""
   path = folder / "results.json"
   metrics = {"model": {"ndcg@20": 0.5}}
   part = {"queries": 3, "pairs": 4, "metrics": metrics}
@@ -265,7 +265,7 @@ def _results(folder: pathlib.Path) -> targets_lib.Target:
 
 
 def _resumed(path: pathlib.Path, world: worlds.World) -> targets_lib.Target:
-  """Checkpoints that a run goes on from: the newest that is whole, or none."""
+  """Checkpoints of a resumed run, which restores the newest valid one."""
   weight = tf.Variable(np.zeros(3, np.float32))
   step = tf.Variable(0, dtype=tf.int64)
   run = runs.RunDir(path)

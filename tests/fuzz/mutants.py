@@ -1,4 +1,4 @@
-"""Broken variants of files and messages, each a function of a number."""
+"""Broken variants of files and messages, each determined by a number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 _NUMBERS = st.integers(0, 2**32 - 1)
-# What parsers stumble over: separators, ends, escapes, ends of ranges.
+# Bytes that break parsers: separators, line ends, escapes, extreme numbers.
 _BITS = (
   *(b"\0", b"\n", b"\r", b"\r\n", b"\t", b",", b";", b'"', b"'", b"\\"),
   *(b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\x1f"),
@@ -27,7 +27,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def of_bytes(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-  """Some of `seeds`, with bytes changed, cut, added, moved or repeated."""
+  """Draws one of `seeds` and changes, removes, adds or repeats bytes."""
   return st.builds(
     lambda seed, number: mutate(seed, random.Random(number), seeds),
     st.sampled_from(seeds),
@@ -36,7 +36,7 @@ def of_bytes(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
 
 
 def of_json(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-  """Some of the documents `seeds`, with values and keys changed."""
+  """Draws one of the documents `seeds` and changes values and keys."""
   documents = [json.loads(seed) for seed in seeds]
   return st.builds(
     lambda place, number: json.dumps(
@@ -140,12 +140,12 @@ def _change(
   elif kind == 4 and isinstance(holder, list):
     holder.append(copy.deepcopy(holder[key]))
   else:
-    # A copy: the next change may be of it.
+    # A copy, because the next change may modify it.
     holder[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def _places(node: Any):
-  """(holder, key) of every value inside of `node`."""
+  """Yields (holder, key) of every value inside `node`."""
   keys = node if isinstance(node, dict) else range(len(node))
   for key in list(keys):
     yield node, key

@@ -1,4 +1,4 @@
-"""Files of interactions, against the parsers of other people."""
+"""Broken files of interactions, compared with other parsers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.fuzz import targets as targets_lib
 from xir_tfrs.data import directory, errors, schema
 from xir_tfrs.data.files import side_tables
 
-# User, item and time; None for what a parser does not understand, such as the
-# column `User-Id` that we take for `user_id`.
+# User, item and time; None for values that the other parser does not know, such
+# as the column `User-Id`, which we read as `user_id`.
 Row = tuple[str | None, str | None, int | None]
 
 _HEADER = ("user_id", "item_id", "timestamp")
@@ -37,7 +37,6 @@ _ROWS = (
 _COLUMNS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 _CHUNKS = (1, 7, 64, 1 << 20)
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
-# No id is empty, and one of spaces alone is one of text in a table.
 _ID = st.text(
   st.characters(codec="utf-8", exclude_characters="\0\r"),
   min_size=1,
@@ -47,7 +46,7 @@ _TIME = st.integers(0, 2**62)
 
 
 def targets(folder: pathlib.Path) -> list[targets_lib.Target]:
-  """A target for each format, of mutated files and of made ones."""
+  """Targets of mutated files and of generated valid files, by format."""
   folder.mkdir(parents=True)
   found = [
     _Text(folder / "csv.csv", _csv(","), _read_csv(","), delimiter=","),
@@ -77,7 +76,7 @@ def targets(folder: pathlib.Path) -> list[targets_lib.Target]:
 
 
 class _Text:
-  """Mutants of a file, read as what it was, against another parser."""
+  """Mutants of a file, read with the layout of the original."""
 
   def __init__(
     self,
@@ -135,7 +134,7 @@ def _read(path: pathlib.Path, **options: Any) -> list[Row]:
 
 
 def _assert_same(found: Sequence[Row], expected: Sequence[Row]) -> None:
-  """The same rows; what the other parser does not understand is let be."""
+  """Compares rows; ignores values that the other parser does not know."""
   assert len(found) == len(expected), f"{found} instead of {expected}"
   for one, other in zip(found, expected, strict=True):
     for value, wanted in zip(one, other, strict=True):
@@ -156,7 +155,7 @@ def _read_csv(delimiter: str) -> Callable[[bytes], list[Row]]:
     reader = csv.reader(
       io.StringIO(text, newline=""), delimiter=delimiter, strict=True
     )
-    # A line of white space alone is blank.
+    # A line with only white space is blank.
     header, *rows = [row for row in reader if delimiter.join(row).strip()]
     users, items, times = (
       [row[header.index(name)] if name in header else None for row in rows]
@@ -250,7 +249,7 @@ def _of_table(table: pa.Table) -> list[Row]:
 
 
 def _made_csv(path: pathlib.Path) -> targets_lib.Target:
-  """Right files of any content and dialect: nothing may be refused."""
+  """Valid files of any content and dialect; none may be refused."""
 
   def check(given) -> None:
     rows, delimiter, quoting, end, mark, chunk_bytes = given
@@ -312,7 +311,7 @@ def _made_json(path: pathlib.Path) -> targets_lib.Target:
   )
 
 
-# Types of columns, and values that they may hold.
+# Types of columns, and their values.
 _TYPES: dict[pa.DataType, st.SearchStrategy[Any]] = {
   pa.string(): _ID,
   pa.large_string(): _ID,
@@ -333,7 +332,7 @@ _TYPES: dict[pa.DataType, st.SearchStrategy[Any]] = {
 
 
 def _made_table(path: pathlib.Path) -> targets_lib.Target:
-  """Parquet with columns of any type, and values left out."""
+  """Parquet files with columns of any type, and missing values."""
 
   @st.composite
   def table(draw) -> pa.Table:
@@ -371,7 +370,7 @@ def _made_table(path: pathlib.Path) -> targets_lib.Target:
 
 
 def _detected(folder: pathlib.Path) -> targets_lib.Target:
-  """Mutants whose layout is detected: read somehow, or refused by a word."""
+  """Mutants whose layout is detected; errors must name the file."""
   kinds = {
     "a.csv": _csv(","),
     "b.tsv": _csv("\t"),
@@ -405,7 +404,7 @@ def _detected(folder: pathlib.Path) -> targets_lib.Target:
 
 
 def _side(folder: pathlib.Path) -> targets_lib.Target:
-  """Mutants of a file of side features."""
+  """Mutants of a file with side features."""
   path = folder / "side.item"
   content = (
     "item_id:token\tprice:float\ttags:token_seq\tplace:float_seq\tname:token\n"
@@ -424,7 +423,7 @@ def _side(folder: pathlib.Path) -> targets_lib.Target:
 
 
 def _prepared(folder: pathlib.Path) -> targets_lib.Target:
-  """Mutants that are prepared: a whole data directory, or nothing at all."""
+  """Mutants as input of `prepare`, which must not leave partial output."""
   folder.mkdir()
   path, output = folder / "in.csv", folder / "out"
   rows = "".join(f"u{n % 7},i{n % 5},{n}\n" for n in range(35))

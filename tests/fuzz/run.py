@@ -1,11 +1,11 @@
-"""Tries broken and odd inputs on everything that reads, for as long as told.
+"""Runs all readers of the project on broken and unusual inputs.
 
     make fuzz SECONDS=600
     make fuzz SECONDS=600 ARGS='--only=csv --only=parquet'
 
-Each input is read rightly, which is compared with an independent reading, or
-is refused by an error of one line that names the file. All else is a fault: it
-is shown with its input, and the exit status is 1.
+A reader either reads an input correctly, which is compared with an independent
+parser, or refuses it with a one-line error that names the file. Anything else
+is a fault: it is printed with its input, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _BATCH = 100
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--seconds", type=float, default=60.0)
-  parser.add_argument("--inputs", type=int, help="end after as many")
+  parser.add_argument("--inputs", type=int, help="stop after this many")
   parser.add_argument("--seed", type=int, default=1)
-  parser.add_argument("--only", action="append", help="a target, by its name")
+  parser.add_argument("--only", action="append", help="name of a target")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     found = _all(pathlib.Path(folder), options.only)
@@ -47,18 +47,18 @@ def _all(folder: pathlib.Path, only: list[str] | None) -> list[targets.Target]:
   ]
   names = [target.name for target in found]
   if only and set(only) - set(names):
-    raise SystemExit(f"--only must be of {', '.join(names)}.")
+    raise SystemExit(f"--only must be one of {', '.join(names)}.")
   return [target for target in found if not only or target.name in only]
 
 
 def _try(
   found: list[targets.Target], seconds: float, inputs: int | None, seed: int
 ) -> dict[str, targets.Tally]:
-  """Gives all targets the same time, a batch after the other."""
+  """Runs batches of inputs, with the same time for each target."""
   tallies = {target.name: targets.Tally() for target in found}
   spent = dict.fromkeys(tallies, 0.0)
   end = time.monotonic() + seconds
-  # Ctrl-C ends it early, with the report.
+  # Ctrl-C stops early and still prints the report.
   with contextlib.suppress(KeyboardInterrupt):
     while time.monotonic() < end:
       if inputs and sum(tally.total for tally in tallies.values()) >= inputs:

@@ -1,4 +1,4 @@
-"""What a fuzzer tries, and how it judges what comes back."""
+"""Targets of the fuzzer, and how it judges their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xir_tfrs.data import errors
 
-# Of this process: on a machine that has other work the clock runs on.
+# CPU time of this process, which other work on the machine does not change.
 SLOW_SECONDS = 5.0
 _HANG_SECONDS = 300
 _HEALTH = list(hypothesis.HealthCheck)
@@ -23,15 +23,14 @@ _HEALTH = list(hypothesis.HealthCheck)
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A reader of something.
+  """A reader to test.
 
   Attributes:
     name: Its name.
-    inputs: Gives inputs, right and wrong ones.
-    check: Reads one. It raises `errors.DataError` for one that it refuses by a
-      word, and `AssertionError` for a wrong result. All other errors are
-      faults.
-    place: What an error must name, if there is one place.
+    inputs: Draws valid and broken inputs.
+    check: Reads an input. Raises `errors.DataError` to refuse it, and
+      `AssertionError` for a wrong result. All other errors are faults.
+    place: The path that every error must name, if there is one.
   """
 
   name: str
@@ -42,7 +41,7 @@ class Target:
 
 @dataclasses.dataclass
 class Tally:
-  """What came of a target's inputs."""
+  """Results of a target."""
 
   right: int = 0
   refused: int = 0
@@ -78,13 +77,13 @@ def attempt(target: Target, given: Any, tally: Tally) -> None:
 def run(
   target: Target, count: int, seed: int, tally: Tally | None = None
 ) -> Tally:
-  """Tries about `count` inputs, and keeps one of each kind of fault.
+  """Tries about `count` inputs, and keeps one fault of each kind.
 
   Args:
-    target: What to try.
-    count: How many inputs.
-    seed: Of the inputs.
-    tally: Is added to.
+    target: The target.
+    count: Number of inputs.
+    seed: Seed of the inputs.
+    tally: Results to add to.
   """
   tally = tally or Tally()
 
@@ -112,7 +111,7 @@ def run(
 
 
 def _kind(error: Exception) -> str:
-  """The same for errors that one change would mend."""
+  """A name that errors with the same cause share."""
   frames = traceback.extract_tb(error.__traceback__)
   ours = [f for f in frames if "/site-packages/" not in f.filename]
   places = collections.deque(ours, maxlen=2)
