@@ -5,10 +5,10 @@ import gc
 import os
 import random
 
-# Nothing of what is imported and collected goes away.
+# Imported modules and collected tests are never freed.
 gc.disable()
-# A worker has reported all when it ends; to take apart what its tests have left
-# in memory needs as long as xdist waits for it.
+# A worker has reported everything when it ends. Freeing the objects of its
+# tests would take longer than xdist waits.
 if "PYTEST_XDIST_WORKER" in os.environ:
   atexit.register(os._exit, 0)
 
@@ -22,8 +22,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-# MirroredStrategy tests need two devices. TensorFlow refuses to split the CPU
-# once it has run an op, so this stands here and not in the tests.
+# MirroredStrategy tests need two devices. TensorFlow cannot split the CPU once
+# it has run an op, so this is here and not in the tests.
 tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0],
   [tf.config.LogicalDeviceConfiguration()] * 2,
@@ -36,11 +36,11 @@ _set_seed_and_forget_kernels = context.Context._set_global_seed
 
 
 def _set_seed(self, seed):
-  """Keeps TensorFlow's kernels where none holds a stream of random numbers.
+  """Keeps TensorFlow's kernels, unless one holds a stream of random numbers.
 
-  Every test sets seeds, and so does `tf.test.TestCase`. To make all kernels
-  again, and to optimize the graphs of a bundle again, takes longer than most
-  tests. A kernel that draws has taken a number of `_rng` as it was made.
+  Setting a seed, as every test does, discards all kernels. Creating them and
+  optimizing the graphs of a bundle again takes longer than most tests. A kernel
+  that draws took a number from `_rng` when it was created.
   """
   before = None if self._seed is None else random.Random(self._seed).getstate()
   if before is None or self._rng.getstate() != before:
@@ -53,18 +53,18 @@ context.Context._set_global_seed = _set_seed
 
 
 def pytest_collection_modifyitems(items):
-  """Runs files that train or start programs first; short ones fill the end."""
+  """Runs files that train or start programs first, and short ones last."""
   long = {"tests", "pipelines", "export", "distributed"}
   items.sort(key=lambda item: item.path.parent.name not in long)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _only_what_this_file_makes_is_searched_for_garbage():
-  """Otherwise a full collection takes 12 s once a thousand tests have run.
+  """Makes garbage collection cheap: after a thousand tests it would take 12 s.
 
-  TensorFlow keeps the graph of every custom gradient for good: millions of
-  objects, which would all be looked at again. And to trace a function makes
-  many objects that stay: less often than Python's own 700 is enough.
+  TensorFlow never frees the graphs of custom gradients, which are millions of
+  objects that each collection would visit. Tracing also creates many permanent
+  objects, so collections can be rarer than by default (700 objects).
   """
   gc.set_threshold(20_000, 20, 20)
   gc.collect()
@@ -74,7 +74,7 @@ def _only_what_this_file_makes_is_searched_for_garbage():
 
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test():
-  """Fixed global seeds, and no dtype policy left over from another test."""
+  """Sets global seeds and resets the dtype policy."""
   tf.keras.utils.set_random_seed(17)
   np.random.seed(17)
   yield
@@ -83,9 +83,9 @@ def _same_start_for_every_test():
 
 @pytest.fixture(scope="session")
 def two_replicas():
-  """MirroredStrategy on the two logical CPUs: the only one of the process.
+  """MirroredStrategy on the two logical CPUs, the only one in the process.
 
-  A second one would number its collective operations from the start again,
-  and TensorFlow takes them for those of the first, of other types and shapes.
+  A second one would number its collective operations from 0 again, and
+  TensorFlow would confuse them with those of the first.
   """
   return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,7 +1,7 @@
-"""What every task must do where queries are histories.
+"""Checks that every task must pass if queries are histories.
 
-Rows come in two ways: each with its history, or as positions of windows that
-they share; see `models.TwoTower`. A task joins by a row in
+Rows have two forms: each with its history, or as positions of shared
+windows; see `models.TwoTower`. A new task needs a row in
 `tests.distributed.problems`.
 """
 
@@ -40,7 +40,7 @@ def _batches():
 
 
 def _batch(step, low, high, examples):
-  """Rows [low, high) of a batch, made in one of the two ways."""
+  """Rows [low, high) of a batch, in one of the two forms."""
   batch = _batches().share(step, low, high)
   if examples == "rows":
     windows = batch["history_ids"][batch["history_row"]]

@@ -1,8 +1,8 @@
-"""What every retrieval task must do, whatever its method.
+"""Checks that every retrieval task must pass.
 
-A task joins by rows in `_TASKS`, and values for arguments that are new in
-`_NON_DEFAULT`; arguments that a contract promises stand in `_OWN`.
-`test_every_public_task_is_covered` fails until it has a row.
+A new task needs rows in `_TASKS` and values for its new arguments in
+`_NON_DEFAULT`; `_OWN` lists the arguments that its contract promises.
+`test_every_public_task_is_covered` fails until the task has a row.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _NUM_CANDIDATES = len(_COUNTS)
 
 
 def _table(rows, seed):
-  """An embedding table that is the same each time it is made."""
+  """An embedding table with the same values each time."""
   value = np.random.default_rng(seed).normal(size=[rows, _DIM])
   return tf.keras.layers.Embedding(
     rows,
@@ -39,19 +39,19 @@ def _table(rows, seed):
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-  """A task, set up in one way.
+  """A task with arguments.
 
   Attributes:
     task: Its class.
     arguments: Constructor arguments that are plain data.
-    live: By name, constructor arguments that are objects: each made from the
+    live: By name, constructor arguments that are objects, made from the
       candidate tower. A test may replace the tower by one of another size.
     draws: Whether the loss depends on the seed.
-    encodes: Whether embeddings that the loss is made of come from the tower,
-      beside those of the batch.
+    encodes: Whether the loss also uses embeddings from the tower, besides
+      those of the batch.
     signed: Whether the loss may be negative.
-    every_test: Whether the tests that a variant of a method can do without
-      have it too.
+    every_test: Whether it takes part in all tests; variants of a method skip
+      some.
   """
 
   task: type[tasks.RetrievalTask]
@@ -202,13 +202,13 @@ _TASKS = {
 }
 _METHODS = tuple(name for name, row in _TASKS.items() if row.every_test)
 _DETERMINISTIC = tuple(name for name, row in _TASKS.items() if not row.draws)
-# The others, of which those with parts of their own are tried by day.
+# Variants of the methods; `_BY_DAY` has those with code of their own.
 _VARIANTS = tuple(name for name, row in _TASKS.items() if not row.every_test)
 _BY_DAY = ("cbns_watched", "xir_joint")
 _AT_NIGHT = tuple(name for name in _VARIANTS if name not in _BY_DAY)
 _CLASSES = tuple(dict.fromkeys(row.task for row in _TASKS.values()))
 
-# Public, but not a task: what the tasks share.
+# The public base class of the tasks.
 _EXEMPT = {tasks.RetrievalTask}
 
 # A value that is not the default, for every argument of every task that is
@@ -252,20 +252,20 @@ _NON_DEFAULT = {
   "seed": 99,
   "name": "a_name",
 }
-# Arguments of which only one may be off its default.
+# Pairs of arguments of which only one may differ from its default.
 _EITHER_OR = (("candidate_counts", "frequency_estimator"),)
-# Arguments of a base class that a method gives itself, or has one value for.
+# Arguments of a base class that a method sets itself or fixes.
 _GIVEN_ITSELF = {
   tasks.StreamingFrequencyRetrieval: {"frequency_estimator"},
   tasks.CoRRRetrieval: {"loss"},
 }
-# Objects among the arguments.
+# Arguments that are objects.
 _LIVE = {
   "candidate_encoder": lambda: tf.keras.layers.Embedding(_NUM_CANDIDATES, _DIM),
   "frequency_estimator": lambda: layers.FrequencyEstimator(num_buckets=64),
   "ranker": lambda: _RANKER["ranker"](None),
 }
-# Arguments of the contract, beyond those a method has of its own.
+# Arguments of the contract, besides a method's own ones.
 _SHARED = {
   "temperature",
   "normalize",
@@ -318,7 +318,7 @@ def _make(name, tower=None, **kwargs):
 
 
 def _with_argument(argument):
-  """Names of the rows to try an argument on: one for each class with it."""
+  """Names of the rows to test an argument on: one per class that has it."""
   by_class = {
     row.task: name
     for name, row in reversed(_TASKS.items())
@@ -328,7 +328,7 @@ def _with_argument(argument):
 
 
 def _parameters(task_class):
-  """Constructor arguments of a task, with those it passes on to its base."""
+  """Constructor arguments of a task, including those of its bases."""
   return {
     name: parameter
     for parent in reversed(task_class.__mro__)
@@ -412,7 +412,7 @@ def _loss_and_gradients(model, features):
 
 
 def _state(model):
-  """The variables that no gradient moves."""
+  """The variables that are not trainable."""
   return {
     f"{number} {variable.name}": variable.numpy()
     for number, variable in enumerate(model.non_trainable_variables)
@@ -432,7 +432,7 @@ def _cache_of(model):
 
 
 class CompiledTest(tf.test.TestCase, parameterized.TestCase):
-  """Steps that XLA compiles, with `tf.function(jit_compile=True)`."""
+  """Steps compiled by XLA, with `tf.function(jit_compile=True)`."""
 
   @parameterized.parameters(*_METHODS, *_BY_DAY)
   def test_compiled_steps_are_the_plain_ones(self, name):
@@ -447,7 +447,7 @@ class CompiledTest(tf.test.TestCase, parameterized.TestCase):
     found = []
     for jit in (False, True):
       model = _TwoTower(name)
-      # Makes what is made at the first call.
+      # Creates variables, which happens at the first call.
       model.compute_loss(_to_tensors(_interactions(12)))
       model.task.refresh()
 
@@ -460,7 +460,7 @@ class CompiledTest(tf.test.TestCase, parameterized.TestCase):
       steps = [step(_to_tensors(_interactions(12, seed))) for seed in range(3)]
       self.assertEqual(step.experimental_get_tracing_count(), 1)
       found.append((steps, _state(model)))
-    # The same draws, but for roundings.
+    # The draws are the same, up to rounding.
     for plain, compiled in zip(*map(tf.nest.flatten, found), strict=True):
       self.assertAllClose(plain, compiled, rtol=1e-5, atol=1e-5)
 
@@ -530,11 +530,11 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
 
 class ConfigTest(tf.test.TestCase, parameterized.TestCase):
   def make_non_default(self, task_class, left):
-    """A task, and its arguments: none at its default but one of each pair.
+    """A task whose arguments all differ from their defaults.
 
     Args:
       task_class: The class.
-      left: Which of the pairs in `_EITHER_OR` is left, where both are there.
+      left: Which argument of each pair in `_EITHER_OR` to change.
     """
     parameters = _parameters(task_class)
     for pair in _EITHER_OR:
@@ -558,11 +558,11 @@ class ConfigTest(tf.test.TestCase, parameterized.TestCase):
     for key, value in arguments.items():
       self.assertIn(key, config)
       if key in _LIVE:
-        # The object itself: a copy would share no weights with it.
+        # The object itself, because a copy would not share its weights.
         self.assertIs(config[key], value)
       else:
         self.assertAllEqual(config[key], value)
-    # The rest is plain data.
+    # All other arguments are plain data.
     live = {key: config.pop(key) for key in _LIVE if key in config}
     again = task_class.from_config(json.loads(json.dumps(config)) | live)
     self.assertEqual(again.get_config(), task.get_config())
@@ -719,7 +719,7 @@ class CallTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(*_DETERMINISTIC)
   def test_temperature_and_normalize(self, name):
     query, candidates, ids = _batch(5)
-    # Of embeddings already scaled. Tasks that encode others are left to their
+    # The embeddings are already normalized. Tasks that encode others have their
     # own reference tests.
     if _TASKS[name].encodes:
       self.skipTest("the tower's embeddings are of another scale")
@@ -760,7 +760,7 @@ class FormsTest(tf.test.TestCase, parameterized.TestCase):
         ValueError, f"{row.task.__name__}.*'{form}'.*cross_entropy"
       ) as raised:
         _make(name, **arguments)
-      # It names the tasks that can.
+      # The error names the tasks that can.
       self.assertIn("SampledSoftmaxRetrieval", str(raised.exception))
       return
     if forms.FORMS[form].needs_log_q and name == "ssl":
@@ -875,7 +875,7 @@ class NumericsTest(tf.test.TestCase, parameterized.TestCase):
     name=tuple(_TASKS), remove_accidental_hits=(False, True)
   )
   def test_candidates_never_trained_on(self, name, **options):
-    # The released code turns log(0) into a NaN here.
+    # The authors' code computes NaN from log(0) here.
     query, candidates, _ = _batch(4)
     self.assert_finite(name, query, candidates, [2, 6, 9, 2], **options)
 
@@ -889,11 +889,11 @@ class NumericsTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(name=tuple(_TASKS), sign=(1, -1))
   def test_rows_that_are_all_the_same(self, name, sign):
-    # Scores of 1e4 or -1e4, and not a bit between them.
+    # Scores are exactly 1e4 or -1e4.
     query, candidates, ids = (np.repeat(x, 4, axis=0) for x in _batch(1))
     query *= 1e4 / np.sum(query[0] * candidates[0])
     self.assert_finite(name, sign * query, candidates, ids)
-    # Of other candidates, but embedded alike.
+    # Other candidates with the same embeddings.
     self.assert_finite(name, sign * query, candidates, [0, 1, 2, 3])
 
   @parameterized.parameters(*_TASKS)
@@ -912,8 +912,8 @@ class NumericsTest(tf.test.TestCase, parameterized.TestCase):
     name=_METHODS, cast=(tf.float16, tf.float32), scale=(1.0, 40.0)
   )
   def test_mixed_float16(self, name, cast, scale):
-    # TFRS gives NaN with accidental hits removed, and refuses float32
-    # embeddings. Scale 40: scores beyond the 65504 of float16.
+    # TFRS returns NaN if it removes accidental hits, and refuses float32
+    # embeddings. Scale 40 gives scores beyond 65504, the maximum of float16.
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     query, candidates, ids = _batch(5)
     query = np.tile(query, [1, 16]) * scale
@@ -938,7 +938,7 @@ class NumericsTest(tf.test.TestCase, parameterized.TestCase):
       _make(name), query.astype("float32"), candidates.astype("float32"), ids
     )
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
-    # Rows of the tower's own table lose digits in float16; nothing else may.
+    # Only rows of the tower's own table may lose digits in float16.
     rtol = 2e-3 if _TASKS[name].encodes else 1e-6
     self.assertAllClose(
       _call(_make(name), query, candidates, ids), full, rtol=rtol, atol=0
@@ -949,7 +949,7 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_fit_in_a_plain_tfrs_model(self, name):
     features = _interactions(64)
-    # Each query has one candidate: there is something to learn.
+    # Each query has one candidate, so there is something to learn.
     features["candidate_id"] = features["query_id"]
     model = _TwoTower(name)
     model.compile(tf.keras.optimizers.Adagrad(0.3))
@@ -1013,7 +1013,7 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
       _descend(model, _loss_and_gradients(model, batch)[1])
     path = tf.train.Checkpoint(model=model).save(self.get_temp_dir() + "/ckpt")
     restored = _TwoTower(name)
-    # Makes the variables of towers and task.
+    # Creates the variables of towers and task.
     restored.compute_loss(batches[3], training=False)
     tf.train.Checkpoint(model=restored).restore(path).assert_consumed()
     for batch in batches[2:]:
@@ -1025,14 +1025,14 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
-  """Two replicas with half the rows each are one replica with them all."""
+  """Two replicas with half of the rows each match one replica with all."""
 
   @pytest.fixture(autouse=True)
   def _use(self, two_replicas):
     self.strategy = two_replicas
 
   def train_on_one(self, name, batches, **kwargs):
-    """(model, losses, gradients of the last step) of plain SGD."""
+    """Returns (model, losses, gradients of the last step) of plain SGD."""
     model = _TwoTower(name, **kwargs)
     losses = []
     for batch in batches:
@@ -1042,10 +1042,10 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     return model, losses, gradients
 
   def train_on_two(self, name, batches, cut=None, graph=False, **kwargs):
-    """The same, with rows [0, cut) on the first replica, the rest on the other.
+    """The same, with rows [0, cut) on one replica and the rest on the other.
 
-    Losses and gradients are summed over replicas, as an optimizer does.
-    Tracing both replicas takes longer than a few eager steps.
+      Losses and gradients are summed over replicas, as in an optimizer. Runs
+    eagerly, because tracing both replicas takes longer than a few steps.
     """
     strategy = self.strategy
     with strategy.scope():
@@ -1075,7 +1075,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     return model, losses, gradients
 
   def assert_same_state(self, model_1, model_2):
-    """Of the two models, and of the replicas of the second."""
+    """Compares the states of two models, and of the second's replicas."""
     for first, second in zip(
       model_1.task.non_trainable_variables,
       model_2.task.non_trainable_variables,
@@ -1103,16 +1103,16 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       model_1.task.readout(), model_2.task.readout(), rtol=1e-4, atol=1e-5
     )
 
-  # The other methods are tried below, with weights and masks.
+  # The other methods are tested below, with weights and masks.
   @parameterized.parameters("ssl_pop", "xir_systematic", *_VARIANTS)
   def test_equal_shares(self, name):
-    # The second step has the cache that the first one drew.
+    # The second step uses the cache that the first one drew.
     batches = [_interactions(8, seed=seed) for seed in range(2)]
     one = self.train_on_one(name, batches)
     two = self.train_on_two(name, batches)
     self.assert_same_training(one, two)
     if name == "xir_systematic":
-      # Whole numbers: identical, not only close.
+      # Integers must be identical, not only close.
       self.assertAllEqual(
         _cache_of(one[0]).occurrence_counts,
         _cache_of(two[0]).occurrence_counts,
@@ -1148,8 +1148,8 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     "xir_expected",
   )
   def test_without_cross_replica_each_pool_is_local(self, name):
-    # Still a share of the mean over the global batch: the mean of two
-    # problems of half the rows, from one cache.
+    # The loss remains a mean over the global batch: the mean of two problems
+    # with half of the rows each and the same cache.
     batch = _interactions(8)
     model, losses, _ = self.train_on_two(name, [batch], cross_replica=False)
     halves = [
@@ -1159,7 +1159,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(
       losses[0], np.mean([losses for _, losses, _ in halves]), rtol=1e-5
     )
-    # The state stays one: both replicas' draws, in both replicas' copies.
+    # The state stays consistent: both copies have the draws of both replicas.
     self.assert_replicas_agree(model)
     cache = _cache_of(model)
     if cache is not None:

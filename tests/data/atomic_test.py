@@ -1,4 +1,4 @@
-"""Files and directories that appear atomically, and locks with holders."""
+"""Files and directories that appear atomically, and locks."""
 
 import contextlib
 import errno
@@ -90,7 +90,7 @@ def test_overwriting_replaces_the_whole_directory(
 ):
   output = tmp_path / "out[1]"
   write(output, "old")
-  if exchange:  # One step: a rename of what is there would be two.
+  if exchange:  # One step; renaming the old one first would be two.
     monkeypatch.setattr(atomic, "_hidden", unlike(atomic._hidden, "old"))
   else:
     monkeypatch.setattr(atomic, "_exchange", lambda *paths: False)
@@ -165,7 +165,7 @@ def test_a_killed_writer_blocks_nobody_and_leaves_nothing(tmp_path):
   kill_while_writing(output)
   kill_while_writing(output)
   left = names(tmp_path)
-  # Of the first one nothing stayed when the second was killed.
+  # Nothing of the first program was left when the second was killed.
   assert len(left) == 2 and ".out.lock" in left and "out" not in left
   write(output)
   assert names(tmp_path) == {"out"}
@@ -179,7 +179,7 @@ def test_a_writer_on_another_host_is_refused_until_it_is_silent(
   with contextlib.ExitStack() as stack:
     directory = stack.enter_context(new(output))
     (directory / MARK).write_text("of a")
-    # A shared volume on which flock reaches this host alone.
+    # A shared volume on which flock only locks within this host.
     monkeypatch.setattr(fcntl, "flock", lambda *arguments: None)
     another_host("b")
     with pytest.raises(errors.DataError, match="on host a, .*again in 1[12]"):
@@ -187,12 +187,12 @@ def test_a_writer_on_another_host_is_refused_until_it_is_silent(
     long_ago = time.time() - 1000
     os.utime(tmp_path / ".out.lock", (long_ago, long_ago))
     write(output, "of b")
-    # What the other host has begun is not ours to delete.
+    # The partial output of the other host must not be deleted.
     assert (directory / MARK).read_text() == "of a"
     with pytest.raises(errors.DataError, match="holds a box already"):
       write(output)
     another_host("a")
-    # The first one wakes up: it must not publish after it was overtaken.
+    # The first one wakes up and must not publish, because the second took over.
     with pytest.raises(errors.DataError, match="stopped for so long"):
       stack.close()
   assert (output / MARK).read_text() == "of b"
@@ -212,7 +212,7 @@ def later(monkeypatch):
 def test_leftovers_of_killed_programs_are_removed(
   tmp_path, another_host, later
 ):
-  """Immediately on the same host; on another host after a silence."""
+  """Immediately on the same host, and after a time-out on another one."""
   output = tmp_path / "out"
   for host in ("a", "a-b"):
     (tmp_path / f".out.partial-{host}-01234567").mkdir()
@@ -334,7 +334,7 @@ def test_a_lock_on_a_directory(tmp_path):
         with atomic.locked(run, "--model_dir"):
           pass
       raise RuntimeError
-  assert not run.exists()  # It was made for nothing.
+  assert not run.exists()  # Created for nothing, so removed again.
   run.mkdir()
   with atomic.locked(run):
     assert names(run) == {".lock"}
@@ -381,7 +381,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host, later):
     raise RuntimeError
   assert path.read_text(encoding="utf-8") == "é"
   assert names(tmp_path) == {"a[1].json"}
-  # Left by programs that were killed, or are still at work, on any host.
+  # Left by programs on any host that were killed or are still running.
   for host in ("a", "b"):
     another_host(host)
     atomic._hidden(path, "partial").write_text("half")

@@ -27,7 +27,7 @@ def test_every_epoch_is_a_permutation_of_its_own():
   for epoch in epochs:
     assert sorted(epoch) == list(range(ROWS))
   assert len({tuple(epoch) for epoch in epochs}) == 5
-  # Shuffled: consecutive rows hardly ever stay neighbours.
+  # In shuffled data, consecutive rows are rarely neighbours.
   assert (np.diff(epochs, axis=1) == 1).mean() < 0.2
 
 
@@ -57,7 +57,7 @@ def test_shares_make_up_the_global_batch(replicas):
     np.testing.assert_array_equal(
       expected["query_id"], np.concatenate([part["query_id"] for part in got])
     )
-  # A host with some of the replicas makes their shares alone.
+  # A host with some of the replicas only makes their shares.
   (first, *_) = batches(1, start_step=3, shares=shares[-1:])
   np.testing.assert_array_equal(
     first["query_id"], parts[replicas - 1]["query_id"]

@@ -55,7 +55,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def read(monkeypatch):
-  """What was read: (file, columns) -> how often."""
+  """Counts reads: (file, columns) -> number."""
   counts = collections.Counter()
   read_file, read_bytes = records.read_file, schema.json_files.read_bytes
 

@@ -8,7 +8,7 @@ from xir_tfrs.data import errors, histories
 
 
 def columns(num_rows=600, queries=20, times=150, seed=0):
-  """Rows in any order, with tied times and queries of very unlike lengths."""
+  """Rows in any order, with tied times and histories of all lengths."""
   rng = np.random.default_rng(seed)
   skewed = (queries * rng.random(num_rows) ** 3).astype(np.int32)
   return {
@@ -116,7 +116,7 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
       events = batch["history_ids"][window][: batch["history_position"][row]]
       expected = seen(given, place[batch["event"][row]], ties)
       self.assertEqual(events.tolist(), expected[len(expected) - len(events) :])
-      # A long history is cut, but never shorter than half of a window.
+      # A long history is truncated, but to no less than half of a window.
       self.assertGreaterEqual(len(events), min(len(expected), length // 2))
       self.assertEqual(
         batch["history_query_ids"][window], batch["query_id"][row]
@@ -141,8 +141,8 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(
         whole[name], np.concatenate([part[name] for part in parts])
       )
-    # Windows too, those included whose targets two replicas share: dropout
-    # goes by their number in the batch, and ages by their newest event.
+    # So are windows, even if two replicas share their targets: dropout depends
+    # on their number in the batch, and ages on their newest event.
     self.assertEqual(whole["history_first_row"], 0)
     for part in parts:
       first = part["history_first_row"]

@@ -35,7 +35,7 @@ def some_rows(seed=0):
   return {
     "query_id": (QUERIES * rng.random(ROWS) ** 2).astype(np.int64),
     "candidate_id": rng.integers(CANDIDATES, size=ROWS),
-    # Tells rows apart.
+    # Identifies a row.
     "event": np.arange(ROWS),
     "timestamp": rng.integers(500, size=ROWS),
     "sample_weight": rng.integers(0, 4, ROWS).astype(np.float32),
@@ -44,7 +44,7 @@ def some_rows(seed=0):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """Rows in buckets by query, dealt over two files, as prepare writes them."""
+  """Rows in buckets by query, in two files, as prepare writes them."""
   path = tmp_path_factory.mktemp("data")
   rows = some_rows()
   shards = []
@@ -127,7 +127,7 @@ def test_blocks_know_their_rows(blocks):
   np.testing.assert_allclose(
     blocks.weights, np.bincount(rows["candidate_id"], rows["sample_weight"])
   )
-  # A bucket has all rows of its queries, and no block has rows of two.
+  # A bucket has all rows of its queries, and a block only has rows of one.
   assert blocks.unit.max() + 1 == 12
   found = blocks.read(np.flatnonzero(blocks.unit == 3))
   (bucket,) = set(found["query_id"] % 12)
@@ -214,7 +214,7 @@ def test_rows_have_their_histories_and_known_candidates(blocks):
       for seen, expected in zip(seen_of(batch), before, strict=True):
         expected = expected[expected >= 0].tolist()
         seen = [x for x in seen if x >= 0]
-        # Windows of positions show at least half of their length.
+        # Positions in windows see at least half of the window's length.
         assert seen[len(seen) - len(expected) :] == expected
 
 
@@ -222,7 +222,7 @@ def test_rows_have_their_histories_and_known_candidates(blocks):
 def test_neighbouring_rows_are_as_different_as_in_a_full_permutation(
   blocks, by_query
 ):
-  """Except for units, of which a part has fewer than all rows have."""
+  """Except that a part has fewer units than all rows."""
   if not by_query:
     blocks = dataclasses.replace(blocks, unit=np.arange(len(blocks.rows)))
   num_rows = int(blocks.rows.sum())

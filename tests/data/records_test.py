@@ -159,7 +159,7 @@ def test_a_shard_of_another_directory_is_refused_by_name(tmp_path):
   made.save(ours)
   assert schema.Schema.load(ours) == made
   records.read_interactions(ours, "train")
-  # Whole, with as many rows, and ids that exist: only the hash can tell.
+  # A valid file with as many rows and known ids: only the hash differs.
   shutil.copy(theirs / "b", ours)
   with pytest.raises(errors.DataError) as caught:
     records.read_interactions(ours, "train")
@@ -260,7 +260,7 @@ def test_table_round_trip(tmp_path, monkeypatch, block_rows, rows_per_shard):
 def test_table_without_ids(tmp_path):
   shards = tables.write_table(tmp_path, "candidates", _table(), _FEATURES)
   made = _schema(shards)
-  # The schema at hand is used: there is none on disk.
+  # The given schema is used, because there is none on disk.
   table = tables.read_table(tmp_path, "candidates", schema=made, with_ids=False)
   assert table.ids is None and len(table) == 5
   _assert_tables_equal(dataclasses.replace(table, ids=_table().ids), _table())

@@ -83,7 +83,7 @@ def test_config_round_trip(tmp_path):
   fields = json.loads((tmp_path / "run" / "config.json").read_text())
   assert fields["format"] == 1 and fields["train"]["ks"] == [1, 2]
   assert os.listdir(tmp_path / "run") == ["config.json"]
-  # Changed since, it is another run; of older versions there is no hash.
+  # A changed config is another run; older versions wrote no hash.
   fields["model"]["normalize"] = True
   (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
   with pytest.raises(errors.DataError, match="config.json: its content has c"):
@@ -166,7 +166,7 @@ def test_only_the_chief_writes(tmp_path):
 
 def test_which_checkpoint_is_loaded(tmp_path):
   run = new_run(tmp_path / "run", checkpoints=1)
-  # Without validation there is no best one.
+  # Without validation there is no best checkpoint.
   for which in ("best", "latest"):
     trained, read, path = runs.load_model(run.path, which)
     np.testing.assert_array_equal(first_weight(trained), first_weight(model(1)))
@@ -183,7 +183,7 @@ def test_which_checkpoint_is_loaded(tmp_path):
 
 
 def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
-  """The run was overwritten after this process had read its checkpoint."""
+  """The run is overwritten after this process has read its checkpoint."""
   run = new_run(tmp_path / "run", checkpoints=1)
   runs.load_model(run.path)
   run.create(config(), overwrite=True)
@@ -247,7 +247,7 @@ def test_a_path_with_pattern_characters_is_read_literally(
 ):
   new_run(tmp_path / first, checkpoints=1)
   new_run(tmp_path / second)
-  # Written elsewhere: TensorFlow would take the path for a pattern.
+  # Written elsewhere, because TensorFlow would read the path as a pattern.
   new_run(tmp_path / "plain", checkpoints=2)
   shutil.copytree(
     tmp_path / "plain" / "checkpoints", tmp_path / second / "checkpoints"

@@ -38,13 +38,13 @@ def test_gradient_error_by_hand():
   found = divergence.gradient_error(samples, np.array([[3.0, 4.0]]))
   assert found["deviation"] == pytest.approx(np.sqrt(8 / 25))
   assert found["length"] == pytest.approx(np.sqrt((16 + 16 - 4) / 25))
-  # 1 - 4 < 0: nothing is left that noise would not explain.
+  # 1 - 4 < 0: noise explains all of the error.
   assert found["bias"] == 0.0
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])
 def test_noise_is_not_bias(bias):
-  # 16 estimates of deviation 4: the mean alone would be off by 1.
+  # 16 estimates with deviation 4: their mean alone is off by 1.
   rng = np.random.default_rng(1)
   exact = rng.normal(size=[2000, 8])
   offset = bias * np.linalg.norm(exact) / np.sqrt(exact.size)
@@ -71,7 +71,7 @@ def test_exact_gradients_have_no_error():
 def test_cosine_with_noise_taken_out():
   rng = np.random.default_rng(2)
   exact = rng.normal(size=[500, 8])
-  # At 60 degrees, in the plane of the exact gradient and another.
+  # At 60 degrees to the exact gradient.
   other = rng.normal(size=[500, 8])
   other -= (
     exact
@@ -98,7 +98,7 @@ def test_gradients_of_length_zero():
   found = divergence.gradient_error(zeros, zeros[0])
   assert found == {"bias": 0.0, "deviation": 0.0, "length": 0.0}
   assert divergence.mean_cosine(zeros, zeros[0]) == 0.0
-  # Something where there should be nothing is far off, but a number.
+  # An error relative to 0 is large, but finite.
   assert np.isfinite(divergence.gradient_error(zeros + 1, zeros[0])["bias"])
 
 
@@ -116,7 +116,7 @@ def test_best_sharpness(sharpness):
   samples = np.stack([gradients(sharpness)] * 2)
   found = divergence.best_sharpness(samples, exact)
   assert found == pytest.approx(sharpness, rel=0.05)
-  # How long it is does not matter: only the weight of the positive does that.
+  # Its length does not matter: only the weight of the positive changes it.
   assert divergence.best_sharpness(0.3 * samples, exact) == pytest.approx(found)
 
 
@@ -144,7 +144,7 @@ def test_kl_divergence_reference():
 
 def test_kl_divergence_by_hand():
   weights = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
-  # Rounding of a weight that is 0 may come out below it.
+  # A weight of 0 may be rounded to less than 0.
   weights[2, 0] = -1e-9
   log_full = np.log(np.full([3, 2], 0.25))
   assert divergence.kl_divergence(weights, log_full) == pytest.approx(
@@ -160,7 +160,7 @@ def test_kl_of_the_distribution_itself_is_zero():
 
 @pytest.mark.parametrize("far", [False, True])
 def test_kl_of_mean_corrects_for_noise(far):
-  # Weights that are right in expectation, each time on a few candidates.
+  # Weights that are correct in expectation, on a few candidates at a time.
   full = _distribution(50, 20) * 0.9 + 0.1 / 50
   expected = _distribution(50, 20, seed=5) * 0.9 + 0.1 / 50 if far else full
   rng = np.random.default_rng(6)

@@ -56,7 +56,10 @@ def test_numbers_as_text_may_have_blanks_around_them():
   [
     (["9,50", " 1.234,50", "", "12", None], [9.5, 1234.5, np.nan, 12, np.nan]),
     (["-0,5", "1.234"], [-0.5, 1234]),
-    (["9.50", "1.234"], [9.5, 1.234]),  # No comma: points are points.
+    (
+      ["9.50", "1.234"],
+      [9.5, 1.234],
+    ),  # Without commas, points are decimal points.
   ],
 )
 def test_decimal_commas_are_read_by_the_whole_column(given, expected):
@@ -74,7 +77,7 @@ def test_commas_of_another_meaning_are_refused(given):
 
 
 def test_text_of_files_of_columns_is_checked():
-  # pyarrow reads any bytes as a string.
+  # pyarrow does not check that strings are UTF-8.
   damaged = pa.array([b"a", b"\xff"]).view(pa.string())
   with pytest.raises(errors.DataError, match="row 12, column 'x': .*not UTF-8"):
     columns.strings(damaged, "x", _PLACES)

@@ -221,7 +221,7 @@ def test_numbers_that_float32_cannot_hold(tmp_path, value, kind, form):
   if form == "parquet":
     pq.write_table(pa.table({"id": ["a", "b"], "x": rows}), path)
   elif form == "tfrecord":
-    # A float_list rounds to float32 itself, which leaves infinity.
+    # A float_list itself rounds to float32, which gives infinity.
     with np.errstate(over="ignore"):
       flat = np.float32(np.ravel(rows)).tolist()
     half = len(flat) // 2
@@ -256,7 +256,7 @@ def test_numbers_that_float32_cannot_hold(tmp_path, value, kind, form):
       "token_seq",
       "column 'x': type map",
     ),
-    # pyarrow does not read back what it writes here.
+    # pyarrow cannot read the file that it writes here.
     (
       pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2)),
       "float_seq",

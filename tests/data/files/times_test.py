@@ -68,7 +68,7 @@ def test_a_day_in_each_form(text, form):
     ([_NOON * 10**9], "ns", [_NOON * 10**9]),
     (["1.6829442e9", "1682944200.0"], "s", [_NOON] * 2),
     (["5", "-7"], None, [5, -7]),
-    # Fractions are kept.
+    # Fractions of a second are kept.
     (
       ["1682944200.117", "1682944200"],
       "ms",
