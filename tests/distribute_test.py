@@ -70,7 +70,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(gathered, [1.0, 2.0, 3.0, 4.0])
 
   def test_all_gather_of_a_captured_tensor(self):
-    # tf.distribute itself returns the local value here, of half the length.
+    # tf.distribute itself returns the local value here, which is half as long.
     captured = tf.constant([1.0, 2.0])
     for gathered in self.run_on_both(lambda: distribute.all_gather(captured)):
       self.assertAllEqual(gathered, [1.0, 2.0, 1.0, 2.0])
@@ -97,8 +97,8 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(replicas, [(0, 2), (1, 2)])
 
   def test_gradient_through_all_gather_is_the_sum_over_replicas(self):
-    # Loss of replica r: sum over the gathered x of a_r x^2, a = (1, 10).
-    # d/dx of the sum of both losses: 2 (1 + 10) x = 22 x, on either side.
+    # Loss of replica r: sum over the gathered x of a_r x^2, a = (1, 10). d/dx
+    # of the sum of both losses: 2 (1 + 10) x = 22 x, on both replicas.
     def gradient(x, a):
       with tf.GradientTape() as tape:
         tape.watch(x)
@@ -115,8 +115,8 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(0, 1, 2, 5)
   def test_encode_together(self, size):
-    # Replica r weighs row i by a_r: the gradient of the table, summed over
-    # replicas, is sum_r a_r at each id, as if each had encoded all of them.
+    # Replica r weights row i by a_r: the gradient of the table, summed over
+    # replicas, is sum_r a_r at each id, as if each had encoded all rows.
     table = tf.reshape(tf.range(20.0), [10, 2])
     ids = tf.constant([7, 0, 3, 3, 9][:size], tf.int64)
 
@@ -145,7 +145,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     expected = np.zeros([10, 2])
     np.add.at(expected, ids.numpy(), 11.0)
     self.assertAllClose(a + b, expected)
-    # Nobody does the work of the other.
+    # No replica does the work of the other.
     self.assertEqual(rows_a + rows_b, size)
 
 

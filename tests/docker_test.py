@@ -1,4 +1,4 @@
-"""The images: their lock file fits setup.py, and they copy what there is."""
+"""The images: their lock file fits setup.py, and the files they copy exist."""
 
 import pathlib
 import re
@@ -49,7 +49,7 @@ def test_the_lock_file_has_what_serving_needs_and_hashes_of_all(declared):
     assert wanted.specifier.contains(version), (
       f"{wanted.name} {version} does not fit {text!r}; make the lock file anew"
     )
-  # Nobody installs what only tests and data preparation need.
+  # Packages that only tests and data preparation need are not installed.
   assert not pinned.keys() & {"pytest", "apache-beam", "tensorflow-datasets"}
 
 

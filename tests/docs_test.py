@@ -1,14 +1,14 @@
 """README.md and docs/: their code runs, and their tables are the results.
 
-Every fenced block of bash or Python runs as it stands, in a process of its own:
-those of a document one after another, in one folder. A comment on the line
-above says that a block does not, and why, or which test runs it instead:
+Every fenced block of bash or Python runs unchanged, in its own process; the
+blocks of a document run in order, in one folder. A comment on the line above
+says why a block does not run, or which test runs it instead:
 
     <!-- not run: it downloads the data set -->
     <!-- run by: test_code_of_the_readme_trains -->
 
-Programs in blocks that do not run, and in the text, still get their flags
-parsed and checked.
+For programs in blocks that do not run, and in the text, flags are parsed and
+checked.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ _COMMANDS = command_lib.programs()
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """A fenced block; `mark` says that and why it does not run, or is None."""
+  """A fenced block; `mark` says why it does not run, or is None."""
 
   language: str
   code: str
@@ -87,7 +87,7 @@ def environment_of(checkout):
   inherited = {
     name: value
     for name, value in os.environ.items()
-    # What tests/conftest.py sets, and a user has not.
+    # Variables that tests/conftest.py sets, but a user does not.
     if name != "TF_USE_LEGACY_KERAS"
   }
   path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -101,7 +101,7 @@ def run(script, folder, environment=None):
 
 
 def run_python(code, folder):
-  """Runs code as a user would who keeps it in a file."""
+  """Runs code from a file, as a user would."""
   file = folder / "sample.py"
   file.write_text(code, "utf-8")
   return _process([sys.executable, str(file)], folder)
@@ -123,7 +123,7 @@ def _process(command, folder, environment=None):
 
 
 def run_document(path, folder, environment=None):
-  """Runs the blocks that have no mark; returns what all of them print."""
+  """Runs the blocks without a mark and returns their output."""
   output = []
   for block in blocks(path, "bash", "python"):
     if block.mark is None and block.language == "bash":
@@ -135,7 +135,7 @@ def run_document(path, folder, environment=None):
 
 @pytest.fixture(scope="session")
 def fast():
-  """An environment in which programs start at once."""
+  """An environment in which programs start quickly."""
   with forked.programs(environment_of(ROOT)) as environment:
     yield environment
 
@@ -223,7 +223,7 @@ def test_blocks_are_found_in_every_document(tmp_path):
 
 @pytest.fixture(scope="session")
 def readme(tmp_path_factory, fast):
-  """Folder in which README.md's commands have run, and what they printed."""
+  """The folder in which README.md's commands ran, and their output."""
   folder = tmp_path_factory.mktemp("readme")
   interactions(folder / "gowalla.inter")
   (folder / "new_items.csv").write_text("item_id\n999999\n")
@@ -246,7 +246,7 @@ def test_blocks_of_a_guide_run(guide, tmp_path, fast):
 
 
 def programs():
-  """Names of all programs, as `python -m` takes them."""
+  """Names of all programs, as for `python -m`."""
   for folder in ("pipelines", "export", "benchmarks"):
     for path in sorted((ROOT / folder).glob("*.py")):
       if '__name__ == "__main__"' in path.read_text("utf-8"):
@@ -258,7 +258,7 @@ def _idle(config, rest=()):
 
 
 def flags_of(program, arguments, monkeypatch):
-  """Has a program parse and check its flags, and do nothing.
+  """Makes a program parse and check its flags, without running.
 
   Returns:
     The names of its flags.
@@ -273,7 +273,7 @@ def flags_of(program, arguments, monkeypatch):
     return real(config_class, _idle, **options)
 
   def idle_app(main, flags_parser=flags.FLAGS):
-    # Those of absl, which the benchmarks use.
+    # Flags of absl, which the benchmarks use.
     names.update(set(flags.FLAGS) - before)
     if "--help" not in arguments:
       flags_parser(sys.argv)
@@ -298,7 +298,7 @@ def flags_of(program, arguments, monkeypatch):
 
 
 def commands(script):
-  """Words of each external command that a shell script would run."""
+  """Words of each external command in a shell script."""
   stub = "() { printf '%s\\0' \"$@\"; printf '\\36'; }\n"
   done = subprocess.run(
     ["bash", "-c", f"PATH=/none\ncommand_not_found_handle{stub}{script}"],
@@ -322,14 +322,14 @@ def unrun_commands():
       found += [shlex.split(span.replace("\n", " "))]
     for words in found:
       if words[:2] == ["python", "-m"]:
-        # A name alone in a sentence says nothing of flags.
+        # A name in a sentence has no flags.
         yield path, words[2], words[3:] or ["--help"]
       elif words[0] == "make":
         yield path, "make", words[1:]
       elif words[0] == "xir-tfrs" and words[1] in _COMMANDS:
         yield path, _COMMANDS[words[1]], words[2:] or ["--help"]
       elif words[0] == "xir-tfrs":
-        # COMMAND stands for any of them.
+        # COMMAND stands for any sub-command.
         assert words[1] in {"--help", "--version", "COMMAND"}, (path, words)
 
 
@@ -431,7 +431,7 @@ def test_code_of_the_distributed_guide_trains(two_replicas):
   (block,) = blocks(ROOT / "docs/distributed.md", "python")
   made = "tf.distribute.MirroredStrategy()"
   assert block.code.count(made) == 1
-  # One of these is all that a process can have.
+  # A process can only have one of these.
   scope = {"two_replicas": two_replicas}
   code = block.code.replace(made, "two_replicas")
   exec(code, scope)  # pylint: disable=exec-used
@@ -472,7 +472,7 @@ def test_example_of_the_task_guide(tmp_path, readme):
 
 
 def test_tables_of_the_performance_guide_are_the_results():
-  """The figures stand in the files that the benchmarks wrote."""
+  """Figures in the text are those in the files of the benchmarks."""
   sections = (ROOT / "docs/performance.md").read_text("utf-8").split("\n## ")
   checked = 0
   for section in sections:
@@ -548,7 +548,7 @@ def test_tables_of_results_are_the_results():
     tables = re.findall(r"^<!-- (\w+) -->\n\n((?:\|.*\n)+)", text, re.M)
     assert len(tables) == len(re.findall(r"^<!-- \w+ -->", text, re.M)) >= 1
     for name, table in tables:
-      # A document may leave rows out; report.md has them all.
+      # A document may leave out rows; report.md has all.
       kept, rows = table.splitlines(), report.table(results[name]).splitlines()
       assert kept[:2] == rows[:2] and len(kept) > 2, (document, name)
       assert set(kept) <= set(rows), (document, name)

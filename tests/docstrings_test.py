@@ -18,7 +18,7 @@ _OF_BUNDLES = {f"serving.{name}" for name in xir.serving.__all__}
 
 
 def _public(module, name):
-  """(name, class or function) for all that is public in a module."""
+  """(name, class or function) for all public names of a module."""
   listed = getattr(module, "__all__", None)
   for part in listed or vars(module):
     thing = getattr(module, part)
@@ -32,7 +32,7 @@ def _public(module, name):
 
 
 def _of_data():
-  """The classes of `data` that the reference shows."""
+  """The classes of `data` in the API reference."""
   page = (_ROOT / "docs/api/data.md").read_text("utf-8")
   for name in re.findall(r"^::: xir_tfrs\.(data\.\w+)$", page, re.MULTILINE):
     module = importlib.import_module(f"xir_tfrs.{name}")
@@ -71,12 +71,12 @@ def test_every_public_name_is_in_the_reference():
   text = "\n".join(page.read_text("utf-8") for page in pages)
   shown = set(re.findall(r"^::: xir_tfrs\.(\S+)$", text, re.MULTILINE))
   for name in _THINGS:
-    # A page of `ops` shows all that is public in a module.
+    # A page of `ops` shows all public names of a module.
     assert {name, name.rpartition(".")[0]} & shown, f"docs/api/: {name}"
 
 
 def test_every_page_is_in_the_navigation():
-  """`make docs` would leave it out in silence."""
+  """`make docs` would silently leave it out."""
   docs = _ROOT / "docs"
   navigation = (_ROOT / "mkdocs.yml").read_text("utf-8")
   for page in sorted(docs.rglob("*.md")):

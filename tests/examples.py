@@ -17,10 +17,10 @@ def run(thing: object) -> int:
   Every example finds `np`, `tf` and `xir` imported.
 
   Returns:
-    How many statements it has.
+    The number of statements.
 
   Raises:
-    AssertionError: What one prints is not what it shows.
+    AssertionError: The output differs from the docstring.
   """
   name = getattr(thing, "__qualname__", repr(thing))
   test = doctest.DocTestParser().get_doctest(

@@ -1,4 +1,4 @@
-"""Tutorials run, as docs/tutorial.md says, on data as MovieLens 1M has them."""
+"""Tutorials run as docs/tutorial.md says, on data in MovieLens 1M's layout."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def movielens(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fast():
-  """An environment in which the commands start at once."""
+  """An environment in which the commands start quickly."""
   path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
   with forked.programs(os.environ | {"PATH": path}) as environment:
     yield environment
@@ -90,7 +90,7 @@ def test_own_model(tutorial):
   printed = tutorial("own_model")
   assert f"{USERS} users, {MOVIES} movies, {USERS * 13:,} ratings" in printed
   recall = dict(re.findall(r"^(\w+) +recall@10 (\d\.\d+)", printed, re.M))
-  # Nine movies of ten are of another genre than a user's.
+  # Nine of ten movies have another genre than the user's.
   assert float(recall["model"]) > 1.3 * float(recall["popularity"])
   similar = printed.partition("Like Étude 1 (1999):\n")[2].splitlines()
   assert len(similar) == 5

@@ -1,16 +1,16 @@
-"""Programs without the seconds that each of them takes to load TensorFlow.
+"""Starts programs without the seconds that each takes to load TensorFlow.
 
     with forked.programs(environment) as faster:
       subprocess.run("python -m pipelines.prepare ...", shell=True, env=faster)
 
-Meanwhile a process has TensorFlow and the library loaded. `python` and
-`xir-tfrs`, which come first in the PATH of `faster`, have it fork one for each
-program, with the arguments, folder, environment, files, signals and exit status
-that the program would have. What is no program of ours, such as a script, gets
-the real Python.
+In the block, a server process has loaded TensorFlow and the library. The
+commands `python` and `xir-tfrs`, first in the PATH of `faster`, make it fork a
+child for each program, with the program's arguments, folder, environment,
+files, signals and exit status. Anything else, such as a script, runs in the
+real Python.
 
-Nothing has run in TensorFlow before a fork, so there is nothing to share. Tests
-of what a program loads, and when, need a process of their own.
+No TensorFlow op has run before a fork, so children share no state. Tests of the
+imports of a program need a real process.
 """
 
 import atexit
@@ -37,7 +37,7 @@ _PROGRAMS = ("pipelines.", "export.", "benchmarks.", _COMMAND)
 
 @contextlib.contextmanager
 def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-  """Gives an environment in which programs start at once."""
+  """Yields an environment in which programs start quickly."""
   with tempfile.TemporaryDirectory(prefix="xir-python-") as folder:
     address = os.path.join(folder, "socket")
     for name, first in (("python", ""), ("xir-tfrs", f"-m {_COMMAND}")):
@@ -57,13 +57,13 @@ def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
       assert server.stdout.readline() == b"ready\n"
       yield {**environment, "PATH": f"{folder}:{environment['PATH']}"}
     finally:
-      server.stdin.close()  # Ends it, as our death would.
+      server.stdin.close()  # Ends the server, as the end of this process would.
       server.wait()
       server.stdout.close()
 
 
 def _ask(address: str, arguments: Sequence[str]) -> int:
-  """Has a program run; returns its exit status."""
+  """Runs a program in the server; returns its exit status."""
   if arguments[:1] != ["-m"] or not arguments[1].startswith(_PROGRAMS):
     os.execv(sys.executable, [sys.executable, *arguments])
   request = json.dumps([os.getcwd(), dict(os.environ), arguments[1:]]).encode()
@@ -85,11 +85,11 @@ def _reap(*_: object) -> None:
 
 
 def _serve(address: str, python: str) -> None:
-  """Forks programs until stdin ends; in theirs, runs them and ends.
+  """Forks a child for each program until stdin ends.
 
   Args:
-    address: Where they are asked for.
-    python: What programs start others with.
+    address: The socket of the requests.
+    python: The Python with which programs start others.
   """
   import export.bundle.from_model  # noqa: F401
   import pipelines.preparation.convert  # noqa: F401
@@ -97,7 +97,7 @@ def _serve(address: str, python: str) -> None:
 
   for part in xir_tfrs.__all__:
     getattr(xir_tfrs, part)
-  # Looking for garbage would copy all of these pages into each program.
+  # Garbage collection would copy these pages of memory into each child.
   gc.collect()
   gc.freeze()
   signal.signal(signal.SIGCHLD, _reap)
@@ -143,7 +143,7 @@ def _serve(address: str, python: str) -> None:
 
 
 def _end(code: object) -> NoReturn:
-  """Ends as Python does, but without taking every module apart: a second."""
+  """Exits like Python, but without freeing all modules, which takes 1 s."""
   if not (code is None or isinstance(code, int)):
     print(code, file=sys.stderr)
     code = 1

@@ -1,4 +1,4 @@
-"""Reads the imports of the project.
+"""Checks the imports of the project.
 
 The library is layered; what works without TensorFlow imports without it;
 programs use only public names of the library, and never code of the other
@@ -49,7 +49,7 @@ def _tree(path):
 
 
 def _imports(path):
-  """Dotted names a file imports, anywhere in it; `from a import b` is a.b."""
+  """Dotted names of all imports in a file; `from a import b` is a.b."""
   for node in ast.walk(_tree(path)):
     if isinstance(node, ast.Import):
       for alias in node.names:
@@ -151,7 +151,7 @@ def test_programs_use_public_names_of_the_library(path):
   ids=str,
 )
 def test_rooms_do_not_import_programs(path):
-  """A program imports its rooms; the other way round is a circle."""
+  """Programs import packages beside them; the reverse would be a cycle."""
   for name in _imports(path):
     program = pathlib.Path(*name.split(".")[:2]).with_suffix(".py")
     if _first(name) in {"pipelines", "export"} and (_ROOT / program).exists():
@@ -213,13 +213,13 @@ def test_scann_is_loaded_in_two_files():
 
 @pytest.mark.parametrize("path", _modules(*_FOLDERS), ids=str)
 def test_no_module_changes_the_import_path(path):
-  """A module found by `sys.path` hides from the other tests here."""
+  """The other tests here do not see modules found through `sys.path`."""
   changes = [
     node
     for node in ast.walk(_tree(path))
     if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
   ]
-  # The second is the process of a program, and gives it its packages.
+  # The second runs in a program's process and makes its packages importable.
   if str(path) not in {
     "xir_tfrs/serving/scann_folder.py",
     "xir_tfrs/programs/command.py",
@@ -229,7 +229,7 @@ def test_no_module_changes_the_import_path(path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  """Built from a copy: setuptools writes beside its sources."""
+  """Built from a copy, because setuptools writes into the source folder."""
   tmp_path = tmp_path_factory.mktemp("wheel")
   source = tmp_path / "source"
   files = [pathlib.Path(n) for n in ("setup.py", "pyproject.toml", "README.md")]
@@ -249,7 +249,7 @@ def wheel(tmp_path_factory):
 
 
 def _pages():
-  """What the programs show in a browser."""
+  """The pages that programs show in a browser."""
   for folder in ("pipelines", "export"):
     for path in sorted((_ROOT / folder).rglob("*.html")):
       yield path.relative_to(_ROOT)
@@ -266,13 +266,13 @@ def test_the_wheel_holds_the_library_and_hides_the_programs(wheel):
   }
   pages = {f"xir_tfrs/_programs/{path}" for path in _pages()}
   assert pages and pages <= {*names}
-  # Or type checkers ignore every annotation of an installed xir_tfrs.
+  # Without it, type checkers ignore the annotations of an installed xir_tfrs.
   assert "xir_tfrs/py.typed" in names
 
 
 def test_the_command_of_the_wheel_runs_its_own_programs(wheel, tmp_path):
   wheel.extractall(tmp_path)
-  # Somebody else's packages of the same name.
+  # Packages of other projects with the same names.
   for name in ("pipelines", "export"):
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("raise SystemExit('theirs')")
@@ -303,8 +303,8 @@ print(export.__file__, os.environ["PYTHONPATH"].split(os.pathsep)[0])
 
 # TensorFlow ------------------------------------------------------------------
 
-# They import without TensorFlow: a program's --help, and clients that have
-# none, need no more than these.
+# These import without TensorFlow, for --help of programs and for clients that
+# do not have it.
 _LIGHT = (
   *(
     f"{path.parent.name}.{path.stem}"
@@ -399,14 +399,14 @@ def test_every_part_is_listed():
 
 
 def test_check_has_a_test_of_each_package():
-  """`make check` is a list of files; what it covers is what they import."""
+  """`make check` lists test files; it covers the packages they import."""
   makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
   (listed,) = re.findall(r"^CHECK := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
   paths = [pathlib.Path(name) for name in listed.replace("\\\n", " ").split()]
   covered = set()
   for path in paths:
     names = {*_imports(path)}
-    # What a program imports, a test of the program runs.
+    # A test of a program covers the imports of the program.
     for name in tuple(names):
       program = pathlib.Path(*name.split(".")[:2]).with_suffix(".py")
       if (

@@ -18,8 +18,8 @@ loss = task(tf.eye(2), tf.eye(2), candidate_ids=tf.constant([0, 1]))
 assert loss.shape == []
 print("it works")
 """
-# Name: environment, what runs before, and whether it may be refused. Samples of
-# the documents run with nothing set, and this whole suite with a 1.
+# Name -> environment, code to run before, and whether an error is allowed. The
+# code in the documents runs without the variable, and this suite with 1.
 _KERAS = {
   "zero": ({"TF_USE_LEGACY_KERAS": "0"}, "", True),
   "after_tensorflow": ({}, "import tensorflow", False),
@@ -34,7 +34,7 @@ _KERAS = {
 
 @pytest.fixture(scope="module")
 def keras_runs():
-  """All cases, two processes at a time: most of a case is importing."""
+  """Runs all cases, two processes at a time; most of the time is imports."""
   names = list(_KERAS)
   results = {}
   for start in range(0, len(names), 2):
@@ -63,7 +63,7 @@ def keras_runs():
 @pytest.mark.parametrize("name", _KERAS)
 @pytest.mark.slow
 def test_imports_whatever_the_user_set_about_keras(keras_runs, name):
-  """It works, or one sentence says what to do."""
+  """The import works, or an error of one sentence says what to do."""
   code, out, err = keras_runs[name]
   may_be_refused = _KERAS[name][2]
   if code == 0:
@@ -74,5 +74,5 @@ def test_imports_whatever_the_user_set_about_keras(keras_runs, name):
   assert sentence.startswith("ImportError: "), err
   assert "TF_USE_LEGACY_KERAS" in sentence
   assert "xir_tfrs" in sentence
-  # One cause, not a second traceback about the first.
+  # Only one traceback.
   assert err.count("Traceback (most recent call last)") == 1, err

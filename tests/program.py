@@ -1,4 +1,4 @@
-"""Runs a program as its user does, but in this process."""
+"""Runs a program like a user, but in this process."""
 
 import contextlib
 import dataclasses
@@ -21,8 +21,8 @@ class Done:
 def run(name: str, *arguments: object) -> Done:
   """Runs `python -m NAME ARGUMENTS`.
 
-  A bug is raised. Importing TensorFlow takes longer than most programs: only
-  tests of what a program imports, or of its end, need a process.
+  Bugs raise their exception. Importing TensorFlow takes longer than most
+  programs: only tests of a program's imports or exit need a process.
   """
   stdout, stderr = io.StringIO(), io.StringIO()
   status: object = None
@@ -32,7 +32,7 @@ def run(name: str, *arguments: object) -> Done:
     mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
     warnings.catch_warnings(),
   ):
-    # That the module is imported already.
+    # The warning that the module is already imported.
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
       runpy.run_module(name, run_name="__main__", alter_sys=True)

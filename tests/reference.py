@@ -1,6 +1,6 @@
-"""Slow NumPy twins of the numeric core: loops, float64, no TensorFlow.
+"""Slow NumPy twins of the numeric core, in loops and float64.
 
-Written from the formulas, to be compared with `xir_tfrs`; nothing here may
+Written from the formulas, for comparison with `xir_tfrs`; this module must not
 import it. Inefficient on purpose: one loop per sum of the equation.
 
 Axes: `batch` rows (queries), `pool` columns (candidates that may be drawn).
@@ -24,7 +24,7 @@ def _log_sum_exp(values) -> float:
 
 
 def popularity(candidate_counts) -> np.ndarray:
-  r"""pop_j = count_j / \sum count; a candidate never trained on takes 1."""
+  r"""pop_j = count_j / \sum count; a count of 0 counts as 1."""
   counts = [max(int(c), 1) for c in candidate_counts]
   return np.array([c / sum(counts) for c in counts])
 
@@ -48,7 +48,7 @@ def own_columns(batch, pool, offset=0) -> np.ndarray:
 
 
 def log_importance_weights(logits, log_q, keep=None) -> np.ndarray:
-  r"""log w_ij = (s_ij - \log q_j) - \log \sum_k e^{s_ik - \log q_k}, kept k."""
+  r"""log w_ij = (s_ij - \log q_j) - \log \sum_{kept k} e^{s_ik - \log q_k}."""
   logits = np.asarray(logits, np.float64)
   log_q = np.asarray(log_q, np.float64)
   batch, pool = logits.shape
@@ -124,12 +124,11 @@ def sampled_softmax(logits, positive_logits, keep=None) -> np.ndarray:
 
 
 # Forms of the loss ----------------------------------------------------------
-#
-# (loss, weight) of a row: `columns` [(s_j, log a_j)] of the columns that
-# count; `positive` s_p; `correction` log q_p, where the positive has one, or
-# 0; `log_q` log q_p as such; `num_terms` n; `pool` [(s_j, 1 / (n q_j))] of the
-# columns that may count, drawn or not. A given `weight`, through which no
-# gradient flows, is used as it is.
+# (loss, weight) of a row. `columns`: [(s_j, log a_j)] of the columns in the
+# loss; `positive`: s_p; `correction`: log q_p if the positive is corrected,
+# else 0; `log_q`: log q_p; `num_terms`: n; `pool`: [(s_j, 1 / (n q_j))] of all
+# columns that could be drawn. If `weight` is given, it is used, because no
+# gradient flows through it.
 
 
 def _partition(row, with_positive) -> float:
@@ -221,7 +220,7 @@ FORMS = {
 
 
 def logits(query, candidates, temperature=1.0, normalize=False) -> np.ndarray:
-  """s_ij = <u_i, v_j> / temperature, of unit vectors when `normalize`."""
+  """s_ij = <u_i, v_j> / temperature, with unit vectors if `normalize`."""
   query = np.asarray(query, np.float64)
   candidates = np.asarray(candidates, np.float64)
   if normalize:
@@ -292,9 +291,9 @@ def resampled_task(
 ):
   """Softmax against a resample of a pool: (loss, expected draws).
 
-  Row i's positive is candidate i; its `own` columns may not be drawn. Given
-  `draws` are used as they are: the form whose derivative is the gradient of
-  BIR and XIR, since none flows through the weights.
+  Row i's positive is candidate i; its `own` columns cannot be drawn. If `draws`
+  are given, they are used: the derivative of this form is the gradient of BIR
+  and XIR, because no gradient flows through the weights.
   """
   positive_logits = np.diag(logits(query, candidates, temperature, normalize))
   pool_logits = logits(query, pool, temperature, normalize)
@@ -392,7 +391,7 @@ def xir_joint_task(
 ):
   """XIR with one pool and expected counts: (loss, draws [batch, pool]).
 
-  `cache_share` is the probability by which each candidate is cached.
+  `cache_share` is the probability that a candidate is in the cache.
   """
   pool_ids = np.concatenate([ids, cache_ids])
   with np.errstate(divide="ignore"):
@@ -440,7 +439,7 @@ def next_cache_probabilities(candidate_ids, weights) -> dict[int, float]:
 
 
 def entry_steps(caches) -> list[int]:
-  """Since which cache, without a gap, the last one has each of its ids.
+  """Step since which each id of the last cache has been in all caches.
 
   `caches` are those of steps 0, 1, ...
   """
@@ -478,9 +477,9 @@ def frequency_tables(
   """Algorithm 3 of Yi et al. over a stream: (B, A), each [tables][cells].
 
   `batches` are lists of int64 keys, step 1 first. A cell learns once per step,
-  whatever keys hit it; c times the c-th part of the gap if appearances count.
-  Without an initial gap it holds the running mean of its gaps, as long as
-  that follows them faster than the learning rate.
+  for any number of keys; if appearances count, c times, each 1/c of the gap.
+  Without an initial gap, a cell holds the running mean of its gaps while that
+  adapts faster than the learning rate.
   """
   gaps, last_seen = [], []
   for hashes in coefficients:
@@ -523,7 +522,7 @@ def full_softmax_gradient(query, candidates, positive, sharpness=1.0):
 
 
 def gradient_error(samples, exact) -> dict[str, float]:
-  """Squares summed one by one; see `metrics.divergence.gradient_error`."""
+  """Sums squares one by one; see `metrics.divergence.gradient_error`."""
   repetitions, rows, dim = np.shape(samples)
   scale = error = noise = squared = 0.0
   for i in range(rows):
@@ -543,7 +542,7 @@ def gradient_error(samples, exact) -> dict[str, float]:
 
 
 def kl_divergence(weights, log_full) -> float:
-  r"""\sum_j P_j \log (P_j / Q_j) of one row, P made to sum to 1."""
+  r"""\sum_j P_j \log (P_j / Q_j) of one row, with P normalized."""
   total = sum(float(w) for w in weights)
   result = 0.0
   for w, log_q in zip(weights, log_full, strict=True):
@@ -575,8 +574,8 @@ def logq_corrected_softmax(
   r"""(losses, P): -(1 - P) \log( e^{s_p} / \sum_j e^{s_j} / Q'_j ).
 
   Q'_j = Q_j / (1 - Q_p), and P = e^{s_p} / (e^{s_p} + mean_j e^{s_j} / Q'_j),
-  over the kept j. A given `confidence` is used as P: the form whose derivative
-  is the gradient, since none flows through P.
+  over the kept j. If `confidence` is given, it is used as P: the derivative of
+  this form is the gradient, because no gradient flows through P.
   """
   losses, confidences = [], []
   for i, positive in enumerate(positive_logits):
@@ -615,9 +614,9 @@ def pool_task(
   sample_weight=None,
   confidence=None,
 ):
-  """(loss, P): a batch against itself and `others`, column by column.
+  """(loss, P) of a batch with itself and `others` as pool, by columns.
 
-  `log_q` is that of the batch's candidates, then that of the others.
+  `log_q` has the batch's candidates first, then the others.
   """
   batch = len(query)
   pool_ids = [*ids, *other_ids]
@@ -764,7 +763,7 @@ def lloyd(points, codewords, max_iterations):
 
 
 def corr_softmax(scores, positive_scores, log_q, positive_log_q, keep=None):
-  """Softmax loss of the positive against the sample, all less log Q."""
+  """Softmax loss of the positive and the sample, with logits minus log Q."""
   return sampled_softmax(
     np.asarray(scores, np.float64) - log_q,
     np.asarray(positive_scores, np.float64) - positive_log_q,
@@ -773,7 +772,7 @@ def corr_softmax(scores, positive_scores, log_q, positive_log_q, keep=None):
 
 
 def corr_kl(ranker_scores, retriever_scores, log_q, keep=None) -> np.ndarray:
-  """KL(P_ra || P_re) over each row's kept sample, teacher first."""
+  """KL(P_ra || P_re) over the kept sample of each row."""
   batch, n = np.shape(log_q)
   result = np.zeros(batch)
   for i in range(batch):
@@ -811,7 +810,7 @@ def corr_task(
 
 
 def factorisation_machine(fields) -> float:
-  """Inner products of all pairs of fields, summed up."""
+  """Sum of the inner products of all pairs of fields."""
   return sum(
     sum(a * b for a, b in zip(fields[i], fields[j], strict=True))
     for i in range(len(fields))
@@ -838,7 +837,7 @@ def numeric_gradient(function, x, step=1e-6) -> np.ndarray:
 
 
 def known_positives(known_ids, positive_ids, pool_ids):
-  """[batch, pool] where a column is another known positive of the row."""
+  """[batch, pool], whether a column is another known positive of the row."""
   known = known_ids.to_list() if hasattr(known_ids, "to_list") else known_ids
   return np.array(
     [
@@ -853,7 +852,7 @@ def known_positives(known_ids, positive_ids, pool_ids):
 
 
 def newest(history, length, num_ids) -> tuple[list, int]:
-  """The window of one history, and how many events it holds."""
+  """The window of one history, and its number of events."""
   known = [event for event in history if 0 <= event < num_ids][-length:]
   return known + [-1] * (length - len(known)), len(known)
 
@@ -866,7 +865,7 @@ def aged_mean(vectors, log_weights, column) -> np.ndarray:
 
 
 def local_activation(events, candidate, score) -> np.ndarray:
-  """DIN's sum of events, each times its score beside the candidate."""
+  """DIN's sum of events, weighted by their scores with the candidate."""
   total = np.zeros(len(candidate))
   for event in np.asarray(events, np.float64).reshape(-1, len(candidate)):
     total += score(event, np.asarray(candidate, np.float64)) * event
@@ -874,7 +873,7 @@ def local_activation(events, candidate, score) -> np.ndarray:
 
 
 def routed_interests(events, initial_logits, num_rounds) -> np.ndarray:
-  """MIND's interests of one whole history; logits by age, the newest 0."""
+  """MIND's interests of one history; logits are by age, 0 for the newest."""
   events = np.asarray(events, np.float64)
   interests = len(initial_logits[0])
   logits = [
@@ -895,7 +894,7 @@ def routed_interests(events, initial_logits, num_rounds) -> np.ndarray:
 
 
 def label_aware_attention(interests, label, power) -> np.ndarray:
-  """MIND's query of a training row; without a power, the best interest."""
+  """MIND's query of a training row; the best interest without a power."""
   scores = [float(np.dot(interest, label)) for interest in interests]
   if power is None:
     return np.asarray(interests)[scores.index(max(scores))]
@@ -921,9 +920,9 @@ def attention(query, keys, values) -> np.ndarray:
 def fold_in(history, vectors, ridge, power) -> np.ndarray:
   """The unit vector of a history, rows of `vectors`, the newest last.
 
-  The limit of weighted least squares with an intercept b: all items want a
-  score q . v + b of 0, with weight 1, and those of the history one of 1, with a
-  tiny weight that falls with their age.
+  The limit of weighted least squares with an intercept b: the target of
+  q . v + b is 0 for all items, with weight 1, and 1 for those of the history,
+  with a tiny weight that falls with their age.
   """
   vectors = np.asarray(vectors, np.float64)
   spread = (vectors - vectors.mean(axis=0)).var(axis=0).sum() * len(vectors)
@@ -942,7 +941,7 @@ def fold_in(history, vectors, ridge, power) -> np.ndarray:
 
 
 def words_and_pairs(text):
-  """Words of letters, marks and digits, then each two neighbours."""
+  """Words of letters, marks and digits, then pairs of neighbours."""
   spaced = ""
   for character in text.lower():
     if character in "'’":

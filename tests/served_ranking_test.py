@@ -1,4 +1,4 @@
-"""`pipelines.evaluate` ranks like an exported bundle answers.
+"""`pipelines.evaluate` ranks like an exported bundle.
 
 This includes users and items that appear only after a temporal cut.
 """
@@ -37,7 +37,7 @@ def _write_rows(path: pathlib.Path) -> None:
 
 
 def _write_cities(path: pathlib.Path) -> None:
-  """A user file; of every third user nothing is known."""
+  """A file of user features, in which every third user has none."""
   users = range(_OLD_USERS + _NEW_USERS)
   lines = [f"u{u},{'' if u % 3 == 0 else f'city{u % 2}'}" for u in users]
   path.write_text("user_id,city\n" + "\n".join(lines) + "\n", encoding="utf-8")
@@ -103,5 +103,5 @@ def test_recall_of_each_query_is_that_of_the_bundles_answer(served):
       assert recall == pytest.approx(expected[row])
     else:
       np.testing.assert_array_equal(answers.scores[row], popular)
-      # Equal counts are settled against the ranking by the metric.
+      # The metric ranks relevant candidates last among equal counts.
       assert recall >= expected[row]

@@ -1,4 +1,4 @@
-"""Ten candidates, some never seen in training, for the tests of tasks."""
+"""Ten candidates for tests of tasks; some have no training rows."""
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +27,7 @@ def problem(batch, seed=1):
 
 
 def loss(task, candidate_encoder, query, ids, **kwargs):
-  """The task's, of candidates as they are encoded now."""
+  """The task's loss, with candidates as they are encoded now."""
   ids = tf.constant(ids, tf.int64)
   return task(
     tf.convert_to_tensor(query),

@@ -1,4 +1,4 @@
-"""Data small enough to rank by hand, and models in the form of runs."""
+"""Data small enough to rank by hand, and runs of models on it."""
 
 import hashlib
 
@@ -10,8 +10,8 @@ from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 
 NUM_QUERIES, NUM_CANDIDATES = 6, 40
-# Query 4 has no test pair; (3, 9) was trained on and comes again in the test.
-# Query 5 and candidate 38 have no training rows.
+# Query 4 has no test pair; (3, 9) is in the training and the test split. Query
+# 5 and candidate 38 have no training rows.
 ROWS = {
   "train": [(q, c) for q in range(4) for c in range(q, 10)]
   + [(4, 39)] * 30
@@ -26,7 +26,7 @@ COUNTS = [1, 2, 3] + [4] * 7 + [1] * 28 + [0, 30]
 
 
 def write_data(directory, rows=None):
-  """A data directory of `ROWS`, or of other rows by split."""
+  """A data directory with `ROWS` or other rows by split."""
   rows = rows or ROWS
   directory.mkdir()
   shards = {}
@@ -76,7 +76,7 @@ def two_tower(seed=0, query_tower=None):
 
 
 def write_model(directory, model, data, checkpoints=("checkpoints",), **train):
-  """A run of the settings `train`, with a checkpoint in each folder."""
+  """A run with the settings `train` and a checkpoint in each folder."""
   schema = (data / schema_lib.FILE_NAME).read_bytes()
   run = runs.RunDir(directory)
   config = runs.RunConfig(

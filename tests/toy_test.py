@@ -81,7 +81,7 @@ def test_the_toy_data_trains_at_a_finite_learning_rate(outputs):
   rows = [json.loads(line) for line in lines.splitlines()]
   trained = [row for row in rows if row["kind"] == "train"]
   assert trained[-1]["step"] >= 1
-  # All rows together are far fewer than a batch, which is said.
+  # There are far fewer rows than in a batch, which is reported.
   assert "--global_batch_size 1,024" in outputs["train stderr"]
   for row in trained:
     assert row["learning_rate"] > 0
@@ -92,7 +92,7 @@ def test_the_toy_model_is_evaluated(outputs):
   metrics = json.loads(
     (outputs["folder"] / "runs/xir/metrics.json").read_text("utf-8")
   )["metrics"]
-  # Everything a user has not had is among so few.
+  # There are so few items that the list has all unseen ones.
   assert metrics["model"]["hit@10"] > 0
   assert "recall@10" in outputs["evaluate"]
 

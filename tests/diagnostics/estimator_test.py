@@ -58,7 +58,7 @@ class _FullSoftmaxTask(tasks.RetrievalTask):
 
 
 def _rows(seed=0):
-  """Training rows, whose candidates come just as often as `_COUNTS` says."""
+  """Training rows in which candidates appear as often as in `_COUNTS`."""
   candidates = np.repeat(np.arange(_NUM_CANDIDATES), _COUNTS)
   queries = np.random.default_rng(seed).integers(
     _NUM_QUERIES, size=len(candidates)
@@ -67,7 +67,7 @@ def _rows(seed=0):
 
 
 def _known(first=0):
-  """For each query, some candidates that it is known to want."""
+  """Known positives of each query."""
   return tf.ragged.constant(
     [[(q + first) % 5, (q + first) % 5 + 6] for q in range(_NUM_QUERIES)],
     tf.int64,
@@ -101,7 +101,7 @@ def _softmax(**kwargs):
   return tasks.SampledSoftmaxRetrieval(**kwargs)
 
 
-# Name: function of the candidate tower that makes the task.
+# Name -> function from the candidate tower to the task.
 _TASKS = {
   "ssl": lambda _: _softmax(),
   "ssl_pop": lambda _: _softmax(candidate_counts=_COUNTS),
@@ -163,7 +163,7 @@ def _values(variables):
 
 @pytest.fixture
 def _eager():
-  """Steps are small: tracing them takes longer than running them."""
+  """Runs eagerly, because tracing these small steps takes longer."""
   tf.config.run_functions_eagerly(True)
   yield
   tf.config.run_functions_eagerly(False)
@@ -172,7 +172,7 @@ def _eager():
 @pytest.mark.usefixtures("_eager")
 class WeightsTest(tf.test.TestCase, parameterized.TestCase):
   def look(self, model, num_rows=5, steps=2, **kwargs):
-    """What the last of a few batches tells, and that batch."""
+    """The results of the probe at the last of a few batches, and that batch."""
     probe = estimator.EstimatorProbe(
       model, _rows(), probe_size=num_rows, batch_size=32, **kwargs
     )
@@ -227,7 +227,7 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
           draws[ids == candidate, row], np.zeros(np.sum(ids == candidate))
         )
     self.assertEqual(_measure(model)["positive_draws"], 0.0)
-    # The test can tell.
+    # The difference is large enough to notice.
     self.assertGreater(_measure(_model("bir"))["positive_draws"], 0.01)
 
   @parameterized.parameters(
@@ -279,8 +279,9 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
       reference.effective_sample_size(log_w),
       rtol=1e-4,
     )
-    # So many draws that the positive's own place in the partition is nothing:
-    # the weights are a softmax of twice the scores, over popularity.
+    # With so many draws, the positive's own term in the partition is
+    # negligible: the weights are a softmax of twice the scores, divided by
+    # popularity.
     twice = np.where(keep, 2 * logits - log_q, -np.inf)
     twice = np.exp(twice - twice.max(axis=1, keepdims=True))
     twice /= twice.sum(axis=1, keepdims=True)
@@ -294,7 +295,7 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
     )
     seen, (_, positives) = self.look(model)
     ids, draws = _shares(seen, "draw")
-    # Weights of the loss are draws times e^s, once the positive is nothing.
+    # Weights of the loss are draws times e^s if the positive is negligible.
     table = model.candidate_tower(tf.range(_NUM_CANDIDATES)).numpy()
     queries = model.query_tower(self.look(model)[1][0]).numpy()[:5]
     ids_2, weights = _shares(seen, "weight")
@@ -317,8 +318,8 @@ class WeightsTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllInRange(draws[in_batch].sum(axis=0), 0.5, 1.0)
 
   def test_cache_weight_weights_the_pools(self):
-    # A cache of nothing but candidate 11, which is in no batch: its weight is
-    # lambda times what is not the positive's.
+    # The cache only holds candidate 11, which is in no batch: its weight is
+    # lambda times the part that is not the positive's.
     rows = _rows()
     keep = rows["candidate_id"] < 11
     rows = {name: column[keep] for name, column in rows.items()}
@@ -404,7 +405,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
         model, columns, probe_size=4, batch_size=32, repetitions=2, known=known
       )
       if name == "other known":
-        # The loss has one set of known positives, the full softmax another.
+        # The loss and the full softmax have different known positives.
         probe._batch = lambda *a, batch=probe._batch: batch(*a) | {
           "known_candidate_ids": tf.ragged.constant([[]] * 32, tf.int64)
         }
@@ -415,8 +416,8 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(found["other known"]["bias"], 0.01)
 
   def test_the_full_softmax_at_half_the_temperature(self):
-    # Told apart by the temperature alone: a task at 0.5, whose gradient is
-    # twice as long, shown to a probe that takes its temperature for 1.
+    # Only the temperature differs: the task has 0.5, so its gradient is twice
+    # as long, and the probe assumes 1.
     class HalfTemperature(_FullSoftmaxTask):
       def _loss(self, batch, training):
         del training
@@ -463,7 +464,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(off["kl_weights"], 0.1)
 
   def test_bir_is_a_softmax_at_half_the_temperature(self):
-    # So many rows that the batch is the population (ALGORITHMS 5.4).
+    # With so many rows, the batch is the population (ALGORITHMS 5.4).
     found = _measure(
       _model(
         lambda _: _resampling(resampler="expected", num_resampled=10**6),
@@ -478,7 +479,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(found["sharpness"], 2.0, rtol=0.1)
     self.assertLess(found["kl_weights_half_temperature"], 0.01)
     self.assertGreater(found["kl_weights"], 0.1)
-    # Its draws are the full softmax; it is the loss that sharpens them.
+    # Its draws follow the full softmax; only the loss sharpens them.
     self.assertLess(found["kl_draws"], 0.01)
     self.assertGreater(found["kl_draws_half_temperature"], 0.1)
 
@@ -491,8 +492,8 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_uniform_weights_by_hand(self):
-    # All scores 0 and all candidates equally popular: every column weighs the
-    # same, and the full softmax is uniform over 4 candidates.
+    # All scores are 0 and all candidates equally popular, so all columns have
+    # the same weight and the full softmax is uniform over 4 candidates.
     queries, candidates = _towers(stddev=1.0)
     candidates.trainable_variables[0].assign(np.zeros([_NUM_CANDIDATES, _DIM]))
     rows = {"query_id": np.arange(8) % 4, "candidate_id": np.arange(8) % 4}
@@ -522,7 +523,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(probe.measure()["cache_mass"], expected, rtol=1e-5)
 
   def test_gradients_reference(self):
-    # A task that adds a known error of its own to the exact gradient.
+    # A task that adds a known error to the exact gradient.
     class Off(_FullSoftmaxTask):
       def _loss(self, batch, training):
         exact, _ = super()._loss(batch, training)
@@ -562,7 +563,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
         self.assertTrue(np.isfinite(value), name)
 
   def test_probe_rows_are_spread_over_batches(self):
-    # 7 probe rows; a batch of 1000 takes 2, in new company every time.
+    # 7 probe rows; a batch of 1000 takes 2, each time with other rows.
     model = _model("bir")
     probe = diagnostics.EstimatorProbe(
       model, _rows(), probe_size=7, batch_size=1000, repetitions=4
@@ -605,7 +606,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
       model, _rows(), probe_size=1, batch_size=32, repetitions=2
     )
     self.assertEqual(probe.measure(), probe.measure())
-    # A new probe draws the same rows, another seed draws others.
+    # A new probe draws the same rows; another seed draws other rows.
     first, same, other = (_measure(model, seed=seed) for seed in (3, 3, 4))
     self.assertEqual(first, same)
     self.assertNotEqual(first, other)
@@ -619,7 +620,7 @@ class MeasureTest(tf.test.TestCase, parameterized.TestCase):
 
 class StateTest(tf.test.TestCase, parameterized.TestCase):
   def train(self, probe_after=None):
-    """Values of all variables after some steps, with a look in between."""
+    """Values of all variables after some steps, with a probe in between."""
     tf.keras.utils.set_random_seed(1)
     model = _model("xir")
     model.compile(optimizer=tf.keras.optimizers.Adam(0.1))

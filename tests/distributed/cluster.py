@@ -6,8 +6,8 @@
       workers[0].wait_for("step 20")
       workers[1].kill()
 
-More than one worker find each other by TF_CONFIG, as they would on machines of
-their own. Whatever happens, no process is left behind.
+Several workers find each other through TF_CONFIG, as on separate machines. No
+process is left behind, even after errors.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
-# What the others get to end by themselves once one worker has failed.
+# Time for the other workers to end by themselves after one has failed.
 _GRACE_SECONDS = 5.0
 
 
 class ClusterError(AssertionError):
-  """A worker failed, or none of them came to an end."""
+  """A worker failed or did not end in time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a worker ended.
+  """The result of a worker.
 
   Attributes:
-    returncode: Its exit status; negative: the signal that killed it.
+    returncode: Its exit status; if negative, the signal that killed it.
     output: What it wrote to stdout and stderr.
   """
 
@@ -50,7 +50,7 @@ class Worker:
   """A process and its children."""
 
   def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-    # A file: nobody has to read it for the process to go on.
+    # A file, because a process blocks if nobody reads its pipe.
     self._log = tempfile.TemporaryFile()
     self._process = subprocess.Popen(
       command,
@@ -64,11 +64,11 @@ class Worker:
 
   @property
   def returncode(self) -> int | None:
-    """Its exit status; None while it runs."""
+    """The exit status; None while it runs."""
     return self._process.poll()
 
   def output(self) -> str:
-    """What it has written so far."""
+    """The output so far."""
     size = os.fstat(self._log.fileno()).st_size
     return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -76,12 +76,12 @@ class Worker:
     """Waits until the worker has written `text`.
 
     Raises:
-      ClusterError: It ended, or time was up, before that.
+      ClusterError: It ended before that, or time ran out.
     """
     deadline = time.monotonic() + timeout
     while text not in self.output():
       ended = self.returncode is not None
-      # It may have written and ended since the look at its output.
+      # It may have written the text and ended since the check above.
       if text not in self.output() and (ended or time.monotonic() > deadline):
         raise ClusterError(
           f"{text!r} was not written within {timeout:.0f} s.\n" + _show([self])
@@ -89,7 +89,7 @@ class Worker:
       time.sleep(0.05)
 
   def interrupt(self) -> None:
-    """Sends SIGTERM, like a machine that is preempted."""
+    """Sends SIGTERM, as on a machine that is preempted."""
     self._signal(signal.SIGTERM)
 
   def kill(self) -> None:
@@ -102,7 +102,7 @@ class Worker:
     self._log.close()
 
   def _signal(self, number: int) -> None:
-    # Not after the end was noticed: the number may be another process's.
+    # Not after it ended: another process may have the number by now.
     if self._process.poll() is None:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(self._process.pid, number)
@@ -114,12 +114,12 @@ class Workers(list[Worker]):
   def wait(self, timeout: float = 120.0, check: bool = True) -> list[Result]:
     """Waits until all have ended.
 
-    Once one has failed, the others, who may wait for it for ever, have a few
-    seconds left.
+    After one has failed, the others, which may wait for it forever, have a few
+    seconds to end.
 
     Args:
-      timeout: Seconds they have; whoever still runs then is killed.
-      check: Whether a worker that failed, or was late, is an error.
+      timeout: Seconds until workers that still run are killed.
+      check: Whether a failed or late worker is an error.
 
     Returns:
       Their results, by task index.
@@ -156,14 +156,14 @@ def run(
   env: Mapping[str, str] | None = None,
   check: bool = True,
 ) -> list[Result]:
-  """Runs a script or a module in all workers, to the end.
+  """Runs a script or a module in all workers and waits for them.
 
   Args:
     target: Path of a script from the root of the checkout, or a module name.
     arguments: Its command line, the same for all workers.
-    num_workers: Processes; one alone gets no TF_CONFIG.
-    timeout: Seconds until those that still run are killed.
-    env: Environment variables beside those of this process.
+    num_workers: Number of processes; a single one gets no TF_CONFIG.
+    timeout: Seconds until workers that still run are killed.
+    env: Environment variables to add to those of this process.
     check: Whether a worker that fails is an error.
 
   Returns:
@@ -184,7 +184,7 @@ def start(
   num_workers: int = 2,
   env: Mapping[str, str] | None = None,
 ) -> Iterator[Workers]:
-  """Starts the workers; whoever still runs at the end of the block is killed.
+  """Starts workers, and kills those that still run at the end of the block.
 
   Args:
     target: As in `run`.
@@ -208,7 +208,7 @@ def start(
         "PYTHONUNBUFFERED": "1",
         "TF_USE_LEGACY_KERAS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # CPU work only, whatever the machine has; two threads each.
+        # Only on the CPU, with two threads each.
         "CUDA_VISIBLE_DEVICES": "-1",
         "OMP_NUM_THREADS": "2",
         "TF_NUM_INTRAOP_THREADS": "2",
@@ -232,8 +232,8 @@ def _address() -> Iterator[str]:
   """Reserves a loopback address while the block runs.
 
   The socket is bound but does not listen: the kernel does not give the port to
-  others that ask for a free one, but TensorFlow's server, which also allows
-  reuse, can listen on it.
+  others that ask for a free one, but TensorFlow's server can listen on it,
+  because both allow reuse.
   """
   with socket.socket() as reserved:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

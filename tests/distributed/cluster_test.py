@@ -12,7 +12,7 @@ from tests.distributed import cluster
 
 @pytest.fixture
 def script(tmp_path):
-  """Writes a script; `index` is the number of the worker that runs it."""
+  """Writes a script, in which `index` is the number of its worker."""
 
   def write(*lines):
     path = tmp_path / "script.py"
@@ -36,7 +36,7 @@ def _is_running(pid):
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  # A zombie waits for whoever adopted it, but no longer runs.
+  # A zombie may still be listed, but no longer runs.
   with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
     return stat.read().rpartition(")")[2].split()[0] != "Z"
 
@@ -84,7 +84,7 @@ def test_ports_are_kept_for_the_workers(script):
     addresses = json.loads(workers[0].output())["cluster"]["worker"]
     for address in addresses:
       host, port = address.split(":")
-      # Not for those who want it for themselves, but for TensorFlow.
+      # Only sockets that allow reuse can bind it, such as those of TensorFlow.
       with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind((host, int(port)))
       with socket.socket() as server:
@@ -103,7 +103,7 @@ def test_a_failure_shows_the_output_of_all_workers(script, monkeypatch):
   start = time.monotonic()
   with pytest.raises(cluster.ClusterError) as error:
     cluster.run(path, timeout=300)
-  # The other one waits for ever, but not we for it.
+  # The other worker waits forever, but the test does not wait for it.
   assert time.monotonic() - start < 60
   for text in ("I am 0", "I am 1", "broken pipe dream", "[-9, 1]"):
     assert text in str(error.value)

@@ -8,8 +8,8 @@ from tests.distributed import problems
 
 
 def test_fit_on_two_replicas_is_fit_on_one_device(two_replicas):
-  # The reported losses too: tf_keras sums the replicas' shares. Other cases
-  # are those of the workers in parity_test.
+  # Also the reported losses, for which tf_keras sums the replicas' shares.
+  # parity_test tests the other cases.
   one, two = (
     problems.fit(
       strategy, "bir", **problems.FITS["several steps per execution"]
@@ -34,17 +34,17 @@ def test_evaluated_loss_is_that_of_the_global_batch(two_replicas):
 
 @pytest.mark.parametrize(
   "method",
-  # Those that count steps; the others' only state is the popularity.
+  # Tasks that count steps; the only state of the others is the popularity.
   sorted(
     set(problems.METHODS)
     - {"ssl", "ssl_pop", "full_softmax", "bir_expected", "xir_expected"}
   ),
 )
 def test_the_end_of_a_dataset_does_not_count_as_a_step(method):
-  # Keras looks for the end of a dataset that does not tell its length by a
-  # step without a batch. Nothing may move at it.
+  # If a dataset does not know its length, Keras finds its end by a step without
+  # a batch, which must not change any state.
   features = problems.batch(8, seed=0)
-  # Batches of a fixed size: what follows from the size needs no batch.
+  # Batches of a fixed size, so code that depends on the size runs without one.
   dataset = tf.data.Dataset.from_tensor_slices(features)
   dataset = dataset.batch(4, drop_remainder=True)
   stepped, fitted = (problems.build(method) for _ in range(2))

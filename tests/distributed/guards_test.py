@@ -1,4 +1,4 @@
-"""Impossible set-ups raise an error that says what to do."""
+"""Unsupported set-ups raise an error that says what to do."""
 
 import re
 
@@ -21,7 +21,7 @@ def _dataset():
 
 @pytest.mark.parametrize("method", ["ssl", "bir", "xir"])
 def test_a_model_built_outside_the_scope(two_replicas, method):
-  # SSL has no variables: there it is the towers that tell.
+  # SSL has no variables, so the towers' variables must show the fault.
   model = problems.build(method)
   with pytest.raises(ValueError, match=r"inside `with strategy.scope\(\):`"):
     two_replicas.run(
@@ -52,7 +52,7 @@ def test_fit_of_a_model_built_outside_the_scope(two_replicas):
 
 
 def test_towers_of_a_plain_model_built_outside_the_scope(two_replicas):
-  # The task cannot see them, but TensorFlow will not have them.
+  # The task does not know about them, but TensorFlow refuses them.
   tower = tf.keras.layers.Embedding(problems.NUM_CANDIDATES, problems.DIM)
   tower.build(None)
 

@@ -1,7 +1,7 @@
-"""Optimizers on two replicas do what they do on one device.
+"""Optimizers on two replicas match one device.
 
-Each step the replicas hand in sparse gradients of the same table: rows that
-both touch, rows that one touches, rows that nobody touches, and no row at all.
+At each step, replicas have sparse gradients of the same table: for rows that
+both use, that one uses, that none uses, and for no row at all.
 """
 
 import numpy as np
@@ -108,7 +108,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       for v in two[0].variables
       if "last_touched" in v.name and v.shape == [_ROWS]
     ]
-    # Of `_STEPS`, counted from 1; row 6 never.
+    # The steps of each row in `_STEPS`, from 1; row 6 has none.
     for copy in last.values:
       self.assertAllEqual(copy, [5, 6, 6, 6, 6, 6, 0])
 

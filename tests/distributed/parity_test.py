@@ -1,7 +1,7 @@
-"""Replicas and workers do what one device does with all their rows.
+"""Replicas and workers match one device that has all their rows.
 
-Three devices of one process, and two processes that talk over the network, each
-go through every task in one run; see `problems`.
+Three devices of one process, and two processes on a network, each run all tasks
+in one program; see `problems`.
 """
 
 import functools
@@ -34,7 +34,7 @@ def _fit_on_one_device(case):
   ],
 )
 def place(request, tmp_path_factory):
-  """Workers and folder of a place, once they are done."""
+  """Workers and folder of a set-up, after they ended."""
   num_workers, cpus = _PLACES[request.param]
   folder = tmp_path_factory.mktemp("results")
   with cluster.start(
@@ -48,7 +48,7 @@ def place(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(place):
-  """Results of every process of a place."""
+  """Results of every process of a set-up."""
   workers, folder = place
   return [
     dict(np.load(folder / f"worker-{index}.npz"))
@@ -83,7 +83,7 @@ def test_training(results, method):
 
 
 def test_a_batch_without_any_row_is_refused(place):
-  # Left to itself TensorFlow ends the process by a segmentation fault.
+  # Without a check, TensorFlow crashes with a segmentation fault.
   for worker in place[0]:
     refusal = worker.output().partition("refused:")[2]
     assert "The batch has no row on any replica" in refusal

@@ -1,7 +1,7 @@
-"""Small problems that one device, replicas and workers all solve.
+"""Small problems for one device, replicas and workers.
 
-All get the same towers, batches and steps; only the strategy and the division
-of batches among replicas differ.
+Towers, batches and steps are the same; only the strategy and the division of
+batches among replicas differ.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Method:
 
   Attributes:
     make: (candidate tower, training counts, further arguments) -> task.
-    exact: Whether all state is whole numbers, or drawn from such.
+    exact: Whether all state is integers, or drawn from integers.
   """
 
   make: Callable[..., tf.keras.layers.Layer]
@@ -79,7 +79,7 @@ def _corr(tower, counts, *, num_queries=None, history_length=None, **kwargs):
   )
 
 
-# A new task joins by a row.
+# A new task needs a row here.
 METHODS = {
   "ssl": Method(lambda tower, counts, **k: tasks.SampledSoftmaxRetrieval(**k)),
   "ssl_pop": Method(
@@ -127,7 +127,7 @@ def build(
   num_queries: int = NUM_QUERIES,
   **kwargs,
 ) -> models.TwoTower:
-  """The model, with the same initial values whoever builds it."""
+  """The model, always with the same initial values."""
   towers = [
     models.Tower(vocabulary_size=size, dim=DIM, init_stddev=1.0, seed=seed)
     for seed, size in enumerate((num_queries, len(counts)))
@@ -149,8 +149,8 @@ def batch(rows: int, seed: int, weighted: bool = False) -> Features:
   return features
 
 
-# How a batch is shared out: name, rows, and by number of replicas where each
-# one's rows begin and end.
+# How a batch is divided: name, rows and, by number of replicas, the start and
+# end of each replica's rows.
 SHARES: dict[str, tuple[int, dict[int, list[int]]]] = {
   "even": (6, {2: [0, 3, 6], 3: [0, 2, 4, 6]}),
   "uneven": (8, {2: [0, 5, 8], 3: [0, 1, 4, 8]}),
@@ -172,8 +172,8 @@ def train(
 
   Returns:
     By name: "loss/STEP", "gradient/STEP/VARIABLE" and "state/STEP/VARIABLE" of
-    the task's state after the step, and "apart", how far the copies of a
-    variable differ between the replicas of this process, at most.
+    the task's state after the step, and "apart", the largest difference between
+    copies of a variable on the replicas of this process.
   """
   replicas = strategy.num_replicas_in_sync
   with strategy.scope():
@@ -234,11 +234,11 @@ def train_on_nothing(strategy: tf.distribute.Strategy) -> None:
   step({name: tf.constant(column) for name, column in empty.items()})
 
 
-# Name: arguments of `fit`.
+# Name -> arguments of `fit`.
 FITS = {
   "several steps per execution": {"rows": 32, "steps_per_execution": 2},
-  # The last batch of an epoch is a single row: someone has none. And Keras
-  # finds its end by a step without a batch, which must count nothing.
+  # The last batch of an epoch is a single row, so some replicas have none.
+  # Keras finds the end by a step without a batch, which must not count.
   "unannounced end": {"rows": 25, "announced": False},
 }
 
@@ -254,12 +254,12 @@ def fit(
   """Two epochs of `model.fit` in batches of 8 rows, with LazyAdam.
 
   Args:
-    strategy: Where to.
-    method: Of `METHODS`.
-    rows: Rows of the dataset. TensorFlow refuses a smaller last batch in one
-      execution with others, as the shapes of collectives must stay.
-    announced: Whether the dataset knows its length. If not, Keras finds its
-      end by a step without a batch.
+    strategy: The strategy to run with.
+    method: A name in `METHODS`.
+    rows: Rows of the dataset. TensorFlow refuses a smaller last batch in the
+      same execution as others, because collectives have fixed shapes.
+    announced: Whether the dataset knows its length. If not, Keras finds its end
+      by a step without a batch.
     steps_per_execution: See `compile`.
 
   Returns:
@@ -305,10 +305,10 @@ def apart(variables: Sequence[tf.Variable]) -> float:
 def assert_same(
   got: dict[str, np.ndarray], expected: dict[str, np.ndarray], *, exact: bool
 ) -> None:
-  """Holds results of `train` or `fit` against those of one device.
+  """Compares results of `train` or `fit` with those of one device.
 
-  Numbers to 1e-5 of the largest of their tensor; integer state to the bit, and
-  counts too where they are `exact`.
+  Floats must agree to 1e-5 of the largest value in their tensor. Integers must
+  be equal, and also all state of methods that are `exact`.
   """
   assert got.keys() == expected.keys()
   for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""Behaviour on replicas of one process: two logical CPUs."""
+"""Behaviour on two replicas in one process, on two logical CPUs."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       return problems.build(method, **kwargs)
 
   def shared_out(self, features, cut):
-    """Rows [0, cut) for the first replica, the others for the second."""
+    """Rows [0, cut) for the first replica and the others for the second."""
     parts = ((0, cut), (cut, len(features["query_id"])))
     return self.strategy.experimental_distribute_values_from_function(
       lambda context: _tensors(
@@ -67,7 +67,7 @@ class LocalNegativesTest(TwoReplicasTest):
       )
     ]
     self.assertAllClose(got, expected, rtol=1e-5)
-    # And not that of the global pool.
+    # It differs from that of the global pool.
     self.assertNotAllClose(
       got, self.losses(self.build(method), features, 3, training=False), 1e-3
     )
@@ -104,8 +104,8 @@ class CacheTest(TwoReplicasTest):
     self.assertEqual(problems.apart(two.variables), 0.0)
 
   def test_counts_beyond_float32_stay_exact(self):
-    # 2^24 + 1 is the first whole number that float32 leaves out, and 2^53 + 1
-    # the first that float64 does.
+    # 2^24 + 1 is the first integer that float32 cannot represent, and 2^53 + 1
+    # the first that float64 cannot.
     base = 2.0 ** np.arange(24, 34) + 1
     batches = [problems.batch(8, seed=number) for number in range(2)]
     models = [self.build("xir", tf.distribute.get_strategy())]

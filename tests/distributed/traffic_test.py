@@ -1,7 +1,7 @@
-"""What a step sends between replicas: nothing of the catalogue's size.
+"""A step sends nothing of the catalogue's size between replicas.
 
-The collectives of a step are recorded as it runs, with the shapes they then
-have; those of the graph are mostly unknown.
+Collectives are recorded while a step runs, because most shapes are unknown in
+the graph.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _NUM_CANDIDATES, _NUM_QUERIES = 100_003, 50_021
 _ROWS = 32
 
 _VARIANTS = {
-  # But for the method that asks for the gradient of every candidate.
+  # Except for the method that needs the gradients of all candidates.
   **{
     name: (name, {})
     for name in problems.METHODS
@@ -47,7 +47,7 @@ class Sent:
 def asked_for():
   """Collects the types that tasks gather and reduce.
 
-  But for those of shape [1]: TensorFlow's own gradient of a gather gathers
+  Except for those of shape [1]: TensorFlow's gradient of a gather gathers the
   numbers of rows.
   """
   dtypes = set()
@@ -81,8 +81,8 @@ def recorded():
         sent.append(Sent(kind, operand.dtype, tuple(int(n) for n in shape)))
         return shape
 
-      # Stateful, notes would run in the order of the program, while one waits
-      # for the other replica; stateless, only what is used is run at all.
+      # Stateful notes would run in program order, and one would wait for the
+      # other replica. Stateless ones only run if their result is used.
       shape = tf.numpy_function(
         note, [tf.shape(operand)], tf.int32, stateful=False
       )
@@ -100,7 +100,7 @@ def recorded():
 
 
 def step(strategy, variant, rows=_ROWS):
-  """(what a training step sends, which types the task asks to send)."""
+  """Returns (what a training step sends, the types that the task sends)."""
   method, options = _VARIANTS[variant]
   rng = np.random.default_rng(0)
   with strategy.scope():
@@ -132,10 +132,10 @@ def step(strategy, variant, rows=_ROWS):
 @pytest.mark.parametrize("variant", _VARIANTS)
 def test_nothing_of_the_size_of_the_catalogue_is_sent(two_replicas, variant):
   sent, dtypes = step(two_replicas, variant)
-  # Twice, by two replicas: rows of the gradients of both towers.
+  # Twice by each of two replicas: rows of the gradients of both towers.
   rows = [s for s in sent if s.shape[1:] == (problems.DIM,)]
   assert len([s for s in rows if s.shape[0] >= _ROWS // 2]) >= 4, sent
   assert max(s.bytes for s in sent) < _NUM_CANDIDATES // 10, sent
-  # TensorFlow takes int32 through one device, and not by a collective.
+  # TensorFlow reduces int32 on one device, without a collective.
   assert tf.int64 in dtypes
   assert dtypes <= {tf.int64, tf.float32, tf.float64}

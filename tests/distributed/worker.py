@@ -27,7 +27,7 @@ def main() -> None:
   parser.add_argument("--cpus", type=int, default=1)
   arguments = parser.parse_args()
 
-  gc.disable()  # Graphs are many objects, and they stay.
+  gc.disable()  # Graphs have many objects, which are never freed.
   strategy, index, fits = _strategy(arguments.cpus)
   results = {}
 
@@ -40,7 +40,7 @@ def main() -> None:
   for case in fits:
     keep(case, "xir", problems.fit(strategy, "xir", **fits[case]))
   np.savez(arguments.out / f"worker-{index}.npz", **results)
-  # Last: what follows a step that failed, fails.
+  # Last, because everything fails after a failed step.
   try:
     problems.train_on_nothing(strategy)
   except tf.errors.InvalidArgumentError as error:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _strategy(cpus: int):
-  """(strategy, number of this worker, what to `fit`)."""
+  """Returns (strategy, number of this worker, cases of `fit`)."""
   if cpus > 1:
     tf.config.set_logical_device_configuration(
       tf.config.list_physical_devices("CPU")[0],

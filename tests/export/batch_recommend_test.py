@@ -1,4 +1,4 @@
-"""Files of recommendations against plain NumPy, and interrupted runs."""
+"""Files of recommendations, compared with NumPy, and interrupted runs."""
 
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ def _files(output):
 
 
 def _scores(world, query):
-  """Scores of all candidates; training counts without training rows."""
+  """Scores of all candidates; training counts for queries without rows."""
   if not world.seen[query]:
     return world.counts
   return world.candidate_vectors @ world.query_vectors[query]
@@ -221,7 +221,7 @@ def test_integer_ids(tmp_path, monkeypatch, kind, unknown_query, of_unknown):
 def test_an_interrupted_run_continues_at_the_first_missing_file(
   options, monkeypatch
 ):
-  """Encoding fails in the second file of three."""
+  """Encoding fails in the second of three files."""
   monkeypatch.setattr(bulk, "_BATCH", 5)
   calls = []
   encode = bundle.Bundle.read_queries
@@ -249,7 +249,7 @@ def test_an_interrupted_run_continues_at_the_first_missing_file(
   assert (output / names[0]).stat().st_mtime_ns == first
   ids = [row["query_id"] for row in _read_parquet(output)]
   assert len(set(ids)) == len(ids) == 40
-  # What is complete is not done again.
+  # Complete files are not written again.
   assert bulk.batch_recommend(options) == run
   assert len(calls) == 10
 
@@ -257,7 +257,7 @@ def test_an_interrupted_run_continues_at_the_first_missing_file(
 def test_second_run_on_an_output_is_refused_and_writes_nothing(
   options, monkeypatch
 ):
-  """It begins when the first one has written one of its three files."""
+  """The second starts when the first has written one of its three files."""
   monkeypatch.setattr(bulk, "_BATCH", 15)
   output = pathlib.Path(options.output)
   before, second = [], []

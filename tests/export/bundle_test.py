@@ -1,4 +1,4 @@
-"""Answers of a bundle against NumPy, and bundles that cannot be used."""
+"""Answers of a bundle, compared with NumPy, and unusable bundles."""
 
 import functools
 import json
@@ -82,7 +82,7 @@ _load = functools.cache(bundle.Bundle.load)
 def test_example(name, exported, tmp_path, monkeypatch):
   (tmp_path / "bundle").symlink_to(exported)
   monkeypatch.chdir(tmp_path)
-  # One load for all, as it takes a second.
+  # Loaded once, because it takes a second.
   monkeypatch.setattr(
     bundle.Bundle, "load", lambda path: _load(os.path.realpath(path))
   )
@@ -200,7 +200,7 @@ def test_a_single_id_is_refused_as_a_list(loaded):
 
 
 def test_a_query_without_training_rows_is_unknown(world, loaded):
-  """The query is only in the table: its vector was never trained."""
+  """The query has a vector, which was never trained."""
   assert not world.seen[39]
   for exclude_seen in (False, True):
     found = loaded.recommend(
@@ -324,7 +324,7 @@ def test_a_bundle_older_than_histories(copied):
 
 
 def test_a_bundle_does_not_outlive_a_fork(loaded, monkeypatch):
-  """In the child, TensorFlow would wait for threads of the parent."""
+  """In a child, TensorFlow would wait for threads of the parent."""
   monkeypatch.setattr(os, "getpid", lambda: -1)
   for ask in (
     lambda: loaded.recommend(["nobody"]),

@@ -1,4 +1,4 @@
-"""A data directory and a model directory, tiny, of the library's own format."""
+"""A tiny data directory and model directory, in the library's format."""
 
 import dataclasses
 import pathlib
@@ -30,7 +30,7 @@ CANDIDATE_FEATURES = (
 
 @dataclasses.dataclass
 class World:
-  """The written data, and the answers of a model in plain NumPy."""
+  """The written data, and the model's answers in plain NumPy."""
 
   data: pathlib.Path
   model_dir: pathlib.Path
@@ -52,7 +52,7 @@ class World:
     return "" if candidate_id.endswith("3") else f"The ‘{candidate_id}’"
 
   def ranking(self, query: int, leave_out=()) -> list[str]:
-    """Candidate ids, best first, for the dense id of a query."""
+    """Candidate ids for the dense id of a query, best first."""
     scores = self.candidate_vectors @ self.query_vectors[query]
     order = np.argsort(-scores, kind="stable")
     return [
@@ -109,7 +109,7 @@ def write_config(model_dir, data, model):
 
 
 def served_vectors(model, counts):
-  """Candidate vectors; without training rows, those of the features alone."""
+  """Candidate vectors; only features count without training rows."""
   ids = np.arange(len(counts))
   return model.encode_candidates(
     tf.constant(np.where(counts > 0, ids, -1)),
@@ -135,7 +135,7 @@ def make_world(root: pathlib.Path) -> World:
     axis=1,
   )
   pairs[1] = pairs[0]  # A repeated pair.
-  # One side feature of each kind, all in the exported tower.
+  # One side feature of each kind, all exported.
   feature = xir.types.Feature
   features = (
     feature("tag", "token", vocabulary_size=9),
@@ -181,7 +181,7 @@ def make_world(root: pathlib.Path) -> World:
     model=model, optimizer=tf.keras.optimizers.Adagrad(), step=tf.Variable(7)
   )
   tf.train.CheckpointManager(checkpoint, str(model_dir / "best"), 1).save()
-  # Another state in checkpoints/, so that taking it would be noticed.
+  # checkpoints/ has other weights, so restoring it would be noticed.
   saved = model.get_weights()
   model.set_weights([-2 * x if x.dtype == np.float32 else x for x in saved])
   tf.train.CheckpointManager(
@@ -208,7 +208,7 @@ def make_world(root: pathlib.Path) -> World:
 
 @pytest.fixture(scope="session")
 def exported(world, tmp_path_factory) -> pathlib.Path:
-  """A bundle of both indexes, the ScaNN one with a searcher of ScaNN's."""
+  """A bundle with both indexes; the ScaNN index has a real searcher."""
   return export_both(world, tmp_path_factory.mktemp("bundles") / "both")
 
 
@@ -226,7 +226,7 @@ def export_both(world: World, output: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def numbered(world, tmp_path_factory) -> pathlib.Path:
-  """The same with integer ids, and answers of the tower to unknown queries.
+  """The same with integer ids and answers to unknown queries.
 
   Query q is 10**12 + q, candidate c is 5 * c.
   """

@@ -47,7 +47,7 @@ def _bundle(path, n, seed=0):
   return queries, vectors
 
 
-# Below 16 candidates there is no searcher: 15 are as 1.
+# Below 16 candidates there is no searcher, so 15 behave like 1.
 @pytest.mark.parametrize("n", [1, 99])
 def test_small_corpora(n, tmp_path):
   queries, vectors = _bundle(tmp_path / "b", n)
@@ -63,7 +63,7 @@ def test_small_corpora(n, tmp_path):
     assert f"c{n - 1}" not in found.ids[0]
     assert found.num_found.tolist() == [n - 1, n]
     assert loaded.similar_items(["c0"], 3).num_found == [min(3, n - 1)]
-    # Nothing is left, not even for the unknown.
+    # Nothing is left, not even for unknown queries.
     found = loaded.recommend(["q0", "nobody"], k=2, exclude_ids=[order, order])
     assert found.ids.tolist() == [["", ""]] * 2
     assert found.num_found.tolist() == [0, 0]
@@ -97,7 +97,7 @@ def test_empty_batch(exported):
 
 @pytest.mark.slow
 def test_two_bundles_in_one_process(world, exported, numbered):
-  """ScaNN's searchers must not be confused."""
+  """Each bundle uses its own ScaNN searcher."""
   one = bundle.Bundle.load(exported, "scann")
   other = bundle.Bundle.load(numbered, "scann")
   for query in (3, 8, 3):

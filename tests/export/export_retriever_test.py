@@ -1,4 +1,4 @@
-"""The manifest, and exports that must fail without leftovers."""
+"""The manifest, and failing exports, which leave no files."""
 
 import dataclasses
 import functools
@@ -137,7 +137,7 @@ def test_last_checkpoint_when_there_is_no_best(options):
 def test_model_dir_of_other_data_or_settings(options):
   path = pathlib.Path(options.model_dir) / "config.json"
   config = json.loads(path.read_text())
-  del config["sha256"]  # As runs of older versions, which may be anything.
+  del config["sha256"]  # As in runs of older versions, which are not checked.
   path.write_text(json.dumps({**config, "schema_sha256": "0" * 64}))
   _fails(options, "schema.json: is not the data that .* was trained on")
   config["model"]["query_tower"]["vocabulary_size"] = 41
@@ -192,7 +192,7 @@ def test_broken_schema(options, content, message):
 
 
 def test_weights_that_are_not_finite_name_the_candidate(options):
-  """The vector may be finite, because a fused ReLU turns NaN into 0."""
+  """The vector may still be finite, because a fused ReLU turns NaN into 0."""
   manager_dir = pathlib.Path(options.model_dir) / "best"
   model, _, _ = runs.load_model(options.model_dir)
   table = model.candidate_tower.trainable_variables[0]
@@ -243,7 +243,7 @@ def test_candidates_without_rows_and_features_are_left_out(
   vectors = model.encode_candidates(tf.constant(trained)).numpy()
   np.testing.assert_allclose(loaded.vectors, vectors, rtol=1e-5)
   assert loaded.counts.tolist() == world.counts[trained].tolist()
-  # What a query has seen is left out by the rows of the smaller index.
+  # Seen candidates have other rows in the smaller index.
   query = 5
   found = loaded.recommend([world.query_ids[query]], k=300, exclude_seen=True)
   scores = vectors @ model.encode_queries(tf.constant([query])).numpy()[0]

@@ -26,7 +26,7 @@ GRPC_OPTIONS = [("grpc.enable_retries", 0)]
 
 
 class Model:
-  """Answers `look_up` at once, and `wait` when `gate` is opened."""
+  """Answers `look_up` immediately, and `wait` when `gate` opens."""
 
   version, max_k = 1, 10_000
   bundle = types.SimpleNamespace(index="none")
@@ -55,10 +55,10 @@ class Model:
 
 
 class Running:
-  """The server in a thread of its own, and how to ask it."""
+  """A server in its own thread, and its clients."""
 
   def __init__(self, model, directory, certificate=None, **changes):
-    """`certificate`: file of the one that is to be trusted."""
+    """Takes the file of a `certificate` to trust."""
     self.model = model
     self.port, self.grpc_port = _free_port(), _free_port()
     self._options = options.ServeOptions(
@@ -108,7 +108,7 @@ class Running:
     )
 
   def http(self, method, path, body=None, headers=None):
-    """Status, text, and headers."""
+    """Returns status, text and headers."""
     connection = self.open_http()
     with contextlib.closing(connection):
       connection.request(method, path, body, headers or {})
@@ -116,12 +116,12 @@ class Running:
       return response.status, response.read().decode(), response.headers
 
   def rest(self, signature="look_up", x=(7,), k=1):
-    """Status, content, and headers."""
+    """Returns status, content and headers."""
     status, text, headers = self.http("POST", PREDICT, body(signature, x, k))
     return status, json.loads(text), headers
 
   def grpc(self, signature="look_up", x=(7,), k=1):
-    """The call, which may be waited for or cancelled."""
+    """Starts a call, which the caller may await or cancel."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "retriever"
     request.model_spec.signature_name = signature
@@ -131,7 +131,7 @@ class Running:
     return stub.Predict.future(request, timeout=30)
 
   def connect(self, content=b""):
-    """A connection, on which `content` has been sent."""
+    """Opens a connection and sends `content`."""
     connection = socket.create_connection(("127.0.0.1", self.port), 30)
     connection.sendall(content)
     return connection
@@ -147,7 +147,7 @@ def body(signature="look_up", x=(7,), k=1):
 
 
 def raw(content, *headers):
-  """A predict call, byte by byte."""
+  """The bytes of a predict call."""
   lines = [f"POST {PREDICT} HTTP/1.1", "Host: x", *headers]
   if not any(x.startswith("Content-Length") for x in headers):
     lines.append(f"Content-Length: {len(content)}")
@@ -169,7 +169,7 @@ def _free_port():
 
 @contextlib.contextmanager
 def run(directory, model=None, **changes):
-  """A server of a `Model`, or of another one."""
+  """A server of a `Model`, or of the given model."""
   model = model or Model()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(models.Holder, "_load", lambda self, version: (model, None))

@@ -1,4 +1,4 @@
-"""Raw side features of signatures, against the model's own tower."""
+"""Raw side features of signatures, compared with the model's tower."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_each_kind_given(world, loaded):
     found = loaded.encode_candidates(ids, {name: given[name]})
     expected = _encoded(world, rows, {name: codes[name]})
     np.testing.assert_allclose(found, expected, 1e-5)
-    # The feature must have mattered.
+    # The feature must change the vector.
     assert np.abs(found - loaded.encode_candidates(ids)).max() > 1e-3
 
 
@@ -126,7 +126,7 @@ def test_inputs_have_names_of_their_own():
     *("feature_k", "item_price", "feature_item_price", "feature_2nd")
   ]
   assert inputs[3].spec == tf.TensorSpec([None, 3], tf.float32, "feature_2nd")
-  # A vocabulary of the unknown token alone knows nothing.
+  # A vocabulary may only have the unknown token.
   reader = features.Reader(inputs[2:3])
   raw, stored = tf.constant(["a", ""]), tf.constant([5, 6])
   found = reader([raw], {"item_price": stored})["item_price"]

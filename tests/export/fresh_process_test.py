@@ -1,4 +1,4 @@
-"""A bundle in processes that never saw the code that wrote it."""
+"""Bundles in processes that do not have the code that wrote them."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from tests import program
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Plain TensorFlow alone, as TensorFlow Serving would have it.
+# Only plain TensorFlow, like TensorFlow Serving.
 PLAIN_TENSORFLOW = """
 import json, sys
 import tensorflow as tf
@@ -76,7 +76,7 @@ def test_plain_tensorflow_answers(world, exported):
   np.testing.assert_allclose(found["item"][0], world.candidate_vectors[7], 1e-5)
   np.testing.assert_allclose(found["query"][1], world.unknown_query, 1e-5)
   np.testing.assert_allclose(found["item"][1], world.unknown_candidate, 1e-5)
-  # Of an unknown query the scores are training counts.
+  # The scores of an unknown query are training counts.
   assert found["scores"][1] == np.sort(world.counts)[::-1][:4].tolist()
 
 

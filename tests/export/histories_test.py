@@ -1,4 +1,4 @@
-"""Bundles of towers over histories, queried in another process."""
+"""Bundles of history towers, queried in another process."""
 
 import dataclasses
 import pathlib
@@ -22,11 +22,11 @@ from xir_tfrs.serving import bundle
 
 NUM_QUERIES, NUM_CANDIDATES, LENGTH, DIM = 9, 24, 4, 6
 NOBODY = NUM_QUERIES - 1  # Has no training rows.
-# Without training rows: one with a side feature, one of which nothing is known.
+# Without training rows: one with a side feature, and one without.
 WITH_TAG, UNKNOWN = NUM_CANDIDATES - 2, NUM_CANDIDATES - 1
 TAG = schema_lib.FeatureSchema("tag", "token", vocabulary=["", *"abc"])
 COLUMNS = ("query_id", "candidate_id", "timestamp", "event")
-# Encoder, what the query tower adds, whether scores are cosines.
+# Encoder, the part that the query tower adds, whether scores are cosines.
 MODELS = {
   "mean": (False, False),
   "gru": (True, True),
@@ -34,7 +34,7 @@ MODELS = {
   "mind": (False, True),
 }
 
-# Plain TensorFlow alone.
+# Only plain TensorFlow.
 ASK = """
 import sys
 import numpy as np
@@ -80,7 +80,7 @@ class World:
     return [row[1] for row in sorted(mine, key=lambda row: row[2:])]
 
   def vector(self, query: int, history: list[int]) -> np.ndarray:
-    """The model's vector of a query after a history of dense ids."""
+    """The model's vector of a query with a history of dense ids."""
     tower = self.model.query_tower
     # Candidates without training rows are served by their features.
     ids = tf.range(NUM_CANDIDATES)
@@ -230,22 +230,26 @@ def world(request, tmp_path_factory) -> World:
   return World(model, rows, export(root, model))
 
 
-# Where the encoder does not matter.
+# For tests that do not depend on the encoder.
 one_encoder = pytest.mark.parametrize("world", ["gru"], indirect=True)
 with_interests = pytest.mark.parametrize("world", ["mind"], indirect=True)
 
-# Query, history as it is sent, dense ids that count; None: those of training.
+# Query, history as sent, dense ids that count (None: those of training).
 REQUESTS = [
   (-1, [3, 7], [3, 7]),
   (2, [3, 7], [3, 7]),
   (NOBODY, ["", 3, "", "", 7], [3, 7]),  # Padding anywhere.
   (1, [1, "no such item", 7, UNKNOWN], [1, 7]),
-  (0, [9, 8, 7, 6, 5, 4, 3, 3], [5, 4, 3, 3]),  # Longer than the tower sees.
+  (
+    0,
+    [9, 8, 7, 6, 5, 4, 3, 3],
+    [5, 4, 3, 3],
+  ),  # Longer than the tower's window.
   (3, [WITH_TAG, 2], [WITH_TAG, 2]),  # Known by its side feature alone.
   (-1, ["no such item"], []),
   (NOBODY, [], []),
   (2, [], None),
-  (6, [""], None),  # Its training history is longer than the tower sees.
+  (6, [""], None),  # Its training history is longer than the tower's window.
   (5, ["no such item", UNKNOWN], None),
 ]
 
@@ -326,13 +330,14 @@ def test_bundle(world):
     np.testing.assert_allclose(vectors[i], vector, atol=1e-5)
     if events:
       assert found.ids[i].tolist() == world.ranking(vector)[:3]
-  # Of a session there is no id.
+  # A session has no id.
   session = loaded.recommend(history=lists[:4], k=3)
   for i, (_, _, events) in enumerate(REQUESTS[:4]):
     best = world.ranking(world.vector(-1, events))
     assert session.ids[i].tolist() == best[:3]
   assert not session.known.any() and session.num_history.tolist() == [2] * 4
-  # Who is known and sends none is answered from training, in bulk as well.
+  # A known query without a history is answered by its training rows, also in
+  # bulk.
   assert loaded.recommend(["user 6"], k=3).ids.tolist() == (
     found.ids[[9]].tolist()
   )
@@ -389,7 +394,7 @@ def test_a_ranker_of_histories(tmp_path):
     )
     return [ids[i] for i in np.argsort(-scores.numpy()[0])]
 
-  # A session, of which one item is not known; and a query without a history.
+  # A session with an unknown item, and a query without a history.
   past = world.past(5)[-LENGTH:]
   for given, events, query in (
     ({"history": [["item 3", "nothing", "item 7"]]}, [3, 7], -1),
@@ -404,7 +409,7 @@ def test_a_ranker_of_histories(tmp_path):
     world.directory, None, 3, history=["item 3"], rerank=True
   )
   assert text.startswith("session, 1 known in its history (brute_force, re-ran")
-  # Nothing is known of them: as popular as before.
+  # Nothing is known about them, so they are answered by popularity.
   found = loaded.recommend(["nobody"], k=3, rerank=True)
   assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
 
@@ -471,7 +476,7 @@ def test_new_items_count_in_histories_at_once(world, tmp_path):
   )
   loaded = bundle.Bundle.load(tmp_path / "refreshed")
   assert "neu" in loaded.candidate_ids and "item 7" not in loaded.candidate_ids
-  # What the first refresh has added stays.
+  # Items that the first refresh added stay.
   (tmp_path / "gone.txt").write_text("item 5\n")
   refreshing.refresh(
     options.RefreshOptions(
@@ -488,9 +493,12 @@ def test_new_items_count_in_histories_at_once(world, tmp_path):
   )
   for history, rows in (
     (["neu"], [0]),
-    (["neu 2"], [3]),  # Its row is one that the tower itself does not have.
+    (["neu 2"], [3]),  # The tower itself does not have its row.
     (["item 3", "neu", "bare"], [1, 0]),
-    (["item 7", "item 3"], [2, 1]),  # No longer answered, but it was chosen.
+    (
+      ["item 7", "item 3"],
+      [2, 1],
+    ),  # Not in the index any more, but valid in histories.
   ):
     expected = world.model.encode_queries(
       tf.constant([-1]),

@@ -34,7 +34,7 @@ print(json.dumps(scores.numpy().tolist()))
 
 @pytest.fixture(scope="module")
 def ranked(world, tmp_path_factory):
-  """(model, bundle) of the world's towers with a ranker beside them."""
+  """(model, bundle) of the world's towers and a ranker."""
   root = tmp_path_factory.mktemp("ranked")
   model, config, _ = runs.load_model(world.model_dir)
   ranker = xir.models.Ranker(
@@ -116,7 +116,7 @@ def test_more_answers_than_the_depth(world, ranked):
   name = world.query_ids[2]
   found = loaded.recommend([name], k=12, rerank=True, rerank_depth=3)
   assert found.ids[0].tolist() == _reranked(world, model, 2, 12)[0]
-  # More than there are: padding stays last.
+  # More than there are, so padding follows.
   found = loaded.recommend([name], k=305, rerank=True)
   assert found.ids[0, :300].tolist() == _reranked(world, model, 2, 300)[0]
   assert found.ids[0, 300:].tolist() == [""] * 5

@@ -1,4 +1,4 @@
-"""Refreshing a bundle: new, changed and removed items, and nothing else."""
+"""Refreshing a bundle with new, changed and removed items."""
 
 import dataclasses
 import os
@@ -31,8 +31,8 @@ neü 2,x,,zz,w ü q,-3,ünheard,0 0.25
 item 3,x,No. 3,b,y,0.125,of 3,2 2
 neu 3,x,Neü,,,,,
 """
-# The same as the tower has it: tokens are codes, 0 is unknown; words of texts
-# are hashed.
+# The same as inputs of the tower: tokens are codes, 0 is unknown, and words of
+# texts are hashed.
 ROWS = [-1, -1, 3]
 CODES = {
   "tag": [1, 0, 2],
@@ -68,7 +68,7 @@ def _removals(directory, ids):
 
 @pytest.fixture(scope="module")
 def encoded(world):
-  """Vectors of the first three rows of CSV, from the model that was trained."""
+  """Vectors of the first three rows of CSV, from the trained model."""
   model = runs.load_model(world.model_dir)[0]
   given = {
     "tag": tf.constant(CODES["tag"]),
@@ -85,7 +85,7 @@ def encoded(world):
 
 @pytest.fixture(scope="module")
 def refreshed(world, exported, encoded, tmp_path_factory):
-  """Both indexes, verified as users would have it."""
+  """A refresh of both indexes, with verification."""
   folder = tmp_path_factory.mktemp("refreshed")
   shutil.copytree(exported, folder / "bundle")
   about = refreshing.refresh(
@@ -110,7 +110,7 @@ def refreshed(world, exported, encoded, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answering(refreshed):
-  """Loaded, by index."""
+  """The loaded bundles, by index."""
   names = ("scann", "brute_force")
   return {x: bundle.Bundle.load(refreshed.directory, x) for x in names}
 
@@ -141,7 +141,7 @@ def test_answers_are_those_of_numpy(world, refreshed, answering, index):
     [world.query_ids[q] for q in known], k=len(refreshed.ids) + 1
   )
   expected = np.array(refreshed.ids, object)[order]
-  # Of equal or nearly equal scores either may come first.
+  # Candidates with nearly equal scores may swap.
   scores = np.take_along_axis(exact, order, axis=1)
   np.testing.assert_allclose(found.scores[:, :-1], scores, atol=1e-4)
   same = found.ids[:, :-1] == expected
@@ -301,13 +301,13 @@ def test_kill_ends_the_verification_and_leaves_the_old_bundle(plain, tmp_path):
   deadline = time.monotonic() + 120
   children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
   written = f".bundle.partial-*/{manifests.FILE_NAME}"
-  # Libraries start short-lived children, too, when they are imported.
+  # Libraries also start short-lived children when they are imported.
   while not (list(tmp_path.glob(written)) and children.read_text()):
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.05)
   process.kill()
   process.wait()
-  # The verification is the last of the session that the refresh began.
+  # The verification is the last process in the session of the refresh.
   with pytest.raises(ProcessLookupError):
     while time.monotonic() < deadline:
       os.killpg(process.pid, 0)
@@ -376,7 +376,7 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   )
   monkeypatch.setattr(
     refreshing, "_load", lambda options: read
-  )  # Once will do.
+  )  # Once is enough.
   everything = list(read[0].candidate_ids)
   fails("none of the 1 ids", remove=_removals(tmp_path, ["nobody"]))
   fails("would be removed", remove=_removals(tmp_path, everything))
@@ -390,7 +390,7 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
 
 
 def _table(rng, n):
-  """Vectors of n ids; row 0 is that of an unknown one."""
+  """Vectors of n ids; row 0 is that of unknown ids."""
   return tf.Variable(rng.normal(size=[n + 1, 4]), dtype=tf.float32)
 
 
@@ -453,7 +453,7 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   assert (directory / manifests.FILE_NAME).read_bytes() == before
   with pytest.raises(errors.DataError, match="--overwrite"):
     refreshing.refresh(options)
-  # In place: one that was added goes, one that was removed comes back.
+  # In place: an added item goes, and a removed one comes back.
   refreshing.refresh(
     refresh.RefreshOptions(
       bundle=str(tmp_path / "new"),
@@ -480,6 +480,6 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   np.testing.assert_allclose(
     found.scores, -np.sort(-np.array(expected))[:, :3], atol=1e-5
   )
-  # The ranker's scores fall with the row of training; what is new has -1.
+  # The ranker's scores fall with the training row; new items have row -1.
   ranked = loaded.recommend([103], k=3, rerank=True, rerank_depth=50)
   assert ranked.ids.tolist() == [[-7, 10, 30]]

@@ -1,4 +1,4 @@
-"""Answers of an index SavedModel beyond a plain top-k."""
+"""Answers of an index SavedModel that are more than a plain top-k."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_allowed_seen_and_excluded_together(world, loaded):
   left = {best[3], best[100]} - set(seen)
   assert set(found.ids[0]) - {""} == left
   assert found.num_found.tolist() == [len(left), 0, len(set(expected)) - 1]
-  # The unknown query has seen nothing, and gets what is popular of the list.
+  # The unknown query has seen nothing and gets popular items in the list.
   counts = dict(zip(world.candidate_ids, world.counts, strict=True))
   popular = found.ids[2][: len(expected) - 1]
   assert set(popular) == set(expected) - {best[3]}
@@ -91,7 +91,7 @@ def test_integer_ids(world, integers):
   assert found.ids[0].tolist() == [*best[7:9], -1]
   assert integers.candidate_ids[7] == 35
   assert 45 not in integers.similar_items([45], 299).ids
-  # On a command line every id is text.
+  # On a command line, every id is text.
   again = integers.recommend([str(10**12 + query)], k=3)
   assert again.ids[0].tolist() == best[:3]
   with pytest.raises(ValueError, match="query ids .* int64.*'nobody'"):
@@ -151,7 +151,7 @@ def test_non_integer_ids_are_refused(world, tmp_path):
 
 
 def test_a_loaded_tower_can_be_saved_again(world, exported, tmp_path):
-  """Saves it like a refresh, without the Keras model."""
+  """Saves the retriever like a refresh, without the Keras model."""
   b = bundle.Bundle.load(exported, "brute_force")
   queries = encoders.LoadedEncoder(exported / "query_tower", "query")
   candidates = encoders.LoadedEncoder(

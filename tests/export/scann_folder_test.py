@@ -1,4 +1,4 @@
-"""ScaNN's own files, searched without TensorFlow, against plain NumPy."""
+"""ScaNN's own files, searched without TensorFlow, compared with NumPy."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SIZE, DIM = 2000, 8
 
 
 def _vectors():
-  """Clustered vectors, which suit ScaNN."""
+  """Clustered vectors, for which ScaNN works well."""
   rng = np.random.default_rng(5)
   centres = rng.normal(size=[40, DIM])
   noise = 0.3 * rng.normal(size=[SIZE, DIM])
@@ -48,7 +48,7 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("folders")
   return {
     "exact": _write(root / "exact", STRINGS),
-    # All leaves are searched, and all candidates scored again: it finds all.
+    # Exact: all leaves are searched and all candidates scored again.
     "all": _write(
       root / "all",
       STRINGS,
@@ -84,7 +84,7 @@ def _expected(query, k, leave_out=()):
 def test_equals_brute_force(folders, name, k, num_excluded):
   folder = scann_folder.ScannFolder.load(folders[name])
   assert (folder.size, folder.dim) == (SIZE, DIM)
-  # The best ones are left out, by lists of different lengths.
+  # Deny lists of different lengths hold the best candidates.
   lists = [_expected(i, num_excluded >> i)[0] for i in range(len(QUERIES))]
   exclude = [
     [
@@ -121,7 +121,7 @@ def test_interests_of_a_query_have_their_best_scores(folders, name):
 
 
 def test_approximate_answers_are_real_and_complete(folders):
-  """With one leaf of 40, some are missed, but no answer is wrong or missing."""
+  """One leaf of 40 misses candidates, but no answer is wrong or missing."""
   folder = scann_folder.ScannFolder.load(folders["few leaves"])
   missed = 0
   for k, num_excluded in ((10, 0), (10, 20), (400, 0), (SIZE + 3, 4)):
@@ -142,7 +142,7 @@ def test_approximate_answers_are_real_and_complete(folders):
       assert (ids[i][~real] == -1).all()
       assert np.isneginf(scores[i][~real]).all()
       missed += len(set(_expected(i, k, rows)[0]) - {-1} - set(found))
-      if k > 40:  # More than the one leaf holds, so scored exactly.
+      if k > 40:  # More than in one leaf, so the search is exact.
         assert set(found) == set(_expected(i, k, rows)[0]) - {-1}
   assert missed > 0
 
@@ -264,7 +264,7 @@ def test_files_of_another_folder_are_refused(folders, tmp_path):
   id_lists.save(path / "candidate_ids", other)
   with pytest.raises(errors.DataError, match="candidate_ids.data.npy: its con"):
     scann_folder.ScannFolder.load(path)
-  # What was not looked at is not noticed, and that is what it says.
+  # Files that are not read are not checked, as documented.
   folder = scann_folder.ScannFolder.load(path, check_hashes=False)
   assert folder.search(QUERIES[0], 1)[0] == STRINGS[-1 - _expected(0, 1)[0][0]]
 
@@ -290,7 +290,7 @@ def test_incompatible_folders_are_refused(folders, tmp_path):
 
   fails("ScaNN 1.0.0, found .*'scann==1.0.0'", scann="1.0.0")
   fails(rf"\({SIZE}, {DIM}\).* says \({SIZE - 1}, {DIM}\)", size=SIZE - 1)
-  # As earlier releases wrote it.
+  # As older versions wrote it.
   old = {"size": SIZE, "dim": DIM, "scann": "1.4.2", "exact": False}
   (path / "settings.json").write_text(json.dumps(old))
   with pytest.raises(errors.DataError, match="field format.*export the bundle"):
@@ -315,7 +315,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("name", ["exact", "all"])
 def test_without_tensorflow(folders, tmp_path, name):
-  # Moved, and with a pickle beside: ScaNN's own reader would run it.
+  # Moved, and with a pickle, which ScaNN's own reader would execute.
   path = shutil.copytree(folders[name], tmp_path / "moved")
   if name == "all":
     (path / "searcher" / "scann_docids.pkl").write_bytes(b"not a pickle")

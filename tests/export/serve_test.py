@@ -1,4 +1,4 @@
-"""The server as its clients see it: another process, asked over the network."""
+"""The server as clients see it: in another process, over the network."""
 
 import contextlib
 import dataclasses
@@ -37,13 +37,13 @@ from xir_tfrs.serving import manifest as manifests
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = float(os.environ.get("XIR_SOAK_SECONDS", "3"))
 THREADS = 8
-# A call of less than a full batch waits this long: a request in flight.
+# A call with less than a full batch waits this long, so it is in flight.
 SLOW_MS = 3000
 WORKERS = 2
 
 
 class Server:
-  """A running `python -m export.serve`, and how to ask it."""
+  """A running `python -m export.serve`, and its clients."""
 
   def __init__(self, directory, log, *flags):
     self.log = pathlib.Path(log)
@@ -68,7 +68,7 @@ class Server:
     return wait_for(find).groups()
 
   def http(self, path, body=None, connection=None):
-    """Status and text; POST if there is a body."""
+    """Returns status and text; sends POST if there is a body."""
     connection = connection or http.client.HTTPConnection(
       "127.0.0.1", self.port, timeout=180
     )
@@ -100,14 +100,14 @@ class Server:
     }, response.model_spec
 
   def metric(self, name):
-    """Sum over the labels."""
+    """The sum of a metric over its labels."""
     lines = self.http("/metrics")[1].splitlines()
     found = [x for x in lines if re.match(rf"retriever_{name}[ {{]", x)]
     assert found, name
     return sum(float(x.rpartition(" ")[2]) for x in found)
 
   def version(self):
-    """That all workers answer with, at the least."""
+    """The oldest version that any worker answers with."""
     return self.metric("bundle_version")
 
   def worker_ids(self):
@@ -146,7 +146,7 @@ def _inputs(query_ids, k, exclude=None, allow=None):
 
 
 def _expected(found):
-  """What a client gets for an answer of `Bundle`."""
+  """Converts an answer of `Bundle` to that of the server."""
   answer = {
     "candidate_ids": found.ids.tolist(),
     "scores": found.scores.tolist(),
@@ -167,7 +167,7 @@ def _expected_of_sessions(found):
 
 
 def _same(found, expected):
-  """Whether two answers are; a sum in a larger batch may differ a little."""
+  """Whether answers are the same; scores differ slightly with the batch."""
   return (
     found.keys() == expected.keys()
     and all(found[x] == expected[x] for x in expected if x != "scores")
@@ -176,7 +176,7 @@ def _same(found, expected):
 
 
 class Clients:
-  """`work(number)` in threads of their own."""
+  """Runs `work(number)` in threads."""
 
   def __init__(self, work, count):
     self._work = work
@@ -194,7 +194,7 @@ class Clients:
       self._failures.append(error)
 
   def check(self):
-    """Raises what the first of them raised."""
+    """Raises the first exception of the threads."""
     if self._failures:
       raise self._failures[0]
 
@@ -209,7 +209,7 @@ def server(exported, tmp_path_factory):
   log = tmp_path_factory.mktemp("server") / "log"
   running = Server(exported, log, "--batch_timeout_ms=5")
   try:
-    # The ports are open before the bundle is loaded.
+    # The ports open before the bundle is loaded.
     running.first_looks = running.http("/healthz"), running.http("/readyz")
     running.wait_for_line("Ready as retriever with version 1, (index scann)")
     yield running
@@ -248,7 +248,7 @@ def test_rest_and_grpc_answer_as_the_bundle_does(server, loaded, world):
     *("retriever", 1),
     "recommend",
   )
-  # The default signature is the same one.
+  # The default signature gives the same answer.
   status, text = server.http(
     "/v1/models/retriever/versions/1:predict", json.dumps({"inputs": inputs})
   )
@@ -382,7 +382,7 @@ def test_get_of_a_predict_address_is_405(server, version):
 
 
 def test_connections_send_small_packets_at_once():
-  """Otherwise an answer on a kept connection waits for an acknowledgement."""
+  """Otherwise answers on persistent connections wait for acknowledgements."""
   with serving_server._listen("127.0.0.1", 0) as listening:
     with socket.create_connection(listening.getsockname()):
       accepted, _ = listening.accept()
@@ -478,7 +478,7 @@ def test_metrics_count(server, world):
 
 
 def _cases(loaded, world):
-  """Requests of all kinds, with the right answers."""
+  """Requests of all kinds, with the correct answers."""
   rng = np.random.default_rng(5)
   signatures = (
     *("recommend", "recommend_unseen", "similar_items"),
@@ -659,8 +659,8 @@ def test_new_bundles_take_over_without_a_wrong_answer(
   assert not _same(answers[exported], answers[other])
   first, before = switching.version(), switching.worker_ids()
   assert len(before) == WORKERS
-  sources = [exported]  # Of the versions from `first` on.
-  range_now = (0, 0)  # The oldest and newest that may answer.
+  sources = [exported]  # Bundles of the versions from `first` on.
+  range_now = (0, 0)  # The oldest and newest version that may answer.
   stop = threading.Event()
   asked = itertools.count()
 
@@ -678,7 +678,7 @@ def test_new_bundles_take_over_without_a_wrong_answer(
       time.sleep(0.01)
 
   def replace_link(source):
-    """A bundle may also be a symbolic link that is set anew."""
+    """A bundle may also be a symbolic link that changes."""
     moved = switching.directory.with_name("moved")
     if not switching.directory.is_symlink():
       switching.directory.rename(moved)
@@ -740,13 +740,14 @@ def test_a_broken_bundle_leaves_the_old_one(
   )
   assert switching.version() == version
   assert _same(switching.rest(inputs), answer)
-  (line,) = set(  # Of each worker.
+  (line,) = set(  # From each worker.
     re.findall(r"Stays with version \d+: (.*)", switching.log.read_text())
   )
   assert "variables.data" in line
   status, text = switching.http("/-/reload", b"")
   assert status == 500 and "variables.data" in json.loads(text)["error"]
-  # The second one was asked for; looking finds that nothing has changed.
+  # One failure of the check, which skips an unchanged bundle, and one of the
+  # request.
   assert (
     switching.metric("bundle_failed_switches_total") == failed + 2 * WORKERS
   )
@@ -761,7 +762,7 @@ def test_a_worker_that_is_killed_is_replaced(switching, world):
   first, _ = switching.worker_ids()
   version = switching.version()
   os.kill(int(first), signal.SIGKILL)
-  # Connections to it are lost; new ones reach the other.
+  # Its connections are lost; new ones reach the other worker.
   wait_for(lambda: first not in switching.worker_ids())
   right = _inputs(world.query_ids[:4], 3)
   expected = switching.rest(right)
@@ -780,7 +781,7 @@ def test_call_past_its_deadline_counts_as_cancelled(switching, world):
 
 
 def test_a_stop_lets_requests_in_flight_finish(switching, world):
-  """Last: it ends the server."""
+  """The last test, because it stops the server."""
   inputs = _inputs(world.query_ids[:1], 3)
   right = _inputs(world.query_ids[:1] * 4, 3)
   expected = {name: x[:1] for name, x in switching.rest(right).items()}

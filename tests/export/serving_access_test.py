@@ -1,4 +1,4 @@
-"""TLS and bearer tokens, by REST and gRPC."""
+"""TLS and bearer tokens, in REST and gRPC."""
 
 import asyncio
 import http.client
@@ -22,7 +22,7 @@ OTHER = "another-token-of-enough-letters"
 
 
 def make_certificate(directory):
-  """Writes cert.pem and key.pem; the first certifies itself."""
+  """Writes cert.pem and key.pem of a self-signed certificate."""
   if shutil.which("openssl") is None:
     pytest.skip("needs openssl")
   new = directory / "new"
@@ -131,7 +131,7 @@ def test_unencrypted_requests_are_refused(running):
 
 
 def test_a_renewed_certificate_is_used_without_a_restart(running):
-  """Last: nobody knows the first one after it."""
+  """The last test: clients no longer trust the first certificate."""
   make_certificate(running.directory)
 
   def is_used():

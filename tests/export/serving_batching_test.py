@@ -1,4 +1,4 @@
-"""The batcher alone: what is joined, and who gets which part of the answer."""
+"""The batcher alone: which calls it joins, and how it splits answers."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ LONG = 60.0
 
 
 class Doubler:
-  """Doubles numbers, remembers what it was called with, fails on 13."""
+  """Doubles numbers, records its calls, and fails for 13."""
 
   def __init__(self):
     self.calls = []
@@ -30,7 +30,7 @@ def _inputs(*values, **others):
 
 
 def _gather(run, calls, max_rows=64, timeout=LONG, threads=1):
-  """Results, or exceptions, of calls that come together."""
+  """Results or exceptions of simultaneous calls."""
 
   async def main():
     with futures.ThreadPoolExecutor(threads) as pool:

@@ -1,7 +1,7 @@
-"""A server in this process, with a model of plain Python, and hostile clients.
+"""Hostile clients of a server in this process, with a model in plain Python.
 
-What clients may ask for and how long they may take: more is refused with a
-word, and others are answered.
+Requests beyond the limits of size and time are refused with a message, and
+other clients still get answers.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def running(tmp_path_factory):
 
 @pytest.fixture
 def busy(running):
-  """The only thread of the model is taken, until the test ends at last."""
+  """The only thread of the model is busy until the test ends."""
   running.model.gate.clear()
   first = running.grpc("wait")
   wait_for(lambda: running.model.waiting)
@@ -93,7 +93,7 @@ def test_calls_of_disconnected_clients_are_not_run(busy):
 
 
 def test_bodies_that_are_too_large_or_too_many_are_refused(running):
-  """Two of these fit into `max_body_mb` each, and not into `max_pending_mb`."""
+  """Each fits into `max_body_mb`, but two exceed `max_pending_mb`."""
   content = body() + b" " * (7 << 18)
   assert running.http("POST", PREDICT, content)[0] == 200
   with running.connect(raw(content)[:-1]):
@@ -184,15 +184,15 @@ def test_clients_that_keep_the_server_waiting_are_cut_off(running):
     def all_are_cut_off():
       for connection in slow[1:3]:
         with contextlib.suppress(OSError):
-          connection.sendall(b" ")  # Slowly is not silently.
+          connection.sendall(b" ")  # A slow client is not idle.
       return all(map(_is_cut_off, slow[:5]))
 
     wait_for(all_are_cut_off)
     slow[5].settimeout(30)
     with contextlib.suppress(ConnectionError):
-      while slow[5].recv(4096):  # gRPC says hello, and then good-bye.
+      while slow[5].recv(4096):  # gRPC sends a greeting, and then closes.
         pass
-  # What is idle between two requests is not late.
+  # A connection that is idle between two requests is not late.
   kept.request("GET", "/healthz")
   assert kept.getresponse().read() == b"ok\n"
   kept.close()
@@ -202,7 +202,7 @@ _connection_made = connections.Connection.connection_made
 
 
 def _keep_little(self, transport):
-  """The kernel holds up to 4 MB for a client: unread, and not the server's."""
+  """The kernel itself buffers up to 4 MB that a client does not read."""
   accepted = transport.get_extra_info("socket")
   accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
   _connection_made(self, transport)
@@ -211,7 +211,7 @@ def _keep_little(self, transport):
 def test_clients_that_do_not_read_are_cut_off_the_oldest_at_once(
   running, monkeypatch
 ):
-  """Each has answers of 1.4 MB: together more than may wait to be read."""
+  """Each client leaves 1.4 MB unread; together they exceed the limit."""
   content = raw(body(x=[10**9] * 10, k=10_000)) * 5
   with contextlib.ExitStack() as stack:
     unread = []
@@ -250,7 +250,7 @@ def test_idle_connections_do_not_block_new_clients(busy):
 
 
 def test_connections_are_limited_by_open_files(monkeypatch):
-  """A burst of connections is accepted before the first one makes room."""
+  """A burst of connections exceeds the limit before any is closed."""
   given = []
   monkeypatch.setattr(server.resource, "getrlimit", lambda kind: (100, 256))
   monkeypatch.setattr(
@@ -284,7 +284,7 @@ def test_operators_can_ask_for_a_reload(running):
 
 
 def test_a_stop_closes_connections_after_an_answer(running):
-  """Last: it ends the server."""
+  """The last test, because it stops the server."""
   kept = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
 
   def ask(path):

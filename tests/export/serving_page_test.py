@@ -29,7 +29,7 @@ _ONE = {"dtype": "string", "shape": [None]}
 
 
 class Shop:
-  """Recommends what comes after: item n + 1, n + 2, ... of the last one."""
+  """Recommends the next items: n + 1, n + 2, ... after item n."""
 
   version, max_k = 3, 50
   signatures = {
@@ -119,7 +119,7 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone(running):
   assert policy["connect-src"] == "'self'"
   for kind in ("script-src", "style-src"):
     assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy[kind])
-  # Nothing is made of text that could be markup.
+  # The page never inserts text as markup.
   for unsafe in (
     "innerHTML",
     "outerHTML",
@@ -183,7 +183,7 @@ def test_questions_are_answered_with_titles_and_the_predict_call(running):
   assert [x["id"] for x in found["items"]] == ["i28", "i29"]
   _, found = ask(running, similar="i2", k=1)
   assert found["items"][0]["id"] == "i3"
-  # A known query is answered by its vector; who is unknown, by a history.
+  # A known query is answered by its vector; an unknown one by its history.
   _, found = ask(running, query="ann", history=["i27"])
   assert found["unused_history"]
   _, found = ask(running, query="nobody", history=["i27"])
@@ -254,14 +254,14 @@ def test_in_a_browser(running, browser, tmp_path):
   assert text("heading") == "Recommendations for ann"
   assert HOSTILE in text("history") and HOSTILE in text("answers")
   browser.save_screenshot(str(tmp_path / "page.png"))
-  # Leave one out, and look for the like of another.
+  # Excludes an item, and finds items similar to another.
   press("−", "#answers tr:first-child")
   until(lambda: "Film 5" not in text("answers"))
   assert "Left out: Film 5" in text("excluded").replace("\n", " ")
   press("similar", "#answers tr:first-child")
   until(lambda: "Similar to Film 6" in text("similar-heading"))
   until(lambda: HOSTILE in text("similar-answers"))
-  # From items alone.
+  # Only from items.
   query = browser.find_element("id", "query")
   query.clear()
   browser.find_element("id", "item").send_keys("Film 27")

@@ -1,4 +1,4 @@
-"""Holder, service and web application in this process."""
+"""Holder, service and web application, in this process."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ def test_integer_ids(numbered):
     with futures.ThreadPoolExecutor(2) as pool:
       serve = _service(numbered, pool)
       await serve.holder.reload()
-      lists = ([[5, 10]], [[15]])  # Of different width: filled up with -1.
+      lists = ([[5, 10]], [[15]])  # Of different widths, padded with -1.
       return await asyncio.gather(
         *(
           _predict(
@@ -203,7 +203,7 @@ def test_calls_with_long_lists_are_batched_separately(tmp_path):
 def test_large_answers_are_made_and_written_one_after_another(
   tmp_path, monkeypatch
 ):
-  """Or all that are waited for would be in memory at a time."""
+  """Otherwise all waiting calls would be in memory at the same time."""
   monkeypatch.setattr(service, "_LARGE_CALLS", 1)
   monkeypatch.setattr(service, "_LARGE_ANSWERS", 100)
   events = []
@@ -244,14 +244,14 @@ def test_nothing_is_answered_before_a_bundle_is_loaded(tmp_path):
 
 
 async def _http(serve, method, path, body=b""):
-  """Status of the answer of the web application, which is asked directly."""
+  """Calls the web application directly and returns the status."""
   sent = []
   parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
   async def receive():
     for part in parts:
       return part
-    await asyncio.Event().wait()  # The client stays.
+    await asyncio.Event().wait()  # The client stays connected.
 
   async def send(message):
     sent.append(message)
@@ -271,7 +271,7 @@ async def _http(serve, method, path, body=b""):
 def test_health_is_answered_while_a_large_body_is_worked_on(
   tmp_path, monkeypatch, work
 ):
-  """The work on the body ends after the answer to the health check."""
+  """The health check is answered before the work on a body ends."""
   began, answered = threading.Event(), threading.Event()
   original = getattr(tensors, work)
 
@@ -338,7 +338,7 @@ def test_a_bundle_that_failed_is_loaded_again_only_when_a_file_changes(
     (tmp_path / "variables").write_text("copied later")
     await until(2)
     with pytest.raises(errors.DataError):
-      await holder.reload()  # Whoever asks for it gets another try.
+      await holder.reload()  # An explicit reload tries again.
     assert len(loads) == 3
     watching.cancel()
 

@@ -1,4 +1,4 @@
-"""Requests to arrays and answers back, without a server."""
+"""Converts requests to arrays, and answers back, without a server."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def _columns(**changes):
 
 
 def _read(request, spec=SPEC):
-  """As the server does it, through text."""
+  """Converts to JSON text and back, like the server."""
   request = tensors.parse_json(json.dumps(request).encode())
   inputs = tensors.from_json(request, spec)
   tensors.check(inputs, spec, MAX_K, LIMITS)
@@ -211,7 +211,7 @@ def test_wrong_requests_are_explained(body, message):
 
 
 def test_deep_nesting_is_refused_at_every_depth():
-  """Near Python's limit JSON is read, and then cannot be shown or compared."""
+  """Near Python's limit, JSON can be parsed, but not shown or compared."""
   for depth in range(800, 1010, 5):
     nested = b"[" * depth + b"]" * depth
     for body in (

@@ -1,6 +1,6 @@
-"""A group of processes, with workers of plain Python that load no bundle.
+"""A group of worker processes in plain Python that load no bundle.
 
-That workers of TensorFlow answer as one is tested in serve_test.
+serve_test tests workers with TensorFlow.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from xir_tfrs.data import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# What a worker has loaded, or was told, stands in a file of its number.
+# A file per worker records its loads and messages.
 _PROGRAM = """
 import asyncio, os, pathlib, signal, sys
 from absl import logging
@@ -71,7 +71,7 @@ assert "tensorflow" not in sys.modules
 
 
 class Group:
-  """The program, and its workers."""
+  """The program and its workers."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -85,7 +85,7 @@ class Group:
       )
 
   def loaded(self):
-    """Process id -> the versions that it has loaded, of those that live."""
+    """Process id -> loaded versions, for workers that run."""
     found = {}
     for path in self.folder.glob("loaded-*"):
       process = int(path.name.partition("-")[2])
@@ -121,8 +121,8 @@ def test_workers_load_alike_are_replaced_and_end_together(group):
   group.wait(lambda: "All 2 workers are ready." in group.log.read_text())
   group.wait_for_versions([1], [1])
   one, other = sorted(group.loaded())
-  # All load what one of them asks for; an operator's request during a load
-  # gets one of its own, and that of one who has just looked does not.
+  # All workers load on request of one. A request by an operator during a load
+  # starts another load; one by a worker that found a new bundle joins it.
   os.kill(one, signal.SIGUSR1)
   group.wait(lambda: group.told(one) == ["2"])
   group.wait_for_versions([1, 2], [1, 2])
@@ -131,16 +131,17 @@ def test_workers_load_alike_are_replaced_and_end_together(group):
   group.wait(lambda: [*group.told(one)[1:], *group.told(other)] == ["3", "3"])
   os.kill(one, signal.SIGUSR1)
   group.wait(lambda: len(group.loaded()[one]) == 4)
-  # A bundle that one of them cannot use: it stays behind, and that is told.
+  # A bundle that one worker cannot use: it keeps the old one, and the error is
+  # reported.
   (group.folder / f"broken-{one}").touch()
   os.kill(other, signal.SIGUSR1)
   group.wait(lambda: group.told(other)[1:] == ["the bundle is broken"])
   group.wait_for_versions([1, 2, 3, 4], [1, 2, 3, 4, 5])
-  # A bundle that none can use: no version is lost.
+  # A bundle that no worker can use does not use up a version.
   (group.folder / "broken").touch()
   os.kill(other, signal.SIGUSR1)
   group.wait(lambda: len(group.told(other)) == 3)
-  # One that is killed is replaced, with the version that the others have.
+  # A killed worker is replaced by one with the version of the others.
   (group.folder / "broken").unlink()
   os.kill(one, signal.SIGKILL)
   group.wait_for_versions([5], [1, 2, 3, 4, 5])

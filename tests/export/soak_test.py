@@ -1,4 +1,4 @@
-"""The soak's clients, for two seconds, at a server in this process."""
+"""The clients of the soak test, for two seconds, on a server in-process."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def running(tmp_path_factory):
 
 
 def drive(running, answers, seconds, clients):
-  """What clients see of two bundles, of which the first is gone for long."""
+  """Two bundles, of which the first was replaced long ago."""
   record = soak.Record()
   server = soak.Server(running.port, running.grpc_port)
   server.publish(1)

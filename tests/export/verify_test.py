@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _sign(directory, **changes):
-  """Makes the manifest fit the files, with `changes` in it."""
+  """Updates the manifest for the files, with `changes`."""
   about = msgspec.structs.asdict(manifests.load(directory)) | changes
   (directory / manifests.FILE_NAME).unlink()
   return manifests.save(directory, about)
@@ -90,7 +90,7 @@ def test_program_prints_every_check(copy):
   assert [x.returncode for x in programs] == [1, 1]
   lines = table.splitlines()
   results = json.loads(as_json)
-  assert len(lines) == len(results) == 5  # Damaged files are not read.
+  assert len(lines) == len(results) == 5  # Damaged files are not loaded.
   assert lines[0].split()[:2] == ["manifest", "ok"]
   assert lines[1].startswith("files") and "FAILED: " in lines[1]
   assert results[1]["ok"] is False and "saved_model.pb" in results[1]["detail"]
@@ -207,7 +207,7 @@ def test_other_features_are_found(copy, without_models):
 
 
 def test_other_signatures_and_mixed_lists_are_found(copy):
-  """The two that show only when the models are loaded, in one bundle."""
+  """Two faults in one bundle, which only show in loaded models."""
   path = copy / "lists" / "candidate_ids.data.npy"
   data = np.load(path).tobytes()
   first, second = b"item 10", b"item 20"
@@ -232,7 +232,7 @@ def test_vectors_that_are_not_finite_are_found(plain, tmp_path, monkeypatch):
   vectors = corpus.vectors.copy()
   vectors[7, 2] = np.nan
   index.vectors.assign(vectors)
-  # An index refuses such vectors, and nothing can be fitted to them.
+  # The fold-in cannot be fitted to such vectors, so it is replaced.
   monkeypatch.setattr(
     signatures.fold_in,
     "catalogue",
@@ -490,7 +490,8 @@ def test_faults_are_found_by_their_check(fault, check, expected):
 
 
 def test_recall_below_the_promise_is_found_unless_less_is_asked():
-  fake = FakeBundle("low recall")  # Never the best: 1/2 of 2, 4/5 of 5.
+  # Never finds the best candidate: recall is 1/2 at 2, 4/5 at 5.
+  fake = FakeBundle("low recall")
   fake.manifest.indexes["scann"].recall["2"] = 0.99
   with pytest.raises(errors.DataError, match="0.5000 on 9 .* least 0.67"):
     checks.answers(checks.Probe(fake, 9, 2))

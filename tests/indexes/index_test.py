@@ -1,4 +1,4 @@
-"""The contract of both indexes, against a NumPy sort."""
+"""The contract of both indexes, compared with a NumPy sort."""
 
 import shutil
 import tempfile
@@ -28,7 +28,7 @@ def _queries(batch, seed=1):
 
 
 def _sorted_ids(ids, vectors, query, leave_out=()):
-  """Every id not left out, best first: the slow way."""
+  """All ids that are not excluded, best first, by sorting."""
   order = np.argsort(-(vectors @ query), kind="stable")
   return [ids[row] for row in order if ids[row] not in set(leave_out)]
 
@@ -46,7 +46,7 @@ def _scann_exact():
 
 
 def _scann_tree():
-  """A searcher of ScaNN's even for a corpus of a few hundred."""
+  """Makes ScaNN build a searcher even for a few hundred candidates."""
   return indexes.ScannIndex(
     exact_below=0, num_leaves=10, num_leaves_to_search=3, num_reorder=50
   )
@@ -68,7 +68,7 @@ ALL = EXACT + APPROXIMATE
 
 
 class InterestsTest(tf.test.TestCase, parameterized.TestCase):
-  """Queries of several vectors: a candidate has its highest score."""
+  """Queries with several vectors; a candidate's score is the highest."""
 
   @parameterized.named_parameters(
     *EXACT, ("scann_all_leaves", _scann_all_leaves)
@@ -148,7 +148,8 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     index = named[1]().index(ids, vectors)
     queries = _queries(3)
     best = [_sorted_ids(ids, vectors, query) for query in queries]
-    # The very best are excluded, one of them twice; one query excludes nothing.
+    # Excludes the best candidates, one of them twice; one query excludes
+    # nothing.
     lists = [best[0][:30] + best[0][:1], [], best[2][10:15]]
     if exclude_kind == "ragged":
       exclude = tf.ragged.constant(lists, dtype=tf.as_dtype(id_kind))
@@ -175,19 +176,19 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.named_parameters(*ALL)
   def test_first_candidate_is_not_padding(self, make):
-    """ScaNN pads with row 0 and NaN: row 0 must come back once, or never."""
+    """ScaNN pads with row 0 and NaN; row 0 must be returned at most once."""
     ids, vectors = _corpus(400)
     index = make().index(ids, vectors)
     found, scores = index.search(_queries(4), 400)
     for row in _text(found):
       self.assertCountEqual(row, ids)
     self.assertAllInRange(scores.numpy(), -1e3, 1e3)
-    # Some queries find more in the leaves than others, and are padded to them.
+    # Queries that find fewer candidates in the leaves are padded.
     for k in range(20, 400, 20):
       found, scores = index.search(_queries(8), k)
       self.assertEqual([len(set(row)) for row in _text(found)], [k] * 8)
       self.assertAllEqual(scores, -np.sort(-scores.numpy(), axis=1))
-    # Repeats must not be counted as so many candidates left out.
+    # Repeated ids must only count once.
     found, _ = index.search(_queries(4), 400, [["item 0"] * 390] * 4)
     for row in _text(found):
       self.assertCountEqual(row, ids[1:] + [""])
@@ -196,7 +197,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(named=ALL, n=(1, 15, 99))
   def test_k_may_exceed_the_corpus(self, named, n):
     if named[0] == "scann_tree" and n == 1:
-      return  # Ten leaves: the next test.
+      return  # Ten leaves: see the next test.
     ids, vectors = _corpus(n)
     index = named[1]().index(ids, vectors)
     found, scores = index.search(_queries(2), n + 5)
@@ -260,7 +261,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.named_parameters(*ALL)
   def test_dynamic_sizes_under_function_and_saved(self, make):
-    """One trace answers every batch, k and width, also after a save."""
+    """One trace answers all batches, k and widths, also after saving."""
     ids, vectors = _corpus(400)
     index = make().index(ids, vectors)
     index.serve = tf.function(
@@ -302,7 +303,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.named_parameters(*APPROXIMATE)
   def test_thousands_of_exclusions_are_scored_exactly(self, make):
-    """Beyond `max_fetch` a query is exact; the others of the batch stay."""
+    """Beyond `max_fetch`, a query is exact; the rest of the batch is not."""
     ids, vectors = _corpus(3000)
     index = make().index(ids, vectors)
     self.assertEqual(index.settings.max_fetch, 1000)
@@ -329,7 +330,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class RowsTest(tf.test.TestCase, parameterized.TestCase):
-  """Rows instead of ids, or beside them."""
+  """Rows instead of ids, or in addition to them."""
 
   @parameterized.named_parameters(*ALL)
   def test_rows_are_equivalent_to_ids(self, make):
@@ -507,7 +508,7 @@ class TuneTest(tf.test.TestCase):
       self.assertGreater(found, target - 0.05)
       spent.append((settings.num_leaves_to_search, settings.num_reorder))
     self.assertLess(spent[0][0], spent[2][0])
-    # What is measured is what `search` then does.
+    # `search` then reaches the measured recall.
     self.assertAlmostEqual(
       indexes.recall(index, exact, queries, 10), chosen.recall, places=2
     )
@@ -594,7 +595,7 @@ class RecallTest(tf.test.TestCase):
     vectors = np.eye(4, dtype=np.float32)
     exact = indexes.BruteForceIndex().index(list("abcd"), vectors)
     other = indexes.BruteForceIndex().index(list("abxy"), vectors)
-    # Best two of the first query are a, b; of the second c, d.
+    # The best two are a, b for the first query, and c, d for the second.
     queries = np.array([[2, 1, 0, 0], [0, 0, 2, 1]], np.float32)
     self.assertEqual(indexes.recall(exact, exact, queries, 2), 1.0)
     self.assertEqual(indexes.recall(other, exact, queries, 2), 0.5)

@@ -108,8 +108,8 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(cache.occurrence_counts, [8.0, 2.0, 0.0, 0.0])
     # This step's draws count in full: 8/2 + 1, 2/2 + 0, 0 + 3.
     _update(cache, [0, 2], [1.0, 3.0])
-    # With scope "step" the cost may not grow with the catalogue, so decay
-    # may be kept as a scale; what counts is the ratio.
+    # With scope "step", the cost must not grow with the catalogue, so the layer
+    # may store a scale instead of decayed values; only ratios are tested.
     counts = cache.occurrence_counts.numpy()
     self.assertAllClose(counts / counts[1], [5.0, 1.0, 3.0, 0.0])
 
@@ -121,7 +121,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
       ([3, 3, 4], [3, 3, 4, 1, 2]),
       ([5, 6, 7, 8, 0, 1], [5, 6, 7, 8, 0]),
     ):
-      # Draws are counted, but do not matter.
+      # Draws are counted, but not used.
       cache.update(
         tf.constant([8], tf.int64),
         tf.constant([100.0]),
@@ -238,7 +238,7 @@ class CandidateCacheTest(tf.test.TestCase, parameterized.TestCase):
       _update(cache, [1], [1.0])
     readout = {k: float(v) for k, v in cache.readout().items()}
     self.assertEqual(readout["turnover"], 0.0)
-    # It held candidate 1 from the first update on, if not by chance before.
+    # It holds candidate 1 from the first update on, or earlier by chance.
     self.assertIn(readout["age"], (3.0, 4.0))
     self.assertAllClose(readout["distinct"], 1 / 5)
 

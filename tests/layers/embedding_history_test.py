@@ -8,7 +8,7 @@ from xir_tfrs import layers
 
 
 def _walk(steps, watched=4, dim=3):
-  """[steps, watched, dim] embeddings that wander."""
+  """[steps, watched, dim] embeddings of a random walk."""
   rng = np.random.default_rng(0)
   return np.cumsum(rng.normal(size=[steps, watched, dim]), axis=0).astype("f")
 

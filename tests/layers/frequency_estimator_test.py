@@ -16,7 +16,7 @@ def _estimator(num_buckets=997, **kwargs):
 
 
 def _batches(number, size=12, seed=0):
-  """Batches of skewed ids, of which many repeat."""
+  """Batches of skewed ids with many repeats."""
   rng = np.random.default_rng(seed)
   return [rng.geometric(0.15, size) * 2**40 - 2**41 for _ in range(number)]
 
@@ -106,7 +106,7 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_four_appearances_per_batch(self):
-    # The paper's p is that of being in the batch; TFRS issue 635.
+    # The paper's p is the probability of being in the batch; TFRS issue 635.
     paper, counting = _estimator(), _estimator(count_appearances=True)
     for estimator in (paper, counting):
       for _ in range(10):
@@ -124,7 +124,7 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(estimator.probability([1, 2]), [1.0, 1.0])
     for _ in range(8):
       _update(estimator, [1])
-    # Not in 8 batches.
+    # Absent from 8 batches.
     self.assertAllClose(estimator.probability([1, 2]), [1.0, 1 / 8])
     estimator = _estimator(initial_gap=50.0)
     self.assertAllClose(estimator.probability([1, 2]), [1 / 50, 1 / 50])
@@ -153,7 +153,7 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_order_and_shares_of_a_batch_do_not_matter(self, count_appearances):
-    # One cell per three ids: bit for bit, also when ids share cells.
+    # One cell per three ids: identical also when ids share cells.
     one, other = (
       _estimator(4, count_appearances=count_appearances) for _ in range(2)
     )
@@ -261,7 +261,8 @@ class LogSharesTest(tf.test.TestCase, parameterized.TestCase):
       estimator.log_shares([5], gathered=True, training=True, num_rows=4)
 
   def test_a_shorter_batch_changes_a_constant_only(self):
-    # Cut off at a share of 1, candidate 5 would be corrected too little.
+    # If shares were clipped at 1, the correction of candidate 5 would be too
+    # small.
     estimator = _estimator(count_appearances=True)
     _update(estimator, [5, 5, 5, 5, 5, 6])
     shares = estimator.log_shares([5, 6], gathered=True, training=False)
@@ -301,7 +302,7 @@ class WarmStartTest(tf.test.TestCase, parameterized.TestCase):
       20 * q if count else 1 - (1 - q) ** 20,
       rtol=1e-5,
     )
-    # 50 batches of which unseen candidates, 77 too, were in none.
+    # Unseen candidates, such as 77, were in none of 50 batches.
     self.assertEqual(int(estimator.step), 50)
     self.assertAllClose(estimator.per_batch([77]), [1 / (initial_gap or 50.0)])
     if count:
@@ -310,8 +311,8 @@ class WarmStartTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(error["candidate_log_error"], 0.0, atol=1e-5)
 
   def test_learning_continues_after_a_warm_start(self):
-    # q = 1/2 of batches of one: gap 2 from 50 batches that had it. In the
-    # next it has a gap of 1, the 51st of the running mean, or by 0.01.
+    # q = 1/2 in batches of one: gap 2, as the mean over 50 batches. The next
+    # gap is 1, with weight 1/51 in a running mean, or 0.01.
     for options, gap in (
       ({}, (50 * 2 + 1) / 51),
       ({"initial_gap": 3.0}, 0.99 * 2 + 0.01),
@@ -380,7 +381,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     path = tf.train.Checkpoint(layer=estimator).save(
       self.get_temp_dir() + "/ckpt"
     )
-    # Of another seed: the hash functions come with the tables.
+    # With another seed, because the hash functions are saved with the tables.
     restored = _estimator(50, initial_gap=initial_gap, seed=2)
     tf.train.Checkpoint(layer=restored).restore(path).assert_consumed()
     for ids in batches[4:]:
@@ -458,14 +459,14 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
-  """Two replicas with half the rows each are one replica with them all."""
+  """Two replicas with half of the rows each match one replica with all."""
 
   @pytest.fixture(autouse=True)
   def _use(self, two_replicas):
     self.strategy = two_replicas
 
   def run_both(self, batches, gathered, cut, **options):
-    """(estimators, log shares) of one replica and of two."""
+    """Returns (estimators, log shares) of one replica and of two."""
     one = _estimator(20, **options)
     with self.strategy.scope():
       two = _estimator(20, **options)

@@ -91,7 +91,7 @@ class InvertedMultiIndexTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(buckets[ids], np.sort(buckets))
 
   def test_draws_come_close_to_the_softmax(self):
-    # Enough codewords for each half of each candidate: Q is the softmax.
+    # With a codeword for each half of each candidate, Q is the softmax.
     embeddings = _embeddings()
     softmax = tf.nn.log_softmax(_queries() @ embeddings.T)
     divergences = []
@@ -113,7 +113,7 @@ class InvertedMultiIndexTest(tf.test.TestCase, parameterized.TestCase):
     index.refresh(_embeddings())
     for value, variable in zip(before, index.variables, strict=True):
       self.assertAllEqual(value, variable)
-    # From other codewords another optimum may be found: warm, not cold.
+    # Other initial codewords could lead to another optimum.
     moved = _embeddings() + 0.05 * _embeddings(1)
     index.refresh(moved)
     fresh.codebooks.assign(before[0])

@@ -12,7 +12,7 @@ _DIM = 2
 
 
 def _rows(first, count):
-  """Rows whose embedding, id and log_q all identify the row."""
+  """Rows in which embedding, id and log_q each identify the row."""
   ids = np.arange(first, first + count)
   return (
     np.stack([ids, -ids], axis=1).astype(np.float32),
@@ -56,7 +56,7 @@ class MemoryBankTest(tf.test.TestCase, parameterized.TestCase):
       )
 
   @parameterized.product(
-    # The last: more rows at once than there are slots.
+    # The last batch has more rows than there are slots.
     sizes=((2, 2), (3, 3, 3), (4, 1, 5, 2), (5, 0, 1), (7, 12, 3)),
     graph=(False, True),
   )
@@ -141,7 +141,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     run = tf.function(lambda rows: self.strategy.run(step, args=(rows,)))
     if not graph:
       run = run.python_function
-    # Uneven shares: three rows here, one there.
+    # Uneven shares: three rows and one row.
     for first in (0, 4):
       parts = (_rows(first, 3), _rows(first + 3, 1))
       run(

@@ -47,7 +47,7 @@ def test_logs_have_the_ranking_and_other_callbacks_go_by_it():
   history = model.fit(
     batches(), epochs=5, callbacks=[make(), stop], verbose=0
   ).history
-  # Nothing is learnt, so the second epoch is the last.
+  # Nothing improves, so the second epoch is the last.
   for name, value in expected.items():
     assert history[f"val_{name}"] == [value, value]
   assert model.stop_training

@@ -11,7 +11,7 @@ import xir_tfrs as xir
 from xir_tfrs.metrics import at_k, ranker
 from xir_tfrs.ops import top_k
 
-# `xir.metrics.full_ranking` is the function; this is the module around it.
+# `xir.metrics.full_ranking` is the function; this is its module.
 module = sys.modules["xir_tfrs.metrics.full_ranking"]
 
 
@@ -75,7 +75,7 @@ def ragged(rows):
 
 
 def problem(seed, num_queries, num_candidates, dim, values):
-  """Whole-numbered embeddings: scores are exact, and ties are common."""
+  """Integer embeddings: scores are exact, and ties are common."""
   rng = np.random.default_rng(seed)
   queries = rng.integers(-values, values + 1, [num_queries, dim])
   candidates = rng.integers(-values, values + 1, [num_candidates, dim])
@@ -98,7 +98,7 @@ class InterestsTest(tf.test.TestCase):
     candidates = rng.normal(size=[20, 4]).astype(np.float32)
     relevant = ragged([[i, i + 5] for i in range(7)])
     best = (candidates @ queries.transpose(0, 2, 1)).max(axis=2)
-    # The scores themselves, as the vectors of queries over a unit basis.
+    # Scores as query vectors, with unit vectors as candidates.
     expected = xir.metrics.full_ranking(
       best, np.eye(20, dtype=np.float32), relevant=relevant, ks=(3, 10)
     )
@@ -137,14 +137,14 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAlmostEqual(results[name], value, places=12, msg=name)
 
   def test_distinct_rows_in_blocks(self):
-    # No row twice, so the product is used as it is; 41 blocks, one partial.
+    # Without equal rows, the product is used unchanged; 41 blocks, one partial.
     rng = np.random.default_rng(5)
     candidates = rng.permutation(np.arange(2000))[:, np.newaxis] % 1500
     candidates = np.concatenate([candidates, np.arange(2000)[:, None]], axis=1)
     queries = np.array([[1, 0], [-1, 0], [1, 1], [0, -1]])
     relevant = [rng.choice(2000, 5, False).tolist() for _ in queries]
     seen = [rng.choice(2000, 30, False).tolist() for _ in queries]
-    # The best lists, so that there is something to find.
+    # Good lists, so that there is something to find.
     for q, query in enumerate(queries):
       order = ranked_list(candidates @ query, [], [])
       seen[q] += order[:3]
@@ -166,7 +166,8 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 3, 5, 8, 16, 32, 33, 64, 100, 128)
   def test_a_collapsed_model_scores_zero(self, dim):
-    # The product rounds equal rows differently at the edges of its tiles.
+    # The matrix product rounds equal rows differently at the edges of its
+    # tiles.
     rng = np.random.default_rng(dim)
     queries = rng.normal(size=[33, dim]).astype(np.float32)
     row = rng.normal(size=[1, dim]).astype(np.float32)
@@ -187,7 +188,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     unique = rng.normal(size=[401, 32]).astype(np.float32)
     candidates = np.repeat(unique, 3, axis=0)
     best = np.argmax(queries @ unique.T, axis=1)
-    # Any one of three equal rows is relevant: it takes the third place.
+    # One of three equal rows is relevant: its rank is the third.
     results = xir.metrics.full_ranking(
       queries,
       candidates,
@@ -208,7 +209,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertLen(table, 1)
 
   def test_seen_candidates_are_never_found_or_shown(self):
-    # Scores 3, 2, 1: candidate 0 is seen, and relevant none the less.
+    # Scores 3, 2, 1: candidate 0 is both seen and relevant.
     results = xir.metrics.full_ranking(
       np.ones([1, 1]),
       np.array([[3.0], [2.0], [1.0]]),
@@ -223,7 +224,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(([1, 3, 11],), ([2, 9, 200],))
   def test_unindexed_candidates_are_never_found_or_shown(self, ks):
-    """As if every query had seen it."""
+    """The ranking is the same as if every query had seen it."""
     queries, candidates, relevant, seen = problem(3, 30, 40, 3, 2)
     queries, candidates = queries * 1.0, candidates * 1.0
     hidden = {0, 7, 8, 21, 39}
@@ -241,7 +242,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(results, expected)
 
   def test_seen_and_relevant_with_few_indexed(self):
-    """A masked candidate stays a miss, however short the list is."""
+    """A masked candidate is a miss, even if the list is short."""
     ranking = xir.metrics.rank_all(
       np.ones([1, 1], np.float32),
       np.arange(6, dtype=np.float32)[:, np.newaxis],
@@ -284,7 +285,7 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(set(results.values()), {0.0})
 
   def test_only_queries_with_something_relevant_count(self):
-    # Query 1 has nothing relevant: it widens coverage, but no mean.
+    # Query 1 has nothing relevant: it counts for coverage, but not for means.
     results = xir.metrics.full_ranking(
       np.array([[1.0], [-1.0]]),
       np.array([[2.0], [1.0], [0.0]]),
@@ -319,7 +320,8 @@ class FullRankingTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(results["recall@1"], 1.0)
 
   def test_equal_scores_by_id(self):
-    # Query 0 finds 1 and 2 alike and shows the first, as query 1 does.
+    # For query 0, candidates 1 and 2 have the same score; like query 1, it
+    # shows the first.
     results = xir.metrics.full_ranking(
       np.ones([2, 1]),
       np.array([[1.0], [5.0], [5.0]]),

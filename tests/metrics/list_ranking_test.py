@@ -12,7 +12,7 @@ def _ragged(rows):
 
 
 def _problem(seed, num_queries=12, num_candidates=20):
-  """Whole scores: ties are common."""
+  """Integer scores: ties are common."""
   rng = np.random.default_rng(seed)
   scores = rng.integers(0, 5, [num_queries, num_candidates]).astype(np.float32)
   relevant = [
@@ -26,7 +26,7 @@ class ListRankingTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters((1, 3, 10), (20, 25), (4,))
   def test_lists_of_the_whole_catalogue_are_a_full_ranking(self, *ks):
     scores, relevant = _problem(1)
-    # As embeddings: a query's scores, and the candidates' unit vectors.
+    # Scores as query vectors, with unit vectors as candidates.
     expected = xir.metrics.full_ranking(
       scores, np.eye(20, dtype=np.float32), relevant=_ragged(relevant), ks=ks
     )
@@ -44,7 +44,8 @@ class ListRankingTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(got[name], value, msg=name)
 
   def test_short_lists(self):
-    # What is not in the list is a miss, and its ideal stays whole.
+    # Candidates that are not in the list are misses; the ideal DCG still counts
+    # them.
     got = xir.metrics.list_ranking(
       [[3, 1], [-1, 0], [-1, -1]],
       [[1.0, 2.0], [9.0, 1.0], [np.nan, -np.inf]],

@@ -14,7 +14,7 @@ _FEATURES = (
   Feature("place", "float_seq", length=2, mean=(0.0,) * 2, std=(1.0,) * 2),
 )
 _NAN = np.nan
-# Of row 0 everything is known, of row 5 nothing; of the others one feature.
+# Row 0 has all features, row 5 none, and the others one.
 _COLUMNS = {
   "city": np.array([1, 2, 0, 0, 0, 0]),
   "tags": (np.array([1, 2, 0, 3, 0]), np.array([0, 2, 2, 4, 4, 4, 5])),

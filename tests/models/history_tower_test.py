@@ -49,8 +49,8 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
     for row, events in enumerate(HISTORIES):
       events = events[-LENGTH:]
       for t in range(len(events) + 1):
-        # Positions count from the newest event of the window: the prefix of a
-        # shorter window has others, for the attention.
+        # For attention, positions count from the newest event of the window, so
+        # the prefix of a window has other positions than a shorter window.
         if encoder == "attention" and t not in (0, len(events)):
           continue
         alone = model(queries[row : row + 1], ragged([events[:t]]))
@@ -79,7 +79,7 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
     for padded in (
       [[-1, -1, 1, 2, 3]],
       [[1, -1, 2, -1, 3, -1]],
-      # Unknown ids are dropped too.
+      # Unknown ids are also dropped.
       [[1, 99, 2, 3, 12]],
     ):
       found = model(tf.range(1), tf.constant(padded, tf.int64))
@@ -118,7 +118,8 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       encoder, query_tower=models.Tower(vocabulary_size=3, dim=4), dropout=0.2
     )
     with tf.GradientTape() as tape:
-      # Of different squares: a layer norm's output has the same length always.
+      # Weights differ, because the output of a layer norm always has the same
+      # length.
       states = model(tf.range(3), ragged(HISTORIES), training=True)
       loss = tf.reduce_sum(states * tf.constant([1.0, -2.0, 3.0, 0.5]))
     for variable, gradient in zip(
@@ -286,7 +287,7 @@ class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_fit_learns_what_follows(self):
-    # Each candidate follows the one before it: histories tell all.
+    # Each candidate follows the previous one, so histories determine it.
     start = np.random.default_rng(0).integers(0, 12, 512)
     rows = {
       "query_id": np.zeros(512, np.int64),

@@ -57,12 +57,12 @@ def _dense(layer, x):
 
 
 _HISTORIES = [[1, -1, 2, 7], [0, 0, 2, 1], [-1, -1, -1, -1], [2, -1, -1, -1]]
-# Of the newest three of each; candidate 7 does not exist.
+# The newest three events count; candidate 7 does not exist.
 _EVENTS = [[1, 2], [0, 2, 1], [], [2]]
 
 
 def _given(ranker):
-  """What `_scores` takes besides."""
+  """The other arguments of `_scores`."""
   if not ranker.takes_histories:
     return {}
   return {"history_ids": tf.constant(_HISTORIES, tf.int64)}
@@ -81,7 +81,7 @@ def _scores(ranker, **kwargs):
 
 class RankerTest(tf.test.TestCase, parameterized.TestCase):
   def fields(self, ranker, query, candidate, sides=("embedder", "embedder")):
-    """[fields, dim] of a pair, queries first."""
+    """[fields, dim] of a pair, the query's fields first."""
     parts = []
     for side, name, number in zip(
       ("query", "candidate"), sides, (query, candidate), strict=True
@@ -130,7 +130,7 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def history_field(self, ranker, query, candidate):
-    """[dim] what DIN makes of a history for a candidate."""
+    """[dim] DIN's vector of a history for a candidate."""
 
     def vector(number):
       return ranker.candidate_embedder(tf.constant([number])).numpy()[0].sum(0)
@@ -159,7 +159,7 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     expected = []
     for pair in _pairs():
       fields = self.fields(ranker, *pair)
-      # After the query and its feature.
+      # It follows the query and its feature.
       field = self.history_field(ranker, *pair)[np.newaxis]
       hidden = np.concatenate([fields[:2], field, fields[2:]]).ravel()
       for layer in ranker._mlp:
@@ -193,7 +193,7 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertIsNone(ranker.query_embedder)
     scores = _scores(ranker)
     self.assertEqual(scores.shape, [4, 3])
-    # Who has the same history has the same scores.
+    # Queries with the same history have the same scores.
     same = {"history_ids": tf.constant([_HISTORIES[1]] * 4, tf.int64)}
     self.assertAllEqual(*_scores(ranker, **same).numpy()[[0, 3]])
     self.assertAllClose(_scores(ranker, **same)[1], scores[1])
@@ -303,7 +303,7 @@ class RankerTest(tf.test.TestCase, parameterized.TestCase):
 
 
 def _two_tower(shared):
-  """A model whose ranker has the towers' tables, or tables of its own."""
+  """A model whose ranker uses the towers' tables or its own ones."""
   tables = _tables()
   query_tower = models.Tower(
     vocabulary_size=_NUM_QUERIES, dim=4, table=tables["query_table"]
@@ -339,7 +339,7 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
   def test_without_a_ranker(self):
     model = _two_tower(True)
     config = model.get_config()
-    # As configs were before there were rankers, and as they are without one.
+    # The form of configs without a ranker, also of older versions.
     for without in ({}, {"ranker": None}):
       old = {k: v for k, v in config.items() if k != "ranker"} | without
       bare = models.TwoTower.from_config(old)

@@ -48,7 +48,7 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
       weights(model, f"{name}_embedding") for name in ("id", "brand", "tags")
     )
     blurb = next(v for v in model.variables if "blurb_embedding" in v.name)
-    # What no text of the training rows has says nothing of a new one.
+    # Words that are in no text of the training rows are ignored.
     self.assertAllEqual(blurb, np.zeros([9, 6]))
     blurb.assign(np.arange(54).reshape(9, 6))
     price, image = (
@@ -57,9 +57,9 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     expected = [
       # (6 - 2) / 4 = 1; (3 - 1) / 2 = 1, (1 - 0) / 1 = 1
       ids[0] + brand[1] + (tags[1] + tags[2]) / 2 + price[0] + image.sum(0),
-      # No tags; a missing price is an average one; the image is all mean.
+      # No tags; a missing price counts as the mean, and so does the image.
       ids[1] + brand[3] + (2 * blurb[8] + blurb[3]) / 3,
-      # A missing part of a vector is an average one: only 5 counts.
+      # A missing part of a vector counts as the mean: only 5 matters.
       ids[2] + brand[0] + tags[4] + 5 * image[1],
     ]
     self.assertAllClose(model(tf.range(3)), expected, atol=1e-6)
@@ -79,7 +79,7 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     model = models.Tower(
       vocabulary_size=2, dim=4, features=features, columns=columns
     )
-    # A graph has scopes, of which not every name is one.
+    # In a graph, names become scopes, and not every name is valid.
     found = tf.function(model)(tf.range(2))
     self.assertAllClose(found, model(tf.range(2)))
 

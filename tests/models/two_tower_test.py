@@ -47,7 +47,7 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters("mixed_float16", "mixed_bfloat16")
   def test_gradients_that_float16_cannot_hold_still_train(self, policy):
-    # Of a large batch each row's gradient is as small.
+    # In a large batch, each row's gradient is as small.
     rows = BATCH | {"sample_weight": tf.fill([3], 1e-7)}
     learnt = []
     for name in ("float32", policy):
@@ -76,7 +76,7 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     losses = [model.compute_loss(batch) for batch in rows]
     self.assertNotAllClose(*losses)
     mean = (2 * losses[0] + losses[1]) / 3
-    # Another epoch, and another evaluation, start anew.
+    # Each epoch and each evaluation resets it.
     history = model.fit(rows, epochs=2, validation_data=rows, verbose=0).history
     for name in ("loss", "val_loss", "total_loss"):
       self.assertAllClose(history[name], [mean, mean], rtol=1e-5)

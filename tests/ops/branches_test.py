@@ -1,4 +1,4 @@
-"""Branches that are seldom taken."""
+"""Branches that are rarely taken."""
 
 import pytest
 import tensorflow as tf

@@ -21,7 +21,7 @@ def _next_cache(candidate_ids, weights, cache_size, seed=_SEED):
 
 class NextCacheTest(tf.test.TestCase, parameterized.TestCase):
   def assert_frequencies(self, ids, probabilities, num_sigmas=5.0):
-    """Each id is drawn as often as its probability says, to 5 sigma."""
+    """Frequencies of draws match the probabilities, to 5 sigma."""
     self.assertContainsSubset(set(ids.tolist()), probabilities)
     for candidate, p in probabilities.items():
       sigma = np.sqrt(p * (1 - p) / len(ids))
@@ -41,7 +41,7 @@ class NextCacheTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_duplicates_in_the_pool_count_once(self):
     # A popular candidate is in the pool many times, each time with its total
-    # count: summed, the cache would hold it with its weight squared.
+    # count. If the cache summed these, its weight would be squared.
     candidate_ids, weights = [7, 3, 7, 7, 7], [1.0, 1.0, 1.0, 1.0, 1.0]
     self.assert_frequencies(
       _next_cache(candidate_ids, weights, 20000), {7: 0.5, 3: 0.5}

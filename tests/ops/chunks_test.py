@@ -40,7 +40,8 @@ class FoldTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(tens, values * 10)
     self.assertAllEqual(first, values[:, 0])
     if static:
-      # Chunks of a size, of which a loop has the first alone, and what is left.
+      # Chunks of equal size, of which a loop handles the first separately, and
+      # the rest.
       self.assertContainsSubset(lengths, {chunk, total % chunk})
 
   def test_without_rows_of_its_own(self):

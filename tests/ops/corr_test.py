@@ -106,7 +106,7 @@ class KlTest(tf.test.TestCase, parameterized.TestCase):
     gradient = tape.gradient(divergence, retriever).numpy()
     self.assertTrue(np.isfinite(divergence).all())
     self.assertTrue(np.isfinite(gradient).all())
-    # Nothing kept, and one: there is nothing to disagree about.
+    # With no or one column kept, the models cannot differ.
     self.assertAllEqual(divergence[1:3], [0.0, 0.0])
     self.assertAllEqual(gradient[~keep], np.zeros(np.sum(~keep)))
     self.assertAllEqual(gradient[1:3], np.zeros([2, 6]))

@@ -1,7 +1,7 @@
-"""Every form of the loss against its NumPy twin, with every kind of pool.
+"""Compares every form of the loss with its NumPy twin, for every pool.
 
-A form joins by a twin in `reference.FORMS`; settings that are not its defaults
-may be added to `_SETTINGS`.
+A new form needs a twin in `reference.FORMS`; `_SETTINGS` may add settings other
+than its defaults.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _SEED = tf.constant([3, 5], tf.int64)
 # Candidate 2 has several columns; rows 1 and 3 have the same positive.
 _POOL_IDS = np.array([0, 2, 4, 2, 7, 2, 8, 1, 3, 0, 5, 6])
 _KNOWN = [[], [8, 1], [3], [5, 2], [99]]
-# Settings beside the defaults.
+# Settings other than the defaults.
 _SETTINGS = {
   "generalized_cross_entropy": [
     {"power": 0.3, "positive_in_partition": True},
@@ -54,7 +54,7 @@ def _form(name, settings):
 
 @dataclasses.dataclass
 class _Problem:
-  """Rows and a pool, by numbers that NumPy and the kernel both get."""
+  """Rows and a pool, as arguments for both NumPy and the kernel."""
 
   form: forms.Form
   pool_kind: str
@@ -62,7 +62,7 @@ class _Problem:
 
   def __post_init__(self):
     rng = np.random.default_rng(11)
-    # Short vectors: with tau* = 0.5 no column is far below the positive.
+    # Short vectors, so that no column is far below the positive for tau* = 0.5.
     self.queries = rng.normal(size=[_BATCH, _DIM])
     self.embeddings = rng.normal(scale=0.6, size=[len(_POOL_IDS), _DIM])
     self.positives = self.embeddings[:_BATCH].copy()
@@ -80,7 +80,7 @@ class _Problem:
     ]
     known = tf.ragged.constant(_KNOWN, tf.int64) if self.masked else None
 
-    # Eagerly: tracing takes longer than running. `fused_test` does both.
+    # Eagerly, because tracing takes longer; `fused_test` tests both.
     with tf.GradientTape() as tape:
       tape.watch(watched)
       queries, positives, embeddings = watched
@@ -119,7 +119,7 @@ class _Problem:
     return keep
 
   def twin(self, queries, positives, embeddings, held=None):
-    """(loss, what no gradient flows through), by loops."""
+    """(loss, factors without a gradient), by loops."""
     scores = reference.logits(queries, embeddings)
     keep, held = self.keep(), held or {}
     if "log_a" not in held:
@@ -199,7 +199,7 @@ class TwinTest(tf.test.TestCase, parameterized.TestCase):
 
       slow.append(reference.numeric_gradient(moved, value))
     if masked and pool_kind == "corrected":
-      # The own column may stand for the positive: how they share is open.
+      # If the own column is the positive, its gradient may go to either.
       slow, gradients = (
         (d_q, d_e + np.pad(d_v, [[0, len(_POOL_IDS) - _BATCH], [0, 0]]))
         for d_q, d_v, d_e in (slow, gradients)
@@ -432,7 +432,7 @@ class LimitsTest(tf.test.TestCase, parameterized.TestCase):
     rng = np.random.default_rng(0)
     embeddings = tf.constant(rng.normal(size=[3, 2]), tf.float32)
     queries = tf.constant(rng.normal(size=[3, 2]), tf.float32)
-    # One candidate throughout; or one row, and its own column.
+    # Only one candidate, or one row with its own column.
     rows = 1 if own else 3
     ids = tf.zeros([rows], tf.int64)
     log_q = tf.fill([rows], -1.0)

@@ -46,7 +46,7 @@ class KeysTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(keys, frequency.as_keys(tf.constant(ids)))
 
   def test_keys_of_strings_stay_as_they_are(self):
-    # A checkpoint would be worth nothing if they changed.
+    # Checkpoints depend on these values.
     self.assertAllEqual(
       frequency.as_keys(["a", "é", "日本"]),
       [3694432073954588132, 693143013273849025, 5676833963740711883],
@@ -134,7 +134,7 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(gaps, [7.0, 6.5])
 
   def test_gaps_of_a_very_long_stream(self):
-    # float32 could not tell these steps apart.
+    # float32 cannot distinguish these steps.
     gap = frequency.next_gap(
       _float(0.0),
       tf.constant([2**60], tf.int64),
@@ -187,8 +187,8 @@ class LogErrorTest(tf.test.TestCase):
     self.assertAllClose(error["row_log_error"], 0.0, atol=1e-6)
 
   def test_hand_value(self):
-    # log estimate - log count: 0, 0, log 8. Alike: mean log 2, distances
-    # log 2, log 2, log 4. By rows (6, 1, 1): mean log 8 / 8.
+    # log estimate - log count: 0, 0, log 8. With equal weights: mean log 2,
+    # distances log 2, log 2, log 4. Weighted by rows (6, 1, 1): mean log 8 / 8.
     error = self.error([6.0, 1.0, 8.0], [6, 1, 1])
     self.assertAllClose(error["candidate_log_error"], 4 * math.log(2) / 3)
     unit = math.log(8) / 8

@@ -1,4 +1,4 @@
-"""The fused kernel against the dense losses it stands for."""
+"""The fused kernel, compared with the dense losses that it computes."""
 
 import dataclasses
 
@@ -83,7 +83,7 @@ def value_and_gradients(function, arguments):
 
 
 def whole_gradient(results):
-  """Positives are the first columns: how they share a gradient is open."""
+  """Adds the gradients of positives to those of the same columns."""
   loss, draws, (queries, positives, pool) = results
   missing = len(pool) - len(positives)
   return loss, draws, queries, pool + tf.pad(positives, [[0, missing], [0, 0]])
@@ -123,8 +123,8 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_known_positives_are_left_out_as_in_dense(self, method, masks):
     arguments = problem(10, 33, 8, tf.float64)
-    # Rows with none, with some, with ids that the pool does not hold, and one
-    # whose query wants everything.
+    # Rows with no known positives, with some, with ids that are not in the
+    # pool, and one whose query wants everything.
     known = [
       [],
       [3, 1, 99],
@@ -163,7 +163,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
   def test_positives_without_correction_equal_dense(
     self, sizes, masks, row_chunk_size
   ):
-    # The own column, corrected, cannot stand for the positive then.
+    # The corrected own column cannot be the positive then.
     arguments = problem(*sizes, tf.float64)
     arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
     expected = value_and_gradients(dense, arguments)

@@ -14,7 +14,7 @@ class NewestTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_reference(self, length, width, ragged, jit):
     rng = np.random.default_rng(length + 10 * width)
-    # Padding stands anywhere, and some ids are unknown.
+    # Padding is anywhere, and some ids are unknown.
     ids = rng.integers(-1, 12, [7, width])
     given = tf.constant(ids, tf.int64)
     if ragged:
@@ -143,7 +143,7 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
           events[row, : t + 1], logits, num_rounds
         )
         self.assertAllClose(found[row, t], expected, rtol=1e-6)
-    # Of one column of each history alone.
+    # For one column of each history.
     own = history.routed_interests(
       tf.constant(events),
       tf.constant(logits),
@@ -168,7 +168,7 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
       )
       return float(tf.reduce_sum(tf.sin(found)))
 
-    # Of one round, whose weights do not depend on the events.
+    # With one round, weights do not depend on the events.
     numeric = reference.numeric_gradient(of_events, events.numpy())
     self.assertAllClose(by_events, numeric, atol=1e-6)
 

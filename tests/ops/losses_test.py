@@ -110,7 +110,7 @@ class ResampledSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
     dict(positive=1e4, others=-1e4, expected=0.0),
     # Far below: log(2 e^{1e4}) + 1e4.
     dict(positive=-1e4, others=1e4, expected=2e4),
-    # All equal: log(1 + 2), whatever the level.
+    # All equal: log(1 + 2), at any level.
     dict(positive=1e4, others=1e4, expected=np.log(3.0)),
     dict(positive=-1e4, others=-1e4, expected=np.log(3.0)),
   )
@@ -121,7 +121,7 @@ class ResampledSoftmaxTest(tf.test.TestCase, parameterized.TestCase):
       np.full([1, 3], others, np.float32),
       np.array([positive], np.float32),
     )
-    # 1e4 + log 3 in float32 is right to 5e-4.
+    # 1e4 + log 3 in float32 is accurate to 5e-4.
     self.assertAllClose(loss, [expected], rtol=1e-3, atol=1e-5)
     for gradient in gradients:
       self.assertAllInRange(gradient, -1.0, 1.0)

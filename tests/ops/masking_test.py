@@ -115,7 +115,7 @@ class InUseTest(tf.test.TestCase):
 
 
 class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
-  """Rows that share what is known have the mask of rows of their own."""
+  """Rows that share known positives have the same mask as separate rows."""
 
   @parameterized.product(
     accidental_hits=(False, True),
@@ -140,7 +140,7 @@ class SharedKnownTest(tf.test.TestCase, parameterized.TestCase):
         known_ids=ids,
         known_rows=tf.constant(entries),
       )
-      # In parts, as the kernel asks for it.
+      # In parts, as in the kernel.
       return tf.concat([mask.keep(0, 3), mask.keep(3, 4)], axis=0)
 
     expected = ~reference.known_positives(

@@ -111,7 +111,7 @@ class MidxTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(drawn, np.full([5, 2], lists.order[place]))
 
   def test_places_in_buckets_of_many_millions(self):
-    # 23 bits would reach every 16th of 2^27 places only.
+    # 23 bits would only reach every 16th of 2^27 places.
     place = 2**27 - 7
     target = (place + 0.5) / 2**27
     high = np.floor(target * 2**23) / 2**23

@@ -18,7 +18,7 @@ class LogPopularityTest(tf.test.TestCase, parameterized.TestCase):
   def test_an_unseen_candidate_counts_as_seen_once(self):
     log_q = self.evaluate(proposals.log_popularity([0, 1, 8, 0]))
     self.assertAllEqual(np.isfinite(log_q), [True] * 4)
-    # Up to the constant that a softmax over the pool does not see.
+    # Up to a constant, which a softmax over the pool ignores.
     self.assertAllClose(
       log_q - log_q[1], np.log([1.0, 1.0, 8.0, 1.0]), rtol=1e-6
     )
@@ -41,7 +41,7 @@ class LogPopularityTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(np.isfinite(log_q), [True] * 3)
 
   def test_rare_candidates_of_a_large_catalogue_are_not_clamped(self):
-    # TFRS clamps probabilities at 1e-6, which makes 1e-9 and 1e-7 the same.
+    # TFRS clips probabilities at 1e-6, so 1e-9 and 1e-7 are the same.
     log_q = self.evaluate(
       proposals.log_popularity(np.array([1, 100, 10**9], np.int64))
     )

@@ -178,7 +178,7 @@ class ResampleCountsTest(tf.test.TestCase, parameterized.TestCase):
         tf.constant(log_weights + shift, dtype), num_resampled, method
       )
       expected = reference.expected_counts(log_weights, num_resampled)
-      # Half a thousandth for the rounding of a shifted float32.
+      # 0.05 % for the rounding of a shifted float32.
       self.assertAllLess(np.abs(counts - expected), 1.0 + 5e-4 * num_resampled)
       if dtype == tf.float64:
         self.assertAllLess(np.abs(counts - expected), 1.0 + 1e-3)
@@ -204,7 +204,7 @@ class ResampleCountsTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_METHODS)
   def test_log_weights_far_apart(self, method):
-    # Everything on column 2 in row 0; two equals in row 1, the rest nothing.
+    # All weight is on column 2 in row 0, and on two equal columns in row 1.
     log_weights = tf.constant([[-1e4, 0.0, 1e4], [1e4, 1e4, -1e4]], tf.float32)
     counts = self.evaluate(_draw(log_weights, 16, method))
     self.assertAllClose(counts[0], [0, 0, 16])
@@ -213,7 +213,7 @@ class ResampleCountsTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_METHODS)
   def test_first_and_last_columns_without_weight(self, method):
-    # An interval search that is off by one draws an empty edge column.
+    # An interval search that is off by one would draw an empty edge column.
     log_weights = np.full([400, 5], -np.inf)
     log_weights[:, 1:4] = 0.0
     counts = self.evaluate(
@@ -243,7 +243,7 @@ class ResampleCountsTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(method=_METHODS, split=(1, 3, 5))
   def test_rows_of_a_larger_draw(self, method, split):
-    # What a replica draws for its rows is what one device draws for them.
+    # A replica draws the same for its rows as one device.
     log_weights = _problem(6, 30)[0]
     whole = _draw(log_weights, 20, method)
     first = _draw(log_weights[:split], 20, method, first_row=0)
@@ -273,7 +273,8 @@ class ResampleCountsTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_METHODS)
   def test_no_gradient_through_the_whole_chain(self, method):
-    # logits -> weights -> counts -> loss: only the loss's own logits count.
+    # logits -> weights -> counts -> loss: gradients only flow through the
+    # loss's own logits.
     logits, log_q, _ = (tf.constant(x) for x in _problem(3, 5))
     with tf.GradientTape() as tape:
       tape.watch([logits, log_q])
@@ -344,7 +345,7 @@ class WideRowsTest(tf.test.TestCase, parameterized.TestCase):
         self.assertLess(np.abs(counts - expected).max(), 1.01)
 
   def test_widths_agree(self):
-    # The same rows in a pool of 64 and, with a masked column more, of 65.
+    # The same rows in a pool of 64 columns, and of 65 with a masked one.
     log_weights = np.random.default_rng(0).normal(size=(50, 64))
     wider = np.pad(log_weights, [[0, 0], [0, 1]], constant_values=-np.inf)
     a, b = (

@@ -1,4 +1,4 @@
-"""Looking values up, plain and compiled."""
+"""Looks up values, plain and compiled."""
 
 import numpy as np
 import tensorflow as tf

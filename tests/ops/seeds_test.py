@@ -60,7 +60,7 @@ class StepSeedTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class BitsTest(tf.test.TestCase, parameterized.TestCase):
-  """The numbers are those of TensorFlow, in a compiled step too."""
+  """The numbers are those of TensorFlow, also in a compiled step."""
 
   @parameterized.parameters(False, True)
   def test_are_those_of_tensorflow(self, jit):
@@ -75,7 +75,8 @@ class BitsTest(tf.test.TestCase, parameterized.TestCase):
 
     rng = np.random.default_rng(0)
     for _ in range(5):
-      # Beyond 32 bits, where compiled functions of TensorFlow see the end only.
+      # Beyond 32 bits, of which TensorFlow's compiled functions only use the
+      # last 32.
       seed = tf.constant(rng.integers(-(2**62), 2**62, 2))
       number = tf.constant(rng.integers(2**40))
       draw = tf.random.stateless_uniform

@@ -1,4 +1,4 @@
-"""Top-k by blocks, against TensorFlow's own."""
+"""Top-k by blocks, compared with TensorFlow's."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +10,7 @@ from xir_tfrs.ops import top_k
 class TopKTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters((1, 1), (5, 3), (997, 1), (997, 7), (5000, 40))
   def test_is_that_of_tensorflow(self, n, k):
-    """Also among equal scores, and where fewer than k are left."""
+    """Also for equal scores, and if fewer than k are left."""
     rng = np.random.default_rng(n)
     scores = rng.integers(0, 50, [6, n]).astype(np.float32)
     scores[1] = 7.0

@@ -43,7 +43,7 @@ class WordsTest(tf.test.TestCase):
     self.assertAllEqual(hashed(tf.constant([], tf.string)).row_splits, [0])
 
   def test_codes_never_change(self):
-    # Data and bundles hold them: another hash would make these wrong.
+    # Data and bundles store hashes, so the hash function must not change.
     found = words.hashed(tf.constant(["the matrix"]), 1000)
     self.assertAllEqual(found.values, [137, 159, 750])
 

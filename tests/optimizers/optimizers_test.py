@@ -1,4 +1,4 @@
-"""Optimizers against Adam, and against their formulas."""
+"""Optimizers, compared with Adam and with their formulas."""
 
 import numpy as np
 import tensorflow as tf
@@ -100,7 +100,7 @@ class LazyAdamTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_rare_rows_end_near_adams(self):
     rng = np.random.default_rng(1)
-    # Each row about every tenth step; then all, to catch up.
+    # Each row about every tenth step; then all rows, to catch up.
     batches = [rng.choice(60, 6) for _ in range(300)] + [np.arange(60)]
     moved = []
     for make in (tf.keras.optimizers.Adam, optimizers.LazyAdam):

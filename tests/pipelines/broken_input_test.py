@@ -139,7 +139,7 @@ _BROKEN = [
 )
 def test_broken_file(tmp_path, name, content, where, message, chunk_bytes):
   (tmp_path / name).write_bytes(content)
-  # Few bytes at a time, but no more than a thousand times.
+  # Small chunks, but at most a thousand.
   chunk_bytes = max(chunk_bytes, len(content) // 1000)
   with pytest.raises(errors.DataError) as caught:
     _prepare(tmp_path, name, chunk_bytes=chunk_bytes)

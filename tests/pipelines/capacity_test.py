@@ -1,4 +1,4 @@
-"""The computed sizes, against the variables and the guide."""
+"""The computed sizes, compared with the variables and the guide."""
 
 import dataclasses
 import pathlib
@@ -33,7 +33,7 @@ _RUN = capacity.Run(
 
 
 def _bytes(variables):
-  """Of each variable once; scalars, as step counters, are left out."""
+  """Bytes of all variables, each once, without scalars (step counters)."""
   found = {id(v): v for v in variables if v.shape.rank}
   return sum(v.shape.num_elements() * v.dtype.size for v in found.values())
 
@@ -56,8 +56,8 @@ def test_memory_is_that_of_the_variables(name):
   assert _bytes([*model.variables, *optimizer.variables]) == sum(
     expected.values()
   )
-  # Every variable has a row or a slot for each candidate, query or place in
-  # the cache, so that one of another size cannot make up for one left out.
+  # Every variable has a row for each candidate, query or place in the cache, so
+  # a missing variable cannot be hidden by one of another size.
   for size, parts in (
     (_RUN.queries, ["query table and optimizer"]),
     (_RUN.cache_size, ["cache"]),
@@ -83,10 +83,10 @@ def test_traffic_is_that_of_the_collectives_of_a_step(two_replicas):
     cache_size=8,
     devices=2,
   )
-  # TensorFlow gathers numbers of rows besides, one or two at a time.
+  # TensorFlow also gathers numbers of rows, one or two at a time.
   sent = [one for one in sent if max(one.shape) > 2]
   gathered = sum(x.bytes for x in sent if x.kind == "all_gather_v2")
-  # Each replica has the whole sum.
+  # Each replica holds the whole sum.
   reduced = sum(x.bytes for x in sent if x.kind == "all_reduce_v2") / 2
   expected = capacity.traffic_bytes(run)
   assert reduced == expected["their gradient"] + expected["draws"]

@@ -1,4 +1,4 @@
-"""Checkpoints in a directory whose path is a pattern for TensorFlow."""
+"""Checkpoints in a directory whose path TensorFlow could read as a pattern."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_run_keeps_and_removes_its_own(tmp_path, first, second):
     for step in (3, 7, 8):
       mine.save(step)
   assert names(tmp_path / first) == names(tmp_path / second) == ["ckpt-8.index"]
-  # The newest one of each is found, and is its own.
+  # Each directory finds its own newest checkpoint.
   for name, value in ((first, 1), (second, 2)):
     variable, again = saver(tmp_path / name, 0)
     assert again.restore() == 8

@@ -46,7 +46,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-  """The directory of a run of one epoch, made by the program."""
+  """The directory of a run of one epoch."""
   directory = tmp_path_factory.mktemp("corr") / "model"
   flags = [f"--{k}={v}" for k, v in _SETTINGS.items() if k != "ranker_hidden"]
   _run(
@@ -74,7 +74,7 @@ def _train(data, directory, epochs):
 def test_train(trained):
   written = json.loads((trained / "config.json").read_text())
   assert written["model"]["ranker"]["kind"] == "dcn"
-  # The towers' features: they are held once.
+  # The towers' features, which are stored once.
   assert written["model"]["ranker"]["candidate_table"] == "tower"
   rows = runs.RunDir(trained).read_metrics()
   steps = [row for row in rows if row["kind"] == "train"]
@@ -118,7 +118,7 @@ def test_evaluate_export_and_query(data, trained, tmp_path):
 
 @pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(data, trained, tmp_path):
-  # The index is rebuilt, from its codewords of before, at the second epoch.
+  # At the second epoch, the index is rebuilt from its previous codewords.
   whole = _train(data, tmp_path / "whole", epochs=2)
   parts = _train(data, trained, epochs=2)
   assert whole.keys() == parts.keys()

@@ -1,4 +1,4 @@
-"""Public data sets, each in a small imitation of its published layout."""
+"""Public data sets, as small imitations of their published layouts."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from pipelines.preparation import datasets
 from pipelines.readers import inputs, sources
 from xir_tfrs.data import errors
 
-_TITLE = "the title"  # As a feature of items, in the imitations.
+_TITLE = "the title"  # The value of the title feature in the imitations.
 _NOON = 1_682_944_200  # 2023-05-01 12:30:00 UTC
 _GENRES_100K = "|".join("01"[k in (1, 16)] for k in range(19))
 _MOVIELENS = {
@@ -33,7 +33,7 @@ _AMAZON = {
     ).encode()
   )
 }
-# Name -> files; the rows that are read; and feature -> its first value.
+# Name -> files, the rows read, and feature -> its first value.
 _IMITATIONS = {
   "movielens-100k": (
     {

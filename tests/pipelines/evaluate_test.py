@@ -94,8 +94,8 @@ def test_restriction_keeps_rows_together(loaded):
 
 def test_popularity_ranks_by_training_counts(loaded):
   results = rankings.of_popularity(loaded).rank(loaded, (1, 3)).means()
-  # Candidate 39 leads for every query; queries 2 and 5 want it. After it,
-  # candidates 0 to 9 come first where they are not seen.
+  # Candidate 39 is first for every query; queries 2 and 5 want it. Candidates 0
+  # to 9 follow, unless they are seen.
   assert results["recall@1"] == (1 + 1 / 2) / 5
   assert results["hit@3"] == 2 / 5
 
@@ -110,7 +110,7 @@ def test_popularity_with_counts_beyond_float32(loaded):
 
 
 def test_cold_queries_and_candidates_are_ranked_as_served(loaded):
-  """Untrained vectors decide nothing; nobody finds candidate 38."""
+  """Untrained vectors do not matter; no query finds candidate 38."""
   model = tiny_runs.two_tower()
   results = rankings.rank(model, loaded, (2, 10, 40))
   for tower, row in ((model.query_tower, 5), (model.candidate_tower, 38)):
@@ -146,7 +146,7 @@ def test_cold_query_with_side_features_is_ranked_by_them(loaded):
   np.testing.assert_allclose(
     vectors.queries[:4], model.encode_queries(tf.range(4)), rtol=1e-6
   )
-  # One whose city is not known either is answered by popularity.
+  # A query whose city is also unknown is answered by popularity.
   codes[5] = 0
   tower = tiny_runs.tower(
     "query_tower",
@@ -164,7 +164,7 @@ def test_evaluate(data, loaded, trained):
   assert list(results.metrics) == ["model", "popularity"]
   expected = _rank(tiny_runs.two_tower(), loaded, (2, 40))
   assert results.metrics["model"] == pytest.approx(expected)
-  # All but the repeated pair and the candidate that is not in the index.
+  # All but the repeated pair and the candidate outside the index.
   assert expected["recall@40"] == (1 + 1 + 1 + 1 / 2 + 1 / 2) / 5
   assert (results.indexed, results.by_popularity) == (39, 1)
   bands = results.by_training_count
@@ -259,9 +259,9 @@ def test_oracle_of_generated_data(data, trained, tmp_path):
     candidate_embeddings=candidates,
   )
   results = _evaluate(generated, trained, ks=(2,))
-  # The oracle knows what training does not.
+  # The oracle also knows untrained ids.
   assert results.metrics["oracle"]["recall@2"] == (1 + 1 + 1 + 1 / 2 + 1) / 5
-  # Queries 0, 1, 3 and 5, each by its own embedding.
+  # Queries 0, 1, 3 and 5, each with its own embedding.
   band = results.by_training_count["at most 5"]
   assert band.metrics["oracle"]["recall@2"] == (1 + 1 + 1 / 2 + 1) / 4
   assert "oracle" in report.table(results).splitlines()[0]
@@ -311,7 +311,7 @@ def ranked(data, tmp_path_factory):
 
 
 def _reranked(model, loaded, depth):
-  """[queries][depth] lists by sorting: the retriever's best, by the ranker."""
+  """[queries][depth] lists: the retriever's best, sorted by the ranker."""
   candidates = model.encode_candidates(tf.range(40)).numpy()
   lists = []
   for row, query_id in enumerate(loaded.query_ids):
@@ -357,7 +357,7 @@ def test_second_stage(data, loaded, ranked, depth, monkeypatch):
     # The same thirty, in another order.
     assert second["recall@30"] == first["recall@30"] > 0
     assert second["mrr@30"] != first["mrr@30"]
-  # Queries 2 and 5 want candidate 39, which is of another band.
+  # Queries 2 and 5 want candidate 39, which is in another band.
   band = results.by_training_count["more than 20"].metrics["reranked"]
   found = [39 in lists[row][:30] for row in (2, 4)]
   assert band["recall@30"] == pytest.approx(np.mean(found))
@@ -430,7 +430,7 @@ def test_split_without_rows(tmp_path):
   )
   with pytest.raises(errors.DataError, match="validation split has no rows"):
     split.load_evaluation_data(data, "validation")
-  # Nor does it hinder the test split.
+  # The test split still works.
   assert split.load_evaluation_data(data, "test").num_pairs == 8
 
 

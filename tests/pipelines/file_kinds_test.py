@@ -1,4 +1,4 @@
-"""Files of all kinds that users have are read without flags."""
+"""Files of many kinds are read without flags."""
 
 import bz2
 import gzip
@@ -83,7 +83,7 @@ def _csv(text):
 
 _CSV = _text()
 _JSON_LINES = "".join(json.dumps(one) + "\n" for one in _objects())
-# Name -> what writes it, and a part of how it is said to be read.
+# Name -> its writer, and a part of its description.
 _KINDS = {
   "a.csv": (_csv(_CSV), "CSV, header, times 1682944200 (Unix seconds)"),
   "a.csv.gz": (lambda p: p.write_bytes(gzip.compress(_CSV.encode())), "gzip"),
@@ -91,7 +91,7 @@ _KINDS = {
   "a.csv.xz": (lambda p: p.write_bytes(lzma.compress(_CSV.encode())), "xz"),
   "a.csv.zst": (lambda p: _zstandard(p, _CSV), "zstd"),
   "a.zip": (lambda p: _zipped(p, _CSV), "CSV, zip, header"),
-  # The name need not say that it is packed.
+  # The name need not end in a compression suffix.
   "packed.csv": (lambda p: p.write_bytes(gzip.compress(_CSV.encode())), "gzip"),
   "two-parts.csv.gz": (
     lambda p: p.write_bytes(
@@ -267,7 +267,7 @@ def test_line_breaks_in_quoted_fields(tmp_path, chunk_bytes):
   assert items == ["a", "b\nc", "d"]
   lines = [n for b in blocks for n in b.places.all(len(b.users)).tolist()]
   assert lines == [2, 5, 7]
-  assert len(source.pieces()) == 1  # It cannot be cut anywhere.
+  assert len(source.pieces()) == 1  # The file cannot be cut.
 
 
 def test_a_file_of_lists_and_records(tmp_path):
@@ -331,7 +331,7 @@ def test_columns_in_the_names_of_folders(tmp_path, form):
   assert _read(source) == [
     (*pair, t) for pair, t in zip(expected, times, strict=True)
   ]
-  # Whoever does not name them does without.
+  # By default, the columns of folders are ignored.
   source = _open(tmp_path / "log")
   assert _read(source) == expected
   assert source.ignored == ("day (of folders)", "shop (of folders)")
@@ -450,7 +450,7 @@ def test_times_may_be_left_out(tmp_path):
   (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,a,soon\n")
   with pytest.raises(errors.DataError, match="line 2.*--time_column none"):
     _open(tmp_path / "a.csv")
-  for none in ("none", ""):  # As --time_column= gives it.
+  for none in ("none", ""):  # As from --time_column=.
     source = _open(tmp_path / "a.csv", columns={"time": none})
     assert _read(source) == [("1", "a")] and not source.has_times
 
@@ -510,7 +510,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
 
 
 def test_bytes_that_were_changed_are_named_or_read(tmp_path):
-  """No kind of file causes another error, or one of several lines."""
+  """No kind of file causes another error, or an error of several lines."""
   rng = random.Random(0)
   for _ in range(3):
     for name, (write, _) in _KINDS.items():
@@ -578,5 +578,5 @@ def test_json_that_changes_its_types(tmp_path):
 
 
 def test_wide_csv_written_by_arrow(tmp_path):
-  arrow_csv.write_csv(_table(), tmp_path / "a.csv")  # It quotes all text.
+  arrow_csv.write_csv(_table(), tmp_path / "a.csv")  # pyarrow quotes all text.
   assert _read(_open(tmp_path / "a.csv")) == _EVENTS

@@ -18,8 +18,8 @@ _COUNTS = np.array([5, 1, 0, 40, 7, 2, 0, 3, 11, 4])
 _INDIRECT = {
   "log_q",  # Selects counts or estimator: log_q_test.
   "mask_known_positives",  # A column of the batches: train_test.
-  "num_buckets",  # Of the estimator, with --log_q streaming: log_q_test.
-  "ranker_dim",  # Of the ranker: below.
+  "num_buckets",  # An argument of the estimator: log_q_test.
+  "ranker_dim",  # An argument of the ranker: below.
   "ranker_hidden",
 }
 _OF_THE_DATA = {
@@ -123,7 +123,7 @@ def test_wrong_task_arguments(arguments, message):
 
 
 def _tasks_of(setting):
-  """The tasks that use a setting, by what it says of itself."""
+  """The tasks that use a setting, according to its declaration."""
   if not setting.about.only:
     return set(methods.TASKS)
   named = [only.get("task", ()) for only in setting.about.only]
@@ -146,14 +146,14 @@ def test_every_task_argument_has_a_setting(task):
     for name, one in flags.items()
     if any("task" in only for only in one.about.only)
   }
-  # A flag that says it belongs to the task is an argument of it.
+  # A flag that belongs to the task is an argument of it.
   for name in of_tasks - _INDIRECT:
     if task in _tasks_of(flags[name]):
       assert name in arguments, f"--{name} reaches no argument of {task}"
-  # An argument that has a flag is reached by it.
+  # An argument with a flag is set by the flag.
   for name in arguments & flags.keys():
     assert task in _tasks_of(flags[name]), f"--{name} does not name {task}"
-  # All others are reached by --task_arguments.
+  # --task_arguments sets all others.
   known = build.task_argument_names(config.from_preset(task=task))
   assert arguments - flags.keys() - _OF_THE_DATA == set(known) - {"popularity"}
 
@@ -241,7 +241,7 @@ def test_a_config_of_a_run_is_a_file_for_config(tmp_path, task):
   assert settings.as_dict(again) == settings.as_dict(made) | {"data": "/d"}
 
 
-# As version 0.1.0 wrote it, all 64 settings of every run.
+# Version 0.1.0 wrote all 64 settings of every run.
 _OLD = {
   "task_arguments": ["probe_size=3"],
   "task": "cbns",
@@ -264,7 +264,7 @@ _OLD = {
 
 def test_settings_of_older_runs(tmp_path):
   old = config.of_run(_OLD, "config.json", "/d")
-  # Those that the task used, where they were not the default.
+  # Settings that the task used and that differed from the default.
   assert old.task_arguments == {
     "probe_size": 3,
     "warmup_drift": 0.5,
@@ -275,13 +275,13 @@ def test_settings_of_older_runs(tmp_path):
   assert old.loss_arguments == {"power": 0.1, "positive_in_partition": True}
   streaming = config.of_run(_OLD | {"log_q": "streaming"}, "config.json")
   assert streaming.task_arguments["num_hashes"] == 7
-  # A run from before there were shapes of the loss: it had none.
+  # A run from before forms of the loss existed.
   older = config.of_run({"task": "bir"}, "config.json")
   for name, value in config.CROSS_ENTROPY.items():
     assert getattr(older, name) == value
   with pytest.raises(errors.DataError, match="config.json, field train: can"):
     config.of_run(_OLD | {"task_arguments": False}, "config.json")
-  # As a file, its settings that nobody used are left out.
+  # As a file of settings, unused settings are left out.
   (tmp_path / "config.json").write_text(json.dumps({"train": _OLD}))
   found = settings.read_file(tmp_path / "config.json", config.TrainConfig)
   assert "cache_weight" not in found
@@ -313,7 +313,7 @@ def test_what_a_resumed_run_may_change():
   assert config.changed(old, config.resumed(old, {"dim": 3})) == "dim"
   arguments = {"task_arguments": {"popularity": "log_rows"}}
   assert config.changed(old, config.resumed(old, arguments)) == "task_arguments"
-  # What the task does not use does not count.
+  # Settings that the task does not use are ignored.
   assert config.changed(old, config.resumed(old, {"preset": "paper"})) is None
   cosine = config.from_preset(learning_rate_schedule="cosine")
   assert config.changed(cosine, config.resumed(cosine, {"epochs": 3})) == (

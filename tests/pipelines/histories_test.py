@@ -60,7 +60,7 @@ def run(data, path, *, resume=False, strategy=None, **given):
 
 
 def variables(path):
-  """Everything in the newest checkpoint, by name."""
+  """All values in the newest checkpoint, by name."""
   reader = tf.train.load_checkpoint(
     tf.train.latest_checkpoint(str(path / "checkpoints"))
   )
@@ -131,7 +131,7 @@ def test_temperature_is_half_of_that_of_ids(data, given, temperature):
 
 def test_runs_of_ids_have_no_history_settings():
   of_ids = settings.as_dict(configs.from_preset())
-  # Unless they are validated as histories are.
+  # Unless the model is validated on histories.
   assert of_ids.pop("history_ties") is None
   assert not any(name.startswith("history") for name in of_ids)
   assert of_ids["query_tower"] == "id"
@@ -173,14 +173,14 @@ def test_every_encoder_can_be_chosen():
 
 # Training --------------------------------------------------------------------
 
-# Quick to trace; positions are what an encoder may get wrong.
+# Quick to trace; encoders may get positions wrong.
 _SMALL = {
   "positions": {"history_arguments": "num_blocks=1"},
   "rows": {"history_encoder": "mean"},
 }
 
 
-# A task sees rows in both; only CoRR's ranker sees their histories.
+# Tasks see rows in both forms; only CoRR's ranker sees their histories.
 @pytest.mark.parametrize(
   ("task", "examples"),
   [
@@ -220,7 +220,7 @@ def test_two_replicas_are_one_device_dropout_included(
   expected, got = (variables(tmp_path / name) for name in ("one", "two"))
   assert expected.keys() == got.keys()
   for name, value in expected.items():
-    # The bias of keys changes nothing: its gradient is rounding alone.
+    # The bias of keys has no effect, so its gradient is only rounding.
     if "_key/bias" not in name:
       np.testing.assert_allclose(
         value, got[name], rtol=1e-3, atol=1e-4, err_msg=name
@@ -261,7 +261,7 @@ def test_histories_need_ordered_data(data, tmp_path):
 # Evaluation ------------------------------------------------------------------
 
 # (query, candidate, time), in the order of the file. Query 2 has no training
-# row, and query 1 does something again.
+# row, and query 1 repeats a candidate.
 _ROWS = {
   "train": [(0, 0, 1), (1, 3, 1), (0, 1, 2), (0, 2, 2), (1, 4, 3)],
   "validation": [(0, 3, 3), (0, 4, 4), (2, 0, 5)],
@@ -324,7 +324,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_histories(tiny, tmp_path_factory):
-  """The directory of a run over histories; it must not change."""
+  """The directory of a run with histories; tests must not change it."""
   path = tmp_path_factory.mktemp("of_histories") / "m"
   run(tiny, path, epochs=1, global_batch_size=4, history_dropout=0.0)
   return path
@@ -332,7 +332,7 @@ def of_histories(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_ids(tiny, tmp_path_factory):
-  """The directory of a run of ids; but for its metrics it must not change."""
+  """The directory of a run with ids; tests may only change its metrics."""
   path = tmp_path_factory.mktemp("of_ids") / "m"
   run(tiny, path, epochs=1, query_tower="id")
   return path
@@ -348,7 +348,7 @@ def test_each_held_out_row_is_a_query(tiny):
   assert found.relevant.to_list() == [[5], [6], [3], [1], [7], [2]]
   assert found.warm.tolist() == [True] * 3 + [False] * 3
   assert found.past.tied.tolist() == [True, False, False, False, True, False]
-  # Of the same time as (0, 5) is (0, 4); as (2, 7), (2, 1).
+  # (0, 5) and (0, 4) have the same time, and so do (2, 7) and (2, 1).
   assert found.past.events.tolist() == [
     [1, 2, 3],
     [3, 4, 5],
@@ -368,7 +368,7 @@ def test_in_the_order_of_the_file(tiny):
 
 def test_what_is_masked(tiny):
   found = load(tiny, "strict")
-  # All rows of the splits before, and those of the same split that are seen.
+  # All rows of earlier splits, and the rows of the same split that are seen.
   assert [sorted(row) for row in found.seen.to_list()] == [
     [0, 1, 2, 3, 4],
     [0, 1, 2, 3, 4, 5],
@@ -430,7 +430,7 @@ def test_neighbours(tmp_path, ties, monkeypatch):
   tiny = write_data(tmp_path / "data", made)
   opened = directory.DataDir(tiny)
   found = split.load_evaluation_data(opened, "test", past.Rule(3, ties))
-  # Chunks of a few rows, and pairs that are summed several times.
+  # Small chunks, so pairs are summed several times.
   monkeypatch.setattr(neighbours, "_ENTRIES", 50)
   rule = neighbours.Neighbours.of_data(opened, found)
   columns = opened.rows("train", in_order=True)
@@ -520,7 +520,7 @@ def test_cold_queries_are_answered_from_their_histories(of_histories):
     for name in ("model", "popularity")
   )
   assert cold.keys() == popular.keys()
-  # Without a history, popularity answers.
+  # Rows without a history are answered by popularity.
   first = evaluate.evaluate(
     evaluate.EvaluateConfig(model_dir=model_dir, ks=(2,), split="validation")
   )
@@ -544,7 +544,7 @@ def test_a_model_of_ids_is_ranked_row_by_row(tiny, of_ids, of_histories):
   )
   assert by_ids.histories is not None
   assert by_ids.queries == by_histories.queries == by_ids.pairs
-  # The same queries and masks: what is not trained is ranked alike.
+  # With the same queries and masks, untrained baselines rank the same.
   for name in ("popularity", "neighbours"):
     assert by_ids.metrics[name] == by_histories.metrics[name]
   data = split.load_evaluation_data(str(tiny), "test", past.Rule(50, "strict"))

@@ -1,4 +1,4 @@
-"""Tests of pipelines.evaluation.intervals, against what they must cover."""
+"""Tests of pipelines.evaluation.intervals, including their coverage."""
 
 import math
 
@@ -25,17 +25,17 @@ def test_intervals_stay_between_0_and_1():
 
 
 def test_without_any_hit_the_mean_may_still_be_above_0():
-  """At the end of the interval, no hit among all users has chance 2.5 %."""
+  """At the end of the interval, no hit by any user has probability 2.5 %."""
   users = np.repeat(np.arange(20), 3)
   low, high = intervals.interval(np.zeros(60), users)
   assert low == 0.0 and (1 - high) ** 20 == pytest.approx(0.025)
   assert intervals.interval(np.ones(60), users) == (1 - high, 1.0)
-  # Others that are all equal are what they are.
+  # If all values are equal, the interval is that value.
   assert intervals.interval(np.full(9, 0.5)) == (0.5, 0.5)
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
-  """Hits of users of different tastes, several rows each."""
+  """Hits of users with different tastes and several rows each."""
   rng = np.random.default_rng(0)
   users = np.repeat(np.arange(80), 5)
   covered = {"by users": 0, "by rows": 0}
@@ -47,12 +47,12 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
       low, high = intervals.interval(hits, of)
       covered[name] += low <= 0.3 <= high
   assert covered["by users"] / times == pytest.approx(0.95, abs=0.02)
-  # Rows of a user are alike: as if they were not, intervals are too narrow.
+  # Rows of a user are correlated; intervals that ignore it are too narrow.
   assert covered["by rows"] / times < 0.85
 
 
 def test_paired_test_against_its_distribution():
-  """Without an effect, a share p of many tests has a p-value below p."""
+  """Without an effect, a fraction p of many tests has a p-value below p."""
   rng = np.random.default_rng(0)
   found = [intervals.paired_test(rng.normal(size=400)).p for _ in range(2000)]
   for p in (0.05, 0.5):

@@ -1,4 +1,4 @@
-"""Runs whose steps XLA compiles."""
+"""Runs whose steps are compiled by XLA."""
 
 import os
 import subprocess
@@ -34,8 +34,8 @@ def losses(model_dir):
 
 
 def test_one_compilation_and_the_losses_of_a_plain_run(small_data, tmp_path):
-  # Known positives and sequences of tokens are padded.
-  # "expected" draws nothing: what is drawn, a rounding may change.
+  # Known positives and sequences of tokens are padded. "expected" draws
+  # nothing; rounding could change draws.
   xir = {"task": "xir", "resampler": "expected", "cache_size": 32, "epochs": 2}
   loop.train(config(small_data, tmp_path / "plain", **xir), progress=False)
   subprocess.run(
@@ -54,7 +54,7 @@ def test_one_compilation_and_the_losses_of_a_plain_run(small_data, tmp_path):
       ),
       *("--global_batch_size=128", "--log_steps=3", "--metric=recall@20"),
     ],
-    # XLA writes what it compiles.
+    # XLA dumps what it compiles.
     env=os.environ | {"XLA_FLAGS": f"--xla_dump_to={tmp_path / 'modules'}"},
     capture_output=True,
     check=True,

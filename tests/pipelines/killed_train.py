@@ -1,4 +1,4 @@
-"""pipelines.train, killed by force after a step; see resume_test.
+"""Runs pipelines.train and kills it after a step; see resume_test.
 
     python -m tests.pipelines.killed_train STEP [WORKER] -- flags of train
 

@@ -64,7 +64,7 @@ def test_streaming(task):
   counts, estimator = config_of(build(task, log_q="streaming"))
   assert counts is None
   estimator.pop("name")
-  # Eight cells per candidate; the share of the rows, as counts give it.
+  # Eight cells per candidate; frequencies as shares of rows, like counts.
   assert estimator == {
     "num_buckets": 20,
     "num_hashes": 4,
@@ -97,7 +97,7 @@ def test_g_tower():
   assert config["num_buckets"] == 16
   assert config["num_hashes"] == 5
   assert config["learning_rate"] == 0.2
-  # As in the paper; the counts are for the readout.
+  # As in the paper; the counts are only for the diagnostics.
   assert config["count_appearances"] is False
   task(tf.ones([3, 4]), tf.ones([3, 4]), candidate_ids=tf.constant([3, 3, 8]))
   assert int(task.readout()["frequency_steps"]) == 1

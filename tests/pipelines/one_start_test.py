@@ -40,6 +40,6 @@ def test_a_start_reads_everything_once(small_data, tmp_path, monkeypatch):
   for name, read in columns.items():
     (found,) = read  # Each file once.
     assert "timestamp" not in found
-    # Of the tables, everything but the ids.
+    # All columns of the tables except the ids.
     of_rows = name.startswith(("train", "validation"))
     assert of_rows == bool(found & {"query_id", "candidate_id"})

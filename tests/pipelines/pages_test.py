@@ -1,4 +1,4 @@
-"""Pages of runs show the figures in the files of the runs."""
+"""Pages show the figures in the files of their runs."""
 
 import html.parser
 import json
@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('x')</script> & Söhne"
 
 
 class _Page(html.parser.HTMLParser):
-  """Tables by name, texts by element, and resources of the page."""
+  """Collects tables by name, texts by element, and resources of a page."""
 
   def __init__(self, text):
     super().__init__()
@@ -52,7 +52,7 @@ class _Page(html.parser.HTMLParser):
     tag = self._tags[-1] if self._tags else ""
     self.texts.setdefault(tag, []).append(data)
     if {"td", "th"} & {*self._tags[-2:]}:
-      # Small print stands after a space.
+      # Text in small print follows after a space.
       self._table[-1][-1] = f"{self._table[-1][-1]} {data}".strip()
 
   def table(self, name):
@@ -150,15 +150,15 @@ def test_means_and_intervals_are_those_of_the_queries(evaluated):
     (max(mean - 1.959964 * error, 0), min(mean + 1.959964 * error, 1)),
     abs=1e-6,
   )
-  # Users 0 and 1 had eleven and ten candidates before; 2 and 3, eight, seven.
+  # Users 0 to 3 had 11, 10, 8 and 7 candidates before.
   parts = {name: part.queries for name, part in results.by_seen.items()}
   assert list(parts.values()) == [1, 0, 2, 2, 0]
 
 
 def test_gini_of_what_is_shown(evaluated):
-  """With k the size of the catalogue, each query sees all it may."""
+  """If k is the size of the catalogue, each query is shown all it may see."""
   results = report.load(evaluated / "one" / "metrics.json")
-  # Of 5 queries: 39 candidates, less those that each has seen.
+  # For each of 5 queries: 39 candidates without those that it has seen.
   seen = {*range(10), 20}, {*range(1, 10), 20}, {*range(2, 10)}, {*range(3, 10)}
   counts = np.array([5.0 - sum(c in s for s in seen) for c in range(40)])
   counts[38] = 0
@@ -197,7 +197,7 @@ def test_examples_are_what_the_metrics_count(evaluated):
   recall = dict(
     zip(arrays[by_query.USERS].tolist(), arrays["recall@2"], strict=True)
   )
-  # Query 5 has no training rows: popularity answers it.
+  # Query 5 has no training rows, so it is answered by popularity.
   assert [one.query for one in shown] == [f"queries{i}" for i in range(4)]
   for row, one in enumerate(shown):
     taken = {item.id for item in one.taken}
@@ -280,7 +280,7 @@ def test_runs_that_cannot_be_compared_are_refused(evaluated, tmp_path):
 
 
 def test_without_a_report(evaluated, tmp_path, monkeypatch):
-  """On demand, and where the packages that draw are missing."""
+  """No page on request, or if the packages for charts are missing."""
   arguments = ["pipelines.evaluate", "--model_dir", evaluated / "one"]
   output = ["--output", tmp_path / "validation.json", "--split", "validation"]
   done = program.run(*arguments, *output, "--noreport")
@@ -297,7 +297,7 @@ def test_without_a_report(evaluated, tmp_path, monkeypatch):
 
 
 def test_sections_of_what_a_run_may_have(evaluated):
-  """An index, a probe and a cache, from their numbers alone."""
+  """Charts of an index, a probe and a cache, from given numbers."""
   place = places.Place.of(evaluated / "one")
   run = found.Found.read(evaluated / "one", place)
   run.rows.append(

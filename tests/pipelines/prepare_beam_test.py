@@ -39,7 +39,7 @@ def _write_text(path, header, rows, separator, end="\n"):
 
 
 def _atomic(folder):
-  """With both side tables, and ids that stand only there."""
+  """With both side tables, which also have unknown ids."""
   header = "user_id:token\titem_id:token\ttimestamp:float"
   rows = [row[:3] for row in _rows(0)]
   path = _write_text(folder / "a.inter", header, rows, "\t")
@@ -73,7 +73,8 @@ def _csv(folder):
   header = "user_id,item_id,seen,w,stars"
   for part in range(3):
     rows = [
-      # A few times are far off: the cuts lie close together in a long range.
+      # A few times are outliers, so the cuts are close together in a long
+      # range.
       (f'"{user},x"', item, time + "0" * (14 * (k % 20 == 0)), *rest)
       for k, (user, item, time, *rest) in enumerate(_rows(part, rows=200))
     ]
@@ -112,7 +113,7 @@ def _parquet(folder):
 
 
 def _adjacency(folder):
-  """Ids that are dense already; lines longer than a piece."""
+  """Ids that are already dense, and lines longer than a piece."""
   rng = np.random.default_rng(3)
   lines = [[u, *rng.integers(70, size=1 + u % 40)] for u in rng.permutation(50)]
   lines[5:5] = [[], [0, *range(70)], [88]]
@@ -122,7 +123,7 @@ def _adjacency(folder):
 
 
 def _given(folder):
-  """Splits in files of their own: a pair in two of them, and unknown ids."""
+  """Splits in separate files, with a pair in two of them and unknown ids."""
   files = {}
   for part, split in enumerate(schema.SPLITS):
     rows = [row[:3] for row in _rows(part, rows=300 - 100 * part)]
@@ -132,7 +133,7 @@ def _given(folder):
 
 
 def _synthetic(folder):
-  """What only one worker can read."""
+  """Input that only one worker can read."""
   del folder
   return inputs.Input(
     format="synthetic",
@@ -162,7 +163,7 @@ def _contents(directory):
 
 @pytest.mark.parametrize("case", _CASES)
 def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
-  """Vocabularies, counts, splits, rows and their order: every byte."""
+  """Vocabularies, counts, splits, rows and their order match in every byte."""
   monkeypatch.setattr(passes, "_ROWS_PER_SHARD", 150)
   monkeypatch.setattr(second_pass, "_RANGE", 16)
   write, options = _CASES[case]
@@ -184,7 +185,7 @@ def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
 
 @pytest.mark.parametrize("write", [_atomic, _csv, _parquet, _adjacency])
 def test_pieces_are_the_input(tmp_path, write):
-  """Read one by one, in any order, they are the rows of `blocks`."""
+  """Pieces, read in any order, have the rows of `blocks`."""
   source = sources.open_source(write(tmp_path))
   expected, warnings = [], {}
   for _, block in source.blocks():
@@ -205,7 +206,7 @@ def test_pieces_are_the_input(tmp_path, write):
 
 
 def _described(block):
-  """Per row: its line, its ids and its numbers."""
+  """The line, ids and numbers of each row."""
   lines = block.places.all(len(block.users)).tolist()
   columns = [lines, block.users.to_pylist(), block.items.to_pylist()]
   columns += [c for c in (block.times, block.weights) if c is not None]
@@ -214,7 +215,7 @@ def _described(block):
 
 
 def _bad_line(folder):
-  """Twice wrong, far apart: the first counts."""
+  """Two errors, far apart: the first is reported."""
   rows = _rows(0)
   rows[301] = (*rows[301][:2], "soon", "1", "1")
   rows[412] = rows[412][:2]
@@ -368,7 +369,7 @@ def test_command_line(tmp_path):
     "--runner",
     "DirectRunner",
     f"--input={raw}",
-    # Keeps this runner from trying to download another one.
+    # Otherwise this runner tries to download another one.
     "--update_compatibility_version=2.77.0",
     "--output",
     str(tmp_path / "out"),

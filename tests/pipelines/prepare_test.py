@@ -1,4 +1,4 @@
-"""`pipelines.prepare` end to end against a slow twin, and its atomicity."""
+"""`pipelines.prepare`, compared with a slow twin, and its atomicity."""
 
 import collections
 import dataclasses
@@ -49,7 +49,7 @@ def _config(path, output, *, chunk_bytes=text.CHUNK_BYTES, **kwargs):
 
 
 def _slow_prepare(rows, kind, test=0.2, validation=0.1, keep_repeats=False):
-  """Rows in dense ids, and the split of all kinds but "random"."""
+  """Rows with dense ids, and all kinds of splits except "random"."""
   users, items, kept, ordered = {}, {}, {}, []
   for place, (user, item, time, weight) in enumerate(rows):
     pair = (
@@ -226,7 +226,7 @@ def test_the_seed_orders_training_rows_of_every_split(tmp_path, kind):
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "synthetic"])
 def test_the_size_of_the_input_chooses_the_buckets(tmp_path, monkeypatch, form):
-  """Rows per bucket are bounded, whatever the format stores them as."""
+  """Rows per bucket are bounded in every format."""
   rows = 3000
   config = {"format": "synthetic"}
   if form != "synthetic":
@@ -239,7 +239,7 @@ def test_the_size_of_the_input_chooses_the_buckets(tmp_path, monkeypatch, form):
       path.write_text("\n".join(["user_id,item_id", *lines]))
     else:
       pq.write_table(pa.table({"user_id": users, "item_id": items}), path)
-      assert path.stat().st_size < 10 * rows  # Far fewer bytes than as text.
+      assert path.stat().st_size < 10 * rows  # Far smaller than as text.
   else:
     config["synthetic"] = inputs.SyntheticConfig(
       num_users=300, num_items=90, num_interactions=rows
@@ -289,7 +289,7 @@ def test_blocks_and_buckets_change_nothing(tmp_path, kind):
     results.append((out, made))
   (first, made), (again, made_again), (other, made_other) = results
   assert made == made_again == made.with_hashes(again)
-  # Rows of other buckets are scattered otherwise.
+  # Other buckets shuffle their rows differently.
   assert made_other == made.with_hashes(other)
   for path in first.iterdir():
     assert path.read_bytes() == (again / path.name).read_bytes()
@@ -316,7 +316,7 @@ def test_training_rows_are_scattered_over_shards(tmp_path, monkeypatch):
   ]
   assert [s.rows for s in made.shards["train"]] == [80] * 5
   users = records.read_interactions(tmp_path / "out", "train")["query_id"]
-  # Grouped by user there would be 20 runs; scattered, most rows start one.
+  # Grouped by user, there would be 20 runs; shuffled, most rows start one.
   assert (users[1:] != users[:-1]).mean() > 0.8
   per_shard = [len(set(part)) for part in np.split(users, 5)]
   assert min(per_shard) > 15
@@ -353,7 +353,7 @@ def test_side_features(tmp_path):
   assert (values.tolist(), splits.tolist()) == ([1, 0, 1], [0, 1, 3, 3, 3])
   np.testing.assert_array_equal(table.columns["price"], [4, 2, np.nan, np.nan])
   assert (price.mean, price.std) == ((3.0,), (1.0,))
-  # The first value is constant: its spread is 0, which cannot divide.
+  # The first value is constant, so its standard deviation is 0.
   assert (image.mean, image.std) == ((1.0, 4.0), (1.0, 1.0))
   np.testing.assert_array_equal(table.columns["img"][1], [1, 3])
   codes, splits = table.columns["blurb"]
@@ -419,7 +419,7 @@ def test_low_ratings_are_counted(tmp_path):
 
 
 def test_leakage_is_measured_after_the_split(tmp_path, monkeypatch):
-  """With the de-duplication broken, the check must see it."""
+  """The check must notice a broken de-duplication."""
   monkeypatch.setattr(passes.spill, "merged", lambda rows, *unused: rows)
   (tmp_path / "r.csv").write_text("user_id,item_id\n" + "1,a\n" * 3 + "1,b\n")
   made = prepare.prepare(
@@ -455,7 +455,7 @@ def test_repeats_and_ties_are_those_of_a_user():
 
 
 def _given(folder, splits=schema.SPLITS, **kwargs):
-  """A config that reads the splits from files of their names."""
+  """A config that reads each split from the file of its name."""
   files = {
     name: tuple(map(str, sorted(folder.glob(f"{name}*")))) for name in splits
   }
@@ -470,7 +470,7 @@ def _given(folder, splits=schema.SPLITS, **kwargs):
 @pytest.mark.parametrize("keep_repeats", [False, True])
 @pytest.mark.parametrize("form", ["inter", "csv", "parquet", "txt"])
 def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
-  """Rows stay in their split: two files train, and some pairs stand twice."""
+  """Rows stay in their split, with two training files and repeated pairs."""
   raw = {
     "train-1": [("b", "y", 5), ("a", "x", 3), ("a", "x", 4)],
     "train-2": [("b", "z", 7)],
@@ -507,7 +507,7 @@ def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
     ids = users[rows["query_id"]], items[rows["candidate_id"]]
     return sorted(zip(*ids, rows["event"].tolist(), strict=True))
 
-  # Without times, rows stand in the order of the splits.
+  # Without times, rows are in the order of the splits.
   late, more = (1, 2) if has_times else (2, 1)
   if keep_repeats:
     assert read("train") == [
@@ -550,7 +550,9 @@ def test_validation_rows_drawn_from_given_training_rows(tmp_path):
   assert made.rows == {"train": 18, "validation": 6, "test": 2}
   held = records.read_interactions(tmp_path / "out", "validation")
   assert np.bincount(held["query_id"]).tolist() == [3, 3]
-  assert len(set(held["candidate_id"].tolist())) > 3  # Not the last of each.
+  assert (
+    len(set(held["candidate_id"].tolist())) > 3
+  )  # Not the last row of each user.
   assert not any(made.leakage.values()), made.leakage
   assert "(a share of 0.25 of the rows" in summary.text(made, "out", 1.0)
   (tmp_path / "validation.csv").write_text(f"{head}\na,90,90\n")
@@ -863,7 +865,7 @@ def test_titles_of_the_item_file(tmp_path):
     "b": "Bee",
     "c": "Sea",
   }
-  # It is no feature, and none are asked for.
+  # It is not a feature, and no features are requested.
   assert not made.candidate_features
   assert not made.warnings["items_without_features"]
   with pytest.raises(

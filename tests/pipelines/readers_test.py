@@ -233,7 +233,7 @@ def test_side_features_by_flag(tmp_path, kind):
 
 @pytest.mark.parametrize("has_header", [False, True])
 def test_ids_of_side_files_are_found(tmp_path, has_header):
-  """By name, or in the first column of a file without a header."""
+  """Ids by name, or in the first column of a file without a header."""
   header = "user_id,item_id,rating\n" if has_header else ""
   (tmp_path / "r.csv").write_text(header + "1,10,5\n2,11,4\n")
   (tmp_path / "named.csv").write_text("title,movie id,price\nx,11,3\n")

@@ -1,4 +1,4 @@
-"""A run that is trained again on all rows for deployment."""
+"""Runs that are trained again on all rows for deployment."""
 
 import json
 
@@ -11,14 +11,14 @@ from tests import program
 from xir_tfrs.data import directory, runs
 from xir_tfrs.serving import bundle as bundles
 
-# Batches of fewer rows than an epoch has, so that epochs end within one.
+# Epochs end in the middle of a batch.
 _SETTINGS = ["--task=ssl_pop", "--learning_rate=0.002", "--dim=4"]
 _SETTINGS += ["--global_batch_size=600", "--seed=3", "--epochs=3"]
 _SETTINGS += ["--learning_rate_schedule=cosine", "--patience=0"]
 
 
 def rows(best):
-  """metrics.jsonl of a run of three epochs, the best of them `best`."""
+  """metrics.jsonl of a run of three epochs, with `best` the best one."""
   return [
     {"kind": "train", "step": 2, "epoch": 0.5},
     *(
@@ -39,7 +39,7 @@ def test_the_best_epoch_is_that_of_the_first_best_validation():
     2,
     3,
   ]
-  # Nothing was validated: as long as it was trained.
+  # Without validation, it trains as long as the run.
   trained = {"kind": "train", "step": 30, "epoch": 7.0012}
   assert refitting.best_epoch([trained], "ndcg@20") == 7
   assert refitting.best_epoch(rows(1)[:1], "ndcg@20") is None
@@ -78,7 +78,7 @@ def test_a_refit_trains_on_all_rows_up_to_the_best_epoch(small_data, refitted):
   assert {row["kind"] for row in trained} == {"train"}
   num_rows = sum(directory.DataDir(small_data).schema.rows.values())
   assert trained[-1]["step"] == -(-2 * num_rows // 600)
-  # The rate is on its way to the third epoch.
+  # The schedule is that of three epochs.
   step, steps = trained[-1]["step"] - 1, 3 * num_rows / 600
   expected = 0.002 * 0.5 * (1 + np.cos(np.pi * step / round(steps)))
   assert trained[-1]["learning_rate"] == pytest.approx(expected, rel=1e-4)

@@ -47,7 +47,7 @@ def config_of(data, output, **given):
 
 @pytest.fixture(scope="module")
 def output(small_data, tmp_path_factory):
-  """Its runs are carried out in this process."""
+  """Runs in this process."""
   folder = tmp_path_factory.mktemp("reproduce")
   config = config_of(small_data, folder)
   for run in reproduce.planned(
@@ -82,7 +82,7 @@ def test_every_experiment_can_be_planned(name, small_data, tmp_path):
   assert len(set(folders)) == len(folders) >= 4
   assert not any(re.search(r"[^\w=.,\-/]", folder) for folder in folders)
   for run in plan:
-    # The settings exist, and are in their range.
+    # The settings exist and are valid.
     assert run.config().task == run.case.task
   experiment = experiments.EXPERIMENTS[name]
   titles = [experiment.title_of(case) for case in experiment.cases]
@@ -110,9 +110,9 @@ def test_a_baseline_on_the_axis_is_that_of_the_same_place():
 
 
 def test_published_runs_are_those_of_the_grids():
-  """By their names, titles and settings.
+  """The experiment, by names, titles and settings of its results.
 
-  Results of earlier versions have settings that are called differently now.
+  Results of older versions have settings with other names.
   """
   checked = 0
   for path in (ROOT / "results").glob("*.json"):
@@ -227,7 +227,7 @@ def test_a_killed_run_resumes_identically(small_data, output, tmp_path):
   deadline = time.monotonic() + 120
   while not run.exists() and time.monotonic() < deadline:
     time.sleep(0.02)
-  # It and its worker, wherever they are after the first epoch.
+  # Kills the program and its worker after the first epoch.
   subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
   process.wait()
   assert process.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged resumes bit-identically."""
+"""Stopped, killed or damaged runs resume bit-identically."""
 
 import pathlib
 import resource
@@ -19,7 +19,7 @@ from tests.distributed import cluster
 from xir_tfrs.data import errors, runs
 from xir_tfrs.data import schema as schema_lib
 
-# 40 steps: 1,824 or so training rows, in batches of 128.
+# About 40 steps: 1,824 training rows in batches of 128.
 _SETTINGS = {
   "task": "xir",
   "dim": 8,
@@ -80,7 +80,7 @@ def flags(data, path, **settings):
 
 
 def variables(path):
-  """Everything in the newest checkpoint, by name."""
+  """All values in the newest checkpoint, by name."""
   checkpoint = tf.train.latest_checkpoint(str(path / "checkpoints"))
   reader = tf.train.load_checkpoint(checkpoint)
   return {
@@ -114,7 +114,7 @@ def test_a_checkpoint_serves_the_average_of_the_weights(data, tmp_path):
       value("model/query_tower/_id_embedding/embeddings")
     )
     if expected is not None:
-      # A 20th of 1.5 epochs is a step here.
+      # 1/20 of 1.5 epochs is a step here.
       n = step - 1
       decay = min(np.exp(-128 / num_rows / 1.5), (1 + n) / (10 + n))
       expected = decay * expected + (1 - decay) * last
@@ -190,7 +190,7 @@ def test_a_killed_worker_stops_the_others_and_all_resume_bit_identically(
     workers[0].wait_for("Another worker has stopped", timeout=120)
     chief, killed = workers.wait(check=False)
   assert killed.returncode == -9
-  # It neither hangs nor goes on alone.
+  # It neither hangs nor continues alone.
   assert chief.returncode == 1, chief.output
   assert "--resume" in chief.output
   assert "Traceback" not in chief.output
@@ -200,7 +200,7 @@ def test_a_killed_worker_stops_the_others_and_all_resume_bit_identically(
   steps = steps_logged(path)
   assert steps == list(range(1, steps[-1] + 1))
 
-  # Two workers are one device with the whole batch.
+  # Two workers match one device with the whole batch.
   losses = [
     [r["loss"] for r in runs.RunDir(p).read_metrics() if "loss" in r]
     for p in (whole, path)
@@ -215,7 +215,7 @@ class TestOtherDevices:
 
   @pytest.mark.slow
   def test_a_run_of_two_replicas_resumes_on_one(self, data, tmp_path):
-    # Without drawing: a draw is a threshold that a rounding may cross.
+    # Without draws, because rounding may change a draw.
     settings = {"resampler": "expected", "cache_weight": 0.0}
     run(data, tmp_path / "one", **settings)
     path = tmp_path / "moved"
@@ -237,7 +237,7 @@ class TestOtherDevices:
 
   @pytest.mark.slow
   def test_every_task_setting_survives_two_replicas(self, data, tmp_path):
-    # Draws included: killed and resumed on two replicas, bit for bit.
+    # Including draws: killed and resumed on two replicas, bit for bit.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(data, whole, strategy=self.strategy, epochs=2)
     shutil.copytree(whole, parts)
@@ -361,7 +361,7 @@ def test_a_lost_list_of_checkpoints_is_rebuilt(tmp_path, capsys):
   value = tf.Variable(1.0)
   checkpoints.Checkpoints(directory, tf.train.Checkpoint(x=value), 2).save(3)
   value.assign(2.0)
-  # As a power cut leaves it.
+  # As after a power failure.
   (tmp_path / "checkpoints/checkpoint").write_bytes(b"")
   again = checkpoints.Checkpoints(directory, tf.train.Checkpoint(x=value), 2)
   assert again.restore() == 3 and value.numpy() == 1.0
@@ -387,7 +387,7 @@ def test_full_disk_leaves_the_previous_checkpoint(
   path = tmp_path / "m"
   shutil.copytree(stopped, path)
   before, state = variables(path), steps_logged(path)[-1]
-  # A limit on the size of files stops writing as a full disk does.
+  # A limit on the size of files stops writes like a full disk.
   size = max(f.stat().st_size for f in (path / "checkpoints").glob("*.data*"))
   limit = size // 2
   process = subprocess.run(
@@ -407,7 +407,7 @@ def test_full_disk_leaves_the_previous_checkpoint(
   assert left == {"checkpoint", f"ckpt-{state}", f"ckpt-{(state - 1) // 5 * 5}"}
   for name, value in variables(path).items():
     np.testing.assert_array_equal(value, before[name])
-  # With room again, it ends as if nothing had happened.
+  # With space again, it resumes and ends with the same results.
   run(data, path, epochs=3, resume=True)
   assert_same_state(whole, path)
 
@@ -456,7 +456,7 @@ def test_wrong_strategies_are_refused():
       tf.errors.InternalError(None, None, "Collective ops is aborted by: ..."),
       True,
     ),
-    # Errors of this worker itself say nothing of others.
+    # Errors of this worker itself do not mention others.
     (tf.errors.InternalError(None, None, "cuBLAS has failed"), False),
     (tf.errors.UnknownError(None, None, "disk quota exceeded"), False),
   ],
@@ -473,5 +473,5 @@ def test_only_a_lost_worker_is_called_lost(monkeypatch, error, is_lost):
   with pytest.raises(expected) as caught:
     with strategies.lost_workers(tf.distribute.get_strategy()):
       raise error
-  # The cause is told, whatever it is.
+  # Any cause is reported.
   assert error.message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The schedule of a run, against a loop over every step."""
+"""The schedule of a run, compared with a loop over all steps."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_an_average_is_renewed_by_a_twentieth_at_a_time():
   calendar = make(10_000, average_epochs=2)
   assert calendar.average_steps == 100
   assert calendar.average_decay == pytest.approx(math.exp(-1 / 20))
-  # Shorter than a step: the last weights, nearly.
+  # Shorter than a step: almost the last weights.
   calendar = make(10, average_epochs=0.1)
   assert calendar.average_steps == 1
   assert calendar.average_decay == pytest.approx(math.exp(-10))

@@ -1,4 +1,4 @@
-"""Splits against slow twins in plain Python."""
+"""Splits, compared with slow twins in plain Python."""
 
 import collections
 
@@ -59,7 +59,7 @@ def test_random_equals_its_twin(seed, test, validation):
 
 
 def test_random_rounds_half_to_even():
-  # (1 - 0.2) n for n = 1 ... 13; 0.5 n for n = 1, 3, 5, 7 are halves.
+  # (1 - 0.2) n for n = 1 ... 13; 0.5 n for odd n tests rounding of halves.
   for n in range(1, 14):
     users = np.zeros(n, np.int32)
     for test in (0.2, 0.5):
@@ -87,7 +87,7 @@ def test_random_labels_of_a_user_do_not_depend_on_others():
 
 
 def test_random_positions_are_uniform():
-  """Every place of a user's list is equally likely to be test."""
+  """Every row of a user is equally likely to be in the test split."""
   users = np.repeat(np.arange(4000, dtype=np.int32), 5)
   items = np.tile(np.arange(5, dtype=np.int32), 4000)
   labels = splits.random_per_user(

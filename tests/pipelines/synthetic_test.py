@@ -29,7 +29,7 @@ def test_rows_are_distinct_deterministic_and_of_the_right_number():
   assert min(np.unique(users, return_counts=True)[1]) >= 5
   again = synthetic.SyntheticSource(_SMALL)
   assert _pairs(again) == (users, items, times) == _pairs(again)
-  # As text a row would take about so many bytes.
+  # The approximate size of a row as text.
   assert again.size == 32 * len(users)
   other = inputs.SyntheticConfig(
     num_users=700, num_items=300, num_interactions=14_000, seed=1
@@ -47,7 +47,7 @@ def test_popularity_has_a_long_tail():
 
 
 def test_draws_follow_the_affinity():
-  """Over many users of one taste, first picks follow exp(affinity)."""
+  """For many users with the same taste, first picks follow exp(affinity)."""
   config = inputs.SyntheticConfig(
     num_users=5120, num_items=6, num_interactions=1, strength=1.0
   )

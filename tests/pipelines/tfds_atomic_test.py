@@ -14,7 +14,7 @@ tfds_atomic = pytest.importorskip("pipelines.readers.tfds_atomic")
 def _write(path):
   rng = np.random.default_rng(0)
   lines = ["user_id:token\titem_id:token\ttimestamp:float\tstars:float"]
-  # 1006243943 is no float32.
+  # float32 cannot represent 1006243943.
   lines += [
     f"u{u}\té{i}\t{1006243943 + t}.0\t{t / 4}"
     for u, i, t in rng.integers(9, size=[60, 3])
@@ -86,7 +86,7 @@ def test_load_and_read_back_the_same_rows(tmp_path):
 
 
 class RowPerExample(tfds.core.GeneratorBasedBuilder):
-  """What most TFDS data sets look like: one interaction per example."""
+  """The form of most TFDS data sets: one interaction per example."""
 
   VERSION = tfds.core.Version("1.0.0")
 

@@ -1,4 +1,4 @@
-"""The training program: its files, and resuming."""
+"""The training program: its files, and how it resumes."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def run(*arguments, **keywords):
 
 
 def variables(path, which="checkpoints"):
-  """Everything in the newest checkpoint, by name."""
+  """All values in the newest checkpoint, by name."""
   checkpoint = tf.train.latest_checkpoint(str(path / which))
   reader = tf.train.load_checkpoint(checkpoint)
   return {
@@ -62,8 +62,8 @@ def variables(path, which="checkpoints"):
   }
 
 
-# The other tasks take steps with `paper` below. A task with the cross entropy
-# of `plain` has tests of its own.
+# The test of `paper` below trains the other tasks. Tasks with the cross entropy
+# of `plain` have their own tests.
 @pytest.mark.parametrize(
   ("task", "preset"),
   [
@@ -134,7 +134,7 @@ def test_resumed_run_equals_an_uninterrupted_one(data, tmp_path):
 
 
 def test_early_stop_keeps_the_best(data, tmp_path, capsys):
-  # So large a rate that validation soon gets worse.
+  # A large learning rate, so that validation soon gets worse.
   result = training.train(
     config(
       data, tmp_path / "m", epochs=200, patience=2, learning_rate=0.5, dim=4
@@ -174,7 +174,7 @@ def test_diverged_loss_stops_the_run_and_keeps_the_checkpoint(
     run(config(data, path, **settings | {"epochs": 3}), resume=True)
   message = str(caught.value)
   assert "step 13" in message and "learning rate is 0.02" in message
-  # It blames nothing that it has not looked at.
+  # It does not mention files that it has not read.
   assert "temperature" not in message and "init_stddev" not in message
   assert "all side features are" in message
   assert str(path / "checkpoints") in message
@@ -228,7 +228,7 @@ def test_without_validation_the_newest_checkpoint_is_the_result(
 
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory):
-  """The directory of a run of one epoch; it must not change."""
+  """The directory of a run of one epoch; tests must not change it."""
   path = tmp_path_factory.mktemp("made") / "m"
   run(config(data, path, epochs=1))
   return path
@@ -250,7 +250,7 @@ def test_wrong_use_is_refused(data, made, tmp_path):
 
 def test_two_runs_cannot_share_a_directory(data, tmp_path):
   first = config(data, tmp_path / "m", epochs=1)
-  # At once: the second does not come to read its data.
+  # Immediately: the second run does not read its data.
   second = config(tmp_path / "nothing", tmp_path / "m", epochs=1)
   with runs.RunDir(first.model_dir).locked():
     for choice in ({}, {"resume": True}, {"overwrite": True}):
@@ -335,7 +335,7 @@ def test_known_positives_reach_the_task(data, tmp_path):
     run(settings)
     rows = runs.RunDir(settings.model_dir).read_metrics()
     losses[name] = next(r["loss"] for r in rows if r["kind"] == "train")
-  # Fewer negatives, and those that are left out score high.
+  # There are fewer negatives, and those left out have high scores.
   assert losses["masked"] < losses["plain"]
 
 
@@ -427,20 +427,20 @@ def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):
     0.02 * 0.5 * (1 + np.cos(np.pi * step / total)) for step in range(total)
   ]
   np.testing.assert_allclose(rates, expected, rtol=1e-3, atol=1e-6)
-  # The rates of all steps depend on the last one.
+  # The learning rates of all steps depend on the last step.
   with pytest.raises(errors.DataError, match="--epochs"):
     run(dataclasses.replace(paused, epochs=5), resume=True)
 
 
 def test_runs_older_than_loss_forms_use_cross_entropy(data, tmp_path):
-  """A run that is older than the forms of the loss resumes unchanged."""
+  """A run from before forms of the loss resumes unchanged."""
   first = config(data, tmp_path / "m", task="ssl_pop", preset="plain", epochs=1)
   run(first)
   path = tmp_path / "m" / runs.CONFIG
   old = json.loads(path.read_text("utf-8"))
   for name in (*configs.CROSS_ENTROPY, "loss_arguments"):
     del old["train"][name]
-  del old["sha256"]  # Runs had no hash then either.
+  del old["sha256"]  # Such runs also had no hash.
   path.write_text(json.dumps(old), encoding="utf-8")
   run(dataclasses.replace(first, epochs=2), resume=True)
   with pytest.raises(errors.DataError, match="mask_known_positives"):

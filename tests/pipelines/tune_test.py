@@ -1,7 +1,7 @@
 """The search: its files, resuming, and its results.
 
-Most tests use trials that do not train: threads of this process whose results
-follow from their settings.
+Most tests use fake trials: threads of this process whose results depend on
+their settings.
 """
 
 import csv
@@ -28,7 +28,7 @@ from xir_tfrs.programs import main, settings
 
 
 class _Thread(threading.Thread):
-  """A replacement of the process of a trial."""
+  """Replaces the process of a trial."""
 
   exitcode = 3
 
@@ -37,7 +37,7 @@ class _Thread(threading.Thread):
 
 
 def in_threads(monkeypatch, run):
-  """Has trials run in threads of this process."""
+  """Runs trials in threads of this process."""
 
   def start(unused_target, arguments):
     theirs, config, _ = arguments
@@ -55,7 +55,7 @@ def value_of(config):
 
 
 def untrained(connection, config):
-  """A trial whose value grows to what its settings are worth."""
+  """A trial whose value grows to a limit, which its settings determine."""
   values = {}
   for epoch in range(1, config.epochs + 1):
     values[epoch] = value_of(config) * epoch / config.epochs
@@ -76,7 +76,7 @@ def untrained(connection, config):
 
 @pytest.fixture
 def searched(monkeypatch, small_data, tmp_path):
-  """Runs a search; returns its study and its order."""
+  """Runs a search; returns its study and the order of trials."""
   in_threads(monkeypatch, untrained)
   monkeypatch.setattr(search, "_RANDOM", 2)
   fixed = {"query_tower": "id", "loss": "cross_entropy", "use_features": True}
@@ -132,7 +132,7 @@ def test_poor_trials_are_stopped_early(searched, tmp_path, monkeypatch):
   assert sorted(int(row["trial"]) for row in rows) == list(range(12))
   assert int(rows[0]["trial"]) == best
   assert float(rows[0]["ndcg@20"]) == pytest.approx(study.best_value)
-  # Of the best one alone the checkpoints are kept.
+  # Only the checkpoints of the best trial are kept.
   kept = {path.parent.parent.name for path in order.output.rglob("checkpoint")}
   assert kept == {f"{best:04d}"}
   assert (search.trial_dir(order.output, 0) / runs.METRICS).exists()
@@ -220,7 +220,7 @@ def test_without_a_validation_split(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_search_resumes(monkeypatch, small_data, tmp_path):
-  """With trials that train: none is lost, none is begun twice."""
+  """With real trials: none is lost, and none starts twice."""
   output = tmp_path / "out"
   arguments = [f"--data={small_data}", f"--output={output}", "--trials=2"]
   arguments += ["--epochs=6", "--patience=0", "--query_tower=id", "--dim=4"]
@@ -236,7 +236,7 @@ def test_a_killed_search_resumes(monkeypatch, small_data, tmp_path):
   process.kill()
   process.wait()
   first = (search.trial_dir(output, 0) / runs.METRICS).read_bytes()
-  # Its trial dies with it.
+  # Its trial ends with it.
   while True:
     try:
       with atomic.locked(second):
@@ -279,7 +279,7 @@ def test_a_killed_search_resumes(monkeypatch, small_data, tmp_path):
 
 
 def _run_the_guide(tuned, folder):
-  """docs/choosing_a_method.md, after its first command."""
+  """Runs the commands of docs/choosing_a_method.md after the first one."""
   guide = pathlib.Path(__file__).parents[2] / "docs/choosing_a_method.md"
   (block,) = re.findall(
     r"```bash\n(xir-tfrs tune .*?)```", guide.read_text(), re.S

@@ -28,7 +28,7 @@ def space_of(*narrowed, about=None, **given):
 
 
 def test_declared_search_values_are_valid():
-  """Each value is allowed, and the values include the default."""
+  """All values are allowed and include the default."""
   declared = {
     one.name: one
     for one in settings.settings_of(configs.TrainConfig)
@@ -81,7 +81,7 @@ def test_the_defaults_come_first():
   for chosen in space.first():
     default = configs.from_preset(task=chosen["task"])
     assert space.config(chosen).resolved == default.resolved
-  # A default that is not to be tried is left to the search.
+  # The first trials leave out settings whose default is outside the space.
   narrow = space_of("temperature=0.3..0.4", "task=mns,cbns").first()
   assert [x["task"] for x in narrow] == ["mns"]
   assert "temperature" not in narrow[0] and "learning_rate" in narrow[0]
@@ -99,7 +99,7 @@ def test_given_settings_apply_to_all_trials():
     space_of("task=ssl_pop,mns", cache_size=64)
   with pytest.raises(settings.SettingsError, match="--cache_weight belongs"):
     space_of("cache_weight=0.2..0.3", task="mns")
-  # The penalty is part of the search where it is part of the optimizer.
+  # The penalty is searched if the optimizer has one.
   assert "l2" in space_of(optimizer="coupled_l2_adam").searched
   assert "l2" not in space_of().searched
 
@@ -115,7 +115,7 @@ def test_settings_that_do_not_suit_the_data_are_left_out():
   assert "full_softmax" in space_of().searched["task"]
   asked = space_of("task=full_softmax,xir", about=data(candidates=10**6))
   assert asked.searched["task"] == ("full_softmax", "xir")
-  # Both kinds of models are measured by the same.
+  # Both kinds of models have the same metric.
   both, notes = spaces.of({}, (), data(times=True))
   assert both.fixed["history_ties"] == "strict" and "row by row" in notes[0]
   of_ids = space_of(about=data(times=True), query_tower="id")

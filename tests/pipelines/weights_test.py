@@ -56,10 +56,10 @@ def test_weights_multiply_with_popularity_and_keep_their_sum():
     found, product * own.sum() / product.sum(), rtol=1e-6
   )
   assert found.dtype == np.float32
-  # Without weights of one's own their mean is 1.
+  # Without given weights, their mean is 1.
   alone = batches.with_popularity(_ROWS, 0.5)["sample_weight"]
   assert alone.mean() == pytest.approx(1)
-  # No power: the weights as they are.
+  # Without a power, the weights are unchanged.
   rows = weighted(*own)
   assert batches.with_popularity(rows, 0.0) is rows
 
@@ -138,7 +138,7 @@ def test_rows_on_disk_have_the_same_weights(tmp_path):
 def test_rows_of_weight_0_move_no_weight(tmp_path, optimizer):
   rng = np.random.default_rng(0)
   rows = [(u, i, 1) for u in range(9) for i in rng.choice(8, 4, False)]
-  # Of user 9 and of item 8 there are only rows of weight 0.
+  # User 9 and item 8 only have rows with weight 0.
   rows += [(9, i, 0) for i in range(5)] + [(u, 8, 0) for u in range(9)]
   data = _data(tmp_path / "d", rows)
   config = _config(data, tmp_path / "m", task="ssl_pop", optimizer=optimizer)
@@ -158,7 +158,7 @@ def test_rows_of_weight_0_move_no_weight(tmp_path, optimizer):
     moved = np.any(before != after, axis=1)
     untouched = opened.ids(name) == original
     np.testing.assert_array_equal(moved, ~untouched)
-    # So they count as unknown where the model is ranked, exported and served.
+    # So they count as unknown in evaluation, export and serving.
     counts = getattr(opened, name).counts
     np.testing.assert_array_equal(counts > 0, moved)
 

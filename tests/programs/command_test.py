@@ -70,7 +70,7 @@ def test_a_command_runs_its_program(xir_tfrs):
   status, out, err = xir_tfrs("export", "--dta", "x")
   assert (status, out) == (2, "")
   assert err.startswith("export: Error: Unknown command line flag 'dta'.")
-  # What the program starts finds the programs too.
+  # Processes that the program starts also find the programs.
   paths = os.environ["PYTHONPATH"].split(os.pathsep)
   assert paths == [str(_ROOT), "mine"]
 

@@ -118,7 +118,7 @@ class _Nothing(settings.Settings):
 @pytest.mark.parametrize(
   ("error", "line"),
   [
-    # As TensorFlow and `shutil.copytree` tell it.
+    # As TensorFlow and `shutil.copytree` report it.
     (
       RuntimeError("{{node Save}} out/x; No space left on device [Op:SaveV2]"),
       "out/x; No space left on device",
@@ -152,7 +152,7 @@ def test_a_missing_extra_is_named(capsys):
   setup = (_ROOT / "setup.py").read_text("utf-8")
   for extra in main._EXTRAS.values():
     assert f'  "{extra}": [' in setup
-  # One of ours, or of no extra, is a bug.
+  # A missing module of ours, or of no extra, is a bug.
   error.name = "xir_tfrs.nothing"
   with pytest.raises(ModuleNotFoundError):
     main.run(_Nothing, fail, argv=["program"])
@@ -164,7 +164,7 @@ def test_a_setting_of_a_file_is_named_with_the_file(command, tmp_path):
   status, _, err = run(command, f"--config={path}")
   line = "failing: Error: --how is wrong."
   assert (status, err) == (2, f"{line} --how: see {path}.\n")
-  # A flag wins, and is to blame then.
+  # If a flag overrides the file, the error does not mention the file.
   status, _, err = run(command, f"--config={path}", "--how=setting")
   assert (status, err) == (2, f"{line}\n")
 
@@ -202,7 +202,7 @@ def test_wrong_flags_end_with_2(command, arguments, message):
 
 
 def test_help(command):
-  # Also where the rest is not as it should be.
+  # Also if other settings are wrong.
   status, out, err = run(command, "--help", "--config=nowhere", "--times=3")
   assert (status, err) == (0, "")
   assert out.startswith("Fails as it is told.\n\n    python -m failing")
@@ -224,7 +224,7 @@ def test_sigterm_unwinds(command):
 
 
 def test_a_terminal_of_ascii(command):
-  """Ids are read as UTF-8, and escaped where they cannot be shown."""
+  """Ids are read as UTF-8, and escaped if they cannot be printed."""
   done = subprocess.run(
     [*command, "--how=Grüße"],
     cwd=_ROOT,

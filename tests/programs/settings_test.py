@@ -62,7 +62,7 @@ def test_flags_of_every_type():
 
 def test_only_given_flags_are_given():
   assert given() == {}
-  # Even where it is what the default is.
+  # Even if it equals the default.
   assert given("--dim=64", "--nofast", "--hidden=") == {
     "dim": 64,
     "fast": False,
@@ -150,11 +150,11 @@ def test_a_written_config_is_read_again(tmp_path, suffix):
     cells=_Cells(size=2),
   )
   path = tmp_path / f"run{suffix}"
-  # JSON is YAML, but 1e-05 is text there.
+  # JSON is YAML, but YAML reads 1e-05 as text.
   path.write_text(json.dumps(settings.as_dict(config)))
   found = given(f"--config={path}")
   assert settings.build(_Config, found) == config
-  # Flags win.
+  # Flags override the file.
   found = given("--dim=3", f"--config={path}", "--hidden=4,5")
   expected = dataclasses.replace(config, dim=3, hidden=(4, 5))
   assert settings.build(_Config, found) == expected
@@ -192,7 +192,7 @@ def test_naming_takes_our_own_errors_only():
   with pytest.raises(settings.SettingsError, match="--task xir: `x` must be"):
     with settings.naming("--task xir"):
       resampling.f()
-  # One that a library raises is a bug.
+  # An error from a library is a bug.
   with pytest.raises(ValueError, match="substring not found") as caught:
     with settings.naming("--task xir"):
       textwrap.indent("a", "b", lambda line: line.index("c"))
@@ -221,7 +221,7 @@ def test_a_field_without_setting_raises():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    # Even where it is the default.
+    # Even if it is the default.
     (["--cut=3"], "--cut belongs to --kind b. Received: --kind a."),
     (
       ["--top=1", "--kind=c"],

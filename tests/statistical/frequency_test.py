@@ -9,13 +9,13 @@ from xir_tfrs.ops import frequency
 
 
 class HashTest(tf.test.TestCase, parameterized.TestCase):
-  # Ids as they come: dense, rows of blocks, aligned pointers, fingerprints.
+  # Typical ids: dense, rows of blocks, aligned pointers, fingerprints.
   @parameterized.product(
     stride=(1, 7, 2**12, 2**21, 2**42, 4000), num_buckets=(4000, 4096)
   )
   def test_cells_of_regular_ids_are_as_if_drawn(self, stride, num_buckets):
     num_ids = 2000
-    # The modular linear hash fails this for some seeds: a third of the ids
+    # A modular linear hash fails this for some seeds: a third of the ids
     # collide in both tables.
     for seed in range(8):
       cells = frequency.cells(
@@ -53,7 +53,7 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
   )
   def test_mean_of_the_estimated_gap(self, start, count):
     # The mean gap is 1 / p, or the batch's 1 / (B q) if appearances count.
-    # Forty copies of each of three candidates, so that the mean is sharp.
+    # Forty copies of each of three candidates, for an accurate mean.
     learning_rate, initial_gap = start
     shares = np.repeat([0.5, 0.15, 0.01], 40) / 40 / 0.66
     estimator = self.stream(
@@ -68,8 +68,8 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
     gaps = np.reshape(1 / estimator.per_batch(range(120)).numpy(), [3, 40])
     q = shares[[0, 40, 80]]
     expected = 1 / (64 * q) if count else 1 / (1 - (1 - q) ** 64)
-    # What the initial gap adds is forgotten appearance by appearance; the
-    # gap that the end of the stream cuts off is missing.
+    # Each appearance reduces the weight of the initial gap; the last gap, which
+    # the end of the stream cuts off, is missing.
     bias = learning_rate * expected + expected**2 / 800
     if initial_gap is not None:
       left = (1 - learning_rate / expected) ** 800
@@ -81,8 +81,9 @@ class EstimateTest(tf.test.TestCase, parameterized.TestCase):
     {}, {"initial_gap": 2000 / 256, "learning_rate": 0.05}
   )
   def test_long_tail_correlates_with_the_truth(self, **arguments):
-    # Zipf over 2000 candidates, 1200 batches: the rarest comes in one of 42,
-    # the head up to five times in each, which the paper's p cannot say.
+    # Zipf over 2000 candidates, 1200 batches: the rarest appears in one of 42,
+    # the most frequent up to five times in each, which the paper's p cannot
+    # express.
     shares = 1.0 / np.arange(10, 2010)
     shares /= shares.sum()
     errors = {}

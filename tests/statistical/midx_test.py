@@ -1,4 +1,4 @@
-"""Draws of the inverted multi-index against its brute-force probabilities."""
+"""Draws of the inverted multi-index, compared with exact probabilities."""
 
 import numpy as np
 import tensorflow as tf
@@ -34,7 +34,7 @@ class MidxTest(tf.test.TestCase, parameterized.TestCase):
       )
 
   def test_draws_of_a_row_are_independent(self):
-    # Consecutive draws of one query: the pairs fill the product.
+    # Consecutive draws of a query are independent: pairs follow the product.
     rng = np.random.default_rng(5)
     index = layers.InvertedMultiIndex(6, 2, num_codewords=2)
     index.refresh(rng.normal(size=[6, 2]))

@@ -1,4 +1,4 @@
-"""MNS over many draws: the mixture makes the partition unbiased."""
+"""MNS with many draws: the mixture makes the partition unbiased."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +14,9 @@ _ROWS, _NUM_UNIFORM = 12, 4
 class MixedNegativeTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(0, 3)
   def test_partition_is_that_of_the_catalogue(self, positive):
-    # ALGORITHMS 3.3. Row 0 has `positive`; the other B - 1 rows come by
-    # popularity, the B' uniform candidates from the task, and columns with the
-    # positive are masked: the sum is about B + B' - 1 times that over the
-    # catalogue.
+    # ALGORITHMS 3.3. Row 0 has `positive`; popularity draws the other B - 1
+    # rows and the task draws B' uniform candidates. Columns with the positive
+    # are masked, so the sum is about B + B' - 1 times that over the catalogue.
     rng = np.random.default_rng(5)
     pop = reference.popularity(_COUNTS)
     # One-dimensional embeddings and a query of 1: scores.
@@ -51,7 +50,7 @@ class MixedNegativeTest(tf.test.TestCase, parameterized.TestCase):
     terms = np.exp(scores[:, 0].astype(np.float64))
 
     def expectation(rows, uniform):
-      """Of the sum, if the task mixed `rows` and `uniform`."""
+      """Mean of the sum, if the task used shares `rows` and `uniform`."""
       mixture = (rows * pop + uniform / len(pop)) / (rows + uniform)
       columns = (_ROWS - 1) * pop + _NUM_UNIFORM / len(pop)
       return np.sum((columns * terms / mixture)[others])
@@ -60,13 +59,13 @@ class MixedNegativeTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllClose(
       expected,
       (_ROWS + _NUM_UNIFORM - 1) * np.sum(terms[others]),
-      # But for the row's own column, which is no draw.
+      # Except for the row's own column, which is not a draw.
       rtol=0.1,
     )
     error = np.std(sums) / np.sqrt(len(sums))
     self.assertAllClose(np.mean(sums), expected, rtol=0, atol=4 * error)
-    # The test can tell: the mixture the wrong way round, as in the code
-    # released with XIR (ALGORITHMS 3.2), or none at all, would not do.
+    # The test can fail: reversed shares, as in the authors' code of XIR
+    # (ALGORITHMS 3.2), or no mixture are far from it.
     for wrong in ((_NUM_UNIFORM, _ROWS), (1, 0)):
       self.assertGreater(abs(expectation(*wrong) - expected), 8 * error)
 

@@ -1,8 +1,8 @@
 """Statistics of the resampling methods, at fixed seeds.
 
 Tolerances are five standard deviations of the estimate under test, or the
-0.9999 quantile of a chi-square, so that a right sampler passes at about any
-seed while an error of a few percent does not.
+0.9999 quantile of a chi-square: a correct sampler passes with almost any seed,
+and an error of a few percent fails.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from tests import reference
 from xir_tfrs.ops import losses, resampling
 
 _SAMPLED = ("multinomial", "systematic", "lattice")
-# Spread over three decades.
+# Spread over three orders of magnitude.
 _LOG_WEIGHTS = np.log(
   np.array([0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.04, 0.015, 0.0047, 0.0003])
 )
@@ -61,8 +61,8 @@ class MultinomialTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_draws_within_a_row_are_independent(self):
-    # The chi-square of one row has mean pool - 1 for independent draws; a
-    # stratified draw has far less, one repeated draw far more.
+    # The chi-square of one row has mean pool - 1 for independent draws, far
+    # less for stratified draws, and far more if one draw is repeated.
     num_rows, num_resampled = 4000, 200
     counts = _draw(_equal_rows(num_rows), num_resampled, "multinomial", (3, 4))
     expected = reference.expected_counts([_LOG_WEIGHTS], num_resampled)
@@ -122,7 +122,7 @@ class UnbiasednessTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_SAMPLED)
   def test_rare_candidates_of_a_large_pool(self, method):
-    # 2,000 equal candidates and 8 draws: the tail of the scan is not lost.
+    # 2,000 equal candidates and 8 draws: the end of the pool is drawn too.
     pool, num_rows, num_resampled = 2000, 2000, 8
     counts = self.evaluate(
       _draw(
@@ -167,7 +167,7 @@ class VarianceTest(tf.test.TestCase, parameterized.TestCase):
 
   def test_equal_rows_of_a_systematic_draw_are_independent(self):
     counts = _draws_over_seeds(_equal_rows(2), 10, "systematic", 1000)
-    # Column 2 expects 1.5: one or two, by the row's own uniform number.
+    # Column 2 expects 1.5 draws: one or two, by the row's own uniform number.
     correlation = np.corrcoef(counts[:, 0, 2], counts[:, 1, 2])[0, 1]
     self.assertLess(abs(correlation), 5 / np.sqrt(1000))
 
@@ -185,7 +185,7 @@ class MonteCarloLossTest(tf.test.TestCase, parameterized.TestCase):
     return loss.numpy() - exact
 
   def test_multinomial_error_shrinks_as_one_over_root_m(self):
-    # ALGORITHMS 5.4 (a): sixteen times the draws, a quarter of the error.
+    # ALGORITHMS 5.4 (a): with 16 times the draws, a quarter of the error.
     few = np.sqrt(np.mean(self._errors("multinomial", 64) ** 2))
     many = np.sqrt(np.mean(self._errors("multinomial", 1024) ** 2))
     self.assertBetween(few / many, 3.6, 4.4)

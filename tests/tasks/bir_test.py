@@ -112,7 +112,7 @@ class BIRRetrievalTest(tf.test.TestCase, parameterized.TestCase):
       reference.numeric_gradient(lambda c: slow(query, c, draws), candidates),
       atol=1e-5,
     )
-    # With the weights following, the derivative would be another one.
+    # With gradients through the weights, the derivative would differ.
     through_weights = reference.numeric_gradient(
       lambda q: slow(q, candidates, None), query
     )
@@ -160,8 +160,8 @@ class BIRRetrievalTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters(*_SAMPLED)
   def test_finite_when_little_or_nothing_is_drawn(self, resampler):
-    # A lattice draw of one may come out empty. Row 0's positive then stands
-    # alone in the partition, far below columns that were not drawn.
+    # A lattice draw of one may be empty. The partition of row 0 then only has
+    # the positive, far below columns that were not drawn.
     query, candidates = [[1.0], [0.0], [0.0]], [[-100.0], [100.0], [100.0]]
     query, candidates = tf.constant(query), tf.constant(candidates)
     for seed in range(30):

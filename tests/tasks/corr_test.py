@@ -14,7 +14,7 @@ _SAMPLERS = corr.SAMPLERS
 
 
 class _Ranker:
-  """Scores from a table, and what it was last asked for."""
+  """Returns scores from a table, and records its last call."""
 
   def __init__(self, scale=1.0, seed=4):
     self.table = tf.Variable(
@@ -64,7 +64,7 @@ def _loss(task, encoder, query, query_ids, ids, **kwargs):
 
 
 def _slow_loss(task, table, ranker_table, problem, sample, log_q, options):
-  """The reference's loss of a sample that was drawn."""
+  """The reference's loss for a drawn sample."""
   query, query_ids, ids = problem
   s = reference.logits(
     query, table, options["temperature"], options["normalize"]
@@ -148,7 +148,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     log_q = _log_q(task, sampler, table, problem[0], options)
 
     def slow(query, table, scores, teacher=None):
-      # The teacher of the divergence is held fixed.
+      # The teacher of the divergence is constant.
       parts = [
         _slow_loss(
           task,
@@ -194,7 +194,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       loss,
       parts["ranker_loss"] + parts["retriever_loss"] + 0.25 * parts["kl"],
     )
-    # The mean of single rows' losses is linear in the weights of the parts.
+    # The mean loss of single rows is linear in the weights of the parts.
     without = _loss(_task(encoder, kl_weight=0.0), encoder, *_problem())
     self.assertAllClose(loss - without, 0.25 * parts["kl"], atol=1e-5)
 
@@ -279,7 +279,8 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
   def test_a_sample_of_nothing_but_the_positive(self, sampler):
     encoder, ranker = ten.encoder(), _Ranker()
     task = _task(encoder, ranker, sampler=sampler, remove_accidental_hits=True)
-    # Its score towers above all: only it is drawn, by any but `uniform`.
+    # Its score is by far the highest, so all samplers except `uniform` only
+    # draw it.
     table = np.zeros([len(ten.COUNTS), ten.DIM], np.float32)
     table[3] = 200.0
     encoder.embeddings.assign(table)
@@ -331,8 +332,8 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
     ids = np.array([3, 0, 2, 8])
     counts = np.maximum(ten.COUNTS, 1)
     if sampler == "bir":
-      # A batch in which every candidate stands as often as its count says;
-      # weights pick four of its rows.
+      # A batch in which every candidate appears as often as its count; weights
+      # select four of its rows.
       others = np.repeat(np.arange(len(ten.COUNTS)), counts)
       for i in ids:
         others = np.delete(others, np.argmax(others == i))
@@ -371,8 +372,8 @@ class ConvergenceTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllLess(np.divide(errors[1], errors[0]), 0.5)
 
   def test_without_accidental_hits_it_does_not(self):
-    # What the default is for: a query whose positive has most of the softmax,
-    # P. Without it in the sample, it is pushed 1 / (1 - P) times too hard.
+    # The reason for the default: the positive has most of the softmax, P. If it
+    # is not in the sample, its gradient is 1 / (1 - P) times too large.
     encoder, ranker = ten.encoder(), _Ranker(scale=0.0)
     table = encoder.embeddings.numpy()
     query = 2.0 * table[3:4]
@@ -418,7 +419,7 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertLess(np.sum((observed - 1600) ** 2 / 1600), 33.72)
 
   def test_resampled_from_a_uniform_pool(self):
-    # Of a large pool, the draws follow the softmax over the catalogue; of a
+    # With a large pool, draws follow the softmax over the catalogue; with a
     # pool of one, they are uniform.
     encoder, ranker = ten.encoder(), _Ranker()
     problem = _problem(2)
@@ -438,7 +439,7 @@ class SamplerTest(tf.test.TestCase, parameterized.TestCase):
         if expected is None:
           self.assertAllEqual(np.sort(observed)[-2:], [0.0, 1.0])
         else:
-          # Two stages of chance.
+          # Both stages draw at random.
           self.assertAllClose(observed, expected[row], atol=0.03)
 
   @parameterized.parameters("bir", "xir")
@@ -659,7 +660,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
       for model in (one, two):
         model.task.refresh()
       loss, gradients = _step(one, features)
-      # 5 rows here, 3 there.
+      # 5 rows on one replica, 3 on the other.
       parts = [slice(0, 5), slice(5, 8)]
       shares = self.strategy.experimental_distribute_values_from_function(
         lambda context, parts=parts, features=features: {

@@ -50,7 +50,7 @@ def _loss(task, query, candidates, ids, **kwargs):
 
 
 def _rows(candidates, ids, normalize=False):
-  """What a batch puts into the bank."""
+  """The rows that a batch adds to the bank."""
   if normalize:
     candidates = [v / np.sqrt(sum(v * v)) for v in candidates]
   return [
@@ -158,7 +158,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     query, candidates, _ = _problem(3)
     _loss(task, query, candidates, [7, 8, 9])
     before = task.bank.log_q.numpy()[:3]
-    # Candidate 7 comes back after four steps, so it is rarer than it seemed.
+    # Candidate 7 returns after four steps, so it is rarer than estimated.
     for i in (1, 2, 3, 7):
       _loss(task, query[:1], candidates[:1], [i])
     self.assertAllEqual(task.bank.ids, [7, 8, 9, 1, 2, 3, 7, -1])
@@ -190,7 +190,7 @@ class WarmUpTest(tf.test.TestCase, parameterized.TestCase):
     for step in range(5):
       batch = _problem(4, seed=step)
       loss = _loss(cold, *batch)
-      # The bank fills up all the while.
+      # Meanwhile the bank fills up.
       expected = _loss(warm if step >= 3 else in_batch, *batch)
       if step < 3:
         _loss(warm, *batch)
@@ -223,7 +223,7 @@ class WarmUpTest(tf.test.TestCase, parameterized.TestCase):
         table.assign_add(rng.normal(size=table.shape))
     self.assertEqual(warm, sorted(warm))
     first_warm = warm.index(1.0)
-    # The ten steps of the mean must all lie behind the last move.
+    # All ten steps of the mean must be after the last change.
     self.assertEqual(first_warm, 5 + 10)
 
   def test_large_drift_does_not_end_the_warm_up_but_steps_do(self):
@@ -242,7 +242,7 @@ class ReadoutTest(tf.test.TestCase, parameterized.TestCase):
   def test_drift_and_staleness(self, normalize):
     tower = _tower()
     (table,) = tower.trainable_variables
-    # As many probes as candidates: every row of the table is watched.
+    # With as many probes as candidates, every row of the table is watched.
     task = _task(
       bank_size=5,
       candidate_encoder=tower,
@@ -344,7 +344,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
   def test_the_bank_takes_the_rows_of_all_replicas(self, cross_replica):
     with self.strategy.scope():
       task = _task(cross_replica=cross_replica, embedding_dim=_DIM)
-    # Uneven shares: four rows here, two there.
+    # Uneven shares: four rows and two rows.
     batch, cuts = _problem(6), (slice(0, 4), slice(4, 6))
 
     shares = self.strategy.experimental_distribute_values_from_function(

@@ -13,7 +13,7 @@ _DIM = 3
 
 
 def _tower(hidden_units=(), with_features=False):
-  """A candidate tower; with features of every kind if asked for."""
+  """A candidate tower, optionally with features of every kind."""
   features, columns = (), None
   if with_features:
     rng = np.random.default_rng(4)
@@ -177,8 +177,8 @@ class FullSoftmaxRetrievalTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(asked, [4, 4, 3] * 2)
 
   def test_the_positive_is_what_the_caller_gives(self):
-    # As in every other task: a positive from elsewhere takes the place of the
-    # encoder's in the partition too.
+    # As in every other task, a given positive also replaces the encoder's in
+    # the partition.
     encoder = _tower()
     query, ids = _problem(1)
     positive = tf.constant([[0.3, -1.0, 2.0]])

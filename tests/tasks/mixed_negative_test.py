@@ -23,7 +23,7 @@ def _task(encoder, **kwargs):
 
 
 def _uniform_ids(seed=0, step=0, count=_NUM_UNIFORM):
-  """What the task is to draw: the stream is its own, so is the step's draw."""
+  """The expected draws: the task has its own stream, folded with the step."""
   return tf.random.stateless_uniform(
     [count],
     seed=seeds.step_seed(seed, step, seeds.UNIFORM_CANDIDATES),
@@ -162,7 +162,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
       ),
       atol=1e-5,
     )
-    # Some candidate that only the uniform draw brought in.
+    # A candidate that only the uniform draw added.
     only_uniform = sorted(set(uniform_ids) - set(ids))
     self.assertNotEmpty(only_uniform)
     by_table = tf.convert_to_tensor(by_table).numpy()
@@ -221,7 +221,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
 
 class DrawsTest(tf.test.TestCase, parameterized.TestCase):
   def watch_ids(self, **kwargs):
-    """A task whose encoder writes down what it is asked for."""
+    """A task whose encoder records its calls."""
     encoder, asked = ten.encoder(), []
 
     def watched(ids):

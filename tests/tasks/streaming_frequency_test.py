@@ -179,7 +179,7 @@ class ReadoutTest(tf.test.TestCase):
     plain = _task(num_buckets=2**12)
     rng = np.random.default_rng(0)
     epoch = np.repeat(np.arange(len(_COUNTS)), _COUNTS)
-    # All in the first batch alike: nothing known of the frequencies.
+    # All equal in the first batch: nothing is known about the frequencies.
     query, candidates, _ = _problem(6)
     _loss(task, query, candidates, [0, 1, 3, 4, 5, 7])
     first = task.readout()
@@ -194,7 +194,7 @@ class ReadoutTest(tf.test.TestCase):
       self.assertLess(
         readout[f"frequency_{name}"], 0.8 * float(first[f"frequency_{name}"])
       )
-    # The counts are for the readout alone.
+    # The counts are only for the diagnostics.
     self.assertEqual(
       set(plain.readout()), {"frequency_steps", "frequency_cells_hit"}
     )

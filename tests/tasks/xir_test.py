@@ -24,7 +24,7 @@ def _task(encoder, resampler="expected", **kwargs):
 
 
 def _cache(task):
-  """The task's cache, wherever it keeps it."""
+  """The cache of the task."""
   (cache,) = [
     m for m in task.submodules if isinstance(m, layers.CandidateCache)
   ]
@@ -87,7 +87,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     )
     encoder = ten.encoder()
     query, ids = ten.problem(batch)
-    # Holds duplicates, the rows' positives, and candidates never trained on.
+    # Has duplicates, the rows' positives, and candidates without training rows.
     cache_ids = [2, 9, 3, 3, 0, 8]
     task = _with_cache(_task(encoder, **options), encoder, cache_ids)
     table = _table(encoder)
@@ -172,7 +172,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     task = _with_cache(
       _task(encoder, remove_accidental_hits=True), encoder, [3] * _CACHE_SIZE
     )
-    # Both pools are masked as a whole: the positive alone, loss 0.
+    # Both pools are fully masked: only the positive is left, with loss 0.
     with tf.GradientTape() as tape:
       loss = ten.loss(task, encoder, ten.problem(2)[0], [3, 3])
     self.assertAllClose(loss, 0.0)
@@ -296,7 +296,7 @@ class GradientTest(tf.test.TestCase, parameterized.TestCase):
       reference.numeric_gradient(lambda t: slow(query, t, draws)[0], table),
       atol=1e-5,
     )
-    # Candidates 8 and 9 stand in the cache only.
+    # Candidates 8 and 9 are only in the cache.
     self.assertEqual(np.any(by_table.numpy()[8:]), options["cache_weight"] > 0)
 
 
@@ -391,8 +391,8 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(9 in _cache(task).ids.numpy(), comes_back)
 
   def test_occurrence_decay(self):
-    # Two equal steps: o + o/2 against 2 o. With scope "step" the decay may
-    # not cost a pass over all candidates; the ratios tell.
+    # Two equal steps: o + o/2 instead of 2 o. With scope "step", decay must not
+    # visit all candidates, so only ratios are tested.
     encoder = ten.encoder()
     tasks_ = [
       _with_cache(
@@ -446,7 +446,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   def test_batch_and_cache_draw_from_different_streams(self):
-    # The same pool twice: with one stream both parts would draw alike.
+    # The same pool twice: with a single stream, both parts would draw the same.
     encoder = ten.encoder()
     query, ids = ten.problem(6)
     parts = []
@@ -458,7 +458,7 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertNotAllClose(*parts, atol=1e-6)
 
   def test_zero_weight_queries_still_draw(self):
-    # sample_weight weighs the loss; what was drawn was drawn.
+    # sample_weight weights the loss, not the draws.
     encoder = ten.encoder()
     task = _task(encoder, "systematic", num_resampled=7)
     loss = ten.loss(task, encoder, *ten.problem(5), sample_weight=tf.zeros([5]))
