@@ -195,7 +195,7 @@ def _id(text: str, kind: str, model: models.Model) -> str | int:
     return int(text)
   except ValueError:
     raise tensors.invalid(
-      f"the id of a {kind} must be an integer. Received: {tensors.short(text)}"
+      f"{kind} ids must be integers. Received: {tensors.short(text)}"
     ) from None
 
 

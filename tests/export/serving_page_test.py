@@ -89,7 +89,10 @@ class Shop:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
   directory = tmp_path_factory.mktemp("none")
-  with fake_server.run(directory, Shop(), drain_seconds=0.0) as made:
+  # No batches: `Shop` only answers one row.
+  with fake_server.run(
+    directory, Shop(), drain_seconds=0.0, max_batch_size=1
+  ) as made:
     yield made
 
 
@@ -204,7 +207,7 @@ def test_whole_numbers_are_asked_as_such():
   question = demo.Question(history=["90071992547409931"])
   _, inputs = demo._request(question, model)
   assert inputs["history"] == [[90071992547409931]]
-  with pytest.raises(Exception, match="a whole number. Received: x"):
+  with pytest.raises(Exception, match="item ids must be integers. Received: x"):
     demo._request(demo.Question(similar="x"), model)
 
 
