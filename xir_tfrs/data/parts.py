@@ -21,6 +21,8 @@ from xir_tfrs.data import blocks as blocks_lib
 from xir_tfrs.data import datasets, errors, histories
 
 Columns = dict[str, np.ndarray]
+# AUTOTUNE may make hundreds, whose known candidates outgrow the parts.
+_BATCHES_AHEAD = 16
 # The columns of a batch with one value per window instead of per row.
 _OF_WINDOWS = ("history_ids", "history_query_ids")
 
@@ -90,24 +92,22 @@ class KnownCandidates:
   """The candidates of each query of a part."""
 
   def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
-    num_candidates = int(columns["candidate_id"].max(initial=0)) + 1
-    pairs = datasets.distinct_pairs([columns], num_candidates)
-    # Sorted. Memory is tight here: few such arrays fit beside the rows.
-    queries = (pairs // num_candidates).astype(columns["query_id"].dtype)
-    pairs %= num_candidates
+    # Halves of 32 bits come apart without division.
+    pairs = datasets.distinct_pairs([columns], 1 << 32)
     self._candidates = pairs.astype(columns["candidate_id"].dtype)
-    first = np.flatnonzero(np.diff(queries, prepend=-1))
-    self._queries = queries[first]
-    self._splits = np.append(first, len(queries))
+    pairs >>= 32
+    first = np.flatnonzero(np.diff(pairs, prepend=-1))
+    self._queries = pairs[first].astype(columns["query_id"].dtype)
+    self._splits = np.append(first, len(pairs))
 
-  def of_queries(self, query_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the concatenated candidates of some queries, and their counts."""
+  def of_queries(self, query_ids: np.ndarray) -> list[np.ndarray]:
+    """Returns views of the candidates of some queries."""
     entries = np.searchsorted(self._queries, query_ids)
-    starts = self._splits[entries]
-    lengths = self._splits[entries + 1] - starts
-    offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    places = offsets + np.arange(len(offsets))
-    return self._candidates[places], lengths
+    starts, ends = self._splits[entries], self._splits[entries + 1]
+    return [
+      self._candidates[start:end]
+      for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Parts:
     return (
       tf.data.Dataset.range(np.iinfo(np.int64).max)
       .map(batch)
-      .prefetch(tf.data.AUTOTUNE)
+      .prefetch(_BATCHES_AHEAD)
       .with_options(options)
     )
 
@@ -371,21 +371,19 @@ def _known(
   pieces: Sequence[tuple[_Loaded, int, int]], query_ids: np.ndarray, low: int
 ) -> Columns:
   """Known candidates of the batch's queries, without its first `low` rows."""
-  values, lengths, numbers = [], [], []
-  at, num_queries = -low, 0
+  lists: list[np.ndarray] = []
+  numbers = []
+  at = -low
   for loaded, first, last in pieces:
     here = slice(max(at, 0), max(at + last - first, 0))
     at += last - first
     queries, number = np.unique(query_ids[here], return_inverse=True)
+    numbers.append(number + len(lists))
     assert loaded.known is not None
-    found, length = loaded.known.of_queries(queries)
-    values.append(found)
-    lengths.append(length)
-    numbers.append(number + num_queries)
-    num_queries += len(queries)
+    lists += loaded.known.of_queries(queries)
   return {
-    "known_candidate_ids": np.concatenate(values),
-    "known_lengths": np.concatenate(lengths),
+    "known_candidate_ids": np.concatenate(lists),
+    "known_lengths": np.array([len(ids) for ids in lists], np.int64),
     "known_row": np.concatenate(numbers).astype(np.int32),
   }
 
