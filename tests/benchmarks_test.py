@@ -31,6 +31,7 @@ from benchmarks import (
   recommenders,
   resampling,
   serving,
+  shifted_split,
   train_step,
 )
 from pipelines import prepare
@@ -559,3 +560,28 @@ def test_json_is_complete_and_has_no_host_name(tmp_path):
   }
   assert platform.node() not in re.findall(r"[\w.-]+", path.read_text())
   assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_shifted_split_scatters_as_asked():
+  generator = np.random.default_rng(0)
+  rows = [generator.choice(30, 10, replace=False) for _ in range(1500)]
+  random = shifted_split.split(rows, 0.2, 0.0, seed=0)
+  assert shifted_split.scatter(*random) == pytest.approx(1, abs=0.3)
+  kept, held_out = shifted_split.shifted(rows, 0.2, 3.0, seed=0)
+  assert shifted_split.scatter(kept, held_out) == pytest.approx(3, abs=0.1)
+  for user, parts in enumerate(zip(kept, held_out, strict=True)):
+    assert [part.size for part in parts] == [8, 2]
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate(parts)), np.sort(rows[user])
+    )
+
+
+def test_scatter_is_that_of_a_binomial():
+  """Items with 2 of 4 and 0 of 4 rows held out, p = 1/4."""
+  kept = [np.array([0, 1, 1]), np.array([0, 1, 1])]
+  held_out = [np.array([0]), np.array([0])]
+  expected = np.sqrt(((2 - 1) ** 2 + (0 - 1) ** 2) / 2 / 0.75)
+  found = shifted_split.scatter(kept, held_out, min_rows=4)
+  assert found == pytest.approx(expected)
+  with pytest.raises(ValueError, match="No item has 50 rows"):
+    shifted_split.scatter(kept, held_out)
