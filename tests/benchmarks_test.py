@@ -1,4 +1,4 @@
-"""Every benchmark runs at small sizes; no test asserts a time."""
+"""Runs every benchmark at small sizes; no test asserts a time."""
 
 import dataclasses
 import json
@@ -46,10 +46,10 @@ _TOWERS = {"queries": 50, "candidates": 60, "dim": 4, "batch": 16, "cache": 8}
 
 @pytest.fixture
 def seconds(monkeypatch):
-  """Every case runs once, and case i is said to take i + 1, 2 (i + 1), ... s.
+  """Runs each case once; the fake times of case i are i + 1, 2 (i + 1), ... s.
 
   Returns:
-    Name of a case -> the median of its seconds, filled as benchmarks run.
+    Name of a case -> the median of its times, filled while benchmarks run.
   """
   medians = {}
 
@@ -67,7 +67,7 @@ def seconds(monkeypatch):
 
 
 def _assert_times(results, seconds, peer, scales=()):
-  """Medians are those measured, times `scales`; ratios are to `peer`."""
+  """Medians are the measured ones times `scales`; ratios are to `peer`."""
   expected = dict(seconds)
   for name, scale in dict(scales).items():
     expected[name] *= scale
@@ -150,7 +150,7 @@ def test_methods(tmp_path, capsys):
     done=done,
     after_each=lambda results: seen.append(set(results)),
   )
-  # What is done is not done again.
+  # Finished work is not repeated.
   assert results["ssl"] == done["ssl"]
   assert seen == [{"ssl", "corr"}] * 2
   for stage in (results["corr"], results["corr"]["reranked"]):
@@ -214,8 +214,8 @@ def test_peers_match_their_definitions(small):
   ease = recommenders.PEERS["EASE"].fit(pairs, 4, {"l2": 30.0})
   weights = ease.weights.astype(np.float64)
   assert (np.diag(weights) == 0).all()
-  # Where the gradient of |X - XB|^2 + l2 |B|^2 is 0 off the diagonal, by the
-  # constraint that the diagonal of B is.
+  # The gradient of |X - XB|^2 + l2 |B|^2 is 0 off the diagonal, because the
+  # diagonal of B must be 0.
   gram = (pairs.T @ pairs).toarray().astype(np.float64)
   gradient = gram @ weights - gram + 30 * weights
   np.fill_diagonal(gradient, 0)
@@ -246,7 +246,7 @@ def test_peers_match_their_definitions(small):
 
 
 def test_our_methods_report_the_results_of_the_programs(tmp_path, monkeypatch):
-  """What the programs leave behind is what stands in the table."""
+  """The table shows the figures in the files of the programs."""
   calls = []
 
   def program(name, *arguments):
@@ -348,7 +348,7 @@ def test_input_pipeline(seconds):
   rows = {
     "read": 1000,
     **dict.fromkeys(("batches", "batches, Python loop"), 5 * 32),
-    "first epoch": 32 * 32,  # Batches run on into the next epoch.
+    "first epoch": 32 * 32,  # Batches continue into the next epoch.
     "tf.data, row per record": 100,
   }
   speeds = {name: rows[name] / seconds[name] for name in rows}
@@ -501,8 +501,8 @@ def test_serving(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_memory(monkeypatch):
-  # In this process, where an earlier case's memory may be free for a later
-  # one: only the peer, with its 16 MiB of logits, must show.
+  # In this process, a case may reuse memory that an earlier one freed. Only the
+  # peer, with its 16 MiB of logits, must show a difference.
   monkeypatch.setattr(memory, "_in_process", memory.peak_mib)
   results = memory.run(_TOWERS | {"batch": 2048, "steps": 1})
   assert results["TFRS Retrieval"]["peak_mib"] > 0
