@@ -23,6 +23,8 @@ from xir_tfrs.data import datasets, errors, histories
 Columns = dict[str, np.ndarray]
 # AUTOTUNE may make hundreds, whose known candidates outgrow the parts.
 _BATCHES_AHEAD = 16
+# TensorFlow copies NumPy arrays that begin at other multiples of bytes.
+_ALIGNMENT = 64
 # The columns of a batch with one value per window instead of per row.
 _OF_WINDOWS = ("history_ids", "history_query_ids")
 
@@ -100,14 +102,17 @@ class KnownCandidates:
     self._queries = pairs[first].astype(columns["query_id"].dtype)
     self._splits = np.append(first, len(pairs))
 
-  def of_queries(self, query_ids: np.ndarray) -> list[np.ndarray]:
-    """Returns views of the candidates of some queries."""
+  def of_queries(
+    self, query_ids: np.ndarray
+  ) -> tuple[list[np.ndarray], np.ndarray]:
+    """Returns views of the candidates of some queries, and their counts."""
     entries = np.searchsorted(self._queries, query_ids)
     starts, ends = self._splits[entries], self._splits[entries + 1]
-    return [
+    views = [
       self._candidates[start:end]
       for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
+    return views, ends - starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +377,7 @@ def _known(
 ) -> Columns:
   """Known candidates of the batch's queries, without its first `low` rows."""
   lists: list[np.ndarray] = []
-  numbers = []
+  lengths, numbers = [], []
   at = -low
   for loaded, first, last in pieces:
     here = slice(max(at, 0), max(at + last - first, 0))
@@ -380,12 +385,24 @@ def _known(
     queries, number = np.unique(query_ids[here], return_inverse=True)
     numbers.append(number + len(lists))
     assert loaded.known is not None
-    lists += loaded.known.of_queries(queries)
+    found, length = loaded.known.of_queries(queries)
+    lists += found
+    lengths.append(length)
+  known_lengths = np.concatenate(lengths)
+  ids = _aligned(int(known_lengths.sum()), lists[0].dtype)
   return {
-    "known_candidate_ids": np.concatenate(lists),
-    "known_lengths": np.array([len(ids) for ids in lists], np.int64),
+    "known_candidate_ids": np.concatenate(lists, out=ids),
+    "known_lengths": known_lengths,
     "known_row": np.concatenate(numbers).astype(np.int32),
   }
+
+
+def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
+  """[size] array to fill, which TensorFlow uses without a copy."""
+  num_bytes = size * dtype.itemsize
+  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + num_bytes].view(dtype)
 
 
 def _joined(batches: Sequence[Columns]) -> Columns:
