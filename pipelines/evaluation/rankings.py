@@ -243,8 +243,14 @@ def _encode_past(
       for column in (data.query_ids, data.warm, events, (events >= 0).any(1))
     )
     features = model.query_tower.look_up(ids)
+    times = {}
+    if model.query_tower.encoder.takes_times:
+      times["history_times"] = tf.constant(data.past.times[rows])
     encoder = functools.partial(
-      model.encode_queries, history_ids=histories, event_vectors=event_vectors
+      model.encode_queries,
+      history_ids=histories,
+      event_vectors=event_vectors,
+      **times,
     )
     vectors = cold_start.encode(encoder, ids, has_rows, features)
     answerable = has_history

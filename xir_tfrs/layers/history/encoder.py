@@ -23,6 +23,8 @@ class HistoryEncoder(tf.keras.layers.Layer):
 
   Attributes:
     has_interests: Whether a state is several vectors, [interests, dim].
+    takes_times: Whether the encoder uses times. If so, `states` has the
+      further argument `times`, and `call` and `last` need it.
 
   Examples:
     >>> class Newest(xir.layers.HistoryEncoder):
@@ -35,6 +37,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
   """
 
   has_interests: ClassVar[bool] = False
+  takes_times: bool = False
 
   def __init__(
     self,
@@ -75,6 +78,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
     *,
     seed: tf.Tensor | None = None,
     first_row: int | tf.Tensor = 0,
+    times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """States after each event.
 
@@ -84,21 +88,30 @@ class HistoryEncoder(tf.keras.layers.Layer):
       lengths: [n] int32 events of each history.
       seed: [2] integer seed of the dropout; None: no dropout.
       first_row: Number of row 0 in the global batch.
+      times: If the encoder `takes_times`, [n, length + 1] integer times of
+        the events and, from column `lengths` on, of the request. Negative
+        times are unknown.
 
     Returns:
       [n, length, dim] states, with interests [n, length, interests, dim].
       States of padding are arbitrary.
     """
-    return self.states(
-      vectors, lengths, _Dropout(self._dropout, seed, first_row)
-    )
+    dropout = _Dropout(self._dropout, seed, first_row)
+    given = {} if times is None else {"times": times}
+    return self.states(vectors, lengths, dropout, **given)
 
-  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+  def last(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, **times: tf.Tensor
+  ) -> tf.Tensor:
     """[n, dim] states after the last events, without dropout."""
-    return history.last(self(vectors, lengths), lengths)
+    return history.last(self(vectors, lengths, **times), lengths)
 
   def states(
-    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    dropout: Dropout,
+    **times: tf.Tensor,
   ) -> tf.Tensor:
     """The states of `call`; `dropout(x)` drops entries of x in training."""
     raise NotImplementedError
