@@ -858,10 +858,8 @@ def newest(history, length, num_ids) -> tuple[list, int]:
 
 
 def age_bucket(event, request, num_buckets) -> int:
-  """Class of an event's age at a request; 0 if a time is unknown."""
-  if event < 0 or request < 0:
-    return 0
-  bucket, edge = 1, math.exp(0.301)
+  """Class of an event's age at a request."""
+  bucket, edge = 0, math.exp(0.301)
   while edge <= max(request - event, 1) and bucket < num_buckets - 1:
     bucket, edge = bucket + 1, edge * math.exp(0.301)
   return bucket

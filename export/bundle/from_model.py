@@ -89,6 +89,13 @@ def _write(
   kept = _kept(options, encoded.answerable)
   event_tower, history_length = None, None
   if model.takes_histories:
+    if model.query_tower.encoder.takes_times:
+      raise errors.DataError(
+        "cannot be exported: its encoder of histories takes the ages of "
+        "events, which a bundle cannot answer with; train again without ages "
+        "in --history_arguments",
+        path=options.model_dir,
+      )
     history_length = model.query_tower.history_length
     event_tower = _tower(
       candidates, model.candidate_tower.encode, model.candidate_tower

@@ -16,7 +16,7 @@ from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
 from export.serving import options as server_options
-from xir_tfrs.data import records, runs, tables
+from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
 
@@ -33,6 +33,7 @@ MODELS = {
   "attention": (False, True),
   "mind": (False, True),
 }
+AGES = {"ages": True}
 
 # Only plain TensorFlow.
 ASK = """
@@ -167,7 +168,10 @@ def write_data(
 
 
 def make_model(
-  encoder: str, tags: np.ndarray, ranker: xir.models.Ranker | None = None
+  encoder: str,
+  tags: np.ndarray,
+  ranker: xir.models.Ranker | None = None,
+  encoder_arguments: dict | None = None,
 ) -> xir.models.TwoTower:
   adds_ids, normalize = MODELS.get(encoder, (False, True))
   candidates = xir.models.Tower(
@@ -185,6 +189,7 @@ def make_model(
     xir.models.Tower(vocabulary_size=NUM_QUERIES, dim=DIM, init_stddev=1.0)
     if adds_ids
     else None,
+    encoder_arguments=encoder_arguments,
     seed=4,
   )
   return xir.models.TwoTower(
@@ -412,6 +417,15 @@ def test_a_ranker_of_histories(tmp_path):
   # Nothing is known about them, so they are answered by popularity.
   found = loaded.recommend(["nobody"], k=3, rerank=True)
   assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
+
+
+def test_ages_of_events_cannot_be_exported(tmp_path):
+  _, tags = write_data(tmp_path / "data")
+  model = make_model("attention", tags, encoder_arguments=AGES)
+  message = "takes the ages of events, which a bundle cannot answer with; train"
+  with pytest.raises(errors.DataError, match=message):
+    export(tmp_path, model)
+  assert not (tmp_path / "bundle").exists()
 
 
 def test_stored_histories_are_the_newest_in_order_of_time():

@@ -142,6 +142,10 @@ def test_runs_of_ids_have_no_history_settings():
   [
     ({"num_block": 1}, "has no argument 'num_block'. It has: num_blocks"),
     ({"num_heads": 3}, "--history_encoder attention: `num_heads` must divide"),
+    (
+      {"ages": True, "x": 1},
+      "has no argument 'x'. It has: num_blocks, num_hea",
+    ),
   ],
 )
 def test_wrong_arguments_of_an_encoder(data, given, message):
@@ -175,7 +179,7 @@ def test_every_encoder_can_be_chosen():
 
 # Quick to trace; encoders may get positions wrong.
 _SMALL = {
-  "positions": {"history_arguments": "num_blocks=1"},
+  "positions": {"history_arguments": "num_blocks=1,ages=true"},
   "rows": {"history_encoder": "mean"},
 }
 

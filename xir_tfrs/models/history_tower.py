@@ -23,7 +23,8 @@ class HistoryTower(tf.keras.Model):
 
   An encoder with `takes_times` also needs `history_times`, [n, H + 1] integer
   times of the H columns of `history_ids` and, in the last column, of the
-  request. Negative times are unknown; without `history_times` all are.
+  request. Negative times are unknown; without `history_times` all are. An
+  encoder ignores the ages of a history with an unknown time.
 
   Attributes:
     candidate_tower: Encodes the events; shared with the model's candidates.
@@ -306,8 +307,8 @@ class HistoryTower(tf.keras.Model):
   def _randomness(
     self, lengths: tf.Tensor, first_row: int | tf.Tensor | None = None
   ) -> dict[str, Any]:
-    """Dropout arguments of the encoder; they differ at each training step."""
-    if not self._dropout:
+    """Arguments of the encoder that differ at each training step."""
+    if not (self._dropout or self.encoder.takes_times):
       return {}
     seed = seeds.step_seed(self._seed, self._step, seeds.HISTORY_DROPOUT)
     if first_row is None:

@@ -136,15 +136,18 @@ def window_times(
 def age_buckets(times: tf.Tensor, num_buckets: int) -> tf.Tensor:
   """Ages of events at the time of each request, in classes of their logarithm.
 
-      bucket = 1 + min(floor(log(max(age, 1)) / 0.301), num_buckets - 2)
+      bucket = min(floor(log(max(age, 1)) / 0.301), num_buckets - 1)
 
-  as in HSTU (Zhai et al. 2024), with bucket 0 for unknown ages. Column t makes
-  its request at the time of the next event, or of the request after the last
-  one: the time when the answer is asked for is known, what follows is not.
+  as in HSTU (Zhai et al. 2024). Column t makes its request at the time of the
+  next event, or of the request after the last one: the time when the answer is
+  asked for is known, what follows is not.
+
+  If one time of a row is unknown, all its events are in bucket 0. So a bias by
+  bucket has no effect on the softmax over the events of such a row.
 
   Args:
     times: [n, length + 1] integer times, as `window_times` returns them.
-    num_buckets: Number of buckets, at least 2.
+    num_buckets: Number of buckets.
 
   Returns:
     [n, length, length] int32: for each column, the bucket of each event.
@@ -152,13 +155,13 @@ def age_buckets(times: tf.Tensor, num_buckets: int) -> tf.Tensor:
   Examples:
     >>> times = tf.constant([[10, 20, 21]])
     >>> xir.ops.history.age_buckets(times, num_buckets=9).numpy().tolist()
-    [[[8, 1], [8, 1]]]
+    [[[7, 0], [7, 0]]]
   """
   events, requests = times[:, tf.newaxis, :-1], times[:, 1:, tf.newaxis]
   ages = tf.cast(tf.maximum(requests - events, 1), tf.float32)
   classes = tf.cast(tf.math.log(ages) / 0.301, tf.int32)
-  buckets = 1 + tf.minimum(classes, num_buckets - 2)
-  return tf.where((events >= 0) & (requests >= 0), buckets, 0)
+  known = tf.reduce_all(times >= 0, axis=1)[:, tf.newaxis, tf.newaxis]
+  return tf.where(known, tf.minimum(classes, num_buckets - 1), 0)
 
 
 def last(states: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:

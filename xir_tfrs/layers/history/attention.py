@@ -26,7 +26,9 @@ class AttentionHistory(encoder.HistoryEncoder):
 
   With `ages`, each block adds a learned bias to the logits of an event, by its
   age when the answer is asked for, as in HSTU (Zhai et al. 2024); see
-  `ops.history.age_buckets`.
+  `ops.history.age_buckets`. Training hides the times of 10% of the histories,
+  so that the encoder can also do without. If the time of the request or of an
+  event is unknown, no ages are used.
 
   Examples:
     >>> encoder = xir.layers.AttentionHistory(dim=4, length=3, num_heads=2)
