@@ -89,13 +89,6 @@ def _write(
   kept = _kept(options, encoded.answerable)
   event_tower, history_length = None, None
   if model.takes_histories:
-    if model.query_tower.encoder.takes_times:
-      raise errors.DataError(
-        "cannot be exported: its encoder of histories takes the ages of "
-        "events, which a bundle cannot answer with; train again without ages "
-        "in --history_arguments",
-        path=options.model_dir,
-      )
     history_length = model.query_tower.history_length
     event_tower = _tower(
       candidates, model.candidate_tower.encode, model.candidate_tower
@@ -204,17 +197,23 @@ def _history_tower(
   tower = model.query_tower
   rows = np.flatnonzero(answerable)
   vectors = encoders.encode_rows(event_tower, rows).embedding
-  row_splits, stored = histories.of_training(
-    data.rows("train", in_order=True), len(queries.ids), tower.history_length
+  takes_times = tower.encoder.takes_times
+  row_splits, stored, *times = histories.of_training(
+    data.rows("train", in_order=True),
+    len(queries.ids),
+    tower.history_length,
+    ["candidate_id", *["timestamp"] * takes_times],
   )
   event_of = (np.cumsum(answerable) - 1).astype(np.int32)
   encode = histories.with_stored(
-    model.encode_queries, row_splits, event_of[stored]
+    model.encode_queries, row_splits, event_of[stored], *times
   )
+  further = histories.further_inputs(vectors.shape[1], takes_times)
   return histories.HistoryEncoder(
-    _tower(queries, encode, tower, histories.further_inputs(vectors.shape[1])),
+    _tower(queries, encode, tower, further),
     _table_of(candidates, answerable),
     vectors,
+    takes_times,
   )
 
 

@@ -297,9 +297,18 @@ class FakeBundle:
       self.manifest.num_candidates = 61
     self.signatures = {"search": self._signature, "recommend_session": None}
 
-  def encode_queries(self, ids=None, history=None):
+  takes_times = True
+
+  def encode_queries(
+    self, ids=None, history=None, history_times=None, time=None
+  ):
     if ids is None:
-      return self._fitted(history)
+      queries = self._fitted(history)
+      if self.fault == "a time has no vector" and time is not None:
+        return queries * np.nan
+      if self.fault == "any time counts" and history_times is not None:
+        return queries + 1
+      return queries
     known = list(self.query_ids)
     return self._queries[[known.index(x) if x in known else 9 for x in ids]]
 
@@ -480,6 +489,8 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
     ("histories are mixed up", "sessions", "do not match"),
     ("history comes back", "sessions", "is in a history but returned"),
     ("padding counts", "sessions", "changes a history"),
+    ("a time has no vector", "times", "with times is not finite"),
+    ("any time counts", "times", "although a time is unknown"),
     ("any k", "limits of k", "k = 101 gets an answer"),
   ],
 )

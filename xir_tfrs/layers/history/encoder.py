@@ -107,17 +107,16 @@ class HistoryEncoder(tf.keras.layers.Layer):
     return self.states(vectors, lengths, dropout, **given)
 
   def last(
-    self, vectors: tf.Tensor, lengths: tf.Tensor, **times: tf.Tensor
-  ) -> tf.Tensor:
-    """[n, dim] states after the last events, without dropout."""
-    return history.last(self(vectors, lengths, **times), lengths)
-
-  def states(
     self,
     vectors: tf.Tensor,
     lengths: tf.Tensor,
-    dropout: Dropout,
-    **times: tf.Tensor,
+    times: tf.Tensor | None = None,
+  ) -> tf.Tensor:
+    """[n, dim] states after the last events, without dropout."""
+    return history.last(self(vectors, lengths, times=times), lengths)
+
+  def states(
+    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
   ) -> tf.Tensor:
     """The states of `call`; `dropout(x)` drops entries of x in training."""
     raise NotImplementedError
