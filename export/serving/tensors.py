@@ -173,7 +173,7 @@ def check(
         f"{MAX_ELEMENTS} in all. Received: {_type(wanted['dtype'], shape)}"
       )
   times, history = inputs.get("history_times"), inputs.get("history")
-  if times is not None and (history is None or times.shape != history.shape):
+  if times is not None and times.size and times.shape != np.shape(history):
     raise invalid(
       "`history_times` must have the shape of `history`: one time for each id, "
       "-1 if it is unknown"

@@ -264,6 +264,7 @@ class FakeBundle:
 
   index = "scann"
   titles = None
+  takes_times = True
 
   def __init__(self, fault="", integers=False, unknown_query="popularity"):
     rng = np.random.default_rng(5)
@@ -284,6 +285,7 @@ class FakeBundle:
     self.manifest = types.SimpleNamespace(
       num_candidates=60,
       dim=4,
+      history_length=4,
       max_k=100,
       id_types=manifests.IdTypes("string", "int64" if integers else "string"),
       unknown_query=unknown_query,
@@ -296,8 +298,6 @@ class FakeBundle:
     if fault == "too few vectors":
       self.manifest.num_candidates = 61
     self.signatures = {"search": self._signature, "recommend_session": None}
-
-  takes_times = True
 
   def encode_queries(
     self, ids=None, history=None, history_times=None, time=None
