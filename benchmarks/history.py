@@ -153,7 +153,7 @@ def answer(sizes: Mapping[str, int]) -> Callable[[], Any]:
 
   @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int64)])
   def recommend(history):
-    found = retriever.recommend(query, (), 10, nothing, nothing, history)
+    found = retriever.recommend(query, (), 10, nothing, nothing, [history])
     return found["candidate_ids"]
 
   history = np.random.default_rng(0).integers(

@@ -3,9 +3,11 @@
   xir-tfrs query --bundle DIR --query_id U --k 10 [--exclude_seen]
     [--rerank]
   xir-tfrs query --bundle DIR --history I1,I2,I3 [--query_id U]
+    [--history_times T1,T2,T3 --time T]
 
-With --history, recommends after these candidates, newest last. Prints one table
-per query on stdout, or with --json one JSON object per line.
+With --history, recommends after these candidates, newest last. A model that
+uses the ages of events also takes their times and that of the request. Prints
+one table per query on stdout, or with --json one JSON object per line.
 """
 
 from __future__ import annotations
@@ -37,6 +39,14 @@ class QueryOptions(settings.Settings):
     "one --query_id, or without one.",
     (),
   )
+  history_times: tuple[int, ...] = settings.setting(
+    "Times of --history, in the unit of the training data; -1 is unknown. "
+    "For a model that uses the ages of events.",
+    (),
+  )
+  time: int | None = settings.setting(
+    "Time of the request, in the same unit. Without it no ages are used.", None
+  )
   k: int = settings.setting("Number of answers.", 10, minimum=1)
   exclude_seen: bool = settings.setting(
     "Leave out the candidates seen in training.", False
@@ -65,6 +75,12 @@ class QueryOptions(settings.Settings):
       raise settings.SettingsError(
         "--history is for a single query. Received: "
         f"{len(self.query_id)} times --query_id."
+      )
+    if self.history_times and len(self.history_times) != len(self.history):
+      raise settings.SettingsError(
+        "--history_times must hold one time for each id in --history. "
+        f"Received: {len(self.history_times)} times for {len(self.history)} "
+        "ids."
       )
 
 
@@ -98,6 +114,8 @@ def answer(
   k: int,
   *,
   history: list[str] | None = None,
+  history_times: list[int] | None = None,
+  time: int | None = None,
   exclude_seen: bool = False,
   index: str | None = None,
   as_json: bool = False,
@@ -113,6 +131,8 @@ def answer(
       query_ids,
       None if history is None else [history],
       k,
+      history_times=None if history_times is None else [history_times],
+      time=None if time is None else [time] * len(query_ids or [None]),
       exclude_seen=exclude_seen,
       rerank=rerank,
       rerank_depth=rerank_depth,
@@ -200,6 +220,8 @@ def query(options: QueryOptions) -> None:
       list(options.query_id) or None,
       options.k,
       history=list(options.history) or None,
+      history_times=list(options.history_times) or None,
+      time=options.time,
       exclude_seen=options.exclude_seen,
       index=options.index,
       as_json=options.json,

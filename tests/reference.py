@@ -857,6 +857,14 @@ def newest(history, length, num_ids) -> tuple[list, int]:
   return known + [-1] * (length - len(known)), len(known)
 
 
+def age_bucket(event, request, num_buckets) -> int:
+  """Class of an event's age at a request."""
+  bucket, edge = 0, math.exp(0.301)
+  while edge <= max(request - event, 1) and bucket < num_buckets - 1:
+    bucket, edge = bucket + 1, edge * math.exp(0.301)
+  return bucket
+
+
 def aged_mean(vectors, log_weights, column) -> np.ndarray:
   """Mean of columns 0 ... column, weighted by exp(log weight of their age)."""
   weights = [math.exp(log_weights[column - j]) for j in range(column + 1)]

@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,6 +36,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
   exclude_seen: bool
   format: str
   rows_per_shard: int
+  time: int | None = None
 
 
 class Run(Asked, frozen=True, kw_only=True):
@@ -66,6 +68,12 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
       f"--k must be from 1 to {loaded.manifest.max_k}. Received: {options.k}",
       path=options.bundle,
     )
+  if options.time is not None and not loaded.takes_times:
+    raise errors.DataError(
+      "its model does not use the ages of events, so --time has no effect; "
+      "leave it out",
+      path=options.bundle,
+    )
   query_ids, digest = _queries(options.queries, loaded)
   open_writer = answer_files.WRITERS[options.format](loaded)
   asked = Asked(
@@ -75,12 +83,15 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
     exclude_seen=options.exclude_seen,
     format=options.format,
     rows_per_shard=options.rows_per_shard,
+    time=options.time,
   )
   output = pathlib.Path(options.output)
   with atomic.locked(output):
     run = _begin(output, asked, options.overwrite)
     shards = _shards(output, asked, query_ids)
-    recommend = _recommender(loaded, options.k, options.exclude_seen)
+    recommend = _recommender(
+      loaded, options.k, options.exclude_seen, options.time
+    )
     run = _write_missing(output, run, shards, open_writer, recommend)
   print(
     f"{output}: {run.queries:,} queries in {run.shards} "
@@ -214,7 +225,7 @@ def _save(output: pathlib.Path, run: Run, **changes) -> Run:
 
 
 def _recommender(
-  loaded: bundle.Bundle, k: int, exclude_seen: bool
+  loaded: bundle.Bundle, k: int, exclude_seen: bool, moment: int | None
 ) -> Callable[[Sequence[bundle.Id]], answer_files.Answers]:
   """Returns a function that answers a few thousand query ids at a time."""
   # It returns rows; ids are looked up when they are written.
@@ -233,7 +244,10 @@ def _recommender(
   popular = np.argsort(-loaded.counts, kind="stable")[:k]
 
   def recommend(query_ids: Sequence[bundle.Id]) -> answer_files.Answers:
-    queries = loaded.read_queries(query_ids)
+    given: dict[str, Any] = {}
+    if moment is not None:
+      given["time"] = [moment] * len(query_ids)
+    queries = loaded.read_queries(query_ids, **given)
     none = np.zeros([len(query_ids), 0], np.int64)
     seen = _seen(loaded, queries.rows) if exclude_seen else none
     rows, scores = (x.numpy() for x in search(queries.vectors, seen))

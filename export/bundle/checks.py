@@ -424,6 +424,34 @@ def sessions(probe: Probe) -> str:
   return f"{len(lists)} histories"
 
 
+def times(probe: Probe) -> str:
+  """Checks that one unknown time of a history hides all its ages."""
+  bundle = probe.bundle
+  if not bundle.takes_times:
+    return "skipped: the model uses no ages of events"
+  rng = np.random.default_rng(4)
+  size = min(5, len(probe.ids), bundle.manifest.history_length or 0)
+  lists = [
+    [probe.ids[row] for row in rng.choice(len(probe.ids), size, replace=False)]
+    for _ in range(20)
+  ]
+  moments = np.sort(rng.integers(0, 10**9, [20, size + 1]), axis=1)
+  without = bundle.encode_queries(history=lists)
+  hidden = bundle.encode_queries(
+    history=lists, history_times=moments[:, :-1].tolist()
+  )
+  aged = bundle.encode_queries(
+    history=lists,
+    history_times=moments[:, :-1].tolist(),
+    time=moments[:, -1].tolist(),
+  )
+  if not np.isfinite(aged).all():
+    raise errors.DataError("the vector of a history with times is not finite")
+  if np.abs(hidden - without).max() > _TOLERANCE:
+    raise errors.DataError("ages are used although a time is unknown")
+  return f"{len(lists)} histories"
+
+
 def limits(probe: Probe) -> str:
   """Checks that too many answers are padded, and more than `max_k` fail."""
   n, max_k = len(probe.ids), probe.bundle.manifest.max_k
@@ -479,6 +507,7 @@ CHECKS: dict[str, Callable[[Probe], str]] = {
   "similar items": similar_items,
   "unknown query": unknown_query,
   "sessions": sessions,
+  "times": times,
   "limits of k": limits,
   "latency": latency,
 }

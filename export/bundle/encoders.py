@@ -51,12 +51,14 @@ class Encoder(Protocol):
     inputs: The side features.
     id_dtype: Type of the ids.
     takes_history: Whether it encodes histories.
+    takes_times: Whether it also uses the times of histories.
     shape: Shape of the vectors of one id: `[dim]` or `[interests, dim]`.
   """
 
   inputs: tuple[features.FeatureInput, ...]
   id_dtype: tf.DType
   takes_history: bool
+  takes_times: bool
   shape: tuple[int, ...]
 
   def __call__(
@@ -68,7 +70,9 @@ class Encoder(Protocol):
       ids: `[n]` original ids.
       raw: The side features, in the order of `inputs`.
       *history: If it takes histories: `[n, H]` original ids of candidates,
-        newest last; padding and unknown ids are ignored.
+        newest last; padding and unknown ids are ignored. If it takes times:
+        those of the history `[n, up to H]`, and of the request `[n]`; negative
+        or missing times are unknown.
     """
 
 
@@ -79,6 +83,7 @@ class TrainedEncoder(tf.Module):
   """
 
   takes_history = False
+  takes_times = False
 
   def __init__(
     self,
@@ -152,6 +157,7 @@ class LoadedEncoder(tf.Module):
   """An `Encoder` from the SavedModel of a tower."""
 
   takes_history = False
+  takes_times = False
 
   def __init__(
     self,

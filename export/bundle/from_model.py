@@ -197,17 +197,23 @@ def _history_tower(
   tower = model.query_tower
   rows = np.flatnonzero(answerable)
   vectors = encoders.encode_rows(event_tower, rows).embedding
-  row_splits, stored = histories.of_training(
-    data.rows("train", in_order=True), len(queries.ids), tower.history_length
+  takes_times = tower.encoder.takes_times
+  row_splits, stored, *times = histories.of_training(
+    data.rows("train", in_order=True),
+    len(queries.ids),
+    tower.history_length,
+    ["candidate_id", *["timestamp"] * takes_times],
   )
   event_of = (np.cumsum(answerable) - 1).astype(np.int32)
   encode = histories.with_stored(
-    model.encode_queries, row_splits, event_of[stored]
+    model.encode_queries, row_splits, event_of[stored], *times
   )
+  further = histories.further_inputs(vectors.shape[1], takes_times)
   return histories.HistoryEncoder(
-    _tower(queries, encode, tower, histories.further_inputs(vectors.shape[1])),
+    _tower(queries, encode, tower, further),
     _table_of(candidates, answerable),
     vectors,
+    takes_times,
   )
 
 

@@ -6,7 +6,7 @@ histories may contain, dim = size of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,16 +15,22 @@ from export.bundle import encoders
 from xir_tfrs import indexes
 from xir_tfrs.data import histories
 
-# Further inputs of such a tower: rows of events, and the vectors of all events.
-FURTHER = ("history_rows", "event_vectors")
+# Padding of times; negative times are unknown.
+NO_TIME = np.int64(-1)
 
 
-def further_inputs(dim: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
-  """Returns specs of `FURTHER`, for the `TrainedEncoder` of histories."""
-  return (
-    tf.TensorSpec([None, None], tf.int64, FURTHER[0]),
-    tf.TensorSpec([None, dim], tf.float32, FURTHER[1]),
-  )
+def further_inputs(dim: int, takes_times: bool = False) -> list[tf.TensorSpec]:
+  """Returns specs of the further inputs of a `TrainedEncoder` of histories.
+
+  Rows of events, the vectors of all events and, if the tower takes them,
+  the times of the events and of the request, `[n, H + 1]`.
+  """
+  specs = [
+    tf.TensorSpec([None, None], tf.int64, "history_rows"),
+    tf.TensorSpec([None, dim], tf.float32, "event_vectors"),
+    tf.TensorSpec([None, None], tf.int64, "times"),
+  ]
+  return specs if takes_times else specs[:2]
 
 
 class HistoryEncoder(tf.Module):
@@ -44,10 +50,12 @@ class HistoryEncoder(tf.Module):
     tower: encoders.TrainedEncoder | encoders.LoadedEncoder,
     event_ids: indexes.IdTable,
     event_vectors: np.ndarray,
+    takes_times: bool = False,
     name: str | None = None,
   ):
     super().__init__(name=name)
     self.tower = tower
+    self.takes_times = takes_times
     self.inputs, self.id_dtype = tower.inputs, tower.id_dtype
     self.shape = tower.shape
     self.event_ids = event_ids
@@ -56,11 +64,16 @@ class HistoryEncoder(tf.Module):
     )
 
   def __call__(
-    self, ids: tf.Tensor, raw: tuple[tf.Tensor, ...], history: tf.Tensor
+    self,
+    ids: tf.Tensor,
+    raw: Sequence[tf.Tensor],
+    history: tf.Tensor,
+    *times: tf.Tensor,
   ) -> encoders.Encoded:
     rows = self.event_ids.rows(history)
     known = tf.math.count_nonzero(rows >= 0, axis=1, dtype=tf.int32)
-    found = self.tower(ids, raw, rows, self.event_vectors)
+    given = [_with_request(history, *times)] if self.takes_times else []
+    found = self.tower(ids, raw, rows, self.event_vectors, *given)
     return found._replace(
       answerable=found.answerable | (known > 0), num_history=known
     )
@@ -71,50 +84,77 @@ class HistoryEncoder(tf.Module):
     The tower must be a `TrainedEncoder`.
     """
     nothing = tf.zeros([len(rows), 0], tf.int64)
-    return self.tower.of_rows(rows, nothing, self.event_vectors)
+    unknown = [tf.fill([len(rows), 1], NO_TIME)] if self.takes_times else []
+    return self.tower.of_rows(rows, nothing, self.event_vectors, *unknown)
+
+
+def _with_request(
+  history: tf.Tensor, history_times: tf.Tensor, time: tf.Tensor
+) -> tf.Tensor:
+  """`[n, H + 1]` times of all columns of a history, and of the request."""
+  missing = tf.shape(history)[1] - tf.shape(history_times)[1]
+  fits = tf.debugging.assert_non_negative(
+    missing, "`history_times` must not have more columns than `history`."
+  )
+  with tf.control_dependencies([fits]):
+    times = tf.pad(
+      history_times, [[0, 0], [0, missing]], constant_values=NO_TIME
+    )
+  return tf.concat([times, time[:, tf.newaxis]], axis=1)
 
 
 def stored_where_empty(
-  row_splits: np.ndarray, events: np.ndarray
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+  row_splits: np.ndarray, *stored: np.ndarray
+) -> Callable[..., list[tf.Tensor]]:
   """Returns a function that replaces empty histories by those in training.
 
   Args:
     row_splits: `[num_queries + 1]` int64, the start of each query's events.
-    events: `[pairs]` rows of the events, oldest first.
+    *stored: `[pairs]` rows of the events, oldest first; and their times.
 
   Returns:
     A function of dense ids `[n]`, -1 for unknown ids, and rows of events
-    `[n, H]`; it returns rows of events.
+    `[n, H]`; with stored times, also of their times `[n, H + 1]`, the last of
+    which are those of the requests. It returns rows of events, and times.
   """
   with tf.device("cpu:0"):
-    splits, stored = (
+    splits, *columns = (
       tf.Variable(x, trainable=False, name=f"history_{name}")
-      for name, x in (("row_splits", row_splits), ("events", events))
+      for name, x in zip(
+        ("row_splits", "events", "times"), (row_splits, *stored), strict=False
+      )
     )
 
-  def filled(ids, history):
+  def filled(ids, history, *times):
     empty = ~tf.reduce_any(history >= 0, axis=1)
-    trained = lists_of(splits, stored, tf.where(empty, ids, indexes.NO_ROW))
-    return tf.concat([trained, history], axis=1)  # One of the two is padding.
+    owners = tf.where(empty, ids, indexes.NO_ROW)
+    # One of the two is padding.
+    return [
+      tf.concat([lists_of(splits, column, owners), given], axis=1)
+      for column, given in zip(columns, (history, *times), strict=True)
+    ]
 
   return filled
 
 
 def with_stored(
-  encode: encoders.Encode, row_splits: np.ndarray, events: np.ndarray
+  encode: encoders.Encode, row_splits: np.ndarray, *stored: np.ndarray
 ) -> encoders.Encode:
   """Returns a tower that uses stored histories if none are given.
 
   Args:
-    encode: Takes dense ids, features, rows of events `[n, H]` and vectors.
+    encode: Takes dense ids, features, rows of events `[n, H]`, vectors and, if
+      times are stored, times `[n, H + 1]`.
     row_splits: See `stored_where_empty`.
-    events: See `stored_where_empty`.
+    *stored: See `stored_where_empty`.
   """
-  filled = stored_where_empty(row_splits, events)
-  return lambda ids, features, history, event_vectors: encode(
-    ids, features, filled(ids, history), event_vectors
-  )
+  filled = stored_where_empty(row_splits, *stored)
+
+  def encode_filled(ids, features, history, event_vectors, *times):
+    history, *times = filled(ids, history, *times)
+    return encode(ids, features, history, event_vectors, *times)
+
+  return encode_filled
 
 
 def ranks_with_stored(
@@ -150,24 +190,28 @@ def ranks_with_stored(
 
   def ranks(query_ids, candidate_ids, history):
     query_ids = known(query_ids, queries)
-    history = filled(query_ids, known(history, candidates))
+    (history,) = filled(query_ids, known(history, candidates))
     return rank(query_ids, candidate_ids, history)
 
   return ranks
 
 
 def of_training(
-  rows: Mapping[str, np.ndarray], num_queries: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the most recent training candidates of each query, oldest first.
+  rows: Mapping[str, np.ndarray],
+  num_queries: int,
+  length: int,
+  names: Sequence[str] = ("candidate_id",),
+) -> tuple[np.ndarray, ...]:
+  """Returns the most recent training rows of each query, oldest first.
 
   Args:
     rows: The training rows, with the columns of their order.
     num_queries: Number of queries.
-    length: Maximum number of candidates per query.
+    length: Maximum number of rows per query.
+    names: The columns to return.
 
   Returns:
-    row_splits `[num_queries + 1]` int64 and dense candidate ids `[pairs]`.
+    row_splits `[num_queries + 1]` int64 and `[pairs]` of each column.
   """
   columns = histories.Histories.of_rows(rows).columns
   counts = np.bincount(columns["query_id"], minlength=num_queries)
@@ -176,7 +220,7 @@ def of_training(
   lengths = np.minimum(counts, length)
   return (
     np.append(0, np.cumsum(lengths)),
-    columns["candidate_id"][from_end <= length],
+    *(columns[name][from_end <= length] for name in names),
   )
 
 

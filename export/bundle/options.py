@@ -190,6 +190,11 @@ class BatchOptions(settings.Settings):
   exclude_seen: bool = settings.setting(
     "Leave out the candidates seen in training.", False
   )
+  time: int | None = settings.setting(
+    "Time of the requests, in the unit of the training data, for a model that "
+    "uses the ages of events. Without it no ages are used.",
+    None,
+  )
   rows_per_shard: int = settings.setting(
     "Queries per file.", 100_000, minimum=1
   )

@@ -189,12 +189,14 @@ def _query_tower(
   path = old.directory / "query_tower"
   if not old.takes_histories:
     return encoders.LoadedEncoder(path, "query", old.query_features)
+  ids, vectors = old.events
+  further = histories.further_inputs(vectors.shape[1], old.takes_times)
   tower = encoders.LoadedEncoder(
     path,
     "query",
     old.query_features,
     signature="encode_events",
-    further=histories.FURTHER,
+    further=[x.name for x in further],
   )
   event_tower = encoders.LoadedEncoder(
     old.directory / "candidate_tower",
@@ -202,7 +204,6 @@ def _query_tower(
     old.candidate_features,
     signature="encode_event",
   )
-  ids, vectors = old.events
   encoded = encode(event_tower, items.ids, items.columns)
   known = np.flatnonzero(encoded.answerable)
   new_ids = [items.ids[place] for place in known]
@@ -213,6 +214,7 @@ def _query_tower(
     tower,
     indexes.IdTable(tf.constant(ids, old.manifest.id_types.candidate)),
     np.concatenate([vectors, new_vectors[added]]),
+    old.takes_times,
   )
 
 

@@ -119,16 +119,19 @@ class Retriever(tf.Module):
     k,
     exclude_ids,
     allow_ids,
-    history_ids=None,
+    past=(),
     leave_out_seen=False,
   ) -> dict:
-    """The signatures `recommend` and `recommend_unseen`."""
-    query = self.encode(query_id, raw, history_ids)
+    """The signatures `recommend` and `recommend_unseen`.
+
+    `past` is the history, if there is one, and its times; see `_past`.
+    """
+    query = self.encode(query_id, raw, past)
     seen = _no_rows(query.embedding)
     if leave_out_seen:
       seen = self._seen(query.row)
-      if history_ids is not None:
-        exclude_ids = tf.concat([exclude_ids, history_ids], axis=1)
+      if past:
+        exclude_ids = tf.concat([exclude_ids, past[0]], axis=1)
     found = self._search(query.embedding, k, exclude_ids, allow_ids, seen)
     known = query.row >= 0
     popular = self._gets_popular(query)
@@ -139,33 +142,34 @@ class Retriever(tf.Module):
         lambda: found,
       )
     found = {**self._titled(found), "known": known, "popular": popular}
-    if history_ids is not None:
+    if past:
       found["num_history"] = query.num_history
     return found
 
-  def recommend_session(self, history_ids, k, exclude_ids, allow_ids) -> dict:
+  def recommend_session(self, *inputs) -> dict:
     """The signature `recommend_session`."""
-    nobody = self._nobody(history_ids)
-    found = self.recommend(*nobody, k, exclude_ids, allow_ids, history_ids)
+    *past, k, exclude_ids, allow_ids = inputs
+    nobody = self._nobody(past[0])
+    found = self.recommend(*nobody, k, exclude_ids, allow_ids, past)
     del found["known"]  # A session is never known.
     return found
 
-  def encode_session(self, history_ids) -> dict:
+  def encode_session(self, *past) -> dict:
     """The signature `encode_session`."""
-    query = self.encode(*self._nobody(history_ids), history_ids)
+    query = self.encode(*self._nobody(past[0]), past)
     return {"embedding": query.embedding, "num_history": query.num_history}
 
-  def encode(self, query_id, raw, history_ids=None) -> encoders.Encoded:
+  def encode(self, query_id, raw, past=()) -> encoders.Encoded:
     """Encodes queries; uses only the history of queries without training rows.
 
     A tower that takes histories decides by itself.
     """
     if self.query_encoder.takes_history:
-      return self.query_encoder(query_id, raw, history_ids)
+      return self.query_encoder(query_id, raw, *past)
     query = self.query_encoder(query_id, raw)
-    if history_ids is None:
+    if not past:
       return query
-    rows = self.index.ids.rows(history_ids)
+    rows = self.index.ids.rows(past[0])
     known = tf.math.count_nonzero(rows >= 0, axis=1, dtype=tf.int32)
     return query._replace(
       embedding=tf.where(
@@ -263,10 +267,10 @@ def save_query_tower(
   """
   if not encoder.takes_history:
     return _save(encoder, path, {"encode_query": _encode(encoder, "query")})
-  history_ids = tf.TensorSpec([None, None], encoder.event_ids.dtype, "history")
+  past = _past(encoder, encoder.event_ids.dtype)
   tower = encoder.tower
   signatures = {
-    "encode_query": _encode(encoder, "query", [history_ids]),
+    "encode_query": _encode(encoder, "query", past),
     "encode_events": _encode(tower, "query", tower.further),
   }
   return _save(encoder, path, signatures)
@@ -321,7 +325,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   k = tf.TensorSpec([], tf.int32, "k")
   exclude = tf.TensorSpec([None, None], id_dtype, "exclude_ids")
   allow = tf.TensorSpec([None, None], id_dtype, "allow_ids")
-  history_ids = tf.TensorSpec([None, None], id_dtype, "history")
+  past = _past(queries, id_dtype)
   query = (
     tf.TensorSpec([None], queries.id_dtype, "query_id"),
     *(x.spec for x in queries.inputs),
@@ -330,7 +334,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   vectors = tf.TensorSpec(
     _of_queries(queries.shape), tf.float32, "query_embeddings"
   )
-  given = [history_ids] if queries.takes_history else []
+  given = past if queries.takes_history else []
 
   def recommend(leave_out_seen):
     def answer(query_id, *rest):
@@ -339,7 +343,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
         query_id,
         raw,
         *rest[-3:],
-        *rest[:-3],
+        past=rest[:-3],
         leave_out_seen=leave_out_seen,
       )
 
@@ -349,19 +353,31 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
     "recommend": recommend(False),
     "recommend_unseen": recommend(True),
     "recommend_session": _signature(
-      retriever.recommend_session, history_ids, k, exclude, allow
+      retriever.recommend_session, *past, k, exclude, allow
     ),
     "search": _signature(retriever.search, vectors, k, exclude, allow),
     "similar_items": _signature(
       retriever.similar_items, tf.TensorSpec([None], id_dtype, "ids"), k
     ),
     "encode_query": _encode(queries, "query", given),
-    "encode_session": _signature(retriever.encode_session, history_ids),
+    "encode_session": _signature(retriever.encode_session, *past),
     "encode_candidate": _encode(retriever.candidate_encoder, "candidate"),
   }
   # The signature of requests that name none.
   signatures["serving_default"] = signatures["recommend"]
   return _save(retriever, path, signatures)
+
+
+def _past(encoder: encoders.Encoder, id_dtype: tf.DType) -> list[tf.TensorSpec]:
+  """Inputs for a history and, if the encoder takes times, its times."""
+  history_ids = tf.TensorSpec([None, None], id_dtype, "history")
+  if not encoder.takes_times:
+    return [history_ids]
+  return [
+    history_ids,
+    tf.TensorSpec([None, None], tf.int64, "history_times"),
+    tf.TensorSpec([None], tf.int64, "time"),
+  ]
 
 
 def _encode(

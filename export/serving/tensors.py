@@ -172,6 +172,12 @@ def check(
         f"`{name}` must have at most {limits.max_width} values in a row and "
         f"{MAX_ELEMENTS} in all. Received: {_type(wanted['dtype'], shape)}"
       )
+  times, history = inputs.get("history_times"), inputs.get("history")
+  if times is not None and times.size and times.shape != np.shape(history):
+    raise invalid(
+      "`history_times` must have the shape of `history`: one time for each id, "
+      "-1 if it is unknown"
+    )
   first = next(iter(rows))
   for name, count in rows.items():
     if count != rows[first]:

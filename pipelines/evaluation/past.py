@@ -47,6 +47,8 @@ class Past:
     targets: [rows] dense ids of the candidates.
     events: [rows, length] dense ids of the newest candidates that rows see,
       oldest first, left-padded with -1.
+    times: [rows, length + 1] times of these events and of the row; None if the
+      data has no times.
     num_events: [rows] number of events that rows see, including older ones.
     tied: [rows] bool, whether the query's previous row has the same time.
     held_out_before: [rows, None] candidates of the same split that rows see.
@@ -56,6 +58,7 @@ class Past:
   query_ids: np.ndarray
   targets: np.ndarray
   events: np.ndarray
+  times: np.ndarray | None
   num_events: np.ndarray
   tied: np.ndarray
   held_out_before: tf.RaggedTensor
@@ -86,6 +89,11 @@ class Past:
       query_ids=own["query_id"].astype(np.int64),
       targets=own["candidate_id"].astype(np.int64),
       events=rows.before(chosen, rule.length),
+      times=(
+        rows.times_before(chosen, rule.length)
+        if "timestamp" in rows.columns
+        else None
+      ),
       num_events=rows.visible[chosen],
       tied=_tied(rows.columns)[chosen],
       # The rows are sorted already, so their positions do not change.

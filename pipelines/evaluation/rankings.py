@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines.evaluation import split
-from xir_tfrs.data import runs
+from xir_tfrs.data import errors, runs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.models import cold_start
 from xir_tfrs.programs import progress
@@ -243,8 +243,19 @@ def _encode_past(
       for column in (data.query_ids, data.warm, events, (events >= 0).any(1))
     )
     features = model.query_tower.look_up(ids)
+    times = {}
+    if model.query_tower.encoder.takes_times:
+      if data.past.times is None:
+        raise errors.DataError(
+          "the interactions have no times, and the model uses the ages of "
+          "events: evaluate it on data with a --time_column"
+        )
+      times["history_times"] = tf.constant(data.past.times[rows])
     encoder = functools.partial(
-      model.encode_queries, history_ids=histories, event_vectors=event_vectors
+      model.encode_queries,
+      history_ids=histories,
+      event_vectors=event_vectors,
+      **times,
     )
     vectors = cold_start.encode(encoder, ids, has_rows, features)
     answerable = has_history

@@ -139,12 +139,15 @@ class InMemory:
         histories.rows_before_dataset,
         rows,
         length=config.history_length,
+        with_times=config.takes_times,
         **known,
         **shared,
       )
       return make, None
     windows = histories.Windows.of_histories(rows, config.history_length)
-    batches = histories.PositionBatches(rows, windows, **shared)
+    batches = histories.PositionBatches(
+      rows, windows, with_times=config.takes_times, **shared
+    )
     make = functools.partial(batches.dataset, **known)
     return make, batches.most_windows(num_steps) if config.jit_compile else None
 
@@ -239,6 +242,7 @@ def _part(
     kind,
     history_length=config.history_length,
     ties=config.resolved.history_ties,
+    with_times=config.takes_times,
   )
 
 

@@ -392,6 +392,11 @@ class TrainConfig(settings.Settings):
     return 0.1 if self.query_tower == "id" else 0.02
 
   @property
+  def takes_times(self) -> bool:
+    """Whether the encoder of histories takes the ages of events."""
+    return bool(self.history_arguments.get("ages"))
+
+  @property
   def resolved(self) -> TrainConfig:
     """Returns the config with values for all settings that are not given.
 

@@ -11,6 +11,8 @@ from pipelines.training import config as configs
 
 # Makes a dataset of batches; takes (start_step=..., shares=...).
 Examples = Callable[..., tf.data.Dataset]
+# The columns of a batch with one value per window, and the padding of each.
+_PADDING = {"history_ids": -1, "history_times": -1, "history_query_ids": 0}
 
 
 def most_known(counts: np.ndarray, config: configs.TrainConfig) -> int:
@@ -42,8 +44,8 @@ def padded(
         batch["known_candidate_ids"], batch["query_id"].shape[0], most_known
       )
     if most_windows is not None:
-      for name, of_padding in (("history_ids", -1), ("history_query_ids", 0)):
-        x = batch[name]
+      for name in batch.keys() & _PADDING.keys():
+        x, of_padding = batch[name], _PADDING[name]
         missing = [[0, most_windows - tf.shape(x)[0]]]
         missing += [[0, 0]] * (x.shape.rank - 1)
         x = tf.pad(x, missing, constant_values=tf.constant(of_padding, x.dtype))

@@ -28,6 +28,7 @@ def _batches():
       "query_id": np.repeat(np.arange(problems.NUM_QUERIES), lengths),
       "candidate_id": rng.integers(0, problems.NUM_CANDIDATES, sum(lengths)),
       "event": np.arange(sum(lengths)),
+      "timestamp": np.cumsum(rng.integers(0, 99, sum(lengths))),
       "sample_weight": rng.uniform(0.5, 2, sum(lengths)).astype(np.float32),
     }
   )
@@ -36,6 +37,7 @@ def _batches():
     histories.Windows.of_histories(rows, _LENGTH),
     global_batch_size=_ROWS,
     seed=0,
+    with_times=True,
   )
 
 
@@ -43,10 +45,13 @@ def _batch(step, low, high, examples):
   """Rows [low, high) of a batch, in one of the two forms."""
   batch = _batches().share(step, low, high)
   if examples == "rows":
-    windows = batch["history_ids"][batch["history_row"]]
-    before = np.arange(_LENGTH) < batch["history_position"][:, np.newaxis]
+    row, position = batch["history_row"], batch["history_position"]
+    windows, times = batch["history_ids"][row], batch["history_times"][row]
+    before = np.arange(_LENGTH) < position[:, np.newaxis]
+    times[:, -1] = times[np.arange(len(times)), position]
     batch = {k: v for k, v in batch.items() if not k.startswith("history")}
     batch["history_ids"] = np.where(before, windows, -1)
+    batch["history_times"] = times
   return {name: tf.constant(value) for name, value in batch.items()}
 
 
@@ -58,7 +63,9 @@ def _model(method, encoder, dropout=0.0):
     candidates,
     encoder,
     _LENGTH,
-    encoder_arguments={"num_blocks": 1} if encoder == "attention" else {},
+    encoder_arguments=(
+      {"num_blocks": 1, "ages": True} if encoder == "attention" else {}
+    ),
     dropout=dropout,
     seed=1,
   )

@@ -102,8 +102,29 @@ class PositionBatchesTest(tf.test.TestCase, parameterized.TestCase):
     rows = histories.Histories.of_rows(columns(), ties)
     windows = histories.Windows.of_histories(rows, length)
     return histories.PositionBatches(
-      rows, windows, global_batch_size=batch, seed=seed
+      rows, windows, global_batch_size=batch, seed=seed, with_times=True
     )
+
+  @parameterized.product(ties=histories.TIES, length=(2, 5, 400))
+  def test_times_are_those_of_the_events_and_of_the_row(self, ties, length):
+    batch = self.batches(length, ties).share(1, 0, 64)
+    rows = histories.Histories.of_rows(columns(), ties)
+    place = {event: row for row, event in enumerate(rows.columns["event"])}
+    own = np.array([place[event] for event in batch["event"]])
+    expected = rows.times_before(own, length)
+    self.assertAllEqual(expected[:, -1], batch["timestamp"])
+    for row, times in enumerate(expected):
+      position = batch["history_position"][row]
+      found = batch["history_times"][batch["history_row"][row]]
+      self.assertEqual(found.shape, (length + 1,))
+      self.assertAllEqual(found[:position], times[length - position : length])
+      # The request for the row comes at its time.
+      self.assertEqual(found[position], times[-1])
+      # The state after all events of a window asks at its last column.
+      if (
+        position == (batch["history_ids"][batch["history_row"][row]] >= 0).sum()
+      ):
+        self.assertEqual(found[-1], times[-1])
 
   @parameterized.product(ties=histories.TIES, length=(2, 5, 400))
   def test_each_row_sees_its_history(self, ties, length):
@@ -176,10 +197,25 @@ class RowsBeforeDatasetTest(tf.test.TestCase):
   def test_each_row_comes_with_its_history(self):
     rows = histories.Histories.of_rows(columns())
     dataset = histories.rows_before_dataset(
-      rows, length=4, global_batch_size=32, seed=1, start_step=2
+      rows,
+      length=4,
+      with_times=True,
+      global_batch_size=32,
+      seed=1,
+      start_step=2,
     )
     (batch,) = dataset.take(1).as_numpy_iterator()
     self.assertNotIn("row", batch)
     place = {event: row for row, event in enumerate(rows.columns["event"])}
-    expected = rows.before(np.array([place[e] for e in batch["event"]]), 4)
-    self.assertAllEqual(batch["history_ids"], expected)
+    own = np.array([place[e] for e in batch["event"]])
+    self.assertAllEqual(batch["history_ids"], rows.before(own, 4))
+    self.assertAllEqual(batch["history_times"], rows.times_before(own, 4))
+
+  def test_times_are_needed(self):
+    given = columns()
+    del given["timestamp"]
+    rows = histories.Histories.of_rows(given)
+    with self.assertRaisesRegex(errors.DataError, "have no times, and ages"):
+      histories.rows_before_dataset(
+        rows, length=4, with_times=True, global_batch_size=32, seed=1
+      )

@@ -1,6 +1,7 @@
 """Bundles of history towers, queried in another process."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
 from export.serving import batching, models, tensors
 from export.serving import options as server_options
-from xir_tfrs.data import records, runs, tables
+from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.serving import bundle
 
@@ -119,7 +120,7 @@ def name(candidate: int) -> str:
 
 
 def write_data(
-  directory: pathlib.Path,
+  directory: pathlib.Path, times: int = 4
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """A data directory with times; its training rows, and the items' tags."""
   rng = np.random.default_rng(5)
@@ -127,7 +128,7 @@ def write_data(
   rows = {
     "query_id": np.repeat(np.arange(NOBODY), lengths),
     "candidate_id": rng.integers(0, WITH_TAG, sum(lengths)),
-    "timestamp": rng.integers(0, 4, sum(lengths)),
+    "timestamp": rng.integers(0, times, sum(lengths)),
     "event": np.arange(sum(lengths)),
   }
   rows["candidate_id"][: WITH_TAG // 2] = np.arange(WITH_TAG // 2)
@@ -167,7 +168,10 @@ def write_data(
 
 
 def make_model(
-  encoder: str, tags: np.ndarray, ranker: xir.models.Ranker | None = None
+  encoder: str,
+  tags: np.ndarray,
+  ranker: xir.models.Ranker | None = None,
+  encoder_arguments: dict | None = None,
 ) -> xir.models.TwoTower:
   adds_ids, normalize = MODELS.get(encoder, (False, True))
   candidates = xir.models.Tower(
@@ -185,6 +189,7 @@ def make_model(
     xir.models.Tower(vocabulary_size=NUM_QUERIES, dim=DIM, init_stddev=1.0)
     if adds_ids
     else None,
+    encoder_arguments=encoder_arguments,
     seed=4,
   )
   return xir.models.TwoTower(
@@ -341,6 +346,8 @@ def test_bundle(world):
   assert loaded.recommend(["user 6"], k=3).ids.tolist() == (
     found.ids[[9]].tolist()
   )
+  with pytest.raises(ValueError, match="need a model that uses the ages"):
+    loaded.recommend(["user 6"], time=[3])
   read = loaded.read_queries(["user 6", "nobody"])
   np.testing.assert_allclose(read.vectors[0], vectors[9], atol=1e-6)
   assert read.popular.tolist() == [False, True]
@@ -412,6 +419,173 @@ def test_a_ranker_of_histories(tmp_path):
   # Nothing is known about them, so they are answered by popularity.
   found = loaded.recommend(["nobody"], k=3, rerank=True)
   assert found.ids.tolist() == loaded.recommend(["nobody"], k=3).ids.tolist()
+
+
+@pytest.fixture(scope="module")
+def of_ages(tmp_path_factory) -> World:
+  """A bundle whose tower uses the ages of events."""
+  root = tmp_path_factory.mktemp("ages")
+  rows, tags = write_data(root / "data", times=500)
+  model = make_model("attention", tags, encoder_arguments={"ages": True})
+  for block in model.query_tower.encoder._blocks:
+    block._age_bias.assign(np.random.default_rng(3).normal(0, 3, [100]))
+  return World(model, rows, export(root, model))
+
+
+def aged(world: World, history, times=None) -> np.ndarray:
+  """The model's vector of a session; the last time is that of the request."""
+  ids = tf.range(NUM_CANDIDATES)
+  tower = world.model.candidate_tower
+  events = tower.encode(tf.where(ids < WITH_TAG, ids, -1), tower.look_up(ids))
+  given = {} if times is None else {"history_times": tf.constant([times])}
+  return world.model.encode_queries(
+    tf.constant([-1]),
+    history_ids=tf.constant([history], tf.int64),
+    event_vectors=events,
+    **given,
+  )[0].numpy()
+
+
+def test_ages_of_events(of_ages):
+  loaded = bundle.Bundle.load(of_ages.directory)
+  assert loaded.takes_times and loaded.takes_histories
+  owned = np.flatnonzero(of_ages.rows["query_id"] == 6)
+  order = np.lexsort([of_ages.rows[x][owned] for x in ("event", "timestamp")])
+  moments = of_ages.rows["timestamp"][owned[order]][-LENGTH:].tolist()
+  past = of_ages.past(6)[-LENGTH:]
+  # Query, history, times, time of the request; what the model must see.
+  cases = [
+    ("user 6", [3, 7, 9], [5, 90, 99], 700, [3, 7, 9], [5, 90, 99, 700]),
+    (
+      "nobody",
+      [3, "no such item", 7, ""],
+      [5, 8, 90, 9],
+      99,
+      [3, 7],
+      [5, 90, 99],
+    ),
+    ("user 2", [3, 7, 9], [5, None, 99], 700, [3, 7, 9], None),
+    ("user 2", [3, 7, 9], [5, 90, 99], None, [3, 7, 9], None),
+    ("user 6", [], [], 900, past, [*moments, 900]),
+    ("user 6", [], [], -1, past, None),
+  ]
+  ids, histories_, times, requests, events, seen = zip(*cases, strict=True)
+  lists = [sent(x) for x in histories_]
+  found = loaded.encode_queries(
+    ids, history=lists, history_times=times, time=requests
+  )
+  expected_ = [aged(of_ages, *x) for x in zip(events, seen, strict=True)]
+  np.testing.assert_allclose(found, expected_, atol=1e-5)
+  # Ages matter.
+  assert np.abs(found[0] - aged(of_ages, events[0])).max() > 1e-3
+  assert np.abs(found[4] - found[5]).max() > 1e-3
+  # Sessions, answers, and queries without any time.
+  session = loaded.recommend(
+    history=lists[:2], history_times=times[:2], time=requests[:2], k=3
+  )
+  named = loaded.recommend(ids, lists, 3, history_times=times, time=requests)
+  for row, vector in enumerate(expected_):
+    best = of_ages.ranking(vector)[:3]
+    assert named.ids[row].tolist() == best
+    if row < 2:
+      assert session.ids[row].tolist() == best
+  without = loaded.encode_queries(ids, history=lists)
+  np.testing.assert_allclose(without[0], aged(of_ages, events[0]), atol=1e-5)
+  # The query tower alone, for processes with an index of their own.
+  tower = tf.saved_model.load(str(of_ages.directory / "query_tower"))
+  alone = tower.signatures["encode_query"](
+    query_id=tf.constant(["user 6"]),
+    history=tf.constant([lists[0]]),
+    history_times=tf.constant([times[0]], tf.int64),
+    time=tf.constant([700], tf.int64),
+  )
+  np.testing.assert_allclose(alone["embedding"][0], found[0], atol=1e-6)
+  text = query_lib.answer(
+    of_ages.directory,
+    ["user 6"],
+    3,
+    history=lists[0],
+    history_times=list(times[0]),
+    time=700,
+    as_json=True,
+  )
+  assert json.loads(text)["candidate_ids"] == named.ids[0].tolist()
+  for given, message in (
+    (
+      {"history_times": [[1]]},
+      r"history_times\[0\]` must hold 2 integers.* 1.",
+    ),
+    ({"history_times": [[1, 2], [3]]}, "one list of times per query.* 2 for 1"),
+    ({"time": 3}, "`time` must hold 1 integers. Received: 3."),
+    ({"time": ["x"]}, "`time` must hold 1 integers. Received: 'x'."),
+  ):
+    with pytest.raises(ValueError, match=message):
+      loaded.recommend(history=[["item 3", "item 7"]], **given)
+
+
+def test_server_and_bulk_use_times(of_ages, tmp_path):
+  loaded = bundle.Bundle.load(of_ages.directory)
+  model = models.Model(1, loaded)
+  for signature, described in model.signatures.items():
+    model.run(signature, models._example(model, described["inputs"]))
+  limits = server_options.Limits()
+  spec = model.signatures["recommend_session"]["inputs"]
+  assert list(spec)[:3] == ["history", "history_times", "time"]
+  cases = [
+    ([3], {}, None),
+    ([3, 7], {"history_times": [[5, 90]], "time": [99]}, [5, 90, 99]),
+    ([3, 7, 9], {"history_times": [None], "time": [99]}, None),
+  ]
+  calls = []
+  for history, given, _ in cases:
+    inputs = {"history": [sent(history)], "k": 3, **given}
+    calls.append(tensors.from_json({"inputs": inputs}, spec))
+    tensors.check(calls[-1], spec, model.max_k, limits)
+    calls[-1] = tensors.fill(calls[-1], spec)
+  found = model.run("recommend_session", batching.join(calls))
+  for row, (history, _, times) in enumerate(cases):
+    best = of_ages.ranking(aged(of_ages, history, times))[:3]
+    assert [x.decode() for x in found["candidate_ids"][row]] == best
+  calls[1]["history_times"] = calls[1]["history_times"][:, :1]
+  with pytest.raises(tensors.RequestError, match="must have the shape of `his"):
+    tensors.check(calls[1], spec, model.max_k, limits)
+
+  written = tmp_path / "out"
+  batch = {"bundle": str(of_ages.directory), "output": str(written), "k": 3}
+  bulk.batch_recommend(options.BatchOptions(**batch, time=900))
+  rows = parquet.read_table(written).to_pylist()
+  at = loaded.recommend(
+    [f"user {i}" for i in range(NOBODY)], k=3, time=[900] * 8
+  )
+  assert [row["candidate_ids"] for row in rows[:NOBODY]] == at.ids.tolist()
+  assert (
+    at.ids.tolist()
+    != loaded.recommend([f"user {i}" for i in range(NOBODY)], k=3).ids.tolist()
+  )
+  with pytest.raises(errors.DataError, match="time = 900 then, None now"):
+    bulk.batch_recommend(options.BatchOptions(**batch))
+
+
+@pytest.mark.slow
+def test_a_refreshed_bundle_uses_times(of_ages, tmp_path):
+  (tmp_path / "new.csv").write_text("item_id,tag\nneu,b\n")
+  refreshing.refresh(
+    options.RefreshOptions(
+      bundle=str(of_ages.directory),
+      items=str(tmp_path / "new.csv"),
+      output=str(tmp_path / "refreshed"),
+    )
+  )
+  found = [
+    bundle.Bundle.load(directory).encode_queries(
+      ["user 6", "user 6"],
+      history=[["item 3", "item 7"], []],
+      history_times=[[5, 90], []],
+      time=[99, 900],
+    )
+    for directory in (of_ages.directory, tmp_path / "refreshed")
+  ]
+  np.testing.assert_allclose(*found, atol=1e-6)
 
 
 def test_stored_histories_are_the_newest_in_order_of_time():

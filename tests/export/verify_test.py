@@ -264,6 +264,7 @@ class FakeBundle:
 
   index = "scann"
   titles = None
+  takes_times = True
 
   def __init__(self, fault="", integers=False, unknown_query="popularity"):
     rng = np.random.default_rng(5)
@@ -284,6 +285,7 @@ class FakeBundle:
     self.manifest = types.SimpleNamespace(
       num_candidates=60,
       dim=4,
+      history_length=4,
       max_k=100,
       id_types=manifests.IdTypes("string", "int64" if integers else "string"),
       unknown_query=unknown_query,
@@ -297,9 +299,16 @@ class FakeBundle:
       self.manifest.num_candidates = 61
     self.signatures = {"search": self._signature, "recommend_session": None}
 
-  def encode_queries(self, ids=None, history=None):
+  def encode_queries(
+    self, ids=None, history=None, history_times=None, time=None
+  ):
     if ids is None:
-      return self._fitted(history)
+      queries = self._fitted(history)
+      if self.fault == "a time has no vector" and time is not None:
+        return queries * np.nan
+      if self.fault == "any time counts" and history_times is not None:
+        return queries + 1
+      return queries
     known = list(self.query_ids)
     return self._queries[[known.index(x) if x in known else 9 for x in ids]]
 
@@ -480,6 +489,8 @@ def test_checks_pass_without_a_fault(integers, unknown_query):
     ("histories are mixed up", "sessions", "do not match"),
     ("history comes back", "sessions", "is in a history but returned"),
     ("padding counts", "sessions", "changes a history"),
+    ("a time has no vector", "times", "with times is not finite"),
+    ("any time counts", "times", "although a time is unknown"),
     ("any k", "limits of k", "k = 101 gets an answer"),
   ],
 )

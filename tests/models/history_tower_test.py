@@ -230,6 +230,135 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       models.HistoryTower(candidate_tower(), "mean", 0)
 
 
+class AgesTest(tf.test.TestCase):
+  def tower(self):
+    """A tower that uses ages and not the positions in its window."""
+    model = tower("attention", encoder_arguments={"ages": True}, dropout=0.2)
+    model.encoder._positions.assign(tf.zeros_like(model.encoder._positions))
+    rng = np.random.default_rng(0)
+    for block in model.encoder._blocks:
+      block._age_bias.assign(rng.normal(0, 2, block._age_bias.shape))
+    return model
+
+  def test_each_position_asks_at_the_time_of_the_next_event(self):
+    model = self.tower()
+    ids, times = [[1, 2, 3, 4]], [10, 850, 895, 900, 5000]
+    positions = model.encode_positions(
+      tf.range(1), ragged(ids), history_times=tf.constant([times])
+    )
+    compiled = tf.function(model.call, jit_compile=True)
+    for t in range(1, 5):
+      # Each shape would be compiled anew.
+      for call in (model, compiled) if t == 2 else (model,):
+        # Padding and unknown ids take their times with them.
+        alone = call(
+          tf.range(1),
+          tf.constant([[-1, *ids[0][:t], 99]]),
+          history_times=tf.constant([[5, *times[:t], 8, times[t]]]),
+        )
+        self.assertAllClose(positions[0, t], alone[0], atol=1e-5)
+    later = model.encode_positions(
+      tf.range(1), ragged(ids), history_times=tf.constant([[*times[:3], 1, 2]])
+    )
+    self.assertAllClose(positions[:, :3], later[:, :3], atol=1e-6)
+    self.assertNotAllClose(positions[:, 3], later[:, 3])
+
+  def test_unknown_ages_are_no_ages(self):
+    model, plain = self.tower(), tower("attention")
+    kept = [x for x in model.variables if "age_bias" not in x.name]
+    plain.set_weights([x.numpy() for x in kept])
+    given = tf.range(3), ragged(HISTORIES)
+    expected = plain(*given)
+    self.assertAllClose(model(*given), expected, atol=1e-6)
+    unknown = tf.fill([3, 8], -1)
+    found = model(*given, history_times=unknown)
+    self.assertAllClose(found, expected, atol=1e-6)
+    with self.assertRaisesRegex(ValueError, "needs an encoder with"):
+      plain(*given, history_times=unknown)
+
+  def test_one_unknown_time_hides_the_ages_of_its_history(self):
+    model = self.tower()
+    given = tf.range(5), ragged([[1, 2, 3, -1, 4]] * 5)
+    times = np.tile([10, 70, 710, 0, 900, 1000], [5, 1])
+    # Of an event, of the request, of padding, of an event before the window.
+    places = [2, 5, 3, 0]
+    times[np.arange(4), places] = -1
+    model = models.HistoryTower.from_config(
+      model.get_config() | {"history_length": 3},
+      candidate_tower=candidate_tower(),
+    )
+    for block in model.encoder._blocks:
+      block._age_bias.assign(tf.range(100.0))
+    found = model(*given, history_times=tf.constant(times))
+    without, aged = model(*given), found[4]
+    self.assertAllClose(found[:2], without[:2], atol=1e-6)
+    self.assertAllClose(found[2:], tf.tile([aged], [3, 1]), atol=1e-6)
+    self.assertNotAllClose(aged, without[4])
+
+  def test_training_hides_some_times(self):
+    model = tower("attention", encoder_arguments={"ages": True})
+    for block in model.encoder._blocks:
+      block._age_bias.assign(tf.range(100.0))
+    n = 300
+    given = tf.range(n), tf.tile([[1, 2, 3]], [n, 1])
+    times = tf.tile([[10, 700, 4900, 5000]], [n, 1])
+    step = model._step.numpy()
+    states = model.encode_positions(
+      *given, history_times=times, training=True, first_row=0
+    )[:, 3]
+    without, aged = model(*given), model(*given, history_times=times)
+    is_aged = np.isclose(states, aged, atol=1e-5).all(axis=1)
+    hidden = np.isclose(states, without, atol=1e-5).all(axis=1)
+    self.assertAllEqual(is_aged, ~hidden)
+    self.assertBetween(hidden.sum(), 12, 50)
+    # Another step hides others; a replica's rows are those of one device.
+    model._step.assign(step)
+    part = model.encode_positions(
+      *(x[100:] for x in given),
+      history_times=times[100:],
+      training=True,
+      first_row=100,
+    )[:, 3]
+    self.assertAllClose(part, states[100:], atol=1e-6)
+    other = model(*given, history_times=times, training=True)
+    self.assertNotAllClose(other, states)
+
+  def test_every_bias_learns(self):
+    model = self.tower()
+    with tf.GradientTape() as tape:
+      states = model(
+        tf.range(1),
+        ragged([[1, 2, 3]]),
+        training=True,
+        history_times=tf.constant([[0, 90, 99, 100]]),
+      )
+      loss = tf.reduce_sum(states * tf.constant([1.0, -2.0, 3.0, 0.5]))
+    biases = [block._age_bias for block in model.encoder._blocks]
+    for gradient in tape.gradient(loss, biases):
+      self.assertGreater(tf.math.count_nonzero(gradient), 1)
+
+  def test_config_round_trip(self):
+    config = json.loads(json.dumps(self.tower().get_config()))
+    again = models.HistoryTower.from_config(
+      config, candidate_tower=candidate_tower()
+    )
+    self.assertTrue(again.encoder.takes_times)
+    self.assertTrue(again.encoder.get_config()["ages"])
+
+  def test_batches_need_times(self):
+    queries = self.tower()
+    task = tasks.SampledSoftmaxRetrieval(temperature=0.2)
+    model = models.TwoTower(queries, queries.candidate_tower, task)
+    with self.assertRaisesRegex(ValueError, "need `history_times`"):
+      model.compute_loss(
+        {
+          "query_id": tf.range(1),
+          "candidate_id": tf.range(1),
+          "history_ids": tf.constant([[3]]),
+        }
+      )
+
+
 class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
   def model(self, **arguments):
     candidates = candidate_tower()

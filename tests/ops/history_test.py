@@ -42,6 +42,41 @@ class NewestTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(window, [[big, -1]])
 
 
+class AgesTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_reference(self, jit):
+    rng = np.random.default_rng(0)
+    # Times up to milliseconds since 1970, ties, and an unknown one.
+    steps = np.exp(rng.uniform(0, 28, [5, 7])).astype(np.int64)
+    times = np.cumsum(steps * rng.integers(0, 2, [5, 7]), axis=1)
+    times[2, 3] = -1
+
+    def buckets(times):
+      return history.age_buckets(times, 60)
+
+    function = tf.function(buckets, jit_compile=True) if jit else buckets
+    found = function(tf.constant(times)).numpy()
+    self.assertAllEqual(found[2], tf.zeros([6, 6]))
+    for row, own in enumerate(times.tolist()):
+      for t in range(6) if row != 2 else ():
+        self.assertEqual(
+          found[row, t, : t + 1].tolist(),
+          [reference.age_bucket(e, own[t + 1], 60) for e in own[: t + 1]],
+        )
+
+  def test_times_of_a_window(self):
+    # Of events 7, unknown, 8, 9 and a request at 50: the newest two.
+    columns, lengths = history.newest_columns(
+      tf.constant([[7, -1, 8, 9], [-1, 7, -1, -1], [-1, -1, -1, -1]]), 2, 10
+    )
+    times = tf.constant([[10, 20, 30, 40, 50]] * 3)
+    found = history.window_times(times, columns, lengths)
+    self.assertAllEqual(found, [[30, 40, 50], [20, 50, 50], [50, 50, 50]])
+    nothing = tf.fill([3, 2], -1), tf.zeros([3], tf.int32)
+    found = history.window_times(times[:, 4:], *nothing)
+    self.assertAllEqual(found, [[50, 50, 50]] * 3)
+
+
 class LastTest(tf.test.TestCase):
   def test_is_the_column_of_the_newest_event(self):
     states = tf.reshape(tf.range(12.0), [2, 3, 2])
@@ -118,6 +153,25 @@ class CausalAttentionTest(tf.test.TestCase, parameterized.TestCase):
     found = history.causal_attention(own, k, v, columns)
     self.assertAllClose(found[0, 0, 0], every[0, 0, 2])
     self.assertAllClose(found[1, 0, 0], every[1, 0, 0])
+
+  def test_a_bias_is_added_to_the_logits(self):
+    rng = np.random.default_rng(1)
+    q, k, v = rng.normal(size=[3, 1, 1, 4, 1])
+    bias = rng.normal(size=[1, 1, 4, 4])
+    columns = tf.range(4)[tf.newaxis]
+    found = history.causal_attention(q, k, v, columns, tf.constant(bias))
+    for t in range(4):
+      logits = [
+        q[0, 0, t, 0] * k[0, 0, j, 0] + bias[0, 0, t, j] for j in range(4)
+      ]
+      weights = np.exp(logits[: t + 1])
+      expected = weights @ v[0, 0, : t + 1] / weights.sum()
+      self.assertAllClose(found[0, 0, t], expected)
+    analytic, numeric = tf.test.compute_gradient(
+      lambda bias: history.causal_attention(q, k, v, columns, bias),
+      [tf.constant(bias)],
+    )
+    self.assertAllClose(analytic, numeric, atol=1e-6)
 
   def test_large_logits_are_finite(self):
     big = tf.fill([1, 1, 2, 2], 1e4)

@@ -1,5 +1,6 @@
 """Training and evaluation with histories: settings, batches, tables."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -142,6 +143,10 @@ def test_runs_of_ids_have_no_history_settings():
   [
     ({"num_block": 1}, "has no argument 'num_block'. It has: num_blocks"),
     ({"num_heads": 3}, "--history_encoder attention: `num_heads` must divide"),
+    (
+      {"ages": True, "x": 1},
+      "has no argument 'x'. It has: num_blocks, num_hea",
+    ),
   ],
 )
 def test_wrong_arguments_of_an_encoder(data, given, message):
@@ -175,7 +180,7 @@ def test_every_encoder_can_be_chosen():
 
 # Quick to trace; encoders may get positions wrong.
 _SMALL = {
-  "positions": {"history_arguments": "num_blocks=1"},
+  "positions": {"history_arguments": "num_blocks=1,ages=true"},
   "rows": {"history_encoder": "mean"},
 }
 
@@ -358,6 +363,40 @@ def test_each_held_out_row_is_a_query(tiny):
     [0, 1, 7],
   ]
   assert found.past.num_events.tolist() == [4, 6, 2, 1, 1, 3]
+  assert found.past.times.tolist() == [
+    [2, 2, 3, 4],
+    [3, 4, 4, 6],
+    [-1, 1, 3, 7],
+    [-1, -1, 5, 6],
+    [-1, -1, 5, 6],
+    [5, 6, 6, 9],
+  ]
+
+
+def test_ages_are_used_in_evaluation(data):
+  model, _ = built(data, history_arguments="num_blocks=1,ages=true")
+  rule = past.Rule(6, "strict")
+  rows = split.load_evaluation_data(directory.DataDir(data), "test", rule)
+  plain = rankings.of_model(model, rows)
+  (block,) = model.query_tower.encoder._blocks
+  block._age_bias.assign(tf.random.stateless_normal([100], [0, 1], stddev=3.0))
+  found = rankings.of_model(model, rows)
+  assert np.abs(found.queries - plain.queries).max() > 1e-3
+  for row in (0, len(rows.query_ids) // 2):
+    np.testing.assert_allclose(
+      found.queries[row],
+      model.encode_queries(
+        tf.constant(rows.query_ids[[row]]),
+        history_ids=tf.constant(rows.past.events[[row]]),
+        history_times=tf.constant(rows.past.times[[row]]),
+      )[0],
+      atol=1e-5,
+    )
+  rows = dataclasses.replace(
+    rows, past=dataclasses.replace(rows.past, times=None)
+  )
+  with pytest.raises(errors.DataError, match="uses the ages of events: eval"):
+    rankings.of_model(model, rows)
 
 
 def test_in_the_order_of_the_file(tiny):

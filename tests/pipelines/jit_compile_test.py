@@ -80,7 +80,7 @@ def test_histories_are_padded(small_data, tmp_path, examples):
       query_tower="both",
       history_examples=examples,
       history_length=6,
-      history_arguments={"num_blocks": 1},
+      history_arguments={"num_blocks": 1, "ages": True},
       history_dropout=0.1,
       epochs=1,
       jit_compile=jit_compile,

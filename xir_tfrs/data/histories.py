@@ -105,19 +105,38 @@ class Histories:
 
   def before(self, rows: np.ndarray, length: int) -> np.ndarray:
     """[m, length] newest candidates that [m] rows see, left-padded with -1."""
-    end = self.first[rows] + self.visible[rows]
-    return self._events(self.first[rows], end, length)
+    return self._before("candidate_id", rows, length)
 
-  def _events(
-    self, low: np.ndarray, end: np.ndarray, length: int
-  ) -> np.ndarray:
-    """[m, length] candidates of the newest rows in [low, end)."""
+  def times_before(self, rows: np.ndarray, length: int) -> np.ndarray:
+    """[m, length + 1] times of the events of `before`, and of the rows.
+
+    Raises:
+      DataError: The rows have no times.
+    """
+    require_times(self)
+    times = self._before("timestamp", rows, length)
+    own = self.columns["timestamp"][rows]
+    return np.concatenate([times, own[:, np.newaxis]], axis=1)
+
+  def _before(self, name: str, rows: np.ndarray, length: int) -> np.ndarray:
+    """[m, length] values of a column of the newest events that rows see."""
+    low, column = self.first[rows], self.columns[name]
+    end = low + self.visible[rows]
     places = end[:, np.newaxis] - length + np.arange(length)
-    candidates = self.columns["candidate_id"]
-    if not len(candidates):
-      return np.full(places.shape, history.NO_EVENT, np.int32)
+    if not len(column):
+      return np.full(places.shape, history.NO_EVENT, column.dtype)
     inside = places >= low[:, np.newaxis]
-    return np.where(inside, candidates[np.maximum(places, 0)], history.NO_EVENT)
+    return np.where(inside, column[np.maximum(places, 0)], history.NO_EVENT)
+
+
+def require_times(rows: Histories) -> None:
+  """Raises DataError if the rows have an order but no times."""
+  if "timestamp" not in rows.columns:
+    raise errors.DataError(
+      "the interactions have no times, and ages of events need them: prepare "
+      "the data again with a --time_column, or leave out ages from "
+      "--history_arguments"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +209,7 @@ def rows_before_dataset(
   rows: Histories,
   *,
   length: int,
+  with_times: bool = False,
   **arguments: Any,
 ) -> tf.data.Dataset:
   """Returns `datasets.training_dataset` with the history of each row.
@@ -197,21 +217,29 @@ def rows_before_dataset(
   Args:
     rows: The training rows.
     length: Number of most recent events of each history.
+    with_times: Whether batches also have `history_times`, [rows, length + 1]
+      int64: the times of the events and of the row.
     **arguments: Arguments of `datasets.training_dataset`.
 
   Returns:
     The dataset; batches also have `history_ids`, [rows, length] int64.
   """
   place = {"row": np.arange(len(rows.first))}
+  specs = {"history_ids": tf.TensorSpec([None, length], tf.int64)}
+  if with_times:
+    require_times(rows)
+    specs["history_times"] = tf.TensorSpec([None, length + 1], tf.int64)
+
+  def histories_of(places: np.ndarray) -> list[np.ndarray]:
+    found = [rows.before(places, length).astype(np.int64)]
+    return found + [rows.times_before(places, length)] * with_times
 
   def with_history(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     batch = dict(batch)
-    batch["history_ids"] = datasets.from_numpy(
-      lambda x: rows.before(x, length).astype(np.int64),
-      [batch.pop("row")],
-      [tf.TensorSpec([None, length], tf.int64)],
-    )[0]
-    return batch
+    found = datasets.from_numpy(
+      histories_of, [batch.pop("row")], list(specs.values())
+    )
+    return batch | dict(zip(specs, found, strict=True))
 
   return datasets.training_dataset(rows.columns | place, **arguments).map(
     with_history, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
@@ -250,6 +278,7 @@ class PositionBatches:
     *,
     global_batch_size: int,
     seed: int | Sequence[int],
+    with_times: bool = False,
   ) -> None:
     """Prepares the batches.
 
@@ -258,10 +287,15 @@ class PositionBatches:
       windows: The windows of the rows.
       global_batch_size: Rows per batch, B.
       seed: Seed of the permutations, or several seeds to combine.
+      with_times: Whether batches also have `history_times`.
 
     Raises:
       ValueError: There are no rows, or `global_batch_size` is not positive.
+      DataError: The rows have no times, `with_times`.
     """
+    if with_times:
+      require_times(rows)
+    self._with_times = with_times
     if not windows.num_rows:
       raise ValueError("There are no training rows.")
     checks.require_positive(global_batch_size=global_batch_size)
@@ -282,6 +316,8 @@ class PositionBatches:
       `models.TwoTower` takes them: `history_ids` [windows, length],
       `history_query_ids` [windows], `history_row` [high - low],
       `history_position` [high - low] and the scalar `history_first_row`.
+      With times, also `history_times` [windows, length + 1]: the times of the
+      events and, in all columns after them, of the newest targets.
     """
     # Starts at row 0: windows are numbered in the order of the whole batch.
     start = step * self._batch
@@ -300,18 +336,24 @@ class PositionBatches:
     history_row = number[skip:] - first_window
     chosen = windows[begins][first_window:]
     first_event = self._windows.first_event[chosen]
-    length = self._windows.length
-    events = first_event[:, np.newaxis] + np.arange(length)
+    length, end = self._windows.length, self._end[chosen, np.newaxis]
+    # One more than the window has: that of the newest targets, at its end.
+    places = first_event[:, np.newaxis] + np.arange(length + 1)
     candidates = self._rows.columns["candidate_id"]
     ids = np.where(
-      events < self._end[chosen, np.newaxis],
-      candidates[np.minimum(events, len(candidates) - 1)],
+      places < end,
+      candidates[np.minimum(places, len(candidates) - 1)],
       history.NO_EVENT,
-    )
+    )[:, :-1]
+    times = {}
+    if self._with_times:
+      column = self._rows.columns["timestamp"]
+      times["history_times"] = column[np.minimum(places, end)]
     queries = self._rows.columns["query_id"]
     return {
       name: column[targets] for name, column in self._rows.columns.items()
     } | {
+      **times,
       "history_ids": ids.astype(np.int64),
       "history_query_ids": queries[self._windows.first_target[chosen]],
       "history_row": history_row.astype(np.int32),
@@ -370,6 +412,7 @@ class PositionBatches:
     size = sizes.pop() if len(sizes) == 1 else None
     shapes = {
       "history_ids": [None, self._windows.length],
+      "history_times": [None, self._windows.length + 1],
       "history_query_ids": [None],
       "history_first_row": [],
     }

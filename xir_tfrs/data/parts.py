@@ -26,7 +26,7 @@ _BATCHES_AHEAD = 16
 # TensorFlow copies NumPy arrays that begin at other multiples of bytes.
 _ALIGNMENT = 64
 # The columns of a batch with one value per window instead of per row.
-_OF_WINDOWS = ("history_ids", "history_query_ids")
+_OF_WINDOWS = ("history_ids", "history_times", "history_query_ids")
 
 
 class Part(Protocol):
@@ -40,7 +40,8 @@ class ShuffledRows:
   """A part whose rows are used directly as batches.
 
   With `history_length`, each row has its own history: `history_ids`, [rows,
-  history_length] int64.
+  history_length] int64; and on request `history_times`, as in
+  `histories.rows_before_dataset`.
   """
 
   def __init__(
@@ -50,8 +51,9 @@ class ShuffledRows:
     *,
     history_length: int | None = None,
     ties: str = "strict",
+    with_times: bool = False,
   ) -> None:
-    self._histories = None
+    self._histories, self._with_times = None, with_times
     if history_length is not None:
       self._histories = histories.Histories.of_rows(columns, ties)
       columns = self._histories.columns
@@ -66,6 +68,9 @@ class ShuffledRows:
       assert self._length is not None
       before = self._histories.before(chosen, self._length)
       found["history_ids"] = before.astype(np.int64)
+      if self._with_times:
+        times = self._histories.times_before(chosen, self._length)
+        found["history_times"] = times
     return found
 
 
@@ -79,11 +84,16 @@ class ShuffledPositions:
     *,
     history_length: int,
     ties: str = "strict",
+    with_times: bool = False,
   ) -> None:
     rows = histories.Histories.of_rows(columns, ties)
     windows = histories.Windows.of_histories(rows, history_length)
     self._batches = histories.PositionBatches(
-      rows, windows, global_batch_size=len(rows.first), seed=seeds
+      rows,
+      windows,
+      global_batch_size=len(rows.first),
+      seed=seeds,
+      with_times=with_times,
     )
 
   def rows(self, low: int, high: int) -> Columns:

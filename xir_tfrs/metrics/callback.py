@@ -47,6 +47,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
     *,
     seen: tf.RaggedTensor | None = None,
     history_ids: tf.RaggedTensor | None = None,
+    history_times: tf.Tensor | None = None,
     ks: Sequence[int] = (10, 20, 50),
     every_epochs: int = 1,
   ) -> None:
@@ -60,6 +61,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
         such as those of each query's training rows.
       history_ids: [num_queries, None] dense candidate ids, oldest first, for a
         model with a `HistoryTower`.
+      history_times: Their times, if the tower takes them; see `HistoryTower`.
       ks: The cut-offs.
       every_epochs: Number of epochs between rankings. The logs of the other
         epochs lack the metrics.
@@ -70,7 +72,14 @@ class RankingCallback(tf.keras.callbacks.Callback):
     super().__init__()
     checks.require_positive(every_epochs=every_epochs)
     self._queries = np.asarray(query_ids, np.int64)
-    self._histories = history_ids
+    self._histories = {
+      name: x
+      for name, x in (
+        ("history_ids", history_ids),
+        ("history_times", history_times),
+      )
+      if x is not None
+    }
     self._candidates = np.arange(num_candidates)
     self._ranking = {"relevant": relevant, "seen": seen, "ks": ks}
     self._every_epochs = every_epochs
@@ -95,9 +104,8 @@ class RankingCallback(tf.keras.callbacks.Callback):
 
   def _encode_queries(self, ids: tf.Tensor, rows: slice) -> tf.Tensor:
     encode = _encoder(self.model, "query")
-    if self._histories is None:
-      return encode(ids)
-    return encode(ids, history_ids=self._histories[rows])
+    given = {name: x[rows] for name, x in self._histories.items()}
+    return encode(ids, **given)
 
 
 def _encoder(model: Any, side: str) -> Callable[..., tf.Tensor]:

@@ -21,6 +21,11 @@ class HistoryTower(tf.keras.Model):
   side features included. Without a query tower, queries that training never saw
   are encoded like any other. An empty history has its own learned vector.
 
+  An encoder with `takes_times` also needs `history_times`, [n, H + 1] integer
+  times of the H columns of `history_ids` and, in the last column, of the
+  request. Negative times are unknown; without `history_times` all are. An
+  encoder ignores the ages of a history with an unknown time.
+
   Attributes:
     candidate_tower: Encodes the events; shared with the model's candidates.
     encoder: The `layers.HistoryEncoder`.
@@ -118,6 +123,7 @@ class HistoryTower(tf.keras.Model):
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
     training: bool = False,
     event_vectors: tf.Tensor | None = None,
+    history_times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Encodes queries from their whole histories.
 
@@ -131,16 +137,20 @@ class HistoryTower(tf.keras.Model):
       event_vectors: [candidates, dim] precomputed vectors of all candidates,
         which may include candidates unknown to the candidate tower. By default
         the candidate tower encodes the events.
+      history_times: See the class.
 
     Returns:
       [n, dim] vectors; [n, interests, dim] if the encoder has interests.
     """
-    vectors, lengths = self._events(history_ids, training, event_vectors)
+    vectors, lengths, times = self._events(
+      history_ids, history_times, training, event_vectors
+    )
     if training:
-      states = self.encoder(vectors, lengths, **self._randomness(lengths))
+      random = self._randomness(lengths)
+      states = self.encoder(vectors, lengths, **times, **random)
       states = history.last(states, lengths)
     else:
-      states = self.encoder.last(vectors, lengths)
+      states = self.encoder.last(vectors, lengths, **times)
     some = tf.reshape(lengths > 0, [-1] + [1] * (states.shape.rank - 1))
     states = tf.where(some, states, self._start)
     return self._with_ids(states, query_ids, features, training)
@@ -151,6 +161,7 @@ class HistoryTower(tf.keras.Model):
     history_ids: tf.Tensor | tf.RaggedTensor,
     training: bool = False,
     first_row: int | tf.Tensor | None = None,
+    history_times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Encodes queries after each event of their histories.
 
@@ -163,15 +174,17 @@ class HistoryTower(tf.keras.Model):
       training: Whether dropout is applied; a Python bool.
       first_row: Position of row 0 in the global batch, which seeds the dropout.
         By default the rows of the replicas follow one another.
+      history_times: See the class. The request after an event has the time of
+        the next event; the one after the last event has the last time.
 
     Returns:
       [n, history_length + 1, dim]: column t is the vector after t events.
       Columns past the last event are undefined. If the encoder has interests,
       [n, history_length + 1, interests, dim].
     """
-    vectors, lengths = self._events(history_ids, training)
-    randomness = self._randomness(lengths, first_row) if training else {}
-    states = self.encoder(vectors, lengths, **randomness)
+    vectors, lengths, times = self._events(history_ids, history_times, training)
+    random = self._randomness(lengths, first_row) if training else {}
+    states = self.encoder(vectors, lengths, **times, **random)
     start = tf.broadcast_to(self._start, tf.shape(states[:, :1]))
     states = tf.concat([start, states], axis=1)
     return self._with_ids(states, query_ids, None, training)
@@ -223,15 +236,25 @@ class HistoryTower(tf.keras.Model):
   def _events(
     self,
     history_ids: tf.Tensor | tf.RaggedTensor,
+    history_times: tf.Tensor | None,
     training: bool,
     event_vectors: tf.Tensor | None = None,
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """[n, length, dim] vectors of the newest events and [n] event counts."""
+  ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """[n, length, dim] vectors of the newest events, and [n] event counts.
+
+    And, if the encoder takes them, their [n, length + 1] times.
+    """
     if event_vectors is None:
       num_ids = self.candidate_tower.vocabulary_size
     else:
       num_ids = tf.shape(event_vectors, tf.int64)[0]
-    window, lengths = history.newest(history_ids, self.history_length, num_ids)
+    if isinstance(history_ids, tf.RaggedTensor):
+      history_ids = history_ids.to_tensor(history.NO_EVENT)
+    columns, lengths = history.newest_columns(
+      history_ids, self.history_length, num_ids
+    )
+    times = self._times(history_ids, history_times, columns, lengths)
+    window = history.at_columns(tf.cast(history_ids, tf.int64), columns)
     ids = tf.reshape(window, [-1])
     if event_vectors is not None:
       vectors = tf.gather(event_vectors, tf.maximum(ids, 0))
@@ -242,7 +265,27 @@ class HistoryTower(tf.keras.Model):
       vectors = self.candidate_tower(ids, training=training)
     vectors = tf.cast(vectors, tf.float32)
     shape = [-1, self.history_length, vectors.shape[1]]
-    return tf.reshape(vectors, shape), lengths
+    return tf.reshape(vectors, shape), lengths, times
+
+  def _times(
+    self,
+    history_ids: tf.Tensor,
+    history_times: tf.Tensor | None,
+    columns: tf.Tensor,
+    lengths: tf.Tensor,
+  ) -> dict[str, tf.Tensor]:
+    """The argument `times` of the encoder, if it takes it."""
+    if not self.encoder.takes_times:
+      if history_times is not None:
+        raise ValueError(
+          "`history_times` needs an encoder with `takes_times`, such as "
+          "attention with `ages`."
+        )
+      return {}
+    if history_times is None:
+      n, width = tf.unstack(tf.shape(history_ids))
+      history_times = tf.fill([n, width + 1], history.NO_EVENT)
+    return {"times": history.window_times(history_times, columns, lengths)}
 
   def _with_ids(
     self,
@@ -264,8 +307,8 @@ class HistoryTower(tf.keras.Model):
   def _randomness(
     self, lengths: tf.Tensor, first_row: int | tf.Tensor | None = None
   ) -> dict[str, Any]:
-    """Dropout arguments of the encoder; they differ at each training step."""
-    if not self._dropout:
+    """Arguments of the encoder that differ at each training step."""
+    if not (self._dropout or self.encoder.takes_times):
       return {}
     seed = seeds.step_seed(self._seed, self._step, seeds.HISTORY_DROPOUT)
     if first_row is None:

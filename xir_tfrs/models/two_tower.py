@@ -47,6 +47,9 @@ class TwoTower(tfrs.Model):
                               window in the global batch; needed if the rows of
                               several replicas share windows.
 
+  If its encoder takes times, batches have `history_times`, [..., H + 1] for
+  `history_ids` [..., H]; see `HistoryTower`.
+
   `fit` and `evaluate` also accept `sample_weight` as an argument, and report
   the mean losses over the rows of the epoch so far.
 
@@ -227,6 +230,7 @@ class TwoTower(tfrs.Model):
     features: Mapping[str, tf.Tensor | tf.RaggedTensor] | None = None,
     history_ids: tf.Tensor | tf.RaggedTensor | None = None,
     event_vectors: tf.Tensor | None = None,
+    history_times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """Encodes queries; inner products with candidates are the scores.
 
@@ -237,6 +241,8 @@ class TwoTower(tfrs.Model):
       history_ids: [n, None] dense candidate ids, oldest first; required if the
         model `takes_histories`. See `HistoryTower`.
       event_vectors: [candidates, dim] precomputed vectors of the events; see
+        `HistoryTower`.
+      history_times: [n, H + 1] times of the events and the request; see
         `HistoryTower`.
 
     Returns:
@@ -254,7 +260,13 @@ class TwoTower(tfrs.Model):
     if history_ids is None:
       return self._encoded(self.query_tower, ids, features)
     return self._normalized(
-      self.query_tower(ids, history_ids, features, event_vectors=event_vectors)
+      self.query_tower(
+        ids,
+        history_ids,
+        features,
+        event_vectors=event_vectors,
+        history_times=history_times,
+      )
     )
 
   def encode_candidates(
@@ -384,16 +396,20 @@ class TwoTower(tfrs.Model):
     """[batch, dim] or [batch, interests, dim] embeddings of the queries."""
     if not self.takes_histories:
       return self.query_tower(inputs["query_id"], training=training)
+    _require_histories(inputs)
+    times = {}
+    if self.query_tower.encoder.takes_times:
+      times["history_times"] = _times(inputs)
     if "history_row" not in inputs:
-      _require_histories(inputs)
       return self.query_tower(
-        inputs["query_id"], inputs["history_ids"], training=training
+        inputs["query_id"], inputs["history_ids"], training=training, **times
       )
     states = self.query_tower.encode_positions(
       inputs["history_query_ids"],
       inputs["history_ids"],
       training=training,
       first_row=inputs.get("history_first_row"),
+      **times,
     )
     places = tf.stack([inputs["history_row"], inputs["history_position"]], 1)
     return tf.gather_nd(states, places)
@@ -414,6 +430,15 @@ def _require_histories(inputs: Mapping[str, tf.Tensor]) -> None:
       "A model with a HistoryTower needs `history_ids` in its batches. "
       f"Received: {', '.join(inputs)}."
     )
+
+
+def _times(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+  if "history_times" not in inputs:
+    raise ValueError(
+      "The encoder of histories takes times, so batches need `history_times`. "
+      f"Received: {', '.join(inputs)}."
+    )
+  return inputs["history_times"]
 
 
 def _histories(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor | tf.RaggedTensor:

@@ -40,6 +40,32 @@ def newest(
   """
   if isinstance(history_ids, tf.RaggedTensor):
     history_ids = history_ids.to_tensor(NO_EVENT)
+  columns, lengths = newest_columns(history_ids, length, num_ids)
+  return at_columns(tf.cast(history_ids, tf.int64), columns), lengths
+
+
+def newest_columns(
+  history_ids: tf.Tensor, length: int, num_ids: int | tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Where `newest` finds the events of its window.
+
+  Args:
+    history_ids: [n, H] integer ids, as in `newest`.
+    length: Columns of the window.
+    num_ids: Number of known ids.
+
+  Returns:
+    ([n, length] int32 columns of the histories, padded with -1; [n] int32
+    events of the window).
+
+  Examples:
+    >>> history_ids = tf.constant([[3, -1, 2], [5, -1, -1]])
+    >>> columns, _ = xir.ops.history.newest_columns(
+    ...   history_ids, length=2, num_ids=9
+    ... )
+    >>> columns.numpy().tolist()
+    [[0, 2], [0, -1]]
+  """
   ids = tf.cast(history_ids, tf.int64)
   # Without columns there is nothing to sort.
   ids = tf.pad(ids, [[0, 0], [0, 1]], constant_values=NO_EVENT)
@@ -49,15 +75,93 @@ def newest(
   # Distinct keys: kept columns first, in their order.
   width = tf.shape(ids)[1]
   keys = tf.range(width) + tf.where(keep, 0, width)
-  order = tf.argsort(keys, axis=1)
-  ids = tf.gather(tf.where(keep, ids, NO_EVENT), order, batch_dims=1)
-  ids = tf.pad(
-    ids[:, :length],
+  columns = tf.argsort(keys, axis=1)
+  columns = tf.where(tf.gather(keep, columns, batch_dims=1), columns, NO_EVENT)
+  columns = tf.pad(
+    columns[:, :length],
     [[0, 0], [0, tf.maximum(length - width, 0)]],
     constant_values=NO_EVENT,
   )
   lengths = tf.reduce_sum(tf.cast(keep, tf.int32), axis=1)
-  return tf.ensure_shape(ids, [None, length]), lengths
+  return tf.ensure_shape(columns, [None, length]), lengths
+
+
+def at_columns(values: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+  """Values of some columns, -1 for column -1.
+
+  Args:
+    values: [n, H] integer tensor.
+    columns: [n, m] integer columns.
+
+  Returns:
+    [n, m] tensor.
+
+  Examples:
+    >>> values, columns = tf.constant([[7, 8]]), tf.constant([[1, -1]])
+    >>> xir.ops.history.at_columns(values, columns).numpy().tolist()
+    [[8, -1]]
+  """
+  # The added column, for values without columns, is the last one.
+  values = tf.pad(values, [[0, 0], [0, 1]], constant_values=NO_EVENT)
+  last = tf.shape(values)[1] - 1
+  return tf.gather(values, tf.where(columns >= 0, columns, last), batch_dims=1)
+
+
+def window_times(
+  times: tf.Tensor, columns: tf.Tensor, lengths: tf.Tensor
+) -> tf.Tensor:
+  """Times of the events of a window and, after them, of the request.
+
+  Args:
+    times: [n, H + 1] integer times of the events of each history and, in the
+      last column, of the request. Negative times are unknown.
+    columns: [n, length] columns of the window; see `newest_columns`.
+    lengths: [n] events of the window.
+
+  Returns:
+    [n, length + 1]: times of the events; from column `lengths` on, of the
+    request.
+
+  Examples:
+    >>> times, columns = tf.constant([[10, 20, 90]]), tf.constant([[1, -1]])
+    >>> xir.ops.history.window_times(times, columns, tf.constant([1])).numpy()
+    array([[20, 90, 90]], dtype=int32)
+  """
+  events, request = times[:, :-1], times[:, -1:]
+  found = tf.concat([at_columns(events, columns), request], axis=1)
+  after = tf.range(tf.shape(found)[1]) >= lengths[:, tf.newaxis]
+  return tf.where(after, request, found)
+
+
+def age_buckets(times: tf.Tensor, num_buckets: int) -> tf.Tensor:
+  """Ages of events at the time of each request, in classes of their logarithm.
+
+      bucket = min(floor(log(max(age, 1)) / 0.301), num_buckets - 1)
+
+  as in HSTU (Zhai et al. 2024). Column t makes its request at the time of the
+  next event, or of the request after the last one: the time when the answer is
+  asked for is known, what follows is not.
+
+  If one time of a row is unknown, all its events are in bucket 0. So a bias by
+  bucket has no effect on the softmax over the events of such a row.
+
+  Args:
+    times: [n, length + 1] integer times, as `window_times` returns them.
+    num_buckets: Number of buckets.
+
+  Returns:
+    [n, length, length] int32: for each column, the bucket of each event.
+
+  Examples:
+    >>> times = tf.constant([[10, 20, 21]])
+    >>> xir.ops.history.age_buckets(times, num_buckets=9).numpy().tolist()
+    [[[7, 0], [7, 0]]]
+  """
+  events, requests = times[:, tf.newaxis, :-1], times[:, 1:, tf.newaxis]
+  ages = tf.cast(tf.maximum(requests - events, 1), tf.float32)
+  classes = tf.cast(tf.math.log(ages) / 0.301, tf.int32)
+  known = tf.reduce_all(times >= 0, axis=1)[:, tf.newaxis, tf.newaxis]
+  return tf.where(known, tf.minimum(classes, num_buckets - 1), 0)
 
 
 def last(states: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -161,10 +265,11 @@ def causal_attention(
   keys: tf.Tensor,
   values: tf.Tensor,
   columns: tf.Tensor,
+  bias: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Scaled dot-product attention that sees no later column.
 
-      softmax_{j <= t}(q_t . k_j / sqrt(dim)) v_j
+      softmax_{j <= t}(q_t . k_j / sqrt(dim) + bias_tj) v_j
 
   Equation 1 of Vaswani et al. 2017, causal as in SASRec (Kang and McAuley
   2018).
@@ -174,6 +279,7 @@ def causal_attention(
     keys: [n, heads, length, dim] of all columns.
     values: [n, heads, length, dim] of all columns.
     columns: [n, m] or [1, m] integer, the column of each query.
+    bias: [n, heads or 1, m, length] to add to the logits; None: 0.
 
   Returns:
     [n, heads, m, dim] tensor.
@@ -189,6 +295,8 @@ def causal_attention(
   """
   logits = tf.matmul(queries, keys, transpose_b=True)
   logits *= tf.cast(queries.shape[-1], logits.dtype) ** -0.5
+  if bias is not None:
+    logits += bias
   visible = tf.range(tf.shape(keys)[2]) <= tf.cast(
     columns[:, tf.newaxis, :, tf.newaxis], tf.int32
   )

@@ -39,7 +39,15 @@ the candidates that each query chose, newest last. Padding may be anywhere,
 unknown ids are dropped, and only the newest ids of long histories count. Except
 for the ranker, signatures with this input also return `num_history`, the number
 of known ids. If no id is known, a query with training rows uses its training
-history. A session is a query with a history only. Any bundle answers it: a
+history.
+
+If the query tower uses the ages of events, HISTORY also has `history_times`
+[n, up to H], the times of the columns of `history`, and `time` [n], that of the
+request, in the unit of the training data. Negative and missing times are
+unknown. If the time of the request or of an event that counts is unknown, the
+answer uses no ages. A training history has its times in training.
+
+A session is a query with a history only. Any bundle answers it: a
 tower of query ids uses a vector that is fitted to the history
 (`xir_tfrs.ops.fold_in`).
 
@@ -244,6 +252,8 @@ class Bundle:
     allow_ids: Sequence[Sequence[Id]] | None = None,
     *,
     features: Mapping[str, Sequence] | None = None,
+    history_times: Sequence[Sequence[int | None]] | None = None,
+    time: Sequence[int | None] | None = None,
     exclude_seen: bool = False,
     exclude_history: bool = False,
     rerank: bool = False,
@@ -264,6 +274,10 @@ class Bundle:
         nothing.
       features: Side features of the queries, by name, n values each. Missing
         features and None mean the value in training.
+      history_times: The time of each id in `history`, in the unit of the
+        training data; None and negative times are unknown. Only for a bundle
+        that `takes_times`; so is `time`.
+      time: n times of the requests. Without it no ages are used.
       exclude_seen: Whether to also leave out the candidates of the query's
         training rows and history.
       exclude_history: Whether to also leave out the candidates of its history.
@@ -310,6 +324,7 @@ class Bundle:
         "k": tf.constant(max(k, rerank_depth) if rerank else k, tf.int32),
         "exclude_ids": tf.concat(excluded, axis=1),
         "allow_ids": self._lists("allow_ids", allow_ids, n),
+        **self._times(history, history_times, time, n),
       },
     )
     ids, scores = found["candidate_ids"], found["scores"]
@@ -361,18 +376,32 @@ class Bundle:
     ids: Sequence[Id] | None = None,
     features: Mapping[str, Sequence] | None = None,
     history: Sequence[Sequence[Id]] | None = None,
+    history_times: Sequence[Sequence[int | None]] | None = None,
+    time: Sequence[int | None] | None = None,
   ) -> np.ndarray:
     """Returns vectors as in `Queries`; arguments as in `recommend`."""
-    return self.read_queries(ids, features, history).vectors
+    return self.read_queries(
+      ids, features, history, history_times, time
+    ).vectors
 
   def read_queries(
     self,
     ids: Sequence[Id] | None = None,
     features: Mapping[str, Sequence] | None = None,
     history: Sequence[Sequence[Id]] | None = None,
+    history_times: Sequence[Sequence[int | None]] | None = None,
+    time: Sequence[int | None] | None = None,
   ) -> Queries:
     """Encodes queries as `recommend` does, for use with your own index."""
-    found = self._ask("encode_query", "encode_session", ids, history, features)
+    _, n = self._queries(ids, history)
+    found = self._ask(
+      "encode_query",
+      "encode_session",
+      ids,
+      history,
+      features,
+      self._times(history, history_times, time, n),
+    )
     has_history = found["num_history"] > 0
     popular = {
       "popularity": (found["row"] < 0) & ~has_history,
@@ -555,6 +584,12 @@ class Bundle:
     return self.manifest.history_length is not None
 
   @property
+  def takes_times(self) -> bool:
+    """Whether the query tower uses the ages of the events in histories."""
+    inputs = self.manifest.signatures[self.index]["recommend"]["inputs"]
+    return "history_times" in inputs
+
+  @property
   def has_ranker(self) -> bool:
     """Whether the bundle has a ranker."""
     return RANKER in self.manifest.signatures
@@ -631,6 +666,43 @@ class Bundle:
     padding = [self._padding.numpy()]
     padded = [row + padding * (width - len(row)) for row in lists]
     return tf.constant(padded, id_type, [n, width])
+
+  def _times(
+    self,
+    history: Sequence[Sequence[Id]] | None,
+    history_times: Sequence[Sequence[int | None]] | None,
+    time: Sequence[int | None] | None,
+    n: int,
+  ) -> dict[str, tf.Tensor]:
+    """The inputs with times, if the bundle takes any."""
+    if not self.takes_times:
+      if history_times is not None or time is not None:
+        raise ValueError(
+          "`history_times` and `time` need a model that uses the ages of "
+          "events; the one in this bundle does not. Leave them out."
+        )
+      return {}
+    rows: list[list[int]] = [[]] * n
+    if history_times is not None:
+      lengths = [len(row) for row in history or rows]
+      if len(history_times) != n:
+        raise ValueError(
+          "`history_times` must hold one list of times per query. Received: "
+          f"{len(history_times)} for {n} queries."
+        )
+      rows = [
+        ids_lib.check_times(f"history_times[{i}]", row, length)
+        for i, (row, length) in enumerate(
+          zip(history_times, lengths, strict=True)
+        )
+      ]
+    asked = ids_lib.check_times("time", [None] * n if time is None else time, n)
+    width = max(map(len, rows), default=0)
+    padded = [row + [-1] * (width - len(row)) for row in rows]
+    return {
+      "history_times": tf.constant(padded, tf.int64, [n, width]),
+      "time": tf.constant(asked, tf.int64, [n]),
+    }
 
 
 def _best_again(

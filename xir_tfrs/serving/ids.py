@@ -64,6 +64,29 @@ def check_lists(
   return [check_ids("candidate", row, id_type) for row in lists]
 
 
+def check_times(name: str, times: Iterable[int | None], n: int) -> list[int]:
+  """Returns n times as integers, -1 for None, which is unknown.
+
+  Args:
+    name: Name of the argument, for messages.
+    times: The times; negative ones are unknown too.
+    n: Number of times wanted.
+
+  Raises:
+    ValueError: There are not n times, or one is not a 64-bit integer.
+  """
+  form = f"`{name}` must hold {n} integers"
+  if not _is_list(times):
+    raise ValueError(f"{form}. Received: {times!r}.")
+  times = list(times)
+  if len(times) != n:
+    raise ValueError(f"{form}. Received: {len(times)}.")
+  try:
+    return [-1 if x is None else _check_integer(x) for x in times]
+  except TypeError as error:
+    raise ValueError(f"{form}. Received: {error}.") from None
+
+
 def _is_list(value: Any) -> bool:
   return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
 

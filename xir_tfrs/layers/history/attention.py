@@ -8,6 +8,9 @@ from xir_tfrs import checks
 from xir_tfrs.layers.history import encoder
 from xir_tfrs.ops import history
 
+# Enough for a century in milliseconds.
+_NUM_BUCKETS = 100
+
 
 class AttentionHistory(encoder.HistoryEncoder):
   """Pre-norm Transformer blocks, causal, with positions from the end.
@@ -20,6 +23,12 @@ class AttentionHistory(encoder.HistoryEncoder):
   Transformer (Vaswani et al. 2017 have the other kind). The vectors
   are scaled by sqrt(dim): otherwise the blocks and positions dominate them in
   the first epochs.
+
+  With `ages`, each block adds a learned bias to the logits of an event, by its
+  age when the answer is asked for, as in HSTU (Zhai et al. 2024); see
+  `ops.history.age_buckets`. Training hides the times of 10% of the histories,
+  so that the encoder can also do without. If the time of the request or of an
+  event is unknown, no ages are used.
 
   Examples:
     >>> encoder = xir.layers.AttentionHistory(dim=4, length=3, num_heads=2)
@@ -34,6 +43,7 @@ class AttentionHistory(encoder.HistoryEncoder):
     num_blocks: int = 2,
     num_heads: int = 1,
     hidden_multiple: int = 4,
+    ages: bool = False,
     **shared: Any,
   ) -> None:
     """Builds the layer.
@@ -43,6 +53,7 @@ class AttentionHistory(encoder.HistoryEncoder):
       num_heads: Heads of the attention; they divide `dim`.
       hidden_multiple: Width of the blocks' hidden layer, in multiples of
         `dim`.
+      ages: Whether the encoder takes the times of the events and the request.
       **shared: See `HistoryEncoder`.
 
     Raises:
@@ -62,6 +73,7 @@ class AttentionHistory(encoder.HistoryEncoder):
     self._num_blocks = num_blocks
     self._num_heads = num_heads
     self._hidden_multiple = hidden_multiple
+    self.takes_times = bool(ages)
     self._positions = self.add_weight(
       name="positions",
       shape=(self.length, self.dim),
@@ -75,32 +87,46 @@ class AttentionHistory(encoder.HistoryEncoder):
     self._norm = _norm("norm")
 
   def states(
-    self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    dropout: encoder.Dropout,
+    times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     x = dropout(self._inputs(vectors, lengths))
     columns = tf.range(self.length)[tf.newaxis]
+    ages = self._ages(times)
     for block in self._blocks:
-      x = block(x, x, columns, dropout)
+      x = block(x, x, columns, ages, dropout)
     return self._norm(x)
 
-  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+  def last(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    times: tf.Tensor | None = None,
+  ) -> tf.Tensor:
     """[n, dim] states after the last events; see `HistoryEncoder.last`.
 
     The last block computes only these columns.
     """
     x = self._inputs(vectors, lengths)
     columns = tf.range(self.length)[tf.newaxis]
+    ages = self._ages(times)
     for block in self._blocks[:-1]:
-      x = block(x, x, columns, _no_dropout)
+      x = block(x, x, columns, ages, _no_dropout)
     newest = tf.maximum(lengths - 1, 0)[:, tf.newaxis]
     own = tf.gather(x, newest, batch_dims=1)
-    return self._norm(self._blocks[-1](own, x, newest, _no_dropout))[:, 0]
+    if ages is not None:
+      ages = tf.gather(ages, newest, batch_dims=1)
+    return self._norm(self._blocks[-1](own, x, newest, ages, _no_dropout))[:, 0]
 
   def get_config(self) -> dict:
     return super().get_config() | {
       "num_blocks": self._num_blocks,
       "num_heads": self._num_heads,
       "hidden_multiple": self._hidden_multiple,
+      "ages": self.takes_times,
     }
 
   def _inputs(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -109,6 +135,15 @@ class AttentionHistory(encoder.HistoryEncoder):
     # Padding takes the position of the newest event; any position would do.
     after = tf.maximum(lengths[:, tf.newaxis] - 1 - columns, 0)
     return vectors * self.dim**0.5 + tf.gather(self._positions, after)
+
+  def _ages(self, times: tf.Tensor | None) -> tf.Tensor | None:
+    """[n, length, length] buckets of the ages, if the encoder uses them."""
+    if self.takes_times != (times is not None):
+      raise ValueError(
+        "An encoder takes `times` if and only if it has `ages`. Received: "
+        f"`ages` = {self.takes_times}, `times` = {times!r}."
+      )
+    return None if times is None else history.age_buckets(times, _NUM_BUCKETS)
 
 
 class _Block(tf.keras.layers.Layer):
@@ -123,22 +158,32 @@ class _Block(tf.keras.layers.Layer):
     self._hidden = of._dense(number + 4, of._hidden_multiple * of.dim, "relu")
     self._hidden_output = of._dense(number + 5, of.dim)
     self._norms = _norm("attention_norm"), _norm("hidden_norm")
+    self._age_bias = None
+    if of.takes_times:
+      self._age_bias = self.add_weight(
+        name="age_bias", shape=(_NUM_BUCKETS,), initializer="zeros"
+      )
 
   def call(
     self,
     own: tf.Tensor,
     everyone: tf.Tensor,
     columns: tf.Tensor,
+    ages: tf.Tensor | None,
     dropout: encoder.Dropout,
   ) -> tf.Tensor:
     """The columns `own`, [n, m, dim], after a look at all, [n, length, dim]."""
     normed = self._norms[0](everyone)
     own_normed = normed if own is everyone else self._norms[0](own)
+    bias = None
+    if ages is not None:
+      bias = tf.gather(self._age_bias, ages)[:, tf.newaxis]
     attended = history.causal_attention(
       self._heads(self._query(own_normed)),
       self._heads(self._key(normed)),
       self._heads(self._value(normed)),
       columns,
+      bias,
     )
     attended = tf.transpose(attended, [0, 2, 1, 3])
     attended = tf.reshape(attended, tf.shape(own))

@@ -8,6 +8,9 @@ import tensorflow as tf
 from xir_tfrs import checks
 from xir_tfrs.ops import history, seeds
 
+# Share of the histories whose times training hides, so that an encoder that
+# takes times also learns to do without.
+_HIDDEN_TIMES = 0.1
 # Sets entries to 0 if training; else the identity.
 Dropout: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
@@ -23,6 +26,8 @@ class HistoryEncoder(tf.keras.layers.Layer):
 
   Attributes:
     has_interests: Whether a state is several vectors, [interests, dim].
+    takes_times: Whether the encoder uses times. If so, `states` has the
+      further argument `times`, and `call` and `last` need it.
 
   Examples:
     >>> class Newest(xir.layers.HistoryEncoder):
@@ -35,6 +40,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
   """
 
   has_interests: ClassVar[bool] = False
+  takes_times: bool = False
 
   def __init__(
     self,
@@ -75,6 +81,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
     *,
     seed: tf.Tensor | None = None,
     first_row: int | tf.Tensor = 0,
+    times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """States after each event.
 
@@ -82,20 +89,31 @@ class HistoryEncoder(tf.keras.layers.Layer):
       vectors: [n, length, dim] float32 vectors of the events, oldest first,
         in the first `lengths` columns of each row.
       lengths: [n] int32 events of each history.
-      seed: [2] integer seed of the dropout; None: no dropout.
+      seed: [2] integer seed of the dropout and of the histories without
+        times in training; None: neither.
       first_row: Number of row 0 in the global batch.
+      times: If the encoder `takes_times`, [n, length + 1] integer times of
+        the events and, from column `lengths` on, of the request. Negative
+        times are unknown.
 
     Returns:
       [n, length, dim] states, with interests [n, length, interests, dim].
       States of padding are arbitrary.
     """
-    return self.states(
-      vectors, lengths, _Dropout(self._dropout, seed, first_row)
-    )
+    dropout = _Dropout(self._dropout, seed, first_row)
+    given = {}
+    if times is not None:
+      given["times"] = _partly_hidden(times, seed, first_row)
+    return self.states(vectors, lengths, dropout, **given)
 
-  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+  def last(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    times: tf.Tensor | None = None,
+  ) -> tf.Tensor:
     """[n, dim] states after the last events, without dropout."""
-    return history.last(self(vectors, lengths), lengths)
+    return history.last(self(vectors, lengths, times=times), lengths)
 
   def states(
     self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
@@ -124,6 +142,19 @@ class HistoryEncoder(tf.keras.layers.Layer):
       ),
       name=f"dense_{number}",
     )
+
+
+def _partly_hidden(
+  times: tf.Tensor, seed: tf.Tensor | None, first_row: int | tf.Tensor
+) -> tf.Tensor:
+  """Replaces all times of some histories by -1, if there is a seed."""
+  if seed is None:
+    return times
+  # `_Dropout` uses the numbers from 1 on.
+  seed = seeds.fold_in(seed, 0)
+  uniform = seeds.uniform_rows(seed, tf.shape(times)[0], 1, first_row)
+  kept = tf.reshape(uniform >= _HIDDEN_TIMES, [-1, 1])
+  return tf.where(kept, times, tf.constant(history.NO_EVENT, times.dtype))
 
 
 class _Dropout:

@@ -75,8 +75,14 @@ class InterestHistory(encoder.HistoryEncoder):
     del lengths
     return self._routed(dropout(vectors), tf.range(self.length)[tf.newaxis])
 
-  def last(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+  def last(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    times: tf.Tensor | None = None,
+  ) -> tf.Tensor:
     """[n, interests, dim] after the last events; these columns alone."""
+    del times
     newest = tf.maximum(lengths - 1, 0)[:, tf.newaxis]
     return self._routed(vectors, newest)[:, 0]
 
