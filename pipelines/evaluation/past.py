@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,21 +48,22 @@ class Past:
     targets: [rows] dense ids of the candidates.
     events: [rows, length] dense ids of the newest candidates that rows see,
       oldest first, left-padded with -1.
-    times: [rows, length + 1] times of these events and of the row; None if the
-      data has no times.
     num_events: [rows] number of events that rows see, including older ones.
     tied: [rows] bool, whether the query's previous row has the same time.
     held_out_before: [rows, None] candidates of the same split that rows see.
+    seen_rows: All rows that these may see, and themselves.
+    places: [rows] their places in `seen_rows`.
   """
 
   rule: Rule
   query_ids: np.ndarray
   targets: np.ndarray
   events: np.ndarray
-  times: np.ndarray | None
   num_events: np.ndarray
   tied: np.ndarray
   held_out_before: tf.RaggedTensor
+  seen_rows: histories.Histories
+  places: np.ndarray
 
   @classmethod
   def of_split(
@@ -89,16 +91,23 @@ class Past:
       query_ids=own["query_id"].astype(np.int64),
       targets=own["candidate_id"].astype(np.int64),
       events=rows.before(chosen, rule.length),
-      times=(
-        rows.times_before(chosen, rule.length)
-        if "timestamp" in rows.columns
-        else None
-      ),
       num_events=rows.visible[chosen],
       tied=_tied(rows.columns)[chosen],
       # The rows are sorted already, so their positions do not change.
       held_out_before=_visible(in_order(own, data, rule.ties)),
+      seen_rows=rows,
+      places=chosen,
     )
+
+  @functools.cached_property
+  def times(self) -> np.ndarray | None:
+    """[rows, length + 1] times of `events` and of the rows; None without times.
+
+    They are as large as `events`, and only ages of events need them.
+    """
+    if "timestamp" not in self.seen_rows.columns:
+      return None
+    return self.seen_rows.times_before(self.places, self.rule.length)
 
 
 def in_order(

@@ -236,21 +236,15 @@ def _encode_past(
   """
   events = _known_events(data, indexed)
   event_vectors = tf.constant(event_vectors)
+  all_times = _times(model, data)
 
   def encode(rows):
     ids, has_rows, histories, has_history = (
       tf.constant(column[rows])
       for column in (data.query_ids, data.warm, events, (events >= 0).any(1))
     )
+    times = {name: tf.constant(x[rows]) for name, x in all_times.items()}
     features = model.query_tower.look_up(ids)
-    times = {}
-    if model.query_tower.encoder.takes_times:
-      if data.past.times is None:
-        raise errors.DataError(
-          "the interactions have no times, and the model uses the ages of "
-          "events: evaluate it on data with a --time_column"
-        )
-      times["history_times"] = tf.constant(data.past.times[rows])
     encoder = functools.partial(
       model.encode_queries,
       history_ids=histories,
@@ -290,6 +284,21 @@ def _known_events(
   events = data.past.events
   known = (events >= 0) & indexed[events]
   return np.where(known, events, cold_start.UNKNOWN_ID)
+
+
+def _times(
+  model: xir.models.TwoTower, data: split.EvaluationData
+) -> dict[str, np.ndarray]:
+  """[rows, length + 1] `history_times`, if the model takes them."""
+  assert data.past is not None
+  if not model.query_tower.encoder.takes_times:
+    return {}
+  if data.past.times is None:
+    raise errors.DataError(
+      "the interactions have no times, and the model uses the ages of "
+      "events: evaluate it on data with a --time_column"
+    )
+  return {"history_times": data.past.times}
 
 
 def _encode(

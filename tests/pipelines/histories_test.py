@@ -392,8 +392,11 @@ def test_ages_are_used_in_evaluation(data):
       )[0],
       atol=1e-5,
     )
+  seen = rows.past.seen_rows
+  columns = {name: x for name, x in seen.columns.items() if name != "timestamp"}
+  without = dataclasses.replace(seen, columns=columns)
   rows = dataclasses.replace(
-    rows, past=dataclasses.replace(rows.past, times=None)
+    rows, past=dataclasses.replace(rows.past, seen_rows=without)
   )
   with pytest.raises(errors.DataError, match="uses the ages of events: eval"):
     rankings.of_model(model, rows)
