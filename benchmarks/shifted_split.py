@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
+from xir_tfrs.data.files import adjacency, layouts
+
 # A user's items; the users in the order of the file.
 Rows = Sequence[np.ndarray]
 
@@ -99,11 +101,15 @@ def shifted(
   return parts
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-  """User -> its items."""
-  lines = pathlib.Path(path).read_text("utf-8").splitlines()
-  words = [line.split() for line in lines if line.strip()]
-  return {user: np.array(items, int) for user, *items in words}
+def _read(path: str) -> tuple[list[str], list[np.ndarray]]:
+  """The users, and the items of each."""
+  layout = layouts.detect(path, layouts.Wish(format="adjacency"))
+  users, rows = [], []
+  for chunk in adjacency.AdjacencyFile(path, layout).rows({}):
+    users += chunk.columns[adjacency.USER].to_pylist()
+    lists = chunk.columns[adjacency.ITEMS].to_pylist()
+    rows += [np.array(items, int) for items in lists]
+  return users, rows
 
 
 def _write(path: pathlib.Path, users: Sequence[str], rows: Rows) -> None:
@@ -118,17 +124,18 @@ def _write(path: pathlib.Path, users: Sequence[str], rows: Rows) -> None:
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
-  train, test = _read(given.train), _read(given.test)
-  target = scatter(list(train.values()), list(test.values()))
-  held_out_rows = sum(items.size for items in test.values())
+  users, train = _read(given.train)
+  _, test = _read(given.test)
+  target = scatter(train, test)
+  held_out_rows = sum(items.size for items in test)
   fraction = held_out_rows / (
-    held_out_rows + sum(items.size for items in train.values())
+    held_out_rows + sum(items.size for items in train)
   )
-  parts = shifted(list(train.values()), fraction, target, given.random_seed)
+  parts = shifted(train, fraction, target, given.random_seed)
   output = pathlib.Path(given.output)
   output.mkdir(parents=True, exist_ok=True)
   for name, rows in zip(("train", "validation"), parts, strict=True):
-    _write(output / f"{name}.txt", list(train), rows)
+    _write(output / f"{name}.txt", users, rows)
   print(f"scatter of the test split {target:.2f}, here {scatter(*parts):.2f}")
 
 

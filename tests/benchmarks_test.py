@@ -585,3 +585,13 @@ def test_scatter_is_that_of_a_binomial():
   assert found == pytest.approx(expected)
   with pytest.raises(ValueError, match="No item has 50 rows"):
     shifted_split.scatter(kept, held_out)
+
+
+def test_shifted_split_reads_what_it_writes(tmp_path):
+  rows = [np.array([3, 1]), np.array([2])]
+  shifted_split._write(tmp_path / "a.txt", ["u", "v"], rows)
+  with open(tmp_path / "a.txt", "a") as file:
+    file.write("\nw\n")
+  users, found = shifted_split._read(str(tmp_path / "a.txt"))
+  assert users == ["u", "v", "w"]
+  assert [items.tolist() for items in found] == [[3, 1], [2], []]
