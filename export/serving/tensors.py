@@ -172,6 +172,7 @@ def check(
         f"`{name}` must have at most {limits.max_width} values in a row and "
         f"{MAX_ELEMENTS} in all. Received: {_type(wanted['dtype'], shape)}"
       )
+  # By name, because signatures do not say which of their open sizes are equal.
   times, history = inputs.get("history_times"), inputs.get("history")
   if times is not None and times.size and times.shape != np.shape(history):
     raise invalid(
