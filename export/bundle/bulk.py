@@ -6,7 +6,6 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -244,10 +243,8 @@ def _recommender(
   popular = np.argsort(-loaded.counts, kind="stable")[:k]
 
   def recommend(query_ids: Sequence[bundle.Id]) -> answer_files.Answers:
-    given: dict[str, Any] = {}
-    if moment is not None:
-      given["time"] = [moment] * len(query_ids)
-    queries = loaded.read_queries(query_ids, **given)
+    times = None if moment is None else [moment] * len(query_ids)
+    queries = loaded.read_queries(query_ids, time=times)
     none = np.zeros([len(query_ids), 0], np.int64)
     seen = _seen(loaded, queries.rows) if exclude_seen else none
     rows, scores = (x.numpy() for x in search(queries.vectors, seen))

@@ -154,7 +154,8 @@ class _Loaded:
     self.seen = np.array([0, 1, 1]), np.array([2], np.int32)
     self.vectors = np.array([[1], [2], [3], [-4]], np.float32)
 
-  def read_queries(self, ids):
+  def read_queries(self, ids, time=None):
+    assert time is None  # These bundles do not take times.
     vectors = np.array([[{70: 1, -5: -1}.get(x, 2)] for x in ids], np.float32)
     rows = np.array([{70: 0, -5: 1}.get(x, -1) for x in ids])
     popular = (rows < 0) & (self.unknown_query == "popularity")
@@ -226,11 +227,11 @@ def test_an_interrupted_run_continues_at_the_first_missing_file(
   calls = []
   encode = bundle.Bundle.read_queries
 
-  def fail_once(self, ids):
+  def fail_once(self, ids, **given):
     calls.append(len(ids))
     if len(calls) == 5:
       raise KeyboardInterrupt
-    return encode(self, ids)
+    return encode(self, ids, **given)
 
   monkeypatch.setattr(bundle.Bundle, "read_queries", fail_once)
   with pytest.raises(KeyboardInterrupt):
@@ -263,7 +264,7 @@ def test_second_run_on_an_output_is_refused_and_writes_nothing(
   before, second = [], []
   encode = bundle.Bundle.read_queries
 
-  def begin_second(self, ids):
+  def begin_second(self, ids, **given):
     if (output / "part-00000-of-00003.parquet").exists() and not second:
       before.append(_files(output))
       for overwrite in (False, True):
@@ -273,7 +274,7 @@ def test_second_run_on_an_output_is_refused_and_writes_nothing(
           )
         second.append(str(caught.value))
       before.append(_files(output))
-    return encode(self, ids)
+    return encode(self, ids, **given)
 
   monkeypatch.setattr(bundle.Bundle, "read_queries", begin_second)
   run = bulk.batch_recommend(options)
@@ -292,7 +293,7 @@ def test_a_run_that_has_lost_a_file_is_not_complete_until_it_is_back(
   left = output / ".part-00001-of-00003.parquet.partial-host-01234567"
   left.write_text("of a run that was killed")
 
-  def fail(self, ids):
+  def fail(self, ids, **given):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
