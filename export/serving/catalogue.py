@@ -55,13 +55,18 @@ class Catalogue:
     self._query_texts = Texts(self._query_ids)
 
   def describe(self) -> dict:
-    """Returns sizes, and an example of a query."""
+    """Returns sizes, and an example of a query with a usual number of rows."""
+    lengths = np.diff(self._bundle.seen[0])
+    example = ""
+    if self._query_ids:
+      example = self._query_ids[int(np.argmax(lengths >= np.median(lengths)))]
     return {
       "index": self._bundle.index,
       "items": len(self._item_ids),
       "queries": len(self._query_ids),
       "titles": self._titles is not None,
-      "example": self._query_ids[0] if self._query_ids else "",
+      "times": self._bundle.takes_times,
+      "example": example,
     }
 
   def item(self, name: str) -> dict[str, str]:

@@ -34,6 +34,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
   Attributes:
     query: Id of a query; "" for a history alone.
     history: Ids of items, newest last.
+    history_times: Their times; used only if `time` is given.
+    time: Time of the request; None if it is unknown.
     similar: Id of an item to find similar items for, instead of both.
     exclude: Ids of items to leave out.
     k: Number of answers.
@@ -42,6 +44,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
 
   query: str = ""
   history: list[str] = []
+  history_times: list[int | None] = []
+  time: int | None = None
   similar: str = ""
   exclude: list[str] = []
   k: int = 10
@@ -181,6 +185,9 @@ def _request(
     inputs["query_id"] = [_id(question.query, "query", model)]
   if takes_history:
     inputs["history"] = [[_id(x, "item", model) for x in question.history]]
+  if question.time is not None:
+    inputs["history_times"] = [question.history_times]
+    inputs["time"] = [question.time]
   inputs["k"] = k
   inputs["exclude_ids"] = [[_id(x, "item", model) for x in question.exclude]]
   return signature, inputs

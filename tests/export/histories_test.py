@@ -15,7 +15,7 @@ import xir_tfrs as xir
 from export import export_retriever
 from export import query as query_lib
 from export.bundle import bulk, histories, options, refreshing
-from export.serving import batching, models, tensors
+from export.serving import batching, demo, models, tensors
 from export.serving import options as server_options
 from xir_tfrs.data import errors, records, runs, tables
 from xir_tfrs.data import schema as schema_lib
@@ -549,6 +549,16 @@ def test_server_and_bulk_use_times(of_ages, tmp_path):
   calls[1]["history_times"] = calls[1]["history_times"][:, :1]
   with pytest.raises(tensors.RequestError, match="must have the shape of `his"):
     tensors.check(calls[1], spec, model.max_k, limits)
+  assert model.catalogue.describe()["times"]
+  question = demo.Question(
+    history=sent([3, 7]), history_times=[5, 90], time=99, k=3
+  )
+  signature, inputs = demo._request(question, model)
+  found = model.run(
+    signature, tensors.fill(tensors.from_json({"inputs": inputs}, spec), spec)
+  )
+  best = of_ages.ranking(aged(of_ages, *cases[1][::2]))[:3]
+  assert [x.decode() for x in found["candidate_ids"][0]] == best
 
   written = tmp_path / "out"
   batch = {"bundle": str(of_ages.directory), "output": str(written), "k": 3}

@@ -53,6 +53,7 @@ class Shop:
     splits[1:] = [3, 4, 4, 4, 4]
     self.bundle = types.SimpleNamespace(
       index="none",
+      takes_times=False,
       manifest=types.SimpleNamespace(
         id_types=types.SimpleNamespace(query="string", candidate="string")
       ),
@@ -136,7 +137,8 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone(running):
 def test_items_and_queries_are_found_by_parts_of_their_names(running):
   assert get(running, "/demo/about") == {
     **{"name": "retriever", "version": 3, "index": "none"},
-    **{"items": 30, "queries": 5, "titles": True, "example": "ann"},
+    **{"items": 30, "queries": 5, "titles": True, "times": False},
+    "example": "ann",
   }
   found = get(running, "/demo/items?text=fIlM%202")
   assert [x["id"] for x in found] == ["i2", *(f"i{n}" for n in range(20, 30))]
@@ -211,6 +213,14 @@ def test_whole_numbers_are_asked_as_such():
     demo._request(demo.Question(similar="x"), model)
 
 
+def test_times_are_sent_if_that_of_the_request_is_known():
+  given = {"history": ["i1", "i2"], "history_times": [5, None]}
+  _, inputs = demo._request(demo.Question(**given, time=9), Shop())
+  assert inputs["history_times"] == [[5, None]] and inputs["time"] == [9]
+  _, inputs = demo._request(demo.Question(**given), Shop())
+  assert not {"history_times", "time"} & set(inputs)
+
+
 def test_nodemo_removes_all_addresses_of_the_page(tmp_path):
   with fake_server.run(
     tmp_path, Shop(), demo=False, drain_seconds=0.0
@@ -250,11 +260,16 @@ def test_in_a_browser(running, browser, tmp_path):
 
   browser.get(f"http://127.0.0.1:{running.port}/")
   until(lambda: "30 items, 5 users" in text("about"))
+  # It starts with an example.
+  until(lambda: "Film 5" in text("answers"))
+  assert text("heading") == "Recommendations for ann"
+  assert not browser.find_element("id", "time").is_displayed()
+  browser.find_element("id", "query").clear()
+  until(lambda: text("hint") == "Choose a user, or items.")
   browser.find_element("id", "query").send_keys("an")
   until(lambda: "ann" in text("found-queries"))
   press("ann", "#found-queries")
   until(lambda: "Film 5" in text("answers"))
-  assert text("heading") == "Recommendations for ann"
   assert HOSTILE in text("history") and HOSTILE in text("answers")
   browser.save_screenshot(str(tmp_path / "page.png"))
   # Excludes an item, and finds items similar to another.
