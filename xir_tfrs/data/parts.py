@@ -243,7 +243,13 @@ class Parts:
     start_step: int = 0,
     shares: Sequence[tuple[int, int]] | None = None,
   ) -> tf.data.Dataset:
-    """Returns endless batches; arguments as of `datasets.training_dataset`."""
+    """Returns endless batches; arguments as of `datasets.training_dataset`.
+
+    A thread of the iterator calls Python ahead of the caller. At the end of a
+    script it would wait for the interpreter, and the interpreter for it, so do
+    not keep the iterator in a global variable: use it in a function, or `del`
+    it.
+    """
     shares = tuple(shares or [(0, self._batch)])
     specs = self._specs({high - low for low, high in shares})
 
