@@ -35,8 +35,8 @@ class QueryOptions(settings.Settings):
     "Original id of a query. Required without --history.", (), multi=True
   )
   history: tuple[str, ...] = settings.setting(
-    "Candidates that the query chose before: original ids, newest last; for "
-    "one --query_id, or without one.",
+    "Candidates that the query chose before: original ids, newest last. "
+    "With at most one --query_id.",
     (),
   )
   history_times: tuple[int, ...] = settings.setting(

@@ -63,11 +63,16 @@ class QuickstartConfig(prepare_config.PrepareConfig):
     *("output", "tasks", "epochs", "dim"),
   )
 
-  output: str = setting("directory for all results.", "runs/quickstart")
-  tasks: tuple[str, ...] = setting("methods; the last is exported.", TASKS)
+  output: str = setting(
+    "directory for all results.", "runs/quickstart", section="Output"
+  )
+  overwrite: bool = setting("replace earlier results in --output.", True)
+  tasks: tuple[str, ...] = setting(
+    "methods; the last is exported.", TASKS, section="Models"
+  )
   epochs: int = setting("maximum number of epochs.", 10, minimum=1)
   dim: int = setting("size of the embeddings.", 32, minimum=1)
-  report: bool = setting("write report.html.", True)
+  report: bool = setting("write report.html.", True, section="Output")
 
   @property
   def preparation(self) -> prepare_config.PrepareConfig:
@@ -75,9 +80,7 @@ class QuickstartConfig(prepare_config.PrepareConfig):
     fields = dataclasses.fields(prepare_config.PrepareConfig)
     given = {field.name: getattr(self, field.name) for field in fields}
     output = os.path.join(self.output, "data")
-    return prepare_config.PrepareConfig(
-      **given | {"output": output, "overwrite": True}
-    )
+    return prepare_config.PrepareConfig(**given | {"output": output})
 
 
 def quickstart(

@@ -134,8 +134,7 @@ class ServeOptions(settings.Settings):
     "How long a call waits for others to join its batch.", 1.0, minimum=0
   )
   threads: int = settings.setting(
-    "Batches that each worker computes at a time. Default: the number of "
-    "cores.",
+    "Batches that each worker computes at a time, by default one per core.",
     os.cpu_count() or 1,
     minimum=1,
   )

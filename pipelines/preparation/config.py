@@ -29,7 +29,9 @@ class PrepareConfig(settings.Settings):
   input: inputs.Input
   output: str = setting("data directory to write.", section="Output")
   overwrite: bool = setting("replace a data directory at --output.", False)
-  name: str | None = setting("name of the data set. Default: a file's.", None)
+  name: str | None = setting(
+    "name of the data set. Default: from the input.", None
+  )
   dataset: str | None = setting(
     "public data set, downloaded to --input as a folder or archive. Its files,"
     " columns and features are known; other flags override them.",

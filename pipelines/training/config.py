@@ -167,8 +167,8 @@ class TrainConfig(settings.Settings):
     only=_SOFTMAX,
   )
   remove_accidental_hits: bool | None = _setting(
-    "Leave out pool columns with the id of the row's positive. Not given: as "
-    "the task.",
+    "Leave out pool columns with the id of the row's positive. Not given: the "
+    "task's default.",
     None,
   )
   mask_known_positives: bool | None = _setting(

@@ -551,10 +551,10 @@ def full_help(config_class: type) -> str:
 
 
 def _in_short(one: Setting) -> str:
-  """The first sentence of the help, and the allowed values."""
-  sentence = re.match(r".*?\.(?= |$)", one.about.help)
-  text = sentence[0] if sentence else one.about.help
-  return text + _values(one, _FEW)
+  """The first sentence of the help, the default, and the allowed values."""
+  first, *others = re.split(r"(?<=\.) ", one.about.help)
+  default = [x for x in others if x.startswith(("Default: ", "Not given"))]
+  return " ".join([first, *default]) + _values(one, _FEW)
 
 
 def _in_full(one: Setting) -> str:
