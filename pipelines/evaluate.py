@@ -34,8 +34,7 @@ from xir_tfrs.programs import main, settings
 if TYPE_CHECKING:
   import numpy as np
 
-  from pipelines.evaluation import examples, past, report
-  from xir_tfrs.data import runs
+  from pipelines.evaluation import examples, report
 
 METRICS_FILE = places.METRICS_FILE
 RERANK_DEPTH = 100
@@ -139,6 +138,7 @@ def rank(config: EvaluateConfig) -> Evaluation:
     drawn,
     examples,
     neighbours,
+    past,
     rankings,
     report,
     split,
@@ -153,7 +153,7 @@ def rank(config: EvaluateConfig) -> Evaluation:
       "out; evaluate the run that it was refitted from",
       path=config.model_dir,
     )
-  rule = _rule(config, run)
+  rule = past.Rule.of_training(run.train, config.history_ties)
   data = split.load_evaluation_data(data_dir, config.split, rule)
   vectors = rankings.of_model(model, data, show=True)
   others: dict[str, rankings.Ranker] = {}
@@ -187,14 +187,6 @@ def rank(config: EvaluateConfig) -> Evaluation:
   if config.report:
     shown = examples.of_rankings(vectors, reranked, data, data_dir)
   return Evaluation(results, by_query["model"], data.query_ids, shown)
-
-
-def _rule(config: EvaluateConfig, run: runs.RunConfig) -> past.Rule | None:
-  """The events that rows see; None if queries are not single rows."""
-  from pipelines.evaluation import past
-
-  given = {"history_ties": config.history_ties} if config.history_ties else {}
-  return past.Rule.of_training({"query_tower": "id"} | run.train | given)
 
 
 def run(config: EvaluateConfig) -> None:

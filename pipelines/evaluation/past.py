@@ -29,10 +29,18 @@ class Rule:
   ties: str
 
   @classmethod
-  def of_training(cls, settings: Mapping[str, Any]) -> Rule | None:
-    """The rule in a run's settings; None if it does not rank single rows."""
-    ties = settings.get("history_ties")
-    if settings["query_tower"] != "id":
+  def of_training(
+    cls, settings: Mapping[str, Any], ties: str | None = None
+  ) -> Rule | None:
+    """The rule of a run; None if its queries are not single rows.
+
+    Args:
+      settings: Settings of the training.
+      ties: Overrides its `history_ties`.
+    """
+    ties = ties or settings.get("history_ties")
+    # Runs of old versions do not name their query tower.
+    if settings.get("query_tower", "id") != "id":
       return cls(settings["history_length"], ties or "strict")
     # No model encodes these events, but the baseline of neighbours uses them.
     return None if ties is None else cls(_NEWEST_EVENTS, ties)
