@@ -73,7 +73,8 @@ def main(config: InspectConfig) -> None:
     for side in ("user", "item"):
       features |= _side_features(config.input, source, side)
     for name, value in features.items():
-      print(f"guessed by what it holds: {' '.join(_flag(name, value))}")
+      flag = settings.as_flags(InspectConfig, {name: value})
+      print(f"guessed by what it holds: {' '.join(flag)}")
     for hint in _hints(source):
       print(f"hint: {hint}")
     print(f"next: {_command(config, source, features)}")
@@ -190,15 +191,8 @@ def _command(
   features: Mapping[str, list[str] | str],
 ) -> str:
   """The command that prepares the files."""
-  given = {
-    one.name: value
-    for one, value in zip(
-      settings.settings_of(InspectConfig),
-      settings.values_of(config).values(),
-      strict=True,
-    )
-    if value != one.default and one.name != "rows"
-  }
+  given = settings.changed(config)
+  given.pop("rows", None)
   given |= features
   roles = source.roles
   for role, flag in (("user", "user_column"), ("time", "time_column")):
@@ -206,25 +200,9 @@ def _command(
       given.setdefault(flag, getattr(roles, role))
   if roles.item_list is None:
     given.setdefault("item_column", roles.item)
-  words = ["xir-tfrs", "prepare"]
-  for name, value in given.items():
-    values = (
-      value if name in ("input", "train", "validation", "test") else [value]
-    )
-    for one in values:
-      words += _flag(name, one)
-  words += ["--output", f"data/{source.name}"]
-  return shlex.join(words)
-
-
-def _flag(name: str, value: object) -> list[str]:
-  if isinstance(value, bool):
-    return [f"--{name}" if value else f"--no{name}"]
-  if isinstance(value, dict):
-    value = ",".join(f"{key}={one}" for key, one in value.items())
-  elif isinstance(value, list | tuple):
-    value = ",".join(map(str, value))
-  return [f"--{name}", str(value)]
+  given["output"] = f"data/{source.name}"
+  flags = settings.as_flags(type(config), given)
+  return shlex.join(["xir-tfrs", "prepare", *flags])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def main(config: PrepareConfig) -> None:
 
   start = time.monotonic()
   made = prepare(config)
-  print(summary.text(made, config.output, time.monotonic() - start))
+  print(summary.text(made, time.monotonic() - start))
+  print(summary.following(made, config.output))
 
 
 if __name__ == "__main__":

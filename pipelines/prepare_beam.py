@@ -71,7 +71,8 @@ def main(config: PrepareConfig, beam_flags: list[str]) -> None:
 
   start = time.monotonic()
   made = prepare_beam(config, beam_flags)
-  print(summary.text(made, config.output, time.monotonic() - start))
+  print(summary.text(made, time.monotonic() - start))
+  print(summary.following(made, config.output))
 
 
 if __name__ == "__main__":

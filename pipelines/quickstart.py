@@ -3,9 +3,9 @@ r"""Runs all steps, from raw interactions to recommendations.
     xir-tfrs quickstart
     xir-tfrs quickstart --input FILE.csv --user_column U ...
 
-prepares data (generated, or the file of --input), trains SSL, SSL-Pop, BIR and
-XIR with the same settings, evaluates each on the whole catalogue, prints one
-table, exports XIR with a ScaNN index, and recommends for three users. If the
+prepares data (generated, or the file of --input), trains SSL-Pop, BIR and XIR
+with the same settings, evaluates each on the whole catalogue, prints one table,
+exports XIR with a ScaNN index, and recommends for three users. If the
 interactions have times, it also trains XIR with histories instead of user ids,
 and recommends for an unknown visitor. Each step prints the command that it
 runs. With --input, the flags of xir-tfrs prepare apply.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
   from xir_tfrs.data import directory
 
 ROOT = pathlib.Path(__file__).parents[1]
-TASKS = ("ssl", "ssl_pop", "bir", "xir")
+TASKS = ("ssl_pop", "bir", "xir")
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "coverage@20")
 RESULTS = "results.json"
 # Compares the methods as published, without tuning.
@@ -104,10 +104,13 @@ def quickstart(
   start = time.monotonic()
   output = pathlib.Path(config.output)
   data = output / "data"
-  _announce("Prepare", f"xir-tfrs prepare --output {data} ...")
+  flags = settings.as_flags(
+    prepare_config.PrepareConfig, settings.changed(config.preparation)
+  )
+  _announce("Prepare", shlex.join(["xir-tfrs", "prepare", *flags]))
   began = time.monotonic()
   schema = prepare.prepare(config.preparation)
-  print(summary.text(schema, data, time.monotonic() - began))
+  print(summary.text(schema, time.monotonic() - began))
   prepared = directory.DataDir(data)
 
   found: dict[str, dict[str, dict[str, float]]] = {"queries": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 
 from xir_tfrs.data import schema as schema_lib
@@ -57,10 +56,8 @@ _WARNINGS = {
 }
 
 
-def text(
-  schema: schema_lib.Schema, output: str | os.PathLike[str], seconds: float
-) -> str:
-  """Returns the summary, the warnings and the next command."""
+def text(schema: schema_lib.Schema, seconds: float) -> str:
+  """Returns the summary and the warnings."""
   rows = sum(schema.rows.values())
   read = rows + sum(
     schema.warnings.get(name, 0)
@@ -98,12 +95,14 @@ def text(
     if n and _WARNINGS.get(name, name)
   ]
   lines += _like_ids(schema)
-  run = shlex.quote(f"runs/{schema.name}")
-  lines += [
-    f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s",
-    f"next: xir-tfrs train --data {output} --model_dir {run}",
-  ]
+  lines.append(f"{seconds:.1f} s, {read / max(seconds, 1e-9):,.0f} rows/s")
   return "\n".join(lines)
+
+
+def following(schema: schema_lib.Schema, output: str) -> str:
+  """Returns the next command."""
+  flags = ["--data", output, "--model_dir", f"runs/{schema.name}"]
+  return f"next: {shlex.join(['xir-tfrs', 'train', *flags])}"
 
 
 def _split(schema: schema_lib.Schema) -> list[str]:

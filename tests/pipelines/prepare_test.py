@@ -138,7 +138,7 @@ def test_equals_its_slow_twin(tmp_path, kind, keep_repeats):
   assert made.warnings["rows_tied_in_time"] == tied > 0
   users_seen = len({user for user, _ in moments})
   share = 100 * tied / (sum(moments.values()) - users_seen)
-  text = summary.text(made, "out", 1.0)
+  text = summary.text(made, 1.0)
   assert f"{tied} rows ({share:.1f}% of those that follow another" in text
   assert ("pairs of the test split are in train too" in text) == keep_repeats
 
@@ -172,16 +172,16 @@ def test_a_random_split_validates_by_default(tmp_path):
   assert default.rows == given.rows and default.split == given.split
   assert default.split.validation_fraction == 0.1
   assert default.rows["validation"] > 0.05 * default.rows["train"]
-  text = summary.text(default, "a", 1.0)
+  text = summary.text(default, 1.0)
   assert "a share of 0.1 of the rows that are not test" in text
   assert "--validation_fraction 0 for none" in text
   none = made("c", validation_fraction=0)
   assert none.rows["validation"] == 0 and none.split.validation_fraction == 0
-  assert "validation_fraction" not in summary.text(none, "c", 1.0)
+  assert "validation_fraction" not in summary.text(none, 1.0)
   temporal = made("d", split="temporal")
   assert temporal.rows["validation"] == 0
   assert temporal.split.validation_fraction == 0
-  text = summary.text(temporal, "d", 1.0)
+  text = summary.text(temporal, 1.0)
   assert "hint: no validation rows" in text
 
 
@@ -193,7 +193,7 @@ def test_a_toy_file_is_prepared_with_a_sentence_on_what_it_lacks(tmp_path):
   )
   made = prepare.prepare(config)
   assert made.rows == {"train": 8, "validation": 0, "test": 4}
-  text = summary.text(made, "out", 1.0)
+  text = summary.text(made, 1.0)
   assert "warning: no validation rows, because no user has enough rows" in text
   assert "no test rows" not in text
   (tmp_path / "r.csv").write_text("user_id,item_id\nu,a\nv,b\n")
@@ -201,7 +201,7 @@ def test_a_toy_file_is_prepared_with_a_sentence_on_what_it_lacks(tmp_path):
     again = dataclasses.replace(config, split=split, overwrite=True)
     made = prepare.prepare(again)
     assert made.rows == {"train": 2, "validation": 0, "test": 0}
-    assert "warning: no test rows" in summary.text(made, "out", 1.0)
+    assert "warning: no test rows" in summary.text(made, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["random", "temporal", "leave_last"])
@@ -415,7 +415,7 @@ def test_low_ratings_are_counted(tmp_path):
   assert made.rows["train"] == 2 and made.num_queries == 3
   assert made.warnings["rows_below_min_rating"] == 2
   assert made.warnings["users_in_no_split"] == 1
-  assert "1 of 3 users have no rows" in summary.text(made, "out", 1.0)
+  assert "1 of 3 users have no rows" in summary.text(made, 1.0)
 
 
 def test_leakage_is_measured_after_the_split(tmp_path, monkeypatch):
@@ -530,7 +530,7 @@ def test_splits_that_the_user_gives(tmp_path, form, keep_repeats):
   assert made.leakage.get("train_rows_after_test", None) == (
     1 if has_times else None
   )
-  text = summary.text(made, "out", 1.0)
+  text = summary.text(made, 1.0)
   assert (
     "1 of 3 users have validation or test rows but no training rows" in text
   )
@@ -554,7 +554,7 @@ def test_validation_rows_drawn_from_given_training_rows(tmp_path):
     len(set(held["candidate_id"].tolist())) > 3
   )  # Not the last row of each user.
   assert not any(made.leakage.values()), made.leakage
-  assert "(a share of 0.25 of the rows" in summary.text(made, "out", 1.0)
+  assert "(a share of 0.25 of the rows" in summary.text(made, 1.0)
   (tmp_path / "validation.csv").write_text(f"{head}\na,90,90\n")
   with pytest.raises(ValueError, match="omit one of the two"):
     _given(tmp_path, validation_fraction=0.25)
@@ -576,7 +576,7 @@ def test_given_splits_that_cannot_be_read(tmp_path):
   assert made.source.kind == "csv+parquet"
   made = prepare.prepare(_given(tmp_path, splits=("train",)))
   assert made.rows == {"train": 1, "validation": 0, "test": 0}
-  assert "no test rows" in summary.text(made, "out", 1.0)
+  assert "no test rows" in summary.text(made, 1.0)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -787,7 +787,7 @@ def test_odd_ids_are_counted(tmp_path):
   )
   assert made.warnings["rows_with_ids_like_missing"] == 3
   assert made.warnings["ids_alike"] == 2
-  text = summary.text(made, "out", 1.0)
+  text = summary.text(made, 1.0)
   assert "3 rows have an id such as nan or NULL" in text
   assert "2 ids differ from another only by spaces" in text
 
@@ -817,7 +817,7 @@ def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):
     "tags": (("", "p", "q"), ";"),
   }
   assert schema.Schema.load(tmp_path / "out") == made
-  text = summary.text(made, "out", 1.0)
+  text = summary.text(made, 1.0)
   assert "words (token_seq, 3 tokens, split at '|')" in text
 
 

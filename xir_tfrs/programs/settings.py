@@ -342,6 +342,33 @@ def as_dict(config: Any) -> dict[str, Any]:
   }
 
 
+def changed(config: Any) -> dict[str, Any]:
+  """Returns the settings that differ from their defaults, by name."""
+  values = values_of(config)
+  return {
+    one.name: values[one.name]
+    for one in settings_of(type(config))
+    if values[one.name] != one.default
+  }
+
+
+def as_flags(config_class: type, given: Mapping[str, Any]) -> list[str]:
+  """Returns the words of the command line that give settings, by name."""
+  words = []
+  multi = {one.name for one in settings_of(config_class) if one.about.multi}
+  for name, value in given.items():
+    if isinstance(value, bool):
+      words.append(f"--{name}" if value else f"--no{name}")
+      continue
+    if isinstance(value, dict):
+      value = [f"{key}={one}" for key, one in value.items()]
+    if isinstance(value, (list, tuple)) and name not in multi:
+      value = ",".join(map(str, value))
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+      words += [f"--{name}", str(one)]
+  return words
+
+
 def refuse_unused(config: Any, given: Iterable[str]) -> None:
   """Raises SettingsError if a given setting has no effect.
 
