@@ -9,7 +9,8 @@ import shutil
 from apache_beam.options import pipeline_options
 
 from pipelines.beam import first_pass, second_pass
-from pipelines.preparation import convert, spill, vocabulary
+from pipelines.beam import work as work_lib
+from pipelines.preparation import convert, vocabulary
 from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import blocks
 from pipelines.readers import source as source_lib
@@ -40,15 +41,14 @@ def _convert(
       "prepare_beam does not support --item_title in the interactions; use"
       " xir-tfrs prepare, or give titles in an --item_file"
     )
-  work = directory / "work"
-  work.mkdir()
-  tables = convert.side_tables_of(config, source)
-  buckets = spill.Buckets(
-    work / "spill",
+  work = work_lib.Work(
+    directory / "work",
     convert.bucket_count(config, source),
     convert.row_dtype(source),
   )
-  seen = first_pass.run(config, source, work, buckets, options)
+  work.make()
+  tables = convert.side_tables_of(config, source)
+  seen = first_pass.run(config, source, work, options)
   if error := seen.first_error(source):
     raise error
   users, items = (
@@ -60,12 +60,18 @@ def _convert(
       seen.largest.get(kind),
       first_pass.read_ids(work, kind),
     )
-    for kind, side in zip(first_pass.KINDS, tables, strict=True)
+    for kind, side in zip(work_lib.KINDS, tables, strict=True)
   )
+  work.end_first_pass()
   written, arranged = second_pass.run(
-    config, directory, work, buckets, users, items, options
+    config,
+    directory,
+    work,
+    (len(users.ids), len(items.ids)),
+    (users.permutation, items.permutation),
+    options,
   )
-  shutil.rmtree(work)
+  shutil.rmtree(work.folder)
   if empty := source.count_empty(seen.rows):
     seen.warnings["empty_files"] = empty
   files = [seen.files[file] for file in range(source.num_files)]
@@ -91,7 +97,7 @@ def _table(
   vocab: vocabulary.Vocabulary,
 ) -> convert.Table:
   """`convert.table`, with errors that name the line of the largest dense id."""
-  dense = convert.dense_ids(config, source, kind.removesuffix("s"))
+  dense = vocabulary.dense_ids(config, source, kind.removesuffix("s"))
   try:
     return convert.table(vocab, dense, side, source.name)
   except errors.DataError:

@@ -1,12 +1,12 @@
 """First pass: reads the input, numbers the ids, and fills the buckets.
 
 Ids are numbered in order of first appearance, and no worker holds them all.
-Each block of rows has its own codes for its ids. To get the dense ids, it sends
-each id, with the position of its first row, to the worker that has all mentions
-of that id. The smallest position is where the id first appears in the input;
-its rank among the smallest positions of all ids is the dense id. These
-positions, 8 bytes per id, are in a file that workers map into memory. The
-answers are joined with the rows of the block by the block's position.
+Each block of rows has its own codes for its ids. Ids are cut into shares; the
+worker that has a share reads its ids of all blocks, with the position of the
+first row of each. The smallest position is where the id first appears in the
+input; its rank among the smallest positions of all ids is the dense id. These
+positions, 8 bytes per id, are in a file that workers map into memory. Each
+share writes its answers for each block, which then gets its dense ids.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import collections
 import dataclasses
 import itertools
 import pathlib
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,34 +24,18 @@ import pyarrow.compute as pc
 from apache_beam.options import pipeline_options
 from pyarrow import feather
 
-from pipelines.beam import handover
-from pipelines.preparation import convert, passes, spill, vocabulary
+from pipelines.beam import handover, stages
+from pipelines.beam.work import KINDS, Work
+from pipelines.preparation import passes, spill, vocabulary
 from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import blocks
 from pipelines.readers import source as source_lib
 from xir_tfrs.data import errors
 
-_SEEN, _IDS, _ROWS = "seen", "ids", "rows"
-KINDS = ("users", "items")
 # Kind of ids, and number of a share of them.
 Share = tuple[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mentions:
-  """The ids of a block that are in one share.
-
-  Attributes:
-    block: Position of the block.
-    codes: [ids] codes within the block.
-    ids: [ids] original ids.
-    firsts: [ids] positions of their first rows.
-  """
-
-  block: int
-  codes: np.ndarray
-  ids: list[str]
-  firsts: np.ndarray
+_FIELDS = {"users": "user", "items": "item"}
+_MENTIONS = pa.schema({"id": pa.string(), "first": pa.int64()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +43,7 @@ class Seen:
   """Statistics of some or all pieces of the input.
 
   Attributes:
+    blocks: Positions of the blocks.
     warnings: What was skipped -> how often.
     rows: Number of a file -> its rows.
     files: Number of a file -> its fingerprint.
@@ -68,6 +51,7 @@ class Seen:
     error: The first piece with an error and the error, or None.
   """
 
+  blocks: list[int] = dataclasses.field(default_factory=list)
   warnings: dict[str, int] = dataclasses.field(default_factory=dict)
   rows: dict[int, int] = dataclasses.field(default_factory=dict)
   files: dict[int, dict[str, str | int]] = dataclasses.field(
@@ -92,6 +76,7 @@ def joined(seen: Iterable[Seen]) -> Seen:
     if (-found[0], found[1].position) < (-known[0], known[1].position):
       largest[kind] = found
   return Seen(
+    sorted(itertools.chain(*(s.blocks for s in seen))),
     handover.summed(s.warnings for s in seen),
     handover.summed(s.rows for s in seen),
     dict(itertools.chain(*(s.files.items() for s in seen))),
@@ -107,270 +92,234 @@ def joined(seen: Iterable[Seen]) -> Seen:
 def run(
   config: PrepareConfig,
   source: source_lib.Source,
-  work: pathlib.Path,
-  buckets: spill.Buckets,
+  work: Work,
   options: pipeline_options.PipelineOptions,
 ) -> Seen:
-  """Fills `buckets` and writes the ids to `work`; see `read_ids`."""
+  """Writes the rows of each block by bucket, and the ids; see `read_ids`."""
+  first = _FirstPass(config, source, work)
   with beam.Pipeline(options=options) as pipeline:
-    read = (
-      pipeline
-      | "Pieces" >> beam.Create(source.pieces())
-      | "SpreadPieces" >> beam.Reshuffle()
-      | "Read"
-      >> beam.ParDo(_Read(source, config, buckets)).with_outputs(
-        _SEEN, _IDS, _ROWS
-      )
+    tasks = pipeline | "Tasks" >> beam.Create(
+      [*source.pieces(), *range(source.num_files)]
     )
-    files = (
-      pipeline
-      | "Files" >> beam.Create(range(source.num_files))
-      | "SpreadFiles" >> beam.Reshuffle()
-      | "Fingerprint" >> beam.ParDo(_Fingerprint(source))
-    )
-    _ = (
-      (read[_SEEN], files)
-      | "AllSeen" >> beam.Flatten()
-      | "JoinSeen" >> beam.CombineGlobally(joined)
-      | "SaveSeen" >> beam.ParDo(handover.Save(work / "seen"))
-    )
-    mentions = read[_IDS] | "ByShare" >> beam.GroupByKey()
-    firsts = (
-      mentions
-      | "Firsts" >> beam.ParDo(_Firsts())
-      | "ByKind" >> beam.GroupByKey()
-      | "Sort" >> beam.ParDo(_Sort(work))
-    )
-    codes = mentions | "Number" >> beam.ParDo(
-      _Number(work), beam.pvalue.AsDict(firsts)
-    )
-    _ = (
-      {"rows": read[_ROWS], "codes": codes}
-      | "ByBlock" >> beam.CoGroupByKey()
-      | "Encode" >> beam.ParDo(_Encode(buckets.count))
-      | "ByBucket" >> beam.GroupByKey()
-      | "Spill" >> beam.ParDo(_Spill(buckets))
-    )
-  return handover.load(work / "seen")
+    read = stages.stage(tasks, "Read", first.read)
+    shares = stages.after(read, "Shares", first.shares)
+    found = stages.stage(shares, "Distinct", first.distinct)
+    ranked = stages.after(found, "Rank", first.rank)
+    numbered = stages.stage(ranked, "Number", first.number)
+    encoded = stages.after(numbered, "Blocks", first.to_encode)
+    stages.stage(encoded, "Encode", first.encode)
+  return handover.load(work.seen)
 
 
-def read_ids(work: pathlib.Path, kind: str) -> vocabulary.Vocabulary:
+def read_ids(work: Work, kind: str) -> vocabulary.Vocabulary:
   """Reads all ids of the interactions into memory."""
-  tables = [
-    feather.read_table(path, memory_map=False)
-    for path in handover.parts(work, kind, "ids")
-  ]
+  table = pa.concat_tables(
+    feather.read_table(work.ids(kind, share), memory_map=False)
+    for share in range(work.buckets)
+  )
   vocab = vocabulary.Vocabulary()
-  if tables:
-    table = pa.concat_tables(tables).sort_by("code")
-    vocab.add(table.column("id").to_pylist())
+  vocab.add(table.sort_by("first").column("id").to_pylist())
   return vocab
 
 
-class _Read(beam.DoFn):
-  """Piece -> `Seen`, ids by share, rows by block."""
+@dataclasses.dataclass(frozen=True)
+class _FirstPass:
+  """The stages, in order, and what to do between them."""
 
-  def __init__(
-    self,
-    source: source_lib.Source,
-    config: PrepareConfig,
-    buckets: spill.Buckets,
-  ):
-    self._source = source
-    self._config = config
-    self._shares, self._dtype = buckets.count, buckets.dtype
+  config: PrepareConfig
+  source: source_lib.Source
+  work: Work
 
-  def process(self, piece: blocks.Piece) -> Iterator[Any]:
-    # Errors are outputs. If raised, the runner would retry and wrap them, and
+  def read(self, task: blocks.Piece | int) -> Seen:
+    """Writes the blocks of a piece, or takes the fingerprint of a file."""
+    if isinstance(task, int):
+      return Seen(files={task: self.source.fingerprint(task)})
+    # Errors are results. If raised, the runner would retry and wrap them, and
     # the first one raised might not be the first in the input.
     try:
-      yield from self._read(piece, count_lines=False)
+      return self._read(task, count_lines=False)
     except errors.DataError:
       try:
-        collections.deque(self._read(piece, count_lines=True), maxlen=0)
+        return self._read(task, count_lines=True)
       except errors.DataError as e:
-        yield beam.pvalue.TaggedOutput(_SEEN, Seen(error=(piece, e)))
+        return Seen(error=(task, e))
 
-  def _read(self, piece: blocks.Piece, count_lines: bool) -> Iterator[Any]:
+  def _read(self, piece: blocks.Piece, count_lines: bool) -> Seen:
     dense = {
       kind: found
       for kind in KINDS
       for found in [
-        convert.dense_ids(self._config, self._source, kind.removesuffix("s"))
+        vocabulary.dense_ids(self.config, self.source, _FIELDS[kind])
       ]
       if found is not None
     }
     warnings: collections.Counter[str] = collections.Counter()
-    read = 0
-    for position, block in self._source.read(piece, count_lines):
+    positions, read = [], 0
+    for position, block in self.source.read(piece, count_lines):
       for kind, check in dense.items():
         check.check(block, getattr(block, kind))
-      codes = {}
-      for kind in KINDS:
-        ids = pc.dictionary_encode(getattr(block, kind))
-        codes[kind] = ids.indices.to_numpy()
-        for share, mentions in _mentions(ids, position, self._shares):
-          yield beam.pvalue.TaggedOutput(_IDS, ((kind, share), mentions))
+      codes = [self._mentions(kind, position, block) for kind in KINDS]
       rows = passes.encoded(
         block,
-        codes["users"],
-        codes["items"],
+        *codes,
         position,
-        self._dtype,
-        self._source.split_of(piece.file),
+        self.work.rows,
+        self.source.split_of(piece.file),
       )
       read += len(rows)
       rows = passes.well_rated(
-        rows, block, self._config.input.columns.min_rating, warnings
+        rows, block, self.config.input.columns.min_rating, warnings
       )
-      if len(rows):
-        yield beam.pvalue.TaggedOutput(_ROWS, (position, rows))
-    warnings.update(self._source.warnings)
+      self.work.block(position).write([len(rows)], rows)
+      positions.append(position)
+    warnings.update(self.source.warnings)
     largest = {kind: (dense[kind].largest, piece) for kind in dense}
-    yield beam.pvalue.TaggedOutput(
-      _SEEN, Seen(dict(warnings), {piece.file: read}, largest=largest)
+    return Seen(positions, dict(warnings), {piece.file: read}, largest=largest)
+
+  def _mentions(
+    self, kind: str, position: int, block: blocks.Block
+  ) -> np.ndarray:
+    """Writes the distinct ids of a block; returns [rows] their codes.
+
+    Codes are in the order of the file, share after share.
+    """
+    ids = pc.dictionary_encode(getattr(block, kind))
+    share = shares_of(ids.dictionary, self.work.buckets)
+    order = np.argsort(share, kind="stable")
+    codes = np.empty(len(order), np.int32)
+    codes[order] = np.arange(len(order), dtype=np.int32)
+    indices = ids.indices.to_numpy()
+    firsts = position + _first_places(indices, len(order))
+    batch = pa.record_batch(
+      [ids.dictionary.take(pa.array(order)), firsts[order]], schema=_MENTIONS
+    )
+    ends = np.cumsum(np.bincount(share, minlength=self.work.buckets)).tolist()
+
+    def write(partial: pathlib.Path) -> None:
+      with pa.ipc.new_file(str(partial), _MENTIONS) as writer:
+        for start, end in itertools.pairwise([0, *ends]):
+          writer.write_batch(batch.slice(start, end - start))
+
+    handover.write(self.work.mentions(kind, position), write)
+    return codes[indices]
+
+  def shares(self, seen: list[Seen]) -> Iterator[Share]:
+    """Saves the statistics; without an error, there is more to do."""
+    total = joined(seen)
+    handover.save(self.work.seen, total)
+    if total.first_error(self.source) is None:
+      yield from itertools.product(KINDS, range(self.work.buckets))
+
+  def distinct(self, task: Share) -> Share:
+    """Finds the distinct ids of a share, and where each first appears."""
+    kind, share = task
+    batches = []
+    positions = self.work.blocks
+    for position in positions:
+      with pa.OSFile(str(self.work.mentions(kind, position))) as file:
+        batches.append(pa.ipc.open_file(file).get_batch(share))
+    mentions = pa.Table.from_batches(batches, _MENTIONS).combine_chunks()
+    ids = pc.dictionary_encode(mentions.column("id").combine_chunks())
+    indices = ids.indices.to_numpy()
+    # Blocks are in order of position, so the first mention has the first row.
+    places = _first_places(indices, len(ids.dictionary))
+    table = pa.table(
+      {
+        "id": ids.dictionary,
+        "first": mentions.column("first").to_numpy()[places],
+      }
+    )
+    handover.write(
+      self.work.ids(*task),
+      lambda partial: feather.write_feather(
+        table, str(partial), compression="uncompressed"
+      ),
+    )
+    self.work.indices(*task, len(positions)).write(
+      [len(batch) for batch in batches], indices
+    )
+    return task
+
+  def rank(self, shares: list[Share]) -> Iterator[Share]:
+    """Sorts the positions at which ids first appear."""
+    for kind in KINDS:
+      firsts = [
+        self._firsts(share) for share in sorted(shares) if share[0] == kind
+      ]
+      handover.save_array(
+        self.work.firsts(kind), np.sort(np.concatenate(firsts))
+      )
+    yield from shares
+
+  def _firsts(self, share: Share) -> np.ndarray:
+    table = feather.read_table(self.work.ids(*share), columns=["first"])
+    return table.column("first").to_numpy()
+
+  def number(self, task: Share) -> None:
+    """Writes the dense ids of a share's mentions, by block."""
+    # Positions are unique per kind: a row has one user and one item.
+    ranks = np.load(self.work.firsts(task[0]), mmap_mode="r")
+    dense = np.searchsorted(ranks, self._firsts(task)).astype(np.int32)
+    positions = self.work.blocks
+    indices = self.work.indices(*task, len(positions))
+    self.work.codes(*task, len(positions)).write(
+      indices.lengths(), dense[indices.read_all()]
     )
 
+  def to_encode(self, unused_numbered: list[None]) -> Iterator[tuple[int, int]]:
+    yield from enumerate(self.work.blocks)
 
-def _mentions(
-  ids: pa.DictionaryArray, block: int, shares: int
-) -> Iterator[tuple[int, Mentions]]:
-  """The distinct ids of a block by share."""
-  distinct = ids.dictionary.to_pylist()
-  # Codes are 0, 1, ... in order of appearance.
-  firsts = block + np.unique(ids.indices.to_numpy(), return_index=True)[1]
-  # Not `hash`: its value for a string differs between processes.
-  share = np.array([zlib.crc32(i.encode()) % shares for i in distinct], int)
-  order = np.argsort(share, kind="stable")
-  starts = np.searchsorted(share[order], np.arange(shares + 1))
-  for number in np.unique(share).tolist():
-    codes = order[starts[number] : starts[number + 1]]
-    yield (
-      number,
-      Mentions(block, codes, [distinct[c] for c in codes], firsts[codes]),
-    )
-
-
-class _Fingerprint(beam.DoFn):
-  """Number of a file -> its name, size and hash."""
-
-  def __init__(self, source: source_lib.Source):
-    self._source = source
-
-  def process(self, file: int) -> Iterator[Seen]:
-    yield Seen(files={file: self._source.fingerprint(file)})
+  def encode(self, task: tuple[int, int]) -> None:
+    """Gives the rows of a block their dense ids, and sorts them by bucket."""
+    number, position = task
+    blocks_read = len(self.work.blocks)
+    rows = self.work.block(position).read(0)
+    for kind, field in _FIELDS.items():
+      dense = np.concatenate(
+        [
+          self.work.codes(kind, share, blocks_read).read(number)
+          for share in range(self.work.buckets)
+        ]
+      )
+      rows[field] = dense[rows[field]]
+    lengths, parts = np.zeros(self.work.buckets, np.int64), [rows[:0]]
+    for bucket, part in spill.by_bucket(rows["user"], rows, self.work.buckets):
+      lengths[bucket] = len(part)
+      parts.append(part)
+    self.work.spilled(position).write(lengths, np.concatenate(parts))
 
 
-def _distinct(
-  mentions: Iterable[Mentions],
-) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-  """The distinct ids of a share and their first positions.
+# Random weights of the bytes of an id, by place; longer ids use them again.
+_WEIGHTS = np.random.default_rng(0).integers(1 << 32, size=256, dtype=np.uint32)
+
+
+def shares_of(ids: pa.StringArray, count: int) -> np.ndarray:
+  """Spreads ids over shares, the same in every process.
+
+  Args:
+    ids: [n] ids, none of them empty.
+    count: Number of shares.
 
   Returns:
-    [ids] original ids, [ids] positions, [mentions of ids] indices into both.
+    [n] uint16 shares: a weighted sum of the bytes of each id, modulo `count`.
   """
-  mentions = list(mentions)
-  ids = pc.dictionary_encode(
-    pa.array(itertools.chain(*(m.ids for m in mentions)), pa.string())
-  )
-  indices = ids.indices.to_numpy()
-  firsts = np.full(len(ids.dictionary), np.iinfo(np.int64).max)
-  np.minimum.at(firsts, indices, np.concatenate([m.firsts for m in mentions]))
-  return ids.dictionary, firsts, indices
+  if not len(ids):
+    return np.empty(0, np.uint16)
+  _, offsets, data = ids.buffers()
+  ends = np.frombuffer(offsets, np.int32)[ids.offset :][: len(ids) + 1]
+  text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+  starts = ends[:-1] - ends[0]
+  places = np.arange(len(text), dtype=np.int32)
+  places -= np.repeat(starts, np.diff(ends))
+  weighted = _WEIGHTS[places & 255] * (text.astype(np.uint32) + 1)
+  # The upper bits depend on all bits of the bytes.
+  mixed = np.add.reduceat(weighted, starts, dtype=np.uint32) >> 16
+  return (mixed % count).astype(np.uint16)
 
 
-class _Firsts(beam.DoFn):
-  """Share -> first positions of its ids, by kind."""
-
-  def process(
-    self, element: tuple[Share, Iterable[Mentions]]
-  ) -> Iterator[tuple[str, np.ndarray]]:
-    (kind, _), mentions = element
-    yield kind, _distinct(mentions)[1]
-
-
-class _Sort(beam.DoFn):
-  """Kind -> file of the sorted first positions of its ids."""
-
-  def __init__(self, work: pathlib.Path):
-    self._work = work
-
-  def process(
-    self, element: tuple[str, Iterable[np.ndarray]]
-  ) -> Iterator[tuple[str, pathlib.Path]]:
-    kind, firsts = element
-    path = self._work / f"{kind}.firsts"
-    handover.save_array(path, np.sort(np.concatenate(list(firsts))))
-    yield kind, path
-
-
-class _Number(beam.DoFn):
-  """Share -> answers by block: kind, codes of the block, dense ids."""
-
-  def __init__(self, work: pathlib.Path):
-    self._work = work
-
-  def process(
-    self,
-    element: tuple[Share, Iterable[Mentions]],
-    all_firsts: dict[str, pathlib.Path],
-  ) -> Iterator[tuple[int, tuple[str, np.ndarray, np.ndarray]]]:
-    (kind, share), mentions = element
-    mentions = list(mentions)
-    ids, firsts, indices = _distinct(mentions)
-    # Positions are unique per kind: a row has one user and one item.
-    dense = np.searchsorted(
-      np.load(all_firsts[kind], mmap_mode="r"), firsts
-    ).astype(np.int32)
-    table = pa.table({"id": ids, "code": dense})
-    handover.write(
-      self._work / f"{kind}-{share:05d}.ids",
-      lambda partial: feather.write_feather(table, str(partial)),
-    )
-    dense, start = dense[indices], 0
-    for asked in mentions:
-      stop = start + len(asked.codes)
-      yield asked.block, (kind, asked.codes, dense[start:stop])
-      start = stop
-
-
-class _Encode(beam.DoFn):
-  """Block with its answers -> its rows with dense ids, by bucket."""
-
-  def __init__(self, num_buckets: int):
-    self._num_buckets = num_buckets
-
-  def process(
-    self, element: tuple[int, dict[str, Iterable]]
-  ) -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
-    position, found = element
-    answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
-      kind: [] for kind in KINDS
-    }
-    for kind, codes, dense in found["codes"]:
-      answers[kind].append((codes, dense))
-    for rows in found["rows"]:  # One, or none if all ratings are too low.
-      rows = rows.copy()
-      for kind, field in (("users", "user"), ("items", "item")):
-        codes, dense = map(np.concatenate, zip(*answers[kind], strict=True))
-        by_code = np.empty(len(codes), np.int32)
-        by_code[codes] = dense
-        rows[field] = by_code[rows[field]]
-      for bucket, part in spill.by_bucket(
-        rows["user"], rows, self._num_buckets
-      ):
-        yield bucket, (position, part)
-
-
-class _Spill(beam.DoFn):
-  """Bucket -> its file."""
-
-  def __init__(self, buckets: spill.Buckets):
-    self._buckets = buckets
-
-  def process(
-    self, element: tuple[int, Iterable[tuple[int, np.ndarray]]]
-  ) -> None:
-    bucket, parts = element
-    parts = sorted(parts, key=lambda part: part[0])
-    self._buckets.replace(bucket, np.concatenate([rows for _, rows in parts]))
+def _first_places(indices: np.ndarray, count: int) -> np.ndarray:
+  """[count] places where each of 0, ..., count - 1 is first in `indices`."""
+  places = np.empty(count, np.int64)
+  # Of equal indices, the last assignment holds.
+  places[indices[::-1]] = np.arange(len(indices))[::-1]
+  return places

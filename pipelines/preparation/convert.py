@@ -72,8 +72,8 @@ def convert(
   ids = passes.Ids(
     vocabulary.Vocabulary(),
     vocabulary.Vocabulary(),
-    dense_ids(config, source, "user"),
-    dense_ids(config, source, "item"),
+    vocabulary.dense_ids(config, source, "user"),
+    vocabulary.dense_ids(config, source, "item"),
   )
   buckets = spill.Buckets(
     directory / "spill",
@@ -219,16 +219,6 @@ def row_dtype(source: source_lib.Source) -> np.dtype:
   return spill.row_dtype(
     source.has_times, source.has_weights, bool(source.splits)
   )
-
-
-def dense_ids(
-  config: PrepareConfig, source: source_lib.Source, side: str
-) -> vocabulary.DenseIds | None:
-  """The check for dense ids of the "user" or "item" side, if requested."""
-  if not config.dense_ids:
-    return None
-  column = getattr(source.roles, side, None) or f"{side}_id"
-  return vocabulary.DenseIds(column)
 
 
 @dataclasses.dataclass(frozen=True)

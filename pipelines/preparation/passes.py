@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.preparation import spill, splits, vocabulary
 from pipelines.readers import blocks
 from pipelines.readers import source as source_lib
-from xir_tfrs.data import records
+from xir_tfrs.data import record_files
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import progress
 
@@ -317,9 +317,17 @@ def shard_count(num_rows: int) -> int:
 
 def deal(rows: np.ndarray, shards: int) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (shard, its rows of a bucket) for all shards with rows."""
-  for shard, part in enumerate(np.array_split(rows, shards)):
-    if len(part):
-      yield shard, part
+  for shard in range(shards):
+    start, stop = share(len(rows), shard, shards)
+    if start < stop:
+      yield shard, rows[start:stop]
+
+
+def share(rows: int, shard: int, shards: int) -> tuple[int, int]:
+  """The rows [start, stop) of a bucket that a shard takes."""
+  each, more = divmod(rows, shards)
+  start = shard * each + min(shard, more)
+  return start, start + each + (shard < more)
 
 
 def partial_name(split: str, shard: int) -> str:
@@ -343,7 +351,7 @@ def name_shards(
   """
   shards = []
   for number, shard in enumerate(sorted(rows)):
-    name = records.shard_name(split, number, len(rows))
+    name = record_files.shard_name(split, number, len(rows))
     (written / partial_name(split, shard)).rename(directory / name)
     shards.append(schema_lib.Shard(name, rows[shard]))
   return tuple(shards)
@@ -357,7 +365,7 @@ class _SplitWriter:
     self._paths = [
       directory / partial_name(split, shard) for shard in range(num_shards)
     ]
-    self._writers = [records.BlockWriter(path) for path in self._paths]
+    self._writers = [record_files.BlockWriter(path) for path in self._paths]
 
   def append(self, rows: np.ndarray) -> None:
     """Appends the rows of a bucket, in separate blocks."""
@@ -383,7 +391,7 @@ class _SplitWriter:
       writer.close()
 
 
-def append_bucket(writer: records.BlockWriter, rows: np.ndarray) -> None:
+def append_bucket(writer: record_files.BlockWriter, rows: np.ndarray) -> None:
   """Appends the rows of a bucket to a shard.
 
   No block mixes two buckets. A bucket has all rows of its users, so training

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.preparation.config import PrepareConfig
 from pipelines.readers import blocks
+from pipelines.readers import source as source_lib
 from xir_tfrs.data import errors
 
 
@@ -122,3 +124,13 @@ class DenseIds:
         column=self._column,
       )
     return numbers.astype(np.int32)
+
+
+def dense_ids(
+  config: PrepareConfig, source: source_lib.Source, side: str
+) -> DenseIds | None:
+  """The check for dense ids of the "user" or "item" side, if requested."""
+  if not config.dense_ids:
+    return None
+  column = getattr(source.roles, side, None) or f"{side}_id"
+  return DenseIds(column)

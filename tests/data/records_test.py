@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from xir_tfrs.data import directory, errors, records, schema, tables
+from xir_tfrs.data import (
+  directory,
+  errors,
+  record_files,
+  records,
+  schema,
+  tables,
+)
 
 
 def _interactions(rows, seed=0):
@@ -64,6 +71,39 @@ def test_interactions_round_trip(tmp_path, rows, parts):
   }
   for name, values in columns.items():
     np.testing.assert_array_equal(read[name], values)
+
+
+def test_files_are_as_tensorflow_writes_them(tmp_path):
+  """They are written without it, and must be the same in every byte."""
+  columns = {
+    "ids": np.array([0, 127, 128, 2**62, -1]),
+    "few": np.zeros(0, np.int32),
+    "weights": np.array([0.5, -0.0, np.nan, np.inf], np.float32),
+    "words": np.array(["ü".encode(), b"", b"\0tea"], object),
+  }
+  kinds = {
+    "ids": ("int64_list", tf.train.Int64List),
+    "few": ("int64_list", tf.train.Int64List),
+    "weights": ("float_list", tf.train.FloatList),
+    "words": ("bytes_list", tf.train.BytesList),
+  }
+  feature = {
+    name: tf.train.Feature(**{kind: make(value=columns[name].tolist())})
+    for name, (kind, make) in kinds.items()
+  }
+  example = tf.train.Example(features=tf.train.Features(feature=feature))
+  expected = example.SerializeToString(deterministic=True)
+  assert records.encode(columns) == expected
+  found = [expected, b"", bytes(range(256)) * 999]
+  for name, make in (
+    ("theirs", tf.io.TFRecordWriter),
+    ("ours", record_files.RecordWriter),
+  ):
+    with make(str(tmp_path / name)) as writer:
+      for record in found:
+        writer.write(record)
+  written = (tmp_path / "ours").read_bytes()
+  assert written == (tmp_path / "theirs").read_bytes()
 
 
 def _write_rows(path, columns):

@@ -1,5 +1,6 @@
 """`pipelines.prepare_beam` writes the same files as `pipelines.prepare`."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from pipelines import prepare, prepare_beam
-from pipelines.beam import second_pass
+from pipelines.beam import first_pass
 from pipelines.preparation import passes
 from pipelines.readers import blocks, inputs, sources
 from tests import program
@@ -165,7 +166,6 @@ def _contents(directory):
 def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
   """Vocabularies, counts, splits, rows and their order match in every byte."""
   monkeypatch.setattr(passes, "_ROWS_PER_SHARD", 150)
-  monkeypatch.setattr(second_pass, "_RANGE", 16)
   write, options = _CASES[case]
   (tmp_path / "raw").mkdir()
   raw = write(tmp_path / "raw")
@@ -181,6 +181,36 @@ def test_writes_what_prepare_writes(tmp_path, monkeypatch, case):
   assert len(one.shards["train"]) > 1
   assert _contents(tmp_path / "many") == _contents(tmp_path / "one")
   assert {p.name for p in tmp_path.iterdir()} == {"raw", "one", "many"}
+
+
+def test_workers_need_no_tensorflow():
+  """It would cost each worker seconds and hundreds of MiB."""
+  code = (
+    "import sys; from pipelines.beam import first_pass, second_pass;"
+    "from pipelines.readers import sources; print('tensorflow' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+  "ids",
+  [
+    [str(7_000_000_000 + k) for k in range(4000)],
+    [f"https://example.org/ü/{k}/index.html" for k in range(4000)],
+    ["x" * k + "y" for k in range(2000)],
+  ],
+  ids=["numbers", "addresses", "lengths"],
+)
+def test_ids_spread_over_shares(ids):
+  found = first_pass.shares_of(pa.array(ids), 8)
+  counts = np.bincount(found, minlength=8)
+  assert len(counts) == 8 and counts.min() > 0.7 * counts.mean()
+  # Whichever ids a block has, each id goes to the same share.
+  part = first_pass.shares_of(pa.array(ids).slice(3, 500), 8)
+  np.testing.assert_array_equal(part, found[3:503])
 
 
 @pytest.mark.parametrize("write", [_atomic, _csv, _parquet, _adjacency])

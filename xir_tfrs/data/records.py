@@ -24,104 +24,20 @@ from concurrent import futures
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors, hashes
+from xir_tfrs.data import errors, hashes, record_files
 from xir_tfrs.data import schema as schema_lib
 
-BLOCK_ROWS = 4096
+# Writing needs no TensorFlow, so it is in a module without it.
+BLOCK_ROWS = record_files.BLOCK_ROWS
+BlockWriter = record_files.BlockWriter
+encode = record_files.encode
+shard_name = record_files.shard_name
 _BATCH_BYTES = 8 << 20
 # TensorFlow's error for a column of another type; it counts records within
 # their batch.
 _MISTYPED = re.compile(
   r"Key: (?P<column>[^\n]*?), Index: (?P<record>\d+)\. +(?P<reason>[^\n{]*)"
 )
-
-
-class BlockWriter:
-  """Appends rows to one shard; a context manager.
-
-  Attributes:
-    rows: rows appended so far.
-
-  Examples:
-    >>> from xir_tfrs.data import records
-    >>> ids = np.arange(2)
-    >>> with records.BlockWriter("train-0") as writer:
-    ...   writer.append({"query_id": ids, "candidate_id": ids})
-    >>> writer.rows
-    2
-  """
-
-  def __init__(
-    self, path: str | os.PathLike[str], block_rows: int = BLOCK_ROWS
-  ):
-    self.rows = 0
-    self._block_rows = block_rows
-    self._pending: list[dict[str, np.ndarray]] = []
-    self._pending_rows = 0
-    self._writer = tf.io.TFRecordWriter(os.fspath(path))
-
-  def append(self, columns: Mapping[str, np.ndarray]) -> None:
-    """Appends `columns`: name -> [n] array, with the same names each time."""
-    n = len(next(iter(columns.values())))
-    self.rows += n
-    self._pending.append(dict(columns))
-    self._pending_rows += n
-    if self._pending_rows >= self._block_rows:
-      self._flush(keep=self._pending_rows % self._block_rows)
-
-  def end_block(self) -> None:
-    """Ends the current block; rows appended later start a new one."""
-    self._flush(keep=0)
-
-  def close(self) -> None:
-    self.end_block()
-    self._writer.close()
-
-  def _flush(self, keep: int) -> None:
-    if not self._pending_rows:
-      return
-    rows = {
-      name: np.concatenate([block[name] for block in self._pending])
-      for name in self._pending[0]
-    }
-    end = self._pending_rows - keep
-    for start in range(0, end, self._block_rows):
-      block = slice(start, min(start + self._block_rows, end))
-      self._writer.write(encode({k: v[block] for k, v in rows.items()}))
-    # Copies, so that a few pending rows do not keep a large array alive.
-    self._pending = [{k: v[end:].copy() for k, v in rows.items()}]
-    self._pending_rows = keep
-
-  def __enter__(self) -> BlockWriter:
-    return self
-
-  def __exit__(self, *unused_exception: object) -> None:
-    self.close()
-
-
-def encode(columns: Mapping[str, np.ndarray]) -> bytes:
-  """Serializes [n] int, float or bytes arrays as a `tf.train.Example`."""
-  features = {}
-  for name, values in columns.items():
-    if values.dtype.kind in "iu":
-      value = tf.train.Feature(
-        int64_list=tf.train.Int64List(value=values.tolist())
-      )
-    elif values.dtype.kind == "f":
-      value = tf.train.Feature(
-        float_list=tf.train.FloatList(value=values.tolist())
-      )
-    else:
-      value = tf.train.Feature(
-        bytes_list=tf.train.BytesList(value=values.tolist())
-      )
-    features[name] = value
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  return example.SerializeToString(deterministic=True)
-
-
-def shard_name(part: str, shard: int, num_shards: int) -> str:
-  return f"{part}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
 def read_interactions(

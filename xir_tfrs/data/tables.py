@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors, records
+from xir_tfrs.data import errors, record_files, records
 from xir_tfrs.data import schema as schema_lib
 
 Column = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -77,12 +77,12 @@ def write_table(
   for shard in range(num_shards):
     start = shard * rows_per_shard
     stop = min(start + rows_per_shard, len(rows))
-    name = records.shard_name(table, shard, num_shards)
-    with tf.io.TFRecordWriter(str(pathlib.Path(data_dir) / name)) as writer:
-      for low in range(start, stop, records.BLOCK_ROWS):
-        high = min(low + records.BLOCK_ROWS, stop)
+    name = record_files.shard_name(table, shard, num_shards)
+    with record_files.RecordWriter(pathlib.Path(data_dir) / name) as writer:
+      for low in range(start, stop, record_files.BLOCK_ROWS):
+        high = min(low + record_files.BLOCK_ROWS, stop)
         block = _block(table, rows, features, low, high)
-        writer.write(records.encode(block))
+        writer.write(record_files.encode(block))
     shards.append(schema_lib.Shard(name, stop - start))
   return tuple(shards)
 
