@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from benchmarks import (
+  beam,
   beyond_memory,
   catalogue_scaling,
   estimator_bias,
@@ -133,6 +134,20 @@ def test_readers(seconds, capsys):
     assert result["ratio"] == seconds["text"] / seconds[name]
   readers.show(results, sizes)
   assert "JSON lines" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_beam(capsys):
+  sizes = {"rows": 900, "users": 50, "items": 9, "row_groups": 3, "workers": 2}
+  results = beam.run(sizes)
+  assert results["same"]
+  (one,) = results["prepare"]["processes"]
+  assert one["name"] == "prepare" and one["peak_mib"] > 10
+  workers = results["prepare_beam"]["processes"]
+  # Two in each pass; each takes long enough to start to be seen.
+  assert [w["name"] for w in workers].count("sdk_worker_main") == 4
+  beam.show(results, sizes)
+  assert "the same files" in capsys.readouterr().out
 
 
 @pytest.mark.slow
