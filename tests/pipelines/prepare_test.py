@@ -431,7 +431,7 @@ def test_leakage_is_measured_after_the_split(tmp_path, monkeypatch):
     )
   )
   assert made.leakage["pairs_in_train_and_test"] == 1
-  assert "LEAKAGE: pairs_in_train_and_test 1" in summary.text(made, "o", 1)
+  assert "LEAKAGE: pairs_in_train_and_test 1" in summary.text(made, 1)
 
 
 def test_repeats_and_ties_are_those_of_a_user():
