@@ -1,6 +1,7 @@
 """Towers over histories, with each of the encoders."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests import reference
 from xir_tfrs import layers, models, tasks, types
 from xir_tfrs.data import histories
 from xir_tfrs.layers import history as encoders
+from xir_tfrs.ops import chunks
 
 LENGTH = 5
 ENCODERS = tuple(encoders.ENCODERS)
@@ -149,6 +151,47 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       for rows, first in ((HISTORIES, 0), (HISTORIES[2:], 2))
     )
     self.assertAllClose(together[2:], alone, atol=1e-6)
+
+  @parameterized.parameters(*ENCODERS)
+  def test_narrow_windows_apart_or_with_wide_ones(self, encoder):
+    """On a CPU and on a GPU; the narrowest windows have up to 6 columns."""
+    ages = {"ages": True} if encoder == "attention" else {}
+    counts = [3, 24, 0, 9, 6, 1]
+    ids = [
+      [(7 * row + j) % 12 for j in range(n)] for row, n in enumerate(counts)
+    ]
+    ids = ragged(ids).to_tensor(-1)
+    times = tf.cumsum(tf.abs(tf.pad(ids, [[0, 0], [0, 1]])) + 1, axis=1)
+    found = []
+    for has_gpu in (False, True):
+      model = models.HistoryTower(
+        candidate_tower(),
+        encoder,
+        history_length=24,
+        encoder_arguments=ages,
+        dropout=0.4,
+        seed=3,
+      )
+      model.encoder.states = mock.Mock(wraps=model.encoder.states)
+      with (
+        mock.patch.object(chunks, "has_gpu", lambda has=has_gpu: has),
+        tf.GradientTape() as tape,
+      ):
+        states = model.encode_positions(
+          tf.range(6),
+          ids,
+          training=True,
+          history_times=times if ages else None,
+        )
+        defined = tf.boolean_mask(
+          states, tf.sequence_mask(tf.constant(counts) + 1, 25)
+        )
+        loss = tf.reduce_sum(defined * tf.range(4.0))
+      gradients = tape.gradient(loss, model.trainable_variables)
+      self.assertEqual(model.encoder.states.call_count, 1 if has_gpu else 3)
+      found.append([defined, *map(tf.convert_to_tensor, gradients)])
+    for apart, together in zip(*found, strict=True):
+      self.assertAllClose(apart, together, rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters(*ENCODERS)
   def test_dropout_is_a_function_of_seed_and_step(self, encoder):

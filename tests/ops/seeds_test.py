@@ -127,5 +127,38 @@ class UniformRowsTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(a, c)
 
 
+class BernoulliRowsTest(tf.test.TestCase, parameterized.TestCase):
+  @parameterized.parameters(1, 2, 9, 16)
+  def test_any_part_of_the_rows_is_that_part(self, width):
+    whole = seeds.bernoulli_rows(5, 9, width, 0.5)
+    self.assertEqual(whole.shape, (9, width))
+    part = seeds.bernoulli_rows(5, 4, width, 0.5, first_row=3)
+    self.assertAllEqual(part, whole[3:7])
+
+  @parameterized.parameters(0.0, 0.2, 0.5, 1.0)
+  def test_the_share_is_the_probability(self, probability):
+    rows = seeds.bernoulli_rows(5, 400, 250, probability).numpy()
+    # 100,000 bools: 5 standard deviations are at most .0079.
+    self.assertAllClose(rows.mean(), probability, atol=0.0079)
+    self.assertAllClose(rows.mean(axis=0), [probability] * 250, atol=0.125)
+    self.assertAllClose(rows.mean(axis=1), [probability] * 400, atol=0.159)
+
+  def test_bools_are_independent(self):
+    rows = seeds.bernoulli_rows(5, 200, 100, 0.5).numpy() - 0.5
+    for first, second in (
+      (rows[:, 1:], rows[:, :-1]),
+      (rows[:, 2:], rows[:, :-2]),
+      (rows[1:], rows[:-1]),
+    ):
+      # Means of 19,600 or more products of +-.25: 5 standard deviations.
+      self.assertLess(abs((first * second).mean()), 0.009)
+
+  def test_compiled_bools_are_those_of_a_plain_step(self):
+    def rows():
+      return seeds.bernoulli_rows(5, 6, 11, 0.3, first_row=tf.constant(2))
+
+    self.assertAllEqual(rows(), tf.function(rows, jit_compile=True)())
+
+
 if __name__ == "__main__":
   tf.test.main()

@@ -117,3 +117,13 @@ def _loop(step, total, chunk, carry, like, static, in_flight):
     parallel_iterations=in_flight,
   )
   return carry, tuple(array.concat() for array in arrays)
+
+
+def has_gpu() -> bool:
+  """Whether there is a GPU, for which few large kernels are best.
+
+  Examples:
+    >>> isinstance(xir.ops.chunks.has_gpu(), bool)
+    True
+  """
+  return bool(tf.config.list_physical_devices("GPU"))

@@ -251,7 +251,7 @@ def pool_softmax(
         tf.zeros_like(tf.transpose(pool_embeddings)),
       ),
       like=(queries, positives),
-      in_flight=1 if _has_gpu() else _CHUNKS_IN_FLIGHT,
+      in_flight=1 if chunks.has_gpu() else _CHUNKS_IN_FLIGHT,
     )
 
     def grad(upstream, _):
@@ -463,12 +463,8 @@ def _require_what_it_needs(
 def _chunk_size(pool_size: chunks.Size) -> chunks.Size:
   """Rows whose logits are held at a time."""
   elements = _CHUNK_ELEMENTS
-  if _has_gpu():
+  if chunks.has_gpu():
     elements = _CHUNK_ELEMENTS_ON_GPU
   if isinstance(pool_size, int):
     return max(elements // max(pool_size, 1), _FEWEST_ROWS)
   return tf.maximum(elements // tf.maximum(pool_size, 1), _FEWEST_ROWS)
-
-
-def _has_gpu() -> bool:
-  return bool(tf.config.list_physical_devices("GPU"))

@@ -7,6 +7,9 @@ t, so padding changes nothing before it.
 Axes: n = histories, length = columns of a window, dim = size of a vector.
 """
 
+import math
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from xir_tfrs.ops import seeds
@@ -239,7 +242,7 @@ def aged_means(vectors: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
 
   Args:
     vectors: [n, length, dim] vectors of a window.
-    log_weights: [length] log a, by age in events.
+    log_weights: [at least length] log a, by age in events.
 
   Returns:
     [n, length, dim] means.
@@ -251,7 +254,7 @@ def aged_means(vectors: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
     array([[2.],
            [3.]], dtype=float32)
   """
-  length = log_weights.shape[0]
+  length = vectors.shape[1]
   ages = tf.range(length)[:, tf.newaxis] - tf.range(length)[tf.newaxis, :]
   logits = tf.gather(log_weights, tf.maximum(ages, 0))
   weights = tf.nn.softmax(
@@ -322,7 +325,7 @@ def routed_interests(
 
   Args:
     events: [n, length, dim] mapped vectors e of a window.
-    initial_logits: [length, interests], by age in events.
+    initial_logits: [at least length, interests], by age in events.
     columns: [n, m] or [1, m] integer; column t has the interests of the events
       up to t.
     num_rounds: Rounds, at least 1.
@@ -421,9 +424,47 @@ def dropout(
   """
   if not rate:
     return x
-  width = 1
-  for size in x.shape[1:]:
-    width *= size
-  uniform = seeds.uniform_rows(seed, tf.shape(x)[0], width, first_row)
-  keep = tf.reshape(uniform >= rate, tf.shape(x))
+  keep = kept(tf.shape(x)[0], x.shape[1:], rate, seed=seed, first_row=first_row)
+  return only_kept(x, keep, rate)
+
+
+def kept(
+  num_rows: int | tf.Tensor,
+  shape: Sequence[int],
+  rate: float,
+  *,
+  seed: tf.Tensor,
+  first_row: int | tf.Tensor = 0,
+) -> tf.Tensor:
+  """Which entries `dropout` keeps.
+
+  Args:
+    num_rows: Number of rows, n.
+    shape: Static shape of a row.
+    rate: Share of entries that are not kept, in [0, 1).
+    seed: [2] integer seed.
+    first_row: Number of row 0 in the global batch.
+
+  Returns:
+    [n, *shape] bool tensor.
+
+  Examples:
+    >>> keep = xir.ops.history.kept(2, [100], 0.5, seed=tf.constant([0, 1]))
+    >>> keep.shape, keep.dtype
+    (TensorShape([2, 100]), tf.bool)
+  """
+  keep = seeds.bernoulli_rows(
+    seed, num_rows, math.prod(shape), 1.0 - rate, first_row
+  )
+  return tf.reshape(keep, [num_rows, *shape])
+
+
+def only_kept(x: tf.Tensor, keep: tf.Tensor, rate: float) -> tf.Tensor:
+  """x without the entries that `dropout` does not keep, scaled up.
+
+  Examples:
+    >>> keep = tf.constant([True, False])
+    >>> xir.ops.history.only_kept(tf.ones([2]), keep, rate=0.5).numpy()
+    array([2., 0.], dtype=float32)
+  """
   return tf.where(keep, x / (1.0 - rate), tf.zeros_like(x))

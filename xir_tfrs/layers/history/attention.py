@@ -94,7 +94,7 @@ class AttentionHistory(encoder.HistoryEncoder):
     times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     x = dropout(self._inputs(vectors, lengths))
-    columns = tf.range(self.length)[tf.newaxis]
+    columns = tf.range(vectors.shape[1])[tf.newaxis]
     ages = self._ages(times)
     for block in self._blocks:
       x = block(x, x, columns, ages, dropout)
@@ -111,7 +111,7 @@ class AttentionHistory(encoder.HistoryEncoder):
     The last block computes only these columns.
     """
     x = self._inputs(vectors, lengths)
-    columns = tf.range(self.length)[tf.newaxis]
+    columns = tf.range(vectors.shape[1])[tf.newaxis]
     ages = self._ages(times)
     for block in self._blocks[:-1]:
       x = block(x, x, columns, ages, _no_dropout)
@@ -131,7 +131,7 @@ class AttentionHistory(encoder.HistoryEncoder):
 
   def _inputs(self, vectors: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """[n, length, dim] scaled vectors with their positions."""
-    columns = tf.range(self.length)[tf.newaxis]
+    columns = tf.range(vectors.shape[1])[tf.newaxis]
     # Padding takes the position of the newest event; any position would do.
     after = tf.maximum(lengths[:, tf.newaxis] - 1 - columns, 0)
     return vectors * self.dim**0.5 + tf.gather(self._positions, after)

@@ -1,16 +1,19 @@
 """What encoders of a history have in common."""
 
+import itertools
 from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import tensorflow as tf
 
 from xir_tfrs import checks
-from xir_tfrs.ops import history, seeds
+from xir_tfrs.ops import chunks, history, seeds, xla
 
 # Share of the histories whose times training hides, so that an encoder that
 # takes times also learns to do without.
 _HIDDEN_TIMES = 0.1
+# The narrowest windows that are encoded apart from wider ones.
+_NARROWEST = 6
 # Sets entries to 0 if training; else the identity.
 Dropout: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
@@ -23,6 +26,9 @@ class HistoryEncoder(tf.keras.layers.Layer):
   last state, and all prefixes of it.
 
   Axes: n = histories, length = columns, dim = size of the vectors.
+
+  On a CPU, `call` encodes short histories apart from long ones, without most of
+  their padding. So `states` may get fewer than `length` columns.
 
   Attributes:
     has_interests: Whether a state is several vectors, [interests, dim].
@@ -100,11 +106,66 @@ class HistoryEncoder(tf.keras.layers.Layer):
       [n, length, dim] states, with interests [n, length, interests, dim].
       States of padding are arbitrary.
     """
-    dropout = _Dropout(self._dropout, seed, first_row)
-    given = {}
     if times is not None:
-      given["times"] = _partly_hidden(times, seed, first_row)
+      times = _partly_hidden(times, seed, first_row)
+    dropout = _Dropout(
+      0.0 if seed is None else self._dropout,
+      seed,
+      tf.shape(vectors)[0],
+      self.length,
+      first_row,
+    )
+    # XLA needs static shapes, and a GPU would wait for the parts to start.
+    if xla.compiling() or chunks.has_gpu():
+      return self._states(vectors, lengths, times, dropout.of_rows(None))
+    return self._states_by_width(vectors, lengths, times, dropout)
+
+  def _states(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    times: tf.Tensor | None,
+    dropout: Dropout,
+  ) -> tf.Tensor:
+    given = {} if times is None else {"times": times}
     return self.states(vectors, lengths, dropout, **given)
+
+  def _states_by_width(
+    self,
+    vectors: tf.Tensor,
+    lengths: tf.Tensor,
+    times: tf.Tensor | None,
+    dropout: "_Dropout",
+  ) -> tf.Tensor:
+    """`_states`, but each history with at most twice the columns it needs."""
+    widths = [self.length]
+    while widths[0] >= 2 * _NARROWEST:
+      widths.insert(0, -(-widths[0] // 2))
+    if len(widths) == 1:
+      return self._states(vectors, lengths, times, dropout.of_rows(None))
+    of_rows = tf.searchsorted(widths, lengths)
+
+    def parts(tensor: tf.Tensor) -> list[tf.Tensor]:
+      return tf.dynamic_partition(tensor, of_rows, len(widths))
+
+    rows = parts(tf.range(tf.size(lengths)))
+    vector_parts, length_parts = parts(vectors), parts(lengths)
+    time_parts = [None] * len(widths) if times is None else parts(times)
+    states = []
+    for number, width in enumerate(widths):
+      part_times = time_parts[number]
+      if part_times is not None:
+        part_times = part_times[:, : width + 1]
+      found = self._states(
+        vector_parts[number][:, :width],
+        length_parts[number],
+        part_times,
+        dropout.of_rows(rows[number]),
+      )
+      padding = [[0, 0], [0, self.length - width]]
+      padding += [[0, 0]] * (found.shape.rank - 2)
+      states.append(tf.pad(found, padding))
+    return tf.dynamic_stitch(rows, states)
 
   def last(
     self,
@@ -113,12 +174,17 @@ class HistoryEncoder(tf.keras.layers.Layer):
     times: tf.Tensor | None = None,
   ) -> tf.Tensor:
     """[n, dim] states after the last events, without dropout."""
-    return history.last(self(vectors, lengths, times=times), lengths)
+    # Not in parts by width, which would not be worth it for few histories.
+    states = self._states(vectors, lengths, times, lambda x: x)
+    return history.last(states, lengths)
 
   def states(
     self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: Dropout
   ) -> tf.Tensor:
-    """The states of `call`; `dropout(x)` drops entries of x in training."""
+    """The states of `call`, for the columns that there are.
+
+    `dropout(x)` drops entries of x, [n, columns, ...], in training.
+    """
     raise NotImplementedError
 
   def get_config(self) -> dict:
@@ -158,23 +224,47 @@ def _partly_hidden(
 
 
 class _Dropout:
-  """Dropout with another stream of random numbers at each call."""
+  """Dropout with another stream of random numbers at each call.
+
+  `of_rows` shares the numbers: a row loses the same entries in a part of the
+  rows, and with fewer columns.
+  """
 
   def __init__(
-    self, rate: float, seed: tf.Tensor | None, first_row: int | tf.Tensor
+    self,
+    rate: float,
+    seed: tf.Tensor | None,
+    num_rows: tf.Tensor,
+    length: int,
+    first_row: int | tf.Tensor,
   ) -> None:
     self._rate = rate
     self._seed = seed
+    self._num_rows = num_rows
+    self._length = length
     self._first_row = first_row
-    self._calls = 0
+    # What each call keeps, in all columns of all rows.
+    self._kept: list[tf.Tensor] = []
 
-  def __call__(self, x: tf.Tensor) -> tf.Tensor:
-    if self._seed is None or not self._rate:
+  def of_rows(self, rows: tf.Tensor | None) -> Dropout:
+    """The dropout of some rows, or of all."""
+    calls = itertools.count()
+    return lambda x: self._drop(next(calls), x, rows)
+
+  def _drop(self, call: int, x: tf.Tensor, rows: tf.Tensor | None) -> tf.Tensor:
+    if not self._rate:
       return x
-    self._calls += 1
-    return history.dropout(
-      x,
-      self._rate,
-      seed=seeds.fold_in(self._seed, self._calls),
-      first_row=self._first_row,
-    )
+    if call == len(self._kept):
+      keep = history.kept(
+        self._num_rows,
+        [self._length, *x.shape[2:]],
+        self._rate,
+        # 0 is the stream of the hidden times.
+        seed=seeds.fold_in(self._seed, call + 1),
+        first_row=self._first_row,
+      )
+      self._kept.append(keep)
+    keep = self._kept[call]
+    if rows is not None:
+      keep = tf.gather(keep[:, : x.shape[1]], rows)
+    return history.only_kept(x, keep, self._rate)

@@ -73,7 +73,9 @@ class InterestHistory(encoder.HistoryEncoder):
     self, vectors: tf.Tensor, lengths: tf.Tensor, dropout: encoder.Dropout
   ) -> tf.Tensor:
     del lengths
-    return self._routed(dropout(vectors), tf.range(self.length)[tf.newaxis])
+    return self._routed(
+      dropout(vectors), tf.range(vectors.shape[1])[tf.newaxis]
+    )
 
   def last(
     self,
