@@ -204,6 +204,44 @@ _ABLATION = (
 )
 
 _TABLE_2 = _methods("ssl_pop", "ssl", "mns", "g_tower", "bir", "xir")
+
+
+def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
+  """The methods with one tower and one batch, each with its defaults.
+
+  As in the paper, the further candidates are as many as the batch has. The
+  full softmax, the ceiling, has the form of the loss of the others.
+  """
+  further: dict[str, dict[str, Any]] = {
+    "ssl_pop": {},
+    "mns": {"num_uniform": batch},
+    "bir": {},
+    "xir": {"cache_size": batch},
+    "cbns": {"bank_size": 2 * batch},
+    "full_softmax": {
+      "popularity_weight": 0.15,
+      "loss": "generalized_cross_entropy",
+    },
+  }
+  return tuple(
+    Case(
+      task,
+      {"query_tower": tower, "global_batch_size": batch} | settings,
+      "default",
+      x=x,
+      label=f"{methods.TASKS[task].title}, {tower} tower, batch {batch}",
+    )
+    for task, settings in further.items()
+  )
+
+
+_CACHE_CELLS = tuple(
+  case
+  for x, (tower, batch) in enumerate(
+    itertools.product(("id", "history"), (256, 2048))
+  )
+  for case in _cell(x, tower, batch)
+)
 _SLOW = {"init_stddev": 0.1, "learning_rate": 0.001}
 # From N(0, 1) embeddings and at 0.01 the tower's ReLUs die in the first epoch.
 _DEEP = _SLOW | {"candidate_hidden": (32, 16)}
@@ -396,6 +434,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     epochs=10,
     against="systematic draws",
+    split="validation",
+  ),
+  "cache": Experiment(
+    "When the cache pays: methods by tower and batch",
+    _CACHE_CELLS,
+    epochs=10,
+    against="SSL-Pop",
     split="validation",
   ),
   "longer": Experiment(
