@@ -21,6 +21,8 @@ PAPER = {
 }
 _SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 _TESTED = "ndcg@20"
+# A shorter way from the baseline to the ceiling is mostly chance.
+_SHORTEST_WAY = 0.02
 
 
 def write(output: str) -> list[pathlib.Path]:
@@ -80,7 +82,11 @@ def table(result: files.Result) -> str:
     header.append("compat NDCG@10")
   if paper:
     header += ["paper R@10", "paper N@10"]
-  header += [f"{_TESTED} against {result.baseline}", "seeds"]
+  header.append(f"{_TESTED} against {result.baseline}")
+  ceiling = experiments.EXPERIMENTS[result.experiment].ceiling
+  if ceiling:
+    header.append(f"of the way to {methods.TASKS[ceiling].title}")
+  header.append("seeds")
   header += ["s/epoch", "GiB"]
   rows = []
   for case in result.cases:
@@ -91,6 +97,8 @@ def table(result: files.Result) -> str:
     if paper:
       row += [f"{value:.4f}" for value in paper[case.task].values()]
     row.append(_test(tests.get(case.name)))
+    if ceiling:
+      row.append(_way(result, case, ceiling))
     row.append(", ".join(str(run.seed) for run in case.runs))
     seconds = np.median([run.seconds_per_epoch for run in case.runs])
     row.append(f"{seconds:.1f}")
@@ -135,6 +143,24 @@ def _test(comparison: files.Comparison | None) -> str:
   test = comparison.metrics[_TESTED]
   p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
   return f"{test.difference:+.4f} ({p})"
+
+
+def _way(result: files.Result, case: files.CaseResult, ceiling: str) -> str:
+  """How much of the way from the baseline to the ceiling a case goes.
+
+  Nothing for the two themselves, and where the way is short.
+  """
+  same = [other for other in result.cases if other.x == case.x]
+  ends = [same[0], *(other for other in same if other.task == ceiling)]
+  if len(ends) < 2 or case in ends:
+    return ""
+  first, last, mine = (
+    np.mean([point[_TESTED] for point in _points(result, one)])
+    for one in (*ends, case)
+  )
+  if last - first < _SHORTEST_WAY * first:
+    return "short"
+  return f"{(mine - first) / (last - first):.0%}"
 
 
 def _percent(shares: tuple[float, ...]) -> list[str]:

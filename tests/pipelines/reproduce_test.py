@@ -259,6 +259,55 @@ def test_report_needs_results(tmp_path):
     report.write(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+  ("best", "shown"), [(0.22, "| 150% |"), (0.2039, "| short |")]
+)
+def test_the_way_to_the_ceiling(best, shown):
+  """From 0.2 of the first of the same `x` to `best` of the full softmax."""
+
+  def case(task, ndcg, x):
+    run = files.RunSummary(
+      seed=0,
+      epochs=1,
+      steps_per_epoch=1,
+      seconds_per_epoch=1.0,
+      peak_gib=1.0,
+      curve=({"epoch": 1} | dict.fromkeys(results.METRICS, ndcg),),
+    )
+    return files.CaseResult(
+      name=f"{task}-{x}",
+      title=task,
+      task=task,
+      preset="default",
+      settings={},
+      x=x,
+      runs=(run,),
+    )
+
+  result = files.Result(
+    experiment="cache",
+    title="",
+    data=files.Data(
+      name="any", split="random", split_seed=0, rows={}, queries=1, candidates=1
+    ),
+    ranked="validation",
+    shows="table",
+    axis=None,
+    cases=(
+      case("ssl_pop", 0.2, 0),
+      case("xir", 0.23, 0),
+      case("full_softmax", best, 0),
+      case("ssl_pop", 0.1, 1),
+    ),
+    epoch=1,
+    baseline="SSL-Pop",
+    comparisons=(),
+  )
+  _, _, first, xir, last, other = report.table(result).splitlines()
+  assert shown in xir
+  assert not any(shown in line for line in (first, last, other))
+
+
 @pytest.mark.slow
 def test_runs_not_ranked_at_the_epoch_are_left_out(small_data, output):
   before = load(output)
