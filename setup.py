@@ -34,7 +34,7 @@ INSTALL = [
   "tensorflow-recommenders==0.7.7",
   "numpy>=1.26",
   "absl-py>=2.1",
-  # TFRecords are written without TensorFlow: their checksums and their messages.
+  # For TFRecords without TensorFlow: their checksums and their messages.
   "google-crc32c>=1.5,<2",
   "protobuf>=5.28",
   # Every JSON and YAML file that is read is checked against its model.
