@@ -672,12 +672,12 @@ def test_tokens_that_are_like_ids_are_told():
       candidate_features=(feature,),
     )
 
-  text = summary.text(made("token", 170), "out", 1.0)
+  text = summary.text(made("token", 170), 1.0)
   assert "warning: title is another token for nearly every item" in text
   assert "--item_features title:text" in text and "--item_title" in text
   assert text.endswith("--data out --model_dir 'runs/a b'")
   for other in (made("token", 150), made("token_seq", 170)):
-    assert "nearly every" not in summary.text(other, "out", 1.0)
+    assert "nearly every" not in summary.text(other, 1.0)
 
 
 @pytest.mark.parametrize("repeats", spill.REPEATS)
@@ -839,7 +839,7 @@ def test_titles_of_the_interactions(tmp_path, dense):
   titles = dict(zip(ids, found.titles(), strict=True))
   assert titles == {"2": "Café 2", "0": "Heat", "1": ""}
   assert ids == (["0", "1", "2"] if dense else ["2", "0", "1"])
-  assert "1 of 3 items have no title" in summary.text(made, "out", 1)
+  assert "1 of 3 items have no title" in summary.text(made, 1)
 
 
 def test_titles_of_the_item_file(tmp_path):
