@@ -675,7 +675,8 @@ def test_tokens_that_are_like_ids_are_told():
   text = summary.text(made("token", 170), 1.0)
   assert "warning: title is another token for nearly every item" in text
   assert "--item_features title:text" in text and "--item_title" in text
-  assert text.endswith("--data out --model_dir 'runs/a b'")
+  command = summary.following(made("token", 2), "out")
+  assert command.endswith("--data out --model_dir 'runs/a b'")
   for other in (made("token", 150), made("token_seq", 170)):
     assert "nearly every" not in summary.text(other, 1.0)
 
