@@ -341,6 +341,9 @@ import importlib, sys
 for name in {_LIGHT}:
   importlib.import_module(name)
   print(name, *sorted({_HEAVY} & sys.modules.keys()))
+# Reports errors in its input before TensorFlow has loaded.
+importlib.import_module("pipelines.preparation.convert")
+assert "tensorflow" not in sys.modules
 """
   done = subprocess.run(
     [sys.executable, "-c", script],

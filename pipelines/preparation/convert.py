@@ -22,10 +22,8 @@ from pipelines.preparation import (
 from pipelines.preparation.config import TEXT_BUCKETS, PrepareConfig
 from pipelines.readers import source as source_lib
 from pipelines.readers import sources
-from xir_tfrs.data import directory as directories
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
-from xir_tfrs.data import tables as tables_lib
 from xir_tfrs.data.files import side_tables
 
 Convert = Callable[
@@ -43,7 +41,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
   """
   config = config.resolved()
   output = pathlib.Path(config.output)
-  directories.check_output(output, config.overwrite)
+  schema_lib.check_output(output, config.overwrite)
   source = sources.open_source(config.input)
   if config.kept_repeats in ("sum", "max") and not source.has_weights:
     raise errors.DataError(
@@ -58,7 +56,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
       "--split temporal needs times; name the column with --time_column",
       path=source.name,
     )
-  with directories.new_directory(output, config.overwrite) as directory:
+  with schema_lib.new_directory(output, config.overwrite) as directory:
     schema = write(config, source, directory).with_hashes(directory)
     schema.save(directory)
   return schema
@@ -149,6 +147,9 @@ def finish(
     warnings: What reading skipped -> how often.
     files: Fingerprints of the input files, interactions first.
   """
+  # TensorFlow is slow to load: errors in the input are reported before.
+  from xir_tfrs.data import tables as tables_lib
+
   if not written.item_counts.any():
     num_rows = int(written.user_rows.sum())
     raise errors.DataError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tensorflow as tf
 
 from xir_tfrs.data import schema as schema_lib
-from xir_tfrs.data import tables
 from xir_tfrs.data.files import side_tables
-from xir_tfrs.ops import words
+
+if TYPE_CHECKING:
+  from xir_tfrs.data import tables
 
 # A spread below this share of the mean (and of 1) counts as rounding error.
 _MIN_RELATIVE_STD = 1e-6
@@ -145,6 +146,10 @@ def _placed(
 
 def _hashed(texts: pa.Array, num_buckets: int) -> tuple[np.ndarray, np.ndarray]:
   """The number of codes of each text, and all codes."""
+  import tensorflow as tf  # Only texts need it.
+
+  from xir_tfrs.ops import words
+
   lengths, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
   for start in range(0, len(texts), _TEXTS_AT_ONCE):
     part = texts.slice(start, _TEXTS_AT_ONCE).to_numpy(zero_copy_only=False)

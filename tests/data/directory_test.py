@@ -121,14 +121,14 @@ def test_directories_that_are_not_data_directories(tmp_path):
 
 def test_only_a_complete_data_directory_is_replaced(path):
   with pytest.raises(errors.DataError, match="holds a data directory already"):
-    directory.check_output(path, overwrite=False)
-  directory.check_output(path, overwrite=True)
+    schema.check_output(path, overwrite=False)
+  schema.check_output(path, overwrite=True)
   (path / schema.ORACLE_FILE).write_bytes(b"")
-  directory.check_output(path, overwrite=True)
+  schema.check_output(path, overwrite=True)
   (path / "notes").write_text("mine")
   with pytest.raises(errors.DataError, match="holds 'notes', which is not pa"):
-    directory.check_output(path, overwrite=True)
+    schema.check_output(path, overwrite=True)
   (path / "notes").unlink()
   (path / "schema.json").write_text("{")
   with pytest.raises(errors.DataError, match="holds 'candidates-0"):
-    directory.check_output(path, overwrite=True)
+    schema.check_output(path, overwrite=True)

@@ -583,12 +583,12 @@ def test_given_splits_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
   "where",
   [
-    "passes.spill_rows",
-    "passes.arrange",
-    "passes.write_splits",
-    "tables_lib.write_table",
-    "schema_lib.Schema.save",
-    "directories.atomic._take_place",
+    "pipelines.preparation.passes.spill_rows",
+    "pipelines.preparation.passes.arrange",
+    "pipelines.preparation.passes.write_splits",
+    "xir_tfrs.data.tables.write_table",
+    "xir_tfrs.data.schema.Schema.save",
+    "xir_tfrs.data.atomic._take_place",
   ],
 )
 def test_a_crash_leaves_nothing_half_written(
@@ -600,15 +600,14 @@ def test_a_crash_leaves_nothing_half_written(
   before = {p.name: p.read_bytes() for p in out.iterdir()}
 
   def crash(*args, **kwargs):
-    if where == "passes.write_splits":
+    if where.endswith("write_splits"):
       real(*args, **kwargs)
     raise failure("injected")
 
-  target = f"pipelines.preparation.convert.{where}"
   real = passes.write_splits
   for output in (out, tmp_path / "deep" / "new"):
     with monkeypatch.context() as patch:
-      patch.setattr(target, crash)
+      patch.setattr(where, crash)
       with pytest.raises(failure, match="injected"):
         prepare.prepare(
           _config(tmp_path / "r.inter", output, seed=3, overwrite=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -12,43 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from xir_tfrs.data import atomic, blocks, errors, records, tables
+from xir_tfrs.data import blocks, records, tables
 from xir_tfrs.data import schema as schema_lib
 
 _COLUMNS = ("query_id", "candidate_id", "sample_weight")
 _ORDER = ("timestamp", "event")
-
-
-def new_directory(
-  output: str | os.PathLike[str], overwrite: bool
-) -> contextlib.AbstractContextManager[pathlib.Path]:
-  """Yields a new directory that becomes the data directory `output`.
-
-  See `atomic.new_directory`.
-  """
-  return atomic.new_directory(
-    output, what="data directory", foreign=_foreign, overwrite=overwrite
-  )
-
-
-def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
-  """Raises `DataError` unless a data directory may be written to `output`."""
-  atomic.check_output(
-    output, what="data directory", foreign=_foreign, overwrite=overwrite
-  )
-
-
-def _foreign(directory: pathlib.Path) -> str | None:
-  """Name of a file that does not belong to a data directory, or None."""
-  names = {path.name for path in directory.iterdir()}
-  try:
-    schema = schema_lib.Schema.load(directory)
-  except errors.DataError:
-    # Without a readable schema, nothing proves that the files are ours.
-    return min(names)
-  ours = {schema_lib.FILE_NAME, schema_lib.ORACLE_FILE}
-  ours |= {s.file for shards in schema.shards.values() for s in shards}
-  return min(names - ours, default=None)
 
 
 class DataDir:

@@ -6,6 +6,7 @@ complete. The JSON mirrors `Schema` field by field.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from xir_tfrs import types
-from xir_tfrs.data import hashes, json_files
+from xir_tfrs.data import atomic, errors, hashes, json_files
 
 FILE_NAME = "schema.json"
 # File with the true vectors of generated data.
@@ -323,3 +324,35 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
       content, cls, path=path, remedy=REMEDY, format=FORMAT
     )
     return schema, hashlib.sha256(content).hexdigest()
+
+
+def new_directory(
+  output: str | os.PathLike[str], overwrite: bool
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+  """Yields a new directory that becomes the data directory `output`.
+
+  See `atomic.new_directory`.
+  """
+  return atomic.new_directory(
+    output, what="data directory", foreign=_foreign, overwrite=overwrite
+  )
+
+
+def check_output(output: str | os.PathLike[str], overwrite: bool) -> None:
+  """Raises `DataError` unless a data directory may be written to `output`."""
+  atomic.check_output(
+    output, what="data directory", foreign=_foreign, overwrite=overwrite
+  )
+
+
+def _foreign(directory: pathlib.Path) -> str | None:
+  """Name of a file that does not belong to a data directory, or None."""
+  names = {path.name for path in directory.iterdir()}
+  try:
+    schema = Schema.load(directory)
+  except errors.DataError:
+    # Without a readable schema, nothing proves that the files are ours.
+    return min(names)
+  ours = {FILE_NAME, ORACLE_FILE}
+  ours |= {s.file for shards in schema.shards.values() for s in shards}
+  return min(names - ours, default=None)
