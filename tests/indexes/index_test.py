@@ -278,7 +278,8 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     self.addCleanup(shutil.rmtree, path)
     tf.saved_model.save(index, path, signatures={"serve": index.serve})
     loaded = tf.saved_model.load(path).signatures["serve"]
-    for batch, k, width in ((3, 5, 0), (1, 7, 2), (4, 500, 1), (0, 3, 4)):
+    sizes = ((3, 5, 0), (1, 7, 0), (1, 7, 2), (1, 500, 0), (4, 500, 1))
+    for batch, k, width in (*sizes, (0, 3, 4), (0, 3, 0)):
       queries = _queries(batch)
       exclude = tf.constant(ids[:width] * batch, tf.string, [batch, width])
       eager = index.search(queries, k, exclude)
@@ -289,6 +290,18 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
           )
           self.assertAllEqual(found["ids"], eager[0])
           self.assertAllClose(found["scores"], eager[1])
+    queries, none = _queries(3), tf.zeros([3, 0], tf.string)
+    queries[1] = np.nan
+    found = loaded(queries=tf.constant(queries), k=tf.constant(5), exclude=none)
+    self.assertAllEqual(found["ids"], index.search(queries, 5)[0])
+    for k, lists, message in (
+      (0, none, "`k` must be a positive"),
+      (5, none[:2], "one row per query|must be equal"),
+    ):
+      with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
+        loaded(
+          queries=tf.constant(_queries(3)), k=tf.constant(k), exclude=lists
+        )
 
   @parameterized.named_parameters(*ALL)
   def test_indexing_again_replaces_the_corpus(self, make):

@@ -11,6 +11,8 @@ are translated once on input and once on output; callers can also pass rows.
 from __future__ import annotations
 
 import abc
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from xir_tfrs.ops import branches
 # Inner products of larger numbers may overflow to infinity or NaN, which
 # crashes the process in ScaNN.
 _LARGEST = 1e15
+_WRONG_K = "`k` must be a positive integer."
 
 
 class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
@@ -145,42 +148,24 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """
     self._require_corpus()
     queries = self._check_queries(queries)
-    shape, batch = queries.shape, tf.shape(queries)[0]
-    excluded = self._rows(self._listed("exclude", exclude, exclude_rows, batch))
-    allowed = self._listed("allow", allow, allow_rows, batch)
     num_answers = _check_k(k)
-    interests = 1
-    if shape.rank == 3:
-      interests = tf.shape(queries)[1]
-      queries = tf.reshape(queries, [-1, self.dim])
-      excluded = tf.repeat(excluded, interests, axis=0)
-    usable = tf.reduce_all(tf.abs(queries) <= _LARGEST, axis=1)  # Not NaN.
-    # One bad query makes ScaNN fail the batch or crash the process: replace it
-    # by zeros, and remove its answers below.
-    queries = tf.where(usable[:, None], queries, 0.0)
+    excluded = self._listed("exclude", exclude, exclude_rows)
+    allowed = self._listed("allow", allow, allow_rows)
 
-    def free():
-      return self._top_rows(queries, num_answers, excluded)
+    def plain():
+      flat = tf.reshape(queries, [-1, self.dim])
+      rows, scores = self._top_rows(flat, num_answers)
+      return _of_queries(queries, rows, scores, num_answers)
 
-    def restricted():
-      rows = tf.repeat(self._rows(allowed), interests, axis=0)
-      given = tf.repeat(self._are_given(allowed), interests, axis=0)
-      return self._top_rows_restricted(
-        queries, num_answers, excluded, rows, given
-      )
+    def general():
+      return self._search(queries, num_answers, excluded, allowed)
 
-    if allow is None and allow_rows is None:
-      rows, scores = free()
+    if self._is_fast and not tf.executing_eagerly():
+      unusual = self._is_unusual(queries, num_answers, excluded, allowed)
+      rows, scores = branches.seldom(unusual, general, plain)
     else:
-      rows, scores = branches.seldom(
-        tf.reduce_any(self._are_given(allowed)), restricted, free
-      )
-    rows = tf.where(usable[:, None], rows, NO_ROW)
-    scores = tf.where(rows >= 0, scores, -np.inf)
-    if shape.rank == 3:
-      rows, scores = (tf.reshape(x, [batch, -1]) for x in (rows, scores))
-      rows, scores = _merged(rows, scores, num_answers)
-    answers = [shape[0], tf.get_static_value(num_answers)]
+      rows, scores = general()
+    answers = [queries.shape[0], tf.get_static_value(num_answers)]
     return (
       tf.ensure_shape(self.ids.ids(rows), answers),
       tf.ensure_shape(scores, answers),
@@ -209,6 +194,57 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
     return tf.where((rows >= 0)[:, None], vectors, np.nan)
 
+  def _is_unusual(
+    self,
+    queries: tf.Tensor,
+    k: tf.Tensor,
+    excluded: Sequence[_List],
+    allowed: Sequence[_List],
+  ) -> tf.Tensor:
+    """Whether a search needs more than the best rows of each query."""
+    fine = [k > 0, tf.reduce_all(tf.abs(queries) <= _LARGEST)]  # Not NaN.
+    for _, entries, padding in (*excluded, *allowed):
+      fine.append(tf.shape(entries)[0] == tf.shape(queries)[0])
+      fine.append(tf.reduce_all(entries == padding))
+    return ~tf.reduce_all(tf.stack(fine))
+
+  def _search(
+    self,
+    queries: tf.Tensor,
+    k: tf.Tensor,
+    excluded: Sequence[_List],
+    allowed: Sequence[_List],
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows and scores of `search`, with all checks."""
+    tf.debugging.assert_positive(k, _WRONG_K)
+    batch, interests = tf.shape(queries)[0], 1
+    self._check_lists((*excluded, *allowed), batch)
+    if queries.shape.rank == 3:
+      interests = tf.shape(queries)[1]
+    exclude = tf.repeat(self._rows(excluded, batch), interests, axis=0)
+    flat = tf.reshape(queries, [-1, self.dim])
+    usable = tf.reduce_all(tf.abs(flat) <= _LARGEST, axis=1)  # Not NaN.
+    # One bad query makes ScaNN fail the batch or crash the process: replace it
+    # by zeros, and remove its answers below.
+    flat = tf.where(usable[:, None], flat, 0.0)
+
+    def free():
+      return self._top_rows(flat, k, exclude)
+
+    def restricted():
+      rows = tf.repeat(self._rows(allowed, batch), interests, axis=0)
+      given = tf.repeat(are_given, interests, axis=0)
+      return self._top_rows_restricted(flat, k, exclude, rows, given)
+
+    if not allowed:
+      rows, scores = free()
+    else:
+      are_given = _are_given(allowed)
+      rows, scores = branches.seldom(tf.reduce_any(are_given), restricted, free)
+    rows = tf.where(usable[:, None], rows, NO_ROW)
+    scores = tf.where(rows >= 0, scores, -np.inf)
+    return _of_queries(queries, rows, scores, k)
+
   def _top_rows_restricted(
     self,
     queries: tf.Tensor,
@@ -231,20 +267,28 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       tf.gather(tf.concat(pair, 0), order) for pair in zip(*parts, strict=True)
     )
 
+  @property
+  def _is_fast(self) -> bool:
+    """Whether the ops for lists and checks take longer than `_top_rows`.
+
+    Then graphs leave them out where they change nothing.
+    """
+    return False
+
   @abc.abstractmethod
   def _store(self, embeddings: np.ndarray) -> tf.Variable:
     """Stores `embeddings`, a checked `[n, dim]` array, in a variable."""
 
   @abc.abstractmethod
   def _top_rows(
-    self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor
+    self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor | None = None
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds rows (int64, -1 for padding) and scores, both `[batch, k]`.
 
     Args:
       queries: `[batch, dim]` finite float32 tensor.
       k: scalar int32 tensor.
-      excluded: `[batch, E]` int64 tensor, as `_listed` returns it.
+      excluded: `[batch, E]` int64 tensor, as `_rows` returns it; None: nothing.
     """
 
   def _require_corpus(self) -> None:
@@ -270,49 +314,70 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     name: str,
     ids: TensorLike | tf.RaggedTensor | None,
     rows: TensorLike | tf.RaggedTensor | None,
-    batch: tf.Tensor,
-  ) -> _Lists:
-    """Checks lists of ids and lists of rows, and returns them as matrices."""
+  ) -> list[_List]:
+    """Lists of ids and of rows as matrices; leaves out what is not given."""
+    given = []
     if ids is not None:
-      ids = _check_lists(name, ids, self.ids.padding, batch)
-    if rows is None:
-      return _Lists(ids, tf.fill([batch, 0], NO_ROW))
-    name = f"{name}_rows"
-    rows = _check_lists(name, rows, tf.constant(NO_ROW), batch)
-    rows = tf.cast(rows, tf.int64)
-    tf.debugging.assert_less(
-      rows,
-      np.int64(self.size),
-      f"`{name}` must hold rows below the size of the corpus, {self.size}.",
-    )
-    return _Lists(ids, rows)
-
-  def _rows(self, lists: _Lists) -> tf.Tensor:
-    """`[batch, width]` sorted int64 rows; -1 is padding, unknown, repeated."""
-    rows = lists.rows
-    if lists.ids is not None:
-      rows = tf.concat([self.ids.rows(lists.ids), rows], axis=1)
-    return _sorted_once(rows)
-
-  def _are_given(self, lists: _Lists) -> tf.Tensor:
-    """`[batch]` bool, which lists hold more than padding."""
-    given = tf.reduce_any(lists.rows >= 0, axis=1)
-    if lists.ids is not None:
-      padding = tf.cast(self.ids.padding, lists.ids.dtype)
-      given |= tf.reduce_any(lists.ids != padding, axis=1)
+      given.append(_as_matrix(name, ids, self.ids.padding))
+    if rows is not None:
+      lists = _as_matrix(f"{name}_rows", rows, tf.constant(NO_ROW))
+      given.append(lists._replace(entries=tf.cast(lists.entries, tf.int64)))
     return given
 
+  def _check_lists(self, lists: Sequence[_List], batch: tf.Tensor) -> None:
+    """Checks sizes that are only known at run time."""
+    for name, entries, _ in lists:
+      tf.debugging.assert_equal(
+        tf.shape(entries)[0], batch, f"`{name}` must have one row per query."
+      )
+      if name.endswith("_rows"):
+        tf.debugging.assert_less(
+          entries,
+          np.int64(self.size),
+          f"`{name}` must hold rows below the size of the corpus, {self.size}.",
+        )
 
-class _Lists(NamedTuple):
+  def _rows(self, lists: Sequence[_List], batch: tf.Tensor) -> tf.Tensor:
+    """`[batch, width]` sorted int64 rows; -1 is padding, unknown, repeated."""
+    rows = [
+      x.entries if x.name.endswith("_rows") else self.ids.rows(x.entries)
+      for x in lists
+    ]
+    return _sorted_once(tf.concat([tf.fill([batch, 0], NO_ROW), *rows], axis=1))
+
+
+class _List(NamedTuple):
   """What a search leaves out, or is restricted to.
 
   Attributes:
-    ids: `[batch, width]` ids, padded; None: there are none.
-    rows: `[batch, width]` int64 rows, -1 for padding.
+    name: Name of the argument; that of rows ends in "_rows".
+    entries: `[batch, width]` ids or int64 rows.
+    padding: The entry that means nothing.
   """
 
-  ids: tf.Tensor | None
-  rows: tf.Tensor
+  name: str
+  entries: tf.Tensor
+  padding: tf.Tensor
+
+
+def _are_given(lists: Sequence[_List]) -> tf.Tensor:
+  """`[batch]` bool, for which queries a list holds more than padding."""
+  return functools.reduce(
+    tf.logical_or,
+    [tf.reduce_any(x.entries != x.padding, axis=1) for x in lists],
+  )
+
+
+def _of_queries(
+  queries: tf.Tensor, rows: tf.Tensor, scores: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Merges the answers `[batch * interests, k]` of queries with interests."""
+  if queries.shape.rank == 2:
+    return rows, scores
+  batch = tf.shape(queries)[0]
+  return _merged(
+    tf.reshape(rows, [batch, -1]), tf.reshape(scores, [batch, -1]), k
+  )
 
 
 def _merged(
@@ -377,13 +442,10 @@ def is_listed(rows: tf.Tensor, lists: tf.Tensor) -> tf.Tensor:
   return tf.gather(lists, place, batch_dims=1) == rows
 
 
-def _check_lists(
-  name: str,
-  lists: TensorLike | tf.RaggedTensor,
-  padding: tf.Tensor,
-  batch: tf.Tensor,
-) -> tf.Tensor:
-  """Returns `lists` as a `[batch, width]` tensor with the type of `padding`."""
+def _as_matrix(
+  name: str, lists: TensorLike | tf.RaggedTensor, padding: tf.Tensor
+) -> _List:
+  """Checks what is known before a search."""
   if isinstance(lists, tf.RaggedTensor):
     lists = lists.to_tensor(tf.cast(padding, lists.dtype))
   else:
@@ -394,10 +456,7 @@ def _check_lists(
       f"`{name}` must be [batch, width] of type {padding.dtype.name}. "
       f"Received: `{name}` of shape {lists.shape} and type {lists.dtype.name}."
     )
-  tf.debugging.assert_equal(
-    tf.shape(lists)[0], batch, f"`{name}` must have one row per query."
-  )
-  return lists
+  return _List(name, lists, tf.cast(padding, lists.dtype))
 
 
 def _sorted_once(rows: tf.Tensor) -> tf.Tensor:
@@ -420,10 +479,7 @@ def _check_vectors(ids: id_table.IdTable, embeddings: np.ndarray) -> None:
 
 
 def _check_k(k: int | tf.Tensor) -> tf.Tensor:
-  message = "`k` must be a positive integer."
   static = tf.get_static_value(k) if tf.is_tensor(k) else k
   if static is not None and (int(static) != static or static < 1):
-    raise ValueError(f"{message} Received: `k` = {static}.")
-  k = tf.cast(k, tf.int32)
-  tf.debugging.assert_positive(k, message)
-  return k
+    raise ValueError(f"{_WRONG_K} Received: `k` = {static}.")
+  return tf.cast(k, tf.int32)

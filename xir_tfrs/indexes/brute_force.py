@@ -24,6 +24,6 @@ class BruteForceIndex(base.RetrievalIndex):
     return tf.Variable(embeddings, trainable=False, name="vectors")
 
   def _top_rows(
-    self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor
+    self, queries: tf.Tensor, k: tf.Tensor, excluded: tf.Tensor | None = None
   ) -> tuple[tf.Tensor, tf.Tensor]:
     return exact_search.top_rows(self.vectors, queries, k, excluded)

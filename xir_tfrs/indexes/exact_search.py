@@ -21,7 +21,7 @@ def top_rows(
   vectors: tf.Tensor | tf.Variable,
   queries: tf.Tensor,
   k: tf.Tensor,
-  excluded: tf.Tensor,
+  excluded: tf.Tensor | None = None,
 ) -> Rows:
   """Finds the k best rows of `vectors` by inner product.
 
@@ -31,6 +31,7 @@ def top_rows(
       where the highest score of a row counts.
     k: Scalar int32 tensor, may exceed n.
     excluded: `[batch, E]` int64 tensor of rows to leave out; -1 is ignored.
+      None leaves out nothing.
 
   Returns:
     rows (int64) and scores (float32), both `[batch, k]`, best first, padded
@@ -38,8 +39,7 @@ def top_rows(
 
   Examples:
     >>> vectors, queries = tf.eye(3), tf.constant([[3.0, 2.0, 1.0]])
-    >>> nothing = tf.zeros([1, 0], tf.int64)
-    >>> rows, scores = xir.indexes.top_rows(vectors, queries, 2, nothing)
+    >>> rows, scores = xir.indexes.top_rows(vectors, queries, 2)
     >>> rows.numpy(), scores.numpy()
     (array([[0, 1]]), array([[3., 2.]], dtype=float32))
   """
@@ -54,16 +54,8 @@ def top_rows(
     if has_interests:
       shape = [tf.shape(some)[0], tf.shape(some)[1], vectors.shape[0]]
       scores = tf.reduce_max(tf.reshape(scores, shape), axis=1)
-    leave_out = excluded[part]
-    listed = tf.where(leave_out >= 0)
-    hidden = tf.stack([listed[:, 0], tf.gather_nd(leave_out, listed)], axis=1)
-    # Adding -inf masks because scores are finite. This op writes in place;
-    # `tf.tensor_scatter_nd_update` would copy the matrix on a CPU.
-    scores = tf.raw_ops.ScatterNdNonAliasingAdd(
-      input=scores,
-      indices=hidden,
-      updates=tf.fill([tf.shape(hidden)[0]], -np.inf),
-    )
+    if excluded is not None:
+      scores = _without(scores, excluded[part])
     values, rows = top_k.top_k(scores, tf.minimum(k, tf.shape(scores)[1]))
     return best_rows(tf.cast(rows, tf.int64), values, values > -np.inf, k)
 
@@ -71,6 +63,19 @@ def top_rows(
   if has_interests:
     chunk = tf.maximum(chunk // tf.maximum(tf.shape(queries)[1], 1), 1)
   return _in_chunks(best, tf.shape(queries)[0], chunk)
+
+
+def _without(scores: tf.Tensor, excluded: tf.Tensor) -> tf.Tensor:
+  """Sets the scores of rows to leave out to -inf."""
+  listed = tf.where(excluded >= 0)
+  hidden = tf.stack([listed[:, 0], tf.gather_nd(excluded, listed)], axis=1)
+  # Adding -inf masks because scores are finite. This op writes in place;
+  # `tf.tensor_scatter_nd_update` would copy the matrix on a CPU.
+  return tf.raw_ops.ScatterNdNonAliasingAdd(
+    input=scores,
+    indices=hidden,
+    updates=tf.fill([tf.shape(hidden)[0]], -np.inf),
+  )
 
 
 def top_rows_of(
