@@ -76,10 +76,12 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
       if masks_known:
         rows = min(rows, sizes["known_rows"])
       steps = rows // sizes["batch"]
+      made = make()
       results[name] = _measured(
-        lambda steps=steps, make=make: _take(iter(make().dataset()), steps),
+        lambda steps=steps, made=made: _take(iter(made.dataset()), steps),
         steps * sizes["batch"],
       )
+      made.free()
       results[name]["equal"] = _equal(make, steps, sizes)
   return results
 
@@ -113,8 +115,11 @@ def _equal(
   """Whether one replica and two make the same batches after a restart."""
   shares = datasets.shares(sizes["batch"], 2)
   for step in np.linspace(0, steps - 1, sizes["resumed"], dtype=int).tolist():
-    (whole,) = make().dataset(start_step=step).take(1)
-    halves = make().dataset(start_step=step, shares=shares).take(2)
+    alone, replicas = make(), make()
+    (whole,) = alone.dataset(start_step=step).take(1)
+    halves = [*replicas.dataset(start_step=step, shares=shares).take(2)]
+    alone.free()
+    replicas.free()
     for name in ("query_id", "candidate_id"):
       joined = tf.concat([half[name] for half in halves], axis=0)
       if not np.array_equal(whole[name], joined):

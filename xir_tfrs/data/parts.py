@@ -237,6 +237,14 @@ class Parts:
       return rows
     return rows | _known(pieces, rows["query_id"], low)
 
+  def free(self) -> None:
+    """Drops the rows in memory; a further batch reads them again.
+
+    TensorFlow never frees the function of a dataset, which holds this object.
+    """
+    with self._lock:
+      self._held.clear()
+
   def dataset(
     self,
     *,
