@@ -358,6 +358,7 @@ _FOREIGN = {
   *("enable_batching", "mount"),  # TensorFlow Serving, Docker
   "only",  # The fuzzer
   *("runner", "flink_master", "parallelism"),  # Beam
+  *("direct_running_mode", "direct_num_workers", "dask_npartitions"),
   *("environment_type", "environment_config"),
 }
 

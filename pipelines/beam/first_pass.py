@@ -98,9 +98,7 @@ def run(
   """Writes the rows of each block by bucket, and the ids; see `read_ids`."""
   first = _FirstPass(config, source, work)
   with beam.Pipeline(options=options) as pipeline:
-    tasks = pipeline | "Tasks" >> beam.Create(
-      [*source.pieces(), *range(source.num_files)]
-    )
+    tasks = stages.tasks(pipeline, [*source.pieces(), *range(source.num_files)])
     read = stages.stage(tasks, "Read", first.read)
     shares = stages.after(read, "Shares", first.shares)
     found = stages.stage(shares, "Distinct", first.distinct)

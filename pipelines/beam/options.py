@@ -40,11 +40,12 @@ def parse(
     for word in unknown:
       _check_unknown(word, [*own_flags, *vars(known)], strict)
 
-  options.get_all_options(add_extra_args_fn=check, retain_unknown_options=True)
   try:
-    beam.Pipeline(options=options)  # Checks the values; nothing runs.
+    # Checks the values, and loads the runner with its flags; nothing runs.
+    beam.Pipeline(options=options)
   except ValueError as e:
     raise settings.SettingsError(str(e)) from None
+  options.get_all_options(add_extra_args_fn=check, retain_unknown_options=True)
   return options
 
 

@@ -61,9 +61,7 @@ def run(
     config.seed,
   )
   with beam.Pipeline(options=options) as pipeline:
-    tasks = pipeline | "Buckets" >> beam.Create(
-      [Bucket(number) for number in range(work.buckets)]
-    )
+    tasks = stages.tasks(pipeline, map(Bucket, range(work.buckets)))
     if config.row_split.kind == "temporal":
       tasks = _with_cuts(tasks, second)
     divided = stages.stage(tasks, "Divide", second.divide)
