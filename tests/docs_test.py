@@ -610,6 +610,26 @@ def test_table_of_losses_on_the_shifted_splits_is_the_results():
     configs.from_preset(**run["settings"])
 
 
+def test_table_of_cache_weights_is_the_results():
+  guide = (ROOT / "docs/results.md").read_text("utf-8")
+  file = ROOT / "results/runs/cache_weight.json"
+  runs = json.loads(file.read_text("utf-8"))["runs"]
+  section = guide.partition("results/runs/cache_weight.json")[2]
+  rows = re.findall(
+    r"^\| (SSL-Pop|XIR, cache of 1,024.*?) \| (.*) \|$", section, re.M
+  )
+  assert len(rows) == 3
+  for title, cells in rows:
+    expected = [
+      f"{runs[f'{data}, {title}']['validation'][metric][-1]:.4f}"
+      for data in ("gowalla_shifted", "sports", "yoochoose_temporal")
+      for metric in ("recall@20", "ndcg@20")
+    ]
+    assert cells.split(" | ") == expected, title
+  for run in runs.values():
+    configs.from_preset(**run["settings"])
+
+
 def test_tables_of_methods_are_the_results():
   guide = (ROOT / "docs/choosing_a_method.md").read_text("utf-8")
   tables = re.findall(

@@ -160,6 +160,8 @@ _STRONGEST: dict[str, Any] = {
   "learning_rate": 0.02,
   "learning_rate_schedule": "cosine",
 }
+# The default cache of the versions that some runs are of.
+_FORMER_XIR: dict[str, Any] = {"cache_size": 2048, "cache_weight": 0.5}
 # XIR before the search over its cache settings, one setting at a time.
 _XIR: dict[str, Any] = {
   "cache_size": 1024,
@@ -219,7 +221,7 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
     "ssl_pop": {},
     "mns": {"num_uniform": batch},
     "bir": {},
-    "xir": {"cache_size": batch},
+    "xir": {"cache_size": batch, "cache_weight": 0.5},
     "cbns": {"bank_size": 2 * batch},
     "full_softmax": {
       "popularity_weight": 0.15,
@@ -418,7 +420,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     tuple(
       Case(
         task,
-        {"resampler": resampler, "query_tower": tower},
+        {"resampler": resampler, "query_tower": tower}
+        | (_FORMER_XIR if task == "xir" else {}),
         "default",
         x=place,
         label=f"{task.upper()} {resampler}, {tower} tower",

@@ -205,11 +205,11 @@ class TrainConfig(settings.Settings):
     only=_RESAMPLING,
   )
   cache_size: int = _setting(
-    "Candidates in the cache.", 2048, above=0, only=_CACHE
+    "Candidates in the cache.", 1024, above=0, only=_CACHE
   )
   cache_weight: float = _setting(
     "Share of the cache in the loss.",
-    0.5,
+    0.2,
     minimum=0,
     maximum=1,
     only=_XIR,
@@ -449,6 +449,7 @@ CROSS_ENTROPY: dict[str, Any] = {
 _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
   "resampler": "systematic",
   "global_batch_size": 2048,
+  "cache_size": 2048,
   "learning_rate": 0.01,
   "learning_rate_decay": 1.0,
 }

@@ -61,7 +61,7 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     candidate_encoder: CandidateEncoder,
     cache_size: int,
     num_resampled: int | None = None,
-    cache_weight: float = 0.5,
+    cache_weight: float = 0.2,
     cache_scope: str = "step",
     occurrence_decay: float = 1.0,
     cache_policy: str = "occurrence",
