@@ -615,6 +615,7 @@ def test_table_of_cache_weights_is_the_results():
   file = ROOT / "results/runs/cache_weight.json"
   runs = json.loads(file.read_text("utf-8"))["runs"]
   section = guide.partition("results/runs/cache_weight.json")[2]
+  section = section.partition("\n## ")[0]
   rows = re.findall(
     r"^\| (SSL-Pop|XIR, cache of 1,024.*?) \| (.*) \|$", section, re.M
   )

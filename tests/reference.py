@@ -341,7 +341,7 @@ def xir_task(
   cache_ids,
   candidate_counts,
   *,
-  cache_weight=0.5,
+  cache_weight=0.2,
   num_resampled=None,
   positive_in_pool=True,
   draws=None,

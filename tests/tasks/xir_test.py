@@ -124,7 +124,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
         tasks.XIRRetrieval(
           **arguments,
           num_resampled=3,
-          cache_weight=0.5,
+          cache_weight=0.2,
           cache_scope="step",
           occurrence_decay=1.0,
           temperature=1.0,
