@@ -1,6 +1,6 @@
 """Retrieval indexes: top-k candidates by inner product, with exclusions."""
 
-from xir_tfrs.indexes.base import RetrievalIndex, recall
+from xir_tfrs.indexes.base import RetrievalIndex, hits_by_query, recall
 from xir_tfrs.indexes.brute_force import BruteForceIndex
 from xir_tfrs.indexes.exact_search import top_rows
 from xir_tfrs.indexes.id_table import NO_ROW, IdTable
@@ -20,6 +20,7 @@ __all__ = [
   "ScannIndex",
   "ScannSettings",
   "TuningPoint",
+  "hits_by_query",
   "load_ops",
   "recall",
   "scann_version",

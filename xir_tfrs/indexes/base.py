@@ -422,6 +422,33 @@ def recall(
     >>> xir.indexes.recall(exact, exact, vectors[:9], k=5)
     1.0
   """
+  hits, wanted = hits_by_query(index, exact, queries, k)
+  return float(hits.sum() / wanted.sum())
+
+
+def hits_by_query(
+  index: RetrievalIndex,
+  exact: RetrievalIndex,
+  queries: TensorLike,
+  k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Counts the exact top-k answers of each query that an index finds.
+
+  Args:
+    index: As in `recall`.
+    exact: As in `recall`.
+    queries: As in `recall`.
+    k: As in `recall`.
+
+  Returns:
+    ([batch] answers found, [batch] exact answers, k or all that there are).
+
+  Examples:
+    >>> vectors = np.eye(3, dtype="float32")
+    >>> exact = xir.indexes.BruteForceIndex().index(np.arange(3), vectors)
+    >>> xir.indexes.hits_by_query(exact, exact, vectors[:2], k=9)
+    (array([3, 3]), array([3, 3]))
+  """
   found = index.search(queries, k)[0].numpy()
   wanted, scores = (x.numpy() for x in exact.search(queries, k))
   real = np.isfinite(scores)
@@ -431,7 +458,7 @@ def recall(
     np.isin(want[keep], got).sum()
     for want, got, keep in zip(wanted, found, real, strict=True)
   ]
-  return float(np.sum(hits) / real.sum())
+  return np.array(hits), real.sum(axis=1)
 
 
 def is_listed(rows: tf.Tensor, lists: tf.Tensor) -> tf.Tensor:
