@@ -307,8 +307,9 @@ def assert_same(
 ) -> None:
   """Compares results of `train` or `fit` with those of one device.
 
-  Floats must agree to 1e-5 of the largest value in their tensor. Integers must
-  be equal, and also all state of methods that are `exact`.
+  Floats must agree to 1e-5 of the largest value in their tensor, or to what
+  float32 loses in sums of terms near 1 that cancel out. Integers must be equal,
+  and also all state of methods that are `exact`.
   """
   assert got.keys() == expected.keys()
   for name, value in expected.items():
@@ -323,6 +324,6 @@ def assert_same(
         got[name],
         value,
         rtol=0,
-        atol=1e-5 * np.abs(value).max(initial=0) + 1e-7,
+        atol=1e-5 * np.abs(value).max(initial=0) + 5e-7,
         err_msg=name,
       )
