@@ -79,16 +79,11 @@ def sample_queries(counts: np.ndarray, size: int = _SAMPLE) -> np.ndarray:
   return np.random.default_rng(0).choice(rows, size, replace=False)
 
 
-def _lowest_recall(
-  index: xir.indexes.ScannIndex,
-  exact: xir.indexes.BruteForceIndex,
-  queries: np.ndarray,
-) -> float:
-  """Recall@10 that other queries hardly fall below: two standard errors less.
+def _lowest_recall(hits: np.ndarray, wanted: np.ndarray) -> float:
+  """Recall that other queries hardly fall below: two standard errors less.
 
   With few leaves, a few queries miss most of their answers.
   """
-  hits, wanted = xir.indexes.hits_by_query(index, exact, queries, 10)
   shares = hits / np.maximum(wanted, 1)
   return float(shares.mean() - 2 * shares.std() / len(shares) ** 0.5)
 
@@ -118,12 +113,16 @@ def _tune(
     # Each interest is a separate search.
     searched = given.reshape(-1, given.shape[-1])
     curve += index.tune(searched, target + margin * (1 - target))
-    recall = {
-      str(k): round(xir.indexes.recall(index, exact, held_out, k), 5)
+    found = {
+      k: xir.indexes.hits_by_query(index, exact, held_out, k)
       for k in _RECALL_KS
     }
-    if _lowest_recall(index, exact, held_out) >= target:
+    if _lowest_recall(*found[10]) >= target:
       break
+  recall = {
+    str(k): round(float(hits.sum() / wanted.sum()), 5)
+    for k, (hits, wanted) in found.items()
+  }
   settings = index.settings
   shown = ", ".join(f"recall@{k} {value:.4f}" for k, value in recall.items())
   print(

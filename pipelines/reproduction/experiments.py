@@ -221,7 +221,7 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
     "ssl_pop": {},
     "mns": {"num_uniform": batch},
     "bir": {},
-    "xir": {"cache_size": batch, "cache_weight": 0.5},
+    "xir": _FORMER_XIR | {"cache_size": batch},
     "cbns": {"bank_size": 2 * batch},
     "full_softmax": {
       "popularity_weight": 0.15,
@@ -237,6 +237,19 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
       label=f"{methods.TASKS[task].title}, {tower} tower, batch {batch}",
     )
     for task, settings in further.items()
+  )
+
+
+def _when_the_cache_pays(tower: str, epochs: int) -> Experiment:
+  """Small and large batches with one tower, each against its SSL-Pop."""
+  plural = {"id": "ids", "history": "histories"}[tower]
+  return Experiment(
+    f"When the cache pays: towers of {plural}",
+    (*_cell(0, tower, 256), *_cell(1, tower, 2048)),
+    epochs=epochs,
+    against="SSL-Pop",
+    ceiling="full_softmax",
+    split="validation",
   )
 
 
@@ -435,22 +448,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     against="systematic draws",
     split="validation",
   ),
-  "cache": Experiment(
-    "When the cache pays: towers of ids",
-    (*_cell(0, "id", 256), *_cell(1, "id", 2048)),
-    epochs=10,
-    against="SSL-Pop",
-    ceiling="full_softmax",
-    split="validation",
-  ),
-  "cache_history": Experiment(
-    "When the cache pays: towers of histories",
-    (*_cell(0, "history", 256), *_cell(1, "history", 2048)),
-    epochs=8,
-    against="SSL-Pop",
-    ceiling="full_softmax",
-    split="validation",
-  ),
+  "cache": _when_the_cache_pays("id", epochs=10),
+  "cache_history": _when_the_cache_pays("history", epochs=8),
   "longer": Experiment(
     "Six times as long, on the validation split",
     (

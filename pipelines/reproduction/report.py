@@ -148,7 +148,7 @@ def _test(comparison: files.Comparison | None) -> str:
 def _way(result: files.Result, case: files.CaseResult, ceiling: str) -> str:
   """How much of the way from the baseline to the ceiling a case goes.
 
-  Nothing for the two themselves, and where the way is short.
+  Nothing for the two themselves; "short" where there is little or no way.
   """
   same = [other for other in result.cases if other.x == case.x]
   ends = [same[0], *(other for other in same if other.task == ceiling)]

@@ -115,10 +115,14 @@ class HistoryEncoder(tf.keras.layers.Layer):
       self.length,
       first_row,
     )
+    widths = [self.length]
     # XLA needs static shapes, and a GPU would wait for the parts to start.
-    if xla.compiling() or chunks.has_gpu():
+    if not (xla.compiling() or chunks.has_gpu()):
+      while widths[0] >= 2 * _NARROWEST:
+        widths.insert(0, -(-widths[0] // 2))
+    if len(widths) == 1:
       return self._states(vectors, lengths, times, dropout.of_rows(None))
-    return self._states_by_width(vectors, lengths, times, dropout)
+    return self._states_by_width(widths, vectors, lengths, times, dropout)
 
   def _states(
     self,
@@ -132,17 +136,13 @@ class HistoryEncoder(tf.keras.layers.Layer):
 
   def _states_by_width(
     self,
+    widths: list[int],
     vectors: tf.Tensor,
     lengths: tf.Tensor,
     times: tf.Tensor | None,
     dropout: "_Dropout",
   ) -> tf.Tensor:
-    """`_states`, but each history with at most twice the columns it needs."""
-    widths = [self.length]
-    while widths[0] >= 2 * _NARROWEST:
-      widths.insert(0, -(-widths[0] // 2))
-    if len(widths) == 1:
-      return self._states(vectors, lengths, times, dropout.of_rows(None))
+    """`_states`, but each history with the fewest columns that hold it."""
     of_rows = tf.searchsorted(widths, lengths)
 
     def parts(tensor: tf.Tensor) -> list[tf.Tensor]:
