@@ -115,7 +115,11 @@ def test_small_corpus_is_exact_and_overwrite(world, options):
 
 
 def test_low_recall_fails_and_says_what_to_do(options, monkeypatch):
-  monkeypatch.setattr(indexing.xir.indexes, "recall", lambda *unused: 0.5)
+  monkeypatch.setattr(
+    indexing.xir.indexes,
+    "hits_by_query",
+    lambda *unused: (np.array([5, 5]), np.array([10, 10])),
+  )
   options = dataclasses.replace(options, indexes=("scann",), exact_below=0)
   _fails(options, "0.5000, below 0.99; .*--num_leaves_to_search")
   assert not pathlib.Path(options.output).exists()

@@ -296,7 +296,7 @@ class ContractTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(found["ids"], index.search(queries, 5)[0])
     for k, lists, message in (
       (0, none, "`k` must be a positive"),
-      (5, none[:2], "one row per query|must be equal"),
+      (5, none[:2], "one row per query"),
     ):
       with self.assertRaisesRegex(tf.errors.InvalidArgumentError, message):
         loaded(

@@ -216,9 +216,18 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     allowed: Sequence[_List],
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """Rows and scores of `search`, with all checks."""
-    tf.debugging.assert_positive(k, _WRONG_K)
+    # Graphs would run other ops beside the checks, and may report their errors.
+    with tf.control_dependencies(self._checks(queries, k, excluded, allowed)):
+      return self._checked_search(queries, k, excluded, allowed)
+
+  def _checked_search(
+    self,
+    queries: tf.Tensor,
+    k: tf.Tensor,
+    excluded: Sequence[_List],
+    allowed: Sequence[_List],
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     batch, interests = tf.shape(queries)[0], 1
-    self._check_lists((*excluded, *allowed), batch)
     if queries.shape.rank == 3:
       interests = tf.shape(queries)[1]
     exclude = tf.repeat(self._rows(excluded, batch), interests, axis=0)
@@ -324,18 +333,33 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       given.append(lists._replace(entries=tf.cast(lists.entries, tf.int64)))
     return given
 
-  def _check_lists(self, lists: Sequence[_List], batch: tf.Tensor) -> None:
-    """Checks sizes that are only known at run time."""
-    for name, entries, _ in lists:
-      tf.debugging.assert_equal(
-        tf.shape(entries)[0], batch, f"`{name}` must have one row per query."
+  def _checks(
+    self,
+    queries: tf.Tensor,
+    k: tf.Tensor,
+    excluded: Sequence[_List],
+    allowed: Sequence[_List],
+  ) -> list[tf.Operation]:
+    """Checks what is only known at run time."""
+    checks = [tf.debugging.assert_positive(k, _WRONG_K)]
+    for name, entries, _ in (*excluded, *allowed):
+      checks.append(
+        tf.debugging.assert_equal(
+          tf.shape(entries)[0],
+          tf.shape(queries)[0],
+          f"`{name}` must have one row per query.",
+        )
       )
       if name.endswith("_rows"):
-        tf.debugging.assert_less(
-          entries,
-          np.int64(self.size),
-          f"`{name}` must hold rows below the size of the corpus, {self.size}.",
+        checks.append(
+          tf.debugging.assert_less(
+            entries,
+            np.int64(self.size),
+            f"`{name}` must hold rows below the size of the corpus, "
+            f"{self.size}.",
+          )
         )
+    return checks
 
   def _rows(self, lists: Sequence[_List], batch: tf.Tensor) -> tf.Tensor:
     """`[batch, width]` sorted int64 rows; -1 is padding, unknown, repeated."""
