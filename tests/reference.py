@@ -709,11 +709,25 @@ def memory_bank(bank_size, batches) -> list:
 
 
 def full_softmax_task(
-  query, catalogue, ids, *, temperature=1.0, normalize=False, sample_weight=None
+  query,
+  catalogue,
+  ids,
+  *,
+  temperature=1.0,
+  normalize=False,
+  sample_weight=None,
+  known=None,
 ) -> float:
-  r"""-\log( e^{s_p} / \sum_j e^{s_j} ), j over all rows of `catalogue`."""
+  r"""-\log( e^{s_p} / \sum_j e^{s_j} ), j over all rows of `catalogue`.
+
+  Without the ids `known[i]` of row i, but for its positive.
+  """
   s = logits(query, catalogue, temperature, normalize)
-  losses = [_log_sum_exp(row) - row[i] for row, i in zip(s, ids, strict=True)]
+  losses = []
+  for i, (row, positive) in enumerate(zip(s, ids, strict=True)):
+    left_out = set() if known is None else set(known[i]) - {int(positive)}
+    counted = [x for j, x in enumerate(row) if j not in left_out]
+    losses.append(_log_sum_exp(counted) - row[positive])
   return weighted_mean(losses, sample_weight)
 
 

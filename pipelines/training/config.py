@@ -19,8 +19,7 @@ _CACHE = (_XIR, _CORR | {"negative_sampler": "xir"})
 _RESAMPLING = {"task": ("bir", "xir")}
 # Methods with a softmax over a pool and a configurable correction.
 _SOFTMAX = {"task": ("ssl", "ssl_pop", "mns", "cbns")}
-_FULL = ("full_softmax", "corr")
-_MASKED = {"task": tuple(name for name in methods.TASKS if name not in _FULL)}
+_MASKED = {"task": tuple(name for name in methods.TASKS if name != "corr")}
 _IDS = {"query_tower": ("id", "both")}
 _HISTORIES = {"query_tower": ("history", "both")}
 

@@ -77,7 +77,7 @@ def build_task(**given):
     ),
     ({"cpu_replicas": 2}, "--cpu_replicas belongs to --strategy mirrored."),
     (
-      {"task": "full_softmax", "mask_known_positives": True},
+      {"task": "corr", "mask_known_positives": True},
       "--mask_known_positives belongs to --task",
     ),
   ],

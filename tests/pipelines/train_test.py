@@ -401,7 +401,7 @@ def test_known_positives_are_refused_where_they_cannot_be_masked(
   data, tmp_path
 ):
   with pytest.raises(ValueError, match="--mask_known_positives belongs to"):
-    config(data, tmp_path, task="full_softmax", mask_known_positives=True)
+    config(data, tmp_path, task="corr", mask_known_positives=True)
 
 
 def test_cosine_ends_at_zero_and_a_pause_changes_nothing(data, tmp_path):

@@ -6,6 +6,7 @@ from absl.testing import parameterized
 
 from tests import reference
 from xir_tfrs import models, tasks
+from xir_tfrs.ops import forms
 from xir_tfrs.types import Feature
 
 _N = 11
@@ -44,17 +45,34 @@ def _problem(batch, seed=1):
   return tf.constant(query), tf.constant(rng.integers(0, 5, batch))
 
 
+def _known(batch, seed=7):
+  """Ids of each row, none for the first; some are the row's positive."""
+  rng = np.random.default_rng(seed)
+  return [
+    sorted(rng.choice(_N, size=size, replace=False).tolist())
+    for size in (0, *rng.integers(1, 6, batch - 1))
+  ]
+
+
 def _loss(task, encoder, query, ids, **kwargs):
   return task(query, encoder(ids), candidate_ids=ids, **kwargs)
 
 
-def _dense_loss(encoder, query, ids, temperature=1.0, normalize=False):
+def _dense_loss(
+  encoder, query, ids, temperature=1.0, normalize=False, known=None
+):
   """The same with one matrix of logits, by TensorFlow's cross entropy."""
   candidates = encoder(tf.range(_N, dtype=tf.int64))
   if normalize:
     query = tf.math.l2_normalize(query, 1)
     candidates = tf.math.l2_normalize(candidates, 1)
   logits = tf.matmul(query, candidates, transpose_b=True) / temperature
+  if known is not None:
+    left_out = np.zeros(logits.shape, bool)
+    for row, listed in enumerate(known):
+      left_out[row, listed] = True
+    left_out[np.arange(len(known)), ids] = False
+    logits = tf.where(left_out, -np.inf, logits)
   return tf.reduce_mean(
     tf.nn.sparse_softmax_cross_entropy_with_logits(ids, logits)
   )
@@ -67,6 +85,15 @@ def _value_and_gradients(function, query, encoder):
   watched = [query, *encoder.trainable_variables]
   gradients = tape.gradient(loss, watched)
   return loss, [tf.convert_to_tensor(g) for g in gradients]
+
+
+class _NumColumns(forms.CrossEntropy):
+  """A form whose loss is the number of columns that count."""
+
+  name = "num_columns"
+
+  def loss(self, rows):
+    return rows.num_columns() + 0.0 * (rows.log_sum - rows.positive)
 
 
 class FullSoftmaxRetrievalTest(tf.test.TestCase, parameterized.TestCase):
@@ -138,6 +165,80 @@ class FullSoftmaxRetrievalTest(tf.test.TestCase, parameterized.TestCase):
     self.assertLen(gradients, len(dense))
     for got, want in zip(gradients, dense, strict=True):
       self.assertAllClose(got, want, rtol=1e-5, atol=2e-6)
+
+  @parameterized.product(
+    chunk=(None, 1, 4), how=("ragged", "padded", "shared", "compiled")
+  )
+  def test_known_candidates_are_left_out(self, chunk, how):
+    encoder = _tower()
+    query, ids = _problem(6)
+    known = _known(6)
+    ragged = tf.ragged.constant(known, tf.int64)
+    arguments = {"known_candidate_ids": ragged}
+    if how in ("padded", "compiled"):
+      arguments = {"known_candidate_ids": ragged.to_tensor(-1)}
+    elif how == "shared":
+      arguments = {
+        "known_candidate_ids": ragged[::-1],
+        "known_rows": tf.range(5, -1, -1),
+      }
+    task = tasks.FullSoftmaxRetrieval(
+      candidate_encoder=encoder, candidate_chunk_size=chunk
+    )
+
+    def run():
+      return _value_and_gradients(
+        lambda: _loss(task, encoder, query, ids, **arguments), query, encoder
+      )
+
+    if how == "compiled":
+      run = tf.function(run, jit_compile=True)
+    loss, gradients = run()
+    self.assertAllClose(
+      loss,
+      reference.full_softmax_task(
+        query, encoder(tf.range(_N)), ids, known=known
+      ),
+      rtol=1e-5,
+    )
+    _, dense = _value_and_gradients(
+      lambda: _dense_loss(encoder, query, ids, known=known), query, encoder
+    )
+    for got, want in zip(gradients, dense, strict=True):
+      self.assertAllClose(got, want, rtol=1e-5, atol=2e-6)
+
+  @parameterized.parameters(None, 4)
+  def test_forms_count_the_candidates_that_are_left(self, chunk):
+    encoder = _tower()
+    query, ids = _problem(6)
+    known = _known(6)
+    task = tasks.FullSoftmaxRetrieval(
+      candidate_encoder=encoder, candidate_chunk_size=chunk, loss=_NumColumns()
+    )
+    loss = _loss(
+      task, encoder, query, ids, known_candidate_ids=tf.ragged.constant(known)
+    )
+    left = [
+      _N - len({*row, int(positive)})
+      for row, positive in zip(known, ids, strict=True)
+    ]
+    self.assertAllClose(loss, np.mean(left))
+
+  def test_a_query_that_knows_the_whole_catalogue_learns_nothing(self):
+    encoder = _tower()
+    query, ids = _problem(2)
+    task = tasks.FullSoftmaxRetrieval(
+      candidate_encoder=encoder, candidate_chunk_size=4
+    )
+    known = tf.constant([list(range(_N))] * 2)
+    loss, gradients = _value_and_gradients(
+      lambda: _loss(task, encoder, query, ids, known_candidate_ids=known),
+      query,
+      encoder,
+    )
+    self.assertAllClose(loss, 0.0)
+    for gradient in gradients:
+      self.assertAllClose(gradient, np.zeros(gradient.shape))
 
   def test_encoders_without_variables(self):
     table = tf.constant(

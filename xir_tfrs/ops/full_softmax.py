@@ -1,6 +1,6 @@
 """A loss over a whole catalogue, in chunks of candidates.
 
-    S = sum_j e^{s_j},   j over all candidates but the positive
+    S = sum_j e^{s_j},   j over all candidates but the positive and known ones
 
 and what a form of the loss (`ops.forms`) makes of log S and the positive's
 score. Candidates are encoded chunk by chunk, once for the sum and once more
@@ -37,6 +37,8 @@ def full_softmax(
   form: forms.Form | None = None,
   positive_in_pool: bool = False,
   candidate_chunk_size: int | None = None,
+  known_ids: tf.Tensor | tf.RaggedTensor | None = None,
+  known_rows: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Weighted sum over the rows of a loss against all candidates.
 
@@ -55,6 +57,10 @@ def full_softmax(
       as `encode` has it.
     candidate_chunk_size: Candidates whose logits are held at a time; None:
       chosen from the size of the batch.
+    known_ids: [batch, None] ids of other positives of each row's query, which
+      S leaves out; ragged, or padded with -1. None: nothing more is left out.
+    known_rows: [batch] integer entry of `known_ids`, then [queries, None], of
+      each row; None: row i has entry i.
 
   Returns:
     The scalar `sum_i row_weights_i loss_i`.
@@ -83,7 +89,14 @@ def full_softmax(
     )
   chunk = candidate_chunk_size or _chunk_size(chunks.size(queries))
   catalogue = _Catalogue(
-    form, positive_ids, encode, num_candidates, chunk, positive_in_pool
+    form=form,
+    positive_ids=positive_ids,
+    encode=encode,
+    num_candidates=num_candidates,
+    chunk=chunk,
+    positive_in_pool=positive_in_pool,
+    known_ids=known_ids,
+    known_rows=known_rows,
   )
   row_weights = tf.stop_gradient(tf.cast(row_weights, queries.dtype))
 
@@ -108,7 +121,7 @@ def full_softmax(
   return run(queries, positives)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Catalogue:
   """All candidates, a chunk at a time.
 
@@ -121,6 +134,8 @@ class _Catalogue:
   num_candidates: int
   chunk: chunks.Size
   positive_in_pool: bool
+  known_ids: tf.Tensor | tf.RaggedTensor | None
+  known_rows: tf.Tensor | None
 
   def losses(
     self, queries: tf.Tensor, positive: tf.Tensor
@@ -140,7 +155,7 @@ class _Catalogue:
       # Every candidate is a column once: q_j = 1 / n.
       log_num_terms=tf.zeros([], positive.dtype),
       log_q=None,
-      num_columns=lambda: nothing + float(self.num_candidates - 1),
+      num_columns=lambda: self._num_columns(positive),
       kth_best=lambda: best[:, -1],
     )
     return losses, log_sum, by_sum, by_positive
@@ -251,14 +266,37 @@ class _Catalogue:
     """
     scores = tf.matmul(queries, embeddings, transpose_b=True)
     values, slopes = base.activated(self.form, scores, positive)
-    if self.positive_in_pool and self.form.positive_in_partition:
-      return scores, values, slopes
-    keep = ~masking.accidental_hits(self.positive_ids, ids)
-    return (
-      masking.mask_logits(scores, keep),
-      masking.mask_logits(values, keep),
-      slopes,
+    keep = self._keep(ids)
+    if keep is not None:
+      scores = masking.mask_logits(scores, keep)
+      values = masking.mask_logits(values, keep)
+    return scores, values, slopes
+
+  def _keep(self, ids: tf.Tensor) -> tf.Tensor | None:
+    """[batch, chunk] bool, which candidates count; None: all of them."""
+    with_positive = self.positive_in_pool and self.form.positive_in_partition
+    mask = masking.ColumnMask(
+      self.positive_ids,
+      ids,
+      accidental_hits=not with_positive,
+      known_ids=self.known_ids,
+      known_rows=self.known_rows,
     )
+    return mask.keep(0, chunks.size(self.positive_ids))
+
+  def _num_columns(self, like: tf.Tensor) -> tf.Tensor:
+    """[batch] number of candidates that count, of the type of `like`."""
+
+    def step(total, start, length):
+      keep = self._keep(_ids(start, length))
+      if keep is None:
+        return total + tf.cast(length, total.dtype), ()
+      return total + tf.math.count_nonzero(keep, axis=1, dtype=total.dtype), ()
+
+    total, _ = chunks.fold(
+      step, self.num_candidates, self.chunk, tf.zeros_like(like)
+    )
+    return total
 
 
 class _Sum:

@@ -21,7 +21,8 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
   each step, chunk by chunk (see `ops.full_softmax`), so the cost of a step is
   proportional to the catalogue. The encoder must return the same both times,
   which excludes dropout. In the partition the positive is the embedding that
-  the caller gives.
+  the caller gives. The sum leaves out `known_candidate_ids` of the call, as
+  the other tasks do.
 
   Nothing is sampled, so most shared arguments have no effect: every candidate
   is in the pool once, there are no accidental hits, the pool of each replica is
@@ -93,7 +94,6 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
   def _loss(
     self, batch: batches.Batch, training: bool
   ) -> tuple[tf.Tensor, Sequence[batches.Term]]:
-    self._refuse_known(batch)
     loss = full_softmax.full_softmax(
       batch.queries,
       batch.positives,
@@ -108,5 +108,7 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
         self._positive_in_pool and not self._remove_accidental_hits
       ),
       candidate_chunk_size=self._candidate_chunk_size,
+      known_ids=batch.known_ids,
+      known_rows=batch.known_rows,
     )
     return loss, ()
