@@ -118,6 +118,51 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
 
   @parameterized.product(
+    method=[None, "expected"],
+    form=tuple(forms.FORMS),
+    masked=[False, True],
+  )
+  def test_a_column_counts_as_its_copies(self, method, form, masked):
+    form = forms.FORMS[form]()
+    kind = forms.SAMPLED if method is None else forms.RESAMPLED
+    if kind not in form.suits:
+      self.skipTest("not for resampled pools")
+    arguments = problem(4, 7, 3, tf.float64) | {"form": form}
+    arguments["mask_accidental_hits"] = masked
+    pool = dataclasses.replace(arguments["pool"], own_offset=None)
+    if method is None:
+      arguments["positive_log_q"] = pool.log_q[:4]
+    else:
+      arguments["resampler"] = fused.Resampler(9, method, SEED)
+    copies = tf.constant([1, 3, 1, 1, 2, 5, 1])
+    merged = dataclasses.replace(pool, copies=copies)
+    columns = tf.repeat(tf.range(7), copies)
+    repeated = fused.Pool(
+      *(tf.gather(x, columns) for x in (pool.embeddings, pool.ids, pool.log_q))
+    )
+    self.assertEqual(int(merged.num_columns()), 14)
+    got, expected = (
+      value_and_gradients(fused.pool_softmax, arguments | {"pool": each})
+      for each in (merged, repeated)
+    )
+    loss, draws, (queries, positives, embeddings) = expected
+    expected = (
+      loss,
+      tf.math.unsorted_segment_sum(draws, columns, 7),
+      (
+        queries,
+        positives,
+        tf.math.unsorted_segment_sum(embeddings, columns, 7),
+      ),
+    )
+    for g, e in zip(
+      tf.nest.flatten(got), tf.nest.flatten(expected), strict=True
+    ):
+      # "expected" counts pass through float32.
+      tolerance = 1e-6 if method else 1e-10
+      self.assertAllClose(g, e, rtol=tolerance, atol=tolerance)
+
+  @parameterized.product(
     method=[None, *resampling.METHODS],
     masks=[(False, False), (True, True)],
   )

@@ -1,11 +1,14 @@
 """Tests of xir_tfrs.tasks.XIRRetrieval."""
 
+from unittest import mock
+
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
 from tests import reference, ten
 from xir_tfrs import layers, tasks
+from xir_tfrs.tasks import xir
 
 _CACHE_SIZE = 6
 
@@ -347,6 +350,40 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(
       tf.reduce_sum(_cache(task).occurrence_counts), 2 * 5 * 4
     )
+
+  @parameterized.parameters({}, {"joint_partition": True, "cache_scope": "all"})
+  def test_copies_in_the_cache_are_encoded_once(self, **options):
+    found, encoded = [], []
+    for resampler in ("expected", "copies"):
+      encoder = ten.encoder()
+
+      def watched(ids, encoder=encoder):
+        encoded.append(len(ids))
+        return encoder(ids)
+
+      task = _with_cache(
+        _task(watched, cache_weight=0.5, seed=3, **options),
+        encoder,
+        [7, 2, 7, 7, 2, 1],
+      )
+      if resampler == "copies":
+        # As in compiled steps, whose shapes are static.
+        self.enter_context(
+          mock.patch.object(xir.xla, "compiling", lambda: True)
+        )
+      query, ids = ten.problem(4)
+      query = tf.constant(query)
+      with tf.GradientTape() as tape:
+        tape.watch(query)
+        loss = ten.loss(task, encoder, query, ids)
+      gradient = tf.convert_to_tensor(
+        tape.gradient(loss, encoder.trainable_variables[0])
+      )
+      cache = _cache(task)
+      found.append((loss, gradient, cache.occurrence_counts, cache.ids))
+    self.assertEqual(encoded[1::2], [3, 6])
+    for merged, copies in zip(*found, strict=True):
+      self.assertAllClose(merged, copies, rtol=1e-5, atol=1e-6)
 
   def test_the_first_cache_is_uniform_over_all_candidates(self):
     encoder = ten.encoder()

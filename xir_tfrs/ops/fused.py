@@ -46,6 +46,8 @@ class Pool:
       row 0's. None: they are not.
     in_use: [pool] bool, which columns hold a candidate: a pool of static size
       may have unused ones. None: all.
+    copies: [pool] integers > 0, how many equal columns each one stands for: the
+      result is that of the pool with all of them, if nothing is drawn. None: 1.
 
   Examples:
     >>> pool = xir.ops.fused.Pool(
@@ -60,6 +62,27 @@ class Pool:
   log_q: tf.Tensor
   own_offset: tf.Tensor | None = None
   in_use: tf.Tensor | None = None
+  copies: tf.Tensor | None = None
+
+  def log_q_by_copies(self) -> tf.Tensor:
+    """[pool] log_q, less the log of `copies`.
+
+    n copies have n times the weight of one column: e^s / q * n.
+    """
+    if self.copies is None:
+      return self.log_q
+    return self.log_q - tf.math.log(tf.cast(self.copies, self.log_q.dtype))
+
+  def num_columns(self) -> tf.Tensor:
+    """Scalar int32, number of columns that hold a candidate, with copies."""
+    if self.copies is None and self.in_use is None:
+      return tf.size(self.ids)
+    numbers = tf.ones_like(self.ids, tf.int32)
+    if self.copies is not None:
+      numbers = tf.cast(self.copies, tf.int32)
+    if self.in_use is not None:
+      numbers = tf.where(self.in_use, numbers, 0)
+    return tf.reduce_sum(numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +209,7 @@ def pool_softmax(
     known_rows=known_rows,
     keep_own=own_stands_in,
   )
-  log_q = tf.stop_gradient(tf.cast(pool.log_q, dtype))
+  log_q = tf.stop_gradient(tf.cast(pool.log_q_by_copies(), dtype))
   # Relative to the middle, or the rarest q of all could be 0.
   log_unit = (tf.reduce_min(log_q) + tf.reduce_max(log_q)) / 2.0
   columns = _Columns(
@@ -196,7 +219,7 @@ def pool_softmax(
       tf.ones_like(log_q) if resampler is None else tf.exp(log_q - log_unit)
     ),
     log_unit=log_unit,
-    in_use=pool.in_use,
+    pool=pool,
     resampler=resampler,
     count_draws=count_draws,
     in_sum=own_stands_in,
@@ -330,6 +353,7 @@ class _Columns:
 
   Attributes:
     scale: [pool] factor of each column's terms, which `losses` leaves out.
+    log_q: [pool] log of the proposal, less the log of copies.
     log_unit: What `scale` is relative to.
   """
 
@@ -337,7 +361,7 @@ class _Columns:
   log_q: tf.Tensor
   scale: tf.Tensor
   log_unit: tf.Tensor
-  in_use: tf.Tensor | None
+  pool: Pool
   resampler: Resampler | None
   count_draws: bool
   in_sum: bool
@@ -371,9 +395,9 @@ class _Columns:
       in_sum=self.in_sum,
       log_num_terms=tf.math.log(tf.cast(self._num_terms(), logits.dtype)),
       log_q=positive_log_q,
-      num_columns=lambda: _num_columns(logits, keep),
+      num_columns=lambda: self._num_kept(logits, keep),
       kth_best=lambda: ranks.kth_best(
-        logits, keep, self.log_q, self.form.num_best, self._num_columns()
+        logits, keep, self.log_q, self.form.num_best, self.pool.num_columns()
       ),
     )
     to_terms = by_sum / total
@@ -384,13 +408,17 @@ class _Columns:
 
   def _num_terms(self) -> int | tf.Tensor:
     if self.resampler is None:
-      return self._num_columns()
+      return self.pool.num_columns()
     return self.resampler.num_resampled
 
-  def _num_columns(self) -> tf.Tensor:
-    if self.in_use is None:
-      return tf.size(self.log_q)
-    return tf.math.count_nonzero(self.in_use, dtype=tf.int32)
+  def _num_kept(self, logits, keep):
+    """[rows] number of columns that count, as a float."""
+    if keep is None:
+      keep = tf.ones_like(logits, tf.bool)
+    if self.pool.copies is None:
+      return tf.math.count_nonzero(keep, axis=1, dtype=logits.dtype)
+    copies = tf.cast(self.pool.copies, logits.dtype)
+    return tf.linalg.matvec(tf.cast(keep, logits.dtype), copies)
 
   def _terms(self, logits, values, keep, start):
     """What S is made of, S = e^log_unit sum_j scale_j term_j.
@@ -434,13 +462,6 @@ class _Columns:
     # Activations may be -inf.
     may_be_empty = keep is not None or self.form.pairwise
     return resampling.softmax(logits, may_be_empty)
-
-
-def _num_columns(logits: tf.Tensor, keep: tf.Tensor | None) -> tf.Tensor:
-  """[rows] number of columns that count, as a float."""
-  if keep is None:
-    keep = tf.ones_like(logits, tf.bool)
-  return tf.math.count_nonzero(keep, axis=1, dtype=logits.dtype)
 
 
 def _require_what_it_needs(

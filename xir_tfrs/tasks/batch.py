@@ -161,7 +161,7 @@ class Term:
       self.batch.queries, self.pool.embeddings, transpose_b=True
     )
     return resampling.log_importance_weights(
-      logits, self.pool.log_q, mask.keep(0, chunks.size(logits))
+      logits, self.pool.log_q_by_copies(), mask.keep(0, chunks.size(logits))
     )
 
 

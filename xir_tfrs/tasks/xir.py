@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.layers import candidate_cache
-from xir_tfrs.ops import fused, proposals, seeds
+from xir_tfrs.ops import fused, proposals, seeds, xla
 from xir_tfrs.tasks import arguments, importance_resampling
 from xir_tfrs.tasks import batch as batches
 from xir_tfrs.types import CandidateEncoder
@@ -155,17 +155,7 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
   def _terms(
     self, batch: batches.Batch, training: bool
   ) -> Sequence[batches.Term]:
-    cache_ids = tf.identity(self.cache.ids)
-    cache_embeddings = distribute.encode_together(
-      lambda ids: self._encoded(
-        self._candidate_encoder, ids, batch.queries.dtype, training
-      ),
-      cache_ids,
-    )
-    in_batch = self._in_batch(batch)
-    in_cache = fused.Pool(
-      cache_embeddings, cache_ids, tf.gather(self._log_popularity, cache_ids)
-    )
+    in_batch, in_cache = self._in_batch(batch), self._in_cache(batch, training)
     if self._joint_partition:
       joined = self._joined(in_batch, in_cache)
       return [self._drawn(batch, joined, seeds.BATCH_DRAWS, 1.0)]
@@ -175,20 +165,44 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       self._drawn(batch, in_cache, seeds.CACHE_DRAWS, weight),
     ]
 
+  def _in_cache(self, batch: batches.Batch, training: bool) -> fused.Pool:
+    """The cached candidates; copies of one are a column, if nothing is drawn.
+
+    Most of a cache are copies, so this encodes and scores far fewer.
+    """
+    ids, copies = tf.identity(self.cache.ids), None
+    # XLA needs the shape, and draws of one column differ from those of copies.
+    if self._resampler == "expected" and not xla.compiling():
+      ids, _, copies = tf.unique_with_counts(ids)
+    embeddings = distribute.encode_together(
+      lambda ids: self._encoded(
+        self._candidate_encoder, ids, batch.queries.dtype, training
+      ),
+      ids,
+    )
+    log_q = tf.gather(self._log_popularity, ids)
+    return fused.Pool(embeddings, ids, log_q, copies=copies)
+
   def _joined(self, in_batch: fused.Pool, in_cache: fused.Pool) -> fused.Pool:
     """Both as one pool, with the proposal of their mixture."""
-    ids = tf.concat([in_batch.ids, in_cache.ids], 0)
-    log_popularity = tf.concat([in_batch.log_q, in_cache.log_q], 0)
+    in_both = (in_batch, in_cache)
+    ids = tf.concat([pool.ids for pool in in_both], 0)
+    log_popularity = tf.concat([pool.log_q for pool in in_both], 0)
     log_q = proposals.log_mixture(
       log_popularity,
       tf.size(in_batch.ids),
       log_popularity
       if self._cache_policy == "recency"
       else self.cache.log_proposal(ids),
-      tf.size(in_cache.ids),
+      self._cache_size,
     )
-    embeddings = tf.concat([in_batch.embeddings, in_cache.embeddings], 0)
-    return fused.Pool(embeddings, ids, log_q, in_batch.own_offset)
+    copies = in_cache.copies
+    if copies is not None:
+      copies = tf.concat([tf.ones_like(in_batch.ids, tf.int32), copies], 0)
+    embeddings = tf.concat([pool.embeddings for pool in in_both], 0)
+    return fused.Pool(
+      embeddings, ids, log_q, in_batch.own_offset, copies=copies
+    )
 
   def _drawn(
     self, batch: batches.Batch, pool: fused.Pool, stream: int, share: float
@@ -211,11 +225,15 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     draws: Sequence[tf.Tensor],
   ) -> None:
     """Draws the next cache from the pools, batch first."""
-    ids = tf.concat([term.pool.ids for term in terms], 0)
     counts = tf.concat(draws, 0)
     in_batch = tf.size(batch.pool_ids)
-    batch_ids, cache_ids = batch.pool_ids, ids[in_batch:]
+    batch_ids, cache_ids = batch.pool_ids, tf.identity(self.cache.ids)
     batch_draws, cache_draws = counts[:in_batch], counts[in_batch:]
+    copies = terms[-1].pool.copies
+    if copies is not None:
+      # The copies share the draws of their column.
+      cache_draws /= tf.cast(copies[-tf.size(cache_draws) :], tf.float64)
+      cache_draws = tf.gather(cache_draws, tf.unique(cache_ids)[1])
     if self._cross_replica:
       batch_draws = distribute.all_reduce_sum(batch_draws)
     else:
