@@ -80,7 +80,7 @@ def _assert_times(results, seconds, peer, scales=()):
 
 
 def test_train_step(seconds):
-  results = train_step.run(_TOWERS | {"repetitions": 2})
+  results = train_step.run(_TOWERS | {"distinct": 20, "repetitions": 2})
   _assert_times(results, seconds, lambda _: "TFRS Retrieval")
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
 
