@@ -7,7 +7,7 @@ attention over the last items. The peer is a typical TFRS model: layers of
 tf_keras, a padded history for each row, shared vectors of events and
 candidates, and `tfrs.tasks.Retrieval`. Ours encode such rows, or positions in
 windows that rows share. All cases take turns in one process; `ratio` compares
-with the median of the peer.
+with the median of the peer. `XIR copies` is as in `benchmarks.train_step`.
 
 Answers: from the history of a single query to its best candidates, like the
 signature `recommend` of a bundle.
@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 import xir_tfrs as xir
-from benchmarks import harness
+from benchmarks import harness, train_step
 from export.bundle import encoders, histories, signatures
 from xir_tfrs.data import histories as rows_lib
 
@@ -32,7 +32,8 @@ _SIZES = {
   "dim": (64, "Size of the embeddings."),
   "length": (20, "Most recent events to encode."),
   "batch": (1024, "Rows per step."),
-  "cache": (2048, "Candidates in the cache of XIR."),
+  "cache": (1024, "Candidates in the cache of XIR."),
+  "distinct": (50, "Distinct candidates in the cache of XIR copies, in %."),
   "repetitions": (10, "Repetitions of a step; the median is reported."),
   "catalogue": (41_000, "Candidates to choose an answer from."),
   "history": (50, "Events of a query."),
@@ -115,12 +116,16 @@ def steps(sizes: Mapping[str, int]) -> dict[str, _Step]:
   """Training steps by name."""
   batches, counts = _batches(sizes)
   peer = Peer(counts, sizes["dim"], sizes["length"])
-  cases = {_PEER: _step(peer, batches["rows"])}
+  adam = tf.keras.optimizers.Adam
+  cases = {_PEER: train_step.step(peer, batches["rows"], adam(0.001))}
+  cached = {"XIR copies": train_step.copies(np.random.default_rng(0), sizes)}
   for name, make in _tasks(counts, sizes["cache"]).items():
     for examples, batch in batches.items():
       towers = _towers(sizes["candidates"], sizes)
       model = xir.models.TwoTower(*towers, make(towers[1]))
-      cases[f"{name}, {examples}"] = _step(model, batch)
+      cases[f"{name}, {examples}"] = train_step.step(
+        model, batch, adam(0.001), cached.get(name)
+      )
   return cases
 
 
@@ -229,24 +234,22 @@ def _tasks(
   counts: np.ndarray, cache_size: int
 ) -> dict[str, Callable[[tf.keras.Model], xir.tasks.RetrievalTask]]:
   """Name -> function of the candidate tower that makes the task."""
+
+  def xir_task(tower):
+    return xir.tasks.XIRRetrieval(
+      candidate_counts=counts, candidate_encoder=tower, cache_size=cache_size
+    )
+
   return {
     "SSL-Pop": lambda _: xir.tasks.SampledSoftmaxRetrieval(
       candidate_counts=counts
     ),
-    "XIR": lambda tower: xir.tasks.XIRRetrieval(
-      candidate_counts=counts, candidate_encoder=tower, cache_size=cache_size
-    ),
+    "XIR": xir_task,
+    "XIR copies": xir_task,
     "full softmax": lambda tower: xir.tasks.FullSoftmaxRetrieval(
       candidate_encoder=tower
     ),
   }
-
-
-def _step(model: tfrs.Model, batch: Mapping[str, tf.Tensor]) -> _Step:
-  """Returns a traced training step, which blocks."""
-  model.compile(optimizer=tf.keras.optimizers.Adam(0.001))
-  step = tf.function(lambda: model.train_step(batch)["loss"])
-  return lambda: step().numpy()
 
 
 def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

@@ -67,16 +67,18 @@ def run(sizes: dict[str, int]) -> dict[str, dict[str, float]]:
       rng.choice(len(counts), sizes["batch"], p=counts / counts.sum())
     ),
   }
-  cases = {_PEER: _step(Peer(*towers(sizes), counts), batch, lazy=False)}
-  copies = _copies(rng, sizes)
+  adam = tf.keras.optimizers.Adam
+  cases = {_PEER: step(Peer(*towers(sizes), counts), batch, adam(0.01))}
   makers = tasks(counts, sizes["cache"])
   makers["XIR copies"] = makers["XIR expected"]
+  cached = {"XIR copies": copies(rng, sizes)}
   for name, make in makers.items():
-    for lazy in (False, True):
+    for label, optimizer in (("", adam), (" lazy", xir.optimizers.LazyAdam)):
       pair = towers(sizes)
       model = xir.models.TwoTower(*pair, make(pair[1]))
-      cached = copies if name == "XIR copies" else None
-      cases[name + " lazy" * lazy] = _step(model, batch, lazy, cached)
+      cases[name + label] = step(
+        model, batch, optimizer(0.01), cached.get(name)
+      )
   results = harness.summarise(
     harness.measure(cases, repetitions=sizes["repetitions"])
   )
@@ -121,32 +123,31 @@ def tasks(counts, cache_size):
   }
 
 
-def _copies(rng, sizes):
+def copies(rng, sizes):
   """[cache] candidates, of which `distinct` per cent are distinct."""
   distinct = max(sizes["cache"] * sizes["distinct"] // 100, 1)
   ids = rng.choice(sizes["candidates"], distinct, replace=False)
   return tf.constant(np.resize(ids, sizes["cache"]))
 
 
-def _step(model, batch, lazy, cached=None):
+def step(model, batch, optimizer, cached=None):
   """Returns a traced training step, which blocks.
 
   Args:
     model: The model.
     batch: Its batch.
-    lazy: Whether the optimizer is `LazyAdam`.
-    cached: What each step finds in the cache. None: what is there.
+    optimizer: Its optimizer.
+    cached: The candidates in the cache of XIR at each step. None: no change.
   """
-  adam = xir.optimizers.LazyAdam if lazy else tf.keras.optimizers.Adam
-  model.compile(optimizer=adam(0.01))
+  model.compile(optimizer=optimizer)
 
   @tf.function
-  def step():
+  def run():
     if cached is not None:
       model.task.cache.ids.assign(cached)
     return model.train_step(batch)["loss"]
 
-  return lambda: step().numpy()
+  return lambda: run().numpy()
 
 
 def show(results: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
