@@ -13,7 +13,7 @@ import types
 import numpy as np
 import pytest
 
-from export.serving import catalogue, demo, options
+from export.serving import catalogue, demo, options, service, tensors
 from tests.export import fake_server
 
 HOSTILE = "<img src=x onerror=document.title='bad'> & \"'"
@@ -245,7 +245,11 @@ def browser():
   made.quit()
 
 
-def test_in_a_browser(running, browser, tmp_path):
+def _loading(*_):
+  raise tensors.RequestError("UNAVAILABLE", "the bundle is being loaded")
+
+
+def test_in_a_browser(running, browser, tmp_path, monkeypatch):
   def text(element):
     return browser.find_element("id", element).text
 
@@ -258,8 +262,14 @@ def test_in_a_browser(running, browser, tmp_path):
   def until(condition):
     fake_server.wait_for(lambda: condition() or None)
 
-  browser.get(f"http://127.0.0.1:{running.port}/")
+  # It tries again until the bundle is loaded.
+  with monkeypatch.context() as patch:
+    patch.setattr(service.Service, "model", _loading)
+    browser.get(f"http://127.0.0.1:{running.port}/")
+    until(lambda: text("error") == "the bundle is being loaded")
+  browser.get_log("browser")  # Forgets the refused call.
   until(lambda: "30 items, 5 users" in text("about"))
+  assert text("error") == ""
   # It starts with an example.
   until(lambda: "Film 5" in text("answers"))
   assert text("heading") == "Recommendations for ann"
