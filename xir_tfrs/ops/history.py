@@ -397,37 +397,6 @@ def label_aware_attention(
   return tf.einsum("nk,nkd->nd", weights, interests)
 
 
-def dropout(
-  x: tf.Tensor,
-  rate: float,
-  *,
-  seed: tf.Tensor,
-  first_row: int | tf.Tensor = 0,
-) -> tf.Tensor:
-  """Sets a share of the entries to 0, and scales up the others.
-
-  Args:
-    x: [n, ...] float tensor, static but for n.
-    rate: Share of entries set to 0, in [0, 1).
-    seed: [2] integer seed.
-    first_row: Number of row 0 in the global batch: rows lose the same entries
-      whichever replica holds them.
-
-  Returns:
-    Tensor like `x`, of the same expectation.
-
-  Examples:
-    >>> seed = tf.constant([0, 1])
-    >>> dropped = xir.ops.history.dropout(tf.ones([1, 100]), 0.5, seed=seed)
-    >>> sorted(set(dropped.numpy()[0].tolist()))
-    [0.0, 2.0]
-  """
-  if not rate:
-    return x
-  keep = kept(tf.shape(x)[0], x.shape[1:], rate, seed=seed, first_row=first_row)
-  return only_kept(x, keep, rate)
-
-
 def kept(
   num_rows: int | tf.Tensor,
   shape: Sequence[int],
@@ -436,14 +405,15 @@ def kept(
   seed: tf.Tensor,
   first_row: int | tf.Tensor = 0,
 ) -> tf.Tensor:
-  """Which entries `dropout` keeps.
+  """Draws the entries that dropout keeps; `only_kept` applies them.
 
   Args:
     num_rows: Number of rows, n.
     shape: Static shape of a row.
     rate: Share of entries that are not kept, in [0, 1).
     seed: [2] integer seed.
-    first_row: Number of row 0 in the global batch.
+    first_row: Number of row 0 in the global batch: rows lose the same entries
+      whichever replica holds them.
 
   Returns:
     [n, *shape] bool tensor.
@@ -460,7 +430,15 @@ def kept(
 
 
 def only_kept(x: tf.Tensor, keep: tf.Tensor, rate: float) -> tf.Tensor:
-  """x without the entries that `dropout` does not keep, scaled up.
+  """Sets the entries that are not kept to 0, and scales up the others.
+
+  Args:
+    x: Float tensor.
+    keep: Bool tensor of the shape of `x`; see `kept`.
+    rate: Share of entries that are not kept, in [0, 1).
+
+  Returns:
+    Tensor like `x`; over the draws of `keep`, its expectation is `x`.
 
   Examples:
     >>> keep = tf.constant([True, False])
