@@ -44,8 +44,11 @@ def padded(
         batch["known_candidate_ids"], batch["query_id"].shape[0], most_known
       )
     if most_windows is not None:
-      for name in batch.keys() & _PADDING.keys():
-        x, of_padding = batch[name], _PADDING[name]
+      # In this order, so that all runs make the same graph.
+      for name, of_padding in _PADDING.items():
+        if name not in batch:
+          continue
+        x = batch[name]
         missing = [[0, most_windows - tf.shape(x)[0]]]
         missing += [[0, 0]] * (x.shape.rank - 1)
         x = tf.pad(x, missing, constant_values=tf.constant(of_padding, x.dtype))

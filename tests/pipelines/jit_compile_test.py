@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from pipelines.training import batches as batches_lib
 from pipelines.training import config as configs
 from pipelines.training import loop
-from xir_tfrs.data import histories, runs
+from xir_tfrs.data import datasets, histories, runs
 from xir_tfrs.programs import settings
 
 
@@ -88,6 +90,30 @@ def test_histories_are_padded(small_data, tmp_path, examples):
     loop.train(run, progress=False)
     found.append(losses(path))
   np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_rows_of_one_query_share_its_padded_known_candidates():
+  # Query 0 has 500 of the 510 rows: nearly every row of a batch is its own.
+  columns = {
+    "query_id": np.repeat([0, 1, 2], [500, 4, 6]),
+    "candidate_id": np.arange(510),
+  }
+  known = datasets.candidates_by_query(columns, 3)
+  plain, compiled = (
+    batches_lib.InMemory(columns, known).examples(
+      config("", "", global_batch_size=64, jit_compile=jit), 1
+    )
+    for jit in (False, True)
+  )
+  for rows, padded in zip(plain().take(1), compiled().take(1), strict=True):
+    # Not 500 for each of the 64 rows.
+    assert padded["known_candidate_ids"].values.shape == [510]
+    assert padded["known_candidate_ids"].row_splits.shape == [66]
+    of_rows, of_padded = (
+      tf.gather(batch["known_candidate_ids"], batch["known_row"]).to_list()
+      for batch in (rows, padded)
+    )
+    assert of_rows == of_padded
 
 
 def test_most_windows_of_a_batch():
