@@ -390,3 +390,29 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host, later):
   later(atomic._STALE_FILE)
   atomic.write_text(path, "newer")
   assert path.read_text() == "newer" and names(tmp_path) == {path.name}
+
+
+@pytest.mark.parametrize("make", [new, atomic.new_file])
+def test_a_full_disk_names_what_is_written(tmp_path, make):
+  output = tmp_path / "out"
+  for error in (
+    OSError(errno.ENOSPC, "No space left on device"),  # By `write`.
+    OSError(errno.ENOSPC, "Error writing bytes to file."),  # By pyarrow.
+    RuntimeError("{{node Save}} x; No space left on device [Op:SaveV2]"),
+  ):
+    with pytest.raises(OSError) as found, make(output):
+      raise error
+    assert found.value.filename == str(output)
+    assert found.value.strerror == "No space left on device"
+    assert names(tmp_path) == set()
+  with pytest.raises(OSError) as found, make(output) as partial:
+    raise OSError(errno.EFBIG, "File too large", str(partial / "part"))
+  assert found.value.filename == str(output)
+  for error in (
+    OSError(errno.ENOSPC, "No space left on device", "/tmp/elsewhere"),
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ENOENT, "No such file", "x"),
+  ):
+    with pytest.raises(OSError) as found, make(output):
+      raise error
+    assert found.value is error

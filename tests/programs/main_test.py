@@ -101,7 +101,12 @@ def test_success(command):
   [
     ("data", 1, "failing: Error: x.csv, line 3: is empty"),
     ("reported", 1, "failing: Error: The loss is nan."),
-    ("disk", 1, "failing: Error: out/part-0: No space left on device"),
+    (
+      "disk",
+      1,
+      "failing: Error: out/part-0: No space left on device; free some space, "
+      "or write elsewhere",
+    ),
     ("setting", 2, "failing: Error: --how is wrong."),
     ("interrupt", 130, "failing: Interrupted."),
   ],

@@ -67,12 +67,36 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       leftover.unlink(missing_ok=True)
   partial = _hidden(path, "partial")
   try:
-    yield partial
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
+    with _disk_errors_name(path, partial):
+      yield partial
+      _sync(partial)
+      os.replace(partial, path)
+      _sync(path.parent)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors_name(
+  path: pathlib.Path, partial: pathlib.Path
+) -> Iterator[None]:
+  """Gives the errors of a full or read-only disk the path that is written.
+
+  They name no file, a hidden one, or, if TensorFlow writes, are no `OSError`.
+
+  Raises:
+    OSError: An error of the disk; `filename` is `path`, unless it is about a
+      file outside of `partial`.
+  """
+  try:
+    yield
+  except Exception as error:
+    number = errors.of_disk(error)
+    named = str(getattr(error, "filename", None) or partial)
+    # An I/O error without a name may be one of reading.
+    if number in (None, errno.EIO) or partial.name not in named:
+      raise
+    raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 @contextlib.contextmanager
@@ -119,8 +143,9 @@ def new_directory(
     try:
       partial.mkdir()
       claim.keep_alive(partial)
-      yield partial
-      _sync_all(partial)
+      with _disk_errors_name(output, partial):
+        yield partial
+        _sync_all(partial)
       claim.confirm()
       _take_place(partial, output, check)
       _sync(output.parent)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
 # The parts of a TensorFlow message about its graph: {{node ...}}, [Op:...].
 _OF_GRAPH = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w+\].*")
+
+# A disk that is full, read-only or broken.
+_OF_DISK = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+  *(errno.EROFS, errno.EIO),
+)
 
 # Where a line ends, and what stands around it.
 _LINES = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
@@ -74,3 +81,14 @@ def first_line(error: BaseException) -> str:
   """The first line of a message, without TensorFlow's graph details."""
   line = (str(error).strip() or repr(error)).splitlines()[0]
   return _OF_GRAPH.sub("", line)[:300]
+
+
+def of_disk(error: BaseException) -> int | None:
+  """The number of an error of the disk, such as ENOSPC; None for other errors.
+
+  TensorFlow and other libraries only have the system's message in their own.
+  """
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno if error.errno in _OF_DISK else None
+  text = str(error)
+  return next((x for x in _OF_DISK if os.strerror(x) in text), None)

@@ -23,8 +23,8 @@ from absl import flags, logging
 from xir_tfrs.data import errors
 from xir_tfrs.programs import command, settings
 
-# Errors of a disk that is full, read-only or broken.
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# Errors of a disk that is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The extra of the package that installs a module.
 _EXTRAS = {
   **dict.fromkeys(("pyarrow", "fsspec", "tensorflow_datasets"), "data"),
@@ -194,7 +194,9 @@ def _line(error: Exception) -> str | None:
     _, path, reason = error.args[0][0]  # The first file that was not copied.
     return f"{path}: {reason.partition(': ')[0]}"
   if isinstance(error, OSError) and error.filename and error.strerror:
-    return f"{error.filename}: {error.strerror}"
+    remedy = "; free some space, or write elsewhere"
+    remedy = remedy if error.errno in _FULL else ""
+    return f"{error.filename}: {error.strerror}{remedy}"
   if isinstance(error, _TOLD):
     text = str(error) or type(error).__name__
     return " ".join(line.strip() for line in text.splitlines())
@@ -205,5 +207,4 @@ def _line(error: Exception) -> str | None:
         f"{error}: install 'xir-tfrs[all]' for all commands (in a checkout, "
         f"'.[all]'), or for this one pip install 'xir-tfrs[{extra}]'"
       )
-  is_of_disk = any(os.strerror(number) in str(error) for number in _OF_DISK)
-  return errors.first_line(error) if is_of_disk else None
+  return None if errors.of_disk(error) is None else errors.first_line(error)
