@@ -222,7 +222,7 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
     "mns": {"num_uniform": batch},
     "bir": {},
     "xir": _FORMER_XIR | {"cache_size": batch},
-    "cbns": {"bank_size": 2 * batch},
+    "cbns": {"bank_size": 2 * batch, "balance_gradients": False},
     "full_softmax": {
       "popularity_weight": 0.15,
       "loss": "generalized_cross_entropy",
@@ -362,7 +362,7 @@ EXPERIMENTS: dict[str, Experiment] = {
       for case in (
         *_ABLATION,
         _variant("BIR plain", "bir", **_PLAIN_LOSS),
-        _variant("CBNS", "cbns", bank_size=1024),
+        _variant("CBNS", "cbns", bank_size=1024, balance_gradients=False),
         _variant("XIR, temperature 0.1", "xir", **_XIR | {"temperature": 0.1}),
         _variant("XIR, weight 0.5", "xir", **_XIR | {"cache_weight": 0.5}),
         _variant("XIR, cache of 2048", "xir", **_XIR | {"cache_size": 2048}),

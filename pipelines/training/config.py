@@ -240,6 +240,12 @@ class TrainConfig(settings.Settings):
     minimum=0,
     only={"task": "cbns"},
   )
+  balance_gradients: bool = _setting(
+    "Push the batch's candidates away for those of the bank too, which have no "
+    "gradient.",
+    True,
+    only={"task": "cbns"},
+  )
   num_sampled: int = _setting(
     "Candidates drawn per query.", 20, above=0, only=_CORR
   )
@@ -447,6 +453,7 @@ CROSS_ENTROPY: dict[str, Any] = {
 }
 _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
   "resampler": "systematic",
+  "balance_gradients": False,
   "global_batch_size": 2048,
   "cache_size": 2048,
   "learning_rate": 0.01,
@@ -474,6 +481,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cache_size": 2048,
     "num_resampled": None,
     "resampler": "multinomial",
+    "balance_gradients": False,
     "epochs": 100,
     "optimizer": "coupled_l2_adam",
     "l2": 1e-5,

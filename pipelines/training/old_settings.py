@@ -14,6 +14,7 @@ _BEFORE_THERE_WAS = {
   # The loss was the cross entropy.
   "mask_known_positives": False,
   "popularity_weight": 0.0,
+  "balance_gradients": False,
 }
 _STREAMING = ("ssl", "ssl_pop", "g_tower", "mns", "cbns")
 # Former flags that are now arguments of the task: their default, and the tasks

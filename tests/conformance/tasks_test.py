@@ -239,6 +239,7 @@ _NON_DEFAULT = {
   "warmup_drift": 0.125,
   "probe_size": 4,
   "embedding_dim": _DIM,
+  "balance_gradients": False,
   "candidate_chunk_size": 3,
   "num_sampled": 7,
   "num_pooled": 30,

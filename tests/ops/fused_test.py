@@ -45,6 +45,15 @@ def dense(
 ):
   """The cross entropy from the functions of `losses` and `resampling`."""
   logits = tf.matmul(queries, pool.embeddings, transpose_b=True)
+  if pool.gradient_scale is not None:
+    scale = tf.cast(pool.gradient_scale, logits.dtype)
+    scaled = scale * pool.embeddings
+    scaled -= tf.stop_gradient(scaled - pool.embeddings)
+    logits = tf.where(
+      masking.own_columns(*logits.shape),
+      logits,
+      tf.matmul(queries, scaled, transpose_b=True),
+    )
   positive = tf.reduce_sum(queries * positives, axis=1)
   keep = tf.ones(logits.shape, bool)
   if mask_own_column:
@@ -113,6 +122,33 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     for e, g in zip(
       tf.nest.flatten(expected), tf.nest.flatten(got), strict=True
     ):
+      # "expected" counts pass through float32 on both sides.
+      tolerance = 1e-6 if method == "expected" else 1e-10
+      self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)
+
+  @parameterized.product(
+    method=[None, "expected", "systematic"],
+    masked=[False, True],
+    chunk=[None, 4],
+  )
+  def test_the_gradient_of_the_pool_is_scaled(self, method, masked, chunk):
+    arguments = problem(10, 33, 8, tf.float64)
+    pool = arguments["pool"]
+    arguments["pool"] = dataclasses.replace(
+      pool, gradient_scale=tf.constant(3.5)
+    )
+    arguments["mask_own_column"] = masked
+    if method is None:
+      arguments["positive_log_q"] = pool.log_q[:10]
+    else:
+      arguments["resampler"] = fused.Resampler(9, method, SEED)
+    expected = whole_gradient(value_and_gradients(dense, arguments))
+    got = whole_gradient(
+      value_and_gradients(
+        fused.pool_softmax, arguments | {"row_chunk_size": chunk}
+      )
+    )
+    for e, g in zip(expected, got, strict=True):
       # "expected" counts pass through float32 on both sides.
       tolerance = 1e-6 if method == "expected" else 1e-10
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)

@@ -115,7 +115,7 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
     # ALGORITHMS 7.4: the in-batch loss of the last rows of both batches
     # together, whose first candidates are constants.
     first, second = _problem(4, seed=0), _problem(4, seed=1)
-    task = _task(bank_size=4)
+    task = _task(bank_size=4, balance_gradients=False)
     _loss(task, *first)
     both = tasks.SampledSoftmaxRetrieval(
       candidate_counts=_COUNTS, remove_accidental_hits=True
@@ -134,6 +134,34 @@ class LossTest(tf.test.TestCase, parameterized.TestCase):
             tf.concat([first[1], candidates], 0),
             np.concatenate([first[2], second[2]]),
             sample_weight=tf.constant([0.0] * 4 + [1.0] * 4),
+          )
+      results.append((loss, *tape.gradient(loss, [query, candidates])))
+    for with_bank, in_batch in zip(*results, strict=True):
+      self.assertAllClose(with_bank, in_batch, rtol=1e-5, atol=1e-6)
+
+  @parameterized.parameters(True, False)
+  def test_balanced_gradients_are_those_of_a_larger_batch(self, normalize):
+    # The bank holds the batch itself, three times.
+    query, candidates, ids = _problem(4, seed=1)
+    query, candidates = tf.constant(query), tf.constant(candidates)
+    options = dict(remove_accidental_hits=True, normalize=normalize)
+    task = _task(bank_size=12, **options)
+    for _ in range(3):
+      _loss(task, query, candidates, ids)
+    larger = tasks.SampledSoftmaxRetrieval(candidate_counts=_COUNTS, **options)
+    results = []
+    for use_bank in (True, False):
+      with tf.GradientTape() as tape:
+        tape.watch([query, candidates])
+        if use_bank:
+          loss = _loss(task, query, candidates, ids, training=False)
+        else:
+          loss = 4 * _loss(
+            larger,
+            tf.concat([query] * 4, 0),
+            tf.concat([candidates] * 4, 0),
+            np.concatenate([ids] * 4),
+            sample_weight=tf.constant([1.0] * 4 + [0.0] * 12),
           )
       results.append((loss, *tape.gradient(loss, [query, candidates])))
     for with_bank, in_batch in zip(*results, strict=True):

@@ -48,6 +48,8 @@ class Pool:
       may have unused ones. None: all.
     copies: [pool] integers > 0, how many equal columns each one stands for: the
       result is that of the pool with all of them, if nothing is drawn. None: 1.
+    gradient_scale: Scalar, factor of the gradient by `embeddings`, but for the
+      part of a row's own column. None: 1.
 
   Examples:
     >>> pool = xir.ops.fused.Pool(
@@ -63,6 +65,7 @@ class Pool:
   own_offset: tf.Tensor | None = None
   in_use: tf.Tensor | None = None
   copies: tf.Tensor | None = None
+  gradient_scale: tf.Tensor | None = None
 
   def log_q_by_copies(self) -> tf.Tensor:
     """[pool] log_q, less the log of `copies`.
@@ -225,6 +228,11 @@ def pool_softmax(
     in_sum=own_stands_in,
   )
 
+  own_apart = pool.gradient_scale is not None and pool.own_offset is not None
+
+  def own(start, size):
+    return tf.cast(start + tf.range(size), tf.int64) + pool.own_offset
+
   @tf.custom_gradient
   def run(queries, positives, pool_embeddings):
     # Scale tensors of [pool, dim], not of [rows, pool].
@@ -238,8 +246,7 @@ def pool_softmax(
       if own_stands_in:
         # Take the same number that is in the sum: with another rounding, a
         # loss near 0 could be negative.
-        own = tf.cast(start + tf.range(size), tf.int64) + pool.own_offset
-        positive = tf.gather(logits, own, batch_dims=1)
+        positive = tf.gather(logits, own(start, size), batch_dims=1)
       else:
         positive = tf.reduce_sum(q * v, axis=1)
       log_q = None if positive_log_q is None else part(positive_log_q)
@@ -262,9 +269,15 @@ def pool_softmax(
         draws + chunk_draws,
         d_pool + tf.matmul(to_terms * q, terms, transpose_a=True),
       )
-      return sums, (d_q, to_positive * q)
+      if not own_apart:
+        return sums, (d_q, to_positive * q)
+      places = own(start, size)
+      own_terms = tf.gather(terms, places, batch_dims=1)
+      own_terms *= tf.gather(columns.scale, places)
+      d_own = to_terms * own_terms[:, tf.newaxis] * q
+      return sums, (d_q, to_positive * q, d_own)
 
-    (loss, draws, d_pool), (d_queries, d_positives) = chunks.fold(
+    (loss, draws, d_pool), (d_queries, d_positives, *d_own) = chunks.fold(
       of_rows,
       batch,
       chunk,
@@ -273,15 +286,24 @@ def pool_softmax(
         tf.zeros(tf.shape(pool_embeddings)[:1], tf.float64),
         tf.zeros_like(tf.transpose(pool_embeddings)),
       ),
-      like=(queries, positives),
+      like=(queries, positives, queries)[: 3 if own_apart else 2],
       in_flight=1 if chunks.has_gpu() else _CHUNKS_IN_FLIGHT,
     )
+    d_pool = scale * tf.transpose(d_pool)
+    if pool.gradient_scale is not None:
+      factor = tf.cast(pool.gradient_scale, dtype)
+      d_pool *= factor
+      if own_apart:
+        places = own(0, batch)[:, tf.newaxis]
+        d_pool = tf.tensor_scatter_nd_add(
+          d_pool, places, (1.0 - factor) * d_own[0]
+        )
 
     def grad(upstream, _):
       return (
         upstream * d_queries,
         upstream * d_positives,
-        upstream * scale * tf.transpose(d_pool),
+        upstream * d_pool,
       )
 
     return (loss, draws), grad

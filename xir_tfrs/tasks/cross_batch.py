@@ -26,6 +26,11 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
   encoding. A batch uses the bank before it is added to it. Columns with the id
   of the row's positive are left out.
 
+  The bank has no gradient, so candidates would be pulled up by all of their
+  rows, but pushed away only by the B / (B + M) of the softmax that the batch
+  has. `balance_gradients`, which the paper does not have, multiplies the push
+  by (B + M) / B: its expectation is that of a batch of B + M candidates.
+
   The embeddings of the bank come from earlier weights. While the weights move
   fast the bank would mislead, so the loss is the plain in-batch loss for the
   first `warmup_steps` steps, or until embeddings drift less than
@@ -59,6 +64,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     candidate_encoder: CandidateEncoder | None = None,
     probe_size: int = 128,
     embedding_dim: int | None = None,
+    balance_gradients: bool = True,
     remove_accidental_hits: bool = True,
     **shared: Any,
   ) -> None:
@@ -81,6 +87,8 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       embedding_dim: Size of the embeddings; None: that of the encoder, or else
         that of the first batch. A bank that does not exist before the first
         batch can be neither checked in a checkpoint nor read out.
+      balance_gradients: Whether candidates of the batch are pushed away for
+        those of the bank too; False: as in the paper.
       remove_accidental_hits: See `RetrievalTask`; here the default.
       **shared: See `SampledSoftmaxRetrieval` and `RetrievalTask`.
 
@@ -115,6 +123,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     self._candidate_encoder = candidate_encoder
     self._probe_size = probe_size
     self._embedding_dim = embedding_dim
+    self._balance_gradients = balance_gradients
     self._step = state.add_state(self, "step", (), tf.int64)
     # 1 from when the drift has been small enough.
     self._settled = state.add_state(self, "settled", (), tf.int64)
@@ -187,6 +196,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       "candidate_encoder": self._candidate_encoder,
       "probe_size": self._probe_size,
       "embedding_dim": self._embedding_dim,
+      "balance_gradients": self._balance_gradients,
     }
 
   def _terms(
@@ -196,7 +206,9 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     # Only the slots in use, and none during the warm-up.
     bank = self._built_bank()
     num_slots = tf.where(self._is_warm(), bank.filled, 0)
-    in_use = None
+    in_use = gradient_scale = None
+    if self._balance_gradients:
+      gradient_scale = 1 + num_slots / tf.size(batch.pool_ids, tf.int64)
     if xla.compiling():
       # Static size: a mask instead of a slice.
       slots = tf.range(bank.bank_size, dtype=tf.int64)
@@ -218,6 +230,7 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       tf.concat([log_q, tf.cast(bank_log_q, log_q.dtype)], axis=0),
       batch.own_offset,
       in_use,
+      gradient_scale=gradient_scale,
     )
     return [self._term(batch, pool, positive_log_q=batch.own(log_q))]
 
