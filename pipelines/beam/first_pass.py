@@ -116,7 +116,7 @@ def read_ids(work: Work, kind: str) -> vocabulary.Vocabulary:
     for share in range(work.buckets)
   )
   vocab = vocabulary.Vocabulary()
-  vocab.add(table.sort_by("first").column("id").to_pylist())
+  vocab.encode_all(table.sort_by("first").column("id").chunks)
   return vocab
 
 

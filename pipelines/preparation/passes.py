@@ -108,17 +108,7 @@ def spill_rows(
   """Runs the first pass; returns the number of rows read."""
   read = 0
   with progress.Progress("reading", source.size) as report:
-    for file, block in source.blocks():
-      for dense, column in (
-        (ids.dense_users, block.users),
-        (ids.dense_items, block.items),
-      ):
-        if dense is not None:
-          dense.check(block, column)
-      users, items = (
-        ids.users.encode(block.users),
-        ids.items.encode(block.items),
-      )
+    for file, block, users, items in _numbered(source.blocks(), ids):
       if block.titles is not None:
         ids.titles.add(items, block.titles)
       split = source.split_of(file)
@@ -127,6 +117,41 @@ def spill_rows(
       report.update_rows(block.progress, len(rows))
       buckets.append(well_rated(rows, block, min_rating, warnings))
   return read
+
+
+def _numbered(
+  found: Iterable[tuple[int, blocks.Block]], ids: Ids
+) -> Iterator[tuple[int, blocks.Block, np.ndarray, np.ndarray]]:
+  """Yields each block with the codes of its users and items.
+
+  Blocks wait until they have as many rows as there are users or items, which is
+  when `Vocabulary.encode_all` is fast. So memory grows with the ids only.
+  """
+  waiting: list[tuple[int, blocks.Block]] = []
+  rows = 0
+  for file, block in found:
+    for dense, column in (
+      (ids.dense_users, block.users),
+      (ids.dense_items, block.items),
+    ):
+      if dense is not None:
+        dense.check(block, column)
+    waiting.append((file, block))
+    rows += len(block.users)
+    if rows >= max(len(ids.users), len(ids.items)):
+      yield from _encoded_ids(waiting, ids)
+      waiting, rows = [], 0
+  if waiting:
+    yield from _encoded_ids(waiting, ids)
+
+
+def _encoded_ids(
+  waiting: list[tuple[int, blocks.Block]], ids: Ids
+) -> Iterator[tuple[int, blocks.Block, np.ndarray, np.ndarray]]:
+  users = ids.users.encode_all([block.users for _, block in waiting])
+  items = ids.items.encode_all([block.items for _, block in waiting])
+  for (file, block), *codes in zip(waiting, users, items, strict=True):
+    yield file, block, *codes
 
 
 def encoded(

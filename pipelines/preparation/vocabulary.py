@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,27 +18,38 @@ class Vocabulary:
   """Assigns dense ids 0, 1, 2, ... in order of first appearance."""
 
   def __init__(self):
-    self._codes: dict[str, int] = {}
+    # The offsets of `pa.string` would end at 2 GiB of ids.
+    self._ids = pa.array([], pa.large_string())
 
   def __len__(self) -> int:
-    return len(self._codes)
+    return len(self._ids)
 
   def ids(self) -> list[str]:
     """Returns the original ids by dense id."""
-    return list(self._codes)
+    return self._ids.to_pylist()
 
   def add(self, ids: Iterable[str]) -> np.ndarray:
     """Returns dense ids of `ids`; adds new ids."""
-    codes = self._codes
-    return np.array(
-      [codes.setdefault(i, len(codes)) for i in ids], dtype=np.int32
-    )
+    return self.encode(pa.array(ids, self._ids.type))
 
   def encode(self, ids: pa.Array) -> np.ndarray:
-    """Like `add`, with one look-up per distinct id."""
-    distinct = pc.dictionary_encode(ids)
-    codes = self.add(distinct.dictionary.to_pylist())
-    return codes[distinct.indices.to_numpy()]
+    """Like `add`, of an array."""
+    return self.encode_all([ids])[0]
+
+  def encode_all(self, columns: Sequence[pa.Array]) -> list[np.ndarray]:
+    """Like `encode`, of one or more arrays.
+
+    Each call builds a hash table of all ids so far. This doubles the work if
+    the arrays have as many values as there are ids, and is more with fewer.
+    """
+    wide = (column.cast(self._ids.type) for column in columns)
+    found = pc.dictionary_encode(pa.chunked_array([self._ids, *wide]))
+    codes = [chunk.indices.to_numpy() for chunk in found.chunks]
+    # Arrays without values have no chunk.
+    of_columns = np.concatenate([np.empty(0, np.int32), *codes])[len(self) :]
+    if found.num_chunks:
+      self._ids = found.chunk(0).dictionary
+    return np.split(of_columns, np.cumsum([len(c) for c in columns])[:-1])
 
 
 class Titles:
