@@ -341,7 +341,7 @@ import importlib, sys
 for name in {_LIGHT}:
   importlib.import_module(name)
   print(name, *sorted({_HEAVY} & sys.modules.keys()))
-# Reports errors in its input before TensorFlow has loaded.
+# It writes what TensorFlow reads, and reports errors at once.
 importlib.import_module("pipelines.preparation.convert")
 assert "tensorflow" not in sys.modules
 """

@@ -22,7 +22,7 @@ from pipelines.preparation import (
 from pipelines.preparation.config import TEXT_BUCKETS, PrepareConfig
 from pipelines.readers import source as source_lib
 from pipelines.readers import sources
-from xir_tfrs.data import errors
+from xir_tfrs.data import errors, table_files
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data.files import side_tables
 
@@ -147,9 +147,6 @@ def finish(
     warnings: What reading skipped -> how often.
     files: Fingerprints of the input files, interactions first.
   """
-  # TensorFlow is slow to load: errors in the input are reported before.
-  from xir_tfrs.data import tables as tables_lib
-
   if not written.item_counts.any():
     num_rows = int(written.user_rows.sum())
     raise errors.DataError(
@@ -163,10 +160,10 @@ def finish(
   }
   counts = {"queries": written.user_counts, "candidates": written.item_counts}
   shards = {
-    name: tables_lib.write_table(
+    name: table_files.write_table(
       directory,
       name,
-      tables_lib.Table(
+      table_files.Table(
         of_side.ids, counts[name], encoded.columns, of_side.titles
       ),
       encoded.features,

@@ -13,7 +13,7 @@ from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.data.files import side_tables
 
 if TYPE_CHECKING:
-  from xir_tfrs.data import tables
+  from xir_tfrs.data import table_files
 
 # A spread below this share of the mean (and of 1) counts as rounding error.
 _MIN_RELATIVE_STD = 1e-6
@@ -26,13 +26,15 @@ class Encoded:
 
   Attributes:
     features: Entries of the schema.
-    columns: As in `tables.Table`.
+    columns: As in `table_files.Table`.
     missing_rows: Number of rows without a row in the side file.
     rare_tokens: Number of distinct tokens mapped to the unknown code 0.
   """
 
   features: tuple[schema_lib.FeatureSchema, ...] = ()
-  columns: dict[str, tables.Column] = dataclasses.field(default_factory=dict)
+  columns: dict[str, table_files.Column] = dataclasses.field(
+    default_factory=dict
+  )
   missing_rows: int = 0
   rare_tokens: int = 0
 

@@ -586,7 +586,7 @@ def test_given_splits_that_cannot_be_read(tmp_path):
     "pipelines.preparation.passes.spill_rows",
     "pipelines.preparation.passes.arrange",
     "pipelines.preparation.passes.write_splits",
-    "xir_tfrs.data.tables.write_table",
+    "xir_tfrs.data.table_files.write_table",
     "xir_tfrs.data.schema.Schema.save",
     "xir_tfrs.data.atomic._take_place",
   ],

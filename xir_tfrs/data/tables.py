@@ -12,79 +12,19 @@ Each record holds these columns of a block of rows:
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from xir_tfrs.data import errors, record_files, records
+from xir_tfrs.data import errors, records, table_files
 from xir_tfrs.data import schema as schema_lib
 
-Column = np.ndarray | tuple[np.ndarray, np.ndarray]
-
-_RAGGED = ("token_seq", "text")
-# No feature can have this name.
-_TITLE = "/title"
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Queries or candidates by dense id.
-
-  Attributes:
-    ids: [rows] object array of str, the original ids; None if not read.
-    counts: [rows] int64, number of training interactions.
-    columns: name -> side feature, as `layers.CandidateTable` takes it: token
-      int32 [rows]; token_seq and text (values int32 [n], row_splits int64
-      [rows + 1]); float float32 [rows]; float_seq float32 [rows, length]. NaN
-      means missing.
-    titles: [rows] object array of str, "" for a row without a title; None if
-      the table has no titles or they were not read.
-
-  Examples:
-    >>> from xir_tfrs.data import tables
-    >>> table = tables.Table(
-    ...   ids=np.array(["tea", "milk"], object),
-    ...   counts=np.array([3, 1]),
-    ...   columns={"price": np.array([2.5, 1.0], np.float32)},
-    ... )
-    >>> len(table)
-    2
-  """
-
-  ids: np.ndarray | None
-  counts: np.ndarray
-  columns: dict[str, Column]
-  titles: np.ndarray | None = None
-
-  def __len__(self) -> int:
-    return len(self.counts)
-
-
-def write_table(
-  data_dir: str | os.PathLike[str],
-  table: str,
-  rows: Table,
-  features: Sequence[schema_lib.FeatureSchema],
-  rows_per_shard: int = 1 << 20,
-) -> tuple[schema_lib.Shard, ...]:
-  """Writes the shards of `table` ("queries" or "candidates")."""
-  num_shards = -(-len(rows) // rows_per_shard)
-  shards = []
-  for shard in range(num_shards):
-    start = shard * rows_per_shard
-    stop = min(start + rows_per_shard, len(rows))
-    name = record_files.shard_name(table, shard, num_shards)
-    with record_files.RecordWriter(pathlib.Path(data_dir) / name) as writer:
-      for low in range(start, stop, record_files.BLOCK_ROWS):
-        high = min(low + record_files.BLOCK_ROWS, stop)
-        block = _block(table, rows, features, low, high)
-        writer.write(record_files.encode(block))
-    shards.append(schema_lib.Shard(name, stop - start))
-  return tuple(shards)
+# Writing needs no TensorFlow, so it is in a module without it.
+Column = table_files.Column
+Table = table_files.Table
+write_table = table_files.write_table
 
 
 def read_table(
@@ -108,11 +48,12 @@ def read_table(
   """
   schema = schema or schema_lib.Schema.load(data_dir)
   features = schema.features(table)
+  id_name = table_files.id_name(table)
   spec: dict[str, tf.dtypes.DType] = {"count": tf.int64}
   for feature in features:
     spec.update(_feature_spec(feature))
   if with_ids:
-    spec[_id_name(table)] = tf.string
+    spec[id_name] = tf.string
   parts: dict[str, list[np.ndarray]] = {
     name: [np.empty(0, dtype.as_numpy_dtype)] for name, dtype in spec.items()
   }
@@ -123,9 +64,9 @@ def read_table(
     for feature in features:
       _check_feature(batch, feature, num_rows)
     if with_ids:
-      batch.require_lengths(_id_name(table), num_rows, "one per count")
-      ids.append(_decoded(batch, _id_name(table)))
-      del batch.values[_id_name(table)]
+      batch.require_lengths(id_name, num_rows, "one per count")
+      ids.append(_decoded(batch, id_name))
+      del batch.values[id_name]
     for name, values in batch.values.items():
       parts[name].append(values)
   joined = {name: np.concatenate(values) for name, values in parts.items()}
@@ -149,7 +90,7 @@ def read_ids(
       an id is empty or appears twice.
   """
   schema = schema or schema_lib.Schema.load(data_dir)
-  name = _id_name(table)
+  name = table_files.id_name(table)
   spec = {name: tf.string, "count": tf.int64}
   ids = [np.empty(0, object)]
   # `prepare` writes each id once; other programs may not.
@@ -188,11 +129,13 @@ def read_titles(
   schema = schema or schema_lib.Schema.load(data_dir)
   if schema.item_title is None:
     return None
-  spec = {_TITLE: tf.string, "count": tf.int64}
+  spec = {table_files.TITLE: tf.string, "count": tf.int64}
   titles = [np.empty(0, object)]
   for batch in _read(data_dir, "candidates", schema, spec):
-    batch.require_lengths(_TITLE, batch.lengths["count"], "one per count")
-    titles.append(_decoded(batch, _TITLE))
+    batch.require_lengths(
+      table_files.TITLE, batch.lengths["count"], "one per count"
+    )
+    titles.append(_decoded(batch, table_files.TITLE))
   return np.concatenate(titles)
 
 
@@ -210,10 +153,6 @@ def _read(
   shards = schema.shards.get(table, ())
   records.check_rows(data_dir, table, shards, schema.num_rows(table))
   return records.read_shards(data_dir, shards, spec, rows_of="count")
-
-
-def _id_name(table: str) -> str:
-  return "query_id" if table == "queries" else "candidate_id"
 
 
 def _decoded(batch: records.Batch, name: str) -> np.ndarray:
@@ -269,38 +208,10 @@ def _wrong_id(
   )
 
 
-def _block(
-  table: str,
-  rows: Table,
-  features: Sequence[schema_lib.FeatureSchema],
-  low: int,
-  high: int,
-) -> dict[str, np.ndarray]:
-  if rows.ids is None:
-    raise ValueError(f"A table without ids cannot be written: {table}.")
-  ids = [i.encode("utf-8") for i in rows.ids[low:high]]
-  block = {
-    _id_name(table): np.array(ids, np.object_),
-    "count": rows.counts[low:high],
-  }
-  if rows.titles is not None:
-    titles = [title.encode("utf-8") for title in rows.titles[low:high]]
-    block[_TITLE] = np.array(titles, np.object_)
-  for feature in features:
-    column = rows.columns[feature.name]
-    if isinstance(column, tuple):  # token_seq, text
-      values, splits = column
-      block[f"{feature.name}/values"] = values[splits[low] : splits[high]]
-      block[f"{feature.name}/lengths"] = np.diff(splits[low : high + 1])
-    else:
-      block[feature.name] = column[low:high].reshape(-1)
-  return block
-
-
 def _feature_spec(
   feature: schema_lib.FeatureSchema,
 ) -> dict[str, tf.dtypes.DType]:
-  if feature.kind in _RAGGED:
+  if feature.kind in table_files.RAGGED:
     return {
       f"{feature.name}/values": tf.int64,
       f"{feature.name}/lengths": tf.int64,
@@ -312,7 +223,7 @@ def _check_feature(
   batch: records.Batch, feature: schema_lib.FeatureSchema, num_rows: np.ndarray
 ) -> None:
   name = feature.name
-  if feature.kind in _RAGGED:
+  if feature.kind in table_files.RAGGED:
     batch.require_lengths(f"{name}/lengths", num_rows, "one per id")
     row_lengths = batch.values[f"{name}/lengths"]
     records = np.repeat(np.arange(len(num_rows)), num_rows)
@@ -333,7 +244,7 @@ def _check_feature(
 def _column(
   feature: schema_lib.FeatureSchema, joined: Mapping[str, np.ndarray]
 ) -> Column:
-  if feature.kind in _RAGGED:
+  if feature.kind in table_files.RAGGED:
     lengths = joined[f"{feature.name}/lengths"]
     splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return joined[f"{feature.name}/values"].astype(np.int32), splits
