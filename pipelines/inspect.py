@@ -90,7 +90,7 @@ class _Seen:
     self._pairs: set[tuple[str, str]] = set()
 
   def add(self, block: "blocks.Block") -> None:
-    users, items = block.users.to_pylist(), block.items.to_pylist()
+    users, items = block.strings()
     self._users.update(users)
     self._items.update(items)
     self._pairs.update(zip(users, items, strict=True))

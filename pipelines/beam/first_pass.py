@@ -182,14 +182,15 @@ class _FirstPass:
     Codes are in the order of the file, share after share.
     """
     ids = pc.dictionary_encode(getattr(block, kind))
-    share = shares_of(ids.dictionary, self.work.buckets)
+    names = ids.dictionary.cast(pa.string())
+    share = shares_of(names, self.work.buckets)
     order = np.argsort(share, kind="stable")
     codes = np.empty(len(order), np.int32)
     codes[order] = np.arange(len(order), dtype=np.int32)
     indices = ids.indices.to_numpy()
     firsts = position + _first_places(indices, len(order))
     batch = pa.record_batch(
-      [ids.dictionary.take(pa.array(order)), firsts[order]], schema=_MENTIONS
+      [names.take(pa.array(order)), firsts[order]], schema=_MENTIONS
     )
     ends = np.cumsum(np.bincount(share, minlength=self.work.buckets)).tolist()
 

@@ -140,7 +140,8 @@ def merged(rows: np.ndarray, num_items: int, repeats: str) -> np.ndarray:
   if "split" in rows.dtype.names:
     order = stable_argsort(rows["split"])
   pairs = np.take(pair_keys(rows, num_items), order)
-  by_pair = stable_argsort(pairs)
+  # Timsort is faster than `stable_argsort` here, as users are in order.
+  by_pair = np.argsort(pairs, kind="stable")
   pairs, order = np.take(pairs, by_pair), np.take(order, by_pair)
   begins = np.concatenate([[True], pairs[1:] != pairs[:-1]])
   if "split" in rows.dtype.names:

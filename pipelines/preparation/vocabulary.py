@@ -18,7 +18,8 @@ class Vocabulary:
   """Assigns dense ids 0, 1, 2, ... in order of first appearance."""
 
   def __init__(self):
-    # The offsets of `pa.string` would end at 2 GiB of ids.
+    # As int64 while all ids are integers. The offsets of `pa.string` would end
+    # at 2 GiB of ids.
     self._ids = pa.array([], pa.large_string())
 
   def __len__(self) -> int:
@@ -26,14 +27,14 @@ class Vocabulary:
 
   def ids(self) -> list[str]:
     """Returns the original ids by dense id."""
-    return self._ids.to_pylist()
+    return self._ids.cast(pa.large_string()).to_pylist()
 
   def add(self, ids: Iterable[str]) -> np.ndarray:
     """Returns dense ids of `ids`; adds new ids."""
-    return self.encode(pa.array(ids, self._ids.type))
+    return self.encode(pa.array(ids, pa.large_string()))
 
   def encode(self, ids: pa.Array) -> np.ndarray:
-    """Like `add`, of an array."""
+    """Like `add`, of an array of strings or int64."""
     return self.encode_all([ids])[0]
 
   def encode_all(self, columns: Sequence[pa.Array]) -> list[np.ndarray]:
@@ -42,8 +43,10 @@ class Vocabulary:
     Each call builds a hash table of all ids so far. This doubles the work if
     the arrays have as many values as there are ids, and is more with fewer.
     """
-    wide = (column.cast(self._ids.type) for column in columns)
-    found = pc.dictionary_encode(pa.chunked_array([self._ids, *wide]))
+    arrays = [self._ids, *columns]
+    are_numbers = all(pa.types.is_int64(a.type) for a in arrays if len(a))
+    kind = pa.int64() if are_numbers else pa.large_string()
+    found = pc.dictionary_encode(pa.chunked_array(a.cast(kind) for a in arrays))
     codes = [chunk.indices.to_numpy() for chunk in found.chunks]
     # Arrays without values have no chunk.
     of_columns = np.concatenate([np.empty(0, np.int32), *codes])[len(self) :]
@@ -97,6 +100,7 @@ class DenseIds:
 
   def check(self, block: blocks.Block, ids: pa.Array) -> None:
     """Raises `DataError` if an id of the block is not a plain whole number."""
+    ids = ids.cast(pa.string())
     plain = pc.match_substring_regex(ids, "^(0|[1-9][0-9]{0,8})$")
     wrong = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
     if wrong.size:

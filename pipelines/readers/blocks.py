@@ -27,7 +27,7 @@ class Block:
 
   Attributes:
     places: Positions of the rows.
-    users, items: [n] string arrays of original ids, never empty or null.
+    users, items: [n] arrays of original ids, as `columns.ids` returns them.
     progress: End of this block, in units of `Source.size`.
     times: [n] int64 or None.
     weights: [n] float32, finite and not negative, or None.
@@ -43,6 +43,11 @@ class Block:
   weights: np.ndarray | None = None
   ratings: np.ndarray | None = None
   titles: pa.Array | None = None
+
+  def strings(self) -> tuple[list[str], list[str]]:
+    """Returns the users and the items as strings."""
+    users, items = (ids.cast("string") for ids in (self.users, self.items))
+    return users.to_pylist(), items.to_pylist()
 
   def error(self, row: int, column: str, message: str) -> errors.DataError:
     """Returns an error about the value of `column` in a row of this block."""
@@ -147,7 +152,7 @@ class _Table:
 
 def _ids(column: pa.Array, name: str, where: places_lib.Places) -> pa.Array:
   try:
-    return columns.id_strings(column, name, where)
+    return columns.ids(column, name, where)
   except errors.DataError as error:
     if not str(error).endswith("empty id"):
       raise

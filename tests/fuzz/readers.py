@@ -127,9 +127,7 @@ def _read(path: pathlib.Path, **options: Any) -> list[Row]:
   rows: list[Row] = []
   for _, block in source.blocks():
     times = [None] * len(block.users) if block.times is None else block.times
-    rows += zip(
-      block.users.to_pylist(), block.items.to_pylist(), times, strict=True
-    )
+    rows += zip(*block.strings(), times, strict=True)
   return rows
 
 

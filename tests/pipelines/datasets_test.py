@@ -259,9 +259,11 @@ def _check(config, name):
   source = sources.open_source(config.input)
   found = []
   for _, block in source.blocks():
-    columns = [block.users, block.items]
-    columns += [c for c in (block.times, block.weights) if c is not None]
-    found += zip(*(column.tolist() for column in columns), strict=True)
+    columns = [*block.strings()]
+    columns += [
+      c.tolist() for c in (block.times, block.weights) if c is not None
+    ]
+    found += zip(*columns, strict=True)
   assert found == rows
   read = {
     feature: value

@@ -42,7 +42,7 @@ def _open(*paths, layout=None, columns=None, **kwargs):
 def _read(source):
   found = []
   for _, block in source.blocks():
-    columns = [block.users.to_pylist(), block.items.to_pylist()]
+    columns = [*block.strings()]
     if block.times is not None:
       columns.append(block.times.tolist())
     if block.weights is not None:

@@ -238,7 +238,7 @@ def test_pieces_are_the_input(tmp_path, write):
 def _described(block):
   """The line, ids and numbers of each row."""
   lines = block.places.all(len(block.users)).tolist()
-  columns = [lines, block.users.to_pylist(), block.items.to_pylist()]
+  columns = [lines, *block.strings()]
   columns += [c for c in (block.times, block.weights) if c is not None]
   paths = [block.places.path] * len(block.users)
   return list(zip(paths, *columns, strict=True))

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from pipelines import prepare
-from pipelines.preparation import passes, spill, summary
+from pipelines.preparation import passes, spill, summary, vocabulary
 from pipelines.readers import inputs
 from tests import program
 from xir_tfrs.data import directory, errors, records, schema, tables
@@ -297,6 +297,24 @@ def test_blocks_and_buckets_change_nothing(tmp_path, kind):
       assert path.read_bytes() == (other / path.name).read_bytes()
   for name in schema.SPLITS:
     assert sorted(_read_split(first, name)) == sorted(_read_split(other, name))
+
+
+def test_ids_are_numbered_in_order_of_appearance():
+  """Integers and strings of the same digits are the same id."""
+  numbers = [7, -5, 7, 40, 0]
+  strings = ["07", "7", "", "-5", "7", " 7"]
+  parts = [numbers, [], [], [3, 7], strings, [40, 8], []]
+  kinds = [pa.int64()] * 2 + [pa.string(), pa.int64(), pa.string()]
+  kinds += [pa.int64(), pa.string()]
+  arrays = [*map(pa.array, parts, kinds)]
+  slow: dict[str, int] = {}
+  expected = [[slow.setdefault(str(i), len(slow)) for i in p] for p in parts]
+  for calls in ([arrays], [arrays[:3], arrays[3:]], [[a] for a in arrays]):
+    vocab = vocabulary.Vocabulary()
+    found = [codes for columns in calls for codes in vocab.encode_all(columns)]
+    assert [codes.tolist() for codes in found] == expected
+    assert vocab.ids() == list(slow) and len(vocab) == len(slow)
+    assert vocab.add(["new", "3"]).tolist() == [len(slow), slow["3"]]
 
 
 def test_training_rows_are_scattered_over_shards(tmp_path, monkeypatch):

@@ -25,9 +25,7 @@ def _rows(blocks):
   rows = []
   for block in blocks:
     times = [None] * len(block.users) if block.times is None else block.times
-    rows += zip(
-      block.users.to_pylist(), block.items.to_pylist(), times, strict=True
-    )
+    rows += zip(*block.strings(), times, strict=True)
   return rows
 
 

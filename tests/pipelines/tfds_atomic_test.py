@@ -142,12 +142,7 @@ def test_row_per_example_and_what_is_refused(tmp_path):
     return [
       row
       for _, block in source.blocks()
-      for row in zip(
-        block.users.to_pylist(),
-        block.items.to_pylist(),
-        block.times.tolist(),
-        strict=True,
-      )
+      for row in zip(*block.strings(), block.times.tolist(), strict=True)
     ]
 
   given = sources.open_source(
@@ -163,7 +158,7 @@ def test_row_per_example_and_what_is_refused(tmp_path):
   found = [
     (given.split_of(file), user, time)
     for file, block in given.blocks()
-    for user, time in zip(block.users.to_pylist(), block.times, strict=True)
+    for user, time in zip(block.strings()[0], block.times, strict=True)
   ]
   assert found == [
     ("train" if k >= 9 else "test", f"u{k % 2}", k)
