@@ -90,6 +90,11 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
         order = np.argsort(-of_row, kind="stable")[:20]
         self.assertEqual(_text(found)[row], [ids[i] for i in order])
         self.assertAllClose(scores[row], of_row[order], rtol=1e-4)
+    # Nobody asks, or somebody without interests.
+    for nobody in (queries[:0], queries[:, :0]):
+      found, scores = index.search(nobody, 20)
+      self.assertAllEqual(found, np.full([len(nobody), 20], b""))
+      self.assertAllEqual(scores, np.full([len(nobody), 20], -np.inf))
 
   def test_restricted_padded_and_unusable(self):
     ids, vectors = _corpus(30)

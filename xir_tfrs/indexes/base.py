@@ -398,10 +398,14 @@ def _of_queries(
   """Merges the answers `[batch * interests, k]` of queries with interests."""
   if queries.shape.rank == 2:
     return rows, scores
-  batch = tf.shape(queries)[0]
-  return _merged(
-    tf.reshape(rows, [batch, -1]), tf.reshape(scores, [batch, -1]), k
-  )
+  batch, interests = tf.shape(queries)[0], tf.shape(queries)[1]
+  # Not -1: an empty batch would get no columns.
+  shape = [batch, interests * tf.shape(rows)[1]]
+  # A query without interests has no answers.
+  missing = [[0, 0], [0, tf.maximum(k - shape[1], 0)]]
+  rows = tf.pad(tf.reshape(rows, shape), missing, constant_values=NO_ROW)
+  scores = tf.pad(tf.reshape(scores, shape), missing, constant_values=-np.inf)
+  return _merged(rows, scores, k)
 
 
 def _merged(
