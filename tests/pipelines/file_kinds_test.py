@@ -580,3 +580,16 @@ def test_json_that_changes_its_types(tmp_path):
 def test_wide_csv_written_by_arrow(tmp_path):
   arrow_csv.write_csv(_table(), tmp_path / "a.csv")  # pyarrow quotes all text.
   assert _read(_open(tmp_path / "a.csv")) == _EVENTS
+
+
+def test_what_was_read_of_a_parquet_file_leaves_memory(tmp_path):
+  rng = random.Random(0)
+  ids = pa.array([rng.getrandbits(62) for _ in range(1 << 17)])
+  table = pa.table({"user_id": ids, "item_id": ids})
+  pq.write_table(table, tmp_path / "a.parquet", row_group_size=1 << 11)
+  before = pa.total_allocated_bytes()
+  source = sources.open_source(
+    inputs.Input(paths=(str(tmp_path / "a.parquet"),), chunk_bytes=1 << 16)
+  )
+  held = [pa.total_allocated_bytes() - before for _ in source.blocks()]
+  assert len(held) == 64 and max(held) < table.nbytes / 2

@@ -135,7 +135,8 @@ class _Parquet(_Groups):
   """The row groups of a Parquet file."""
 
   def __init__(self, source: Any):
-    self._file = pq.ParquetFile(source)
+    # Otherwise all that was read stays in memory until the end.
+    self._file = pq.ParquetFile(source, pre_buffer=False)
     self.schema = self._file.schema_arrow
     self.sizes = [
       self._file.metadata.row_group(g).num_rows
