@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
 import tqdm
@@ -127,9 +128,21 @@ def start_process(target: Callable[..., None], arguments: tuple) -> Any:
   """Starts a process with TensorFlow loaded that runs `target`."""
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(["pipelines.training.loop"])
+  _ensure_fork_server()
   process = context.Process(target=target, args=arguments)
   process.start()
   return process
+
+
+def _ensure_fork_server() -> None:
+  """Starts the process that all others are forked from, unless it runs."""
+  # It inherits that Ctrl-C is ignored. Otherwise Ctrl-C of the terminal would
+  # make it print a traceback while it loads TensorFlow.
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    forkserver.ensure_running()
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def _main(connection, config: configs.TrainConfig, threads: int | None) -> None:

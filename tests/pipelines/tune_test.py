@@ -96,6 +96,18 @@ def chosen(study):
   return [trial.params for trial in study.trials]
 
 
+def test_ctrl_c_does_not_reach_the_fork_server(monkeypatch):
+  before, found = signal.getsignal(signal.SIGINT), []
+  monkeypatch.setattr(
+    trials.forkserver,
+    "ensure_running",
+    lambda: found.append(signal.getsignal(signal.SIGINT)),
+  )
+  trials._ensure_fork_server()
+  assert found == [signal.SIG_IGN]
+  assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_an_interrupted_search_equals_an_uninterrupted_one(searched, tmp_path):
   whole, _ = searched(5, tmp_path / "whole")
   searched(1)
