@@ -77,13 +77,14 @@ def _write(
   corpus = corpora.of_bundle(old)
   items, about = _read_items(options, old)
   start_encoding = time.monotonic()
-  vectors = encode(tower, items.ids, items.columns).embedding
+  encoded = encode(tower, items.ids, items.columns)
+  _require_encodable(options, items.ids, tower, encoded.answerable)
   query_tower = _query_tower(old, items)
   if options.items:
     about["encode_seconds"] = round(time.monotonic() - start_encoding, 3)
   gone = _read_removals(options, items.ids, old.manifest)
   corpus, changes = corpora.change(
-    corpus, items.ids, vectors, gone, items.titles
+    corpus, items.ids, encoded.embedding, gone, items.titles
   )
   about = {**changes, **about}
   _report_changes(about)
@@ -180,6 +181,25 @@ def _title_column(
       path=options.bundle,
     )
   return options.item_title or old.item_title
+
+
+def _require_encodable(
+  options: options_lib.RefreshOptions,
+  ids: Sequence,
+  tower: encoders.Encoder,
+  answerable: np.ndarray,
+) -> None:
+  """Refuses new items of a tower of ids: their vectors would mean nothing."""
+  if tower.inputs or answerable.all():
+    return
+  new = [x for x, known in zip(ids, answerable, strict=True) if not known]
+  others = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
+  raise errors.DataError(
+    f"{new[0]!r}{others} cannot be encoded: the model only knows the ids of "
+    "its training rows. Train it again with rows of the new items, or with "
+    "side features",
+    path=options.items,
+  )
 
 
 def _query_tower(

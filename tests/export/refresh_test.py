@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import msgspec
 import numpy as np
@@ -389,6 +390,20 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   assert (plain / manifests.FILE_NAME).read_bytes() == before
 
 
+def test_a_tower_of_ids_refuses_new_items():
+  options = refresh.RefreshOptions(bundle="b", items="new.csv")
+  known = np.array([True, False, False])
+
+  def check(answerable, *inputs):
+    tower = types.SimpleNamespace(inputs=inputs)
+    refreshing._require_encodable(options, ["a", "b", "c"], tower, answerable)
+
+  check(known | True)
+  check(known, "a side feature")
+  with pytest.raises(errors.DataError, match="new.csv: 'b' and 1 more cannot"):
+    check(known)
+
+
 def _table(rng, n):
   """Vectors of n ids; row 0 is that of unknown ids."""
   return tf.Variable(rng.normal(size=[n + 1, 4]), dtype=tf.float32)
@@ -396,7 +411,7 @@ def _table(rng, n):
 
 @pytest.fixture
 def numbered(tmp_path):
-  """Integer ids, a query feature, a ranker, no candidate features."""
+  """Integer ids, a query feature, a candidate feature, and a ranker."""
   rng = np.random.default_rng(8)
   queries, candidates = _table(rng, 12), _table(rng, 30)
   query_ids = np.arange(100, 112)
@@ -423,7 +438,11 @@ def numbered(tmp_path):
       [features.FeatureInput("age", "age", "float")],
     ),
     candidate_tower=encoders.TrainedEncoder(
-      tables[1], np.ones(30), lambda rows, _: tf.gather(candidates, rows + 1)
+      tables[1],
+      np.ones(30),
+      lambda rows, _: tf.gather(candidates, rows + 1),
+      lambda rows: {"size": tf.where(rows >= 0, 1.0, np.nan)},
+      [features.FeatureInput("size", "size", "float")],
     ),
     indexes={"brute_force": index},
     about_indexes={"brute_force": manifests.Index(kind="exact")},
@@ -443,7 +462,7 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   before = (directory / manifests.FILE_NAME).read_bytes()
   options = refresh.RefreshOptions(
     bundle=str(directory),
-    items=_items_of(tmp_path, "item_id\n5\n-7\n"),
+    items=_items_of(tmp_path, "item_id,size\n5,1\n-7,1\n"),
     remove=_removals(tmp_path, ["290", "0", "1"]),
     output=str(tmp_path / "new"),
   )
@@ -457,7 +476,7 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   refreshing.refresh(
     refresh.RefreshOptions(
       bundle=str(tmp_path / "new"),
-      items=_items_of(tmp_path, "id\n290\n"),
+      items=_items_of(tmp_path, "id,size\n290,1\n"),
       remove=_removals(tmp_path, ["5", "20"]),
     )
   )
