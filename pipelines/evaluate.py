@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -230,10 +229,10 @@ def _following(config: EvaluateConfig, found: report.Results) -> str:
     found.metrics[name][metric] for name in ("model", "popularity")
   )
   if ours > popularity:
-    bundle = shlex.quote(f"bundles/{os.path.basename(run)}")
-    return f"xir-tfrs export --model_dir {shlex.quote(run)} --output {bundle}"
+    bundle = f"bundles/{os.path.basename(run)}"
+    return errors.command("export", model_dir=run, output=bundle)
   data = config.data or runs.RunDir(run).read_config().data
-  return f"xir-tfrs tune --data {shlex.quote(data)} --output runs/tuned"
+  return errors.command("tune", data=data, output="runs/tuned")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.training import config as configs
+from xir_tfrs.data import errors
 from xir_tfrs.programs import main, settings
 
 if TYPE_CHECKING:
@@ -129,18 +130,20 @@ def _report(config: configs.TrainConfig, result: loop.TrainResult) -> None:
       f"best {config.metric} {result.validation[config.metric]:.4f} "
       f"at step {result.validation['step']:,}"
     )
-  if result.outcome == "interrupted":
-    following = f"xir-tfrs train --model_dir {config.model_dir} --resume"
-  elif config.rows == "all":
-    following = (
-      f"xir-tfrs export --data {config.data} --model_dir {config.model_dir} "
-      f"--output bundles/{pathlib.Path(config.model_dir).name}"
-    )
-  else:
-    following = (
-      f"xir-tfrs evaluate --data {config.data} --model_dir {config.model_dir}"
-    )
-  print(f"Next: {following}")
+  print(f"Next: {_following(config, result.outcome)}")
+
+
+def _following(config: configs.TrainConfig, outcome: str) -> str:
+  """The command to run next."""
+  from xir_tfrs.data import schema  # Imports TensorFlow.
+
+  run = {"model_dir": config.model_dir}
+  if outcome == "interrupted":
+    return errors.command("train", **run, resume=True)
+  if config.rows == "all" or not schema.Schema.load(config.data).rows["test"]:
+    bundle = f"bundles/{pathlib.Path(config.model_dir).name}"
+    return errors.command("export", data=config.data, **run, output=bundle)
+  return errors.command("evaluate", data=config.data, **run)
 
 
 if __name__ == "__main__":

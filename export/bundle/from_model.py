@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -53,12 +52,11 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
     f"wrote {options.output}: {size / 1e6:.1f} MB in "
     f"{time.monotonic() - start:.1f} s"
   )
+  bundle = {"bundle": options.output}
+  ask = errors.command("query", **bundle, query_id=query_id, k=10)
+  _report(f"Next: {ask} --exclude_seen")
   _report(
-    f"Next: xir-tfrs query --bundle {options.output} --query_id "
-    f"{shlex.quote(query_id)} --k 10 --exclude_seen"
-  )
-  _report(
-    f"A page to try it: xir-tfrs serve --bundle {options.output}, and open "
+    f"A page to try it: {errors.command('serve', **bundle)}, and open "
     "http://127.0.0.1:8501/"
   )
   return written

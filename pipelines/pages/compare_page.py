@@ -69,9 +69,8 @@ def _remedy(*runs: found.Found) -> str:
   if not (of_ids and ties):
     return "evaluate both with the same options"
   place = of_ids[0].place.metrics.parent
-  return (
-    "to rank a model of ids row by row as well, run xir-tfrs evaluate "
-    f"--model_dir {place} --history_ties {ties[0]}"
+  return "to rank a model of ids row by row as well, run " + errors.command(
+    "evaluate", model_dir=place, history_ties=ties[0]
   )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from pipelines.tuning import search
-from xir_tfrs.data import atomic, json_files
+from xir_tfrs.data import atomic, errors, json_files
 
 BEST_FILE = "best.json"
 TABLE_FILE = "trials.csv"
@@ -39,8 +39,8 @@ def write(study: optuna.Study, order: search.Order) -> list[str]:
   lines += [
     f"All trials: {order.output / TABLE_FILE}",
     f"Best: trial {best.number}, its run in {run}, its settings in {name}",
-    f"Next: xir-tfrs evaluate --data {order.data} --model_dir {run}",
-    f"Deploy: xir-tfrs train --refit {run} --model_dir LIVE",
+    "Next: " + errors.command("evaluate", data=order.data, model_dir=run),
+    "Deploy: " + errors.command("train", refit=run, model_dir="LIVE"),
   ]
   return lines
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import xir_tfrs as xir
+from pipelines import train
 from pipelines.training import batches, methods
 from pipelines.training import build as model
 from pipelines.training import config as configs
@@ -217,13 +219,20 @@ def test_without_validation_the_newest_checkpoint_is_the_result(
   schema = schema_lib.Schema.load(data)
   msgspec.structs.replace(
     schema,
-    rows=rows | {"validation": 0},
-    shards=schema.shards | {"validation": ()},
+    rows=rows | {"validation": 0, "test": 0},
+    shards=schema.shards | {"validation": (), "test": ()},
   ).save(bare)
-  result = run(config(bare, tmp_path / "m", epochs=1))
+  given = config(bare, tmp_path / "my run", epochs=1)
+  result = run(given)
   assert result.validation == {}
   assert "no validation split" in capsys.readouterr().err
-  assert tf.train.latest_checkpoint(str(tmp_path / "m/best")) is None
+  assert tf.train.latest_checkpoint(str(tmp_path / "my run/best")) is None
+  # Without a test split there is nothing to evaluate.
+  assert shlex.split(train._following(given, result.outcome)) == [
+    *("xir-tfrs", "export", "--data", str(bare), "--model_dir"),
+    *(str(tmp_path / "my run"), "--output", "bundles/my run"),
+  ]
+  assert "evaluate" in train._following(config(data, "m"), result.outcome)
 
 
 @pytest.fixture(scope="module")
@@ -524,8 +533,8 @@ def test_every_form_reaches_the_task(data, tmp_path, name):
   ],
 )
 def test_runs_from_before_there_were_forms(old, expected):
-  train = {"task": "ssl_pop", "loss": "sampled_softmax"} | old
-  form = model.form_of_loss(configs.of_run(train, "config.json"))
+  given = {"task": "ssl_pop", "loss": "sampled_softmax"} | old
+  form = model.form_of_loss(configs.of_run(given, "config.json"))
   assert form.get_config() == expected
 
 

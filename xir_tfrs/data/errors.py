@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 
 # The parts of a TensorFlow message about its graph: {{node ...}}, [Op:...].
 _OF_GRAPH = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w+\].*")
@@ -81,6 +82,20 @@ def first_line(error: BaseException) -> str:
   """The first line of a message, without TensorFlow's graph details."""
   line = (str(error).strip() or repr(error)).splitlines()[0]
   return _OF_GRAPH.sub("", line)[:300]
+
+
+def command(name: str, *, resume: bool = False, **flags: object) -> str:
+  """A command that a message recommends, as a shell takes it.
+
+  Args:
+    name: The sub-command of `xir-tfrs`.
+    resume: Whether to add --resume.
+    **flags: Values by flag.
+  """
+  words = ["xir-tfrs", name]
+  for flag, value in flags.items():
+    words += [f"--{flag}", str(value)]
+  return shlex.join([*words, "--resume"] if resume else words)
 
 
 def of_disk(error: BaseException) -> int | None:

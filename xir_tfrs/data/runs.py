@@ -146,8 +146,8 @@ class RunDir:
       RunConfig,
       remedy=remedy,
       missing=(
-        ", so this directory holds no training run; train one with xir-tfrs"
-        f" train --data DATA --model_dir {self.path}"
+        ", so this directory holds no training run; train one with "
+        + errors.command("train", data="DATA", model_dir=self.path)
       ),
       format=FORMAT,
     )
@@ -217,13 +217,13 @@ class RunDir:
       # validation.
       if (folder / "checkpoint").exists() or any(folder.glob("*.index")):
         raise errors.DataError(
-          f"{problem}: copy the directory again, or continue training with"
-          f" xir-tfrs train --model_dir {self.path} --resume",
+          f"{problem}: copy the directory again, or continue training with "
+          + errors.command("train", model_dir=self.path, resume=True),
           path=folder / "checkpoint",
         )
     raise errors.DataError(
-      "holds no checkpoint: continue training with"
-      f" xir-tfrs train --model_dir {self.path} --resume",
+      "holds no checkpoint: continue training with "
+      + errors.command("train", model_dir=self.path, resume=True),
       path=self.path,
     )
 
@@ -282,8 +282,8 @@ def load_model(
       f"cannot be restored as {CONFIG} describes the model"
       f" ({errors.first_line(error)}): one of them was changed, is damaged or"
       " only partly copied. Copy the directory again, or go back to an earlier"
-      f" checkpoint with xir-tfrs train --model_dir {run.path}"
-      " --resume",
+      " checkpoint with "
+      + errors.command("train", model_dir=run.path, resume=True),
       path=found,
     ) from error
   _require_finite(model, found)

@@ -316,8 +316,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
       path,
       remedy=REMEDY,
       missing=(
-        ", so this is not a finished data directory; make one with"
-        f" xir-tfrs prepare --input FILE --output {os.fspath(data_dir)}"
+        ", so this is not a finished data directory; make one with "
+        + errors.command("prepare", input="FILE", output=data_dir)
       ),
     )
     schema = json_files.decode(
