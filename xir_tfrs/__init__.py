@@ -57,4 +57,4 @@ def __getattr__(name: str) -> types_lib.ModuleType:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return list(__all__)

@@ -496,10 +496,12 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(
     ("temperature", 0.0),
     ("temperature", -1.0),
+    ("temperature", "1"),
     ("row_chunk_size", 0),
     ("candidate_counts", [[1, 2], [3, 4]]),
     ("candidate_counts", []),
     ("candidate_counts", [3, -1]),
+    ("candidate_counts", ["3", "1"]),
     ("num_resampled", 0),
     ("num_resampled", -4),
     ("resampler", "stratified"),
@@ -519,6 +521,36 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
   def test_unknown_arguments_are_refused(self, name):
     with self.assertRaises(TypeError):
       _make(name, temprature=0.1)
+
+  @parameterized.parameters(
+    ({"sample_weight": tf.ones([3])}, "`sample_weight`.*(3,).*(4,)"),
+    ({"sample_weight": ["a"] * 4}, "`sample_weight`.*string"),
+    ({"known_candidate_ids": tf.ones([3, 2], tf.int32)}, "3 entries for 4"),
+    ({"known_candidate_ids": tf.ones([4, 2])}, "integers.*float32"),
+  )
+  def test_columns_of_another_shape_or_type_are_named(self, given, message):
+    with self.assertRaisesRegex(ValueError, message):
+      _call(_make("ssl"), *_batch(4), **given)
+
+  def test_no_known_candidates_may_be_of_any_type(self):
+    nothing = tf.ragged.constant([[], [], [], []])
+    self.assertEqual(nothing.dtype, tf.float32)
+    task, batch = _make("ssl"), _batch(4)
+    self.assertEqual(
+      _call(task, *batch, known_candidate_ids=nothing), _call(task, *batch)
+    )
+
+  @parameterized.parameters("xir_joint", "mns", "full_softmax")
+  def test_an_encoder_of_another_shape_is_named(self, name):
+    for shape in ([_DIM + 1], [1, _DIM]):
+      task = _make(
+        name,
+        candidate_encoder=lambda ids, shape=shape: tf.ones(
+          [tf.size(ids), *shape]
+        ),
+      )
+      with self.assertRaisesRegex(ValueError, "`candidate_encoder` must map"):
+        _call(task, *_batch(4))
 
   @parameterized.parameters(*_METHODS)
   def test_numbers_of_rows_that_differ_are_refused(self, name):

@@ -564,6 +564,7 @@ class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
     ([3, 4, -1], "-1 is reserved .* row 2"),
     (["a", "b"], r"2 ids.*\(3, 8\)"),
     ([1.0, 2.0, 3.0], "float32"),
+    (["a", 2, None], "all be strings, or all be integers.*'a', 2, None"),
   )
   def test_ids(self, ids, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -576,6 +577,10 @@ class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "must be .n, dim."):
       indexes.BruteForceIndex().index([], embeddings)
 
+  def test_arguments_in_the_wrong_order(self):
+    with self.assertRaisesRegex(ValueError, r"index\(ids, embeddings\).*'a'"):
+      indexes.BruteForceIndex().index([[1.0]], ["a"])
+
   @parameterized.named_parameters(*ALL)
   def test_search(self, make):
     with self.assertRaisesRegex(ValueError, "call `index"):
@@ -583,6 +588,10 @@ class ErrorsTest(tf.test.TestCase, parameterized.TestCase):
     index = make().index(*_corpus(400))
     with self.assertRaisesRegex(ValueError, "dimension 8.*2, 5"):
       index.search(np.zeros([2, 5]), 1)
+    # Vectors of other types are converted, as `index` does.
+    self.assertAllEqual(
+      *(index.search(tf.ones([1, 8], x), 3)[0] for x in (tf.int32, tf.float64))
+    )
     for k in (0, -3, 1.5):
       with self.assertRaisesRegex(ValueError, f"`k` = {k}"):
         index.search(_queries(1), k)

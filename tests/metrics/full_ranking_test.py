@@ -366,7 +366,14 @@ class FullRankingErrorsTest(tf.test.TestCase, parameterized.TestCase):
     self.rank()
 
   @parameterized.parameters(
-    ((),), ((0, 1),), ((-1,),), ((2.0,),), ((5, 5),), ((True,),), (("10",),)
+    ((),),
+    ((0, 1),),
+    ((-1,),),
+    ((2.0,),),
+    ((5, 5),),
+    ((True,),),
+    (("10",),),
+    (2,),
   )
   def test_ks(self, ks):
     with self.assertRaisesRegex(

@@ -271,6 +271,12 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       tower("mean", dropout=1.0)
     with self.assertRaisesRegex(ValueError, "`length` must be positive"):
       models.HistoryTower(candidate_tower(), "mean", 0)
+    model = tower("mean")
+    with self.assertRaisesRegex(ValueError, r"`history_ids`.*\(2,\)"):
+      model(tf.constant([0]), tf.constant([1, 2]))
+    for names in (tf.constant([["a"]]), tf.ragged.constant([["a"]])):
+      with self.assertRaisesRegex(ValueError, "`history_ids`.*StringLookup"):
+        model(tf.constant([0]), names)
 
 
 class AgesTest(tf.test.TestCase):

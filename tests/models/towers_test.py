@@ -188,6 +188,10 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     ids = tf.constant([1, 2, 99], tf.int64)
     self.assertAllEqual(loaded(ids)["embedding"], model(ids))
 
+  def test_ids_of_another_rank_are_refused(self):
+    with self.assertRaisesRegex(ValueError, r"`ids`.*rank 1.*\(1, 2\)"):
+      tower()(tf.constant([[1, 2]]))
+
   @parameterized.parameters(
     ({"dim": 0}, "`dim` = 0"),
     ({"vocabulary_size": -1}, "`vocabulary_size` = -1"),

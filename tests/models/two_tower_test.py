@@ -165,6 +165,16 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "`query_id`.*no `y`"):
         model.fit(**arguments, verbose=0)
 
+  def test_a_missing_column_and_a_wrong_task_are_named(self):
+    model = two_tower()
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    rows = {"user": np.arange(3), "candidate_id": np.arange(3)}
+    with self.assertRaisesRegex(ValueError, "`query_id`. Received: `user`"):
+      model.fit(rows, verbose=0)
+    towers = model.query_tower, model.candidate_tower
+    with self.assertRaisesRegex(ValueError, r"TwoTower\(query_tower, cand"):
+      models.TwoTower(model.task, *towers)
+
   def test_encodings_are_unit_vectors_where_scores_are_cosines(self):
     for normalize in (False, True):
       model = two_tower(normalize=normalize)

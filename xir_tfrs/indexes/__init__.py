@@ -26,3 +26,7 @@ __all__ = [
   "scann_version",
   "top_rows",
 ]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,13 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       ValueError: Shapes do not match, an id is repeated or reserved, or a
         vector has a NaN, infinite or larger entry.
     """
-    embeddings = np.asarray(embeddings, dtype=np.float32)
+    try:
+      embeddings = np.asarray(embeddings, dtype=np.float32)
+    except (TypeError, ValueError):
+      raise ValueError(
+        "`embeddings` must be [n, dim] numbers: index(ids, embeddings). "
+        f"Received: {reprlib.repr(embeddings)}."
+      ) from None
     if embeddings.ndim != 2 or 0 in embeddings.shape:
       raise ValueError(
         "`embeddings` must be [n, dim] with at least one row and column. "
@@ -308,7 +315,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       )
 
   def _check_queries(self, queries: TensorLike) -> tf.Tensor:
-    queries = tf.convert_to_tensor(queries, dtype=tf.float32)
+    queries = tf.cast(tf.convert_to_tensor(queries), tf.float32)
     wanted = [None] * (2 if queries.shape.rank == 3 else 1) + [self.dim]
     if not queries.shape.is_compatible_with(wanted):
       raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import reprlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -41,7 +42,13 @@ class IdTable(tf.Module):
         reserved.
     """
     super().__init__(name=name)
-    ids = tf.convert_to_tensor(ids)
+    try:
+      ids = tf.convert_to_tensor(ids)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        "`ids` must all be strings, or all be integers. Received: "
+        f"{reprlib.repr(ids)}."
+      ) from error
     _check(ids)
     self._size = len(ids)
     with tf.device("cpu:0"):  # Strings and hash tables have no GPU kernels.
@@ -105,4 +112,4 @@ def _check(ids: tf.Tensor) -> None:
 
 def show(value: bytes | int) -> str:
   """Formats an id for error messages."""
-  return repr(value.decode() if isinstance(value, bytes) else value)
+  return repr(value.decode() if isinstance(value, bytes) else int(value))

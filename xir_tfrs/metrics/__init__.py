@@ -21,3 +21,7 @@ __all__ = [
   "rank_all",
   "rank_lists",
 ]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

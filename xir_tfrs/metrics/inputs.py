@@ -1,7 +1,7 @@
 """Checks and converts the arguments of `full_ranking`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -41,16 +41,16 @@ class Ragged:
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
   """Returns the cut-offs as Python integers, in the given order."""
-  ks = tuple(ks)
+  given = tuple(ks) if isinstance(ks, Iterable) else ()
   whole = all(
-    isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in ks
+    isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in given
   )
-  if not ks or not whole or min(ks) < 1 or len(set(ks)) < len(ks):
+  if not (given and whole and min(given) > 0) or len({*given}) < len(given):
     raise ValueError(
       "`ks` must be one or more distinct positive integers. Received: "
       f"`ks` = {ks}."
     )
-  return tuple(int(k) for k in ks)
+  return tuple(int(k) for k in given)
 
 
 def check_embeddings(

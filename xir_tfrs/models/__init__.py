@@ -8,3 +8,7 @@ from xir_tfrs.models.towers import Tower
 from xir_tfrs.models.two_tower import TwoTower
 
 __all__ = ["HistoryTower", "Ranker", "Tower", "TwoTower", "cold_start"]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

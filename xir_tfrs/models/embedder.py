@@ -93,7 +93,7 @@ class FeatureEmbedder(tf.keras.Model):
       [n, 1 + number of features, dim] vectors; the first is that of the id.
     """
     del training
-    ids = ids_lib.dense("ids", ids)
+    ids = ids_lib.dense("ids", ids, rank=1)
     return tf.stack(self.fields(ids, self.look_up(ids)), axis=1)
 
   def build_from_config(self, config: Any) -> None:

@@ -10,6 +10,7 @@ from xir_tfrs.layers import candidate_table, state
 from xir_tfrs.layers import history as encoders
 from xir_tfrs.models import towers
 from xir_tfrs.ops import history, seeds, xla
+from xir_tfrs.ops import ids as ids_lib
 
 
 class HistoryTower(tf.keras.Model):
@@ -248,8 +249,7 @@ class HistoryTower(tf.keras.Model):
       num_ids = self.candidate_tower.vocabulary_size
     else:
       num_ids = tf.shape(event_vectors, tf.int64)[0]
-    if isinstance(history_ids, tf.RaggedTensor):
-      history_ids = history_ids.to_tensor(history.NO_EVENT)
+    history_ids = _as_matrix(history_ids)
     columns, lengths = history.newest_columns(
       history_ids, self.history_length, num_ids
     )
@@ -315,6 +315,20 @@ class HistoryTower(tf.keras.Model):
       first_row, _ = distribute.global_rows(tf.size(lengths))
     self._step.assign_add(1)
     return {"seed": seed, "first_row": first_row}
+
+
+def _as_matrix(history_ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+  """`history_ids` as [n, length] integers, padded with -1."""
+  if isinstance(history_ids, tf.RaggedTensor):
+    ids_lib.dense("history_ids", history_ids.flat_values)
+    history_ids = history_ids.to_tensor(history.NO_EVENT)
+  history_ids = ids_lib.dense("history_ids", history_ids)
+  if history_ids.shape.rank not in (None, 2):
+    raise ValueError(
+      "`history_ids` must be a tf.RaggedTensor [batch, None], or a tensor "
+      f"[batch, length] padded with -1. Received: shape {history_ids.shape}."
+    )
+  return history_ids
 
 
 def _encode_events(tower: tf.keras.Model, ids: tf.Tensor) -> tf.Tensor:

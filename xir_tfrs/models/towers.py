@@ -105,7 +105,7 @@ class Tower(embedder.FeatureEmbedder):
       [n, dim] embeddings.
     """
     del training
-    ids = ids_lib.dense("ids", ids)
+    ids = ids_lib.dense("ids", ids, rank=1)
     return self.encode(ids, self.look_up(ids))
 
   def encode(

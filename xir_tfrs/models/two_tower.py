@@ -91,8 +91,16 @@ class TwoTower(tfrs.Model):
       task: The loss; its `normalize` says whether scores are cosines.
       normalize: Whether scores are cosines; used if there is no task.
       ranker: Re-ranks the retrieved candidates; by default the task's ranker.
+
+    Raises:
+      ValueError: `task` is something else.
     """
     super().__init__()
+    if not (task is None or hasattr(task, "normalize")):
+      raise ValueError(
+        "`task` must be one of `xir_tfrs.tasks`: TwoTower(query_tower, "
+        f"candidate_tower, task). Received: `task` = {task!r}."
+      )
     self.query_tower = query_tower
     self.candidate_tower = candidate_tower
     self.task = task
@@ -482,6 +490,12 @@ def _batch(data: Any) -> Mapping[str, tf.Tensor]:
   batch, labels, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
   if labels is not None or not isinstance(batch, Mapping):
     raise ValueError(_NO_LABELS)
+  missing = {"query_id", "candidate_id"} - batch.keys()
+  if missing:
+    raise ValueError(
+      f"Batches need the column `{min(missing)}`. Received: "
+      f"{', '.join(f'`{name}`' for name in batch) or 'no columns'}."
+    )
   return batch if weight is None else _weighed(batch, weight)
 
 

@@ -53,3 +53,7 @@ __all__ = [
   "words",
   "xla",
 ]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

@@ -5,22 +5,28 @@ from typing import Any
 import tensorflow as tf
 
 
-def dense(name: str, ids: Any) -> tf.Tensor:
+def dense(name: str, ids: Any, rank: int | None = None) -> tf.Tensor:
   """`ids` as a tensor of integers.
 
   Args:
     name: What they are called, for the message.
     ids: Integer tensor, array or list.
+    rank: Their number of axes; None: any.
 
   Raises:
     ValueError: They are names, or other things that are no integers. It shows
-      while a step is traced, and says how to look names up.
+      while a step is traced, and says how to look names up. Or they have
+      another rank.
 
   Examples:
     >>> xir.ops.ids.dense("ids", [0, 3]).numpy()
     array([0, 3], dtype=int32)
   """
   ids = tf.convert_to_tensor(ids)
+  if rank is not None and ids.shape.rank not in (None, rank):
+    raise ValueError(
+      f"`{name}` must be a tensor of rank {rank}. Received: shape {ids.shape}."
+    )
   if ids.dtype.is_integer:
     return ids
   hint = ""

@@ -6,3 +6,7 @@ from xir_tfrs.optimizers.lazy_adam import LazyAdam
 from xir_tfrs.optimizers.weight_average import WeightAverage
 
 __all__ = ["CoupledL2Adam", "LazyAdam", "WeightAverage"]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

@@ -31,4 +31,4 @@ def __getattr__(name: str) -> type:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return list(__all__)

@@ -22,3 +22,7 @@ __all__ = [
   "StreamingFrequencyRetrieval",
   "XIRRetrieval",
 ]
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

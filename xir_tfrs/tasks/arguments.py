@@ -21,7 +21,13 @@ def as_counts(candidate_counts: Sequence[int] | np.ndarray) -> np.ndarray:
       "`candidate_counts` must be a vector [num_candidates] of training "
       f"counts. Received: shape {counts.shape}."
     )
-  whole = counts.astype(np.int64)
+  if counts.dtype.kind not in "iufb":
+    raise ValueError(
+      "`candidate_counts` must be whole numbers >= 0. Received: type "
+      f"{counts.dtype}."
+    )
+  with np.errstate(invalid="ignore"):  # NaN is refused below.
+    whole = counts.astype(np.int64)
   if (whole != counts).any() or whole.min() < 0:
     first = int(np.argmax((whole != counts) | (whole < 0)))
     raise ValueError(
@@ -41,12 +47,28 @@ def require_encoder(candidate_encoder: CandidateEncoder) -> None:
 
 
 def encode(
-  candidate_encoder: CandidateEncoder, ids: tf.Tensor, training: bool
+  candidate_encoder: CandidateEncoder,
+  ids: tf.Tensor,
+  training: bool,
+  dim: int | None = None,
 ) -> tf.Tensor:
-  """[n, dim] embeddings of [n] ids, with `training` for Keras encoders."""
+  """[n, dim] embeddings of [n] ids, with `training` for Keras encoders.
+
+  Raises:
+    ValueError: The encoder returns another shape.
+  """
   if isinstance(candidate_encoder, tf.keras.layers.Layer):
-    return candidate_encoder(ids, training=training)
-  return candidate_encoder(ids)
+    embeddings = candidate_encoder(ids, training=training)
+  else:
+    embeddings = candidate_encoder(ids)
+  embeddings = tf.convert_to_tensor(embeddings)
+  if not embeddings.shape.is_compatible_with([ids.shape[0], dim]):
+    raise ValueError(
+      "`candidate_encoder` must map [n] ids to [n, dim] embeddings, as the "
+      f"candidate tower does; here, [{ids.shape[0] or 'n'}, {dim or 'dim'}]. "
+      f"Received: shape {embeddings.shape}."
+    )
+  return embeddings
 
 
 def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:

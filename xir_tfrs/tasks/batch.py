@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -203,9 +204,7 @@ def make(
     tf.shape(ids), 1.0 / tf.cast(global_batch_size, queries.dtype)
   )
   if inputs.sample_weight is not None:
-    row_weights *= tf.reshape(
-      tf.cast(inputs.sample_weight, queries.dtype), tf.shape(ids)
-    )
+    row_weights *= _as_row_weights(inputs.sample_weight, ids, queries.dtype)
   positives = scored(positives)
   pool_embeddings, pool_ids = positives, ids
   own_offset = tf.zeros_like(first_row)
@@ -224,7 +223,7 @@ def make(
     pool_ids=pool_ids,
     own_offset=own_offset,
     query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
-    known_ids=_as_known_ids(inputs.known_candidate_ids),
+    known_ids=_as_known_ids(inputs, ids),
     known_rows=inputs.known_rows,
     history_ids=inputs.history_ids,
   )
@@ -254,22 +253,52 @@ def _require_known_size(queries: tf.Tensor) -> None:
     )
 
 
+def _as_row_weights(
+  sample_weight: Any, ids: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+  """[batch] `sample_weight`, checked; Keras may give it a last axis of 1."""
+  weights = tf.convert_to_tensor(sample_weight)
+  size = ids.shape[0]
+  fits = any(weights.shape.is_compatible_with(x) for x in ([size], [size, 1]))
+  if not fits or weights.dtype == tf.string:
+    raise ValueError(
+      "`sample_weight` must be [batch] numbers, like the rows of the "
+      f"embeddings. Received: {weights.dtype.name} of shape {weights.shape} "
+      f"for {ids.shape} rows."
+    )
+  return tf.reshape(tf.cast(weights, dtype), tf.shape(ids))
+
+
 def _as_known_ids(
-  known: tf.Tensor | tf.RaggedTensor | None,
+  inputs: Inputs, ids: tf.Tensor
 ) -> tf.Tensor | tf.RaggedTensor | None:
   """`known_candidate_ids` as int64, checked."""
+  known = inputs.known_candidate_ids
   if known is None:
     return None
   if isinstance(known, tf.RaggedTensor):
     fits = known.ragged_rank == 1
   else:
     fits = tf.is_tensor(known) and known.shape.rank == 2
-  if not fits:
+  if not (fits and (known.dtype.is_integer or _is_empty(known))):
     raise ValueError(
       "`known_candidate_ids` must be a tf.RaggedTensor [batch, None], or a "
-      f"tensor [batch, n] padded with -1. Received: {known!r}."
+      f"tensor [batch, n] padded with -1, of integers. Received: {known!r}."
+    )
+  rows = ids.shape if inputs.known_rows is None else [None]
+  if not known.shape[:1].is_compatible_with(rows):
+    raise ValueError(
+      "`known_candidate_ids` must have an entry for each row, or `known_rows` "
+      f"must say which entry is whose. Received: {known.shape[0]} entries for "
+      f"{ids.shape[0]} rows."
     )
   return tf.cast(known, tf.int64)
+
+
+def _is_empty(known: tf.Tensor | tf.RaggedTensor) -> bool:
+  """Whether it has no id: `tf.ragged.constant([[], []])` is of floats."""
+  values = known.values if isinstance(known, tf.RaggedTensor) else known
+  return values.shape.num_elements() == 0
 
 
 def _at_least_float32(embeddings: tf.Tensor) -> tf.Tensor:

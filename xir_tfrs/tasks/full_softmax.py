@@ -100,7 +100,11 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
       batch.ids,
       batch.row_weights,
       lambda ids: self._encoded(
-        self._candidate_encoder, ids, batch.queries.dtype, training
+        self._candidate_encoder,
+        ids,
+        batch.queries.dtype,
+        training,
+        batch.queries.shape[-1],
       ),
       self._num_candidates,
       form=self.form,

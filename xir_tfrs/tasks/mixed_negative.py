@@ -125,7 +125,11 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     )
     uniform = distribute.encode_together(
       lambda ids: self._encoded(
-        self._candidate_encoder, ids, batch.queries.dtype, training
+        self._candidate_encoder,
+        ids,
+        batch.queries.dtype,
+        training,
+        batch.queries.shape[-1],
       ),
       uniform_ids,
     )

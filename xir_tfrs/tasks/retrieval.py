@@ -317,9 +317,10 @@ class RetrievalTask(tf.keras.layers.Layer):
     ids: tf.Tensor,
     dtype: tf.DType,
     training: bool,
+    dim: int | None = None,
   ) -> tf.Tensor:
     """[n, dim] embeddings of [n] ids, as they are scored."""
-    embeddings = arguments.encode(candidate_encoder, ids, training)
+    embeddings = arguments.encode(candidate_encoder, ids, training, dim)
     return self._scored(tf.cast(embeddings, dtype))
 
   def _log_popularity_table(self, counts: np.ndarray) -> tf.Variable:

@@ -176,7 +176,11 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       ids, _, copies = tf.unique_with_counts(ids)
     embeddings = distribute.encode_together(
       lambda ids: self._encoded(
-        self._candidate_encoder, ids, batch.queries.dtype, training
+        self._candidate_encoder,
+        ids,
+        batch.queries.dtype,
+        training,
+        batch.queries.shape[-1],
       ),
       ids,
     )
