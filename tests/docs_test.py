@@ -226,7 +226,6 @@ def readme(tmp_path_factory, fast):
   """The folder in which README.md's commands ran, and their output."""
   folder = tmp_path_factory.mktemp("readme")
   interactions(folder / "gowalla.inter")
-  (folder / "new_items.csv").write_text("item_id\n999999\n")
   (folder / "gone.txt").write_text("3\n")
   return folder, run_document(README, folder, fast)
 
