@@ -694,6 +694,44 @@ def test_table_of_the_guide_of_histories_is_the_results():
     assert float(figure) in of_validation, figure
 
 
+def test_table_of_balanced_gradients_is_the_results():
+  guide = (ROOT / "docs/results.md").read_text("utf-8")
+  file = ROOT / "results/runs/cbns.json"
+  runs = json.loads(file.read_text("utf-8"))["runs"]
+  section = guide.partition("results/runs/cbns.json")[2].partition("###")[0]
+  header, *rows = re.findall(r"^\| (.*) \|$", section, re.M)
+  _, *titles = header.split(" | ")
+  shown = set()
+  for row in rows:
+    name, *figures = row.split(" | ")
+    for title, figure in zip(titles, figures, strict=True):
+      if figure:
+        run = runs[name][title]
+        assert float(figure) == run["validation"]["ndcg@20"][-1], (name, title)
+        configs.from_preset(**run["settings"])
+        shown.add((name, title))
+  assert shown == {(name, title) for name in runs for title in runs[name]}
+
+
+def test_table_of_ages_is_the_results():
+  guide = (ROOT / "docs/histories.md").read_text("utf-8")
+  file = ROOT / "results/runs/ages.json"
+  runs = json.loads(file.read_text("utf-8"))["runs"]
+  section = guide.partition("results/runs/ages.json")[2].partition("## ")[0]
+  rows = re.findall(r"^\| ([A-Z][\w ]+).* \| (\d .*) \|$", section, re.M)
+  assert len(rows) * 2 == len(runs)
+  for name, cells in rows:
+    pair = [runs[f"{name}, {ages} ages"] for ages in ("without", "with")]
+    expected = [
+      pair[0]["validation"]["epoch"][-1],
+      *(run["validation"]["ndcg@10"][-1] for run in pair),
+      *(run["test"]["ndcg@10"] for run in pair),
+    ]
+    assert list(map(float, cells.split(" | "))) == expected, name
+    for run in pair:
+      configs.from_preset(**run["settings"])
+
+
 def test_settings_of_the_runs_of_histories_are_settings():
   file = ROOT / "results/runs/histories.json"
   for run in json.loads(file.read_text("utf-8"))["runs"].values():

@@ -221,8 +221,8 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
     "ssl_pop": {},
     "mns": {"num_uniform": batch},
     "bir": {},
-    "xir": _FORMER_XIR | {"cache_size": batch},
-    "cbns": {"bank_size": 2 * batch, "balance_gradients": False},
+    "xir": {"cache_size": batch},
+    "cbns": {"bank_size": 2 * batch},
     "full_softmax": {
       "popularity_weight": 0.15,
       "loss": "generalized_cross_entropy",
