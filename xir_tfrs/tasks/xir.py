@@ -171,8 +171,10 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     Most of a cache are copies, so this encodes and scores far fewer.
     """
     ids, copies = tf.identity(self.cache.ids), None
-    # XLA needs the shape, and draws of one column differ from those of copies.
-    if self._resampler == "expected" and not xla.compiling():
+    # XLA needs the shape, and so do collectives in a loop of steps. Draws of
+    # one column differ from those of copies.
+    static = xla.compiling() or distribute.num_replicas() > 1
+    if self._resampler == "expected" and not static:
       ids, _, copies = tf.unique_with_counts(ids)
     embeddings = distribute.encode_together(
       lambda ids: self._encoded(
