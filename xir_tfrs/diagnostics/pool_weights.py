@@ -94,7 +94,9 @@ def _score_gradients(term: Term, num_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
         queries=tf.concat([batch.queries, own], 1),
         positives=positives,
       ),
-      pool=dataclasses.replace(term.pool, embeddings=embeddings),
+      pool=dataclasses.replace(
+        term.pool, embeddings=embeddings, gradient_scale=None
+      ),
       count_draws=False,
     ).loss()
   by_positive, by_column = tape.gradient(
