@@ -165,7 +165,11 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
       return _of_queries(queries, rows, scores, num_answers)
 
     def general():
-      return self._search(queries, num_answers, excluded, allowed)
+      given = queries, num_answers, excluded, allowed
+      # Graphs would run other ops beside the checks, and may report their
+      # errors.
+      with tf.control_dependencies(self._checks(*given)):
+        return self._search(*given)
 
     if self._is_fast and not tf.executing_eagerly():
       unusual = self._is_unusual(queries, num_answers, excluded, allowed)
@@ -222,18 +226,7 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     excluded: Sequence[_List],
     allowed: Sequence[_List],
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows and scores of `search`, with all checks."""
-    # Graphs would run other ops beside the checks, and may report their errors.
-    with tf.control_dependencies(self._checks(queries, k, excluded, allowed)):
-      return self._checked_search(queries, k, excluded, allowed)
-
-  def _checked_search(
-    self,
-    queries: tf.Tensor,
-    k: tf.Tensor,
-    excluded: Sequence[_List],
-    allowed: Sequence[_List],
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows and scores of `search`, after `_checks`."""
     batch, interests = tf.shape(queries)[0], 1
     if queries.shape.rank == 3:
       interests = tf.shape(queries)[1]

@@ -99,13 +99,7 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
       batch.positives,
       batch.ids,
       batch.row_weights,
-      lambda ids: self._encoded(
-        self._candidate_encoder,
-        ids,
-        batch.queries.dtype,
-        training,
-        batch.queries.shape[-1],
-      ),
+      self._encoder_for(self._candidate_encoder, batch, training),
       self._num_candidates,
       form=self.form,
       positive_in_pool=(

@@ -124,13 +124,7 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       self._num_candidates,
     )
     uniform = distribute.encode_together(
-      lambda ids: self._encoded(
-        self._candidate_encoder,
-        ids,
-        batch.queries.dtype,
-        training,
-        batch.queries.shape[-1],
-      ),
+      self._encoder_for(self._candidate_encoder, batch, training),
       uniform_ids,
     )
     log_popularity = tf.concat(

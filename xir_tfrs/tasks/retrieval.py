@@ -323,6 +323,15 @@ class RetrievalTask(tf.keras.layers.Layer):
     embeddings = arguments.encode(candidate_encoder, ids, training, dim)
     return self._scored(tf.cast(embeddings, dtype))
 
+  def _encoder_for(
+    self, candidate_encoder: CandidateEncoder, batch: Batch, training: bool
+  ) -> CandidateEncoder:
+    """[n] ids -> [n, dim] embeddings to score with the queries of a batch."""
+    dtype, dim = batch.queries.dtype, batch.queries.shape[-1]
+    return lambda ids: self._encoded(
+      candidate_encoder, ids, dtype, training, dim
+    )
+
   def _log_popularity_table(self, counts: np.ndarray) -> tf.Variable:
     """[num_candidates] variable, so that a step gathers only its pool's."""
     return state.add_state(

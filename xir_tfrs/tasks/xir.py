@@ -177,13 +177,7 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
     if self._resampler == "expected" and not static:
       ids, _, copies = tf.unique_with_counts(ids)
     embeddings = distribute.encode_together(
-      lambda ids: self._encoded(
-        self._candidate_encoder,
-        ids,
-        batch.queries.dtype,
-        training,
-        batch.queries.shape[-1],
-      ),
+      self._encoder_for(self._candidate_encoder, batch, training),
       ids,
     )
     log_q = tf.gather(self._log_popularity, ids)
