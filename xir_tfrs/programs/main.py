@@ -77,11 +77,12 @@ def run(
   argv = [_as_utf8(x) for x in (sys.argv if argv is None else argv)]
   for stream in (sys.stdout, sys.stderr):
     # Characters that the terminal cannot show are escaped (\\xe9) instead of
-    # raising an error. stderr does this already, and a stream that changed its
-    # file cannot be reconfigured.
+    # raising an error, and lines appear at once also in files and pipes. stderr
+    # does this already, and a stream that changed its file cannot be
+    # reconfigured.
     wanted = stream.errors != "backslashreplace"
     if isinstance(stream, io.TextIOWrapper) and wanted:
-      stream.reconfigure(errors="backslashreplace")
+      stream.reconfigure(errors="backslashreplace", line_buffering=True)
   # Without this, Python looks for garbage among all objects of TensorFlow when
   # the program ends: half a second.
   atexit.register(gc.freeze)
