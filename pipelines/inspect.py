@@ -53,14 +53,14 @@ def main(config: InspectConfig) -> None:
   source = sources.open_source(
     dataclasses.replace(config.input, chunk_bytes=small)
   )
-  print(source.read_as or f"read as: {source.kind}", flush=True)
+  print(source.read_as or f"read as: {source.kind}")
   if source.ignored:
     print(f"ignored columns: {', '.join(source.ignored)}")
   seen = _Seen(source.size)
   deadline = time.monotonic() + _SECONDS
   for number, (_, block) in enumerate(source.blocks()):
     if not number:
-      print(_first_rows(block, config.rows), flush=True)
+      print(_first_rows(block, config.rows))
     seen.add(block)
     if time.monotonic() > deadline:
       break

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.preparation.config import PrepareConfig
@@ -49,9 +49,10 @@ def prepare_beam(
 
 
 def pipeline_options_of(
-  beam_flags: Sequence[str], own_flags: Iterable[str] = ()
+  beam_flags: Sequence[str],
 ) -> pipeline_options.PipelineOptions:
   """`pipelines.beam.options.parse`; raises `DataError` if Beam is missing."""
+  own_flags = [one.name for one in settings.settings_of(PrepareConfig)]
   try:
     from pipelines.beam import options
 
@@ -65,8 +66,6 @@ def main(config: PrepareConfig, beam_flags: list[str]) -> None:
   # the job.
   for name in ("typehints", "runners.worker"):
     logging.getLogger(f"apache_beam.{name}").setLevel(logging.WARNING)
-  own_flags = [one.name for one in settings.settings_of(PrepareConfig)]
-  pipeline_options_of(beam_flags, own_flags)
   from pipelines.preparation import summary
 
   start = time.monotonic()

@@ -97,7 +97,7 @@ def _table(
   vocab: vocabulary.Vocabulary,
 ) -> convert.Table:
   """`convert.table`, with errors that name the line of the largest dense id."""
-  dense = vocabulary.dense_ids(config, source, kind.removesuffix("s"))
+  dense = vocabulary.dense_ids(config, source, work_lib.KINDS[kind])
   try:
     return convert.table(vocab, dense, side, source.name)
   except errors.DataError:

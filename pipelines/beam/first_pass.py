@@ -34,7 +34,6 @@ from xir_tfrs.data import errors
 
 # Kind of ids, and number of a share of them.
 Share = tuple[str, int]
-_FIELDS = {"users": "user", "items": "item"}
 _MENTIONS = pa.schema({"id": pa.string(), "first": pa.int64()})
 
 
@@ -145,11 +144,8 @@ class _FirstPass:
   def _read(self, piece: blocks.Piece, count_lines: bool) -> Seen:
     dense = {
       kind: found
-      for kind in KINDS
-      for found in [
-        vocabulary.dense_ids(self.config, self.source, _FIELDS[kind])
-      ]
-      if found is not None
+      for kind, side in KINDS.items()
+      if (found := vocabulary.dense_ids(self.config, self.source, side))
     }
     warnings: collections.Counter[str] = collections.Counter()
     positions, read = [], 0
@@ -273,7 +269,7 @@ class _FirstPass:
     number, position = task
     blocks_read = len(self.work.blocks)
     rows = self.work.block(position).read(0)
-    for kind, field in _FIELDS.items():
+    for kind, field in KINDS.items():
       dense = np.concatenate(
         [
           self.work.codes(kind, share, blocks_read).read(number)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def write(path: pathlib.Path, content: Callable[[pathlib.Path], None]) -> None:
+def write(path: pathlib.Path, content: Callable[[pathlib.Path], Any]) -> None:
   """Writes `path` atomically; `content` writes to the path that it is given."""
   partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
   content(partial)
@@ -28,7 +28,7 @@ def write(path: pathlib.Path, content: Callable[[pathlib.Path], None]) -> None:
 
 def save(path: pathlib.Path, value: Any) -> None:
   """Pickles `value` to `path`."""
-  write(path, lambda partial: _write_bytes(partial, pickle.dumps(value)))
+  write(path, lambda partial: partial.write_bytes(pickle.dumps(value)))
 
 
 def load(path: pathlib.Path) -> Any:
@@ -41,10 +41,6 @@ def save_array(path: pathlib.Path, array: np.ndarray) -> None:
       np.save(file, array)
 
   write(path, content)
-
-
-def _write_bytes(path: pathlib.Path, data: bytes) -> None:
-  path.write_bytes(data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +67,11 @@ class Slices:
       array: [sum of lengths] array of `dtype`.
     """
 
+    limits = np.append(0, np.cumsum(lengths)).astype(np.int64)
+
     def content(partial: pathlib.Path) -> None:
       with open(partial, "wb") as file:
-        file.write(_limits(lengths))
+        file.write(limits.tobytes())
         # Not `tofile`: its error hides that the disk is full.
         file.write(np.ascontiguousarray(array, self.dtype).view(np.uint8))
 
@@ -99,10 +97,6 @@ class Slices:
   def lengths(self) -> np.ndarray:
     """Reads the [count] lengths of the slices."""
     return np.diff(np.fromfile(self.path, np.int64, self.count + 1))
-
-
-def _limits(lengths: npt.ArrayLike) -> bytes:
-  return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tobytes()
 
 
 def summed(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:

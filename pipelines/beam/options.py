@@ -19,7 +19,7 @@ _DEFAULT_RUNNER = "FnApiRunner"
 
 
 def parse(
-  beam_flags: Sequence[str], own_flags: Iterable[str] = ()
+  beam_flags: Sequence[str], own_flags: Iterable[str]
 ) -> pipeline_options.PipelineOptions:
   """Parses the options of the pipelines.
 

@@ -216,7 +216,7 @@ class _SecondPass:
         np.unique(ids, return_counts=True)
         for ids in (parts["train"][field], rows[field])
       ]
-      for kind, field in zip(KINDS, ("user", "item"), strict=True)
+      for kind, field in KINDS.items()
     }
     handover.save(self.work.counts(bucket.number), counts)
     lengths = {name: len(parts[name]) for name in schema_lib.SPLITS}

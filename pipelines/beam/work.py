@@ -11,7 +11,8 @@ import numpy as np
 from pipelines.beam import handover
 from xir_tfrs.data import schema as schema_lib
 
-KINDS = ("users", "items")
+# Kind of ids -> its field of a row.
+KINDS = {"users": "user", "items": "item"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,7 +145,7 @@ class PrepareConfig(settings.Settings):
         "--dataset takes one --input, the folder or archive of the data set."
         f" Received: {len(self.input.paths)}."
       )
-    given = datasets.non_defaults(self)
+    given = settings.changed(self)
     if given.get("split") == "random":
       del given["split"]  # Not given, or equal to the default.
     flags = datasets.flags(self.dataset, self.input.paths[0], given)

@@ -50,7 +50,7 @@ def make(config: PrepareConfig, write: Convert) -> schema_lib.Schema:
       path=source.name,
     )
   if source.read_as:
-    print(source.read_as, flush=True)
+    print(source.read_as)
   if config.split == "temporal" and not source.has_times:
     raise errors.DataError(
       "--split temporal needs times; name the column with --time_column",
@@ -154,24 +154,18 @@ def finish(
       " --split, --test_fraction or --min_rating",
       path=source.name,
     )
-  tables = {
-    "queries": _encode(users, config),
-    "candidates": _encode(items, config),
-  }
-  counts = {"queries": written.user_counts, "candidates": written.item_counts}
-  shards = {
-    name: table_files.write_table(
+  tables, shards = {}, {}
+  for name, side, counts in (
+    ("queries", users, written.user_counts),
+    ("candidates", items, written.item_counts),
+  ):
+    encoded = tables[name] = _encode(side, config)
+    shards[name] = table_files.write_table(
       directory,
       name,
-      table_files.Table(
-        of_side.ids, counts[name], encoded.columns, of_side.titles
-      ),
+      table_files.Table(side.ids, counts, encoded.columns, side.titles),
       encoded.features,
     )
-    for (name, encoded), of_side in zip(
-      tables.items(), (users, items), strict=True
-    )
-  }
   source.write_extras(directory, users.ids, items.ids)
   leakage = written.leakage
   warnings = {

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xir_tfrs.data import errors
-from xir_tfrs.programs import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,11 @@ _MOVIELENS = DataSet(
     "separators": {"genres": "|"},
   },
 )
+_BOOK_CROSSING = {
+  "delimiter": ";",
+  "encoding": "latin-1",
+  "quoting": "backslash",
+}
 _AMAZON = {
   "user_column": "reviewerID",
   "item_column": "asin",
@@ -193,22 +197,12 @@ DATA_SETS: dict[str, DataSet] = {
       "item_file": "*Books.csv",
     },
     {
-      "delimiter": ";",
-      "encoding": "latin-1",
-      "quoting": "backslash",
+      **_BOOK_CROSSING,
       "user_column": "User-ID",
       "item_column": "ISBN",
-      "user_layout": {
-        "delimiter": ";",
-        "encoding": "latin-1",
-        "quoting": "backslash",
-      },
+      "user_layout": _BOOK_CROSSING,
       "user_features": ("Age:float",),
-      "item_layout": {
-        "delimiter": ";",
-        "encoding": "latin-1",
-        "quoting": "backslash",
-      },
+      "item_layout": _BOOK_CROSSING,
       "item_features": ("Book-Author:token", "Publisher:token"),
       "item_title": "Book-Title",
     },
@@ -328,13 +322,3 @@ def _matches(path: str, pattern: str) -> bool:
   from xir_tfrs.data.files import addresses
 
   return fnmatch.fnmatch(addresses.name(path).lower(), pattern.lower())
-
-
-def non_defaults(config: Any) -> dict[str, Any]:
-  """The settings of a config that differ from their defaults."""
-  values = settings.values_of(config)
-  return {
-    one.name: values[one.name]
-    for one in settings.settings_of(type(config))
-    if values[one.name] != one.default
-  }

@@ -104,8 +104,8 @@ def spill_rows(
   ids: Ids,
   min_rating: float | None,
   warnings: collections.Counter[str],
-) -> int:
-  """Runs the first pass; returns the number of rows read."""
+) -> None:
+  """Runs the first pass."""
   read = 0
   with progress.Progress("reading", source.size) as report:
     for file, block, users, items in _numbered(source.blocks(), ids):
@@ -116,7 +116,6 @@ def spill_rows(
       read += len(rows)
       report.update_rows(block.progress, len(rows))
       buckets.append(well_rated(rows, block, min_rating, warnings))
-  return read
 
 
 def _numbered(
@@ -295,7 +294,8 @@ def write_splits(
       for name in schema_lib.SPLITS
     }
     report = stack.enter_context(progress.Progress("writing", num_rows))
-    for bucket, rows in _read_and_remove(buckets):
+    for bucket in range(buckets.count):
+      rows = buckets.read(bucket)
       parts, found = divide(bucket, rows, num_items, split, cuts, seed)
       leakage.update(found)
       train = parts["train"]
@@ -305,6 +305,7 @@ def write_splits(
       item_rows += np.bincount(rows["item"], minlength=num_items)
       for name, part in parts.items():
         writers[name].append(part)
+      buckets.remove(bucket)
       report.update_rows(report.rows + len(rows), len(rows))
     shards = {name: writer.finish() for name, writer in writers.items()}
   return Written(
@@ -338,14 +339,6 @@ def divide(
 def shard_count(num_rows: int) -> int:
   """Number of shards of each split."""
   return min(max(-(-num_rows // _ROWS_PER_SHARD), 1), _MAX_SHARDS)
-
-
-def deal(rows: np.ndarray, shards: int) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (shard, its rows of a bucket) for all shards with rows."""
-  for shard in range(shards):
-    start, stop = share(len(rows), shard, shards)
-    if start < stop:
-      yield shard, rows[start:stop]
 
 
 def share(rows: int, shard: int, shards: int) -> tuple[int, int]:
@@ -394,8 +387,10 @@ class _SplitWriter:
 
   def append(self, rows: np.ndarray) -> None:
     """Appends the rows of a bucket, in separate blocks."""
-    for shard, part in deal(rows, len(self._writers)):
-      append_bucket(self._writers[shard], part)
+    for shard, writer in enumerate(self._writers):
+      start, stop = share(len(rows), shard, len(self._writers))
+      if start < stop:
+        append_bucket(writer, rows[start:stop])
 
   def finish(self) -> tuple[schema_lib.Shard, ...]:
     """Closes the shards and names those that have rows."""
@@ -438,14 +433,6 @@ def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
   if "weight" in rows.dtype.names:
     named["sample_weight"] = rows["weight"]
   return named
-
-
-def _read_and_remove(
-  buckets: spill.Buckets,
-) -> Iterator[tuple[int, np.ndarray]]:
-  for bucket in range(buckets.count):
-    yield bucket, buckets.read(bucket)
-    buckets.remove(bucket)
 
 
 def _labels(

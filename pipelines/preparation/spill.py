@@ -6,9 +6,7 @@ user never needs more memory than a bucket.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -90,13 +88,9 @@ class Buckets:
     return np.fromfile(self._paths[bucket], self.dtype)
 
   def replace(self, bucket: int, rows: np.ndarray) -> None:
-    """Replaces all rows of a bucket atomically."""
-    path = self._paths[bucket]
-    # A unique name, because two machines may get the same work.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with open(partial, "wb") as file:
+    """Replaces all rows of a bucket."""
+    with open(self._paths[bucket], "wb") as file:
       _write(file, rows)
-    os.replace(partial, path)
 
   def remove(self, bucket: int) -> None:
     self._paths[bucket].unlink()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
+from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 
 # With fewer tokens, or for a smaller share of the rows, they may be kinds.
@@ -101,8 +100,8 @@ def text(schema: schema_lib.Schema, seconds: float) -> str:
 
 def following(schema: schema_lib.Schema, output: str) -> str:
   """Returns the next command."""
-  flags = ["--data", output, "--model_dir", f"runs/{schema.name}"]
-  return f"next: {shlex.join(['xir-tfrs', 'train', *flags])}"
+  run = f"runs/{schema.name}"
+  return f"next: {errors.command('train', data=output, model_dir=run)}"
 
 
 def _split(schema: schema_lib.Schema) -> list[str]:

@@ -89,14 +89,10 @@ class Roles:
     return wanted
 
   def __str__(self) -> str:
-    named = {
-      role: getattr(self, role)
-      for role in (
-        *("user", "item", "time", "weight", "rating", "event", "title"),
-      )
-    }
     parts = [
-      f"{role} {name!r}" for role, name in named.items() if name is not None
+      f"{role} {name!r}"
+      for role in ("user", "item", "time", "weight", "rating", "event", "title")
+      if (name := getattr(self, role)) is not None
     ]
     if self.user is None:
       parts.insert(0, "user: a new one for each line")

@@ -108,10 +108,9 @@ def _files(name: str) -> list[str]:
   found = addresses.expand(name)
   if len(found) < 2 or "*" in name:
     return found
-  for suffixes in ((".inter",), (".user", ".item")):
-    of_kind = [path for path in found if layouts.suffix(path) in suffixes]
-    if suffixes == (".inter",) and of_kind:
-      return of_kind
+  inter = [path for path in found if layouts.suffix(path) == ".inter"]
+  if inter:
+    return inter
   kinds = {layouts.suffix(path) for path in found}
   if len(kinds) > 1:
     shown = ", ".join(addresses.name(path) for path in found[:5])
