@@ -29,15 +29,12 @@ class AdjacencyFile(rows.TextRowFile):
       line=1,
     )
 
-  def rows(
+  def _read(
     self,
+    chunks: Iterator[text.Chunk],
     wanted: Mapping[str, pa.DataType | None],
-    chunk_bytes: int = rows.CHUNK_BYTES,
-    start: int = 0,
-    stop: int | None = None,
-    count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
-    for chunk in self._chunks(chunk_bytes, start, stop, count_lines):
+    for chunk in chunks:
       words = self._words(chunk)
       lengths = np.diff(words.offsets.to_numpy())
       self.warnings["blank_lines"] += int((lengths == 0).sum())

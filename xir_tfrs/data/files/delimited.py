@@ -52,16 +52,12 @@ class DelimitedFile(rows.TextRowFile):
   def header(self) -> dict[str, str | None]:
     return dict(self._kinds)
 
-  def rows(
+  def _read(
     self,
+    chunks: Iterator[text.Chunk],
     wanted: Mapping[str, pa.DataType | None],
-    chunk_bytes: int = rows.CHUNK_BYTES,
-    start: int = 0,
-    stop: int | None = None,
-    count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
     types = {name: kind or pa.string() for name, kind in wanted.items()}
-    chunks = self._chunks(chunk_bytes, start, stop, count_lines)
     open_record, first_line = b"", 0
     for chunk, is_last in _with_last(chunks):
       data, begin = self._one_byte_marks(chunk.data), chunk.begin

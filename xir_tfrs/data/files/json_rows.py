@@ -99,16 +99,13 @@ class _LineFile(_JsonFile):
     where = places.Places(self.path, 1)
     return self._of_objects(objects, where, names).schema
 
-  def rows(
+  def _read(
     self,
+    chunks: Iterator[text.Chunk],
     wanted: Mapping[str, pa.DataType | None],
-    chunk_bytes: int = rows.CHUNK_BYTES,
-    start: int = 0,
-    stop: int | None = None,
-    count_lines: bool = False,
   ) -> Iterator[rows.Rows]:
     schema = self._narrow(wanted)
-    for chunk in self._chunks(chunk_bytes, start, stop, count_lines):
+    for chunk in chunks:
       table, where = self._table(chunk, schema)
       if len(table):
         found = {name: rows.field(table, name) for name in wanted}

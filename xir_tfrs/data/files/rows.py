@@ -126,27 +126,36 @@ class RowFile(abc.ABC):
 
 
 class TextRowFile(RowFile):
-  """A file of rows that is text; `_text` reads its lines."""
+  """A file of rows that is text: `_text` reads its lines, `_read` its rows."""
 
   _text: text.TextFile
 
   def fingerprint(self) -> dict[str, str | int]:
     return self._text.fingerprint()
 
-  def _chunks(
+  def rows(
     self,
-    chunk_bytes: int,
+    wanted: Mapping[str, pa.DataType | None],
+    chunk_bytes: int = CHUNK_BYTES,
     start: int = 0,
     stop: int | None = None,
     count_lines: bool = False,
-  ) -> Iterator[text.Chunk]:
-    """Yields the lines of a part, see `rows`; resets the warnings."""
+  ) -> Iterator[Rows]:
     self.warnings.clear()
-    yield from self._text.chunks(
+    chunks = self._text.chunks(
       chunk_bytes, start=start, stop=stop, count_lines=count_lines
     )
+    yield from self._read(chunks, wanted)
     if not self._text.ends_in_newline:
       self.warnings["last_line_without_newline"] += 1
+
+  def _read(
+    self,
+    chunks: Iterator[text.Chunk],
+    wanted: Mapping[str, pa.DataType | None],
+  ) -> Iterator[Rows]:
+    """Yields the wanted columns of chunks of lines, see `rows`."""
+    raise NotImplementedError
 
 
 def leaves(schema: pa.Schema) -> list[str]:
