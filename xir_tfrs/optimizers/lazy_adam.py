@@ -75,12 +75,14 @@ class LazyAdam(tf.keras.optimizers.Adam):
   def update_step(
     self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable
   ) -> None:
-    if not isinstance(gradient, tf.IndexedSlices):
-      super().update_step(gradient, variable)
-      return
     slot = self._index_dict[self._var_key(variable)]
     momentum, velocity = self._momentums[slot], self._velocities[slot]
     last_touched = self._last_touched[slot]
+    if not isinstance(gradient, tf.IndexedSlices):
+      super().update_step(gradient, variable)
+      # Or a later sparse gradient would repeat the moves of this step.
+      last_touched.assign(tf.fill(tf.shape(last_touched), self.iterations + 1))
+      return
     dtype = variable.dtype
     beta_1, beta_2 = (tf.cast(b, dtype) for b in (self.beta_1, self.beta_2))
     step = tf.cast(self.iterations + 1, dtype)
