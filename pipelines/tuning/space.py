@@ -117,7 +117,13 @@ def of(
     SettingsError: A given setting or value is invalid, or has no effect in any
       run.
   """
-  asked = dict(_parsed(text) for text in narrowed)
+  asked: dict[str, Search] = {}
+  for name, values in map(_parsed, narrowed):
+    if name in asked:
+      raise settings.SettingsError(
+        f"--space {name} is given twice: give all of its values at once."
+      )
+    asked[name] = values
   for name in asked.keys() & given.keys():
     raise settings.SettingsError(
       f"--{name} and --space {name} exclude each other: give one of them."

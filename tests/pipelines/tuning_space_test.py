@@ -163,6 +163,8 @@ def test_wrong_spaces(narrowed, message):
 def test_flag_and_space_exclude_each_other():
   with pytest.raises(settings.SettingsError, match="give one of them"):
     space_of("temperature=0.1..0.2", temperature=0.3)
+  with pytest.raises(settings.SettingsError, match="dim is given twice"):
+    space_of("dim=32", "dim=64")
 
 
 def test_numbers_are_rounded():
