@@ -82,6 +82,26 @@ def test_models_of_histories_and_custom_models():
   class Own(tf.keras.Model):
     query_tower = candidate_tower = tower
 
+  def ranked_of_own(**settings):
+    callback, own = make(), Own()
+    own.task = tasks.SampledSoftmaxRetrieval(**settings)
+    callback.set_model(own)
+    return callback.rank()
+
+  candidates = tower(tf.range(CANDIDATES)).numpy()
+  for normalize in (False, True):
+    if normalize:
+      candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
+    assert ranked_of_own(normalize=normalize) == pytest.approx(
+      metrics.full_ranking(
+        candidates[[0, 4, 2]],
+        candidates,
+        relevant=RELEVANT,
+        seen=SEEN,
+        ks=(2, 20),
+      )
+    )
   callback = make()
-  callback.set_model(Own())
-  assert callback.rank().keys() == expected.keys()
+  callback.set_model(tf.keras.Sequential())
+  with pytest.raises(ValueError, match="Sequential, without `query_tower`"):
+    callback.rank()

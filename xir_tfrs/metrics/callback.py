@@ -22,6 +22,10 @@ class RankingCallback(tf.keras.callbacks.Callback):
   `EarlyStopping` and `ModelCheckpoint`, can monitor them; pass `mode="max"`,
   because larger values are better.
 
+  The model is a `TwoTower`, or another with `query_tower` and
+  `candidate_tower`, which encode dense ids. Scores are cosines if its `task`
+  says `normalize`, and inner products otherwise.
+
   Examples:
     >>> model = xir.models.TwoTower(
     ...   xir.models.Tower(vocabulary_size=4, dim=8),
@@ -111,7 +115,19 @@ class RankingCallback(tf.keras.callbacks.Callback):
 def _encoder(model: Any, side: str) -> Callable[..., tf.Tensor]:
   """The function that encodes ids: a method of `TwoTower`, or a tower."""
   plural = {"query": "encode_queries", "candidate": "encode_candidates"}[side]
-  return getattr(model, plural, None) or getattr(model, f"{side}_tower")
+  if hasattr(model, plural):
+    return getattr(model, plural)
+  tower = getattr(model, f"{side}_tower", None)
+  if tower is None:
+    raise ValueError(
+      "RankingCallback needs a model with `query_tower` and `candidate_tower`. "
+      f"Received: {type(model).__name__}, without `{side}_tower`."
+    )
+  if not getattr(getattr(model, "task", None), "normalize", False):
+    return tower
+  return lambda ids, **given: tf.math.l2_normalize(
+    tf.cast(tower(ids, **given), tf.float32), axis=-1
+  )
 
 
 def _encoded(
