@@ -687,6 +687,32 @@ class CallTest(tf.test.TestCase, parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "`candidate_ids` must be dense"):
         _make(name)(query, candidates, candidate_ids=wrong, query_ids=ids)
 
+  def test_other_ids_must_be_integers_of_the_rows(self):
+    query, candidates, ids = _batch(5)
+    known, rows = [[1], [2]], [0, 1, 1, 0, 1]
+    for message, wrong in (
+      ("`query_ids` must be dense", {"query_ids": list("abcde")}),
+      (r"`query_ids` must be \[batch\]", {"query_ids": ids[:3]}),
+      (
+        r"`known_rows` must be \[batch\]",
+        {"known_candidate_ids": known, "known_rows": rows[:3]},
+      ),
+      ("give both, or neither", {"known_rows": rows}),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        _make("ssl")(query, candidates, candidate_ids=ids, **wrong)
+    # Lists do for tensors.
+    arguments = {"candidate_ids": ids, "known_candidate_ids": known}
+    self.assertAllEqual(
+      _make("ssl")(query, candidates, known_rows=rows, **arguments),
+      _make("ssl")(
+        query,
+        candidates,
+        candidate_ids=ids,
+        known_candidate_ids=tf.gather(known, rows),
+      ),
+    )
+
   @parameterized.product(name=_METHODS, dtype=(tf.int32, tf.int64))
   def test_type_of_ids(self, name, dtype):
     query, candidates, ids = _batch(5)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from xir_tfrs import distribute
 from xir_tfrs.ops import chunks, forms, fused, resampling, xla
+from xir_tfrs.ops import ids as ids_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,6 @@ def make(
     pool_embeddings = distribute.all_gather(positives)
     pool_ids = distribute.all_gather(ids)
     own_offset = first_row
-  query_ids = inputs.query_ids
   return Batch(
     queries=scored(queries) / temperature,
     positives=positives,
@@ -222,9 +222,9 @@ def make(
     pool_embeddings=pool_embeddings,
     pool_ids=pool_ids,
     own_offset=own_offset,
-    query_ids=None if query_ids is None else tf.cast(query_ids, tf.int64),
+    query_ids=_of_rows("query_ids", inputs.query_ids, ids),
     known_ids=_as_known_ids(inputs, ids),
-    known_rows=inputs.known_rows,
+    known_rows=_of_rows("known_rows", inputs.known_rows, ids),
     history_ids=inputs.history_ids,
   )
 
@@ -269,17 +269,36 @@ def _as_row_weights(
   return tf.reshape(tf.cast(weights, dtype), tf.shape(ids))
 
 
+def _of_rows(name: str, given: Any, ids: tf.Tensor) -> tf.Tensor | None:
+  """[batch] int64 integers, checked; None if they are not given."""
+  if given is None:
+    return None
+  given = ids_lib.dense(name, given)
+  if not given.shape.is_compatible_with(ids.shape):
+    raise ValueError(
+      f"`{name}` must be [batch], like `candidate_ids`. Received: "
+      f"{given.shape} for {ids.shape} rows."
+    )
+  return tf.cast(given, tf.int64)
+
+
 def _as_known_ids(
   inputs: Inputs, ids: tf.Tensor
 ) -> tf.Tensor | tf.RaggedTensor | None:
   """`known_candidate_ids` as int64, checked."""
   known = inputs.known_candidate_ids
   if known is None:
+    if inputs.known_rows is not None:
+      raise ValueError(
+        "`known_rows` are the rows' entries in `known_candidate_ids`: give "
+        "both, or neither."
+      )
     return None
   if isinstance(known, tf.RaggedTensor):
     fits = known.ragged_rank == 1
   else:
-    fits = tf.is_tensor(known) and known.shape.rank == 2
+    known = tf.convert_to_tensor(known)
+    fits = known.shape.rank == 2
   if not (fits and (known.dtype.is_integer or _is_empty(known))):
     raise ValueError(
       "`known_candidate_ids` must be a tf.RaggedTensor [batch, None], or a "
