@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 import xir_tfrs as xir
-from export.bundle.options import IndexOptions
+from export.bundle.options import SCANN_SETTINGS, IndexOptions
 from xir_tfrs.data import errors
 from xir_tfrs.serving import manifest
 
@@ -51,18 +51,24 @@ def build_indexes(
       built["scann"] = scann
       about["scann"] = _tune(scann, exact, queries, options, seconds)
   except ImportError as error:
-    raise errors.DataError(f"{error} (--index brute_force)") from error
+    raise errors.DataError(
+      f"{error} (export with --index brute_force does not need it)"
+    ) from error
   except ValueError as error:
     raise errors.DataError(f"cannot be indexed: {error}") from error
   return built, about
 
 
 def _scann(options: IndexOptions) -> xir.indexes.ScannIndex:
-  names = ("num_leaves", "num_leaves_to_search", "num_reorder", "exact_below")
-  given = {name: getattr(options, name) for name in names}
-  return xir.indexes.ScannIndex(
-    **{name: value for name, value in given.items() if value is not None}
-  )
+  given = _given(options)
+  given.pop("min_recall", None)
+  return xir.indexes.ScannIndex(**given)
+
+
+def _given(options: IndexOptions) -> dict[str, int | float]:
+  """The settings of ScaNN that have no default, where they are given."""
+  values = {name: getattr(options, name) for name in SCANN_SETTINGS}
+  return {name: value for name, value in values.items() if value is not None}
 
 
 def sample_queries(counts: np.ndarray, size: int = _SAMPLE) -> np.ndarray:
@@ -101,7 +107,10 @@ def _tune(
     print("scann: exact search, because the corpus is small", flush=True)
     recall = {str(k): 1.0 for k in _RECALL_KS}
     return manifest.Index(
-      kind="exact", recall=recall, build_seconds=build_seconds
+      kind="exact",
+      given=_given(options),
+      recall=recall,
+      build_seconds=build_seconds,
     )
   held_out, given = queries[::2], queries[1::2]
   if not len(given):
@@ -134,14 +143,14 @@ def _tune(
   least = target if options.min_recall is None else options.min_recall
   if recall["10"] < least:
     raise errors.DataError(
-      f"recall@10 of ScaNN is {recall['10']:.4f}, below {least}; search more "
-      "with --num_leaves_to_search (now "
+      f"recall@10 of ScaNN is {recall['10']:.4f}, below {least}; accept it "
+      "with --min_recall, or export with more --num_leaves_to_search (now "
       f"{settings.num_leaves_to_search} of {settings.num_leaves}) or "
-      f"--num_reorder (now {settings.num_reorder}), accept it with "
-      "--min_recall, or use --index brute_force"
+      f"--num_reorder (now {settings.num_reorder}), or with --index brute_force"
     )
   return manifest.Index(
     kind="scann",
+    given=_given(options),
     settings=dataclasses.asdict(settings),
     recall=recall,
     recall_queries=len(held_out),

@@ -9,6 +9,12 @@ from xir_tfrs.serving import manifest
 
 MAX_K = 10_000
 
+# Settings of ScaNN that have no default.
+SCANN_SETTINGS = (
+  *("min_recall", "num_leaves", "num_leaves_to_search"),
+  *("num_reorder", "exact_below"),
+)
+
 _ID_TYPES = ("string", "int64")
 
 
@@ -54,11 +60,8 @@ class IndexOptions(settings.Settings):
     super().__post_init__()
     if "scann" in self.indexes:
       return
-    for name in (
-      *("min_recall", "num_leaves", "num_leaves_to_search"),
-      *("num_reorder", "exact_below"),
-    ):
-      if getattr(self, name) is not None:
+    for name in ("target_recall", *SCANN_SETTINGS):
+      if getattr(self, name) != getattr(IndexOptions, name):
         raise settings.SettingsError(
           f"--{name} is for ScaNN, but --index is {','.join(self.indexes)}."
         )

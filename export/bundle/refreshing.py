@@ -324,6 +324,13 @@ def _build(
     target = scann.target_recall
   if target is None:
     target = options_lib.IndexOptions.target_recall
+  given = dict(scann.given) if scann else {}
+  if "num_leaves" in given:
+    given["num_leaves"] = min(given["num_leaves"], len(corpus.ids))
+  if (options.target_recall, options.min_recall) != (None, None):
+    given["min_recall"] = options.min_recall
+  if scann and scann.kind == "scann":
+    given["exact_below"] = 0  # Builds a searcher if there was one.
   rows = indexing.sample_queries(np.diff(old.seen[0])).tolist()
   sample = old.encode_queries([old.query_ids[row] for row in rows])
   dtype = old.manifest.id_types.candidate
@@ -331,9 +338,7 @@ def _build(
     options_lib.IndexOptions(
       indexes=tuple(old.manifest.indexes),
       target_recall=target,
-      min_recall=options.min_recall,
-      # Builds a searcher if there was one.
-      exact_below=0 if scann and scann.kind == "scann" else None,
+      **given,
     ),
     indexes.IdTable(tf.constant(corpus.ids, dtype)),
     corpus.vectors,

@@ -126,6 +126,11 @@ def test_low_recall_fails_and_says_what_to_do(options, monkeypatch):
   export_retriever.export_retriever(
     dataclasses.replace(options, min_recall=0.5)
   )
+  manifest = manifests.load(options.output)
+  assert manifest.indexes["scann"].given == {
+    "exact_below": 0,
+    "min_recall": 0.5,
+  }
 
 
 def test_last_checkpoint_when_there_is_no_best(options):
@@ -272,8 +277,10 @@ def test_export_without_any_known_candidate(ids_alone, monkeypatch):
 
 
 def test_settings_of_scann_need_its_index(options):
-  with pytest.raises(settings.SettingsError, match="--num_leaves is for ScaNN"):
-    dataclasses.replace(options, num_leaves=3)
+  for given in ({"num_leaves": 3}, {"target_recall": 0.9}):
+    message = f"--{[*given][0]} is for ScaNN"
+    with pytest.raises(settings.SettingsError, match=message):
+      dataclasses.replace(options, **given)
 
 
 def test_failure_while_writing_keeps_the_old_bundle(options, monkeypatch):

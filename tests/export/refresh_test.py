@@ -318,6 +318,36 @@ def test_kill_ends_the_verification_and_leaves_the_old_bundle(plain, tmp_path):
   manifests.check_files(plain, manifests.load(plain))
 
 
+def test_settings_of_the_index_are_those_of_the_export(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    refreshing.indexing,
+    "build_indexes",
+    lambda settings, *others: asked.append(settings),
+  )
+  given = {"num_leaves": 5, "num_reorder": 7, "min_recall": 0.5}
+  scann = manifests.Index(kind="scann", given=given, target_recall=0.9)
+  old = types.SimpleNamespace(
+    manifest=types.SimpleNamespace(
+      indexes={"scann": scann},
+      id_types=types.SimpleNamespace(candidate="int64"),
+    ),
+    seen=(np.array([0, 1]),),
+    query_ids=["u"],
+    encode_queries=lambda ids: np.ones([len(ids), 2]),
+  )
+  corpus = types.SimpleNamespace(ids=[4, 6, 8], vectors=np.ones([3, 2]))
+  options = refresh.RefreshOptions(bundle="b", remove="gone.txt")
+  refreshing._build(options, old, corpus)
+  built = asked[0]
+  assert (built.num_leaves, built.num_reorder, built.exact_below) == (3, 7, 0)
+  assert (built.target_recall, built.min_recall) == (0.9, 0.5)
+  # A new target is also the least, as in the export.
+  options = dataclasses.replace(options, target_recall=0.8)
+  refreshing._build(options, old, corpus)
+  assert (asked[1].target_recall, asked[1].min_recall) == (0.8, None)
+
+
 def test_another_tower_is_refused(plain, tmp_path):
   options = refresh.RefreshOptions(bundle=str(plain), items=_items_of(tmp_path))
   path = next((plain / "candidate_tower" / "variables").glob("*.data*"))

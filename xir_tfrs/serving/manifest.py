@@ -97,6 +97,7 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
   Attributes:
     kind: "scann" if ScaNN searches.
+    given: Settings that the export was given, which a refresh keeps.
     settings: Settings of the searcher.
     recall: Recall against exact search, by the number of answers.
     recall_queries: Number of queries used to measure the recall.
@@ -107,6 +108,7 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
   """
 
   kind: Literal["exact", "scann"]
+  given: dict[str, int | float] = {}
   settings: dict[str, int | float] = {}
   recall: dict[str, float] = {}
   recall_queries: int = 0
