@@ -468,6 +468,9 @@ class SimilarTest(tf.test.TestCase, parameterized.TestCase):
       self.assertEqual(found[row], order[:5])
     self.assertEqual(found[1], [""] * 5)
     self.assertAllEqual(scores[1], [-np.inf] * 5)
+    for wrong in ("item 7", [7]):
+      with self.assertRaisesRegex(ValueError, r"must be \[batch\] of type str"):
+        index.similar(wrong, 5)
 
   def test_similar_with_scann_never_returns_itself(self):
     ids, vectors = _corpus(400)

@@ -277,6 +277,9 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
     for names in (tf.constant([["a"]]), tf.ragged.constant([["a"]])):
       with self.assertRaisesRegex(ValueError, "`history_ids`.*StringLookup"):
         model(tf.constant([0]), names)
+    query_tower = models.Tower(vocabulary_size=3, dim=4)
+    with self.assertRaisesRegex(ValueError, "3 ids and 1 histories"):
+      tower("mean", query_tower=query_tower)(tf.range(3), [[1, 2]])
 
 
 class AgesTest(tf.test.TestCase):

@@ -197,6 +197,12 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     """
     self._require_corpus()
     ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
+    same_kind = ids.dtype.is_integer == self.ids.dtype.is_integer
+    if not same_kind or not ids.shape.is_compatible_with([None]):
+      raise ValueError(
+        f"`ids` must be [batch] of type {self.ids.dtype.name}. Received: `ids` "
+        f"of shape {ids.shape} and type {ids.dtype.name}."
+      )
     rows = self.ids.rows(ids)
     return self.search(self.vectors_of(rows), k, exclude_rows=rows[:, None])
 

@@ -297,6 +297,13 @@ class HistoryTower(tf.keras.Model):
     """[n, ..., dim] states plus the query tower's vector of each row."""
     if self.query_tower is None:
       return states
+    # Otherwise a single history would be broadcast to all queries.
+    query_ids = tf.convert_to_tensor(query_ids)
+    if not query_ids.shape.is_compatible_with(states.shape[:1]):
+      raise ValueError(
+        "`query_ids` and `history_ids` must have the same number of rows. "
+        f"Received: {query_ids.shape[0]} ids and {states.shape[0]} histories."
+      )
     if features:
       vectors = self.query_tower.encode(query_ids, features)
     else:
