@@ -1,8 +1,8 @@
 """Answers of a bundle, compared with NumPy, and unusable bundles."""
 
-import functools
 import json
 import os
+import pathlib
 import shutil
 
 import msgspec
@@ -18,8 +18,8 @@ from xir_tfrs.serving import manifest as manifests
 
 
 @pytest.fixture(scope="module", params=bundle.INDEXES)
-def loaded(request, exported):
-  return bundle.Bundle.load(exported, request.param)
+def loaded(request, exported, load):
+  return load(exported, request.param)
 
 
 def test_recommends_in_the_order_of_the_model(world, loaded):
@@ -75,22 +75,14 @@ def test_edge_sizes(world, loaded):
     loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[], []])
 
 
-_load = functools.cache(bundle.Bundle.load)
-
-
 @pytest.mark.parametrize("name", xir.serving.__all__)
-def test_example(name, exported, tmp_path, monkeypatch):
+def test_example(name, exported, load, tmp_path, monkeypatch):
   (tmp_path / "bundle").symlink_to(exported)
   monkeypatch.chdir(tmp_path)
-  # Loaded once, because it takes a second.
   monkeypatch.setattr(
-    bundle.Bundle, "load", lambda path: _load(os.path.realpath(path))
+    bundle.Bundle, "load", lambda path: load(pathlib.Path(path).resolve())
   )
   assert examples.run(getattr(xir.serving, name)), "it has no example"
-
-
-def test_default_index_is_scann(exported):
-  assert bundle.Bundle.load(exported).index == "scann"
 
 
 def test_without_a_ranker(world, loaded):

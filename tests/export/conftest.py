@@ -1,6 +1,7 @@
 """A tiny data directory and model directory, in the library's format."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 
@@ -13,6 +14,8 @@ from export import export_retriever
 from xir_tfrs.data import records, runs, tables
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.ops import words
+from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 NUM_QUERIES = 40
 NUM_CANDIDATES = 300
@@ -222,6 +225,24 @@ def export_both(world: World, output: pathlib.Path) -> pathlib.Path:
     )
   )
   return output
+
+
+@pytest.fixture(scope="session")
+def load():
+  """`Bundle.load`, but once for each index of a bundle, which must not change.
+
+  Loading and the first answers take seconds.
+  """
+  load_once = functools.cache(bundle.Bundle.load)
+
+  def load(directory, index=None):
+    directory = pathlib.Path(directory).resolve()
+    if index is None:
+      has = manifests.load(directory).indexes
+      index = next(name for name in bundle.INDEXES if name in has)
+    return load_once(directory, index)
+
+  return load
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 
 from xir_tfrs.data import schema
-from xir_tfrs.serving import bundle, features
+from xir_tfrs.serving import features
 
 
 @pytest.fixture(scope="module")
-def loaded(exported):
-  return bundle.Bundle.load(exported, "brute_force")
+def loaded(exported, load):
+  return load(exported, "brute_force")
 
 
 def _encoded(world, rows, changes):

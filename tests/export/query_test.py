@@ -7,6 +7,12 @@ import pytest
 
 from export import query
 from xir_tfrs.programs import settings
+from xir_tfrs.serving import bundle
+
+
+@pytest.fixture(autouse=True)
+def load_once(load, monkeypatch):
+  monkeypatch.setattr(bundle.Bundle, "load", load)
 
 
 def test_table(world, exported):

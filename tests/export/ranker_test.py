@@ -96,9 +96,9 @@ def test_manifest(ranked):
 
 
 @pytest.mark.parametrize("depth", [7, 100, 1000])
-def test_reranks_retrieved_candidates(world, ranked, depth):
+def test_reranks_retrieved_candidates(world, ranked, load, depth):
   model, directory = ranked
-  loaded = bundle.Bundle.load(directory)
+  loaded = load(directory)
   assert loaded.has_ranker
   queries = [3, 0, 38]
   found = loaded.recommend(
@@ -110,9 +110,9 @@ def test_reranks_retrieved_candidates(world, ranked, depth):
     np.testing.assert_allclose(found.scores[row], scores[:5], rtol=1e-4)
 
 
-def test_more_answers_than_the_depth(world, ranked):
+def test_more_answers_than_the_depth(world, ranked, load):
   model, directory = ranked
-  loaded = bundle.Bundle.load(directory)
+  loaded = load(directory)
   name = world.query_ids[2]
   found = loaded.recommend([name], k=12, rerank=True, rerank_depth=3)
   assert found.ids[0].tolist() == _reranked(world, model, 2, 12)[0]
@@ -125,9 +125,9 @@ def test_more_answers_than_the_depth(world, ranked):
     loaded.recommend([name], k=3, rerank=True, rerank_depth=0)
 
 
-def test_exclusions_and_unknown_queries(world, ranked):
+def test_exclusions_and_unknown_queries(world, ranked, load):
   model, directory = ranked
-  loaded = bundle.Bundle.load(directory)
+  loaded = load(directory)
   seen = {world.candidate_ids[c] for c in world.seen[5]}
   found = loaded.recommend(
     [world.query_ids[5], "nobody"], k=10, exclude_seen=True, rerank=True
@@ -137,7 +137,8 @@ def test_exclusions_and_unknown_queries(world, ranked):
   assert found.scores[1, 0] == world.counts.max()
 
 
-def test_query_prints_who_ranked(world, ranked):
+def test_query_prints_who_ranked(world, ranked, load, monkeypatch):
+  monkeypatch.setattr(bundle.Bundle, "load", load)
   model, directory = ranked
   name = world.query_ids[1]
   lines = query.answer(directory, [name], 3, rerank=True).splitlines()

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from export import refresh
 from export.bundle import encoders, new_items, refreshing, write
+from tests import program
 from xir_tfrs import indexes
 from xir_tfrs.data import errors, runs
 from xir_tfrs.programs import settings
@@ -267,9 +268,11 @@ def _write_tfrecord(path, found):
       writer.write(example.SerializeToString())
 
 
-def test_formats_give_the_same_vectors(world, exported, encoded, tmp_path):
+def test_formats_give_the_same_vectors(
+  world, exported, load, encoded, tmp_path
+):
   described = manifests.load(exported).candidate_features
-  loaded = bundle.Bundle.load(exported, "brute_force")
+  loaded = load(exported, "brute_force")
   tower = encoders.LoadedEncoder(
     exported / "candidate_tower", "candidate", loaded.candidate_features
   )
@@ -361,6 +364,12 @@ def test_another_tower_is_refused(plain, tmp_path):
 def test_failed_verification_keeps_the_old_bundle(plain, tmp_path, monkeypatch):
   before = (plain / manifests.FILE_NAME).read_bytes()
   check = refreshing._verify
+  # Other tests verify in a process, as a refresh does.
+  monkeypatch.setattr(
+    refreshing,
+    "_run_while_alive",
+    lambda arguments, _: program.run("export.verify", *arguments),
+  )
 
   def damage_first(directory):
     (directory / "lists" / "candidate_counts.npy").write_bytes(b"")

@@ -12,13 +12,13 @@ from xir_tfrs.serving import bundle
 
 
 @pytest.fixture(scope="module", params=bundle.INDEXES)
-def loaded(request, exported):
-  return bundle.Bundle.load(exported, request.param)
+def loaded(request, exported, load):
+  return load(exported, request.param)
 
 
 @pytest.fixture(scope="module", params=bundle.INDEXES)
-def integers(request, numbered):
-  return bundle.Bundle.load(numbered, request.param)
+def integers(request, numbered, load):
+  return load(numbered, request.param)
 
 
 def test_allowed_seen_and_excluded_together(world, loaded):
@@ -124,8 +124,9 @@ def test_largest_k(numbered, integers):
     )
 
 
-def test_closing_a_bundle_does_not_affect_others(world, exported):
-  first, second = (bundle.Bundle.load(exported, "scann") for _ in range(2))
+def test_closing_a_bundle_does_not_affect_others(world, exported, load):
+  first, second = bundle.Bundle.load(exported), load(exported, "scann")
+  assert first.index == "scann"  # The default.
   table = next(
     x.resource_handle
     for x in tf.train.TrackableView(first._model).descendants()
@@ -150,9 +151,9 @@ def test_non_integer_ids_are_refused(world, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loaded_tower_can_be_saved_again(world, exported, tmp_path):
+def test_a_loaded_tower_can_be_saved_again(world, exported, load, tmp_path):
   """Saves the retriever like a refresh, without the Keras model."""
-  b = bundle.Bundle.load(exported, "brute_force")
+  b = load(exported, "brute_force")
   queries = encoders.LoadedEncoder(exported / "query_tower", "query")
   candidates = encoders.LoadedEncoder(
     exported / "candidate_tower", "candidate", b.candidate_features

@@ -1,10 +1,7 @@
 """Verification: a valid bundle passes, and each check finds its fault."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 import types
 
 import msgspec
@@ -21,12 +18,11 @@ from export.bundle import (
   write,
 )
 from export.bundle import corpus as corpora
+from tests import program
 from xir_tfrs import indexes
 from xir_tfrs.data import errors
 from xir_tfrs.serving import bundle
 from xir_tfrs.serving import manifest as manifests
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _sign(directory, **changes):
@@ -79,17 +75,13 @@ def test_whole_bundle_passes(exported):
 def test_program_prints_every_check(copy):
   path = copy / "brute_force" / "saved_model.pb"
   path.write_bytes(path.read_bytes()[:-1] + b"\0")
-  command = [sys.executable, "-m", "export.verify", "--bundle", copy]
-  programs = [
-    subprocess.Popen(
-      [*command, *more], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8"
-    )
+  table, as_json = (
+    program.run("export.verify", "--bundle", copy, *more)
     for more in ([], ["--json"])
-  ]
-  table, as_json = [x.communicate(timeout=120)[0] for x in programs]
-  assert [x.returncode for x in programs] == [1, 1]
-  lines = table.splitlines()
-  results = json.loads(as_json)
+  )
+  assert table.returncode == as_json.returncode == 1
+  lines = table.stdout.splitlines()
+  results = json.loads(as_json.stdout)
   assert len(lines) == len(results) == 5  # Damaged files are not loaded.
   assert lines[0].split()[:2] == ["manifest", "ok"]
   assert lines[1].startswith("files") and "FAILED: " in lines[1]
