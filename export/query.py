@@ -137,8 +137,16 @@ def answer(
       rerank=rerank,
       rerank_depth=rerank_depth,
     )
+  except errors.DataError:
+    raise  # It names the bundle.
   except ValueError as error:
     raise errors.DataError(str(error), path=directory) from error
+  if history and found.known[0] and not loaded.takes_histories:
+    print(
+      f"{query_ids[0]} has training rows, so its trained vector answers and "
+      "--history is not used.",
+      file=sys.stderr,
+    )
   answers = [
     _answer(loaded, found, query_id, row, rerank)
     for row, query_id in enumerate(query_ids or [None])

@@ -57,7 +57,7 @@ def read_items(
   title: str | None = None,
   item_column: str | None = None,
 ) -> Items:
-  """Reads a file of items; its extension gives the format.
+  """Reads a file of items.
 
   Args:
     path: The file.

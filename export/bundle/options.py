@@ -117,7 +117,8 @@ class RefreshOptions(settings.Settings):
 
   bundle: str = settings.setting("Bundle to change.")
   items: str | None = settings.setting(
-    "New and changed items: .item, .csv, .tsv, .parquet, .pq or .tfrecord.",
+    "New and changed items: a file of any format that xir-tfrs prepare reads "
+    "as --item_file.",
     None,
   )
   remove: str | None = settings.setting(

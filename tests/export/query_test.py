@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from export import query
+from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
 from xir_tfrs.serving import bundle
 
@@ -66,6 +67,15 @@ def test_a_session(world, exported):
   again = json.loads(again)
   assert again["candidate_ids"] == found["candidate_ids"]
   assert not again["known"]
+
+
+def test_what_cannot_be_used_is_said(world, exported, capsys):
+  known = [world.query_ids[1]]
+  query.answer(exported, known, 3, history=["item 3"], index="brute_force")
+  assert f"{known[0]} has training rows" in capsys.readouterr().err
+  with pytest.raises(errors.DataError) as caught:
+    query.answer(exported, known, 3, index="brute_force", rerank=True)
+  assert str(caught.value).startswith(f"{exported}: has no ranker")
 
 
 def test_query_id_or_history_is_required():
