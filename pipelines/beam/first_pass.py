@@ -63,7 +63,9 @@ class Seen:
 
   def first_error(self, source: source_lib.Source) -> errors.DataError | None:
     """The error that reading the files in order would raise."""
-    return self.error[1] if self.error else source.missing_rows(self.rows)
+    if self.error:
+      return self.error[1]
+    return source.missing_rows(self.rows, self.warnings)
 
 
 def joined(seen: Iterable[Seen]) -> Seen:

@@ -16,6 +16,12 @@ from xir_tfrs.data.files import addresses, layouts, side_tables
 Fingerprint = dict[str, str | int]
 SideTables = tuple[side_tables.SideTable | None, side_tables.SideTable | None]
 
+# Why rows were left out, by the name of their count in `Source.warnings`.
+_LEFT_OUT = {
+  "rows_of_other_events": "events that --events does not name",
+  "rows_without_user": "no user",
+}
+
 
 class Source(abc.ABC):
   """An input of interactions; each call of `blocks` reads it from the start.
@@ -60,7 +66,7 @@ class Source(abc.ABC):
       for _, block in self._read(self._whole(file), count_lines=False):
         rows[file] += len(block.users)
         yield file, block
-    if error := self.missing_rows(rows):
+    if error := self.missing_rows(rows, self.warnings):
       raise error
     if empty := self.count_empty(rows):
       self.warnings["empty_files"] = empty
@@ -70,15 +76,39 @@ class Source(abc.ABC):
     files = range(self.num_files)
     return self.empty_files + sum(not rows.get(file) for file in files)
 
-  def missing_rows(self, rows: Mapping[int, int]) -> errors.DataError | None:
-    """Returns an error if all files, or all of a split, have no rows."""
+  def missing_rows(
+    self, rows: Mapping[int, int], warnings: Mapping[str, int]
+  ) -> errors.DataError | None:
+    """Returns an error if all files, or all of a split, have no rows.
+
+    Args:
+      rows: Number of a file -> its rows.
+      warnings: What was skipped -> how often.
+    """
     files: dict[str | None, list[int]] = {}
     for file in range(self.num_files):
       files.setdefault(self.split_of(file), []).append(file)
     for of_split in files.values():
       if not any(rows.get(file) for file in of_split):
-        return self.no_rows(of_split[0])
+        return self._none_of(of_split[0], warnings)
     return None
+
+  def _none_of(
+    self, file: int, warnings: Mapping[str, int]
+  ) -> errors.DataError:
+    """The error for a file, or a split that begins with it, without rows."""
+    left_out = [
+      f"{warnings[name]:,} rows have {reason}"
+      for name, reason in _LEFT_OUT.items()
+      if warnings.get(name)
+    ]
+    if not left_out:
+      return self.no_rows(file)
+    split = self.split_of(file)
+    which = "no rows are left" + (f" in --{split}" if split else "")
+    return errors.DataError(
+      f"{which}: {' and '.join(left_out)}", path=self.no_rows(file).path
+    )
 
   def read(
     self, piece: blocks.Piece, count_lines: bool = False

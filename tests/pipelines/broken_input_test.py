@@ -244,6 +244,19 @@ def test_broken_side_file(tmp_path, content, where, message):
   assert {p.name for p in tmp_path.iterdir()} == {"a.inter", "a.item"}
 
 
+def test_no_rows_are_left_by_the_flags(tmp_path):
+  (tmp_path / "a.csv").write_text("user_id,item_id,event\n1,a,view\n,b,buy\n")
+  for options, message in (
+    ({"events": ("cart",)}, "no rows are left: 2 rows have events that --ev"),
+    (
+      {"events": ("buy",), "missing_user": "drop"},
+      "1 rows have events .* and 1 rows have no user",
+    ),
+  ):
+    with pytest.raises(errors.DataError, match=message):
+      _prepare(tmp_path, "a.csv", columns=inputs.Columns(**options))
+
+
 def test_missing_side_features_are_named(tmp_path):
   (tmp_path / "a.csv").write_text(_CSV + "1,a,5\n")
   (tmp_path / "i.csv").write_text("item_id,price\na,3\n")
@@ -253,6 +266,7 @@ def test_missing_side_features_are_named(tmp_path):
     ((), "no column has a kind; name the features with --item_features"),
     (("price",), "column 'price': has no kind"),
     (("cost:float",), "column 'cost': no such feature"),
+    (("price:float", "price:token"), "--item_features names it twice"),
   ):
     with pytest.raises(errors.DataError, match=message):
       _prepare(

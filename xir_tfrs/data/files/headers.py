@@ -8,12 +8,17 @@ from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 
 _EXPECTED = f"NAME:KIND, KIND one of {', '.join(schema_lib.KINDS)}"
+_REPEATED = "appears twice in the header; rename one of the columns"
 # Names that table records already use.
 _RESERVED = ("query_id", "candidate_id", "count")
 
 
 def typed(
-  fields: Sequence[str], path: str, required: bool, line: int | None = 1
+  fields: Sequence[str],
+  path: str,
+  required: bool,
+  line: int | None = 1,
+  repeated: str = _REPEATED,
 ) -> dict[str, str | None]:
   """Splits the fields of a header into name -> kind.
 
@@ -23,6 +28,7 @@ def typed(
     required: Whether every field must have a kind, as in atomic files. If not,
       a field without a kind gets None.
     line: The line of the header.
+    repeated: What is wrong with a name that occurs twice.
 
   Returns:
     name -> kind, in file order.
@@ -42,21 +48,21 @@ def typed(
         )
       name, kind = field, None
     pairs.append((name, kind))
-  require_distinct([name for name, _ in pairs], path, line)
+  require_distinct([name for name, _ in pairs], path, line, repeated)
   return dict(pairs)
 
 
-def require_distinct(names: Sequence[str], path: str, line: int | None) -> None:
+def require_distinct(
+  names: Sequence[str],
+  path: str,
+  line: int | None,
+  repeated: str = _REPEATED,
+) -> None:
   """Raises `DataError` if a name occurs twice, because it is ambiguous."""
   seen = set()
   for name in names:
     if name in seen:
-      raise errors.DataError(
-        "appears twice in the header; rename one of the columns",
-        path=path,
-        line=line,
-        column=name,
-      )
+      raise errors.DataError(repeated, path=path, line=line, column=name)
     seen.add(name)
 
 
@@ -81,7 +87,13 @@ def side_kinds(
     may_be_none: Whether there may be no features.
   """
   chosen = (
-    typed(wanted, path, required=False)
+    typed(
+      wanted,
+      path,
+      required=False,
+      line=line,
+      repeated=f"{flag} names it twice; give it one kind",
+    )
     if wanted
     else {
       name: kind for name, kind in header.items() if kind and name != id_column
