@@ -134,6 +134,14 @@ def test_invalid_flags_and_files(argument, message):
     given(argument)
 
 
+@pytest.mark.parametrize("argument", ["--hidden=3", "--extra=x=1"])
+def test_a_list_is_given_at_once(argument):
+  with pytest.raises(
+    settings.SettingsError, match="is given 2 times: give all"
+  ):
+    given(argument, argument)
+
+
 def test_a_needed_flag():
   with pytest.raises(settings.SettingsError, match="--data is required: Direc"):
     settings.build(_Config, {})

@@ -205,6 +205,11 @@ class Setting:
     )
 
   @property
+  def has_several(self) -> bool:
+    """Whether its value is a list or a mapping."""
+    return typing.get_origin(self.type) in (tuple, dict)
+
+  @property
   def belongs_to(self) -> str:
     """The flags that the setting depends on; empty if none."""
     return ", or ".join(
@@ -523,6 +528,13 @@ def parse(
     rest = values(list(argv), known_only=keep_unknown)[1:]
   except flags.Error as error:
     raise SettingsError(f"{error}; see --help.") from None
+  for one in known.values():
+    # The last value would replace the others, which nobody expects of a list.
+    if values[one.name].present > 1 and one.has_several and not one.about.multi:
+      raise SettingsError(
+        f"--{one.name} is given {values[one.name].present} times: give all of "
+        "its values at once, with commas between them."
+      )
   in_file, file = {}, None
   # Help comes first: the file itself may be invalid.
   wants_help = "short" if values["help"].value else ""
