@@ -67,6 +67,14 @@ def seconds(monkeypatch):
   return medians
 
 
+@pytest.fixture
+def eagerly():
+  """Runs functions eagerly: tracing many small steps takes longer."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
+
+
 def _assert_times(results, seconds, peer, scales=()):
   """Medians are the measured ones times `scales`; ratios are to `peer`."""
   expected = dict(seconds)
@@ -79,7 +87,7 @@ def _assert_times(results, seconds, peer, scales=()):
     assert result["ratio"] == pytest.approx(ratio), name
 
 
-def test_train_step(seconds):
+def test_train_step(seconds, eagerly):
   results = train_step.run(_TOWERS | {"distinct": 20, "repetitions": 2})
   _assert_times(results, seconds, lambda _: "TFRS Retrieval")
   assert {"SSL-Pop", "BIR", "XIR", "XIR lazy"} <= results.keys()
@@ -415,7 +423,7 @@ def test_floor(seconds):
 
 
 @pytest.mark.slow
-def test_estimator_bias(tmp_path, capsys):
+def test_estimator_bias(tmp_path, capsys, eagerly):
   data = str(tmp_path / "data")
   prepare.prepare(
     prepare.PrepareConfig(
@@ -436,23 +444,19 @@ def test_estimator_bias(tmp_path, capsys):
     )
     for name, case in estimator_bias.CASES.items()
   }
-  tf.config.run_functions_eagerly(True)
-  try:
-    results = estimator_bias.run(
-      {
-        "epochs": 1,
-        "dim": 4,
-        "train_batch": 128,
-        "smallest_batch": 16,
-        "largest_batch": 63,
-        "probe": 2,
-        "repetitions": 2,
-      },
-      data,
-      cases,
-    )
-  finally:
-    tf.config.run_functions_eagerly(False)
+  results = estimator_bias.run(
+    {
+      "epochs": 1,
+      "dim": 4,
+      "train_batch": 128,
+      "smallest_batch": 16,
+      "largest_batch": 63,
+      "probe": 2,
+      "repetitions": 2,
+    },
+    data,
+    cases,
+  )
   assert {"SSL", "SSL-Pop", "MNS", "CBNS", "BIR", "XIR"} <= results.keys()
   for found in results.values():
     assert list(found) == ["16", "32"]

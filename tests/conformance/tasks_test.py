@@ -968,11 +968,12 @@ class NumericsTest(tf.test.TestCase, parameterized.TestCase):
     self.assert_finite(name, 0 * query, 0 * candidates, ids, normalize=True)
 
   @parameterized.product(
-    name=_METHODS, cast=(tf.float16, tf.float32), scale=(1.0, 40.0)
+    name=_METHODS, given=((tf.float16, 40.0), (tf.float32, 1.0))
   )
-  def test_mixed_float16(self, name, cast, scale):
+  def test_mixed_float16(self, name, given):
     # TFRS returns NaN if it removes accidental hits, and refuses float32
     # embeddings. Scale 40 gives scores beyond 65504, the maximum of float16.
+    cast, scale = given
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     query, candidates, ids = _batch(5)
     query = np.tile(query, [1, 16]) * scale
@@ -1163,8 +1164,16 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
     )
 
   # The other methods are tested below, with weights and masks.
-  @parameterized.parameters("ssl_pop", "xir_systematic", *_VARIANTS)
+  @parameterized.parameters("ssl_pop", "xir_systematic", *_BY_DAY)
   def test_equal_shares(self, name):
+    self.assert_equal_shares(name)
+
+  @parameterized.parameters(*_AT_NIGHT)
+  @pytest.mark.slow
+  def test_equal_shares_of_variants(self, name):
+    self.assert_equal_shares(name)
+
+  def assert_equal_shares(self, name):
     # The second step uses the cache that the first one drew.
     batches = [_interactions(8, seed=seed) for seed in range(2)]
     one = self.train_on_one(name, batches)

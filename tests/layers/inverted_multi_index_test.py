@@ -45,8 +45,10 @@ class InvertedMultiIndexTest(tf.test.TestCase, parameterized.TestCase):
       np.exp(log_q), np.take_along_axis(expected, ids.numpy(), 1), rtol=1e-5
     )
 
-  @parameterized.product(
-    dim=(1, _DIM, 6), num_codewords=(1, 4, 50), weighted=(False, True)
+  @parameterized.parameters(
+    *((1, 1, False), (1, 4, True), (1, 50, False)),
+    *((_DIM, 1, True), (_DIM, 4, False), (_DIM, 50, True)),
+    *((6, 1, False), (6, 4, True), (6, 50, False)),
   )
   def test_log_prob_is_exact_after_a_refresh(
     self, dim, num_codewords, weighted

@@ -100,12 +100,17 @@ def whole_gradient(results):
 
 class FusedTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.product(
-    problem_and_chunk=[((1, 1, 3), None), ((6, 6, 1), 4), ((10, 33, 8), 4)],
+    # Sizes, rows per chunk, and whether in a graph.
+    given=[
+      ((1, 1, 3), None, False),
+      ((6, 6, 1), 4, False),
+      ((10, 33, 8), 4, True),
+    ],
     method=[None, *resampling.METHODS],
     masks=[(False, False), (True, False), (False, True), (True, True)],
   )
-  def test_equals_dense(self, problem_and_chunk, method, masks):
-    sizes, row_chunk_size = problem_and_chunk
+  def test_equals_dense(self, given, method, masks):
+    sizes, row_chunk_size, in_graph = given
     arguments = problem(*sizes, tf.float64)
     arguments["mask_own_column"], arguments["mask_accidental_hits"] = masks
     if method is None:
@@ -114,9 +119,11 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
       arguments["resampler"] = fused.Resampler(9, method, SEED)
     expected = value_and_gradients(dense, arguments)
     arguments["row_chunk_size"] = row_chunk_size
-    got = tf.function(
-      lambda: value_and_gradients(fused.pool_softmax, arguments)
-    )()
+
+    def run():
+      return value_and_gradients(fused.pool_softmax, arguments)
+
+    got = tf.function(run)() if in_graph else run()
     if method is None and masks[0]:
       expected, got = whole_gradient(expected), whole_gradient(got)
     for e, g in zip(
@@ -229,9 +236,7 @@ class FusedTest(tf.test.TestCase, parameterized.TestCase):
     without = value_and_gradients(dense, arguments | {"known_ids": None})
     self.assertNotAllClose(expected[0], without[0], rtol=1e-6)
     arguments["row_chunk_size"] = 4
-    got = whole_gradient(
-      tf.function(lambda: value_and_gradients(fused.pool_softmax, arguments))()
-    )
+    got = whole_gradient(value_and_gradients(fused.pool_softmax, arguments))
     tolerance = 1e-6 if method == "expected" else 1e-10
     for e, g in zip(expected, got, strict=True):
       self.assertAllClose(e, g, rtol=tolerance, atol=tolerance)

@@ -152,8 +152,7 @@ _CASES = {
   "parquet_random": (_parquet, {"seed": 3}),
   "csv_repeats": (_csv, {"split": "leave_last", "keep_repeats": True}),
   "csv_given": (_given, {}),
-  "adjacency_random": (_adjacency, {"dense_ids": True, **_FRACTIONS}),
-  "adjacency_leave_last": (_adjacency, {"split": "leave_last"}),
+  "adjacency": (_adjacency, {"split": "leave_last", "dense_ids": True}),
   "synthetic_random": (_synthetic, {"num_buckets": 1}),
 }
 

@@ -650,7 +650,7 @@ class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):
   def _use(self, two_replicas):
     self.strategy = two_replicas
 
-  @parameterized.parameters("midx", "uniform", "sir", "bir", "xir")
+  @parameterized.parameters("midx", "uniform", "bir", "xir")
   def test_two_replicas_are_one(self, sampler):
     one = _two_tower(sampler=sampler)
     with self.strategy.scope():

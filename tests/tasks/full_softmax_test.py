@@ -138,13 +138,12 @@ class FullSoftmaxRetrievalTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.product(
     tower=((False, False), (False, True), (True, True)),
-    chunk=(None, 4),
-    graph=(False, True),
+    # Rows per chunk, and whether in a graph.
+    given=((None, False), (4, True)),
   )
-  def test_gradient_is_that_of_the_dense_cross_entropy(
-    self, tower, chunk, graph
-  ):
+  def test_gradient_is_that_of_the_dense_cross_entropy(self, tower, given):
     with_mlp, with_features = tower
+    chunk, graph = given
     options = dict(temperature=0.5, normalize=with_mlp)
     encoder = _tower((7,) if with_mlp else (), with_features)
     query, ids = _problem(6)
