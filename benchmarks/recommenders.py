@@ -63,13 +63,10 @@ class ItemBased:
     return np.asarray(found, np.float32)
 
   def rank(
-    self,
-    data: split.EvaluationData,
-    ks: Sequence[int],
-    rows: np.ndarray | None = None,
+    self, data: split.EvaluationData, ks: Sequence[int]
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`."""
-    assert rows is None and data.past is None
+    assert data.rows is None and data.past is None
     size = max(_SCORES_PER_CHUNK // len(data.counts), 1)
     parts = (
       slice(low, low + size) for low in range(0, len(data.query_ids), size)
@@ -91,13 +88,10 @@ class Factors:
   candidates: np.ndarray
 
   def rank(
-    self,
-    data: split.EvaluationData,
-    ks: Sequence[int],
-    rows: np.ndarray | None = None,
+    self, data: split.EvaluationData, ks: Sequence[int]
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`."""
-    assert rows is None
+    assert data.rows is None
     ours = rankings.Vectors(
       self.queries[data.query_ids],
       self.candidates,
@@ -112,13 +106,10 @@ class Popular:
   """Ranks by training rows, the same for every query."""
 
   def rank(
-    self,
-    data: split.EvaluationData,
-    ks: Sequence[int],
-    rows: np.ndarray | None = None,
+    self, data: split.EvaluationData, ks: Sequence[int]
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`."""
-    return rankings.of_popularity(data, data.counts > 0).rank(data, ks, rows)
+    return rankings.of_popularity(data, data.counts > 0).rank(data, ks)
 
 
 @dataclasses.dataclass(frozen=True)

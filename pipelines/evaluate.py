@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
   from pipelines.evaluation import examples, report
 
-METRICS_FILE = places.METRICS_FILE
 RERANK_DEPTH = 100
 
 
@@ -70,8 +69,8 @@ class EvaluateConfig(settings.Settings):
     choices=("strict", "order"),
   )
   output: str | None = settings.setting(
-    f"File to write. Not given: MODEL_DIR/{METRICS_FILE}. The other files are "
-    "written beside it.",
+    f"File to write. Not given: MODEL_DIR/{places.METRICS_FILE}. The other "
+    "files are written beside it.",
     None,
   )
   report: bool = settings.setting(

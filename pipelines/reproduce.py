@@ -156,8 +156,7 @@ def carry_out(
         last = done.result().curve[-1]
         print(
           f"{waiting[done].folder}: epoch {last['epoch']}, "
-          f"recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}",
-          flush=True,
+          f"recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}"
         )
         after_each()
     except BaseException:

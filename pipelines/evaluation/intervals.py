@@ -25,6 +25,11 @@ class PairedTest(msgspec.Struct, frozen=True):
   standard_error: float
   p: float
 
+  @property
+  def p_text(self) -> str:
+    """The p-value as text."""
+    return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+
 
 def mean_and_error(
   values: np.ndarray, users: np.ndarray | None = None

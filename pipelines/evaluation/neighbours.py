@@ -83,11 +83,10 @@ class Neighbours:
     self,
     data: split.EvaluationData,
     ks: Sequence[int],
-    rows: np.ndarray | None = None,
     report: rankings.Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `rankings.Ranker`; only for the whole split."""
-    assert data.past is not None and rows is None
+    assert data.past is not None and data.rows is None
     events = data.past.events
     chunks = (
       (some, self._scores(events[some])) for some in self._chunks(events)

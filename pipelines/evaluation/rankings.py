@@ -46,15 +46,13 @@ class Ranker(Protocol):
     self,
     data: split.EvaluationData,
     ks: Sequence[int],
-    rows: np.ndarray | None = None,
     report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """Ranks for all queries.
 
     Args:
-      data: Some queries of the split.
+      data: The split, or some of its queries.
       ks: Cut-offs.
-      rows: Their rows in the whole split; None if `data` is the whole split.
       report: Called with the number of queries ranked so far.
     """
 
@@ -81,12 +79,11 @@ class Vectors:
     self,
     data: split.EvaluationData,
     ks: Sequence[int],
-    rows: np.ndarray | None = None,
     report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `Ranker`."""
     return xir.metrics.rank_all(
-      self.queries if rows is None else self.queries[rows],
+      self.queries if data.rows is None else self.queries[data.rows],
       self.candidates,
       relevant=data.relevant,
       seen=data.seen,
@@ -130,14 +127,13 @@ class Lists:
     self,
     data: split.EvaluationData,
     ks: Sequence[int],
-    rows: np.ndarray | None = None,
     report: Report | None = None,
   ) -> xir.metrics.Ranking:
     """See `Ranker`."""
     del report  # The lists are ranked at once.
     return xir.metrics.rank_lists(
-      self.ids if rows is None else self.ids[rows],
-      self.scores if rows is None else self.scores[rows],
+      self.ids if data.rows is None else self.ids[data.rows],
+      self.scores if data.rows is None else self.scores[data.rows],
       relevant=data.relevant,
       num_candidates=len(data.counts),
       ks=ks,
@@ -255,22 +251,17 @@ def _encode_past(
     answerable = has_history
     if model.query_tower.query_tower is not None:
       answerable |= cold_start.is_answerable(has_rows, features)
-    flat = tf.reshape(vectors, [len(rows), -1])
-    return tf.concat(
-      [flat, tf.cast(answerable, tf.float32)[:, tf.newaxis]], axis=1
-    )
+    return tf.reshape(vectors, [len(rows), -1]), answerable
 
-  with progress_of("encode", len(events), show) as report:
-    found = runs.encode_in_batches(
-      lambda rows: encode(rows.numpy()),
-      np.arange(len(events)),
-      report,
-      ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
-    )
-  vectors = found[:, :-1]
+  vectors, answerable = _in_batches(
+    lambda rows: encode(rows.numpy()),
+    np.arange(len(events)),
+    show,
+    ids_per_batch=max(_EVENTS_PER_BATCH // events.shape[1], 1),
+  )
   if model.has_interests:
     vectors = vectors.reshape(len(vectors), -1, event_vectors.shape[1])
-  return vectors, found[:, -1] > 0
+  return vectors, answerable
 
 
 def _known_events(
@@ -316,14 +307,29 @@ def _encode(
   def encode(ids):
     known = tf.gather(trained, ids)
     features = tower.look_up(ids)
-    vectors = cold_start.encode(encoder, ids, known, features)
-    answerable = cold_start.is_answerable(known, features)
-    return tf.concat(
-      [vectors, tf.cast(answerable, tf.float32)[:, None]], axis=1
+    return (
+      cold_start.encode(encoder, ids, known, features),
+      cold_start.is_answerable(known, features),
     )
 
+  return _in_batches(encode, ids, show)
+
+
+def _in_batches(
+  encode: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+  ids: np.ndarray,
+  show: bool,
+  **batches: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Encodes ids to [n, dim] vectors and [n] whether they can be answered."""
+
+  def joined(part):
+    vectors, answerable = encode(part)
+    flag = tf.cast(answerable, tf.float32)[:, tf.newaxis]
+    return tf.concat([vectors, flag], axis=1)
+
   with progress_of("encode", len(ids), show) as report:
-    found = runs.encode_in_batches(encode, ids, report)
+    found = runs.encode_in_batches(joined, ids, report, **batches)
   return found[:, :-1], found[:, -1] > 0
 
 

@@ -218,12 +218,11 @@ def _ranked(
   ranker: rankings.Ranker,
   data: split.EvaluationData,
   ks: Sequence[int],
-  rows: np.ndarray | None = None,
 ) -> xir.metrics.Ranking:
   """`ranker.rank`, with progress."""
   title = f"rank with {name}"
   with rankings.progress_of(title, len(data.query_ids), True) as report:
-    return ranker.rank(data, ks, rows, report)
+    return ranker.rank(data, ks, report)
 
 
 def _paired(ranking: xir.metrics.Ranking) -> dict[str, np.ndarray]:
@@ -334,17 +333,17 @@ def _band(rankers, measured, ks, low, high) -> Band:
     # Each row has one candidate to find, and its rank does not change.
     of_rows = measured.part(wanted[data.past.targets])
     return Band(candidates=int(wanted.sum()), **msgspec.structs.asdict(of_rows))
-  part, rows = data.restricted_to(wanted)
+  part = data.restricted_to(wanted)
   metrics, of_band = {}, {}
-  if len(rows):
+  if len(part.query_ids):
     for name, ranker in rankers.items():
-      ranking = _ranked(name, ranker, part, ks, rows)
+      ranking = _ranked(name, ranker, part, ks)
       metrics[name] = ranking.means()
       of_band[name] = _intervals(_paired(ranking), part.query_ids)
   return Band(
     candidates=int(wanted.sum()),
     pairs=part.num_pairs,
-    queries=len(rows),
+    queries=len(part.query_ids),
     metrics=metrics,
     intervals=of_band,
   )

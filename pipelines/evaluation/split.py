@@ -31,6 +31,7 @@ class EvaluationData:
     num_repeated: Number of pairs of the split that are also seen. They are
       masked, so no ranking can find them.
     past: Earlier events of each row, if each row is a query of its own.
+    rows: Positions of these queries among all of the split; None for all.
   """
 
   split: str
@@ -41,6 +42,7 @@ class EvaluationData:
   counts: np.ndarray
   num_repeated: int
   past: past_lib.Past | None = None
+  rows: np.ndarray | None = None
 
   @property
   def num_pairs(self) -> int:
@@ -52,31 +54,26 @@ class EvaluationData:
     nothing = tf.RaggedTensor.from_row_lengths(np.zeros(0, np.int64), lengths)
     return dataclasses.replace(self, seen=nothing, num_repeated=0)
 
-  def restricted_to(
-    self, wanted: np.ndarray
-  ) -> tuple["EvaluationData", np.ndarray]:
-    """Returns the same data with only some candidates relevant.
+  def restricted_to(self, wanted: np.ndarray) -> "EvaluationData":
+    """Returns the queries that still find something if only some is relevant.
 
     The whole catalogue is still ranked.
 
     Args:
       wanted: [num_candidates] bool, the candidates that stay relevant.
-
-    Returns:
-      The queries that still have something to find, and their rows here.
     """
     relevant = tf.ragged.boolean_mask(
       self.relevant, tf.gather(wanted, self.relevant)
     )
     rows = np.flatnonzero(relevant.row_lengths().numpy())
-    part = dataclasses.replace(
+    return dataclasses.replace(
       self,
       query_ids=self.query_ids[rows],
       warm=self.warm[rows],
       relevant=tf.gather(relevant, rows),
       seen=tf.gather(self.seen, rows),
+      rows=rows,
     )
-    return part, rows
 
 
 def load_evaluation_data(

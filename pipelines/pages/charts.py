@@ -88,9 +88,7 @@ def lines(
       )
     if mark is not None:
       axes.plot(*mark, "o", color=_INK, markersize=5, fillstyle="none")
-    if len(series) > 1:
-      _legend(axes)
-    return _svg(canvas, label)
+    return _svg(canvas, label, has_legend=len(series) > 1)
 
 
 def bars(
@@ -126,9 +124,7 @@ def bars(
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(False, axis="x")
     axes.set_ylim(bottom=0)
-    if len(series) > 1:
-      _legend(axes)
-    return _svg(canvas, label)
+    return _svg(canvas, label, has_legend=len(series) > 1)
 
 
 def points(
@@ -156,9 +152,7 @@ def points(
       axes.plot(places, values, "o", color=color, label=name, markersize=5)
     if level is not None:
       axes.axhline(level, color=_INK, linewidth=1, linestyle="--")
-    if len(series) > 1:
-      _legend(axes)
-    return _svg(canvas, label)
+    return _svg(canvas, label, has_legend=len(series) > 1)
 
 
 def _axes(x: str | None, y: str):
@@ -184,10 +178,6 @@ def _looks(names: Iterable[str]) -> list[tuple[str, str]]:
   return found
 
 
-def _legend(axes) -> None:
-  axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
 def _thinned(
   places: Sequence[float], values: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +192,10 @@ def _thinned(
   return first, second
 
 
-def _svg(canvas: figure.Figure, label: str) -> Markup:
+def _svg(canvas: figure.Figure, label: str, has_legend: bool) -> Markup:
   """The SVG element, with ids that are unique in the page."""
+  if has_legend:
+    canvas.axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
   with mpl.rc_context({"svg.hashsalt": label}):
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -182,7 +182,7 @@ def _tests(runs: Sequence[found.Found]) -> Section:
       *(
         Cell(
           f"{of_run[name].difference:+.4f}",
-          run_page.p_value(of_run[name].p),
+          of_run[name].p_text,
           of_run[name].p < 1 - intervals.LEVEL,
         )
         for of_run in tests.values()

@@ -106,39 +106,36 @@ def curves(run: found.Found) -> Iterable[Section]:
     made.append(
       Chart(
         charts.lines(
-          "Training loss by epoch", {"loss": (epochs, losses)}, **_BY_EPOCH
+          "Training loss by epoch",
+          {"loss": (epochs, losses)},
+          x="epoch",
+          y="loss",
         ),
         f"The training loss {verb} from {first:.3f} to {last:.3f} in "
         f"{epochs[-1]:.3g} epochs.",
       )
     )
   metric = run.config.train.get("metric", "ndcg@20")
-  names = [n for n in dict.fromkeys((metric, "recall@20")) if _has(run, n)]
-  if names:
-    epochs, values = run.curve("validation", names[0])
+  series = {n: run.curve("validation", n) for n in (metric, "recall@20")}
+  series = {name: curve for name, curve in series.items() if curve[1]}
+  if series:
+    shown, (epochs, values) = next(iter(series.items()))
     best = max(range(len(values)), key=values.__getitem__)
     made.append(
       Chart(
         charts.lines(
           "Validation by epoch",
-          {name: run.curve("validation", name) for name in names},
+          series,
           x="epoch",
           y="validation",
           mark=(epochs[best], values[best]),
         ),
-        f"The best {names[0]} on the validation split is {values[best]:.4f}, "
+        f"The best {shown} on the validation split is {values[best]:.4f}, "
         f"after epoch {epochs[best]:.3g} of {epochs[-1]:.3g}.",
       )
     )
   if made:
     yield Section("Training", charts=tuple(made))
-
-
-_BY_EPOCH = {"x": "epoch", "y": "loss"}
-
-
-def _has(run: found.Found, name: str) -> bool:
-  return bool(run.curve("validation", name)[1])
 
 
 def _metrics(run: found.Found) -> Section:
@@ -210,7 +207,7 @@ def _differences(results: report.Results) -> Iterable[Table]:
       (
         name,
         *(
-          Cell(f"{test[name].difference:+.4f}", p_value(test[name].p))
+          Cell(f"{test[name].difference:+.4f}", test[name].p_text)
           for test in results.differences.values()
         ),
       )
@@ -219,11 +216,6 @@ def _differences(results: report.Results) -> Iterable[Table]:
     "Mean difference per query to the other ranking, and the p-value of the "
     "paired test that it is 0.",
   )
-
-
-def p_value(p: float) -> str:
-  """As text."""
-  return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _by_popularity(run: found.Found) -> Iterable[Section]:
@@ -397,8 +389,11 @@ def _estimator(run: found.Found) -> Iterable[Section]:
   names = run.names("estimator")
   if not names:
     return
-  shown = [n for n in ("cosine", "bias", "pool_mass", "cache_mass")]
-  shown = [name for name in shown if name in names]
+  shown = [
+    name
+    for name in ("cosine", "bias", "pool_mass", "cache_mass")
+    if name in names
+  ]
   chart = charts.lines(
     "The loss compared with the full softmax",
     {name: run.curve("estimator", name) for name in shown},

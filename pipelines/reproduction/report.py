@@ -141,8 +141,7 @@ def _test(comparison: files.Comparison | None) -> str:
   if comparison is None:
     return ""
   test = comparison.metrics[_TESTED]
-  p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
-  return f"{test.difference:+.4f} ({p})"
+  return f"{test.difference:+.4f} ({test.p_text})"
 
 
 def _way(result: files.Result, case: files.CaseResult, ceiling: str) -> str:

@@ -83,8 +83,8 @@ def test_validation_split_masks_training_only(data):
 
 
 def test_restriction_keeps_rows_together(loaded):
-  band, rows = loaded.restricted_to(np.isin(np.arange(40), [31, 33, 38]))
-  assert rows.tolist() == [0, 3, 4]
+  band = loaded.restricted_to(np.isin(np.arange(40), [31, 33, 38]))
+  assert band.rows.tolist() == [0, 3, 4]
   assert band.query_ids.tolist() == [0, 3, 5]
   assert band.warm.tolist() == [True, True, False]
   assert _lists(band.relevant) == [[31], [33], [38]]

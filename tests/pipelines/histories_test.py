@@ -8,7 +8,14 @@ import pytest
 import tensorflow as tf
 
 from pipelines import evaluate
-from pipelines.evaluation import neighbours, past, rankings, report, split
+from pipelines.evaluation import (
+  neighbours,
+  past,
+  places,
+  rankings,
+  report,
+  split,
+)
 from pipelines.training import batches, build
 from pipelines.training import config as configs
 from pipelines.training import loop as training
@@ -493,7 +500,7 @@ def test_trained_and_evaluated(data, tmp_path, capsys):
   output = capsys.readouterr().out
   assert "Each row is a query of its own" in output
   assert "with seen candidates left in" in output
-  found = report.load(path / evaluate.METRICS_FILE)
+  found = report.load(places.Place.of(path).metrics)
   test_rows = schema_lib.Schema.load(data).rows["test"]
   assert found.queries == found.pairs == test_rows
   assert list(found.metrics) == [
@@ -598,5 +605,5 @@ def test_a_model_of_ids_is_ranked_row_by_row(tiny, of_ids, of_histories):
 
 def test_metrics_of_ids_have_no_histories(of_ids):
   evaluate.run(evaluate.EvaluateConfig(model_dir=str(of_ids)))
-  text = (of_ids / evaluate.METRICS_FILE).read_text("utf-8")
+  text = places.Place.of(of_ids).metrics.read_text("utf-8")
   assert json.loads(text)["histories"] is None
