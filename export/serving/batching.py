@@ -76,7 +76,7 @@ class Batcher:
       Exception: The exception of `run` for these inputs alone.
     """
     loop = asyncio.get_running_loop()
-    rows = _rows(inputs)
+    rows = tensors.num_rows(inputs)
     batch = self._waiting.get(key)
     if batch and batch.rows + rows > self._max_rows:
       self._start(key)
@@ -111,7 +111,7 @@ class Batcher:
   ) -> list[Arrays | Exception]:
     try:
       outputs = self._run(key, join(parts))
-      return cut(outputs, [_rows(part) for part in parts])
+      return cut(outputs, [tensors.num_rows(part) for part in parts])
     except Exception as error:
       if len(parts) == 1:
         return [error]
@@ -141,10 +141,6 @@ def cut(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
     {name: piece[part] for name, piece in pieces.items()}
     for part in range(len(rows))
   ]
-
-
-def _rows(inputs: Arrays) -> int:
-  return max(len(x) for x in inputs.values() if x.ndim)
 
 
 def _widen(array: np.ndarray, width: int) -> np.ndarray:

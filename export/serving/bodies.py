@@ -12,12 +12,37 @@ from typing import TypeVar
 
 from starlette import requests, responses
 
+from export.serving import metrics as metrics_lib
 from export.serving import service, tensors
 
 _T = TypeVar("_T")
 
 
-async def unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
+async def handle(
+  request: requests.Request,
+  serve: service.Service,
+  protocol: str,
+  answer: Callable[[metrics_lib.Call, bytes], Awaitable[_T]],
+) -> _T:
+  """Answers a predict call within all limits.
+
+  Args:
+    request: The request.
+    serve: The service.
+    protocol: Name in the metrics.
+    answer: Makes the answer, given the call and the body of the request.
+  """
+  with (
+    serve.metrics.request(protocol) as call,
+    serve.bodies.part() as take_bytes,
+    serve.calls.part() as take_calls,
+  ):
+    body = await _read(request, serve, take_bytes)
+    take_calls(1)
+    return await _unless_gone(request, serve.in_time(answer(call, body)))
+
+
+async def _unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
   """Returns the result of `work`; cancels it if the client disconnects."""
 
   async def gone() -> None:
@@ -38,7 +63,7 @@ async def unless_gone(request: requests.Request, work: Awaitable[_T]) -> _T:
   raise _gone_error()
 
 
-async def read(
+async def _read(
   request: requests.Request,
   serve: service.Service,
   take: Callable[[int], None],

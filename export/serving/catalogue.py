@@ -72,8 +72,10 @@ class Catalogue:
   def item(self, name: str) -> dict[str, str]:
     """Returns an item; the title of an unknown item is its id."""
     row = self._rows.get(name)
-    titled = self._titles is not None and row is not None
-    return {"id": name, "title": titled and str(self._titles[row]) or name}
+    title = ""
+    if self._titles is not None and row is not None:
+      title = self._titles[row]
+    return {"id": name, "title": title or name}
 
   def find_items(self, text: str, limit: int) -> list[dict[str, str]]:
     """Returns items whose id or title contains the text."""

@@ -7,6 +7,7 @@ script, whose hash is in the Content-Security-Policy.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import pathlib
 import re
@@ -81,15 +82,8 @@ def routes(serve: service.Service) -> list[routing.Route]:
     return found
 
   async def ask(request: requests.Request) -> responses.Response:
-    with (
-      serve.metrics.request("page") as call,
-      serve.bodies.part() as take_bytes,
-      serve.calls.part() as take_calls,
-    ):
-      body = await bodies.read(request, serve, take_bytes)
-      take_calls(1)
-      work = serve.in_time(_answer(serve, call, body))
-      return _json(await bodies.unless_gone(request, work))
+    answer = functools.partial(_answer, serve)
+    return _json(await bodies.handle(request, serve, "page", answer))
 
   return [
     routing.Route("/", page),

@@ -1,7 +1,7 @@
 """Metrics of the server for Prometheus.
 
-Workers write their counts to the folder that PROMETHEUS_MULTIPROC_DIR names
-at import; each worker reports the sum over all.
+Workers write their counts to the folder that `workers.METRICS_FOLDER` names at
+import; each worker reports the sum over all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import prometheus_client as prometheus
 from prometheus_client import multiprocess
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from export.serving import workers
 
 
 @dataclasses.dataclass
@@ -105,7 +105,7 @@ class Metrics:
   def text(self) -> bytes:
     """Returns all metrics in the format of Prometheus."""
     registry = self.registry
-    if FOLDER in os.environ:
+    if workers.METRICS_FOLDER in os.environ:
       registry = prometheus.CollectorRegistry()
       multiprocess.MultiProcessCollector(registry)
     return prometheus.generate_latest(registry)

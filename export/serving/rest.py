@@ -60,15 +60,12 @@ def application(
   """
 
   async def predict(request: requests.Request) -> responses.Response:
-    with (
-      serve.metrics.request("rest") as call,
-      serve.bodies.part() as take_bytes,
-      serve.calls.part() as take_calls,
-    ):
-      body = await bodies.read(request, serve, take_bytes)
-      take_calls(1)
-      work = serve.in_time(_answer(serve, call, request.path_params, body))
-      answer = await bodies.unless_gone(request, work)
+    answer = await bodies.handle(
+      request,
+      serve,
+      "rest",
+      lambda call, body: _answer(serve, call, request.path_params, body),
+    )
     return responses.Response(answer, media_type="application/json")
 
   async def status(request: requests.Request) -> responses.Response:

@@ -94,15 +94,9 @@ class Service:
     limits: options_lib.Limits,
     member: workers.Member | None = None,
   ):
-    """Creates a service.
+    """Creates a service; `make_batcher` makes a batcher that runs a function.
 
-    Args:
-      name: See the attributes, as for the other arguments.
-      holder: See the attributes.
-      metrics: See the attributes.
-      make_batcher: Makes a batcher that runs a function.
-      limits: See the attributes.
-      member: See the attributes.
+    The other arguments are the attributes.
     """
     self.name = name
     self.member = member
@@ -228,7 +222,7 @@ class Service:
     inputs = await self.convert(size, lambda: read(spec))
     tensors.check(inputs, spec, model.max_k, self.limits)
     inputs = tensors.fill(inputs, spec)
-    rows = max(len(x) for x in inputs.values() if x.ndim)
+    rows = tensors.num_rows(inputs)
     is_large = rows * int(inputs.get("k", 1)) > _LARGE_ANSWERS
     async with self._large if is_large else contextlib.nullcontext():
       outputs = await self._compute(model, signature, inputs)
@@ -255,6 +249,6 @@ class Service:
     self, key: tuple[models.Model, str, tuple, bool], inputs: tensors.Inputs
   ) -> tensors.Inputs:
     model, signature, *_ = key
-    rows = max(len(x) for x in inputs.values() if x.ndim)
+    rows = tensors.num_rows(inputs)
     self.metrics.batch_rows.labels(signature).observe(rows)
     return model.run(signature, inputs)

@@ -136,9 +136,14 @@ def from_protos(
   }
 
 
+def num_rows(inputs: Mapping[str, np.ndarray]) -> int:
+  """Returns the rows of a call, the first axis of its inputs with axes."""
+  return max(len(x) for x in inputs.values() if x.ndim)
+
+
 def fill(inputs: Inputs, spec: Spec) -> Inputs:
   """Returns all inputs of the signature; fills missing ones with padding."""
-  rows = len(next(x for x in inputs.values() if x.ndim))
+  rows = num_rows(inputs)
   filled = {}
   for name, wanted in spec.items():
     dtype = np.dtype(tf.as_dtype(wanted["dtype"]).as_numpy_dtype)

@@ -36,8 +36,9 @@ from export.serving import options as options_lib
 from export.serving import ports
 from xir_tfrs.data import errors
 
-# As in export.serving.metrics, which must not be imported before the fork.
-_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+# A variable of prometheus_client, which reads it at import. So
+# export.serving.metrics must not be imported before the fork.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Between a worker's end and its successor's start.
 _PAUSE_SECONDS = 2.0
@@ -347,7 +348,7 @@ class Group:
 
 def _forget(process: int | None) -> None:
   """Removes metrics of the calls in progress of an ended worker."""
-  for path in pathlib.Path(os.environ[_METRICS_FOLDER]).glob(
+  for path in pathlib.Path(os.environ[METRICS_FOLDER]).glob(
     f"gauge_live*_{process}.db"
   ):
     path.unlink(missing_ok=True)
@@ -364,7 +365,7 @@ def run(options: options_lib.ServeOptions, work: Work) -> None:
     ports.held(options.host, options.port, "--port") as port,
     ports.held(options.host, options.grpc_port, "--grpc_port") as grpc_port,
   ):
-    os.environ[_METRICS_FOLDER] = folder
+    os.environ[METRICS_FOLDER] = folder
     logging.info(
       "%d workers load %s; REST on port %d, gRPC on port %d of %s.",
       options.workers,
