@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import pathlib
 import random
 
 # Imported modules and collected tests are never freed.
@@ -22,6 +23,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tests import forked
+
 # MirroredStrategy tests need two devices. TensorFlow cannot split the CPU once
 # it has run an op, so this is here and not in the tests.
 tf.config.set_logical_device_configuration(
@@ -31,6 +34,7 @@ tf.config.set_logical_device_configuration(
 # On a GPU, TensorFloat-32 products would miss every 1e-5 tolerance.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
+_ROOT = pathlib.Path(__file__).parents[1]
 
 _set_seed_and_forget_kernels = context.Context._set_global_seed
 
@@ -79,6 +83,13 @@ def _same_start_for_every_test():
   np.random.seed(17)
   yield
   tf.keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def fast():
+  """The environment of a user, in which programs start quickly."""
+  with forked.programs(forked.environment_of(_ROOT)) as environment:
+    yield environment
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,12 @@
 """Tutorials run as docs/tutorial.md says, on data in MovieLens 1M's layout."""
 
 import json
-import os
 import pathlib
 import re
 import runpy
-import sys
 
 import numpy as np
 import pytest
-
-from tests import forked
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 USERS, MOVIES = 90, 60
@@ -44,14 +40,6 @@ def movielens(tmp_path_factory):
     "".join(f"{user}::F::25::3::0\n" for user in range(1, USERS + 1))
   )
   return folder
-
-
-@pytest.fixture(scope="module")
-def fast():
-  """An environment in which the commands start quickly."""
-  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-  with forked.programs(os.environ | {"PATH": path}) as environment:
-    yield environment
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@
 
 In the block, a server process has loaded TensorFlow and the library. The
 commands `python` and `xir-tfrs`, first in the PATH of `faster`, make it fork a
-child for each program, with the program's arguments, folder, environment,
-files, signals and exit status. Anything else, such as a script, runs in the
-real Python.
+child for each program, and for each script from stdin, with its arguments,
+folder, environment, files, signals and exit status: 128 + N if signal N ends
+it. A child is killed when its command is. Anything else, such as a script in a
+file, runs in the real Python.
+The fixture `fast` has such an environment for all tests of a process.
 
 No TensorFlow op has run before a fork, so children share no state. Tests of the
 imports of a program need a real process.
@@ -32,7 +34,19 @@ from typing import NoReturn
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _COMMAND = "xir_tfrs.programs.command"
-_PROGRAMS = ("pipelines.", "export.", "benchmarks.", _COMMAND)
+_PROGRAMS = ("pipelines.", "export.", "benchmarks.", "tests.", _COMMAND)
+
+
+def environment_of(checkout: os.PathLike[str]) -> dict[str, str]:
+  """The environment of a user in a checkout."""
+  inherited = {
+    name: value
+    for name, value in os.environ.items()
+    # Variables that tests/conftest.py or xdist set, but a user does not.
+    if name not in ("TF_USE_LEGACY_KERAS", "PYTEST_XDIST_WORKER")
+  }
+  path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+  return inherited | {"PYTHONPATH": str(checkout), "PATH": path}
 
 
 @contextlib.contextmanager
@@ -63,10 +77,12 @@ def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _ask(address: str, arguments: Sequence[str]) -> int:
-  """Runs a program in the server; returns its exit status."""
-  if arguments[:1] != ["-m"] or not arguments[1].startswith(_PROGRAMS):
+  """Runs a program or stdin in the server; returns its exit status."""
+  if arguments[:1] == ["-m"] and arguments[1].startswith(_PROGRAMS):
+    arguments = arguments[1:]
+  elif arguments[:1] != ["-"]:
     os.execv(sys.executable, [sys.executable, *arguments])
-  request = json.dumps([os.getcwd(), dict(os.environ), arguments[1:]]).encode()
+  request = json.dumps([os.getcwd(), dict(os.environ), arguments]).encode()
   with socket.socket(socket.AF_UNIX) as server:
     server.connect(address)
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
@@ -121,9 +137,15 @@ def _serve(address: str, python: str) -> None:
   if process:
     for file in (0, 1, 2, *files):
       os.close(file)
-    connection.sendall(str(process).encode())
+    # 16 bytes, because the status may follow before the command reads it.
+    connection.sendall(f"{process:16}".encode())
+    ended = os.pidfd_open(process)
+    ready, _, _ = select.select([connection, ended], [], [])
+    if ended not in ready:  # The command was killed: it never writes again.
+      os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
-    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    with contextlib.suppress(BrokenPipeError):
+      connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
   connection.close()
   for place, file in enumerate(files):
@@ -136,7 +158,12 @@ def _serve(address: str, python: str) -> None:
   sys.path[0] = folder
   sys.executable = python
   try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    if sys.argv[0] == "-":
+      exec(
+        compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"}
+      )
+    else:
+      runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
   except SystemExit as end:
     _end(end.code)
   _end(None)

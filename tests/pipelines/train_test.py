@@ -6,7 +6,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import msgspec
@@ -163,13 +162,17 @@ def test_diverged_loss_stops_the_run_and_keeps_the_checkpoint(
     np.testing.assert_array_equal(value, before[name])
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path):
-  command = [sys.executable, "-m", "pipelines.train", "--task=bir"]
+def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path, fast):
+  command = ["python", "-m", "pipelines.train", "--task=bir"]
   command += [f"--data={data}", f"--model_dir={tmp_path / 'm'}"]
   command += ["--epochs=100000", "--log_steps=2", "--patience=0", "--dim=4"]
   command += ["--eval_epochs=10000", "--global_batch_size=64"]
   process = subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    command,
+    env=fast,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
   metrics = tmp_path / "m/metrics.jsonl"
   give_up = time.monotonic() + 120
