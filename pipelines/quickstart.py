@@ -279,9 +279,9 @@ def _a_session(data: directory.DataDir) -> list[str]:
 
 
 def _announce(title: str, line: str | None) -> None:
-  print(f"\n=== {title}", flush=True)
+  print(f"\n=== {title}")
   if line:
-    print(f"    {line}", flush=True)
+    print(f"    {line}")
 
 
 def _run(title: str, name: str, *arguments: object) -> None:
@@ -340,12 +340,7 @@ def _what_next(
 
 
 def main(config: QuickstartConfig) -> None:
-  from pipelines.training import checkpoints, loop
-
-  try:
-    quickstart(config)
-  except (loop.TrainingDiverged, checkpoints.CheckpointNotSaved) as error:
-    raise main_lib.ProgramError(str(error)) from error
+  quickstart(config)
 
 
 def _config(given: Mapping[str, Any]) -> QuickstartConfig:

@@ -69,15 +69,18 @@ class _Order:
   """A request for a search.
 
   Attributes:
-    ours: Settings of the search, by name.
+    flags: Settings of the search.
     given: Settings of all trials, by name.
   """
 
-  ours: Mapping[str, Any]
+  flags: TuneFlags
   given: Mapping[str, Any]
 
 
-_OURS = ("data", "output", "trials", "jobs", "space", "overwrite")
+# The settings that a search does not pass to its trials.
+_OURS = (
+  *("data", "output", "trials", "jobs", "space", "overwrite", "model_dir"),
+)
 
 
 def _order(given: Mapping[str, Any]) -> _Order:
@@ -101,10 +104,8 @@ def _order(given: Mapping[str, Any]) -> _Order:
       "--rows all is not supported: the search needs held-out rows. Train on "
       "all rows afterwards with xir-tfrs train --refit."
     )
-  return _Order(
-    {name: getattr(flags, name) for name in _OURS},
-    {k: v for k, v in given.items() if k not in (*_OURS, "model_dir")},
-  )
+  of_trials = {k: v for k, v in given.items() if k not in _OURS}
+  return _Order(flags, of_trials)
 
 
 def _search(order: _Order) -> search.Order:
@@ -116,7 +117,7 @@ def _search(order: _Order) -> search.Order:
       f"tune needs Optuna ({error}): pip install 'xir-tfrs[tune]'"
     ) from error
 
-  data = order.ours["data"]
+  flags, data = order.flags, order.flags.data
   schema, sha256 = schema_lib.Schema.load_hashed(data)
   if not schema.rows["validation"]:
     raise errors.DataError(
@@ -125,7 +126,7 @@ def _search(order: _Order) -> search.Order:
       "with --validation FILE and --train FILE",
       path=data,
     )
-  space, notes = spaces.of(order.given, order.ours["space"], schema)
+  space, notes = spaces.of(order.given, flags.space, schema)
   print(
     f"{data}: {schema.rows['train']:,} rows to train, "
     f"{schema.rows['validation']:,} to validate"
@@ -135,13 +136,13 @@ def _search(order: _Order) -> search.Order:
   for name, tried in space.searched.items():
     print(f"  {name}: {spaces.shown(tried)}")
   return search.Order(
-    output=pathlib.Path(order.ours["output"]),
+    output=pathlib.Path(flags.output),
     data=data,
     schema_sha256=sha256,
     space=space,
-    num_trials=order.ours["trials"],
-    jobs=order.ours["jobs"],
-    overwrite=order.ours["overwrite"],
+    num_trials=flags.trials,
+    jobs=flags.jobs,
+    overwrite=flags.overwrite,
   )
 
 

@@ -27,7 +27,6 @@ from pipelines.training import start as start_lib
 from xir_tfrs.data import runs
 from xir_tfrs.programs import progress as progress_lib
 
-TrainingDiverged = health.TrainingDiverged
 # Takes the rows of all validations so far and returns whether to pause.
 Watch = Callable[[Sequence[Mapping[str, Any]]], bool]
 
@@ -317,7 +316,7 @@ class Loop:
 
   def _diverged(self, what: str) -> None:
     kept = self._run.checkpoints.newest or "none yet"
-    raise TrainingDiverged(
+    raise health.TrainingDiverged(
       f"{what} (epoch {self._epoch():.2f}). "
       f"{health.advice(self._run.model, self._learning_rate())} "
       f"Last good checkpoint: {kept}. Losses: "

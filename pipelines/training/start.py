@@ -7,11 +7,11 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
-from typing import Any
 
 import tensorflow as tf
 
 import xir_tfrs as xir
+from pipelines.evaluation import split
 from pipelines.training import (
   batches,
   build,
@@ -61,7 +61,7 @@ class Run:
   schedule: schedule.Schedule
   rows: batches.TrainingRows
   examples: batches.Examples
-  validation: Any
+  validation: split.EvaluationData | None
   model: xir.models.TwoTower
   step: tf.Variable
   average: xir.optimizers.WeightAverage | None
@@ -107,7 +107,7 @@ def start(
   schema = data.schema
   if not schema.rows["train"]:
     raise errors.DataError("there are no training rows", path=config.data)
-  split = validation.load(config, data)
+  held_out = validation.load(config, data)
   rows = _rows(config, data)
   calendar = schedule.Schedule(rows.num_rows, config)
   if workers.is_chief:
@@ -132,7 +132,7 @@ def start(
     schedule=calendar,
     rows=rows,
     examples=rows.examples(config, calendar.total_steps),
-    validation=split,
+    validation=held_out,
     model=model,
     step=step,
     average=average,

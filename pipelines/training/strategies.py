@@ -10,8 +10,6 @@ import tensorflow as tf
 
 from xir_tfrs.programs import main, settings
 
-NAMES = ("one", "mirrored", "multi_worker")
-
 _TF_CONFIG_EXAMPLE = (
   '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, '
   '"task": {"type": "worker", "index": 0}}'
@@ -31,21 +29,9 @@ def create(name: str, cpu_replicas: int = 0) -> tf.distribute.Strategy:
     cpu_replicas: With `"mirrored"`: splits the CPU into this many devices
       instead of using GPUs, to try a strategy out.
 
-  Returns:
-    The strategy.
-
   Raises:
-    SettingsError: The name is unknown, or TF_CONFIG is missing or invalid.
+    SettingsError: TF_CONFIG is missing or invalid, or the CPU cannot be split.
   """
-  if name not in NAMES:
-    raise settings.SettingsError(
-      f"--strategy must be one of {', '.join(NAMES)}. Received: {name!r}."
-    )
-  if cpu_replicas and name != "mirrored":
-    raise settings.SettingsError(
-      "--cpu_replicas is a setting of --strategy=mirrored. "
-      f"Received: --strategy={name}."
-    )
   if name == "multi_worker":
     _require_tf_config()
     return tf.distribute.MultiWorkerMirroredStrategy()

@@ -15,7 +15,9 @@ from xir_tfrs.programs import settings
 _KS = (10, 20, 50)
 
 
-def load(config: configs.TrainConfig, data: directory.DataDir):
+def load(
+  config: configs.TrainConfig, data: directory.DataDir
+) -> split.EvaluationData | None:
   """Loads the validation split; prints a note and returns None if missing.
 
   Raises:

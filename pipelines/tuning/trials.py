@@ -174,7 +174,7 @@ def _die_with_parent() -> None:
 
 def run(connection, config: configs.TrainConfig) -> None:
   """Trains and reports through a connection."""
-  from pipelines.training import loop
+  from pipelines.training import health, loop
   from xir_tfrs.data import errors
   from xir_tfrs.programs import main, settings
 
@@ -187,7 +187,7 @@ def run(connection, config: configs.TrainConfig) -> None:
   try:
     result = loop.train(config, resume=True, progress=False, watch=ask)
     ended = _ended(config, result)
-  except (loop.TrainingDiverged, settings.SettingsError) as error:
+  except (health.TrainingDiverged, settings.SettingsError) as error:
     ended = Ended("failed", message=errors.first_line(error))
   except (errors.DataError, main.ProgramError) as error:
     ended = Ended("broken", message=errors.first_line(error))

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines import train
-from pipelines.training import batches, methods
+from pipelines.training import batches, health, methods
 from pipelines.training import build as model
 from pipelines.training import config as configs
 from pipelines.training import loop as training
@@ -150,7 +150,7 @@ def test_diverged_loss_stops_the_run_and_keeps_the_checkpoint(
       return super().call(*arguments, **keywords) * float("inf")
 
   monkeypatch.setattr(xir.tasks, "XIRRetrieval", Broken)
-  with pytest.raises(training.TrainingDiverged) as caught:
+  with pytest.raises(health.TrainingDiverged) as caught:
     run(config(data, path, **settings | {"epochs": 3}), resume=True)
   message = str(caught.value)
   assert "step 13" in message and "learning rate is 0.02" in message
