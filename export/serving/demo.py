@@ -18,6 +18,7 @@ from starlette import requests, responses, routing
 
 from export.serving import bodies, models, service, tensors
 from export.serving import metrics as metrics_lib
+from export.serving.catalogue import Catalogue
 
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 _MOST_FOUND = 20
@@ -71,13 +72,15 @@ def routes(serve: service.Service) -> list[routing.Route]:
     found = await serve.convert(_SLOW, lambda: model.catalogue.describe())
     return _json({"name": serve.name, "version": model.version, **found})
 
-  def look_up(method: str, parameter: str, most: int) -> _Handler:
+  def look_up(find: Callable, parameter: str, most: int) -> _Handler:
     """A handler that calls a method of the catalogue with a parameter."""
 
     async def found(request: requests.Request) -> responses.Response:
-      find = getattr(serve.model(serve.name, None).catalogue, method)
+      model = serve.model(serve.name, None)
       text = request.query_params.get(parameter, "")
-      return _json(await serve.convert(_SLOW, lambda: find(text, most)))
+      return _json(
+        await serve.convert(_SLOW, lambda: find(model.catalogue, text, most))
+      )
 
     return found
 
@@ -88,11 +91,15 @@ def routes(serve: service.Service) -> list[routing.Route]:
   return [
     routing.Route("/", page),
     routing.Route("/demo/about", about),
-    routing.Route("/demo/items", look_up("find_items", "text", _MOST_FOUND)),
     routing.Route(
-      "/demo/queries", look_up("find_queries", "text", _MOST_FOUND)
+      "/demo/items", look_up(Catalogue.find_items, "text", _MOST_FOUND)
     ),
-    routing.Route("/demo/history", look_up("history", "query", _MOST_HISTORY)),
+    routing.Route(
+      "/demo/queries", look_up(Catalogue.find_queries, "text", _MOST_FOUND)
+    ),
+    routing.Route(
+      "/demo/history", look_up(Catalogue.history, "query", _MOST_HISTORY)
+    ),
     routing.Route("/demo/ask", ask, methods=["POST"]),
   ]
 

@@ -201,8 +201,7 @@ def _tests(runs: Sequence[found.Found]) -> Section:
         "Mean differences over the same queries, and p-values of the paired "
         "test, by users, that they are 0; values below 0.05 are highlighted. "
         "The test is about these two trained models, not about whether another "
-        "seed would give "
-        "the same.",
+        "seed would give the same.",
       ),
     ),
   )

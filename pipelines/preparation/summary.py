@@ -5,7 +5,8 @@ from __future__ import annotations
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
 
-# With fewer tokens, or for a smaller share of the rows, they may be kinds.
+# A feature with at most this many tokens, or with tokens for at most this share
+# of the rows, may be a category.
 _MANY_TOKENS, _NEARLY_ALL = 100, 0.8
 # Messages for `Schema.warnings`.
 _WARNINGS = {
@@ -110,12 +111,10 @@ def _split(schema: schema_lib.Schema) -> list[str]:
     f"split {split.kind}: "
     + ", ".join(f"{name} {n:,}" for name, n in rows.items())
   ]
-  if split.validation_fraction:
+  if split.validation_fraction and rows["validation"]:
     lines[0] += (
       f" (a share of {split.validation_fraction:g} of the rows that are not"
       " test; --validation_fraction 0 for none)"
-      if rows["validation"]
-      else ""
     )
   reason = ", because no user has enough rows"
   if split.kind == "given":

@@ -1,4 +1,4 @@
-"""Which kinds of features the columns of a table may be, by what they hold."""
+"""Guesses the kinds of the features in a table from its values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 
 from xir_tfrs.data.files import columns, names, side_tables
 
-# So many different whole numbers may be codes of something.
+# At most this many distinct whole numbers count as codes, not as amounts.
 _CODES = 20
-# Tokens come again: of more rows than this share, none does.
+# A column with a larger share of distinct values does not hold tokens.
 _DIFFERENT = 0.5
 _WORDS_OF_A_TITLE = 8
 
@@ -17,9 +17,9 @@ _WORDS_OF_A_TITLE = 8
 def guess(
   file: side_tables.TableFile, id_column: str
 ) -> tuple[dict[str, str], str | None]:
-  """Column -> kind of feature, and the column of titles, if there is one.
+  """Returns column -> kind of feature, and the column of titles or None.
 
-  Columns that tell nothing, such as other ids, are left out.
+  Leaves out columns that are no use as features, such as other ids.
 
   Args:
     file: A table whose header names no kinds.
@@ -61,5 +61,5 @@ def _kind(values: pa.Array) -> str | None:
 
 
 def _words(values: pa.Array) -> float:
-  """How many words a value has, on average."""
+  """The average number of words of a value."""
   return pc.mean(pc.add(pc.count_substring(values, " "), 1)).as_py()

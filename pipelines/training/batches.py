@@ -69,9 +69,6 @@ def with_popularity(columns: Columns, power: float) -> Columns:
   return {**columns, "sample_weight": weights}
 
 
-Examples = shapes.Examples
-
-
 @dataclasses.dataclass(frozen=True)
 class InMemory:
   """Training rows that are all in memory.
@@ -107,7 +104,9 @@ class InMemory:
   def num_rows(self) -> int:
     return len(self.columns["query_id"])
 
-  def examples(self, config: configs.TrainConfig, num_steps: int) -> Examples:
+  def examples(
+    self, config: configs.TrainConfig, num_steps: int
+  ) -> shapes.Examples:
     """Returns the batches of the rows, for a run of `num_steps` steps."""
     make, most_windows = self._batches(config, num_steps)
     if not config.jit_compile:
@@ -119,7 +118,7 @@ class InMemory:
 
   def _batches(
     self, config: configs.TrainConfig, num_steps: int
-  ) -> tuple[Examples, int | None]:
+  ) -> tuple[shapes.Examples, int | None]:
     """Returns the batches, and the maximum number of history windows in one."""
     shared = {
       "global_batch_size": config.global_batch_size,
@@ -210,7 +209,7 @@ class OnDisk:
 
   def examples(
     self, config: configs.TrainConfig, unused_num_steps: int
-  ) -> Examples:
+  ) -> shapes.Examples:
     """Returns the batches of the rows."""
     if not config.jit_compile:
       return self.parts.dataset
@@ -263,7 +262,7 @@ def popularity_factors(
 
 def distributed(
   strategy: tf.distribute.Strategy,
-  make: Examples,
+  make: shapes.Examples,
   *,
   global_batch_size: int,
   start_step: int,

@@ -180,8 +180,7 @@ class TrainConfig(settings.Settings):
   popularity_weight: float | None = _setting(
     "Multiply row weights by this power of the candidate's popularity. Values "
     "above 0 favour popular candidates, which dominate most metrics. "
-    "Not given: 0.15; 0 for full_softmax and "
-    "corr.",
+    "Not given: 0.15; 0 for full_softmax and corr.",
     None,
     search=_Span(0.0, 0.5),
   )

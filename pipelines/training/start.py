@@ -17,6 +17,7 @@ from pipelines.training import (
   build,
   checkpoints,
   schedule,
+  shapes,
   strategies,
   validation,
 )
@@ -60,7 +61,7 @@ class Run:
   directory: runs.RunDir
   schedule: schedule.Schedule
   rows: batches.TrainingRows
-  examples: batches.Examples
+  examples: shapes.Examples
   validation: split.EvaluationData | None
   model: xir.models.TwoTower
   step: tf.Variable

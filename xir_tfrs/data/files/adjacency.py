@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,7 @@ class AdjacencyFile(rows.TextRowFile):
     )
 
   def _read(
-    self,
-    chunks: Iterator[text.Chunk],
-    wanted: Mapping[str, pa.DataType | None],
+    self, chunks: Iterator[text.Chunk], wanted: rows.Wanted
   ) -> Iterator[rows.Rows]:
     for chunk in chunks:
       words = self._words(chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -77,7 +77,7 @@ class ColumnFile(rows.RowFile):
 
   def rows(
     self,
-    wanted: Mapping[str, pa.DataType | None],
+    wanted: rows.Wanted,
     chunk_bytes: int = rows.CHUNK_BYTES,
     start: int = 0,
     stop: int | None = None,

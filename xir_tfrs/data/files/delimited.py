@@ -8,7 +8,7 @@ comments, or raises an error that names the line and the column.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +53,7 @@ class DelimitedFile(rows.TextRowFile):
     return dict(self._kinds)
 
   def _read(
-    self,
-    chunks: Iterator[text.Chunk],
-    wanted: Mapping[str, pa.DataType | None],
+    self, chunks: Iterator[text.Chunk], wanted: rows.Wanted
   ) -> Iterator[rows.Rows]:
     types = {name: kind or pa.string() for name, kind in wanted.items()}
     open_record, first_line = b"", 0

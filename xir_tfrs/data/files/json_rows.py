@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class _JsonFile(rows.TextRowFile):
     """The schema of the first objects."""
     raise NotImplementedError
 
-  def _narrow(self, wanted: Mapping[str, pa.DataType | None]) -> pa.Schema:
+  def _narrow(self, wanted: rows.Wanted) -> pa.Schema:
     """The schema of the file's columns that hold the wanted ones."""
     names = dict.fromkeys(rows.outer(n, self._schema.names) for n in wanted)
     return pa.schema([self._schema.field(name) for name in names])
@@ -100,9 +100,7 @@ class _LineFile(_JsonFile):
     return self._of_objects(objects, where, names).schema
 
   def _read(
-    self,
-    chunks: Iterator[text.Chunk],
-    wanted: Mapping[str, pa.DataType | None],
+    self, chunks: Iterator[text.Chunk], wanted: rows.Wanted
   ) -> Iterator[rows.Rows]:
     schema = self._narrow(wanted)
     for chunk in chunks:
@@ -174,7 +172,7 @@ class _ArrayFile(_JsonFile):
 
   def rows(
     self,
-    wanted: Mapping[str, pa.DataType | None],
+    wanted: rows.Wanted,
     chunk_bytes: int = rows.CHUNK_BYTES,
     start: int = 0,
     stop: int | None = None,

@@ -6,6 +6,7 @@ import abc
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,8 @@ from xir_tfrs.data.files import layouts as layouts_lib
 
 CHUNK_BYTES = 16 << 20
 SAMPLE_BYTES = layouts_lib.SAMPLE_BYTES
+# Column -> type to read it as, if a whole chunk has this type, or None.
+Wanted: TypeAlias = Mapping[str, pa.DataType | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class RowFile(abc.ABC):
   @abc.abstractmethod
   def rows(
     self,
-    wanted: Mapping[str, pa.DataType | None],
+    wanted: Wanted,
     chunk_bytes: int = CHUNK_BYTES,
     start: int = 0,
     stop: int | None = None,
@@ -87,7 +90,7 @@ class RowFile(abc.ABC):
     """Yields columns of the file.
 
     Args:
-      wanted: column -> type to read it as, if a whole chunk has this type.
+      wanted: The columns to read.
       chunk_bytes: Approximate bytes to parse at a time.
       start: Start of the part to read, if the file can be cut.
       stop: End of the part.
@@ -135,7 +138,7 @@ class TextRowFile(RowFile):
 
   def rows(
     self,
-    wanted: Mapping[str, pa.DataType | None],
+    wanted: Wanted,
     chunk_bytes: int = CHUNK_BYTES,
     start: int = 0,
     stop: int | None = None,
@@ -150,9 +153,7 @@ class TextRowFile(RowFile):
       self.warnings["last_line_without_newline"] += 1
 
   def _read(
-    self,
-    chunks: Iterator[text.Chunk],
-    wanted: Mapping[str, pa.DataType | None],
+    self, chunks: Iterator[text.Chunk], wanted: Wanted
   ) -> Iterator[Rows]:
     """Yields the wanted columns of chunks of lines, see `rows`."""
     raise NotImplementedError
