@@ -78,9 +78,7 @@ class _Order:
 
 
 # The settings that a search does not pass to its trials.
-_OURS = (
-  *("data", "output", "trials", "jobs", "space", "overwrite", "model_dir"),
-)
+_OURS = ("data", "model_dir", "output", "trials", "jobs", "space", "overwrite")
 
 
 def _order(given: Mapping[str, Any]) -> _Order:

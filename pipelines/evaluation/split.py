@@ -55,7 +55,7 @@ class EvaluationData:
     return dataclasses.replace(self, seen=nothing, num_repeated=0)
 
   def restricted_to(self, wanted: np.ndarray) -> "EvaluationData":
-    """Returns the queries that still find something if only some is relevant.
+    """Returns the queries that have something to find among some candidates.
 
     The whole catalogue is still ranked.
 
@@ -72,7 +72,7 @@ class EvaluationData:
       warm=self.warm[rows],
       relevant=tf.gather(relevant, rows),
       seen=tf.gather(self.seen, rows),
-      rows=rows,
+      rows=rows if self.rows is None else self.rows[rows],
     )
 
 
