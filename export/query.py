@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -108,52 +107,40 @@ class _Answer:
   titles: list[str] | None
 
 
-def answer(
-  directory: str | os.PathLike[str],
-  query_ids: list[str] | None,
-  k: int,
-  *,
-  history: list[str] | None = None,
-  history_times: list[int] | None = None,
-  time: int | None = None,
-  exclude_seen: bool = False,
-  index: str | None = None,
-  as_json: bool = False,
-  rerank: bool = False,
-  rerank_depth: int = 100,
-) -> str:
-  """Returns the output of the program; arguments as in `QueryOptions`."""
+def answer(options: QueryOptions) -> str:
+  """Returns the output of the program."""
   from xir_tfrs.serving import bundle  # Imports TensorFlow.
 
-  loaded = bundle.Bundle.load(directory, index)
+  loaded = bundle.Bundle.load(options.bundle, options.index)
+  times, time = options.history_times, options.time
   try:
     found = loaded.recommend(
-      query_ids,
-      None if history is None else [history],
-      k,
-      history_times=None if history_times is None else [history_times],
-      time=None if time is None else [time] * len(query_ids or [None]),
-      exclude_seen=exclude_seen,
-      rerank=rerank,
-      rerank_depth=rerank_depth,
+      list(options.query_id) or None,
+      [list(options.history)] if options.history else None,
+      options.k,
+      history_times=[list(times)] if times else None,
+      time=None if time is None else [time] * max(len(options.query_id), 1),
+      exclude_seen=options.exclude_seen,
+      rerank=options.rerank,
+      rerank_depth=options.rerank_depth,
     )
   except errors.DataError:
     raise  # It names the bundle.
   except ValueError as error:
-    raise errors.DataError(str(error), path=directory) from error
-  if history and found.known[0] and not loaded.takes_histories:
+    raise errors.DataError(str(error), path=options.bundle) from error
+  if options.history and found.known[0] and not loaded.takes_histories:
     print(
-      f"{query_ids[0]} has training rows, so its trained vector answers and "
-      "--history is not used.",
+      f"{options.query_id[0]} has training rows, so its trained vector answers "
+      "and --history is not used.",
       file=sys.stderr,
     )
   answers = [
-    _answer(loaded, found, query_id, row, rerank)
-    for row, query_id in enumerate(query_ids or [None])
+    _answer(loaded, found, query_id, row, options.rerank)
+    for row, query_id in enumerate(options.query_id or [None])
   ]
-  if as_json:
+  if options.json:
     return "\n".join(map(_as_json, answers))
-  return "\n".join(_as_table(x, k) for x in answers)
+  return "\n".join(_as_table(x, options.k) for x in answers)
 
 
 def _answer(
@@ -222,21 +209,7 @@ def _as_table(found: _Answer, k: int) -> str:
 
 
 def query(options: QueryOptions) -> None:
-  print(
-    answer(
-      options.bundle,
-      list(options.query_id) or None,
-      options.k,
-      history=list(options.history) or None,
-      history_times=list(options.history_times) or None,
-      time=options.time,
-      exclude_seen=options.exclude_seen,
-      index=options.index,
-      as_json=options.json,
-      rerank=options.rerank,
-      rerank_depth=options.rerank_depth,
-    )
-  )
+  print(answer(options))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def verify(options: VerifyOptions) -> int:
     results.append(check)
     if not options.json:
       shown = "ok      " if check.ok else "FAILED: "
-      print(f"{check.name:<28} {shown}{check.detail}", flush=True)
+      print(f"{check.name:<28} {shown}{check.detail}")
   if options.json:
     print(json.dumps([dataclasses.asdict(check) for check in results]))
   return int(not all(check.ok for check in results))

@@ -95,8 +95,7 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
   print(
     f"{output}: {run.queries:,} queries in {run.shards} "
     f"{'file' if run.shards == 1 else 'files'}, "
-    f"{run.seconds:.1f} s, {run.queries_per_second:,.0f} queries/s",
-    flush=True,
+    f"{run.seconds:.1f} s, {run.queries_per_second:,.0f} queries/s"
   )
   return run
 
@@ -115,7 +114,7 @@ def _write_missing(
   if missing:
     run = _save(output, run, complete=False)
   if done:
-    print(f"{done:,} of {total:,} queries are done", flush=True)
+    print(f"{done:,} of {total:,} queries are done")
   with progress.Progress("recommend", total, start=done) as bar:
     for path in missing:
       began = time.monotonic()
@@ -149,8 +148,7 @@ def _queries(
 ) -> tuple[Sequence[bundle.Id], str]:
   """The query ids and their digest."""
   if path is None:
-    ids = loaded.query_ids
-    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids), "all"
+    return loaded.query_ids.tolist(), "all"
   ids = text.read_lines(pathlib.Path(path))
   if not ids:
     raise errors.DataError("empty; write one query id per line", path=path)

@@ -54,8 +54,7 @@ class Probe:
     self.query_ids = [bundle.query_ids[row] for row in self.rows.tolist()]
     self.queries = bundle.encode_queries(self.query_ids)
     self.vectors = bundle.vectors
-    ids = bundle.candidate_ids
-    self.ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    self.ids = bundle.candidate_ids.tolist()
 
   @functools.cached_property
   def row_of(self) -> dict[str | int, int]:
@@ -153,13 +152,6 @@ class Probe:
     of_rows = np.einsum("n...d,nkd->n...k", queries, self.vectors[rows])
     return _highest(of_rows)
 
-  def unknown(self, ids: Sequence) -> str | int:
-    """Returns an id that is not in `ids`."""
-    known = set(ids)
-    if all(isinstance(x, str) for x in known):
-      return "unknown" + "?" * (1 + max(map(len, known)))
-    return next(i for i in range(len(known) + 1) if i not in known)
-
   @property
   def padding(self) -> str | int:
     """The padding of candidate ids."""
@@ -174,6 +166,14 @@ class Probe:
     width = max(map(len, lists), default=0)
     padded = [x + [self.padding] * (width - len(x)) for x in lists]
     return tf.constant(padded, self._dtype, [n, width])
+
+
+def _unknown(ids: Sequence) -> str | int:
+  """An id that is not in `ids`."""
+  known = set(ids)
+  if all(isinstance(x, str) for x in known):
+    return "unknown" + "?" * (1 + max(map(len, known)))
+  return next(i for i in range(len(known) + 1) if i not in known)
 
 
 def _highest(scores: np.ndarray) -> np.ndarray:
@@ -283,7 +283,7 @@ def allowed_only(probe: Probe) -> str:
   found, _ = probe.search(queries, size, allow=lists)
   if not np.array_equal(np.sort(found), np.sort(picked)):
     raise errors.DataError("the answers do not match the allow list")
-  nothing = [[probe.unknown(probe.ids)]] * len(queries)
+  nothing = [[_unknown(probe.ids)]] * len(queries)
   if (probe.search(queries, size, allow=nothing)[0] >= 0).any():
     raise errors.DataError("an allow list of unknown ids has answers")
   return f"{len(queries)} queries, {size} allowed each"
@@ -332,9 +332,7 @@ def similar_items(probe: Probe) -> str:
   size = min(50, len(probe.ids))
   rows = rng.choice(len(probe.ids), size, replace=False)
   asked = [probe.ids[row] for row in rows]
-  found = probe.bundle.similar_items(
-    [*asked, probe.unknown(probe.ids)], probe.k
-  )
+  found = probe.bundle.similar_items([*asked, _unknown(probe.ids)], probe.k)
   answers = probe.rows_of(found.ids)
   if (answers[:-1] == rows[:, None]).any():
     raise errors.DataError("a candidate is among its own answers")
@@ -354,7 +352,7 @@ def similar_items(probe: Probe) -> str:
 def unknown_query(probe: Probe) -> str:
   """Checks that an unknown query gets popular candidates, or the tower's."""
   bundle = probe.bundle
-  unknown = probe.unknown(list(bundle.query_ids))
+  unknown = _unknown(bundle.query_ids.tolist())
   found = bundle.recommend([unknown], k=probe.k)
   if found.known.any():
     raise errors.DataError(f"{unknown!r} is treated as a known query")
@@ -416,7 +414,7 @@ def sessions(probe: Probe) -> str:
     both = set(given) & set(answer)
     if both:
       raise errors.DataError(f"{both.pop()!r} is in a history but returned")
-  unknown = probe.unknown(probe.ids)
+  unknown = _unknown(probe.ids)
   mixed = [[unknown, *given, probe.padding] for given in lists]
   again = bundle.encode_queries(history=mixed)
   if np.abs(again - queries).max() > _TOLERANCE:

@@ -32,9 +32,8 @@ class Corpus:
 
 def of_bundle(old: bundle.Bundle) -> Corpus:
   """Returns the candidates of a loaded bundle."""
-  ids = old.candidate_ids
   return Corpus(
-    ids=ids.tolist() if isinstance(ids, np.ndarray) else list(ids),
+    ids=old.candidate_ids.tolist(),
     vectors=old.vectors,
     counts=np.array(old.counts),
     seen=tuple(map(np.array, old.seen)),

@@ -26,13 +26,13 @@ class _Side:
   """The queries, or the candidates, by dense id.
 
   Attributes:
-    ids: Original ids: UTF-8 bytes, or an int64 array.
+    ids: `[n]` original ids: objects, UTF-8 bytes; or int64.
     counts: `[n]` int64 training rows.
     table: Table of the ids.
     inputs: Side features of the model's tower.
   """
 
-  ids: Sequence[bytes] | np.ndarray
+  ids: np.ndarray
   counts: np.ndarray
   table: xir.indexes.IdTable
   inputs: tuple[features.FeatureInput, ...]
@@ -48,14 +48,14 @@ def make_bundle(options: ExportOptions) -> manifest.Manifest:
   with manifest.new_bundle(options.output, options.overwrite) as directory:
     written, query_id = _write(options, directory)
   size = sum(file.bytes for file in written.files.values())
-  _report(
+  print(
     f"wrote {options.output}: {size / 1e6:.1f} MB in "
     f"{time.monotonic() - start:.1f} s"
   )
   bundle = {"bundle": options.output}
   ask = errors.command("query", **bundle, query_id=query_id, k=10)
-  _report(f"Next: {ask} --exclude_seen")
-  _report(
+  print(f"Next: {ask} --exclude_seen")
+  print(
     f"A page to try it: {errors.command('serve', **bundle)}, and open "
     "http://127.0.0.1:8501/"
   )
@@ -69,11 +69,11 @@ def _write(
   model, config, checkpoint = runs.load_model(options.model_dir)
   data = runs.data_of(config, options.model_dir, options.data)
   checkpoint = os.path.relpath(checkpoint, options.model_dir)
-  _report(f"restored {checkpoint}")
+  print(f"restored {checkpoint}")
   queries, candidates = (
     _read_side(options, data, model, side) for side in ("query", "candidate")
   )
-  _report(
+  print(
     f"read {len(queries.ids):,} queries, {len(candidates.ids):,} candidates"
   )
   candidate_tower = _tower(
@@ -248,7 +248,7 @@ def _kept(options: ExportOptions, answerable: np.ndarray) -> np.ndarray:
   if not unknown:
     return answerable
   keep = options.unknown_candidates == "keep"
-  _report(
+  print(
     f"{unknown:,} of {len(answerable):,} candidates have neither training rows "
     "nor side features: "
     + (
@@ -294,10 +294,10 @@ def _seen(
   return seen.row_splits.numpy(), seen.values.numpy()
 
 
-def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
+def _typed(ids: np.ndarray, kind: str, side: str) -> np.ndarray:
   """The ids as UTF-8 bytes or as int64."""
   if kind == "string":
-    return ids.tolist()
+    return ids
   numbers = np.zeros(len(ids), np.int64)
   for row, text in enumerate(ids):
     try:
@@ -313,29 +313,15 @@ def _typed(ids: np.ndarray, kind: str, side: str) -> list[bytes] | np.ndarray:
   return numbers
 
 
-def _take(
-  ids: Sequence[bytes] | np.ndarray, rows: np.ndarray
-) -> list[bytes] | np.ndarray:
-  if isinstance(ids, np.ndarray):
-    return ids[rows]
-  return [ids[row] for row in rows.tolist()]
-
-
 def _table_of(side: _Side, kept: np.ndarray) -> xir.indexes.IdTable:
   """The table of the ids in `kept`, `[n]` bool."""
   if kept.all():
     return side.table
-  return _id_table(_take(side.ids, np.flatnonzero(kept)))
+  return _id_table(side.ids[kept])
 
 
-def _id_table(ids: Sequence[bytes] | np.ndarray) -> xir.indexes.IdTable:
-  if not isinstance(ids, np.ndarray):
-    ids = tf.constant(ids, tf.string)
+def _id_table(ids: np.ndarray) -> xir.indexes.IdTable:
   try:
     return xir.indexes.IdTable(ids)
   except ValueError as error:
     raise errors.DataError(f"ids cannot be exported: {error}") from error
-
-
-def _report(line: str) -> None:
-  print(line, flush=True)

@@ -104,7 +104,7 @@ def _tune(
   """Tunes and measures ScaNN; raises if the recall is too low."""
   build_seconds = round(build_seconds, 3)
   if index.settings is None:
-    print("scann: exact search, because the corpus is small", flush=True)
+    print("scann: exact search, because the corpus is small")
     recall = {str(k): 1.0 for k in _RECALL_KS}
     return manifest.Index(
       kind="exact",
@@ -137,8 +137,7 @@ def _tune(
   print(
     f"scann: {shown} against exact search, {len(held_out)} queries; "
     f"{settings.num_leaves_to_search} of {settings.num_leaves} leaves, "
-    f"{settings.num_reorder} re-scored",
-    flush=True,
+    f"{settings.num_reorder} re-scored"
   )
   least = target if options.min_recall is None else options.min_recall
   if recall["10"] < least:

@@ -163,14 +163,11 @@ class RefreshOptions(settings.Settings):
       raise settings.SettingsError(
         "Nothing to change; give --items or --remove."
       )
-    for name, used, flag in (
-      ("id_column", self.items, "items"),
-      ("item_title", self.items, "items"),
-      ("separator", self.items, "items"),
-      ("overwrite", self.output, "output"),
+    for name, flag in (
+      *(("id_column", "items"), ("item_title", "items")),
+      *(("separator", "items"), ("overwrite", "output")),
     ):
-      default = type(self).__dataclass_fields__[name].default
-      if not used and getattr(self, name) != default:
+      if name in settings.changed(self) and not getattr(self, flag):
         raise settings.SettingsError(f"--{name} is only used with --{flag}.")
 
 

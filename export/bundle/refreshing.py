@@ -59,7 +59,7 @@ def refresh(options: options_lib.RefreshOptions) -> dict:
   in_place = pathlib.Path(output).resolve() == old.directory
   with manifests.new_bundle(output, options.overwrite or in_place) as directory:
     about = _write(options, directory, old, written)
-  _report(f"wrote {output}: verified, in {time.monotonic() - start:.1f} s")
+  print(f"wrote {output}: verified, in {time.monotonic() - start:.1f} s")
   return about
 
 
@@ -151,7 +151,7 @@ def _read_items(
       column=options.item_title,
     )
   if title and not found.titles:
-    _report(
+    print(
       f"{options.items} has no column {title!r}, so new items have no titles "
       "(--item_title names another)"
     )
@@ -404,9 +404,7 @@ def _verify(directory: pathlib.Path) -> None:
       "the new bundle failed its verification, so the old one is kept: "
       + "; ".join(f"{x['name']}: {x['detail']}" for x in failed)
     )
-  _report(
-    f"verified: {len(results)} checks in {time.monotonic() - start:.1f} s"
-  )
+  print(f"verified: {len(results)} checks in {time.monotonic() - start:.1f} s")
 
 
 def _run_while_alive(
@@ -429,24 +427,20 @@ def _run_while_alive(
     os.close(writing)
 
 
-def _report(line: str) -> None:
-  print(line, flush=True)
-
-
 def _report_changes(about: Mapping) -> None:
-  _report(
+  print(
     f"added {about['added']:,}, changed {about['changed']:,}, removed "
     f"{about['removed']:,} candidates"
   )
   if about["removed_unknown"]:
-    _report(f"{about['removed_unknown']:,} ids to remove do not exist")
+    print(f"{about['removed_unknown']:,} ids to remove do not exist")
   for name, tokens in about.get("unknown_tokens", {}).items():
     if tokens["unknown"]:
-      _report(
+      print(
         f"{name}: {tokens['unknown']:,} of {tokens['tokens']:,} tokens are "
         "not in the vocabulary"
       )
   if about.get("not_given"):
-    _report(f"not given: {', '.join(about['not_given'])}")
+    print(f"not given: {', '.join(about['not_given'])}")
   if about.get("ignored"):
-    _report(f"ignored, not features: {', '.join(about['ignored'])}")
+    print(f"ignored, not features: {', '.join(about['ignored'])}")

@@ -129,7 +129,7 @@ class Retriever(tf.Module):
     query = self.encode(query_id, raw, past)
     seen = _no_rows(query.embedding)
     if leave_out_seen:
-      seen = self._seen(query.row)
+      seen = histories.lists_of(self._seen_splits, self._seen_rows, query.row)
       if past:
         exclude_ids = tf.concat([exclude_ids, past[0]], axis=1)
     found = self._search(query.embedding, k, exclude_ids, allow_ids, seen)
@@ -198,7 +198,10 @@ class Retriever(tf.Module):
     return ids, [x.not_given(n) for x in encoder.inputs]
 
   def _search(self, embeddings, k, exclude_ids, allow_ids, exclude_rows):
-    with tf.control_dependencies([self._check_k(k)]):
+    fits = tf.debugging.assert_less_equal(
+      k, self._max_k, f"`k` must be at most {self._max_k}."
+    )
+    with tf.control_dependencies([fits]):
       k = tf.identity(k)
     return _answers(
       *self._functions.search(
@@ -246,15 +249,6 @@ class Retriever(tf.Module):
       for name, x in found.items()
     }
 
-  def _seen(self, rows: tf.Tensor) -> tf.Tensor:
-    """Rows `[n, width]` of the queries' training candidates, padded with -1."""
-    return histories.lists_of(self._seen_splits, self._seen_rows, rows)
-
-  def _check_k(self, k: tf.Tensor) -> tf.Operation:
-    return tf.debugging.assert_less_equal(
-      k, self._max_k, f"`k` must be at most {self._max_k}."
-    )
-
 
 def save_query_tower(
   encoder: encoders.TrainedEncoder | histories.HistoryEncoder,
@@ -263,7 +257,7 @@ def save_query_tower(
   """Saves `encode_query` and the signatures that `export.refresh` needs.
 
   Returns:
-    The signatures, as `_describe` gives them.
+    The signatures, for the manifest.
   """
   if not encoder.takes_history:
     return _save(encoder, path, {"encode_query": _encode(encoder, "query")})
@@ -284,7 +278,7 @@ def save_candidate_tower(
   """Saves `encode_candidate`, and `encode_event` if there is one.
 
   Returns:
-    The signatures, as `_describe` gives them.
+    The signatures, for the manifest.
   """
   module = tf.Module()
   module.encoder, module.events = encoder, events
@@ -298,7 +292,7 @@ def save_ranker(ranker: encoders.Ranker, path: str | os.PathLike[str]) -> dict:
   """Saves `rank`.
 
   Returns:
-    The signatures, as `_describe` gives them.
+    The signatures, for the manifest.
   """
 
   def rank(query_id, candidate_ids, *history):
@@ -318,7 +312,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   """Saves all signatures of a retriever; see `xir_tfrs.serving.bundle`.
 
   Returns:
-    The signatures, as `_describe` gives them.
+    The signatures, for the manifest.
   """
   queries = retriever.query_encoder
   id_dtype = retriever.index.ids.dtype
@@ -440,22 +434,9 @@ def _save(
     signatures=signatures,
     options=tf.saved_model.SaveOptions(namespace_whitelist=["Scann"]),
   )
-  return {name: _describe(f) for name, f in signatures.items()}
-
-
-def _describe(
-  signature: tf.types.experimental.ConcreteFunction,
-) -> manifest.Signature:
-  """Inputs and outputs: name -> type and shape, None where dynamic."""
-
-  def show(tensors):
-    return {
-      name: {"dtype": x.dtype.name, "shape": x.shape.as_list()}
-      for name, x in tensors.items()
-    }
-
-  inputs = signature.structured_input_signature[0]
   return {
-    "inputs": show({x.name: x for x in inputs}),
-    "outputs": show(signature.structured_outputs),
+    name: manifest.signature_of(
+      {x.name: x for x in f.structured_input_signature[0]}, f.structured_outputs
+    )
+    for name, f in signatures.items()
   }

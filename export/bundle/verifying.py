@@ -53,17 +53,7 @@ def verify(
     min_recall: Minimum recall@k of ScaNN; by default that in the manifest minus
       three standard errors of the sample.
   """
-  ask = functools.partial(
-    checks.Probe, num_queries=queries, k=k, min_recall=min_recall
-  )
-  return _checks(pathlib.Path(directory).resolve(), index, ask)
-
-
-def _checks(
-  directory: pathlib.Path,
-  index: str | None,
-  ask: Callable[[bundle.Bundle], checks.Probe],
-) -> Iterator[Check]:
+  directory = pathlib.Path(directory).resolve()
   readable = _attempt("manifest", _manifest, directory)
   yield readable
   if not readable.ok:
@@ -80,6 +70,9 @@ def _checks(
   for name in manifest.signatures:
     if name not in bundle.INDEXES:
       yield _attempt(name, _part, directory, manifest, name)
+  ask = functools.partial(
+    checks.Probe, num_queries=queries, k=k, min_recall=min_recall
+  )
   for name in [index] if index else manifest.indexes:
     yield from _index_checks(directory, manifest, name, ask)
 
@@ -174,8 +167,7 @@ def _lists(directory: pathlib.Path, manifest: manifests.Manifest) -> str:
   sizes = {}
   for side, plural in (("query", "queries"), ("candidate", "candidates")):
     id_type = getattr(manifest.id_types, side)
-    ids = id_lists.load_ids(lists / f"{side}_ids", id_type)
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    ids = id_lists.load_ids(lists / f"{side}_ids", id_type).tolist()
     sizes[side] = len(ids)
     _require(
       len(ids) == getattr(manifest, f"num_{plural}"),
@@ -241,10 +233,9 @@ def _part(
 def _compare(signatures: Mapping, expected: dict) -> str:
   """Compares loaded signatures with those in the manifest."""
   found = {
-    name: {
-      "inputs": _specs(signature.structured_input_signature[1]),
-      "outputs": _specs(signature.structured_outputs),
-    }
+    name: manifests.signature_of(
+      signature.structured_input_signature[1], signature.structured_outputs
+    )
     for name, signature in signatures.items()
   }
   for name in sorted({*found, *expected}):
@@ -254,10 +245,3 @@ def _compare(signatures: Mapping, expected: dict) -> str:
         f"{expected.get(name)}; export the bundle again"
       )
   return ", ".join(sorted(found))
-
-
-def _specs(tensors: Mapping[str, tf.TensorSpec]) -> dict:
-  return {
-    name: {"dtype": x.dtype.name, "shape": x.shape.as_list()}
-    for name, x in tensors.items()
-  }

@@ -197,36 +197,27 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   json_files.write(lists / bundle.FEATURES, described)
 
 
-def _num_interests(shape: tuple[int, ...]) -> int | None:
-  """Number of interests of queries whose vectors have this shape."""
-  return shape[0] if len(shape) == 2 else None
-
-
 def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:
   """Fields of the manifest that are derived from the contents."""
   index = next(iter(contents.indexes.values()))
-  towers = {
-    "query": contents.query_tower,
-    "candidate": contents.candidate_tower,
-  }
+  queries, candidates = contents.query_tower, contents.candidate_tower
   return {
     "num_queries": len(contents.query_ids),
     "num_candidates": index.size,
     "num_seen_pairs": len(contents.seen[1]),
     "dim": index.dim,
-    "num_interests": _num_interests(contents.query_tower.shape),
+    "num_interests": queries.shape[0] if len(queries.shape) == 2 else None,
     "dtype": "float32",
     "max_k": contents.max_k,
-    "id_types": manifest.IdTypes(
-      contents.query_tower.id_dtype.name, index.ids.dtype.name
-    ),
+    "id_types": manifest.IdTypes(queries.id_dtype.name, index.ids.dtype.name),
     "history_length": contents.history_length,
     "unknown_query": contents.unknown_query,
     "item_title": contents.item_title,
-    "query_features": tuple(x.about() for x in towers["query"].inputs),
-    "candidate_features": tuple(x.about() for x in towers["candidate"].inputs),
+    "query_features": tuple(x.about() for x in queries.inputs),
+    "candidate_features": tuple(x.about() for x in candidates.inputs),
     "tower_sha256": {
-      side: manifest.tower_hash(directory / f"{side}_tower") for side in towers
+      side: manifest.tower_hash(directory / f"{side}_tower")
+      for side in ("query", "candidate")
     },
     "indexes": contents.about_indexes,
   }

@@ -413,7 +413,9 @@ def test_a_ranker_of_histories(tmp_path):
     assert found.ids[0].tolist() == expected_ids[:4]
     assert found.ids[0].tolist() != loaded.recommend(k=4, **given).ids.tolist()
   text = query_lib.answer(
-    world.directory, None, 3, history=["item 3"], rerank=True
+    query_lib.QueryOptions(
+      bundle=world.directory, k=3, history=("item 3",), rerank=True
+    )
   )
   assert text.startswith("session, 1 known in its history (brute_force, re-ran")
   # Nothing is known about them, so they are answered by popularity.
@@ -501,13 +503,15 @@ def test_ages_of_events(of_ages):
   )
   np.testing.assert_allclose(alone["embedding"][0], found[0], atol=1e-6)
   text = query_lib.answer(
-    of_ages.directory,
-    ["user 6"],
-    3,
-    history=lists[0],
-    history_times=list(times[0]),
-    time=700,
-    as_json=True,
+    query_lib.QueryOptions(
+      bundle=of_ages.directory,
+      query_id=("user 6",),
+      k=3,
+      history=tuple(lists[0]),
+      history_times=tuple(times[0]),
+      time=700,
+      json=True,
+    )
   )
   assert json.loads(text)["candidate_ids"] == named.ids[0].tolist()
   for given, message in (

@@ -16,10 +16,14 @@ def load_once(load, monkeypatch):
   monkeypatch.setattr(bundle.Bundle, "load", load)
 
 
-def test_table(world, exported):
-  text = query.answer(
-    exported, [world.query_ids[1], "nobody"], 3, index="brute_force"
+def _answer(bundle, *query_ids, k=3, **given):
+  return query.answer(
+    query.QueryOptions(bundle=bundle, query_id=query_ids, k=k, **given)
   )
+
+
+def test_table(world, exported):
+  text = _answer(exported, world.query_ids[1], "nobody", index="brute_force")
   lines = text.splitlines()
   best = world.ranking(1)
   scores = -np.sort(-(world.candidate_vectors @ world.query_vectors[1]))
@@ -36,45 +40,38 @@ def test_table(world, exported):
   assert lines[6] == "query nobody: unknown, so the most popular candidates"
   assert lines[7].split() == ["rank", "id", "count", "title"]
   assert int(lines[8].split()[3]) == world.counts.max()
-  found = json.loads(
-    query.answer(exported, [world.query_ids[1]], 3, as_json=True)
-  )
+  found = json.loads(_answer(exported, world.query_ids[1], json=True))
   assert found["titles"] == list(map(world.title_of, found["candidate_ids"]))
 
 
 def test_fewer_candidates_than_asked_for(world, exported):
-  found = query.answer(
-    exported, [world.query_ids[1]], 302, index="brute_force", as_json=True
-  )
+  exact = {"k": 302, "index": "brute_force"}
+  found = _answer(exported, world.query_ids[1], json=True, **exact)
   assert len(json.loads(found)["candidate_ids"]) == 300
-  text = query.answer(exported, ["nobody"], 302, index="brute_force")
+  text = _answer(exported, "nobody", **exact)
   assert text.splitlines()[-1] == "only 300 of 302 candidates remain"
 
 
 def test_a_session(world, exported):
-  text = query.answer(
-    exported, None, 3, history=["item 3", "none"], index="brute_force"
-  )
+  text = _answer(exported, history=("item 3", "none"), index="brute_force")
   assert text.startswith("session, 1 known in its history (brute_force)\n")
-  found = query.answer(exported, None, 3, history=["item 3"], as_json=True)
+  found = _answer(exported, history=("item 3",), json=True)
   found = json.loads(found)
   assert (found["query_id"], found["num_history"]) == (None, 1)
-  text = query.answer(exported, None, 3, history=["none"], index="brute_force")
+  text = _answer(exported, history=("none",), index="brute_force")
   assert text.startswith("session: unknown, so the most popular candidates\n")
-  again = query.answer(
-    exported, ["nobody"], 3, history=["item 3"], as_json=True
-  )
+  again = _answer(exported, "nobody", history=("item 3",), json=True)
   again = json.loads(again)
   assert again["candidate_ids"] == found["candidate_ids"]
   assert not again["known"]
 
 
 def test_what_cannot_be_used_is_said(world, exported, capsys):
-  known = [world.query_ids[1]]
-  query.answer(exported, known, 3, history=["item 3"], index="brute_force")
-  assert f"{known[0]} has training rows" in capsys.readouterr().err
+  known = world.query_ids[1]
+  _answer(exported, known, history=("item 3",), index="brute_force")
+  assert f"{known} has training rows" in capsys.readouterr().err
   with pytest.raises(errors.DataError) as caught:
-    query.answer(exported, known, 3, index="brute_force", rerank=True)
+    _answer(exported, known, index="brute_force", rerank=True)
   assert str(caught.value).startswith(f"{exported}: has no ranker")
 
 

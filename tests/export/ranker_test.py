@@ -141,7 +141,10 @@ def test_query_prints_who_ranked(world, ranked, load, monkeypatch):
   monkeypatch.setattr(bundle.Bundle, "load", load)
   model, directory = ranked
   name = world.query_ids[1]
-  lines = query.answer(directory, [name], 3, rerank=True).splitlines()
+  asked = {"bundle": directory, "k": 3}
+  lines = query.answer(
+    query.QueryOptions(**asked, query_id=(name,), rerank=True)
+  ).splitlines()
   best = _reranked(world, model, 1, 100)[0]
   assert lines[0] == f"query {name} (brute_force, re-ranked)"
   assert [line.split()[1:3] for line in lines[2:5]] == [
@@ -151,7 +154,9 @@ def test_query_prints_who_ranked(world, ranked, load, monkeypatch):
     known, unknown = (
       json.loads(line)
       for line in query.answer(
-        directory, [name, "nobody"], 3, as_json=True, rerank=rerank
+        query.QueryOptions(
+          **asked, query_id=(name, "nobody"), json=True, rerank=rerank
+        )
       ).splitlines()
     )
     assert (known["reranked"], unknown["reranked"]) == (rerank, False)

@@ -262,8 +262,8 @@ class FakeBundle:
     rng = np.random.default_rng(5)
     self.fault = fault
     self.integers = integers
-    self.candidate_ids = [str(i) for i in range(60)]
-    self.query_ids = [f"q{i}" for i in range(9)]
+    self.candidate_ids = np.array([str(i) for i in range(60)], object)
+    self.query_ids = np.array([f"q{i}" for i in range(9)], object)
     if integers:
       self.candidate_ids = np.arange(60, dtype=np.int64)
       self.query_ids = np.arange(100, 109, dtype=np.int64)

@@ -44,6 +44,10 @@ class StringList(Sequence[str]):
     for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
       yield data[start:stop].decode()
 
+  def tolist(self) -> list[str]:
+    """Returns all strings, as `tolist` of an array of integers does."""
+    return list(self)
+
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> StringList:
     """Maps the files that `save` wrote under the same `path`."""

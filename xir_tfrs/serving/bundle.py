@@ -564,9 +564,8 @@ class Bundle:
 
   @functools.cached_property
   def _row_of(self) -> dict[Id, int]:
-    ids = self.candidate_ids
-    listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    return {candidate: row for row, candidate in enumerate(listed)}
+    ids = self.candidate_ids.tolist()
+    return {candidate: row for row, candidate in enumerate(ids)}
 
   @functools.cached_property
   def counts(self) -> np.ndarray:

@@ -46,6 +46,20 @@ class Signature(TypedDict):
   outputs: dict[str, TensorSpec]
 
 
+def signature_of(
+  inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+) -> Signature:
+  """Returns the entry of a signature with these tensors, or specs of them."""
+
+  def specs(tensors: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {
+      name: {"dtype": x.dtype.name, "shape": x.shape.as_list()}
+      for name, x in tensors.items()
+    }
+
+  return {"inputs": specs(inputs), "outputs": specs(outputs)}
+
+
 class File(msgspec.Struct, frozen=True):
   """The expected size and hash of a file."""
 
