@@ -78,7 +78,7 @@ def _write(
   items, about = _read_items(options, old)
   start_encoding = time.monotonic()
   encoded = encode(tower, items.ids, items.columns)
-  _require_encodable(options, items.ids, tower, encoded.answerable)
+  _require_encodable(options, items, tower, encoded.answerable)
   query_tower = _query_tower(old, items)
   if options.items:
     about["encode_seconds"] = round(time.monotonic() - start_encoding, 3)
@@ -185,20 +185,26 @@ def _title_column(
 
 def _require_encodable(
   options: options_lib.RefreshOptions,
-  ids: Sequence,
+  items: new_items.Items,
   tower: encoders.Encoder,
   answerable: np.ndarray,
 ) -> None:
-  """Refuses new items of a tower of ids: their vectors would mean nothing."""
-  if tower.inputs or answerable.all():
+  """Refuses new items without any feature: their vectors would mean nothing."""
+  if answerable.all() or len(items.missing) < len(tower.inputs):
     return
-  new = [x for x, known in zip(ids, answerable, strict=True) if not known]
+  new = [x for x, known in zip(items.ids, answerable, strict=True) if not known]
   others = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
+  reason = (
+    "the model only knows the ids of its training rows. Train it again with "
+    "rows of the new items, or with side features"
+  )
+  if tower.inputs:
+    reason = (
+      f"the file has none of the features {', '.join(items.missing)}, but "
+      f"{', '.join(items.ignored) or 'ids alone'}. Name its columns like them"
+    )
   raise errors.DataError(
-    f"{new[0]!r}{others} cannot be encoded: the model only knows the ids of "
-    "its training rows. Train it again with rows of the new items, or with "
-    "side features",
-    path=options.items,
+    f"{new[0]!r}{others} cannot be encoded: {reason}", path=options.items
   )
 
 

@@ -429,18 +429,21 @@ def test_impossible_changes_are_refused_by_name(plain, tmp_path, monkeypatch):
   assert (plain / manifests.FILE_NAME).read_bytes() == before
 
 
-def test_a_tower_of_ids_refuses_new_items():
+def test_new_items_without_features_are_refused():
   options = refresh.RefreshOptions(bundle="b", items="new.csv")
   known = np.array([True, False, False])
 
-  def check(answerable, *inputs):
-    tower = types.SimpleNamespace(inputs=inputs)
-    refreshing._require_encodable(options, ["a", "b", "c"], tower, answerable)
+  def check(answerable, features=(), missing=()):
+    items = new_items.Items(["a", "b", "c"], {}, missing, ("Brand",))
+    tower = types.SimpleNamespace(inputs=features)
+    refreshing._require_encodable(options, items, tower, answerable)
 
   check(known | True)
-  check(known, "a side feature")
+  check(known, ("brand", "price"), ("brand",))
   with pytest.raises(errors.DataError, match="new.csv: 'b' and 1 more cannot"):
     check(known)
+  with pytest.raises(errors.DataError, match="features brand, but Brand"):
+    check(known, ("brand",), ("brand",))
 
 
 def _table(rng, n):
