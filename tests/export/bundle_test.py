@@ -69,8 +69,9 @@ def test_edge_sizes(world, loaded):
   assert loaded.recommend([], k=3).ids.shape == (0, 3)
   found = loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[]])
   assert found.ids.tolist() == [world.ranking(0)[:1]]
-  with pytest.raises(ValueError, match="`k` = 0"):
-    loaded.recommend([world.query_ids[0]], k=0)
+  for wrong in (0, 2.5, "3"):
+    with pytest.raises(ValueError, match=f"`k` = {wrong!r}"):
+      loaded.recommend([world.query_ids[0]], k=wrong)
   with pytest.raises(ValueError, match="2 lists for 1 queries"):
     loaded.recommend([world.query_ids[0]], k=1, exclude_ids=[[], []])
 

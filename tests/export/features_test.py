@@ -87,6 +87,7 @@ def test_no_rows(loaded):
   "given, message",
   [
     ({"tag": ["a"]}, "'tag' must have one value per id.*1 values for 2"),
+    ({"tag": "ab"}, "'tag' must have one value per id: 'ab' is not a list"),
     ({"tag": ["a", 3]}, "'tag' is a token: 3 is not a string"),
     ({"words": ["w", "x"]}, "'words' is a token_seq: 'w' is not a list"),
     ({"words": [["w"], [1]]}, "'words' is a token_seq: 1 is not a string"),

@@ -62,6 +62,7 @@ for all unknown queries.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -619,10 +620,14 @@ class Bundle:
 
   def _check_k(self, name: str, value: int) -> None:
     largest = self.manifest.max_k
-    if not 1 <= value <= largest:
+    try:
+      fits = 1 <= operator.index(value) <= largest
+    except TypeError:
+      fits = False
+    if not fits:
       raise ValueError(
         f"`{name}` must be from 1 to {largest}, the bundle's `max_k`. "
-        f"Received: `{name}` = {value}."
+        f"Received: `{name}` = {value!r}."
       )
 
   def _queries(

@@ -75,7 +75,12 @@ class FeatureInput(manifest.Feature, frozen=True, omit_defaults=True):
     Raises:
       ValueError: The number or type of the values is wrong; names the feature.
     """
-    values = [None] * n if values is None else list(values)
+    try:
+      values = [None] * n if values is None else _list(values)
+    except TypeError as error:
+      raise ValueError(
+        f"feature {self.name!r} must have one value per id: {error}."
+      ) from None
     if len(values) != n:
       raise ValueError(
         f"feature {self.name!r} must have one value per id. Received: "
