@@ -1,6 +1,6 @@
 """Real processes for tests: workers of a cluster on this machine.
 
-    results = cluster.run("tests/distributed/worker.py", ["--out", folder])
+    results = cluster.run("tests.distributed.worker", ["--out", folder])
 
     with cluster.start("pipelines.train", flags) as workers:
       workers[0].wait_for("step 20")
@@ -163,7 +163,8 @@ def run(
     arguments: Its command line, the same for all workers.
     num_workers: Number of processes; a single one gets no TF_CONFIG.
     timeout: Seconds until workers that still run are killed.
-    env: Environment variables to add to those of this process.
+    env: Environment variables to add to those of this process. With those of
+      the fixture `fast`, modules start quickly.
     check: Whether a worker that fails is an error.
 
   Returns:
@@ -196,7 +197,9 @@ def start(
     The workers, by task index.
   """
   what = [target] if target.endswith(".py") else ["-m", target]
-  command = [sys.executable, *what, *map(str, arguments)]
+  # Popen looks for a name in the PATH of `env`.
+  python = "python" if env and "PATH" in env else sys.executable
+  command = [python, *what, *map(str, arguments)]
   with contextlib.ExitStack() as stack:
     addresses = [stack.enter_context(_address()) for _ in range(num_workers)]
     workers = Workers()

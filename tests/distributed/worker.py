@@ -1,6 +1,6 @@
 """One worker of a cluster, or a process of several devices: solves `problems`.
 
-    python tests/distributed/worker.py --out FOLDER [--cpus 3]
+    python -m tests.distributed.worker --out FOLDER [--cpus 3] METHOD ...
 
 Writes FOLDER/worker-INDEX.npz: arrays by "CASE/METHOD/NAME".
 """
@@ -25,6 +25,7 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--cpus", type=int, default=1)
+  parser.add_argument("methods", nargs="+")
   arguments = parser.parse_args()
 
   gc.disable()  # Graphs have many objects, which are never freed.
@@ -35,7 +36,7 @@ def main() -> None:
     for name, value in arrays.items():
       results[f"{case}/{method}/{name}"] = value
 
-  for method in problems.METHODS:
+  for method in arguments.methods:
     keep("train", method, problems.train(strategy, method))
   for case in fits:
     keep(case, "xir", problems.fit(strategy, "xir", **fits[case]))
