@@ -657,6 +657,37 @@ def test_table_of_cache_weights_is_the_results():
     configs.from_preset(**run["settings"])
 
 
+def test_table_of_temperatures_is_the_results():
+  guide = (ROOT / "docs/results.md").read_text("utf-8")
+  file = ROOT / "results/runs/temperature.json"
+  found = json.loads(file.read_text("utf-8"))["data"]
+  section = guide.partition("results/runs/temperature.json")[2]
+  rows = re.findall(
+    r"^\| ([A-Z].*?) \| ([\d.]+) % \| (.*) \|$",
+    section.partition("\n## ")[0],
+    re.M,
+  )
+  assert {name for name, *_ in rows} == found.keys()
+  for name, share, cells in rows:
+    about = found[name]["data"]
+    density = about["train_rows"] / about["queries"] / about["candidates"]
+    assert float(share) == round(100 * density, 1), name
+    figures = {
+      (run["settings"]["task"], run["settings"]["temperature"]): run
+      for run in found[name]["runs"]
+    }
+    columns = [("ssl_pop", t) for t in (0.1, 0.14, 0.2)]
+    columns += [("xir", t) for t in (0.2, 0.28)]
+    default, *shown = cells.split(" | ")
+    assert 0.1 <= float(default) <= 0.2
+    for column, cell in zip(columns, shown, strict=True):
+      if cell:
+        run = figures[column]
+        assert float(cell) == run["validation"]["ndcg@20"][-1], (name, column)
+    for run in figures.values():
+      configs.from_preset(**run["settings"])
+
+
 def test_tables_of_methods_are_the_results():
   guide = (ROOT / "docs/choosing_a_method.md").read_text("utf-8")
   tables = re.findall(

@@ -91,6 +91,7 @@ def build(
   Raises:
     SettingsError: The task refuses a setting.
   """
+  config = config.for_data(schema)
   query_tower = None
   if config.query_tower != "history":
     query_tower = _tower(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.training import methods, old_settings
 from xir_tfrs.data import errors
 from xir_tfrs.programs import settings
+
+if TYPE_CHECKING:
+  from xir_tfrs.data import schema as schema_lib
 
 _setting = settings.setting
 _Span = settings.Span
@@ -143,8 +147,8 @@ class TrainConfig(settings.Settings):
   )
   temperature: float | None = _setting(
     "Divisor of the scores. Not given: 0.1, or 0.2 for tasks that resample, "
-    "whose draws already sharpen the loss; half of it with histories; 1 for "
-    "inner products.",
+    "whose draws already sharpen the loss; half of it with histories; with ids "
+    "up to twice as much for dense data; 1 for inner products.",
     None,
     above=0,
     search=_Span(0.03, 0.5, log=True),
@@ -400,11 +404,31 @@ class TrainConfig(settings.Settings):
     """Whether the encoder of histories takes the ages of events."""
     return bool(self.history_arguments.get("ages"))
 
+  def for_data(self, schema: schema_lib.Schema) -> TrainConfig:
+    """Returns the config with the default temperature for the data.
+
+    The softmax of a query of ids raises its positives over the other
+    candidates. The larger their share, the density of the data, the less it
+    has to: dense data want higher temperatures (docs/results.md).
+    """
+    rows = schema.rows["train"]
+    given = self.temperature is not None or not self.normalize
+    if given or self.query_tower != "id" or not rows:
+      return self
+    density = rows / (schema.num_queries * schema.num_candidates)
+    contrast = min(max(-math.log(density), _SPARSE / 2), _SPARSE)
+    usual = self.resolved.temperature
+    assert usual is not None
+    return dataclasses.replace(
+      self, temperature=round(usual * _SPARSE / contrast, 2)
+    )
+
   @property
   def resolved(self) -> TrainConfig:
     """Returns the config with values for all settings that are not given.
 
-    Their defaults depend on the task and the towers.
+    Their defaults depend on the task and the towers. That of the temperature
+    is the one for sparse data; see `for_data`.
     """
     method = methods.TASKS[self.task]
     loss = self.loss or method.loss
@@ -439,6 +463,8 @@ class TrainConfig(settings.Settings):
     return settings.as_dict(of_run(content["train"], path, content.get("data")))
 
 
+# log(1 / density) from which on the usual temperature suits the data.
+_SPARSE = 5.0
 # Default weights and masks, found on Gowalla (docs/results.md).
 _ROWS: dict[str, Any] = {
   "mask_known_positives": True,

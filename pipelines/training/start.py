@@ -204,6 +204,10 @@ def _begin(
 
 def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
   """The content of config.json."""
+  defaults = {}
+  if run.config.temperature is None:
+    used = run.config.for_data(data.schema).resolved
+    defaults["temperature"] = used.temperature
   return runs.RunConfig(
     data=str(data.path.resolve()),
     schema_sha256=data.schema_sha256,
@@ -211,6 +215,7 @@ def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
     train=settings.as_dict(run.config),
     versions={"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    defaults=defaults,
   )
 
 
@@ -230,4 +235,14 @@ def _require_same_run(run: Run, new: runs.RunConfig) -> None:
       f"A resumed run cannot change --{name} (it was "
       f"{getattr(before, name)!r}, now {getattr(run.config, name)!r}): start a "
       "new run in another --model_dir."
+    )
+  was, now = (
+    (one.defaults or {}).get("temperature", config.resolved.temperature)
+    for one, config in ((old, before), (new, run.config))
+  )
+  if was != now:
+    raise errors.DataError(
+      f"was begun by another version, whose default temperature is {was}; that "
+      f"of this version is {now}: give --temperature {was}",
+      path=run.directory.path,
     )

@@ -40,10 +40,12 @@ class Space:
     fixed: Settings of all runs.
     searched: Values to try for other settings, by name, in the order of
       declaration: settings that others depend on come first.
+    data: Schema of the training data.
   """
 
   fixed: Mapping[str, Any]
   searched: Mapping[str, Search]
+  data: schema_lib.Schema
 
   def choose(self, suggest: Suggest) -> dict[str, Any]:
     """Chooses a value for each searched setting that has an effect.
@@ -84,7 +86,9 @@ class Space:
 
   def _defaults(self, start: Mapping[str, Any]) -> dict[str, Any]:
     """`start`, and the defaults of other searched settings for it."""
-    defaults = settings.values_of(self.config(start).resolved)
+    defaults = settings.values_of(
+      self.config(start).for_data(self.data).resolved
+    )
     chosen = self.choose(lambda one, _: defaults[one.name])
     return {
       name: value
@@ -147,7 +151,7 @@ def of(
     if isinstance(search, tuple) and len(search) == 1:
       fixed[name] = search[0]
   space = Space(
-    fixed, {n: s for n, s in searched.items() if s and n not in fixed}
+    fixed, {n: s for n, s in searched.items() if s and n not in fixed}, data
   )
   for name in {**given, **asked}:
     if not _may_be_used(name, space):

@@ -36,7 +36,9 @@ def build_task(**given):
     counts=_COUNTS,
     columns={},
   )
-  schema = types.SimpleNamespace(query_features=(), candidate_features=())
+  schema = types.SimpleNamespace(
+    rows={"train": 0}, query_features=(), candidate_features=()
+  )
   made = config.from_preset(dim=4, use_features=False, **given)
   return build.build(made, schema, table, table).task
 

@@ -21,7 +21,9 @@ def build(task, **settings):
     counts=_COUNTS,
     columns={},
   )
-  schema = types.SimpleNamespace(query_features=(), candidate_features=())
+  schema = types.SimpleNamespace(
+    rows={"train": 0}, query_features=(), candidate_features=()
+  )
   config = configs.from_preset(
     task=task, dim=4, seed=3, use_features=False, **settings
   )

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+import types
 
 import msgspec
 import numpy as np
@@ -428,13 +429,44 @@ def test_runs_older_than_loss_forms_use_cross_entropy(data, plain, tmp_path):
   for name in (*configs.CROSS_ENTROPY, "loss_arguments"):
     del old["train"][name]
   del old["sha256"]  # Such runs also had no hash.
+  del old["defaults"]  # The temperature did not depend on the data.
   path.write_text(json.dumps(old), encoding="utf-8")
+  with pytest.raises(errors.DataError, match="give --temperature 0.1"):
+    run(dataclasses.replace(first, epochs=2), resume=True)
+  first = dataclasses.replace(first, temperature=0.1)
   run(dataclasses.replace(first, epochs=2), resume=True)
   with pytest.raises(errors.DataError, match="mask_known_positives"):
     run(
       dataclasses.replace(first, epochs=3, mask_known_positives=True),
       resume=True,
     )
+
+
+@pytest.mark.parametrize(
+  "rows, queries, candidates, expected",
+  [
+    (637_318, 29_858, 40_981, 0.1),  # Gowalla
+    (719_676, 6_040, 3_416, 0.15),  # MovieLens 1M: 0.5 / log(28.67)
+    (90, 10, 10, 0.2),
+    (0, 10, 10, None),
+  ],
+)
+def test_the_default_temperature_grows_with_the_density(
+  rows, queries, candidates, expected
+):
+  schema = types.SimpleNamespace(
+    rows={"train": rows}, num_queries=queries, num_candidates=candidates
+  )
+
+  def temperature(**settings):
+    return configs.from_preset(**settings).for_data(schema).temperature
+
+  assert temperature(task="ssl_pop") == expected
+  assert temperature(task="ssl_pop", temperature=0.07) == 0.07
+  assert temperature(task="ssl_pop", normalize=False) is None
+  assert temperature(task="ssl_pop", query_tower="history") is None
+  if expected:
+    assert temperature(task="xir") == pytest.approx(2 * expected, abs=0.005)
 
 
 @pytest.mark.parametrize("task", methods.TASKS)

@@ -14,6 +14,8 @@ Span = settings.Span
 
 def data(times=False, features=False, candidates=100):
   return types.SimpleNamespace(
+    rows={"train": 50},
+    num_queries=10,
     interaction_features=(schema.InteractionFeature("timestamp", "int64"),)[
       : int(times)
     ],
@@ -79,7 +81,7 @@ def test_the_defaults_come_first():
   ]
   space = space_of()
   for chosen in space.first():
-    default = configs.from_preset(task=chosen["task"])
+    default = configs.from_preset(task=chosen["task"]).for_data(data())
     assert space.config(chosen).resolved == default.resolved
   # The first trials leave out settings whose default is outside the space.
   narrow = space_of("temperature=0.3..0.4", "task=mns,cbns").first()

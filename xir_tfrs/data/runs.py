@@ -50,6 +50,8 @@ class RunConfig(
     model: The config of the model, for `TwoTower.from_config`.
     train: The settings of the run, by name.
     versions: Version of each package that trained the model.
+    defaults: Values of settings that were not given and depend on the data, by
+      name. Runs of older versions have none.
     sha256: Hash of the other fields; "" in runs of older versions, whose
       changes go unnoticed.
 
@@ -68,6 +70,8 @@ class RunConfig(
   model: dict[str, Any]
   train: dict[str, Any]
   versions: dict[str, str | None] = {}
+  # Not in the hash where it is not set, as in runs of older versions.
+  defaults: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
   sha256: str = ""
 
 
