@@ -5,10 +5,10 @@
 
 In the block, a server process has loaded TensorFlow and the library. The
 commands `python` and `xir-tfrs`, first in the PATH of `faster`, make it fork a
-child for each program, and for each script from stdin, with its arguments,
-folder, environment, files, signals and exit status: 128 + N if signal N ends
-it. A child is killed when its command is. Anything else, such as a script in a
-file, runs in the real Python.
+child for each program, with its arguments, folder, environment, files, signals
+and exit status: 128 + N if signal N ends it. A child is killed when its command
+is. Anything else runs in the real Python: a sample must not profit from what is
+loaded here.
 The fixture `fast` has such an environment for all tests of a process.
 
 No TensorFlow op has run before a fork, so children share no state. Tests of the
@@ -77,12 +77,10 @@ def programs(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _ask(address: str, arguments: Sequence[str]) -> int:
-  """Runs a program or stdin in the server; returns its exit status."""
-  if arguments[:1] == ["-m"] and arguments[1].startswith(_PROGRAMS):
-    arguments = arguments[1:]
-  elif arguments[:1] != ["-"]:
+  """Runs a program in the server; returns its exit status."""
+  if arguments[:1] != ["-m"] or not arguments[1].startswith(_PROGRAMS):
     os.execv(sys.executable, [sys.executable, *arguments])
-  request = json.dumps([os.getcwd(), dict(os.environ), arguments]).encode()
+  request = json.dumps([os.getcwd(), dict(os.environ), arguments[1:]]).encode()
   with socket.socket(socket.AF_UNIX) as server:
     server.connect(address)
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
@@ -158,12 +156,7 @@ def _serve(address: str, python: str) -> None:
   sys.path[0] = folder
   sys.executable = python
   try:
-    if sys.argv[0] == "-":
-      exec(
-        compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"}
-      )
-    else:
-      runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
   except SystemExit as end:
     _end(end.code)
   _end(None)
