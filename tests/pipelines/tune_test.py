@@ -51,7 +51,7 @@ def in_threads(monkeypatch, run):
 
 
 def value_of(config):
-  return 1 / (1 + abs(config.resolved.temperature - 0.2) + config.learning_rate)
+  return 1 / (1 + abs(config.resolved.temperature - 0.4) + config.learning_rate)
 
 
 def untrained(connection, config):
@@ -118,7 +118,8 @@ def test_an_interrupted_search_equals_an_uninterrupted_one(searched, tmp_path):
     "ssl_pop",
     "xir",
   ]
-  assert whole.trials[0].params["temperature"] == 0.1
+  # The default for data as dense as these.
+  assert whole.trials[0].params["temperature"] == 0.2
   assert whole.best_value >= max(trial.value for trial in whole.trials[:2])
   again, _ = searched(5)
   assert chosen(again) == chosen(whole)
