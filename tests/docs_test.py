@@ -688,6 +688,30 @@ def test_table_of_temperatures_is_the_results():
       configs.from_preset(**run["settings"])
 
 
+def test_table_of_peers_is_the_results():
+  guide = (ROOT / "docs/results.md").read_text("utf-8")
+  file = ROOT / "results/runs/peers.json"
+  found = json.loads(file.read_text("utf-8"))["data"]
+  section = guide.partition("results/runs/peers.json")[2].partition("###")[0]
+  shown = set()
+  for name, line in re.findall(r"^\| (\w.*?) \| ([\d. |]+) \|$", section, re.M):
+    cells = line.split(" | ")
+    for data, *figures in (
+      ("MovieLens 1M", *cells[:2]),
+      ("Sports", *cells[2:]),
+    ):
+      if figures != ["", ""]:
+        ranked = found[data][name]["test"]
+        expected = [ranked[key] for key in ("recall@20", "ndcg@20")]
+        assert list(map(float, figures)) == expected, (data, name)
+        shown.add((data, name))
+  assert shown == {(data, name) for data in found for name in found[data]}
+  for data, name in shown:
+    run = found[data][name]["settings"]
+    if "task" in run:
+      configs.from_preset(**run)
+
+
 def test_tables_of_methods_are_the_results():
   guide = (ROOT / "docs/choosing_a_method.md").read_text("utf-8")
   tables = re.findall(
