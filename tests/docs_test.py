@@ -604,7 +604,7 @@ def test_table_of_the_readme_is_the_results():
     "Gowalla": published("public_gowalla_lightgcn", "SSL-Pop, bilateral loss"),
     "Yelp2018": published("public_yelp2018_lightgcn", "SSL-Pop, default loss"),
     "Sports": runs["sports, tuned"]["test"]["model"],
-    "Beauty": runs["beauty, averaged"]["test"]["model"],
+    "Beauty": runs["beauty, averaged, 40 epochs"]["test"]["model"],
     "Toys": runs["toys, tuned"]["test"]["model"],
     "YooChoose": runs["yoochoose, by time, XIR"]["test"]["model"],
   }
