@@ -206,8 +206,7 @@ def _description(run: Run, data: directories.DataDir) -> runs.RunConfig:
   """The content of config.json."""
   defaults = {}
   if run.config.temperature is None:
-    used = run.config.for_data(data.schema).resolved
-    defaults["temperature"] = used.temperature
+    defaults["temperature"] = run.model.task.temperature
   return runs.RunConfig(
     data=str(data.path.resolve()),
     schema_sha256=data.schema_sha256,
