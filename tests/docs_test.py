@@ -121,6 +121,14 @@ def run_document(path, folder, environment=None):
   return "".join(output)
 
 
+def results_and_text(name, part, guide):
+  """A part of results/runs/NAME.json, and what a guide shows after its link."""
+  path = f"results/runs/{name}.json"
+  content = json.loads((ROOT / path).read_text("utf-8"))
+  text = (ROOT / "docs" / guide).read_text("utf-8")
+  return content[part], text.partition(path)[2]
+
+
 def interactions(path):
   """Two groups of users with different tastes, in a RecBole file."""
   rng = np.random.default_rng(0)
@@ -598,8 +606,7 @@ def test_table_of_the_readme_is_the_results():
     )
     return dict(zip(names, map(float, found), strict=True))
 
-  file = ROOT / "results/runs/histories.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
+  runs, _ = results_and_text("histories", "runs", "histories.md")
   sources = {
     "Gowalla": published("public_gowalla_lightgcn", "SSL-Pop, bilateral loss"),
     "Yelp2018": published("public_yelp2018_lightgcn", "SSL-Pop, default loss"),
@@ -619,10 +626,7 @@ def test_table_of_the_readme_is_the_results():
 
 
 def test_table_of_losses_on_the_shifted_splits_is_the_results():
-  guide = (ROOT / "docs/results.md").read_text("utf-8")
-  file = ROOT / "results/runs/shifted.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
-  section = guide.partition("results/runs/shifted.json")[2]
+  runs, section = results_and_text("shifted", "runs", "results.md")
   rows = {"default": "default", "--loss bsl --popularity_weight 0": "bsl"}
   for title, loss in rows.items():
     (cells,) = re.findall(rf"^\| `?{title}`? \| (.*) \|$", section, re.M)
@@ -637,10 +641,7 @@ def test_table_of_losses_on_the_shifted_splits_is_the_results():
 
 
 def test_table_of_cache_weights_is_the_results():
-  guide = (ROOT / "docs/results.md").read_text("utf-8")
-  file = ROOT / "results/runs/cache_weight.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
-  section = guide.partition("results/runs/cache_weight.json")[2]
+  runs, section = results_and_text("cache_weight", "runs", "results.md")
   section = section.partition("\n## ")[0]
   rows = re.findall(
     r"^\| (SSL-Pop|XIR, cache of 1,024.*?) \| (.*) \|$", section, re.M
@@ -658,10 +659,7 @@ def test_table_of_cache_weights_is_the_results():
 
 
 def test_table_of_temperatures_is_the_results():
-  guide = (ROOT / "docs/results.md").read_text("utf-8")
-  file = ROOT / "results/runs/temperature.json"
-  found = json.loads(file.read_text("utf-8"))["data"]
-  section = guide.partition("results/runs/temperature.json")[2]
+  found, section = results_and_text("temperature", "data", "results.md")
   rows = re.findall(
     r"^\| ([A-Z].*?) \| ([\d.]+) % \| (.*) \|$",
     section.partition("\n## ")[0],
@@ -689,10 +687,8 @@ def test_table_of_temperatures_is_the_results():
 
 
 def test_table_of_peers_is_the_results():
-  guide = (ROOT / "docs/results.md").read_text("utf-8")
-  file = ROOT / "results/runs/peers.json"
-  found = json.loads(file.read_text("utf-8"))["data"]
-  section = guide.partition("results/runs/peers.json")[2].partition("###")[0]
+  found, section = results_and_text("peers", "data", "results.md")
+  section = section.partition("###")[0]
   shown = set()
   for name, line in re.findall(r"^\| (\w.*?) \| ([\d. |]+) \|$", section, re.M):
     cells = line.split(" | ")
@@ -754,8 +750,7 @@ def test_tables_of_the_serving_guide_are_the_results():
 
 def test_table_of_the_guide_of_histories_is_the_results():
   guide = (ROOT / "docs/histories.md").read_text("utf-8")
-  file = ROOT / "results/runs/histories.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
+  runs, _ = results_and_text("histories", "runs", "histories.md")
   section = guide[guide.index("## See what it reaches") :]
   shown = set()
   for line in re.findall(r"^\| (\w.*) \|$", section, re.M):
@@ -777,10 +772,8 @@ def test_table_of_the_guide_of_histories_is_the_results():
 
 
 def test_table_of_balanced_gradients_is_the_results():
-  guide = (ROOT / "docs/results.md").read_text("utf-8")
-  file = ROOT / "results/runs/cbns.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
-  section = guide.partition("results/runs/cbns.json")[2].partition("###")[0]
+  runs, section = results_and_text("cbns", "runs", "results.md")
+  section = section.partition("###")[0]
   header, *rows = re.findall(r"^\| (.*) \|$", section, re.M)
   _, *titles = header.split(" | ")
   shown = set()
@@ -796,10 +789,8 @@ def test_table_of_balanced_gradients_is_the_results():
 
 
 def test_table_of_ages_is_the_results():
-  guide = (ROOT / "docs/histories.md").read_text("utf-8")
-  file = ROOT / "results/runs/ages.json"
-  runs = json.loads(file.read_text("utf-8"))["runs"]
-  section = guide.partition("results/runs/ages.json")[2].partition("## ")[0]
+  runs, section = results_and_text("ages", "runs", "histories.md")
+  section = section.partition("## ")[0]
   rows = re.findall(r"^\| ([A-Z][\w ]+).* \| (\d .*) \|$", section, re.M)
   assert len(rows) * 2 == len(runs)
   for name, cells in rows:
@@ -815,8 +806,8 @@ def test_table_of_ages_is_the_results():
 
 
 def test_settings_of_the_runs_of_histories_are_settings():
-  file = ROOT / "results/runs/histories.json"
-  for run in json.loads(file.read_text("utf-8"))["runs"].values():
+  runs, _ = results_and_text("histories", "runs", "histories.md")
+  for run in runs.values():
     configs.from_preset(**run["settings"])
 
 
