@@ -6,7 +6,8 @@
 #     retriever --bundle /bundles/live
 #
 # Mount the folder around the bundle: of a bundle that is mounted itself, the
-# container never sees the next one. See docs/serving.md.
+# container never sees the next one. For another --host, which is given here,
+# replace the --entrypoint. See docs/serving.md.
 FROM python:3.11-slim-bookworm
 
 WORKDIR /app

@@ -108,13 +108,21 @@ class PrepareConfig(settings.Settings):
     super().__post_init__()
     if self.session_gap is not None:
       self._check_sessions()
-    is_given = bool(self.input.given_splits)
+    if self.dataset is not None and len(self.input.paths) != 1:
+      raise ValueError(
+        "--dataset takes one --input, the folder or archive of the data set."
+        f" Received: {len(self.input.paths)}."
+      )
+    from_dataset = datasets.brings_split(self.dataset)
+    is_given = bool(self.input.given_splits) or from_dataset
     if self.split is None:
       object.__setattr__(self, "split", "given" if is_given else "random")
     if is_given and self.split != "given":
+      which = "--train, --validation and --test define the"
+      if from_dataset:
+        which = f"--dataset {self.dataset} brings its own"
       raise ValueError(
-        "--train, --validation and --test define the split; omit --split."
-        f" Received: --split {self.split}."
+        f"{which} split; omit --split. Received: --split {self.split}."
       )
     if self.split == "given" and not is_given:
       raise ValueError(
@@ -137,19 +145,16 @@ class PrepareConfig(settings.Settings):
 
     Raises:
       DataError: A file of the data set is missing.
+      SettingsError: A setting contradicts one of the data set.
     """
     if self.dataset is None:
       return self
-    if len(self.input.paths) != 1:
-      raise ValueError(
-        "--dataset takes one --input, the folder or archive of the data set."
-        f" Received: {len(self.input.paths)}."
-      )
     given = settings.changed(self)
-    if given.get("split") == "random":
-      del given["split"]  # Not given, or equal to the default.
+    del given["dataset"]
     flags = datasets.flags(self.dataset, self.input.paths[0], given)
-    return settings.build(type(self), flags)
+    # A flag may contradict one of the data set.
+    with settings.naming(f"--dataset {self.dataset}"):
+      return settings.build(type(self), flags)
 
   def _check_sessions(self) -> None:
     if not self.session_seconds:

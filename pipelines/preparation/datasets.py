@@ -264,6 +264,11 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
+def brings_split(name: str | None) -> bool:
+  """Whether a data set has files of training and test rows."""
+  return name is not None and "train" in DATA_SETS[name].files
+
+
 def flags(name: str, place: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the settings that read a data set.
 

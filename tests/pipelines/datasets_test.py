@@ -10,6 +10,7 @@ from pipelines import prepare
 from pipelines.preparation import datasets
 from pipelines.readers import inputs, sources
 from xir_tfrs.data import errors
+from xir_tfrs.programs import settings
 
 _TITLE = "the title"  # The value of the title feature in the imitations.
 _NOON = 1_682_944_200  # 2023-05-01 12:30:00 UTC
@@ -245,9 +246,10 @@ _IMITATIONS = {
 }
 
 
-def _config(dataset, place, **kwargs):
+def _config(dataset, place, item=None, **kwargs):
+  columns = inputs.Columns(item=item)
   return prepare.PrepareConfig(
-    input=inputs.Input(paths=(str(place),)),
+    input=inputs.Input(paths=(str(place),), columns=columns),
     output="out",
     dataset=dataset,
     **kwargs,
@@ -312,4 +314,28 @@ def test_user_settings_override_detection(tmp_path):
   with pytest.raises(ValueError, match="--dataset takes one --input"):
     prepare.PrepareConfig(
       input=inputs.Input(paths=("a", "b")), output="x", dataset="mind"
-    ).resolved()
+    )
+
+
+@pytest.mark.parametrize("split", ["random", "leave_last"])
+def test_a_data_set_with_its_own_split_refuses_another(split):
+  with pytest.raises(
+    ValueError,
+    match=f"--dataset lightgcn brings its own split.*--split {split}",
+  ):
+    prepare.PrepareConfig(
+      input=inputs.Input(paths=("a",)),
+      output="x",
+      dataset="lightgcn",
+      split=split,
+    )
+
+
+def test_a_flag_that_contradicts_the_data_set_is_named(tmp_path):
+  (tmp_path / "behaviors.tsv").write_text(
+    _IMITATIONS["mind"][0]["behaviors.tsv"]
+  )
+  with pytest.raises(
+    settings.SettingsError, match="--dataset mind: --item_col"
+  ):
+    _config("mind", tmp_path, item="x")

@@ -142,6 +142,24 @@ def test_a_list_is_given_at_once(argument):
     given(argument, argument)
 
 
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--dim=3", "--dim", "5"], "--dim is given 2 times.* --dim 3 and --dim 5"),
+    (["--fast", "--nofast"], "--fast is given 2 times.* --fast and --nofast"),
+    (["--config=a", "--config=b"], "--config is given 2 times"),
+  ],
+)
+def test_the_last_of_several_values_does_not_win(arguments, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    given(*arguments)
+
+
+def test_the_same_value_may_be_given_again():
+  found = given("--dim=3", "--fast", "--debug", "--dim=3", "--fast", "--debug")
+  assert found == {"dim": 3, "fast": True}
+
+
 def test_a_needed_flag():
   with pytest.raises(settings.SettingsError, match="--data is required: Direc"):
     settings.build(_Config, {})

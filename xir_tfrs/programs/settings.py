@@ -21,7 +21,6 @@ import textwrap
 import types
 import typing
 from collections.abc import (
-  Callable,
   Hashable,
   Iterable,
   Iterator,
@@ -510,43 +509,32 @@ def parse(
   """
   values = flags.FlagValues()
   known = {one.name: one for one in settings_of(config_class)}
-  for name, text in _GENERAL.items():
+  for name in _GENERAL:
     if name in known:
       raise TypeError(f"{name} is a flag of every program.")
-    if name == "config":
-      flags.DEFINE_string(name, None, text, flag_values=values)
-    else:
-      flags.DEFINE_bool(name, False, text, flag_values=values)
+    _define(name, name != "config", values)
   for one in known.values():
-    define: Callable[..., Any] = flags.DEFINE_string
-    if one.type is bool:
-      define = flags.DEFINE_bool
-    elif one.about.multi:
-      define = flags.DEFINE_multi_string
-    define(one.name, None, one.about.help, flag_values=values)
+    _define(one.name, one.type is bool, values)
   try:
     rest = values(list(argv), known_only=keep_unknown)[1:]
   except flags.Error as error:
     raise SettingsError(f"{error}; see --help.") from None
-  for one in known.values():
-    # The last value would replace the others, which nobody expects of a list.
-    if values[one.name].present > 1 and one.has_several and not one.about.multi:
-      raise SettingsError(
-        f"--{one.name} is given {values[one.name].present} times: give all of "
-        "its values at once, with commas between them."
-      )
+  general = {name: _only(name, values[name].value) for name in _GENERAL}
   in_file, file = {}, None
   # Help comes first: the file itself may be invalid.
-  wants_help = "short" if values["help"].value else ""
-  if values["helpfull"].value:
+  wants_help = "short" if general["help"] else ""
+  if general["helpfull"]:
     wants_help = "full"
-  if values["config"].present and not wants_help:
-    file = str(values["config"].value)
+  if general["config"] is not None and not wants_help:
+    file = str(general["config"])
     in_file = read_file(file, config_class)
   by_flags = {
-    name: one.convert(values[name].value, f"--{name}")
+    name: one.convert(
+      found if one.about.multi else _only(name, found, one.has_several),
+      f"--{name}",
+    )
     for name, one in known.items()
-    if values[name].present
+    if (found := values[name].value) is not None
   }
   return Parsed(
     given=in_file | by_flags,
@@ -554,8 +542,41 @@ def parse(
     file=file,
     rest=rest,
     help=wants_help,
-    debug=bool(values["debug"].value),
+    debug=bool(general["debug"]),
   )
+
+
+def _define(name: str, is_bool: bool, values: flags.FlagValues) -> None:
+  """Defines a flag whose value is the list of all values that are given."""
+  parser = flags.BooleanParser() if is_bool else flags.ArgumentParser()
+  flag = flags.MultiFlag(parser, None, name, None, "", boolean=is_bool)
+  flags.DEFINE_flag(flag, flag_values=values)
+
+
+def _only(name: str, found: Sequence[Any] | None, is_list: bool = False) -> Any:
+  """The value of a flag that is given once, or again with the same value.
+
+  Args:
+    name: Name of the flag.
+    found: The given values; None if there are none.
+    is_list: Whether each value is a list, which the next one might continue.
+
+  Raises:
+    SettingsError: The last value would silently replace the others.
+  """
+  if not found:
+    return None
+  if is_list and len(found) > 1:
+    raise SettingsError(
+      f"--{name} is given {len(found)} times: give all of its values at once, "
+      "with commas between them."
+    )
+  if len(set(found)) > 1:
+    shown = " and ".join(_as_flag(name, value) for value in found)
+    raise SettingsError(
+      f"--{name} is given {len(found)} times: omit all but one of {shown}."
+    )
+  return found[0]
 
 
 def common_of(config_class: type) -> list[Setting]:
