@@ -460,21 +460,29 @@ class _Columns:
     if self.form.pairwise:
       # Draws use the plain scores, whatever the form of the loss.
       weights, _ = self._softmax(logits, keep)
-    counts = resampling.counts_from_shares(
-      weights,
-      self.resampler.num_resampled,
-      seed=self.resampler.seed,
-      method=self.resampler.method,
-      first_row=tf.cast(self.resampler.first_row, tf.int64)
-      + tf.cast(start, tf.int64),
-    )
-    counts = tf.cast(counts, logits.dtype)
+    counts, unit = self._counts(weights, start)
     if self.count_draws:
-      draws = tf.linalg.matvec(counts, filled, transpose_a=True)
+      draws = unit * tf.linalg.matvec(counts, filled, transpose_a=True)
     terms = counts * shares
     # The terms are not divided by q: the scale takes that back.
     total = filled * tf.linalg.matvec(terms, self.scale)
-    return terms, total, log_sum + self.log_unit, tf.cast(draws, tf.float64)
+    log_unit = log_sum + self.log_unit + tf.math.log(unit)
+    return terms, total, log_unit, tf.cast(draws, tf.float64)
+
+  def _counts(self, shares, start):
+    """(counts [rows, pool], unit): column j is drawn unit * counts_j times."""
+    of, dtype = self.resampler, shares.dtype
+    if of.method == "expected":
+      # Averages are in proportion to the shares: this saves a pass.
+      return shares, tf.cast(of.num_resampled, dtype)
+    counts = resampling.counts_from_shares(
+      shares,
+      of.num_resampled,
+      seed=of.seed,
+      method=of.method,
+      first_row=tf.cast(of.first_row, tf.int64) + tf.cast(start, tf.int64),
+    )
+    return tf.cast(counts, dtype), tf.ones([], dtype)
 
   def _softmax(self, values, keep):
     """`resampling.softmax` of the columns that are kept, corrected by q."""
