@@ -33,7 +33,7 @@ from absl import flags
 
 import xir_tfrs
 from benchmarks import estimator_bias, serving
-from pipelines.reproduction import report
+from pipelines.reproduction import experiments, report
 from pipelines.training import config as configs
 from tests import forked
 from tools import check_wheel
@@ -583,6 +583,14 @@ def test_tables_of_results_are_the_results():
     tables = re.findall(r"^<!-- (\w+) -->\n\n((?:\|.*\n)+)", text, re.M)
     assert len(tables) == len(re.findall(r"^<!-- \w+ -->", text, re.M)) >= 1
     for name, table in tables:
+      if name == "cells":
+        assert table == report.cells(results)
+        shown |= {
+          name
+          for name, result in results.items()
+          if experiments.EXPERIMENTS[result.experiment].ceiling
+        }
+        continue
       # A document may leave out rows; report.md has all.
       kept, rows = table.splitlines(), report.table(results[name]).splitlines()
       assert kept[:2] == rows[:2] and len(kept) > 2, (document, name)

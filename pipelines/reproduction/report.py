@@ -1,9 +1,12 @@
 """Makes tables and figures from the files of `results.collect`."""
 
+import itertools
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
+from pipelines.evaluation import intervals
 from pipelines.reproduction import experiments, files
 from pipelines.training import methods
 from xir_tfrs.data import errors
@@ -23,6 +26,7 @@ _SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 _TESTED = "ndcg@20"
 # A shorter way from the baseline to the ceiling is mostly chance.
 _SHORTEST_WAY = 0.02
+_CHANCE = 0.01
 
 
 def write(output: str) -> list[pathlib.Path]:
@@ -52,6 +56,9 @@ def write(output: str) -> list[pathlib.Path]:
       draw(result, path)
       written.append(path)
       parts.append(f"![{result.title}]({path.name})\n")
+  if overview := cells(found):
+    parts.append(f"## When the cache pays: {_TESTED} in all cells\n")
+    parts.append(overview)
   path = folder / FILE_NAME
   path.write_text("\n".join(parts), encoding="utf-8")
   return [*written, path]
@@ -105,6 +112,49 @@ def table(result: files.Result) -> str:
     row.append(f"{max(run.peak_gib for run in case.runs):.2f}")
     rows.append(row)
   return _markdown(header, rows)
+
+
+def cells(results: Mapping[str, files.Result]) -> str:
+  """Returns the Markdown table of all experiments with a ceiling.
+
+  A row is a cell: a data set, a tower and a batch. It has the metric of the
+  baseline, and how far the other methods are from it; what is more than chance
+  is bold. Nothing without such an experiment.
+  """
+  rows: list[tuple[tuple[str, ...], dict[str, str], int]] = []
+  for result in results.values():
+    if not experiments.EXPERIMENTS[result.experiment].ceiling:
+      continue
+    tests = {c.case: c.metrics[_TESTED] for c in result.comparisons}
+    for _, (first, *others) in itertools.groupby(
+      result.cases, lambda case: case.x
+    ):
+      base = np.mean([point[_TESTED] for point in _points(result, first)])
+      row = {methods.TASKS[first.task].title: f"{base:.4f}"}
+      for case in others:
+        if case.name in tests:
+          title = methods.TASKS[case.task].title
+          row[title] = _relative(tests[case.name], base)
+      tower, batch = (
+        first.settings[name] for name in ("query_tower", "global_batch_size")
+      )
+      cell = result.data.name, f"{tower}", f"{batch:,}"
+      rows.append((cell, row, len(first.runs)))
+  if not rows:
+    return ""
+  columns = dict.fromkeys(title for _, row, _ in rows for title in row)
+  return _markdown(
+    ["data", "tower", "batch", *columns, "seeds"],
+    [
+      [*cell, *(row.get(title, "") for title in columns), f"{seeds}"]
+      for cell, row, seeds in rows
+    ],
+  )
+
+
+def _relative(test: intervals.PairedTest, baseline: float) -> str:
+  text = f"{test.difference / baseline:+.1%}"
+  return f"**{text}**" if test.p < _CHANCE else text
 
 
 def _occurrence_table(result: files.Result) -> str:

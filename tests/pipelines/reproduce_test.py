@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines import evaluate, reproduce
+from pipelines.evaluation import intervals
 from pipelines.reproduction import experiments, files, report, results, runs
 from pipelines.training import config as configs
 from xir_tfrs.data import errors
@@ -259,32 +260,31 @@ def test_report_needs_results(tmp_path):
     report.write(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-  ("best", "shown"), [(0.22, "| 150% |"), (0.2039, "| short |")]
-)
-def test_the_way_to_the_ceiling(best, shown):
-  """From 0.2 of the first of the same `x` to `best` of the full softmax."""
+def case_of(task, ndcg, x):
+  """A finished case of "cache" in group `x`: batches of 128 or 256."""
+  run = files.RunSummary(
+    seed=0,
+    epochs=1,
+    steps_per_epoch=1,
+    seconds_per_epoch=1.0,
+    peak_gib=1.0,
+    curve=({"epoch": 1} | dict.fromkeys(results.METRICS, ndcg),),
+  )
+  return files.CaseResult(
+    name=f"{task}-{x}",
+    title=task,
+    task=task,
+    preset="default",
+    settings={"query_tower": "id", "global_batch_size": 128 * (1 + x)},
+    x=x,
+    runs=(run,),
+  )
 
-  def case(task, ndcg, x):
-    run = files.RunSummary(
-      seed=0,
-      epochs=1,
-      steps_per_epoch=1,
-      seconds_per_epoch=1.0,
-      peak_gib=1.0,
-      curve=({"epoch": 1} | dict.fromkeys(results.METRICS, ndcg),),
-    )
-    return files.CaseResult(
-      name=f"{task}-{x}",
-      title=task,
-      task=task,
-      preset="default",
-      settings={},
-      x=x,
-      runs=(run,),
-    )
 
-  result = files.Result(
+def result_of(*cases, **comparisons):
+  """The result of "cache"; comparisons are p-values by task, for `x` = 0."""
+  first = cases[0].runs[0].curve[0]["ndcg@20"]
+  return files.Result(
     experiment="cache",
     title="",
     data=files.Data(
@@ -293,19 +293,60 @@ def test_the_way_to_the_ceiling(best, shown):
     ranked="validation",
     shows="table",
     axis=None,
-    cases=(
-      case("ssl_pop", 0.2, 0),
-      case("xir", 0.23, 0),
-      case("full_softmax", best, 0),
-      case("ssl_pop", 0.1, 1),
-    ),
+    cases=cases,
     epoch=1,
     baseline="SSL-Pop",
-    comparisons=(),
+    comparisons=tuple(
+      files.Comparison(
+        case.name,
+        (0,),
+        {
+          "ndcg@20": intervals.PairedTest(
+            case.runs[0].curve[0]["ndcg@20"] - first,
+            0.0,
+            comparisons[case.task],
+          )
+        },
+      )
+      for case in cases[1:]
+      if case.task in comparisons
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  ("best", "shown"), [(0.22, "| 150% |"), (0.2039, "| short |")]
+)
+def test_the_way_to_the_ceiling(best, shown):
+  """From 0.2 of the first of the same `x` to `best` of the full softmax."""
+  result = result_of(
+    case_of("ssl_pop", 0.2, 0),
+    case_of("xir", 0.23, 0),
+    case_of("full_softmax", best, 0),
+    case_of("ssl_pop", 0.1, 1),
   )
   _, _, first, xir, last, other = report.table(result).splitlines()
   assert shown in xir
   assert not any(shown in line for line in (first, last, other))
+
+
+def test_cells_of_the_experiments_with_a_ceiling():
+  result = result_of(
+    case_of("ssl_pop", 0.2, 0),
+    case_of("xir", 0.21, 0),
+    case_of("full_softmax", 0.19, 0),
+    case_of("ssl_pop", 0.1, 1),
+    xir=0.009,
+    full_softmax=0.011,
+  )
+  assert report.cells({"cache_any": result}).splitlines() == [
+    "| data | tower | batch | SSL-Pop | XIR | full softmax | seeds |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+    "| any | id | 128 | 0.2000 | **+5.0%** | -5.0% | 1 |",
+    "| any | id | 256 | 0.1000 |  |  | 1 |",
+  ]
+  without = msgspec.structs.replace(result, experiment="table2")
+  assert report.cells({"table2_any": without}) == ""
 
 
 @pytest.mark.slow

@@ -460,7 +460,7 @@ class _Columns:
     if self.form.pairwise:
       # Draws use the plain scores, whatever the form of the loss.
       weights, _ = self._softmax(logits, keep)
-    counts, unit = self._counts(weights, start)
+    counts, unit = _counts(self.resampler, weights, start)
     if self.count_draws:
       draws = unit * tf.linalg.matvec(counts, filled, transpose_a=True)
     terms = counts * shares
@@ -468,21 +468,6 @@ class _Columns:
     total = filled * tf.linalg.matvec(terms, self.scale)
     log_unit = log_sum + self.log_unit + tf.math.log(unit)
     return terms, total, log_unit, tf.cast(draws, tf.float64)
-
-  def _counts(self, shares, start):
-    """(counts [rows, pool], unit): column j is drawn unit * counts_j times."""
-    of, dtype = self.resampler, shares.dtype
-    if of.method == "expected":
-      # Averages are in proportion to the shares: this saves a pass.
-      return shares, tf.cast(of.num_resampled, dtype)
-    counts = resampling.counts_from_shares(
-      shares,
-      of.num_resampled,
-      seed=of.seed,
-      method=of.method,
-      first_row=tf.cast(of.first_row, tf.int64) + tf.cast(start, tf.int64),
-    )
-    return tf.cast(counts, dtype), tf.ones([], dtype)
 
   def _softmax(self, values, keep):
     """`resampling.softmax` of the columns that are kept, corrected by q."""
@@ -492,6 +477,24 @@ class _Columns:
     # Activations may be -inf.
     may_be_empty = keep is not None or self.form.pairwise
     return resampling.softmax(logits, may_be_empty)
+
+
+def _counts(
+  resampler: Resampler, shares: tf.Tensor, start: int | tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """(counts [rows, pool], unit): column j is drawn unit * counts_j times."""
+  dtype = shares.dtype
+  if resampler.method == "expected":
+    # Averages are in proportion to the shares: this saves a pass.
+    return shares, tf.cast(resampler.num_resampled, dtype)
+  counts = resampling.counts_from_shares(
+    shares,
+    resampler.num_resampled,
+    seed=resampler.seed,
+    method=resampler.method,
+    first_row=tf.cast(resampler.first_row, tf.int64) + tf.cast(start, tf.int64),
+  )
+  return tf.cast(counts, dtype), tf.ones([], dtype)
 
 
 def _require_what_it_needs(
