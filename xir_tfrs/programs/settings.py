@@ -549,7 +549,7 @@ def parse(
 def _define(name: str, is_bool: bool, values: flags.FlagValues) -> None:
   """Defines a flag whose value is the list of all values that are given."""
   parser: Any = flags.BooleanParser() if is_bool else flags.ArgumentParser()
-  flag = flags.MultiFlag(parser, None, name, None, "", boolean=is_bool)
+  flag: Any = flags.MultiFlag(parser, None, name, None, "", boolean=is_bool)
   flags.DEFINE_flag(flag, flag_values=values)
 
 
