@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 import sys
 
+from xir_tfrs.data import atomic
 from xir_tfrs.programs import main as main_lib
 from xir_tfrs.programs import settings
 
@@ -39,6 +40,7 @@ class CompareConfig(settings.Settings):
 def compare(config: CompareConfig) -> int:
   from pipelines.pages import writing  # Slow: it imports TensorFlow.
 
+  atomic.check_file(config.output)
   if not writing.write_comparison(config.run, pathlib.Path(config.output)):
     return 1
   print(f"Written to {config.output}")

@@ -27,7 +27,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pipelines.evaluation import places
-from xir_tfrs.data import errors, json_files
+from xir_tfrs.data import atomic, errors, json_files
 from xir_tfrs.programs import main, settings
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def run(config: EvaluateConfig) -> None:
         file=sys.stderr,
       )
   place = places.Place.of(config.model_dir, config.output)
+  atomic.check_file(place.metrics)
   evaluation = rank(config)
   found = evaluation.results
   print(report.summary(found))

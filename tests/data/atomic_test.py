@@ -392,6 +392,25 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, another_host, later):
   assert path.read_text() == "newer" and names(tmp_path) == {path.name}
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "new" / "folder" / "a.json"
+  atomic.check_file(path)
+  assert names(tmp_path) == set()
+  atomic.write_text(path, "x")
+  atomic.check_file(path)
+  with pytest.raises(errors.DataError, match="folder: is a directory"):
+    atomic.check_file(path.parent)
+  with pytest.raises(errors.DataError, match="because .*a.json is not a dir"):
+    atomic.check_file(path / "b" / "c.json")
+  # Root may write everywhere.
+  monkeypatch.setattr(os, "access", lambda path, how: False)
+  with pytest.raises(PermissionError) as found:
+    atomic.check_file(path)
+  assert found.value.filename == str(path.parent)
+
+
 @pytest.mark.parametrize("make", [new, atomic.new_file])
 def test_a_full_disk_names_what_is_written(tmp_path, make):
   output = tmp_path / "out"

@@ -451,7 +451,7 @@ def test_wrong_settings_are_refused_by_name(given, message):
 
 
 def test_program(data, trained, tmp_path):
-  output = tmp_path / "metrics.json"
+  output = tmp_path / "new" / "metrics.json"
   done = program.run(
     "pipelines.evaluate",
     "--model_dir",
@@ -470,7 +470,15 @@ def test_program(data, trained, tmp_path):
   written = report.load(output)
   assert written == _evaluate(data, trained, ks=(2, 10))
   assert json.loads(output.read_text())["metrics"]["model"]["recall@10"] > 0
-  assert {*os.listdir(tmp_path)} == {"metrics.json", "by_query.npz"}
+  assert {*os.listdir(output.parent)} == {"metrics.json", "by_query.npz"}
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(trained, tmp_path):
+  done = program.run(
+    *("pipelines.evaluate", "--model_dir", trained, "--output", tmp_path)
+  )
+  assert done.returncode == 1 and done.stdout == ""
+  assert f"{tmp_path}: is a directory" in done.stderr
 
 
 def test_program_says_what_is_wrong(data, tmp_path):

@@ -55,13 +55,40 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     partial.write_text(text, encoding="utf-8")
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+  """Raises an error unless `new_file` may write `path`; for before long work.
+
+  Raises:
+    DataError: `path` is a directory, or its folder cannot be one.
+    PermissionError: Its folder is read-only.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise errors.DataError(
+      "is a directory; choose a file as --output", path=path
+    )
+  folder = next(x for x in path.absolute().parents if x.exists())
+  if not folder.is_dir():
+    raise errors.DataError(
+      f"cannot be written, because {folder} is not a directory; choose another"
+      " --output",
+      path=path,
+    )
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise PermissionError(
+      errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder)
+    )
+
+
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Yields a path to write to; the new file replaces `path` at the end.
 
-  On an exception the new file is removed and `path` is unchanged.
+  Its folder is created. On an exception the new file is removed and `path` is
+  unchanged.
   """
   path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   for leftover in _leftovers(path, "partial"):
     if _is_silent(leftover, _STALE_FILE):
       leftover.unlink(missing_ok=True)
