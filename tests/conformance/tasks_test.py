@@ -560,6 +560,64 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaises((ValueError, tf.errors.InvalidArgumentError)):
       _call(_make(name), query, candidates, ids[:3])
 
+  @parameterized.parameters(*_METHODS)
+  def test_numbers_of_rows_found_to_differ_in_a_graph_are_refused(self, name):
+    task = _make(name)
+    shapes = ([None, _DIM], [None, _DIM], [None], [None])
+
+    @tf.function(
+      autograph=False,
+      input_signature=[
+        tf.TensorSpec(shape, dtype)
+        for shape, dtype in zip(
+          shapes, (tf.float32, tf.float32, tf.int64, tf.int64), strict=True
+        )
+      ],
+    )
+    def loss(query, candidates, ids, query_ids):
+      return task(query, candidates, candidate_ids=ids, query_ids=query_ids)
+
+    query, candidates, ids = _batch(4)
+    batch = [query, candidates, ids, ids % _NUM_QUERIES]
+    loss(*batch)
+    # One row of three would be broadcast.
+    for number, argument in (
+      (0, "query_embeddings"),
+      (1, "candidate_embeddings"),
+      (2, ""),
+      (3, "query_ids"),
+    ):
+      with self.assertRaisesRegex(
+        tf.errors.InvalidArgumentError, f"{argument}` and `candidate_ids` must"
+      ):
+        loss(*batch[:number], batch[number][:1], *batch[number + 1 :])
+
+  @parameterized.parameters(*_METHODS)
+  def test_embeddings_must_be_matrices(self, name):
+    query, candidates, ids = _batch(4)
+    for shape in ([4, 1, _DIM], [4 * _DIM]):
+      with self.assertRaisesRegex(ValueError, r"must both be \[batch, dim\]"):
+        _call(_make(name), query.reshape(shape), candidates.reshape(shape), ids)
+
+  @parameterized.parameters(
+    *(name for name in _METHODS if name not in ("ssl", "g_tower"))
+  )
+  def test_ids_outside_the_catalogue_are_refused(self, name):
+    task, (query, candidates, ids) = _make(name), _batch(4)
+    query_ids = _query_ids(ids)
+
+    def call(ids):
+      return task(query, candidates, candidate_ids=ids, query_ids=query_ids)
+
+    for wrong in (-1, _NUM_CANDIDATES):
+      ids[2] = wrong
+      for loss in (call, tf.function(call, autograph=False)):
+        with self.assertRaisesRegex(
+          tf.errors.InvalidArgumentError,
+          rf"dense ids below {_NUM_CANDIDATES}(.|\n)*[\s\[]{wrong}[\s\]]",
+        ):
+          loss(tf.constant(ids))
+
 
 class ConfigTest(tf.test.TestCase, parameterized.TestCase):
   def make_non_default(self, task_class, left):

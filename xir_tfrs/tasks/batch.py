@@ -192,15 +192,29 @@ def make(
   positives = tf.cast(inputs.candidate_embeddings, queries.dtype)
   _require_same_rows(queries, positives, ids)
   _require_known_size(queries)
+  known_ids = _as_known_ids(inputs, ids)
+  query_ids = _of_rows("query_ids", inputs.query_ids, ids)
+  known_rows = _of_rows("known_rows", inputs.known_rows, ids)
   first_row, global_batch_size = distribute.global_rows(tf.shape(ids)[0])
+  checks = _run_time_checks(
+    ids,
+    query_embeddings=queries,
+    candidate_embeddings=positives,
+    query_ids=query_ids,
+    known_rows=known_rows,
+    known_candidate_ids=known_ids if known_rows is None else None,
+  )
   if distribute.num_replicas() > 1:
     # Gathering zero rows from all replicas crashes TensorFlow.
-    some = tf.debugging.assert_positive(
-      global_batch_size,
-      "The batch has no row on any replica: leave such batches out.",
+    checks.append(
+      tf.debugging.assert_positive(
+        global_batch_size,
+        "The batch has no row on any replica: leave such batches out.",
+      )
     )
-    with tf.control_dependencies([some]):
-      positives, ids = tf.identity(positives), tf.identity(ids)
+  with tf.control_dependencies(checks):
+    queries, positives = tf.identity(queries), tf.identity(positives)
+    ids = tf.identity(ids)
   row_weights = tf.fill(
     tf.shape(ids), 1.0 / tf.cast(global_batch_size, queries.dtype)
   )
@@ -222,9 +236,9 @@ def make(
     pool_embeddings=pool_embeddings,
     pool_ids=pool_ids,
     own_offset=own_offset,
-    query_ids=_of_rows("query_ids", inputs.query_ids, ids),
-    known_ids=_as_known_ids(inputs, ids),
-    known_rows=_of_rows("known_rows", inputs.known_rows, ids),
+    query_ids=query_ids,
+    known_ids=known_ids,
+    known_rows=known_rows,
     history_ids=inputs.history_ids,
   )
 
@@ -232,7 +246,8 @@ def make(
 def _require_same_rows(
   queries: tf.Tensor, positives: tf.Tensor, ids: tf.Tensor
 ) -> None:
-  if not queries.shape.is_compatible_with(positives.shape):
+  fits = all(x.shape.rank in (None, 2) for x in (queries, positives))
+  if not (fits and queries.shape.is_compatible_with(positives.shape)):
     raise ValueError(
       "`query_embeddings` and `candidate_embeddings` must both be "
       f"[batch, dim]. Received: {queries.shape} and {positives.shape}."
@@ -242,6 +257,27 @@ def _require_same_rows(
       "`candidate_ids` must be [batch], like the rows of the embeddings. "
       f"Received: {ids.shape} for {queries.shape}."
     )
+
+
+def _run_time_checks(
+  ids: tf.Tensor, **of_rows: tf.Tensor | tf.RaggedTensor | None
+) -> list[tf.Operation]:
+  """Checks the numbers of rows that are not known while a step is traced.
+
+  Other numbers would be broadcast, or read in part, without an error.
+  """
+  checks = []
+  for name, x in of_rows.items():
+    if x is None or None not in (x.shape[0], ids.shape[0]):
+      continue
+    checks.append(
+      tf.debugging.assert_equal(
+        x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0],
+        tf.shape(ids)[0],
+        f"`{name}` and `candidate_ids` must have the same number of rows.",
+      )
+    )
+  return checks
 
 
 def _require_known_size(queries: tf.Tensor) -> None:

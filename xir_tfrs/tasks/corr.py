@@ -107,6 +107,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
   """
 
   pool_kind: ClassVar[str] = forms.RANKER
+  _num_candidates: int
 
   def __init__(
     self,
@@ -176,6 +177,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
         f"`kl_weight` must be >= 0. Received: `kl_weight` = {kl_weight}."
       )
     self._candidate_counts = arguments.as_counts(candidate_counts)
+    self._num_candidates = len(self._candidate_counts)
     self._candidate_encoder = candidate_encoder
     self.ranker = ranker
     self._num_sampled = num_sampled
@@ -201,7 +203,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     """
     if self.index is None:
       return
-    num_candidates = len(self._candidate_counts)
+    num_candidates = self._num_candidates
     self.index.refresh(
       tf.concat(
         [
@@ -346,7 +348,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
     self, batch: batches.Batch, number: int, seed: tf.Tensor
   ) -> tf.Tensor:
     """[batch, number] int64 candidates, each as likely as any other."""
-    return _uniform_ids(batch, number, len(self._candidate_counts), seed)
+    return _uniform_ids(batch, number, self._num_candidates, seed)
 
   def _resampled(
     self, batch: batches.Batch, seed: tf.Tensor, training: bool

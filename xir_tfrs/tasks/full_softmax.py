@@ -42,6 +42,7 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
   """
 
   pool_kind: ClassVar[str] = forms.CATALOGUE
+  _num_candidates: int
   _positive_in_pool_by_default: ClassVar[bool] = False
 
   def __init__(

@@ -44,6 +44,8 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
     True
   """
 
+  _num_candidates: int
+
   def __init__(
     self,
     *,

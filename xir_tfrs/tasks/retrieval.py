@@ -38,6 +38,8 @@ class RetrievalTask(tf.keras.layers.Layer):
   """
 
   pool_kind: ClassVar[str] = forms.SAMPLED
+  # Size of the catalogue; None: any id is one of it.
+  _num_candidates: int | None = None
   # Where the argument is not given.
   _positive_in_pool_by_default: ClassVar[bool] = True
 
@@ -161,6 +163,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     Raises:
       ValueError: `candidate_ids` are missing or no integers, shapes do not
         agree, or `training` is a tensor.
+      tf.errors.InvalidArgumentError: Numbers of rows that do not agree are
+        found at run time, or ids outside the catalogue where its size is known.
     """
     loss, _ = self.loss_terms(
       query_embeddings,
@@ -303,7 +307,23 @@ class RetrievalTask(tf.keras.layers.Layer):
 
   def _as_ids(self, candidate_ids: tf.Tensor) -> tf.Tensor:
     """[batch] int64 ids, of what the caller gave."""
-    return tf.cast(ids_lib.dense("candidate_ids", candidate_ids), tf.int64)
+    ids = tf.cast(ids_lib.dense("candidate_ids", candidate_ids), tf.int64)
+    if self._num_candidates is None:
+      return ids
+    # On a GPU, a look-up of another id is zero without an error.
+    lowest, highest = tf.reduce_min(ids), tf.reduce_max(ids)
+    within = tf.debugging.Assert(
+      (lowest >= 0) & (highest < self._num_candidates),
+      [
+        f"`candidate_ids` must be dense ids below {self._num_candidates}, the "
+        f"size of the catalogue of {type(self).__name__}. Received: ids from",
+        lowest,
+        "to",
+        highest,
+      ],
+    )
+    with tf.control_dependencies([within]):
+      return tf.identity(ids)
 
   def _scored(self, embeddings: tf.Tensor) -> tf.Tensor:
     """Embeddings whose inner product is the score, before the temperature."""
@@ -333,7 +353,11 @@ class RetrievalTask(tf.keras.layers.Layer):
     )
 
   def _log_popularity_table(self, counts: np.ndarray) -> tf.Variable:
-    """[num_candidates] variable, so that a step gathers only its pool's."""
+    """[num_candidates] variable, so that a step gathers only its pool's.
+
+    Other ids than those of the counts are refused from now on.
+    """
+    self._num_candidates = len(counts)
     return state.add_state(
       self,
       "log_popularity",
