@@ -61,12 +61,12 @@ def with_popularity(columns: Columns, power: float) -> Columns:
   """
   if not power:
     return columns
-  weights = datasets.popularity_weights(columns["candidate_id"], power)
-  if "sample_weight" in columns:
-    own = columns["sample_weight"].astype(np.float64)
-    product = own * weights
-    weights = (product * (own.sum() / product.sum())).astype(np.float32)
-  return {**columns, "sample_weight": weights}
+  ids, own = columns["candidate_id"], columns.get("sample_weight")
+  factors = popularity_factors(
+    np.bincount(ids), None if own is None else np.bincount(ids, own), power
+  )
+  weights = factors[ids] if own is None else factors[ids] * own
+  return {**columns, "sample_weight": weights.astype(np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,11 @@ class OnDisk:
       global_batch_size=config.global_batch_size,
       seed=config.seed,
       masks_known=masks_known,
-      weights=popularity_factors(blocks, popularity_weight),
+      weights=popularity_factors(
+        blocks.counts["candidate_id"], blocks.weights, popularity_weight
+      )
+      if popularity_weight
+      else None,
     )
     return cls(blocks, parts)
 
@@ -246,17 +250,22 @@ def _part(
 
 
 def popularity_factors(
-  blocks: blocks_lib.Blocks, power: float
-) -> np.ndarray | None:
-  """[num_candidates] factors of `with_popularity` for the weights of rows.
+  counts: np.ndarray, weights: np.ndarray | None, power: float
+) -> np.ndarray:
+  """Factors popularity^power for the weights of rows, by their candidate.
 
   The sum of the weights does not change; without weights, the mean is 1.
+
+  Args:
+    counts: [num_candidates] rows of each candidate.
+    weights: [num_candidates] sum of their weights; None: rows have none.
+    power: The power.
+
+  Returns:
+    [num_candidates] float64.
   """
-  if not power:
-    return None
-  counts = blocks.counts["candidate_id"].astype(np.float64)
-  factors = np.where(counts > 0, counts, 1.0) ** power
-  own = counts if blocks.weights is None else blocks.weights
+  factors = np.maximum(counts, 1.0) ** power
+  own = counts if weights is None else weights
   return factors * (own.sum() / (own * factors).sum())
 
 

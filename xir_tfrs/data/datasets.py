@@ -154,14 +154,6 @@ def candidates_by_query(
   )
 
 
-def popularity_weights(candidate_ids: np.ndarray, power: float) -> np.ndarray:
-  """[n] float32 (rows of the row's candidate)^power, scaled to mean 1."""
-  weights = (
-    np.bincount(candidate_ids)[candidate_ids].astype(np.float64) ** power
-  )
-  return (weights / weights.mean()).astype(np.float32)
-
-
 def shares(global_batch_size: int, num_replicas: int) -> list[tuple[int, int]]:
   """Splits a batch into parts [low, high) of nearly equal size, per replica.
 
