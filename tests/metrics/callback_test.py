@@ -64,6 +64,27 @@ def test_every_second_epoch():
     make(every_epochs=0)
 
 
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"ks": [0]}, "`ks` must be"),
+    ({"num_candidates": 4}, r"`relevant` must hold ids in \[0, 4\)"),
+    ({"query_ids": [0, 4]}, "`relevant` must have a row for each query"),
+    ({"query_ids": ["a", "b", "c"]}, "`query_ids` must be dense"),
+    ({"seen": SEEN[:2]}, "`seen` must have a row for each query"),
+    ({"history_ids": SEEN[:2]}, "`history_ids` must have a row for each"),
+  ],
+)
+def test_wrong_arguments_are_refused_before_an_epoch_is_trained(wrong, message):
+  arguments = {
+    "query_ids": [0, 4, 2],
+    "relevant": RELEVANT,
+    "num_candidates": CANDIDATES,
+  }
+  with pytest.raises(ValueError, match=message):
+    metrics.RankingCallback(**arguments | wrong)
+
+
 def test_models_of_histories_and_custom_models():
   tower = models.Tower(vocabulary_size=CANDIDATES, dim=4, seed=2)
   histories = tf.ragged.constant([[1, 2], [3], []], dtype=tf.int64)

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from xir_tfrs import checks
-from xir_tfrs.metrics import full_ranking
+from xir_tfrs.metrics import full_ranking, inputs
+from xir_tfrs.ops import ids as ids_lib
 
 _IDS_PER_CALL = 1 << 13
 
@@ -71,11 +72,14 @@ class RankingCallback(tf.keras.callbacks.Callback):
         epochs lack the metrics.
 
     Raises:
-      ValueError: `every_epochs` is not positive.
+      ValueError: An argument that `full_ranking` would refuse after the first
+        epoch, or `every_epochs` is not positive.
     """
     super().__init__()
-    checks.require_positive(every_epochs=every_epochs)
-    self._queries = np.asarray(query_ids, np.int64)
+    checks.require_positive(
+      num_candidates=num_candidates, every_epochs=every_epochs
+    )
+    self._queries = np.asarray(ids_lib.dense("query_ids", query_ids, rank=1))
     self._histories = {
       name: x
       for name, x in (
@@ -84,7 +88,15 @@ class RankingCallback(tf.keras.callbacks.Callback):
       )
       if x is not None
     }
+    for name, x in self._histories.items():
+      if x.shape[0] != len(self._queries):
+        raise ValueError(
+          f"`{name}` must have a row for each query. Received: {x.shape[0]} "
+          f"rows for {len(self._queries)} queries."
+        )
     self._candidates = np.arange(num_candidates)
+    inputs.check_lists(relevant, seen, len(self._queries), num_candidates)
+    ks = inputs.check_ks(ks)
     self._ranking = {"relevant": relevant, "seen": seen, "ks": ks}
     self._every_epochs = every_epochs
 

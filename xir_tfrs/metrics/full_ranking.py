@@ -274,17 +274,9 @@ def rank_all(
     query_embeddings, candidate_embeddings
   )
   num_queries, num_candidates = len(queries), len(candidates)
-  relevant = inputs.check_ids("relevant", relevant, num_queries, num_candidates)
-  inputs.check_unique("relevant", relevant, num_candidates)
-  if len(relevant.values) == 0:
-    raise ValueError(
-      f"`relevant` is empty for each of the {num_queries} queries: there is "
-      "nothing to evaluate."
-    )
-  if seen is None:
-    seen = inputs.Ragged.empty(num_queries)
-  else:
-    seen = inputs.check_ids("seen", seen, num_queries, num_candidates)
+  relevant, seen = inputs.check_lists(
+    relevant, seen, num_queries, num_candidates
+  )
   if query_chunk_size is None:
     interests = queries.shape[1] if queries.ndim == 3 else 1
     query_chunk_size = top_k.queries_per_chunk(

@@ -135,6 +135,25 @@ def check_ids(
   return ragged
 
 
+def check_lists(
+  relevant: tf.RaggedTensor,
+  seen: tf.RaggedTensor | None,
+  num_queries: int,
+  num_candidates: int,
+) -> tuple[Ragged, Ragged]:
+  """Returns what each query should find, and what it has seen."""
+  found = check_ids("relevant", relevant, num_queries, num_candidates)
+  check_unique("relevant", found, num_candidates)
+  if len(found.values) == 0:
+    raise ValueError(
+      f"`relevant` is empty for each of the {num_queries} queries: there is "
+      "nothing to evaluate."
+    )
+  if seen is None:
+    return found, Ragged.empty(num_queries)
+  return found, check_ids("seen", seen, num_queries, num_candidates)
+
+
 def check_indexed(
   indexed: np.ndarray | None, num_candidates: int
 ) -> np.ndarray | slice:

@@ -85,13 +85,7 @@ def rank_lists(
   """
   ks = inputs.check_ks(ks)
   ids, scores = _check_lists(candidate_ids, scores, num_candidates)
-  relevant = inputs.check_ids("relevant", relevant, len(ids), num_candidates)
-  inputs.check_unique("relevant", relevant, num_candidates)
-  if len(relevant.values) == 0:
-    raise ValueError(
-      f"`relevant` is empty for each of the {len(ids)} queries: there is "
-      "nothing to evaluate."
-    )
+  relevant, _ = inputs.check_lists(relevant, None, len(ids), num_candidates)
   rows, wanted = relevant.chunk(0, len(ids))
   keys = np.arange(len(ids))[:, np.newaxis] * num_candidates + ids
   found = np.isin(keys, rows * num_candidates + wanted) & (ids >= 0)
