@@ -119,8 +119,23 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     self.assertTrue(any("query_tower" in name for name in names))
     self.assertFalse(any("means" in name or "total" in name for name in names))
 
+  def test_weights_in_hdf5_come_back(self):
+    model, path = two_tower(), f"{self.get_temp_dir()}/weights.h5"
+    model.save_weights(path)
+    restored = two_tower()
+    for variable in restored.variables:
+      variable.assign(tf.zeros_like(variable))
+    restored.load_weights(path)
+    self.assertAllEqual(
+      restored.query_tower.get_weights(), model.query_tower.get_weights()
+    )
+    restored.summary(print_fn=lambda line: None)
+
   def test_a_step_of_ones_own_reports_its_batch(self):
     model = two_tower()
+    model.reset_metrics()
+    with self.assertRaisesRegex(ValueError, "call `compile`"):
+      model.gradient_step(BATCH)
     model.compile(tf.keras.optimizers.SGD(0.1))
     for _ in range(2):
       expected = model.compute_loss(BATCH)
@@ -148,6 +163,9 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
       model.test_on_batch(rows, sample_weight=weight, reset_metrics=True)[0],
     ]
     self.assertAllClose(found, [expected] * 4)
+    held_out = (rows, None, weight)
+    fitted = model.fit(rows, validation_data=held_out, **sizes).history
+    self.assertAllClose(fitted["val_loss"][0], expected)
     pairs = tf.data.Dataset.from_tensors((BATCH, None, column * argument))
     self.assertAllClose(model.evaluate(pairs, verbose=0)[0], expected)
 
@@ -161,6 +179,8 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
       {"x": rows, "y": np.ones(3)},
       {"x": tf.data.Dataset.from_tensors((BATCH, tf.ones(3)))},
       {"x": tf.data.Dataset.from_tensors(tf.ones(3))},
+      {"x": rows, "validation_data": (rows, np.ones(3))},
+      {"x": rows, "validation_data": (rows, np.ones(3), np.ones(3))},
     ):
       with self.assertRaisesRegex(ValueError, "`query_id`.*no `y`"):
         model.fit(**arguments, verbose=0)

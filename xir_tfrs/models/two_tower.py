@@ -105,6 +105,10 @@ class TwoTower(tfrs.Model):
     self.candidate_tower = candidate_tower
     self.task = task
     self.normalize = normalize if task is None else task.normalize
+    self._means = types.SimpleNamespace(of={})
+    # There is no `call` to build it, which Keras would wait for before it
+    # loads HDF5 or shows a summary.
+    self.built = True
     self.ranker = getattr(task, "ranker", None) if ranker is None else ranker
 
   def compute_loss(
@@ -187,6 +191,10 @@ class TwoTower(tfrs.Model):
       Scalars `loss`, `regularization_loss` and `total_loss`: this replica's
       shares, which sum to the global losses of the batch.
     """
+    if self.optimizer is None:
+      raise ValueError(
+        "This model has no optimizer yet: call `compile` before it trains."
+      )
     scaling = _scaling(self.optimizer)
     if not xla.compiling() and scaling is None:
       return super().train_step(batch)
@@ -478,10 +486,17 @@ def _for_keras(x: Any, y: None, arguments: dict[str, Any]) -> dict[str, Any]:
       "`class_weight` does not apply: a retrieval model has no classes. Use "
       "`sample_weight` to weight rows."
     )
+  # Keras drops the weights of arrays if there are no labels.
   weight = arguments.get("sample_weight")
   if weight is not None and isinstance(x, Mapping):
-    # Keras drops the weights if there are no labels.
     x = _weighed(x, arguments.pop("sample_weight"))
+  held_out = arguments.get("validation_data")
+  if isinstance(held_out, tuple):
+    given, labels, weight = tf.keras.utils.unpack_x_y_sample_weight(held_out)
+    if labels is not None:
+      raise ValueError(_NO_LABELS)
+    if weight is not None and isinstance(given, Mapping):
+      arguments["validation_data"] = (_weighed(given, weight),)
   return {"x": x, **arguments}
 
 
