@@ -1124,6 +1124,24 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
       model.task.refresh()
 
   @parameterized.parameters(*_TASKS)
+  def test_weights_in_either_form_of_hdf5(self, name):
+    batch = _to_tensors(_interactions(8))
+    model, restored = _TwoTower(name), _TwoTower(name)
+    for m in (model, restored):
+      # Keras never builds a model of `compute_loss`.
+      m.built = True
+      m.compute_loss(batch, training=m is model)
+    for form in ("model.h5", "model.weights.h5"):
+      for variable in restored.variables:
+        variable.assign(tf.zeros_like(variable))
+      model.save_weights(f"{self.get_temp_dir()}/{form}")
+      restored.load_weights(f"{self.get_temp_dir()}/{form}")
+      for first, second in zip(
+        model.variables, restored.variables, strict=True
+      ):
+        self.assertAllEqual(first, second)
+
+  @parameterized.parameters(*_TASKS)
   def test_checkpoint_continues_as_if_never_stopped(self, name):
     batches = [_to_tensors(_interactions(8, seed=seed)) for seed in range(4)]
     model = _TwoTower(name)
@@ -1140,6 +1158,32 @@ class ModelTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(len(model.variables), len(restored.variables))
     for first, second in zip(model.variables, restored.variables, strict=True):
       self.assertAllEqual(first, second)
+
+
+class KerasLossesTest(tf.test.TestCase, parameterized.TestCase):
+  """What towers add to a loss: `add_loss`, activity regularizers."""
+
+  @parameterized.parameters(
+    *(name for name, row in _TASKS.items() if row.encodes and row.every_test),
+    "cbns_watched",
+  )
+  def test_candidates_of_the_batch_count_and_no_others(self, name):
+    model = _TwoTower(name)
+    tower = model.candidate_tower
+    tower.activity_regularizer = tf.keras.regularizers.L2(1.0)
+    batch = _to_tensors(_interactions(8))
+
+    @tf.function
+    def traced():
+      model.compute_loss(batch, training=True)
+      return model.losses
+
+    model.compute_loss(batch, training=True)
+    expected = np.sum(tower(batch["candidate_id"]).numpy() ** 2) / 8
+    for _ in range(2):
+      model.compute_loss(batch, training=True)
+      self.assertAllClose(model.losses, [expected])
+      self.assertAllClose(traced(), [expected])
 
 
 class TwoReplicasTest(tf.test.TestCase, parameterized.TestCase):

@@ -358,6 +358,17 @@ class StateTest(tf.test.TestCase, parameterized.TestCase):
     self.assertAllEqual(_loss(again, *_problem(4)), _loss(task, *_problem(4)))
     status.assert_consumed()
 
+  def test_weights_of_a_bank_not_yet_built_are_refused(self):
+    # Keras loads what is there, and leaves the rest out without a word.
+    path, models = f"{self.get_temp_dir()}/model.weights.h5", []
+    for _ in range(2):
+      models.append(tf.keras.Model())
+      models[-1].task = _task()
+    _loss(models[0].task, *_problem(4))
+    models[0].save_weights(path)
+    with self.assertRaisesRegex(ValueError, "no bank yet.*`embedding_dim`"):
+      models[1].load_weights(path)
+
   def test_embeddings_of_another_size_are_refused(self):
     with self.assertRaisesRegex(ValueError, "dim.*5"):
       _loss(_task(embedding_dim=5), *_problem(2))

@@ -28,14 +28,16 @@ def add_state(
   Returns:
     The variable.
   """
-  return layer.add_weight(
-    name=name,
-    shape=shape,
-    dtype=dtype,
-    initializer=(
-      "zeros" if value is None else lambda shape, dtype=None, **_: value()
-    ),
-    trainable=False,
-    experimental_autocast=False,
-    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-  )
+  # A file of weights in HDF5 needs names that differ within a model.
+  with tf.name_scope(layer.name):
+    return layer.add_weight(
+      name=name,
+      shape=shape,
+      dtype=dtype,
+      initializer=(
+        "zeros" if value is None else lambda shape, dtype=None, **_: value()
+      ),
+      trainable=False,
+      experimental_autocast=False,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )

@@ -1,6 +1,7 @@
 """Checks of arguments that several tasks take, and of candidate encoders."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -58,7 +59,8 @@ def encode(
     ValueError: The encoder returns another shape.
   """
   if isinstance(candidate_encoder, tf.keras.layers.Layer):
-    embeddings = candidate_encoder(ids, training=training)
+    with losses_kept(candidate_encoder):
+      embeddings = candidate_encoder(ids, training=training)
   else:
     embeddings = candidate_encoder(ids)
   embeddings = tf.convert_to_tensor(embeddings)
@@ -69,6 +71,27 @@ def encode(
       f"Received: shape {embeddings.shape}."
     )
   return embeddings
+
+
+@contextlib.contextmanager
+def losses_kept(candidate_encoder: CandidateEncoder | None) -> Iterator[None]:
+  """Returns a context that does not change what an encoder added as losses.
+
+  `add_loss` and activity regularizers count for the candidates of the batch,
+  which the caller of the task has encoded. Keras would forget these, and count
+  those that the task encodes instead; where they are encoded in a loop, their
+  losses cannot even be used.
+  """
+  if not isinstance(candidate_encoder, tf.keras.layers.Layer):
+    yield
+    return
+  layers = list(candidate_encoder._flatten_layers())
+  kept = [list(layer._eager_losses) for layer in layers]
+  try:
+    yield
+  finally:
+    for layer, losses in zip(layers, kept, strict=True):
+      layer._eager_losses = losses
 
 
 def size_of_catalogue(candidate_encoder: CandidateEncoder) -> int | None:

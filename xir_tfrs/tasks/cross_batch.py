@@ -163,6 +163,20 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       )
     super().build(input_shape)
 
+  def load_own_variables(self, store: Any) -> None:
+    """Keras calls it for a file of `save_weights`.
+
+    Raises:
+      ValueError: There is no bank yet to be loaded.
+    """
+    if self.bank is None:
+      raise ValueError(
+        f"{self.name!r} has no bank yet, so its rows in the file would be "
+        "lost: give `embedding_dim`, or compute a loss before the weights are "
+        "loaded."
+      )
+    super().load_own_variables(store)
+
   def readout(self) -> dict[str, tf.Tensor]:
     """Reports how far the bank can be trusted.
 

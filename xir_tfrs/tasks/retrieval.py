@@ -245,6 +245,11 @@ class RetrievalTask(tf.keras.layers.Layer):
       "name": self.name,
     }
 
+  def _clear_losses(self) -> None:
+    """Keras calls it before the task; the batch is already encoded."""
+    with arguments.losses_kept(getattr(self, "_candidate_encoder", None)):
+      super()._clear_losses()
+
   def _terms(self, batch: Batch, training: bool) -> Sequence[Term]:
     """The terms of a batch's loss, made by `_term`."""
     raise NotImplementedError
