@@ -26,8 +26,9 @@ _WARNINGS = {
   "comment_lines": "{n} lines start with # and were skipped",
   "rows_with_ids_like_missing": "{n} rows have an id such as nan or NULL, which"
   " counts as an ordinary id: if it means a missing id, drop these rows",
-  "ids_alike": "{n} ids differ from another only by spaces, and count as"
-  " different users or items: remove the spaces if they are the same",
+  "ids_alike": "{n} ids differ from another only by spaces or by the Unicode"
+  " form of their accents, and count as different users or items: write them"
+  " alike if they are the same",
   "empty_files": "{n} files hold no rows",
   "rows_without_user": "{n} rows have no user: --missing_user {missing_user}",
   "rows_of_other_events": "{n} rows have events that --events does not name"

@@ -102,7 +102,10 @@ START = (
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (None, "not found, so this is not a finished data directory"),
+    (
+      None,
+      "not found, so this is not a finished data directory; if it was moved",
+    ),
     ("{", "not valid JSON"),
     ('{"format": 2}', "field format: this version reads format 1, the file"),
     ('{"format": 1}', "missing required field `name`"),

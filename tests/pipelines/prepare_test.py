@@ -809,15 +809,16 @@ def test_sessions_need_times_of_a_known_unit(tmp_path):
 def test_odd_ids_are_counted(tmp_path):
   (tmp_path / "r.csv").write_text(
     "user_id,item_id\n7,a\n 7,b\n7 ,c\nnan,a\nNULL,b\n8,None\n9,a\n"
+    "9,caf\u00e9\n9,cafe\u0301\n"
   )
   made = prepare.prepare(
     _config(tmp_path / "r.csv", tmp_path / "out", columns=inputs.Columns())
   )
   assert made.warnings["rows_with_ids_like_missing"] == 3
-  assert made.warnings["ids_alike"] == 2
+  assert made.warnings["ids_alike"] == 3
   text = summary.text(made, 1.0)
   assert "3 rows have an id such as nan or NULL" in text
-  assert "2 ids differ from another only by spaces" in text
+  assert "3 ids differ from another only by spaces" in text
 
 
 def test_separators_and_columns_of_0_and_1_reach_the_schema(tmp_path):

@@ -316,7 +316,8 @@ class Schema(_Struct, frozen=True, omit_defaults=False):
       path,
       remedy=REMEDY,
       missing=(
-        ", so this is not a finished data directory; make one with "
+        ", so this is not a finished data directory; if it was moved, name its"
+        " new place with --data, else make one with "
         + errors.command("prepare", input="FILE", output=data_dir)
       ),
     )
