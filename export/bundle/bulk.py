@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -74,6 +75,7 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
       path=options.bundle,
     )
   query_ids, digest = _queries(options.queries, loaded)
+  _say_if_unknown(options.queries, query_ids, loaded)
   open_writer = answer_files.WRITERS[options.format](loaded)
   asked = Asked(
     bundle_sha256=hashes.sha256(loaded.directory / manifests.FILE_NAME),
@@ -163,6 +165,20 @@ def _queries(
       lambda row, message: errors.DataError(message, path=path, line=row + 1),
     )
   return ids, digest
+
+
+def _say_if_unknown(
+  path: str | None, query_ids: Sequence[bundle.Id], loaded: bundle.Bundle
+) -> None:
+  """Says how many ids of a file are unknown; all are if they are misspelt."""
+  known = set(loaded.query_ids.tolist())
+  unknown = [query_id for query_id in query_ids if query_id not in known]
+  if unknown:
+    print(
+      f"{len(unknown):,} of {len(query_ids):,} ids in {path} are not in the"
+      f" bundle, such as {unknown[0]!r}: they are answered as unknown queries",
+      file=sys.stderr,
+    )
 
 
 def _shards(

@@ -325,7 +325,7 @@ def _odd_ids(
     plain = pc.utf8_trim_whitespace(array)
     words = pc.is_in(pc.utf8_lower(plain), value_set=pa.array(_LIKE_MISSING))
     like_missing += int(rows[words.to_numpy(zero_copy_only=False)].sum())
-    # An accent may be a character of its own, as in the names of files on macOS.
+    # An accent may be a character of its own, as in names of files on macOS.
     shown = pc.utf8_normalize(plain, "NFC")
     alike += len(array) - pc.count_distinct(shown).as_py()
   return {"rows_with_ids_like_missing": like_missing, "ids_alike": alike}

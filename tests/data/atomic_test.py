@@ -339,6 +339,10 @@ def test_a_lock_on_a_directory(tmp_path):
   with atomic.locked(run):
     assert names(run) == {".lock"}
   assert names(run) == set()
+  (tmp_path / "link").symlink_to(tmp_path / "new" / "target")
+  with atomic.locked(tmp_path / "link"):
+    assert names(tmp_path / "new" / "target") == {".lock"}
+  assert names(tmp_path / "new") == set()
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.DataError, match="is not a directory"):
     with atomic.locked(tmp_path / "file"):

@@ -116,7 +116,7 @@ def test_seen_candidates_are_left_out(world, options):
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_listed_queries_are_answered_as_by_the_bundle(
-  world, load_once, options, tmp_path, exclude_seen
+  world, load_once, options, tmp_path, exclude_seen, capsys
 ):
   ids = [world.query_ids[9], "nobody\u2028at all", world.query_ids[2], "x"]
   ids.append(ids[0])
@@ -125,6 +125,9 @@ def test_listed_queries_are_answered_as_by_the_bundle(
     options, queries=str(tmp_path / "ids"), k=9, exclude_seen=exclude_seen
   )
   bulk.batch_recommend(options)
+  said = capsys.readouterr().err
+  assert f"2 of 5 ids in {options.queries} are not in the bundle" in said
+  assert repr(ids[1]) in said
   rows = _read_parquet(options.output)
   assert [row["query_id"] for row in rows] == ids
   expected = load_once(options.bundle).recommend(

@@ -231,14 +231,15 @@ def locked(
       f"is not a directory; choose another {flag}", path=directory
     )
   made = not directory.exists()
-  directory.mkdir(parents=True, exist_ok=True)
+  # The target of a link may not exist yet.
+  directory.resolve().mkdir(parents=True, exist_ok=True)
   try:
     with _claim(directory / LOCK_FILE, directory, flag):
       yield
   finally:
     if made:
       with contextlib.suppress(OSError):  # It is no longer empty.
-        directory.rmdir()
+        directory.resolve().rmdir()
 
 
 class _Holder(msgspec.Struct, frozen=True):
