@@ -172,6 +172,29 @@ def test_a_fraction_after_the_first_rows_is_not_cut():
       found.convert(pa.array([first, later]), "t", _PLACES)
 
 
+@pytest.mark.parametrize(
+  ("first", "later", "unit"),
+  [
+    ("1682944200", "1682944200117", "milliseconds"),
+    (1682944200117, 1682944200, "seconds"),
+    ("1682944200.5", "1682944200117", "milliseconds"),
+    (1682944200117000, 1682944200117, "milliseconds"),
+  ],
+)
+def test_a_time_of_another_unit_is_named(first, later, unit):
+  found = times.detect(pa.array([first]), "t", _PLACES)
+  both = pa.array([first, later])
+  with pytest.raises(
+    errors.DataError, match=f"line 12.* looks like Unix {unit}, .* --time_unit"
+  ):
+    found.convert(both, "t", _PLACES)
+  given = times.detect(pa.array([first]), "t", _PLACES, unit=found.unit)
+  assert len(given.convert(both, "t", _PLACES)) == 2
+  # Not times, but there may be some in place of a missing one.
+  zeros = pa.array([first, type(first)(0), type(first)(-1)])
+  assert len(found.convert(zeros, "t", _PLACES)) == 3
+
+
 def test_the_description_names_the_time_format():
   for column, shown in (
     (["2023-05-01 12:30:00"], "times 2023-05-01 12:30:00 UTC"),

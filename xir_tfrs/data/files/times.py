@@ -24,6 +24,12 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # milliseconds. Numbers below the first limit are not Unix times.
 _LARGEST = {"s": 10**10, "ms": 10**13, "us": 10**16, "ns": 2**63}
 _SMALLEST_UNIX = 10**8
+_WORDS = {
+  "s": "seconds",
+  "ms": "milliseconds",
+  "us": "microseconds",
+  "ns": "nanoseconds",
+}
 _ISO = re.compile(
   r"\s*[12]\d{3}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,](?P<fraction>\d+))?)?"
   r"\s*(?P<zone>Z|UTC|[+-]\d\d(:?\d\d)?)?)?\s*"
@@ -85,24 +91,24 @@ class Times:
     unit: Unit of the int64 values; None for numbers that are not Unix times.
     example: An example from the input.
     has_zone: Whether the sampled times have a time zone.
+    is_guessed: Whether the size of the numbers gave their unit.
   """
 
   form: str
   unit: str | None
   example: str = ""
   has_zone: bool = False
+  is_guessed: bool = False
 
   def __str__(self) -> str:
     if self.unit is None:
       return f"times {self.example} (numbers of no known unit)"
-    words = {"s": "seconds", "ms": "milliseconds"}
-    words |= {"us": "microseconds", "ns": "nanoseconds"}
     if self.form == "number":
-      return f"times {self.example} (Unix {words[self.unit]})"
+      return f"times {self.example} (Unix {_WORDS[self.unit]})"
     if self.form == "fraction":
-      return f"times {self.example} (Unix seconds, kept in {words[self.unit]})"
+      return f"times {self.example} (Unix seconds, kept in {_WORDS[self.unit]})"
     zone = "" if self.has_zone else " UTC"
-    kept = "" if self.unit == "s" else f", kept in {words[self.unit]}"
+    kept = "" if self.unit == "s" else f", kept in {_WORDS[self.unit]}"
     form = "" if self.form in ("iso", "typed") else f" ({self.form})"
     return f"times {self.example}{zone}{form}{kept}"
 
@@ -112,8 +118,8 @@ class Times:
     """Converts times to [n] int64.
 
     Raises:
-      DataError: A time is missing, has another format, or has a fraction that
-        the unit cannot hold.
+      DataError: A time is missing, has another format or unit, or has a
+        fraction that the unit cannot hold.
     """
     column = columns.plain(column)
     columns.require_no_null(column, name, where, "no time")
@@ -123,13 +129,41 @@ class Times:
     if pa.types.is_timestamp(column.type):
       return self._typed(column, name, where)
     if columns.is_number(kind):
-      return self._number(column, name, where)
+      return self._of_unit(self._number(column, name, where), name, where)
     if not columns.is_text(kind):
       raise where.error(None, name, f"type {kind}, expected times")
     text = columns.strings(column, name, where)
     if self.form in ("number", "fraction", "typed"):
-      return self._number_text(text, name, where)
+      return self._of_unit(self._number_text(text, name, where), name, where)
     return self._dates(text, name, where)
+
+  def _of_unit(
+    self, values: np.ndarray, name: str, where: places.Places
+  ) -> np.ndarray:
+    """Returns the values; raises if one looks like another unit.
+
+    Such rows would be before or after all others of their user.
+    """
+    if not self.is_guessed or self.unit is None:
+      return values
+    unit = "s" if self.form == "fraction" else self.unit
+    written = values // self._scale
+    limits = [_SMALLEST_UNIX - 1, *_LARGEST.values()]
+    place = list(UNITS).index(unit)
+    low, high = limits[place : place + 2]
+    wrong = (written > high) | ((written > limits[0]) & (written <= low))
+    if not wrong.any():
+      return values
+    row = int(np.flatnonzero(wrong)[0])
+    other = _unit_of(written[row : row + 1])
+    assert other is not None
+    raise where.error(
+      row,
+      name,
+      f"{written[row]} looks like Unix {_WORDS[other]}, but the first times are"
+      f" {_WORDS[unit]}: write all times in one unit, or keep this one"
+      f" with --time_unit {self.unit}",
+    )
 
   def _typed(
     self, column: pa.Array, name: str, where: places.Places
@@ -346,10 +380,15 @@ def _numbers(column: pa.Array, unit: str | None) -> Times:
   example = str(values[0]) if len(values) else ""
   exact = values[np.abs(values) < 2**53].astype(np.float64)
   if values.dtype.kind != "f" or np.all(exact == np.trunc(exact)):
-    return Times("number", unit or _unit_of(values), example.removesuffix(".0"))
+    return Times(
+      "number",
+      unit or _unit_of(values),
+      example.removesuffix(".0"),
+      is_guessed=unit is None,
+    )
   rest = np.abs(exact * 1e3 - np.rint(exact * 1e3))
   fine = "ms" if np.all(rest <= 1e-3) else "us"
-  return Times("fraction", unit or fine, example)
+  return Times("fraction", unit or fine, example, is_guessed=unit is None)
 
 
 def _unit_of(values: np.ndarray) -> str | None:
@@ -419,12 +458,17 @@ def _number_forms(
   numbers = [decimal.Decimal(m[0].strip()) for m in found]
   if all(number % 1 == 0 for number in numbers if number.copy_abs() < 2**63):
     return Times(
-      "number", unit or _unit_of(np.array(numbers, np.float64)), first
+      "number",
+      unit or _unit_of(np.array(numbers, np.float64)),
+      first,
+      is_guessed=unit is None,
     )
   digits = max(
     -int(number.normalize().as_tuple().exponent) for number in numbers
   )
-  return Times("fraction", unit or _for_digits(digits), first)
+  return Times(
+    "fraction", unit or _for_digits(digits), first, is_guessed=unit is None
+  )
 
 
 def _for_digits(digits: int) -> str:
