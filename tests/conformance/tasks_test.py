@@ -592,6 +592,36 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
       ):
         loss(*batch[:number], batch[number][:1], *batch[number + 1 :])
 
+  @parameterized.parameters("ssl", "full_softmax", "xir_systematic")
+  def test_known_candidates_in_a_graph_of_unknown_batch_size(self, name):
+    task, eager_task = _make(name), _make(name)
+    known = tf.ragged.constant([[3], [], [1, 2], [7]], dtype=tf.int64)
+
+    @tf.function(
+      autograph=False,
+      input_signature=[
+        tf.TensorSpec([None, _DIM]),
+        tf.TensorSpec([None, _DIM]),
+        tf.TensorSpec([None], tf.int64),
+        tf.RaggedTensorSpec([None, None], tf.int64),
+      ],
+    )
+    def loss(query, candidates, ids, known):
+      return task(
+        query, candidates, candidate_ids=ids, known_candidate_ids=known
+      )
+
+    batch = _batch(4)
+    self.assertAllClose(
+      loss(*batch, known),
+      _call(eager_task, *batch, known_candidate_ids=known),
+      rtol=1e-5,
+    )
+    with self.assertRaisesRegex(
+      tf.errors.InvalidArgumentError, "`known_candidate_ids` and `candidate_ids"
+    ):
+      loss(*batch, known[:3])
+
   @parameterized.parameters(*_METHODS)
   def test_embeddings_must_be_matrices(self, name):
     query, candidates, ids = _batch(4)

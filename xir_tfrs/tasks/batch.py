@@ -272,12 +272,16 @@ def _run_time_checks(
       continue
     checks.append(
       tf.debugging.assert_equal(
-        x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0],
-        tf.shape(ids)[0],
+        tf.cast(_num_rows(x), tf.int64),
+        tf.size(ids, tf.int64),
         f"`{name}` and `candidate_ids` must have the same number of rows.",
       )
     )
   return checks
+
+
+def _num_rows(x: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+  return x.nrows() if isinstance(x, tf.RaggedTensor) else tf.shape(x)[0]
 
 
 def _require_known_size(queries: tf.Tensor) -> None:
