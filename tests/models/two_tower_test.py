@@ -192,6 +192,8 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "`query_id`. Received: `user`"):
       model.fit(rows, verbose=0)
     towers = model.query_tower, model.candidate_tower
+    with self.assertRaisesRegex(ValueError, "`normalize` = True to Sampled"):
+      models.TwoTower(*towers, model.task, normalize=True)
     with self.assertRaisesRegex(ValueError, r"TwoTower\(query_tower, cand"):
       models.TwoTower(model.task, *towers)
 

@@ -169,9 +169,12 @@ class CoupledL2AdamTest(tf.test.TestCase):
       )
     self.assertAllClose(got, w, rtol=1e-4, atol=1e-5)
 
-  def test_negative_l2_is_refused(self):
-    with self.assertRaisesRegex(ValueError, "`l2` = -1"):
-      optimizers.CoupledL2Adam(l2=-1)
+  def test_wrong_arguments_are_refused(self):
+    for l2 in (-1, float("nan")):
+      with self.assertRaisesRegex(ValueError, f"`l2` = {l2}"):
+        optimizers.CoupledL2Adam(l2=l2)
+    with self.assertRaisesRegex(ValueError, "amsgrad"):
+      optimizers.CoupledL2Adam(amsgrad=True)
 
   def test_config_round_trip(self):
     config = optimizers.CoupledL2Adam(0.3, l2=0.25).get_config()

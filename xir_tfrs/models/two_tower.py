@@ -89,17 +89,22 @@ class TwoTower(tfrs.Model):
       query_tower: [n] query ids -> [n, dim]; or a `HistoryTower`.
       candidate_tower: [n] candidate ids -> [n, dim].
       task: The loss; its `normalize` says whether scores are cosines.
-      normalize: Whether scores are cosines; used if there is no task.
+      normalize: Whether scores are cosines, in a model without a task.
       ranker: Re-ranks the retrieved candidates; by default the task's ranker.
 
     Raises:
-      ValueError: `task` is something else.
+      ValueError: `task` is something else, or `normalize` differs from its.
     """
     super().__init__()
     if not (task is None or hasattr(task, "normalize")):
       raise ValueError(
         "`task` must be one of `xir_tfrs.tasks`: TwoTower(query_tower, "
         f"candidate_tower, task). Received: `task` = {task!r}."
+      )
+    if normalize and task is not None and not task.normalize:
+      raise ValueError(
+        "The task says whether scores are cosines: give `normalize` = True to "
+        f"{type(task).__name__}."
       )
     self.query_tower = query_tower
     self.candidate_tower = candidate_tower

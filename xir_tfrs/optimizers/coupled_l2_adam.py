@@ -29,15 +29,17 @@ class CoupledL2Adam(tf.keras.optimizers.Adam):
     Args:
       learning_rate: A number or a schedule.
       l2: Coefficient of the regularisation, >= 0.
-      **kwargs: See `tf.keras.optimizers.Adam`.
+      **kwargs: See `tf.keras.optimizers.Adam`; not `amsgrad`.
 
     Raises:
-      ValueError: `l2` is negative.
+      ValueError: `l2` is negative, or `amsgrad` is set.
     """
+    if kwargs.pop("amsgrad", False):
+      raise ValueError("CoupledL2Adam does not support `amsgrad`.")
     super().__init__(
       learning_rate, name=kwargs.pop("name", "CoupledL2Adam"), **kwargs
     )
-    if l2 < 0:
+    if not l2 >= 0:
       raise ValueError(f"`l2` must be >= 0. Received: `l2` = {l2}.")
     self._l2 = l2
 
