@@ -161,12 +161,16 @@ class Loop:
         seconds += elapsed
         block_times.append(elapsed / len(losses))
         self._log_block(losses, elapsed)
-        speed = config.global_batch_size / block_times[-1]
-        report.update(
-          run.now,
-          f"epoch {self._epoch():.2f}, loss {losses.mean():.4f}, "
-          f"{speed:,.0f} examples/s",
-        )
+        if len(block_times) == 1:
+          # The graph was built, which says nothing about the steps to come.
+          report.start_again(run.now)
+        else:
+          speed = config.global_batch_size / block_times[-1]
+          report.update(
+            run.now,
+            f"epoch {self._epoch():.2f}, loss {losses.mean():.4f}, "
+            f"{speed:,.0f} examples/s",
+          )
         self._validate_and_save(report, probe)
       if outcome == "stopped early":
         report.write(self._validations.why_stopped)

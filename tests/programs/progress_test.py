@@ -48,3 +48,16 @@ def test_earlier_progress_does_not_count_for_the_rate(monkeypatch):
 
 def test_nothing_is_shown(monkeypatch):
   assert _work(io.StringIO(), monkeypatch, show=False) == ""
+
+
+def test_what_came_before_a_new_start_does_not_count(monkeypatch):
+  monkeypatch.setattr(progress, "_SECONDS_PER_LINE", 1e-9)
+  now = [0.0]
+  monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+  stream = io.StringIO()
+  with progress.Progress("xir", 10, stream=stream) as report:
+    now[0] = 100.0
+    report.start_again(2)
+    now[0] = 101.0
+    report.update(4, "loss 0.5")
+  assert stream.getvalue().splitlines()[-1] == "xir 40%, loss 0.5, 00:03 left"

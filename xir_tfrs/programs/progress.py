@@ -75,6 +75,11 @@ class Progress:
     self._bar.set_postfix_str(text, refresh=False)
     self._bar.update(done - self._bar.n)
 
+  def start_again(self, done: int) -> None:
+    """Starts the clock of the remaining time, with `done` of the total done."""
+    self._bar.initial = self._bar.n = self._bar.last_print_n = done
+    self._bar.unpause()
+
   def update_rows(self, done: int, rows: int) -> None:
     """Reports that `done` of the total and `rows` more rows are done."""
     self.rows += rows
