@@ -621,11 +621,14 @@ def test_table_of_the_readme_is_the_results():
     "Sports": runs["sports, tuned"]["test"]["model"],
     "Beauty": runs["beauty, averaged, 40 epochs"]["test"]["model"],
     "Toys": runs["toys, tuned"]["test"]["model"],
+    "MovieLens": runs["ml-1m, full softmax, ages"]["test"]["model"],
     "YooChoose": runs["yoochoose, by time, XIR"]["test"]["model"],
   }
   section = README.read_text("utf-8").partition("## What it reaches")[2]
   shown = set()
-  for name, cells in re.findall(r"^\| ([A-Z]\w+), (.*) \|", section, re.M):
+  for name, cells in re.findall(
+    r"^\| ([A-Z]\w+)(?: 1M)?, (.*) \|", section, re.M
+  ):
     found = list(map(float, cells.split("|")[1:5]))
     keys = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
     assert found == [sources[name][key] for key in keys], name
@@ -811,6 +814,19 @@ def test_table_of_ages_is_the_results():
     assert list(map(float, cells.split(" | "))) == expected, name
     for run in pair:
       configs.from_preset(**run["settings"])
+
+
+def test_figures_of_requests_without_times_are_the_results():
+  runs, _ = results_and_text("histories", "runs", "histories.md")
+  without, section = results_and_text(
+    "ages", "requests without times", "histories.md"
+  )
+  shown = re.findall(r"\.\d{4}", section.partition("Without times such")[2])
+  assert list(map(float, shown[:3])) == [
+    max(runs["ml-1m, full softmax, ages"]["validation"]["ndcg@10"]),
+    without["validation"]["ndcg@10"],
+    max(runs["ml-1m, full softmax"]["validation"]["ndcg@10"]),
+  ]
 
 
 def test_settings_of_the_runs_of_histories_are_settings():
