@@ -65,6 +65,15 @@ class CandidateTableTest(tf.test.TestCase, parameterized.TestCase):
     ("brand", np.array([4, 0, 2]), r"\(4,\).*\(3,\)"),
     ("tags", (np.array([1, 2]), np.array([0, 2, 2, 3, 6])), "0 to 6"),
     ("image", np.zeros([4, 3]), r"\(4, 2\).*\(4, 3\)"),
+    # A cast would make codes of these.
+    ("brand", np.array([4, 0, 2, 2**32 + 1]), "0 to 4294967297"),
+    ("brand", np.array([4, 0, 2.5, 1]), "'brand' must be integers.*2.5"),
+    ("brand", np.array([4, 0, np.nan, 1]), "'brand' must be integers.*nan"),
+    ("brand", ["a", "b", "c", "d"], "'brand' must be integers.*<U1"),
+    ("tags", (np.array([1, 2]), np.array([0, 2, 1, 2, 2])), "not descend"),
+    ("tags", tf.ragged.constant(TAGS), r"'tags' must be a pair \(codes"),
+    ("price", np.array([1.0, np.inf, 5.0, 2.0]), "'price' must be finite"),
+    ("price", ["1", "2", "", "4"], "'price' must hold numbers"),
   )
   def test_wrong_column_is_named(self, name, column, message):
     features = sorted(FEATURES, key=lambda f: f.name == name)

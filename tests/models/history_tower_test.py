@@ -271,6 +271,8 @@ class HistoryTowerTest(tf.test.TestCase, parameterized.TestCase):
       tower("mean", dropout=1.0)
     with self.assertRaisesRegex(ValueError, "`length` must be positive"):
       models.HistoryTower(candidate_tower(), "mean", 0)
+    with self.assertRaisesRegex(ValueError, "`vocabulary_size`.*Embedding"):
+      models.HistoryTower(tf.keras.layers.Embedding(3, 2), "mean")
     model = tower("mean")
     with self.assertRaisesRegex(ValueError, r"`history_ids`.*\(2,\)"):
       model(tf.constant([0]), tf.constant([1, 2]))

@@ -199,8 +199,36 @@ def _num_rows(
     )
   first = columns[features[0].name]
   if features[0].is_ragged:
-    return len(first[1]) - 1
+    return len(_pair(features[0], first)[1]) - 1
   return len(first)
+
+
+def _pair(feature: Feature, column: Column) -> tuple[np.ndarray, np.ndarray]:
+  """The codes and row_splits of a ragged feature."""
+  if isinstance(column, (tuple, list)) and len(column) == 2:
+    codes, row_splits = (np.asarray(x) for x in column)
+    if codes.ndim == row_splits.ndim == 1 and row_splits.size:
+      return codes, row_splits
+  raise ValueError(
+    f"Column {feature.name!r} must be a pair (codes [n], row_splits "
+    "[rows + 1]), such as (ragged.values, ragged.row_splits). Received: "
+    f"{column!r:.200}."
+  )
+
+
+def _integers(name: str, values: np.ndarray) -> np.ndarray:
+  """`values` as integers, which they must be but for their type."""
+  if values.dtype.kind in "iu":
+    return values
+  if values.dtype.kind != "f":
+    raise ValueError(f"{name} must be integers. Received: type {values.dtype}.")
+  with np.errstate(invalid="ignore"):  # NaN is refused below.
+    whole = values.astype(np.int64)
+  if (whole != values).any():
+    raise ValueError(
+      f"{name} must be integers. Received: {values[whole != values][0]}."
+    )
+  return whole
 
 
 def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
@@ -209,20 +237,35 @@ def _checked(feature: Feature, column: Column, num_rows: int) -> Column:
   shape: tuple[int, ...]
   expected: tuple[int, ...] = (num_rows,)
   if feature.is_ragged:
-    codes = np.asarray(column[0], np.int32)
-    row_splits = np.asarray(column[1], np.int64)
+    codes, row_splits = _pair(feature, column)
+    codes = _integers(f"Codes of {feature.name!r}", codes)
+    row_splits = _integers(f"`row_splits` of {feature.name!r}", row_splits)
     shape = (len(row_splits) - 1,)
     if row_splits[0] != 0 or row_splits[-1] != len(codes):
       raise ValueError(
         f"`row_splits` of {feature.name!r} must run from 0 to the number of "
         f"codes, {len(codes)}. Received: {row_splits[0]} to {row_splits[-1]}."
       )
-    column = (codes, row_splits)
+    if (row_splits[1:] < row_splits[:-1]).any():
+      raise ValueError(f"`row_splits` of {feature.name!r} must not descend.")
+    column = (codes.astype(np.int32), row_splits.astype(np.int64))
   elif feature.kind == "token":
-    codes = column = np.asarray(column, np.int32)
+    codes = _integers(f"Codes of {feature.name!r}", np.asarray(column))
+    column = codes.astype(np.int32)
     shape = codes.shape
   else:
-    column = np.asarray(column, np.float32)
+    try:
+      with np.errstate(over="ignore"):  # Infinity is refused below.
+        column = np.asarray(column, np.float32)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"Column {feature.name!r} must hold numbers: {error}."
+      ) from error
+    if np.isinf(column).any():
+      raise ValueError(
+        f"Column {feature.name!r} must be finite in float32, or NaN where a "
+        f"number is missing. Received: {np.isinf(column).sum()} infinite ones."
+      )
     shape = column.shape
     if feature.kind == "float_seq":
       expected = (num_rows, feature.width)

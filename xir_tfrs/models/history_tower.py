@@ -67,13 +67,20 @@ class HistoryTower(tf.keras.Model):
       name: Name of the model.
 
     Raises:
-      ValueError: Unknown encoder, or an argument out of its range.
+      ValueError: Unknown encoder, an argument out of its range, or a candidate
+        tower without `vocabulary_size`.
     """
     super().__init__(name=name)
     if encoder not in encoders.ENCODERS:
       raise ValueError(
         f"`encoder` must be one of {', '.join(encoders.ENCODERS)}. Received: "
         f"`encoder` = {encoder!r}."
+      )
+    if getattr(candidate_tower, "vocabulary_size", None) is None:
+      raise ValueError(
+        "`candidate_tower` needs a `vocabulary_size`, as models.Tower has: ids "
+        "of events outside it are dropped. Received: "
+        f"{type(candidate_tower).__name__}."
       )
     self.candidate_tower = candidate_tower
     self.query_tower = query_tower
