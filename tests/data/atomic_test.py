@@ -342,7 +342,7 @@ def test_a_lock_on_a_directory(tmp_path):
   (tmp_path / "link").symlink_to(tmp_path / "new" / "target")
   with atomic.locked(tmp_path / "link"):
     assert names(tmp_path / "new" / "target") == {".lock"}
-  assert names(tmp_path / "new") == set()
+  assert not (tmp_path / "new").exists()
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.DataError, match="is not a directory"):
     with atomic.locked(tmp_path / "file"):
@@ -413,6 +413,18 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
   with pytest.raises(PermissionError) as found:
     atomic.check_file(path)
   assert found.value.filename == str(path.parent)
+
+
+@pytest.mark.parametrize("make", [new, atomic.new_file, atomic.locked])
+def test_folders_are_removed_if_nothing_is_written(tmp_path, make):
+  with pytest.raises(RuntimeError), make(tmp_path / "typo" / "deep" / "out"):
+    raise RuntimeError
+  assert names(tmp_path) == set()
+  with make(tmp_path / "a" / "out") as partial:
+    assert names(tmp_path) == {"a"}
+    if partial:
+      (partial / "x" if partial.is_dir() else partial).write_text("x")
+  assert names(tmp_path) == (set() if make is atomic.locked else {"a"})
 
 
 @pytest.mark.parametrize("make", [new, atomic.new_file])

@@ -160,6 +160,15 @@ def test_the_same_value_may_be_given_again():
   assert found == {"dim": 3, "fast": True}
 
 
+def test_home_is_expanded_after_an_equals_sign(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/ann")
+  assert given("--data=~/x", "--files=~/a b", "--files", "~/c") == {
+    "data": "/home/ann/x",
+    "files": ("/home/ann/a b", "~/c"),
+  }
+  assert given("--data=~", "--kind=a") == {"data": "~", "kind": "a"}
+
+
 def test_a_needed_flag():
   with pytest.raises(settings.SettingsError, match="--data is required: Direc"):
     settings.build(_Config, {})

@@ -88,19 +88,33 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   unchanged.
   """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  for leftover in _leftovers(path, "partial"):
-    if _is_silent(leftover, _STALE_FILE):
-      leftover.unlink(missing_ok=True)
-  partial = _hidden(path, "partial")
+  with _folder(path.parent):
+    for leftover in _leftovers(path, "partial"):
+      if _is_silent(leftover, _STALE_FILE):
+        leftover.unlink(missing_ok=True)
+    partial = _hidden(path, "partial")
+    try:
+      with _disk_errors_name(path, partial):
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    finally:
+      partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _folder(path: pathlib.Path) -> Iterator[None]:
+  """Makes a folder; removes it and the parents it made if they stay empty."""
+  path = path.resolve()  # The target of a link may not exist yet.
+  made = [one for one in (path, *path.parents) if not one.exists()]
+  path.mkdir(parents=True, exist_ok=True)
   try:
-    with _disk_errors_name(path, partial):
-      yield partial
-      _sync(partial)
-      os.replace(partial, path)
-      _sync(path.parent)
+    yield
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # It is no longer empty.
+      for one in made:
+        one.rmdir()
 
 
 @contextlib.contextmanager
@@ -162,8 +176,8 @@ def new_directory(
     check_output(output, what=what, foreign=foreign, overwrite=overwrite)
 
   check()
-  output.parent.mkdir(parents=True, exist_ok=True)
-  with _claim(output.with_name(f".{output.name}.lock"), output) as claim:
+  lock = output.with_name(f".{output.name}.lock")
+  with _folder(output.parent), _claim(lock, output) as claim:
     _tidy(output)
     check()
     partial = _hidden(output, "partial")
@@ -230,16 +244,9 @@ def locked(
     raise errors.DataError(
       f"is not a directory; choose another {flag}", path=directory
     )
-  made = not directory.exists()
-  # The target of a link may not exist yet.
-  directory.resolve().mkdir(parents=True, exist_ok=True)
-  try:
-    with _claim(directory / LOCK_FILE, directory, flag):
-      yield
-  finally:
-    if made:
-      with contextlib.suppress(OSError):  # It is no longer empty.
-        directory.resolve().rmdir()
+  lock = directory / LOCK_FILE
+  with _folder(directory), _claim(lock, directory, flag):
+    yield
 
 
 class _Holder(msgspec.Struct, frozen=True):

@@ -516,7 +516,7 @@ def parse(
   for one in known.values():
     _define(one.name, one.type is bool, values)
   try:
-    rest = values(list(argv), known_only=keep_unknown)[1:]
+    rest = values(list(map(_home, argv)), known_only=keep_unknown)[1:]
   except flags.Error as error:
     raise SettingsError(f"{error}; see --help.") from None
   general = {name: _only(name, values[name].value) for name in _GENERAL}
@@ -544,6 +544,13 @@ def parse(
     help=wants_help,
     debug=bool(general["debug"]),
   )
+
+
+def _home(word: str) -> str:
+  """Expands the ~ of --FLAG=~/PATH, as shells do after a space only."""
+  # Unexpanded, an output would be written to a folder called ~.
+  found = re.fullmatch(r"(--\w+=)(~/.*)", word, re.DOTALL)
+  return found[1] + os.path.expanduser(found[2]) if found else word
 
 
 def _define(name: str, is_bool: bool, values: flags.FlagValues) -> None:
