@@ -113,8 +113,12 @@ class Evaluation:
     """Writes the files of an evaluation."""
     from pipelines.evaluation import by_query as by_query_lib
 
+    # The page of an earlier evaluation has other figures.
+    place.report.unlink(missing_ok=True)
     by_query_lib.write(place.by_query, self.users, self.by_query)
-    if self.examples is not None:
+    if self.examples is None:
+      place.examples.unlink(missing_ok=True)
+    else:
       json_files.write(place.examples, self.examples)
     json_files.write(place.metrics, self.results)
 

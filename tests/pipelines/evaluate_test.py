@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from pipelines import evaluate
-from pipelines.evaluation import intervals, rankings, report, split
+from pipelines.evaluation import intervals, places, rankings, report, split
 from tests import program, tiny_runs
 from xir_tfrs.data import errors
 from xir_tfrs.data import schema as schema_lib
@@ -471,6 +471,18 @@ def test_program(data, trained, tmp_path):
   assert written == _evaluate(data, trained, ks=(2, 10))
   assert json.loads(output.read_text())["metrics"]["model"]["recall@10"] > 0
   assert {*os.listdir(output.parent)} == {"metrics.json", "by_query.npz"}
+
+
+def test_no_page_of_an_earlier_evaluation_stays(data, trained, tmp_path):
+  place = places.Place.of(trained, str(tmp_path / "metrics.json"))
+  for old in (place.report, place.examples):
+    old.write_text("{}")
+  evaluate.rank(
+    evaluate.EvaluateConfig(
+      data=str(data), model_dir=str(trained), report=False
+    )
+  ).write(place)
+  assert {*os.listdir(tmp_path)} == {"metrics.json", "by_query.npz"}
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(trained, tmp_path):
