@@ -214,7 +214,7 @@ def train(
       results[f"gradient/{name}/{index}"] = gradient.numpy()
       model.trainable_variables[index].assign_sub(0.1 * gradient)
     for index, variable in enumerate(model.task.non_trainable_variables):
-      results[f"state/{name}/{index} {variable.name}"] = variable.numpy()
+      results[f"state/{name}/{index} {_name_of(variable)}"] = variable.numpy()
   results["apart"] = np.array(apart(model.variables))
   return results
 
@@ -288,7 +288,7 @@ def fit(
   for index, variable in enumerate(model.trainable_variables):
     results[f"weight/{index}"] = variable.numpy()
   for index, variable in enumerate(model.task.non_trainable_variables):
-    results[f"state/{index} {variable.name}"] = variable.numpy()
+    results[f"state/{index} {_name_of(variable)}"] = variable.numpy()
   return results
 
 
@@ -300,6 +300,11 @@ def apart(variables: Sequence[tf.Variable]) -> float:
     for other in others:
       distances.append(float(np.abs(other - first).max(initial=0)))
   return max(distances)
+
+
+def _name_of(variable: tf.Variable) -> str:
+  """The name without its layer's, which Keras numbers in each process."""
+  return variable.name.rpartition("/")[2]
 
 
 def assert_same(
