@@ -129,7 +129,7 @@ def cells(results: Mapping[str, files.Result]) -> str:
     for _, (first, *others) in itertools.groupby(
       result.cases, lambda case: case.x
     ):
-      base = np.mean([point[_TESTED] for point in _points(result, first)])
+      base = _average(result, first, _TESTED)
       row = {methods.TASKS[first.task].title: f"{base:.4f}"}
       for case in others:
         if case.name in tests:
@@ -179,6 +179,11 @@ def _points(result: files.Result, case: files.CaseResult) -> list[files.Point]:
   return [point for point in points if point is not None]
 
 
+def _average(result: files.Result, case: files.CaseResult, name: str) -> float:
+  """A metric of a case, on average over its runs."""
+  return float(np.mean([point[name] for point in _points(result, case)]))
+
+
 def _mean(points: list[files.Point], name: str) -> str:
   values = [point[name] for point in points]
   text = f"{np.mean(values):.4f}"
@@ -203,10 +208,7 @@ def _way(result: files.Result, case: files.CaseResult, ceiling: str) -> str:
   ends = [same[0], *(other for other in same if other.task == ceiling)]
   if len(ends) < 2 or case in ends:
     return ""
-  first, last, mine = (
-    np.mean([point[_TESTED] for point in _points(result, one)])
-    for one in (*ends, case)
-  )
+  first, last, mine = (_average(result, one, _TESTED) for one in (*ends, case))
   if last - first < _SHORTEST_WAY * first:
     return "short"
   return f"{(mine - first) / (last - first):.0%}"
@@ -256,7 +258,7 @@ def _sweep(result, axes) -> None:
   for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
     lines = {}
     for case in result.cases:
-      value = np.mean([point[metric] for point in _points(result, case)])
+      value = _average(result, case, metric)
       if case.x is None:
         axis.axhline(value, color="grey", linestyle=":", label=case.title)
       else:

@@ -25,6 +25,12 @@ _NUM_QUERIES = 7
 # Candidates 2, 6 and 9 have no training interaction.
 _COUNTS = (5, 1, 0, 40, 7, 2, 0, 3, 11, 0)
 _NUM_CANDIDATES = len(_COUNTS)
+# Queries, candidates and candidate ids of a graph for batches of any size.
+_OF_UNKNOWN_SIZE = (
+  tf.TensorSpec([None, _DIM]),
+  tf.TensorSpec([None, _DIM]),
+  tf.TensorSpec([None], tf.int64),
+)
 
 
 def _table(rows, seed):
@@ -563,16 +569,10 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
   @parameterized.parameters(*_METHODS)
   def test_numbers_of_rows_found_to_differ_in_a_graph_are_refused(self, name):
     task = _make(name)
-    shapes = ([None, _DIM], [None, _DIM], [None], [None])
 
     @tf.function(
       autograph=False,
-      input_signature=[
-        tf.TensorSpec(shape, dtype)
-        for shape, dtype in zip(
-          shapes, (tf.float32, tf.float32, tf.int64, tf.int64), strict=True
-        )
-      ],
+      input_signature=[*_OF_UNKNOWN_SIZE, tf.TensorSpec([None], tf.int64)],
     )
     def loss(query, candidates, ids, query_ids):
       return task(query, candidates, candidate_ids=ids, query_ids=query_ids)
@@ -600,9 +600,7 @@ class ApiTest(tf.test.TestCase, parameterized.TestCase):
     @tf.function(
       autograph=False,
       input_signature=[
-        tf.TensorSpec([None, _DIM]),
-        tf.TensorSpec([None, _DIM]),
-        tf.TensorSpec([None], tf.int64),
+        *_OF_UNKNOWN_SIZE,
         tf.RaggedTensorSpec([None, None], tf.int64),
       ],
     )
@@ -747,11 +745,7 @@ class CallTest(tf.test.TestCase, parameterized.TestCase):
 
     @tf.function(
       autograph=False,
-      input_signature=[
-        tf.TensorSpec([None, _DIM]),
-        tf.TensorSpec([None, _DIM]),
-        tf.TensorSpec([None], tf.int64),
-      ],
+      input_signature=_OF_UNKNOWN_SIZE,
     )
     def traced(query, candidates, ids):
       return traced_task(
