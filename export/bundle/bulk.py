@@ -75,7 +75,6 @@ def batch_recommend(options: options_lib.BatchOptions) -> Run:
       path=options.bundle,
     )
   query_ids, digest = _queries(options.queries, loaded)
-  _say_if_unknown(options.queries, query_ids, loaded)
   open_writer = answer_files.WRITERS[options.format](loaded)
   asked = Asked(
     bundle_sha256=hashes.sha256(loaded.directory / manifests.FILE_NAME),
@@ -164,11 +163,12 @@ def _queries(
       ids,
       lambda row, message: errors.DataError(message, path=path, line=row + 1),
     )
+  _say_if_unknown(path, ids, loaded)
   return ids, digest
 
 
 def _say_if_unknown(
-  path: str | None, query_ids: Sequence[bundle.Id], loaded: bundle.Bundle
+  path: str, query_ids: Sequence[bundle.Id], loaded: bundle.Bundle
 ) -> None:
   """Says how many ids of a file are unknown; all are if they are misspelt."""
   known = set(loaded.query_ids.tolist())
