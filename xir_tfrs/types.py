@@ -83,7 +83,9 @@ class Feature:
   @property
   def scope(self) -> str:
     """The name without characters that a graph refuses, as in `price (USD)`."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", self.name)
+    scope = re.sub(r"[^A-Za-z0-9_.-]", "_", self.name)
+    # A graph refuses "_" and "-" as the first one.
+    return scope if scope[:1].isalnum() else f"feature{scope}"
 
   @property
   def is_token(self) -> bool:

@@ -83,6 +83,12 @@ class TowerTest(tf.test.TestCase, parameterized.TestCase):
     found = tf.function(model)(tf.range(2))
     self.assertAllClose(found, model(tf.range(2)))
 
+    @tf.function
+    def encode(ids):  # An export calls no layer around those of the features.
+      return model.encode(ids, model.look_up(ids))
+
+    self.assertAllClose(encode(tf.range(2)), found)
+
   @parameterized.parameters("tower.keras", "tower")
   def test_saved_and_loaded_by_keras(self, name):
     path = f"{self.get_temp_dir()}/{name}"
