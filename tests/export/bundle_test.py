@@ -180,11 +180,31 @@ _QUERY = "Grüße, 5"
     ({"exclude_ids": [[None]]}, "candidate ids .* string. Received: None"),
     ({"allow_ids": ["item 1"]}, "`allow_ids` must hold one list.*'item 1'"),
     ({"allow_ids": [["item 1"], []]}, "2 lists for 1 queries"),
+    ({"query_ids": ["\ud800"]}, r"query ids .* string.*\\ud800"),
   ],
 )
 def test_flat_lists_and_other_ids_are_refused(loaded, given, message):
   with pytest.raises(ValueError, match=message):
     loaded.recommend(**{"query_ids": [_QUERY], **given})
+
+
+def test_iterators_are_read_once(loaded, world):
+  ids, history = world.query_ids[:2], [["item 1"], ["item 2", "item 3"]]
+  given = {"k": 4, "exclude_history": True}
+  for expected, found in (
+    (
+      loaded.recommend(ids, history, **given),
+      loaded.recommend(iter(ids), map(iter, history), **given),
+    ),
+    (
+      loaded.recommend(history=history, **given),
+      loaded.recommend(history=map(iter, history), **given),
+    ),
+  ):
+    assert found.ids.tolist() == expected.ids.tolist()
+  read = loaded.read_queries(iter(["nobody"]), history=iter([iter(["item 1"])]))
+  expected = loaded.encode_queries(["nobody"], history=[["item 1"]])
+  np.testing.assert_array_equal(read.vectors, expected)
 
 
 def test_a_single_id_is_refused_as_a_list(loaded):

@@ -311,6 +311,7 @@ class Bundle:
       )
     # Before any work, because the ranker may be missing.
     rank = self._rank if rerank else None
+    query_ids, history = _as_lists(query_ids, history)
     queries, n = self._queries(query_ids, history)
     excluded = [self._lists("exclude_ids", exclude_ids, n)]
     if exclude_seen or exclude_history:
@@ -394,6 +395,7 @@ class Bundle:
     time: Sequence[int | None] | None = None,
   ) -> Queries:
     """Encodes queries as `recommend` does, for use with your own index."""
+    ids, history = _as_lists(ids, history)
     _, n = self._queries(ids, history)
     found = self._ask(
       "encode_query",
@@ -707,6 +709,16 @@ class Bundle:
       "history_times": tf.constant(padded, tf.int64, [n, width]),
       "time": tf.constant(asked, tf.int64, [n]),
     }
+
+
+def _as_lists(
+  ids: Sequence[Id] | None, history: Sequence[Sequence[Id]] | None
+) -> tuple[list[Id] | None, list[list[Id]] | None]:
+  """Lists, because both are read several times, and an iterator only once."""
+  return (
+    None if ids is None else ids_lib.as_list("query", ids),
+    None if history is None else ids_lib.as_lists("history", history),
+  )
 
 
 def _best_again(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Id = str | int
+_T = TypeVar("_T")
 
 _INT64 = np.iinfo(np.int64)
 
@@ -23,13 +24,10 @@ def check_ids(side: str, ids: Iterable[Id], id_type: str) -> list[Id]:
   Raises:
     ValueError: `ids` is not a list, or an id has another type.
   """
-  if not _is_list(ids):
-    raise ValueError(
-      f"{side} ids must be a list, as in [...]. Received: {ids!r}."
-    )
+  values = as_list(side, ids)
   check = _check_string if id_type == "string" else _check_integer
   try:
-    return [check(value) for value in ids]
+    return [check(value) for value in values]
   except (ValueError, TypeError) as error:
     raise ValueError(
       f"{side} ids of this bundle are of type {id_type}. Received: {error}."
@@ -52,16 +50,40 @@ def check_lists(
   Raises:
     ValueError: The lists or their ids have another form.
   """
-  form = f"`{name}` must hold one list of ids per query, as in [[...], [...]]"
+  rows = as_lists(name, lists)
+  if len(rows) != n:
+    raise ValueError(
+      f"{_form(name)}. Received: {len(rows)} lists for {n} queries."
+    )
+  return [check_ids("candidate", row, id_type) for row in rows]
+
+
+def as_list(side: str, ids: Iterable[_T]) -> list[_T]:
+  """Returns a list, also of an iterator, which can only be read once.
+
+  Raises:
+    ValueError: `ids` is not a list.
+  """
+  if not _is_list(ids):
+    raise ValueError(
+      f"{side} ids must be a list, as in [...]. Received: {ids!r}."
+    )
+  return list(ids)
+
+
+def as_lists(name: str, lists: Iterable[Iterable[_T]]) -> list[list[_T]]:
+  """Returns lists, also of iterators, which can only be read once.
+
+  Raises:
+    ValueError: `lists`, or one of them, is not a list.
+  """
   if not _is_list(lists):
-    raise ValueError(f"{form}. Received: {lists!r}.")
-  lists = list(lists)
-  for row in lists:
+    raise ValueError(f"{_form(name)}. Received: {lists!r}.")
+  rows = list(lists)
+  for row in rows:
     if not _is_list(row):
-      raise ValueError(f"{form}. Received: {row!r} instead of a list.")
-  if len(lists) != n:
-    raise ValueError(f"{form}. Received: {len(lists)} lists for {n} queries.")
-  return [check_ids("candidate", row, id_type) for row in lists]
+      raise ValueError(f"{_form(name)}. Received: {row!r} instead of a list.")
+  return [list(row) for row in rows]
 
 
 def check_times(name: str, times: Iterable[int | None], n: int) -> list[int]:
@@ -87,6 +109,10 @@ def check_times(name: str, times: Iterable[int | None], n: int) -> list[int]:
     raise ValueError(f"{form}. Received: {error}.") from None
 
 
+def _form(name: str) -> str:
+  return f"`{name}` must hold one list of ids per query, as in [[...], [...]]"
+
+
 def _is_list(value: Any) -> bool:
   return hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
 
@@ -96,6 +122,7 @@ def _check_string(value: Any) -> str:
     return value.decode()
   if not isinstance(value, str):
     raise TypeError(repr(value))
+  value.encode()  # TensorFlow does not say which string has a lone surrogate.
   return str(value)
 
 
@@ -103,6 +130,8 @@ def _check_integer(value: Any) -> int:
   if isinstance(value, bool) or not isinstance(value, (int, np.integer, str)):
     raise TypeError(repr(value))
   try:
+    if isinstance(value, str) and "_" in value:  # Python reads "1_0" as 10.
+      raise ValueError
     number = int(value)
   except ValueError:
     raise TypeError(repr(value)) from None
