@@ -151,7 +151,10 @@ def _read_side(
   plural = {"query": "queries", "candidate": "candidates"}[side]
   ids = _typed(data.ids(plural), getattr(options, f"{side}_id_type"), side)
   tower = getattr(model, f"{side}_tower")
-  inputs = features.of_schema(data.schema.features(plural))
+  inputs = features.of_schema(
+    data.schema.features(plural),
+    _inputs_of_histories(model) if side == "query" else (),
+  )
   # The tower may have been trained without some of the features.
   used = () if tower.table is None else tower.table.features
   return _Side(
@@ -160,6 +163,18 @@ def _read_side(
     _id_table(ids),
     tuple(next(x for x in inputs if x.name == y.name) for y in used),
   )
+
+
+def _inputs_of_histories(model: xir.models.TwoTower) -> list[str]:
+  """Names of the inputs that a query tower of histories has."""
+  if not model.takes_histories:
+    return []
+  takes_times = model.query_tower.encoder.takes_times
+  specs = (
+    *histories.past_inputs(tf.string, takes_times),
+    *histories.further_inputs(1, takes_times),
+  )
+  return [x.name for x in specs]
 
 
 def _tower(

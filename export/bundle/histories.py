@@ -19,6 +19,18 @@ from xir_tfrs.data import histories
 NO_TIME = np.int64(-1)
 
 
+def past_inputs(
+  id_dtype: tf.DType, takes_times: bool = False
+) -> list[tf.TensorSpec]:
+  """Returns specs of a history and, if the tower takes them, its times."""
+  specs = [
+    tf.TensorSpec([None, None], id_dtype, "history"),
+    tf.TensorSpec([None, None], tf.int64, "history_times"),
+    tf.TensorSpec([None], tf.int64, "time"),
+  ]
+  return specs if takes_times else specs[:1]
+
+
 def further_inputs(dim: int, takes_times: bool = False) -> list[tf.TensorSpec]:
   """Returns specs of the further inputs of a `TrainedEncoder` of histories.
 

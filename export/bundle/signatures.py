@@ -124,7 +124,8 @@ class Retriever(tf.Module):
   ) -> dict:
     """The signatures `recommend` and `recommend_unseen`.
 
-    `past` is the history, if there is one, and its times; see `_past`.
+    `past` is the history, if there is one, and its times; see
+    `histories.past_inputs`.
     """
     query = self.encode(query_id, raw, past)
     seen = _no_rows(query.embedding)
@@ -261,7 +262,7 @@ def save_query_tower(
   """
   if not encoder.takes_history:
     return _save(encoder, path, {"encode_query": _encode(encoder, "query")})
-  past = _past(encoder, encoder.event_ids.dtype)
+  past = histories.past_inputs(encoder.event_ids.dtype, encoder.takes_times)
   tower = encoder.tower
   signatures = {
     "encode_query": _encode(encoder, "query", past),
@@ -319,7 +320,7 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   k = tf.TensorSpec([], tf.int32, "k")
   exclude = tf.TensorSpec([None, None], id_dtype, "exclude_ids")
   allow = tf.TensorSpec([None, None], id_dtype, "allow_ids")
-  past = _past(queries, id_dtype)
+  past = histories.past_inputs(id_dtype, queries.takes_times)
   query = (
     tf.TensorSpec([None], queries.id_dtype, "query_id"),
     *(x.spec for x in queries.inputs),
@@ -360,18 +361,6 @@ def save_retriever(retriever: Retriever, path: str | os.PathLike[str]) -> dict:
   # The signature of requests that name none.
   signatures["serving_default"] = signatures["recommend"]
   return _save(retriever, path, signatures)
-
-
-def _past(encoder: encoders.Encoder, id_dtype: tf.DType) -> list[tf.TensorSpec]:
-  """Inputs for a history and, if the encoder takes times, its times."""
-  history_ids = tf.TensorSpec([None, None], id_dtype, "history")
-  if not encoder.takes_times:
-    return [history_ids]
-  return [
-    history_ids,
-    tf.TensorSpec([None, None], tf.int64, "history_times"),
-    tf.TensorSpec([None], tf.int64, "time"),
-  ]
 
 
 def _encode(

@@ -120,9 +120,12 @@ def name(candidate: int) -> str:
 
 
 def write_data(
-  directory: pathlib.Path, times: int = 4
+  directory: pathlib.Path, times: int = 4, of_users: dict | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """A data directory with times; its training rows, and the items' tags."""
+  """A data directory with times; its training rows, and the items' tags.
+
+  `of_users` has side features of the queries, tokens as in `TAG`, by name.
+  """
   rng = np.random.default_rng(5)
   lengths = [1, 2, 3, 4, 5, 7, 9, 3]
   rows = {
@@ -136,10 +139,15 @@ def write_data(
   rows = {key: x[shuffled] for key, x in rows.items()}
   directory.mkdir()
   shards = {}
+  of_users = of_users or {}
+  user_features = tuple(
+    schema_lib.FeatureSchema(x, "token", vocabulary=TAG.vocabulary)
+    for x in of_users
+  )
   tags = rng.integers(1, 4, NUM_CANDIDATES).astype(np.int32)
   tags[UNKNOWN] = 0
   for table, prefix, size, features, columns in (
-    ("queries", "user", NUM_QUERIES, (), {}),
+    ("queries", "user", NUM_QUERIES, user_features, of_users),
     ("candidates", "item", NUM_CANDIDATES, (TAG,), {"tag": tags}),
   ):
     column = {"queries": "query_id", "candidates": "candidate_id"}[table]
@@ -162,6 +170,7 @@ def write_data(
     interaction_features=tuple(
       schema_lib.InteractionFeature(key, "int64") for key in COLUMNS
     ),
+    query_features=user_features,
     candidate_features=(TAG,),
   ).save(directory)
   return rows, tags
@@ -525,6 +534,30 @@ def test_ages_of_events(of_ages):
   ):
     with pytest.raises(ValueError, match=message):
       loaded.recommend(history=[["item 3", "item 7"]], **given)
+
+
+def test_features_named_like_the_inputs_of_histories(tmp_path):
+  names = ("time", "times", "history_times", "event_vectors")
+  codes = np.arange(NUM_QUERIES, dtype=np.int32) % 4
+  of_users = {name: np.roll(codes, i) for i, name in enumerate(names)}
+  _, tags = write_data(tmp_path / "data", times=500, of_users=of_users)
+  model = make_model("attention", tags, encoder_arguments={"ages": True})
+  model.query_tower.query_tower = xir.models.Tower(
+    vocabulary_size=NUM_QUERIES,
+    dim=DIM,
+    features=tuple(
+      xir.types.Feature(x, "token", vocabulary_size=4) for x in names
+    ),
+    columns=of_users,
+    init_stddev=1.0,
+  )
+  loaded = bundle.Bundle.load(export(tmp_path, model))
+  asked = {"history": [["item 3"]], "history_times": [[5]], "time": [700]}
+  plain = loaded.encode_queries(["nobody"], **asked)
+  for name in names:
+    given = {name: [TAG.vocabulary[2]]}
+    found = loaded.encode_queries(["nobody"], features=given, **asked)
+    assert np.abs(found - plain).max() > 1e-3
 
 
 def test_server_and_bulk_use_times(of_ages, tmp_path):

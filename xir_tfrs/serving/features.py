@@ -132,12 +132,18 @@ class _Described(Protocol):
   num_buckets: int | None
 
 
-def of_schema(features: Iterable[_Described]) -> tuple[FeatureInput, ...]:
+def of_schema(
+  features: Iterable[_Described], reserved: Iterable[str] = ()
+) -> tuple[FeatureInput, ...]:
   """Returns the features of a schema as inputs of signatures.
 
   An input whose name is already taken becomes `feature_NAME`.
+
+  Args:
+    features: The features.
+    reserved: Names of further inputs of the signatures, beside `RESERVED`.
   """
-  taken = set(RESERVED)
+  taken = {*RESERVED, *reserved}
   found = []
   for feature in features:
     name = re.sub(r"\W", "_", feature.name, flags=re.ASCII)
