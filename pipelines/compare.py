@@ -10,6 +10,7 @@ of xir-tfrs train that was evaluated by xir-tfrs evaluate.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -30,7 +31,7 @@ class CompareConfig(settings.Settings):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if len(set(self.run)) < max(len(self.run), 2):
+    if len(set(map(os.path.realpath, self.run))) < max(len(self.run), 2):
       raise settings.SettingsError(
         "--run must name at least two different runs. Received: "
         f"{' '.join(self.run)}."

@@ -273,10 +273,11 @@ def test_runs_that_cannot_be_compared_are_refused(evaluated, tmp_path):
   metrics["split"] = "validation"
   (other / "metrics.json").write_text(json.dumps(metrics))
   refused("has other split than")
-  done = program.run(
-    "pipelines.compare", first, "--output", tmp_path / "a.html"
-  )
-  assert done.returncode == 2 and "at least two different runs" in done.stderr
+  for same in ([], [f"{first}/."]):
+    done = program.run(
+      "pipelines.compare", first, *same, "--output", tmp_path / "a.html"
+    )
+    assert done.returncode == 2 and "at least two different runs" in done.stderr
 
 
 def test_without_a_report(evaluated, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def training_dataset(
   num_rows = len(next(iter(columns.values())))
   if num_rows == 0:
     raise ValueError("There are no training rows.")
-  checks.require_positive(global_batch_size=global_batch_size)
+  checks.require_sizes(global_batch_size=global_batch_size)
   shares = tuple(shares or [(0, global_batch_size)])
   sizes = {high - low for low, high in shares}
   static_size = sizes.pop() if len(sizes) == 1 else None

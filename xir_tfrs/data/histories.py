@@ -298,7 +298,7 @@ class PositionBatches:
     self._with_times = with_times
     if not windows.num_rows:
       raise ValueError("There are no training rows.")
-    checks.require_positive(global_batch_size=global_batch_size)
+    checks.require_sizes(global_batch_size=global_batch_size)
     self._rows, self._windows = rows, windows
     self._sees = rows.first + rows.visible
     # For each window, the end of the events that any of its targets sees. Not

@@ -160,7 +160,7 @@ class ScannIndex(base.RetrievalIndex):
     """
     super().__init__(name=name)
     load_ops()
-    checks.require_positive(
+    checks.require_sizes(
       num_leaves=num_leaves,
       num_leaves_to_search=num_leaves_to_search,
       dimensions_per_block=dimensions_per_block,

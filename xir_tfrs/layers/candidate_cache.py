@@ -69,9 +69,7 @@ class CandidateCache(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    checks.require_positive(
-      num_candidates=num_candidates, cache_size=cache_size
-    )
+    checks.require_sizes(num_candidates=num_candidates, cache_size=cache_size)
     if cache_scope not in SCOPES:
       raise ValueError(
         f"`cache_scope` must be one of {SCOPES}. "

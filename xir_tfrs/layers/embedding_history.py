@@ -45,7 +45,7 @@ class EmbeddingHistory(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    checks.require_positive(num_watched=num_watched, dim=dim)
+    checks.require_sizes(num_watched=num_watched, dim=dim)
     self._num_watched = num_watched
     self._dim = dim
     self.embeddings = state.add_state(

@@ -94,7 +94,7 @@ class FrequencyEstimator(tf.keras.layers.Layer):
         f"`num_buckets` must lie in [1, {frequency.HASH_PRIME}). "
         f"Received: `num_buckets` = {num_buckets}."
       )
-    checks.require_positive(num_hashes=num_hashes)
+    checks.require_sizes(num_hashes=num_hashes)
     if not 0.0 < learning_rate <= 1.0:
       raise ValueError(
         "`learning_rate` must lie in (0, 1]. "
@@ -261,7 +261,7 @@ class FrequencyEstimator(tf.keras.layers.Layer):
       raise ValueError(
         f"`counts` must be >= 0. Received: a count of {counts.min()}."
       )
-    checks.require_positive(batch_size=batch_size)
+    checks.require_sizes(batch_size=batch_size)
     counted = counts.sum()
     total = counted if total_rows is None else total_rows
     if not 0 < counted <= total:

@@ -61,7 +61,7 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    checks.require_positive(
+    checks.require_sizes(
       num_candidates=num_candidates, dim=dim, num_codewords=num_codewords
     )
     self._num_candidates = num_candidates

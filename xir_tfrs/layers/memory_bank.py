@@ -43,7 +43,7 @@ class MemoryBank(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    checks.require_positive(bank_size=bank_size, dim=dim)
+    checks.require_sizes(bank_size=bank_size, dim=dim)
     self._bank_size = bank_size
     self._dim = dim
     self.embeddings = state.add_state(

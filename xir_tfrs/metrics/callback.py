@@ -76,7 +76,7 @@ class RankingCallback(tf.keras.callbacks.Callback):
         epoch, or `every_epochs` is not positive.
     """
     super().__init__()
-    checks.require_positive(
+    checks.require_sizes(
       num_candidates=num_candidates, every_epochs=every_epochs
     )
     self._queries = np.asarray(ids_lib.dense("query_ids", query_ids, rank=1))

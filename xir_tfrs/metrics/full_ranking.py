@@ -282,7 +282,7 @@ def rank_all(
     query_chunk_size = top_k.queries_per_chunk(
       num_candidates * interests, queries.dtype.itemsize
     )
-  checks.require_positive(query_chunk_size=query_chunk_size)
+  checks.require_sizes(query_chunk_size=query_chunk_size)
   found = inputs.check_indexed(indexed, num_candidates)
 
   rankable = candidates[found]

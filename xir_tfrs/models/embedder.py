@@ -51,7 +51,7 @@ class FeatureEmbedder(tf.keras.Model):
       ValueError: An argument out of its range, or a table of another size.
     """
     super().__init__(name=name)
-    checks.require_positive(vocabulary_size=vocabulary_size, dim=dim)
+    checks.require_sizes(vocabulary_size=vocabulary_size, dim=dim)
     self._vocabulary_size = vocabulary_size
     self._dim = dim
     self._init_stddev = init_stddev

@@ -86,7 +86,7 @@ class Ranker(tf.keras.Model):
       raise ValueError(
         f"`kind` must be one of {KINDS}. Received: `kind` = {kind!r}."
       )
-    checks.require_positive(num_cross_layers=num_cross_layers)
+    checks.require_sizes(num_cross_layers=num_cross_layers)
     if history_length is None and (kind == "din" or num_queries is None):
       raise ValueError(
         "`history_length` is required if `kind` is 'din' or `num_queries` is "

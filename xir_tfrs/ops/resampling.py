@@ -22,6 +22,7 @@ Every method is unbiased, E[counts] = num_resampled * softmax(log_weights):
 import numpy as np
 import tensorflow as tf
 
+from xir_tfrs import checks
 from xir_tfrs.ops import masking, seeds
 
 METHODS = ("systematic", "multinomial", "lattice", "expected")
@@ -87,7 +88,7 @@ def resample_counts(
     [batch, pool] float32 counts, without gradient.
 
   Raises:
-    ValueError: Unknown method, or `num_resampled` not positive.
+    ValueError: Unknown method, or `num_resampled` is no whole number > 0.
 
   Examples:
     >>> log_weights = tf.math.log([[0.5, 0.25, 0.25]])
@@ -100,11 +101,7 @@ def resample_counts(
     8.0
   """
   validate_method(method)
-  if num_resampled <= 0:
-    raise ValueError(
-      "`num_resampled` must be positive. "
-      f"Received: `num_resampled` = {num_resampled}."
-    )
+  checks.require_sizes(num_resampled=num_resampled)
   log_weights = tf.stop_gradient(tf.convert_to_tensor(log_weights))
   shares, log_sum = softmax(log_weights)
   nothing = tf.math.is_inf(log_sum)[:, tf.newaxis]

@@ -121,5 +121,5 @@ def require_num_candidates(
       "`num_candidates` must say how many candidates there are: "
       f"{candidate_encoder!r} does not."
     )
-  checks.require_positive(num_candidates=num_candidates)
+  checks.require_sizes(num_candidates=num_candidates)
   return num_candidates

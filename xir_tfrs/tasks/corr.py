@@ -160,7 +160,7 @@ class CoRRRetrieval(retrieval.RetrievalTask):
       ValueError: An argument out of its range.
     """
     super().__init__(remove_accidental_hits=remove_accidental_hits, **shared)
-    checks.require_positive(num_sampled=num_sampled, num_pooled=num_pooled)
+    checks.require_sizes(num_sampled=num_sampled, num_pooled=num_pooled)
     arguments.require_encoder(candidate_encoder)
     if not callable(ranker):
       raise ValueError(

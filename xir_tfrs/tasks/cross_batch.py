@@ -102,7 +102,8 @@ class CrossBatchRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
       remove_accidental_hits=remove_accidental_hits,
       **shared,
     )
-    checks.require_positive(bank_size=bank_size, warmup_drift=warmup_drift)
+    checks.require_sizes(bank_size=bank_size)
+    checks.require_positive(warmup_drift=warmup_drift)
     for name, value in (
       ("warmup_steps", warmup_steps),
       ("probe_size", probe_size),

@@ -75,7 +75,7 @@ class FullSoftmaxRetrieval(retrieval.RetrievalTask):
     # Nothing is to be gathered.
     super().__init__(cross_replica=False, **shared)
     arguments.require_encoder(candidate_encoder)
-    checks.require_positive(candidate_chunk_size=candidate_chunk_size)
+    checks.require_sizes(candidate_chunk_size=candidate_chunk_size)
     self._candidate_encoder = candidate_encoder
     self._num_candidates = arguments.require_num_candidates(
       num_candidates, candidate_encoder

@@ -33,7 +33,7 @@ class ResamplingTask(retrieval.RetrievalTask):
     if resampler is None:
       resampler = "expected" if num_resampled is None else "systematic"
     resampling.validate_method(resampler, "resampler")
-    checks.require_positive(num_resampled=num_resampled)
+    checks.require_sizes(num_resampled=num_resampled)
     self._candidate_counts = arguments.as_counts(candidate_counts)
     self._num_resampled = num_resampled
     self._resampler = resampler

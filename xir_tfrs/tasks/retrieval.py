@@ -82,9 +82,8 @@ class RetrievalTask(tf.keras.layers.Layer):
     """
     # The loss is computed in float32 whatever the policy of the towers.
     super().__init__(name=name, autocast=False)
-    checks.require_positive(
-      temperature=temperature, row_chunk_size=row_chunk_size
-    )
+    checks.require_sizes(row_chunk_size=row_chunk_size)
+    checks.require_positive(temperature=temperature)
     self._form = forms.build(loss)
     self._require_form_that_suits()
     if positive_in_pool and not self._form.positive_in_partition:

@@ -195,6 +195,12 @@ def test_a_time_of_another_unit_is_named(first, later, unit):
   assert len(found.convert(zeros, "t", _PLACES)) == 3
 
 
+def test_numbers_after_typed_times_have_their_unit():
+  found = times.detect(pa.array([datetime.date(2023, 5, 1)]), "t", _PLACES)
+  with pytest.raises(errors.DataError, match="looks like Unix milliseconds"):
+    found.convert(pa.array([1682944200117]), "t", _PLACES)
+
+
 def test_the_description_names_the_time_format():
   for column, shown in (
     (["2023-05-01 12:30:00"], "times 2023-05-01 12:30:00 UTC"),

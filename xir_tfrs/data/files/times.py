@@ -91,7 +91,7 @@ class Times:
     unit: Unit of the int64 values; None for numbers that are not Unix times.
     example: An example from the input.
     has_zone: Whether the sampled times have a time zone.
-    is_guessed: Whether the size of the numbers gave their unit.
+    is_guessed: Whether the first times gave the unit, and not the user.
   """
 
   form: str
@@ -343,7 +343,17 @@ def detect(
   Raises:
     DataError: The format is ambiguous or unknown.
   """
-  column = columns.plain(column)
+  found = _detected(columns.plain(column), name, where, form, unit)
+  return dataclasses.replace(found, is_guessed=unit is None)
+
+
+def _detected(
+  column: pa.Array,
+  name: str,
+  where: places.Places,
+  form: str | None,
+  unit: str | None,
+) -> Times:
   kind = column.type
   if pa.types.is_date(kind):
     return Times("typed", unit or "s", str(next(_some(column), "")))
@@ -380,15 +390,10 @@ def _numbers(column: pa.Array, unit: str | None) -> Times:
   example = str(values[0]) if len(values) else ""
   exact = values[np.abs(values) < 2**53].astype(np.float64)
   if values.dtype.kind != "f" or np.all(exact == np.trunc(exact)):
-    return Times(
-      "number",
-      unit or _unit_of(values),
-      example.removesuffix(".0"),
-      is_guessed=unit is None,
-    )
+    return Times("number", unit or _unit_of(values), example.removesuffix(".0"))
   rest = np.abs(exact * 1e3 - np.rint(exact * 1e3))
   fine = "ms" if np.all(rest <= 1e-3) else "us"
-  return Times("fraction", unit or fine, example, is_guessed=unit is None)
+  return Times("fraction", unit or fine, example)
 
 
 def _unit_of(values: np.ndarray) -> str | None:
@@ -457,18 +462,12 @@ def _number_forms(
       return Times(compact, unit or "s", first)
   numbers = [decimal.Decimal(m[0].strip()) for m in found]
   if all(number % 1 == 0 for number in numbers if number.copy_abs() < 2**63):
-    return Times(
-      "number",
-      unit or _unit_of(np.array(numbers, np.float64)),
-      first,
-      is_guessed=unit is None,
-    )
+    unit = unit or _unit_of(np.array(numbers, np.float64))
+    return Times("number", unit, first)
   digits = max(
     -int(number.normalize().as_tuple().exponent) for number in numbers
   )
-  return Times(
-    "fraction", unit or _for_digits(digits), first, is_guessed=unit is None
-  )
+  return Times("fraction", unit or _for_digits(digits), first)
 
 
 def _for_digits(digits: int) -> str:

@@ -60,7 +60,7 @@ class AttentionHistory(encoder.HistoryEncoder):
       ValueError: An argument out of its range.
     """
     super().__init__(**shared)
-    checks.require_positive(
+    checks.require_sizes(
       num_blocks=num_blocks,
       num_heads=num_heads,
       hidden_multiple=hidden_multiple,

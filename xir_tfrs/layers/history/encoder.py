@@ -70,7 +70,7 @@ class HistoryEncoder(tf.keras.layers.Layer):
       ValueError: An argument out of its range.
     """
     super().__init__(name=name, autocast=False)
-    checks.require_positive(dim=dim, length=length)
+    checks.require_sizes(dim=dim, length=length)
     if not 0.0 <= dropout < 1.0:
       raise ValueError(
         f"`dropout` must lie in [0, 1). Received: `dropout` = {dropout}."

@@ -51,11 +51,8 @@ class InterestHistory(encoder.HistoryEncoder):
       ValueError: An argument out of its range.
     """
     super().__init__(**shared)
-    checks.require_positive(
-      num_interests=num_interests,
-      num_rounds=num_rounds,
-      label_power=label_power,
-    )
+    checks.require_sizes(num_interests=num_interests, num_rounds=num_rounds)
+    checks.require_positive(label_power=label_power)
     self._num_interests = num_interests
     self._num_rounds = num_rounds
     self._label_power = label_power
