@@ -65,6 +65,10 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last epoch after which the run was ranked."""
     return int(self.curve[-1]["epoch"])
 
+  def is_ranked(self, epoch: int) -> bool:
+    """Whether the run was ranked after an epoch."""
+    return any(point["epoch"] == epoch for point in self.curve)
+
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
   """The entry of a run in the file of an experiment."""

@@ -11,8 +11,7 @@ import numpy as np
 
 from pipelines.evaluation import intervals
 from pipelines.reproduction import experiments, files, runs
-from xir_tfrs.data import json_files
-from xir_tfrs.data import schema as schema_lib
+from xir_tfrs.data import directory, json_files
 
 # The folder and the state of a run.
 _Found = tuple[pathlib.Path, files.RunState]
@@ -44,15 +43,19 @@ def collect(
     output: Directory of the runs.
     epochs: The epoch after which runs are compared; by default that of the
       experiment. Runs that were not ranked there are left out.
+
+  Raises:
+    DataError: A run is one on other data.
   """
   plan = experiments.EXPERIMENTS[experiment]
-  schema = schema_lib.Schema.load(data)
+  opened = directory.DataDir(data)
+  schema = opened.schema
   epoch = epochs or plan.epochs
   found = {
     case.name: [
       (path, state)
-      for path, state in _runs_of(run_folder(output, data, case))
-      if any(point["epoch"] == epoch for point in state.curve)
+      for path, state in _runs_of(run_folder(output, data, case), opened)
+      if state.is_ranked(epoch)
     ]
     for case in plan.cases
   }
@@ -99,11 +102,11 @@ def _case(
   )
 
 
-def _runs_of(folder: pathlib.Path) -> list[_Found]:
+def _runs_of(folder: pathlib.Path, data: directory.DataDir) -> list[_Found]:
   """Folder and state of each seed that was ranked at least once."""
   found = []
   for path in folder.parent.glob(f"{folder.name}-seed*"):
-    state = files.read_run(path)
+    state = runs.state_of(path, data)
     if state is not None:
       found.append((path, state))
   return sorted(found, key=lambda pair: pair[1].seed)

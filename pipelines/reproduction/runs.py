@@ -9,7 +9,7 @@ last ranked epoch. Its folder holds the files of `pipelines.train`, and
 """
 
 import dataclasses
-import math
+import os
 import pathlib
 
 import numpy as np
@@ -19,7 +19,8 @@ from pipelines.evaluation import split as evaluation_split
 from pipelines.reproduction import experiments, files
 from pipelines.training import config as configs
 from pipelines.training import loop as training
-from xir_tfrs.data import directory, json_files
+from pipelines.training import schedule
+from xir_tfrs.data import directory, errors, json_files
 from xir_tfrs.data import runs as run_dirs
 from xir_tfrs.data import schema as schema_lib
 from xir_tfrs.programs import settings
@@ -77,10 +78,15 @@ class Run:
     )
 
   @property
+  def calendar(self) -> schedule.Schedule:
+    """The steps of its epochs."""
+    rows = schema_lib.Schema.load(self.data).rows["train"]
+    return schedule.Schedule(rows, self.settings)
+
+  @property
   def steps_per_epoch(self) -> int:
     """Steps per epoch."""
-    rows = schema_lib.Schema.load(self.data).rows["train"]
-    return math.ceil(rows / self.settings.global_batch_size)
+    return self.calendar.end_of_epoch(1)
 
   def config(self) -> configs.TrainConfig:
     """The settings of `pipelines.train`."""
@@ -101,10 +107,42 @@ def by_query(folder: str, epoch: int) -> dict[str, np.ndarray]:
     return dict(arrays)
 
 
+def state_of(
+  folder: str | os.PathLike[str], data: directory.DataDir
+) -> files.RunState | None:
+  """Reads the state of a run on `data`; None if it has none yet.
+
+  Raises:
+    DataError: The run is one on other data, or its files are damaged.
+  """
+  state = files.read_run(folder)
+  if state is not None:
+    # The folder has the name of the data, which may be prepared again.
+    run_dirs.check_fit(run_dirs.RunDir(folder).read_config(), data, folder)
+  return state
+
+
 def is_finished(run: Run) -> bool:
-  """Whether there is nothing left to do."""
-  state = files.read_run(run.folder)
-  return state is not None and state.last_epoch >= run.epochs
+  """Whether there is nothing left to do.
+
+  Raises:
+    DataError: The folder holds a run on other data, or one that was trained
+      beyond the last epoch without a ranking there.
+  """
+  state = state_of(run.folder, directory.DataDir(run.data))
+  if state is None:
+    return False
+  if state.last_epoch > run.epochs and not state.is_ranked(run.epochs):
+    raise _beyond(run, run.epochs)
+  return state.is_ranked(run.epochs)
+
+
+def _beyond(run: Run, epoch: int) -> errors.DataError:
+  return errors.DataError(
+    f"was trained beyond epoch {epoch} without a ranking there: choose other "
+    "--epochs or another --output",
+    path=run.folder,
+  )
 
 
 def carry_out(run: Run, progress: bool = True) -> files.RunState:
@@ -119,6 +157,7 @@ def carry_out(run: Run, progress: bool = True) -> files.RunState:
   """
   state = files.read_run(run.folder)
   done = state.last_epoch if state else 0
+  calendar = run.calendar
   rule = past.Rule.of_training(settings.values_of(run.config()))
   data = evaluation_split.load_evaluation_data(run.data, run.split, rule)
   stages = [e for e in _STAGES if e < run.epochs] + [run.epochs]
@@ -131,6 +170,9 @@ def carry_out(run: Run, progress: bool = True) -> files.RunState:
     )
     if result.outcome == "interrupted":
       raise Interrupted(run.folder)
+    if result.step > calendar.end_of_epoch(epoch):
+      # An earlier start with more epochs was killed between two rankings.
+      raise _beyond(run, epoch)
     model, _, checkpoint = run_dirs.load_model(run.folder, "latest")
     metrics = rankings.rank(model, data, KS).by_query()
     stage = files.Stage(

@@ -1,11 +1,14 @@
 """The grids of runs behind the published tables, and their reports."""
 
+import dataclasses
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import msgspec
 import numpy as np
@@ -15,7 +18,8 @@ from pipelines import evaluate, reproduce
 from pipelines.evaluation import intervals
 from pipelines.reproduction import experiments, files, report, results, runs
 from pipelines.training import config as configs
-from xir_tfrs.data import errors
+from tests import tiny_runs
+from xir_tfrs.data import errors, json_files
 from xir_tfrs.programs import settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -368,6 +372,69 @@ def test_runs_not_ranked_at_the_epoch_are_left_out(small_data, output):
   assert load(output).comparisons == ()
   results.collect("table2", str(small_data), str(output), 2)
   assert load(output) == before
+
+
+@pytest.fixture
+def ranked(tmp_path):
+  """A run that was ranked after epochs 1 and 5 says so, without training."""
+  data = tiny_runs.write_data(tmp_path / "tiny")
+  (run,) = reproduce.planned(
+    "table2", str(data), str(tmp_path / "output"), cases=CASES[:1], epochs=5
+  )
+  folder = pathlib.Path(run.folder)
+  tiny_runs.write_model(folder, tiny_runs.two_tower(), data, checkpoints=())
+  state = files.RunState(
+    name=run.case.name,
+    task=run.case.task,
+    preset=run.case.preset,
+    settings={},
+    seed=0,
+    split="test",
+    steps_per_epoch=1,
+    curve=tuple(
+      {"epoch": epoch} | dict.fromkeys(results.METRICS, 0.5) for epoch in (1, 5)
+    ),
+    stages=(files.Stage(until_epoch=5, step_ms=1.0, peak_gib=1.0),),
+  )
+  json_files.write(folder / files.RUN_FILE, state)
+  return run
+
+
+def test_fewer_epochs_than_were_trained_need_a_ranking(ranked):
+  def finished(epochs):
+    return runs.is_finished(dataclasses.replace(ranked, epochs=epochs))
+
+  assert [finished(epochs) for epochs in (1, 5, 6)] == [True, True, False]
+  # It would be left out of the table without a word.
+  message = "beyond epoch 4 without a ranking"
+  with pytest.raises(errors.DataError, match=message):
+    finished(4)
+
+
+def test_runs_on_data_that_was_prepared_again_do_not_count(ranked, tmp_path):
+  output = str(tmp_path / "output")
+  results.collect("table2", ranked.data, output, 5)
+  shutil.rmtree(ranked.data)
+  rows = tiny_runs.ROWS | {"test": [(0, 30)]}
+  tiny_runs.write_data(pathlib.Path(ranked.data), rows)
+  for use in (
+    lambda: runs.is_finished(ranked),
+    lambda: results.collect("table2", ranked.data, output, 5),
+  ):
+    with pytest.raises(errors.DataError, match="is not the data that"):
+      use()
+
+
+def test_a_checkpoint_between_rankings_is_not_an_earlier_epoch(
+  ranked, monkeypatch
+):
+  run = dataclasses.replace(ranked, epochs=6)
+  # An earlier start with more epochs was killed in the seventh.
+  end = run.calendar.end_of_epoch(6)
+  killed = types.SimpleNamespace(outcome="finished", step=end + 1)
+  monkeypatch.setattr(runs.training, "train", lambda *_, **__: killed)
+  with pytest.raises(errors.DataError, match="beyond epoch 6"):
+    runs.carry_out(run, progress=False)
 
 
 @pytest.mark.parametrize("shows", ["curves", "sweep", "occurrence"])
