@@ -51,7 +51,9 @@ class Schedule:
   def saves(self, step: int) -> bool:
     """Whether to write a checkpoint after `step` steps."""
     every = self.config.checkpoint_steps
-    return self.validates(step) if every is None else step % every == 0
+    if every is None:
+      return self._next_end(step - 1, 1) == step
+    return step % every == 0
 
   @property
   def average_steps(self) -> int:

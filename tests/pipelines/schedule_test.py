@@ -47,9 +47,10 @@ def test_blocks_stop_at_every_due_step(num_rows, eval_epochs):
       assert step in stops, step
 
 
-def test_checkpoints_come_with_validation_unless_told_otherwise():
-  calendar = make(100)
-  assert [s for s in range(1, 71) if calendar.saves(s)] == [20, 40, 60]
+def test_every_epoch_has_a_checkpoint_unless_told_otherwise():
+  calendar = make(100, eval_epochs=3)
+  every = [10, 20, 30, 40, 50, 60, 70]
+  assert [s for s in range(1, 71) if calendar.saves(s)] == every
   calendar = make(100, checkpoint_steps=25)
   assert [s for s in range(1, 71) if calendar.saves(s)] == [25, 50]
 
