@@ -105,6 +105,19 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
 
 
 @pytest.mark.parametrize(
+  "left", [runs.CHECKPOINTS, runs.BEST, runs.EVENTS, runs.METRICS]
+)
+def test_a_run_that_lost_its_config_is_not_overwritten(tmp_path, left):
+  (tmp_path / left).mkdir()
+  run = runs.RunDir(tmp_path)
+  for start in (run.require_new, lambda over: run.create(config(), over)):
+    with pytest.raises(errors.DataError, match=f"holds {left}, but no config"):
+      start(False)
+  assert (tmp_path / left).is_dir()
+  run.require_new(True)
+
+
+@pytest.mark.parametrize(
   ("content", "message"),
   [
     (None, "config.json: not found, so this directory holds no training run"),

@@ -30,6 +30,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 EVENTS = "events"
+_TRAINED = (CHECKPOINTS, BEST, EVENTS)
 # The checkpoints that `load_model` can restore.
 WHICH = ("best", "latest")
 
@@ -119,19 +120,29 @@ class RunDir:
     if not self.writable:
       return
     self.require_new(overwrite)
-    for name in (CHECKPOINTS, BEST, EVENTS):
+    for name in _TRAINED:
       shutil.rmtree(self.path / name, ignore_errors=True)
     (self.path / METRICS).unlink(missing_ok=True)
     self.write_config(config)
 
   def require_new(self, overwrite: bool) -> None:
     """Raises a `DataError` unless `create` may start a run here."""
-    if self.writable and self.exists() and not overwrite:
+    if not self.writable or overwrite:
+      return
+    others = "start again with --overwrite, or choose another --model_dir"
+    if self.exists():
       raise errors.DataError(
-        "already holds a training run: continue it with --resume, start again"
-        " with --overwrite, or choose another --model_dir",
+        f"already holds a training run: continue it with --resume, {others}",
         path=self.path,
       )
+    # A new run would delete what the run without its config has learnt.
+    for name in (*_TRAINED, METRICS):
+      if (self.path / name).exists():
+        raise errors.DataError(
+          f"holds {name}, but no {CONFIG} of a run that may be continued: copy"
+          f" {CONFIG} back, {others}",
+          path=self.path,
+        )
 
   def write_config(self, config: RunConfig) -> None:
     """Writes config.json."""
