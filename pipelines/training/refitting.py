@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -47,7 +48,14 @@ def config_of(
       path=run_dir,
     )
   chosen = {"rows": "all", "stop_epoch": epoch}
-  return configs.resumed(old, chosen | dict(given))
+  config = configs.resumed(old, chosen | dict(given))
+  used = (found.defaults or {}).get("temperature")
+  if used is None or config.temperature is not None:
+    return config
+  if config.resolved.temperature != old.resolved.temperature:
+    return config  # For other towers or scores.
+  # The default depends on the number of rows, and all rows are more.
+  return dataclasses.replace(config, temperature=used)
 
 
 def best_epoch(rows: list[runs.Metrics], metric: str) -> int | None:

@@ -2,12 +2,13 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
 from pipelines.evaluation import past
 from pipelines.training import refitting
-from tests import program
+from tests import program, tiny_runs
 from xir_tfrs.data import directory, runs
 from xir_tfrs.serving import bundle as bundles
 
@@ -72,7 +73,9 @@ def test_a_refit_trains_on_all_rows_up_to_the_best_epoch(small_data, refitted):
     "model_dir",
     "rows",
     "stop_epoch",
+    "temperature",
   }
+  assert after["temperature"] == old.read_config().defaults["temperature"]
   assert (after["rows"], after["stop_epoch"], after["epochs"]) == ("all", 2, 3)
   trained = new.read_metrics()
   assert {row["kind"] for row in trained} == {"train"}
@@ -103,6 +106,37 @@ def test_a_refitted_bundle_has_seen_the_held_out_rows(
     ):
       assert candidate in seen[splits[query] : splits[query + 1]], split
   assert sum(bundle.counts) == sum(data.schema.rows.values())
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ({}, 0.31),
+    ({"temperature": 0.2}, 0.2),
+    # Defaults of other scores.
+    ({"normalize": False}, None),
+    ({"query_tower": "history", "optimizer": "adam"}, None),
+  ],
+)
+def test_a_refit_keeps_the_temperature_that_was_evaluated(
+  tmp_path, given, expected
+):
+  data = tiny_runs.write_data(tmp_path / "data")
+  old = runs.RunDir(
+    tiny_runs.write_model(tmp_path / "old", tiny_runs.two_tower(), data)
+  )
+  found = msgspec.structs.replace(
+    old.read_config(), defaults={"temperature": 0.31}
+  )
+  old.write_config(found)
+  old.append_metrics({"kind": "train", "step": 9, "epoch": 1.0})
+  given = {"model_dir": str(tmp_path / "new")} | given
+  config = refitting.config_of(old.path, given)
+  assert config.temperature == expected
+  # Earlier versions did not write it.
+  old.write_config(msgspec.structs.replace(found, defaults=msgspec.UNSET))
+  config = refitting.config_of(old.path, given)
+  assert config.temperature == given.get("temperature")
 
 
 def test_a_refitted_run_is_not_evaluated_or_refitted(refitted):
