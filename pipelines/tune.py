@@ -125,6 +125,13 @@ def _search(order: _Order) -> search.Order:
       path=data,
     )
   space, notes = spaces.of(order.given, flags.space, schema)
+  defaults = space.config({})
+  last = min(defaults.epochs, defaults.stop_epoch or defaults.epochs)
+  if defaults.eval_epochs > last:
+    raise settings.SettingsError(
+      f"--eval_epochs {defaults.eval_epochs} is more than the {last} epoch(s) "
+      "of a trial, which would have no validation."
+    )
   print(
     f"{data}: {schema.rows['train']:,} rows to train, "
     f"{schema.rows['validation']:,} to validate"

@@ -123,18 +123,25 @@ def _begin(order: Order) -> None:
   if not order.overwrite and path.exists():
     _require_same(order, path)
     return
-  mine = {SEARCH_FILE, STUDY_FILE, TRIALS, atomic.LOCK_FILE}
-  there = {file.name for file in order.output.iterdir()}
-  if there - {atomic.LOCK_FILE} and not there & {SEARCH_FILE, STUDY_FILE}:
+  there = {file.name for file in order.output.iterdir()} - {atomic.LOCK_FILE}
+  if there and not there & {SEARCH_FILE, STUDY_FILE}:
     raise errors.DataError(
-      f"holds {min(there - mine)}, which is not part of a search; choose "
-      "another --output",
+      f"holds {min(there)}, which is not part of a search; choose another "
+      "--output",
       path=order.output,
     )
+  if there and not order.overwrite:
+    raise errors.DataError(
+      f"holds {STUDY_FILE} without its {SEARCH_FILE}: copy {SEARCH_FILE} back, "
+      "choose another --output, or start again with --overwrite",
+      path=order.output,
+    )
+  # In this order, a search that is deleted in part is not continued, but can be
+  # overwritten.
   path.unlink(missing_ok=True)
+  shutil.rmtree(order.output / TRIALS, ignore_errors=True)
   for file in order.output.glob(f"{STUDY_FILE}*"):
     file.unlink()
-  shutil.rmtree(order.output / TRIALS, ignore_errors=True)
   json_files.write(path, order.search)
 
 
@@ -156,6 +163,7 @@ def _require_same(order: Order, path: pathlib.Path) -> None:
 def _flat(search: Search) -> dict[str, Any]:
   found = msgspec.to_builtins(search)
   del found["data"]  # The data may be moved.
+  found["hash of the data's schema.json"] = found.pop("schema_sha256")
   tried = found.pop("searched")
   return {
     **found.pop("fixed"),

@@ -5,6 +5,7 @@ their settings.
 """
 
 import csv
+import dataclasses
 import json
 import multiprocessing.connection
 import os
@@ -189,8 +190,11 @@ def test_a_search_resumes_with_its_original_settings(searched, tmp_path):
     searched(3, space=("temperature=0.1..0.2",))
   with pytest.raises(errors.DataError, match="another dim .none then, 3 now"):
     searched(3, dim=3)
-  study, _ = searched(3, epochs=5, overwrite=True)
+  study, order = searched(3, epochs=5, overwrite=True)
   assert len(study.trials) == 3
+  other = dataclasses.replace(order, schema_sha256="of others", overwrite=False)
+  with pytest.raises(errors.DataError, match="another hash of the data's sch"):
+    search.run(other)
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "thesis.tex").touch()
   for overwrite in (False, True):
@@ -198,6 +202,42 @@ def test_a_search_resumes_with_its_original_settings(searched, tmp_path):
       errors.DataError, match="thesis.tex, which is not part of"
     ):
       searched(3, tmp_path / "mine", overwrite=overwrite)
+
+
+def test_a_search_without_its_settings_is_not_deleted(searched, tmp_path):
+  study, _ = searched(1)
+  output = tmp_path / "out"
+  (output / search.SEARCH_FILE).unlink()
+  with pytest.raises(errors.DataError, match="holds study.db without its sear"):
+    searched(2)
+  assert search.trial_dir(output, 0).exists() and len(study.trials) == 1
+  study, _ = searched(2, overwrite=True)
+  assert len(study.trials) == 2
+
+
+@pytest.mark.parametrize("killed_in", ["rmtree", "write"])
+def test_a_search_that_was_overwritten_in_part(
+  searched, tmp_path, monkeypatch, killed_in
+):
+  searched(1)
+
+  def killed(*unused_arguments, **unused_keywords):
+    raise KeyboardInterrupt
+
+  module = {"rmtree": search.shutil, "write": search.json_files}[killed_in]
+  with monkeypatch.context() as patch:
+    patch.setattr(module, killed_in, killed)
+    with pytest.raises(KeyboardInterrupt):
+      searched(1, epochs=3, overwrite=True)
+  study, _ = searched(1, epochs=3, overwrite=True)
+  assert len(study.trials) == 1
+  assert os.listdir(tmp_path / "out" / search.TRIALS) == ["0000"]
+
+
+def test_trials_without_validation_are_refused(searched):
+  for given in ({"eval_epochs": 5}, {"eval_epochs": 2, "stop_epoch": 1}):
+    with pytest.raises(settings.SettingsError, match="of a trial, which would"):
+      searched(1, **given)
 
 
 @pytest.mark.parametrize(
