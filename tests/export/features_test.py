@@ -134,8 +134,11 @@ def test_inputs_have_names_of_their_own():
   assert found.numpy().tolist() == [0, 6]
 
 
-def test_feature_names_that_cannot_be_inputs():
-  names = ("Größe", "price (USD)", "price_(USD)", "2nd", "query_id")
+def test_feature_names_that_cannot_be_inputs(tmp_path):
+  names = (
+    *("Größe", "price (USD)", "price_(USD)", "2nd", "query_id", "K"),
+    *("价格", "_x", "class", "None", "self", "Brand", "brand"),
+  )
   found = features.of_schema(
     schema.FeatureSchema(name=name, kind="float", mean=(0.0,), std=(1.0,))
     for name in names
@@ -144,3 +147,11 @@ def test_feature_names_that_cannot_be_inputs():
   inputs = [one.input for one in found]
   assert len(set(inputs)) == len(inputs)
   assert all(one.isascii() and one.isidentifier() for one in inputs)
+  signature = tf.function(
+    lambda k, *values: {"sum": tf.add_n(values)}, autograph=False
+  ).get_concrete_function(
+    tf.TensorSpec([], tf.int32, "k"), *(one.spec for one in found)
+  )
+  tf.saved_model.save(tf.Module(), tmp_path, {"serving_default": signature})
+  loaded = tf.saved_model.load(tmp_path).signatures["serving_default"]
+  assert set(loaded.structured_input_signature[1]) == {"k", *inputs}

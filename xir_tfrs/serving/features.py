@@ -15,6 +15,7 @@ hashed (`xir_tfrs.ops.words`), so any word works.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -147,9 +148,10 @@ def of_schema(
   found = []
   for feature in features:
     name = re.sub(r"\W", "_", feature.name, flags=re.ASCII)
-    while name in taken or not name.isidentifier():
+    # Names that differ only in case are equal to TensorFlow.
+    while name.lower() in taken or not _is_input(name):
       name = f"feature_{name}"
-    taken.add(name)
+    taken.add(name.lower())
     found.append(
       FeatureInput(
         feature.name,
@@ -162,6 +164,16 @@ def of_schema(
       )
     )
   return tuple(found)
+
+
+def _is_input(name: str) -> bool:
+  """Whether a signature of TensorFlow can have an input of this name."""
+  return (
+    name.isidentifier()
+    and not name.startswith("_")
+    and not keyword.iskeyword(name)
+    and name != "self"
+  )
 
 
 def to_tensors(
