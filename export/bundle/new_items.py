@@ -120,6 +120,22 @@ def read_items(
   )
 
 
+def only(items: Items, rows: np.ndarray) -> Items:
+  """The items of the given rows."""
+
+  def chosen(column):
+    if isinstance(column, np.ndarray):
+      return column[rows]
+    return type(column)(column[row] for row in rows)
+
+  return dataclasses.replace(
+    items,
+    ids=chosen(items.ids),
+    columns={name: chosen(x) for name, x in items.columns.items()},
+    titles=chosen(items.titles) if items.titles else (),
+  )
+
+
 def _columns(
   header: dict[str, str | None], features: Sequence[manifest.Feature]
 ) -> dict[str, str]:

@@ -78,13 +78,15 @@ def _write(
   items, about = _read_items(options, old)
   start_encoding = time.monotonic()
   encoded = encode(tower, items.ids, items.columns)
-  _require_encodable(options, items, tower, encoded.answerable)
+  kept = _encodable(options, items, tower, encoded.answerable)
+  about["left_out"] = len(items.ids) - len(kept)
+  items = new_items.only(items, kept)
   query_tower = _query_tower(old, items)
   if options.items:
     about["encode_seconds"] = round(time.monotonic() - start_encoding, 3)
   gone = _read_removals(options, items.ids, old.manifest)
   corpus, changes = corpora.change(
-    corpus, items.ids, encoded.embedding, gone, items.titles
+    corpus, items.ids, encoded.embedding[kept], gone, items.titles
   )
   about = {**changes, **about}
   _report_changes(about)
@@ -183,15 +185,26 @@ def _title_column(
   return options.item_title or old.item_title
 
 
-def _require_encodable(
+def _encodable(
   options: options_lib.RefreshOptions,
   items: new_items.Items,
   tower: encoders.Encoder,
   answerable: np.ndarray,
-) -> None:
-  """Refuses new items without any feature: their vectors would mean nothing."""
-  if answerable.all() or len(items.missing) < len(tower.inputs):
-    return
+) -> np.ndarray:
+  """Rows of the items about which something is known.
+
+  The vectors of the others would mean nothing, and could rank first. The export
+  leaves such candidates out too.
+
+  Raises:
+    DataError: Nothing is known about new items because of the model or the
+      columns of the file, or nothing is known about any item.
+  """
+  kept = np.flatnonzero(answerable)
+  if len(kept) == len(items.ids):
+    return kept
+  if len(kept) and len(items.missing) < len(tower.inputs):
+    return kept
   new = [x for x, known in zip(items.ids, answerable, strict=True) if not known]
   others = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
   reason = (
@@ -203,6 +216,8 @@ def _require_encodable(
       f"the file has none of the features {', '.join(items.missing)}, but "
       f"{', '.join(items.ignored) or 'ids alone'}. Name its columns like them"
     )
+  if len(items.missing) < len(tower.inputs):
+    reason = "all features are empty. Fill in at least one"
   raise errors.DataError(
     f"{new[0]!r}{others} cannot be encoded: {reason}", path=options.items
   )
@@ -438,6 +453,11 @@ def _report_changes(about: Mapping) -> None:
     f"added {about['added']:,}, changed {about['changed']:,}, removed "
     f"{about['removed']:,} candidates"
   )
+  if about["left_out"]:
+    print(
+      f"{about['left_out']:,} items without any feature are left out, because "
+      "nothing is known about them"
+    )
   if about["removed_unknown"]:
     print(f"{about['removed_unknown']:,} ids to remove do not exist")
   for name, tokens in about.get("unknown_tokens", {}).items():
