@@ -894,19 +894,24 @@ def local_activation(events, candidate, score) -> np.ndarray:
   return total
 
 
-def routed_interests(events, initial_logits, num_rounds) -> np.ndarray:
+def routed_interests(
+  events, initial_logits, num_rounds, log_weights=None
+) -> np.ndarray:
   """MIND's interests of one history; logits are by age, 0 for the newest."""
   events = np.asarray(events, np.float64)
   interests = len(initial_logits[0])
   logits = [
     list(initial_logits[len(events) - 1 - j]) for j in range(len(events))
   ]
+  if log_weights is None:
+    log_weights = np.zeros(len(events))
+  weights = [math.exp(w) for w in log_weights[: len(events)]][::-1]
   for _ in range(num_rounds):
     capsules = []
     for k in range(interests):
       total = np.zeros(events.shape[1])
-      for event, row in zip(events, logits, strict=True):
-        total += math.exp(row[k] - _log_sum_exp(row)) * event
+      for event, row, weight in zip(events, logits, weights, strict=True):
+        total += weight * math.exp(row[k] - _log_sum_exp(row)) * event
       length = np.linalg.norm(total)
       capsules.append(length**2 / (1 + length**2) * total / max(length, 1e-9))
     for event, row in zip(events, logits, strict=True):

@@ -521,6 +521,20 @@ class TwoTowerOfHistoriesTest(tf.test.TestCase, parameterized.TestCase):
     for batch in (single, positions):
       self.assertAllClose(model.compute_loss(batch), expected, rtol=1e-5)
 
+  def test_interests_may_weigh_events_by_age(self):
+    model = tower("mind", encoder_arguments={"age_weights": True})
+    histories = ragged([[5, 1, 2], [7, 9, 2]])
+    queries = tf.range(2)
+    first, second = model(queries, histories)
+    self.assertNotAllClose(first, second, atol=1e-3)
+    (log_weights,) = (
+      x for x in model.trainable_variables if "log_weights" in x.name
+    )
+    log_weights.assign([0.0] + [-30.0] * (LENGTH - 1))
+    first, second = model(queries, histories)  # The newest event is the same.
+    self.assertAllClose(first, second, atol=1e-6)
+    self.assertTrue(model.encoder.get_config()["age_weights"])
+
   def test_restored_from_config_and_checkpoint(self):
     model = self.model(query_tower=models.Tower(vocabulary_size=4, dim=4))
     path = tf.train.Checkpoint(model=model).save(f"{self.get_temp_dir()}/model")

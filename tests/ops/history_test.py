@@ -184,17 +184,24 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
     rng = np.random.default_rng(0)
     return rng.normal(size=[3, 5, 4]), rng.normal(size=[5, 3])
 
-  @parameterized.product(num_rounds=(1, 3), jit=(False, True))
-  def test_reference(self, num_rounds, jit):
+  @parameterized.product(
+    num_rounds=(1, 3), weighted=(False, True), jit=(False, True)
+  )
+  def test_reference(self, num_rounds, weighted, jit):
     events, logits = self.problem()
+    log_weights = np.linspace(0.5, -2.0, 5) if weighted else None
     found = tf.function(history.routed_interests, jit_compile=jit)(
-      tf.constant(events), tf.constant(logits), tf.range(5)[None], num_rounds
+      tf.constant(events),
+      tf.constant(logits),
+      tf.range(5)[None],
+      num_rounds,
+      log_weights,
     )
     self.assertEqual(found.shape, (3, 5, 3, 4))
     for row in range(3):
       for t in range(5):
         expected = reference.routed_interests(
-          events[row, : t + 1], logits, num_rounds
+          events[row, : t + 1], logits, num_rounds, log_weights
         )
         self.assertAllClose(found[row, t], expected, rtol=1e-6)
     # For one column of each history.
@@ -203,6 +210,7 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
       tf.constant(logits),
       tf.constant([[2], [4], [0]]),
       num_rounds,
+      log_weights,
     )
     for row, t in enumerate((2, 4, 0)):
       self.assertAllClose(own[row, 0], found[row, t], rtol=1e-6)
@@ -225,6 +233,24 @@ class InterestsTest(tf.test.TestCase, parameterized.TestCase):
     # With one round, weights do not depend on the events.
     numeric = reference.numeric_gradient(of_events, events.numpy())
     self.assertAllClose(by_events, numeric, atol=1e-6)
+
+  def test_gradient_of_the_weights_of_ages(self):
+    events, logits = (tf.constant(x) for x in self.problem())
+    log_weights = tf.constant(np.linspace(0.5, -2.0, 5))
+
+    def loss(log_weights):
+      found = history.routed_interests(
+        events, logits, tf.constant([[4]]), 1, log_weights
+      )
+      return tf.reduce_sum(tf.sin(found))
+
+    with tf.GradientTape() as tape:
+      tape.watch(log_weights)
+      value = loss(log_weights)
+    numeric = reference.numeric_gradient(
+      lambda x: float(loss(tf.constant(x))), log_weights.numpy()
+    )
+    self.assertAllClose(tape.gradient(value, log_weights), numeric, atol=1e-6)
 
   @parameterized.parameters(0.0, 1e-30, 1e18)
   def test_extreme_events(self, scale):

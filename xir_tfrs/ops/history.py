@@ -312,16 +312,17 @@ def routed_interests(
   initial_logits: tf.Tensor,
   columns: tf.Tensor,
   num_rounds: int,
+  log_weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Interests of the events up to some columns, by dynamic routing.
 
       b_jk = initial logits, by age;  then in each round
-      w_jk = softmax_k(b_jk);  u_k = squash(sum_j w_jk e_j)
+      w_jk = softmax_k(b_jk);  u_k = squash(sum_j a_j w_jk e_j)
       b_jk <- b_jk + e_j . u_k
       squash(z) = |z|^2 / (1 + |z|^2) z / |z|
 
-  Behaviour-to-interest routing of MIND, Li et al. 2019, algorithm 1. No
-  gradient goes through the weights w.
+  Behaviour-to-interest routing of MIND, Li et al. 2019, algorithm 1, where all
+  a_j are 1. No gradient goes through the weights w.
 
   Args:
     events: [n, length, dim] mapped vectors e of a window.
@@ -329,6 +330,7 @@ def routed_interests(
     columns: [n, m] or [1, m] integer; column t has the interests of the events
       up to t.
     num_rounds: Rounds, at least 1.
+    log_weights: [at least length] log a, by age in events; None: 0.
 
   Returns:
     [n, m, interests, dim] tensor.
@@ -341,16 +343,20 @@ def routed_interests(
     TensorShape([1, 1, 4, 2])
   """
   ages = columns[:, :, tf.newaxis] - tf.range(tf.shape(events)[1])
-  visible = tf.cast(ages >= 0, events.dtype)[..., tf.newaxis]
+  shares = tf.cast(ages >= 0, events.dtype)[..., tf.newaxis]
+  ages = tf.maximum(ages, 0)
+  if log_weights is not None:
+    shares *= tf.gather(tf.exp(log_weights), ages)[..., tf.newaxis]
   # [n or 1, m, length, interests].
-  logits = tf.gather(initial_logits, tf.maximum(ages, 0))
+  logits = tf.gather(initial_logits, ages)
   fixed = tf.stop_gradient(events)
   for number in range(num_rounds):
-    weights = tf.stop_gradient(tf.nn.softmax(logits)) * visible
+    weights = tf.stop_gradient(tf.nn.softmax(logits)) * shares
     # `einsum` needs the weights in full, not broadcast along n.
     weights += tf.zeros_like(events[:, :1, :1, tf.newaxis])
     if number == num_rounds - 1:
       return squash(tf.einsum("nmjk,njd->nmkd", weights, events))
+    weights = tf.stop_gradient(weights)
     interests = squash(tf.einsum("nmjk,njd->nmkd", weights, fixed))
     logits += tf.einsum("njd,nmkd->nmjk", fixed, interests)
   raise ValueError(f"`num_rounds` must be positive. Received: {num_rounds}.")

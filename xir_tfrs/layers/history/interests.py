@@ -35,6 +35,7 @@ class InterestHistory(encoder.HistoryEncoder):
     num_interests: int = 4,
     num_rounds: int = 3,
     label_power: int | None = None,
+    age_weights: bool = False,
     **shared: Any,
   ) -> None:
     """Builds the layer.
@@ -45,6 +46,9 @@ class InterestHistory(encoder.HistoryEncoder):
       label_power: In training, scores of the interests are raised to this power
         before a softmax mixes them; None: only the best interest counts, as in
         serving.
+      age_weights: Whether events have a learned weight for each age, as in
+        `MeanHistory`. The paper has none, so old events count as much as new
+        ones.
       **shared: See `HistoryEncoder`.
 
     Raises:
@@ -59,6 +63,11 @@ class InterestHistory(encoder.HistoryEncoder):
     self._logits = tf.random.stateless_normal(
       [self.length, num_interests], [self._seed, 60]
     )
+    self._log_weights = None
+    if age_weights:
+      self._log_weights = self.add_weight(
+        name="log_weights", shape=(self.length,), initializer="zeros"
+      )
     self._shared_map = tf.keras.layers.Dense(
       self.dim,
       use_bias=False,
@@ -94,6 +103,7 @@ class InterestHistory(encoder.HistoryEncoder):
       "num_interests": self._num_interests,
       "num_rounds": self._num_rounds,
       "label_power": self._label_power,
+      "age_weights": self._log_weights is not None,
     }
 
   def _routed(self, vectors: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -103,4 +113,5 @@ class InterestHistory(encoder.HistoryEncoder):
       self._logits,
       columns,
       self._num_rounds,
+      self._log_weights,
     )
