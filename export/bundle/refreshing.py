@@ -201,23 +201,23 @@ def _encodable(
       columns of the file, or nothing is known about any item.
   """
   kept = np.flatnonzero(answerable)
-  if len(kept) == len(items.ids):
-    return kept
-  if len(kept) and len(items.missing) < len(tower.inputs):
+  has_features = len(items.missing) < len(tower.inputs)
+  if len(kept) == len(items.ids) or (len(kept) and has_features):
     return kept
   new = [x for x, known in zip(items.ids, answerable, strict=True) if not known]
   others = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
-  reason = (
-    "the model only knows the ids of its training rows. Train it again with "
-    "rows of the new items, or with side features"
-  )
-  if tower.inputs:
+  if has_features:
+    reason = "all features are empty. Fill in at least one"
+  elif tower.inputs:
     reason = (
       f"the file has none of the features {', '.join(items.missing)}, but "
       f"{', '.join(items.ignored) or 'ids alone'}. Name its columns like them"
     )
-  if len(items.missing) < len(tower.inputs):
-    reason = "all features are empty. Fill in at least one"
+  else:
+    reason = (
+      "the model only knows the ids of its training rows. Train it again with "
+      "rows of the new items, or with side features"
+    )
   raise errors.DataError(
     f"{new[0]!r}{others} cannot be encoded: {reason}", path=options.items
   )

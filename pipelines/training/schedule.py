@@ -51,9 +51,7 @@ class Schedule:
   def saves(self, step: int) -> bool:
     """Whether to write a checkpoint after `step` steps."""
     every = self.config.checkpoint_steps
-    if every is None:
-      return self._next_end(step - 1, 1) == step
-    return step % every == 0
+    return self.starts_epoch(step) if every is None else step % every == 0
 
   @property
   def average_steps(self) -> int:
