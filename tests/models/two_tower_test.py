@@ -38,6 +38,22 @@ class TwoTowerTest(tf.test.TestCase, parameterized.TestCase):
     with self.assertRaisesRegex(NotImplementedError, "save_weights.*export"):
       two_tower().save(path)
 
+  def test_what_keras_would_compute_from_outputs_is_refused(self):
+    model, optimizer = two_tower(), tf.keras.optimizers.SGD(0.1)
+    for name, value in (
+      ("loss", "mse"),
+      ("metrics", ["mse"]),
+      ("loss_weights", [2.0]),
+      ("weighted_metrics", ["mse"]),
+    ):
+      with self.assertRaisesRegex(ValueError, f"`{name}` would have no effect"):
+        model.compile(optimizer, **{name: value})
+    with self.assertRaisesRegex(ValueError, "`loss` would have no effect"):
+      model.compile(optimizer, "mse")
+    model.compile(optimizer, None, metrics=[], steps_per_execution=2)
+    with self.assertRaisesRegex(NotImplementedError, "encode_queries.*indexes"):
+      model.predict(BATCH)
+
   def test_sample_weight_reaches_the_task(self):
     model = two_tower()
     heavy = BATCH | {"sample_weight": tf.fill([3], 2.0)}

@@ -1,5 +1,6 @@
 """The two-tower retrieval model."""
 
+import inspect
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from xir_tfrs.optimizers import lazy_adam
 
 # The losses that Keras reports per epoch, as means over its rows.
 _LOSSES = ("loss", "regularization_loss", "total_loss")
+# The arguments of `compile` that Keras computes from outputs and labels.
+_OF_OUTPUTS = ("loss", "metrics", "loss_weights", "weighted_metrics")
 _NO_LABELS = (
   "Batches must be dicts with `query_id` and `candidate_id`. The candidates "
   "are the labels, so there is no `y`."
@@ -153,7 +156,19 @@ class TwoTower(tfrs.Model):
     )
 
   def compile(self, *args: Any, **kwargs: Any) -> None:
-    """As in Keras."""
+    """As in Keras, without losses and metrics: the task is the loss.
+
+    Raises:
+      ValueError: An argument would have no effect.
+    """
+    given = inspect.signature(super().compile).bind(*args, **kwargs).arguments
+    for name in _OF_OUTPUTS:
+      if given.get(name):
+        raise ValueError(
+          f"`{name}` would have no effect: the task is the loss, and there are "
+          "no outputs and labels to compare. `xir_tfrs.metrics.RankingCallback`"
+          f" measures rankings. Received: `{name}` = {given[name]!r}."
+        )
     super().compile(*args, **kwargs)
     # Keras does not track a namespace, so checkpoints leave the means out.
     with self.distribute_strategy.scope():
@@ -330,6 +345,14 @@ class TwoTower(tfrs.Model):
       "state. To continue training or load later, use `save_weights` or "
       "`tf.train.Checkpoint`; to serve, export `encode_queries` and "
       "`encode_candidates`, or save the towers."
+    )
+
+  def predict(self, *args: Any, **kwargs: Any) -> None:
+    """Raises NotImplementedError with the alternatives to use."""
+    raise NotImplementedError(
+      "`TwoTower.predict` is not supported, as a batch has no outputs: encode "
+      "ids with `encode_queries` and `encode_candidates`, and search with an "
+      "index of `xir_tfrs.indexes`."
     )
 
   def get_config(self) -> dict:
