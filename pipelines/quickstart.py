@@ -27,6 +27,7 @@ from pipelines import evaluate, prepare
 from pipelines.evaluation import places
 from pipelines.preparation import config as prepare_config
 from pipelines.training import config as configs
+from pipelines.training import methods
 from xir_tfrs.data import json_files
 from xir_tfrs.programs import command, settings
 from xir_tfrs.programs import main as main_lib
@@ -68,11 +69,22 @@ class QuickstartConfig(prepare_config.PrepareConfig):
   )
   overwrite: bool = setting("replace earlier results in --output.", True)
   tasks: tuple[str, ...] = setting(
-    "methods; the last is exported.", TASKS, section="Models"
+    "methods; the last is exported.",
+    TASKS,
+    choices=tuple(methods.TASKS),
+    section="Models",
   )
   epochs: int = setting("maximum number of epochs.", 10, minimum=1)
   dim: int = setting("size of the embeddings.", 32, minimum=1)
   report: bool = setting("write report.html.", True, section="Output")
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if len(set(self.tasks)) < max(len(self.tasks), 1):
+      raise settings.SettingsError(
+        "--tasks must name at least one method, and each once. Received: "
+        f"{','.join(self.tasks)!r}."
+      )
 
   @property
   def preparation(self) -> prepare_config.PrepareConfig:

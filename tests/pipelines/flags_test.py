@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from pipelines import train
+from pipelines import quickstart, train
 from pipelines.training import build, config, methods
 from xir_tfrs.data import errors, tables
 from xir_tfrs.programs import main, settings
@@ -336,13 +336,27 @@ _WRONG = [
 ]
 _WITHOUT_TENSORFLOW = """
 import sys
-from pipelines import train
+from pipelines import quickstart, train
 from xir_tfrs.programs import main
 for arguments in {calls!r}:
   print(main.run(train.TrainFlags, train.train, make=train._order,
                  argv=["train", *arguments]))
 assert "tensorflow" not in sys.modules
 """
+
+
+@pytest.mark.parametrize(
+  ("tasks", "message"),
+  [
+    (("ssl_pop", "irx"), "--tasks must be one of ssl, ssl_pop.*'irx'"),
+    ((), "--tasks must name at least one method"),
+    (("bir", "bir"), "and each once. Received: 'bir,bir'"),
+  ],
+)
+def test_quickstart_refuses_wrong_methods_before_any_work(tasks, message):
+  given = {"input": "a.csv", "output": "o", "tasks": tasks}
+  with pytest.raises(settings.SettingsError, match=message):
+    quickstart._config(given)
 
 
 def test_help_and_wrong_flags_do_not_wait_for_tensorflow():
