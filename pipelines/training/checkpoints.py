@@ -93,7 +93,9 @@ class Checkpoints:
       except _UNREADABLE as error:
         broken.append(f"{prefix} is damaged ({errors.first_line(error)})")
         continue
-      self._forget_all_but([(s, p) for s, p in found if s <= step])
+      self._forget_all_but(
+        [(s, p) for s, p in found if s <= step][: self._keep]
+      )
       for text in broken:
         print(f"{text}: falling back to {prefix}", file=sys.stderr)
       return step
@@ -194,8 +196,12 @@ class Checkpoints:
         _remove(self._path, f"{_PREFIX}-{step}")
     # Writes names without the directory, as TensorFlow does, so that the
     # directory can be moved.
-    names = [pathlib.Path(prefix).name for _, prefix in reversed(good)]
+    prefixes = [pathlib.Path(prefix) for _, prefix in reversed(good)]
+    names = [prefix.name for prefix in prefixes]
     lines = [f'all_model_checkpoint_paths: "{name}"\n' for name in names]
+    # Without times, TensorFlow would never remove them.
+    times = [os.path.getmtime(f"{prefix}.index") for prefix in prefixes]
+    lines += [f"all_model_checkpoint_timestamps: {time}\n" for time in times]
     atomic.write_text(
       self._path / "checkpoint",
       f'model_checkpoint_path: "{names[-1]}"\n' + "".join(lines),

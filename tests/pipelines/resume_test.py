@@ -378,6 +378,17 @@ def test_a_lost_list_of_checkpoints_is_rebuilt(tmp_path, capsys):
   assert directory.checkpoint("latest").endswith("ckpt-4")
 
 
+def test_resuming_keeps_no_more_checkpoints(tmp_path):
+  for start in range(0, 9, 3):
+    saved = tf.train.Checkpoint(x=tf.Variable(1.0))
+    saver = checkpoints.Checkpoints(runs.RunDir(tmp_path), saved, 2)
+    assert saver.restore() == (start or None)
+    for step in range(start + 1, start + 4):
+      saver.save(step)
+      left = sorted(f.stem for f in (tmp_path / "checkpoints").glob("*.index"))
+      assert left == [f"ckpt-{n}" for n in range(max(step - 1, 1), step + 1)]
+
+
 def test_checkpoint_of_another_model_is_an_error(data, tmp_path):
   directory = runs.RunDir(tmp_path)
   saved = tf.train.Checkpoint(x=tf.Variable(1.0))
