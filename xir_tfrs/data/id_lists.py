@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -32,9 +33,15 @@ class StringList(Sequence[str]):
   def __len__(self) -> int:
     return len(self._offsets) - 1
 
-  def __getitem__(self, i: int) -> str:  # type: ignore[override]  # No slices.
-    if not 0 <= i < len(self):
-      raise IndexError(i)
+  @overload
+  def __getitem__(self, i: int) -> str: ...
+  @overload
+  def __getitem__(self, i: slice) -> list[str]: ...
+  def __getitem__(self, i):
+    # As an array of integers: bundles have either.
+    if isinstance(i, slice):
+      return [self[place] for place in range(*i.indices(len(self)))]
+    i = range(len(self))[i]
     part = self._data[self._offsets[i] : self._offsets[i + 1]]
     return part.tobytes().decode()
 
