@@ -399,6 +399,7 @@ def _contents(
       None if corpus.titles is None else [x.encode() for x in corpus.titles]
     ),
     item_title=old.manifest.item_title,
+    removed=corpus.removed,
     max_k=old.manifest.max_k,
   )
 

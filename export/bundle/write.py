@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from export.bundle import corpus as corpora
 from export.bundle import encoders, plot, signatures
 from export.bundle.options import MAX_K
 from xir_tfrs import indexes
@@ -45,6 +46,7 @@ class Contents:
       `bundle.UNKNOWN_QUERY`; "features" means popularity without features.
     titles: UTF-8 titles of the candidates by row of the indexes.
     item_title: The column of the titles; None without titles.
+    removed: Candidates that were removed and may come back; None for none.
     max_k: Maximum number of answers per query.
   """
 
@@ -63,6 +65,7 @@ class Contents:
   unknown_query: str = "features"
   titles: Sequence[bytes] | None = None
   item_title: str | None = None
+  removed: corpora.Corpus | None = None
   max_k: int = MAX_K
 
   def __post_init__(self) -> None:
@@ -183,18 +186,52 @@ def _write_retrievers(
 
 
 def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
-  lists.mkdir()
+  _write_candidates(
+    lists,
+    contents.candidate_ids,
+    contents.candidate_counts,
+    contents.seen,
+    contents.titles,
+  )
+  gone = contents.removed
+  if gone is not None:
+    _write_candidates(
+      lists / corpora.REMOVED,
+      _as_written(gone.ids),
+      gone.counts,
+      gone.seen,
+      None if gone.titles is None else _as_written(gone.titles),
+    )
   id_lists.save_ids(lists / "query_ids", contents.query_ids)
-  id_lists.save_ids(lists / "candidate_ids", contents.candidate_ids)
-  if contents.titles is not None:
-    id_lists.save(lists / bundle.TITLES, contents.titles)
-  np.save(lists / "candidate_counts.npy", contents.candidate_counts)
-  np.save(lists / "seen_row_splits.npy", contents.seen[0])
-  np.save(lists / "seen_candidates.npy", contents.seen[1])
   described = features.FeatureLists(
     contents.query_tower.inputs, contents.candidate_tower.inputs
   )
   json_files.write(lists / bundle.FEATURES, described)
+
+
+def _write_candidates(
+  lists: pathlib.Path,
+  ids: Sequence[bytes] | np.ndarray,
+  counts: np.ndarray,
+  seen: tuple[np.ndarray, np.ndarray],
+  titles: Sequence[bytes] | None,
+) -> None:
+  lists.mkdir()
+  id_lists.save_ids(lists / "candidate_ids", ids)
+  if titles is not None:
+    id_lists.save(lists / bundle.TITLES, titles)
+  np.save(lists / "candidate_counts.npy", counts)
+  np.save(lists / "seen_row_splits.npy", seen[0])
+  np.save(lists / "seen_candidates.npy", seen[1])
+
+
+def _as_written(
+  values: Sequence[str] | Sequence[int],
+) -> list[bytes] | np.ndarray:
+  """Strings as UTF-8, integers as an int64 array."""
+  if values and isinstance(values[0], int):
+    return np.array(values, np.int64)
+  return [x.encode() for x in values]
 
 
 def _describe(directory: pathlib.Path, contents: Contents) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from export import refresh
+from export.bundle import corpus as corpora
 from export.bundle import encoders, new_items, refreshing, write
 from tests import program
 from xir_tfrs import indexes
@@ -349,6 +350,43 @@ def test_settings_of_the_index_are_those_of_the_export(monkeypatch):
   assert (asked[1].target_recall, asked[1].min_recall) == (0.8, None)
 
 
+def test_removed_candidates_come_back_with_what_was_known():
+  rng = np.random.default_rng(3)
+  ids = [f"i{i}" for i in range(20)]
+  counts = rng.integers(1, 9, 20)
+  pairs = {(q, f"i{i}") for q in range(6) for i in rng.choice(20, 7, False)}
+  listed = [sorted(int(i[1:]) for q, i in pairs if q == u) for u in range(6)]
+  old = corpora.Corpus(
+    ids,
+    rng.normal(size=(20, 2)).astype("f"),
+    counts,
+    (np.arange(0, 43, 7), np.concatenate(listed).astype(np.int32)),
+    [f"title {i}" for i in ids],
+  )
+  live, count_of = list(ids), dict(zip(ids, counts.tolist(), strict=True))
+  for add, gone in (
+    ([], {"i3", "i4", "i0"}),
+    (["new", "i4", "i9"], {"i7"}),
+    (["i0"], {"new", "i4"}),
+    (["new", "i3", "i4", "i7"], set()),
+  ):
+    old, _ = corpora.change(old, add, np.ones([len(add), 2], "f"), gone)
+    live = [x for x in live if x not in gone]
+    live += [x for x in add if x not in live]
+    assert old.ids == live
+    assert old.counts.tolist() == [count_of.get(x, 0) for x in live]
+    # The title of an item without training rows is forgotten.
+    assert old.titles == [f"title {x}" if x != "new" else "" for x in live]
+    splits, rows = old.seen
+    for query in range(6):
+      seen = rows[splits[query] : splits[query + 1]].tolist()
+      assert seen == sorted(seen)
+      expected = {i for q, i in pairs if q == query and i in live}
+      assert {live[row] for row in seen} == expected
+    away = [x for x in ids if x not in live]
+    assert sorted(old.removed.ids if old.removed else []) == sorted(away)
+
+
 def test_another_tower_is_refused(plain, tmp_path):
   options = refresh.RefreshOptions(bundle=str(plain), items=_items_of(tmp_path))
   path = next((plain / "candidate_tower" / "variables").glob("*.data*"))
@@ -514,11 +552,11 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   assert (directory / manifests.FILE_NAME).read_bytes() == before
   with pytest.raises(errors.DataError, match="--overwrite"):
     refreshing.refresh(options)
-  # In place: an added item goes, and a removed one comes back.
+  # In place: an added item goes, and removed ones come back.
   refreshing.refresh(
     refresh.RefreshOptions(
       bundle=str(tmp_path / "new"),
-      items=_items_of(tmp_path, "id,size\n290,1\n"),
+      items=_items_of(tmp_path, "id,size\n290,1\n0,1\n"),
       remove=_removals(tmp_path, ["5", "20"]),
     )
   )
@@ -527,14 +565,17 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   assert loaded.manifest.unknown_query == "features"
   assert loaded.manifest.max_k == 50
   kept = [1, *range(3, 29)]
-  assert loaded.candidate_ids.tolist() == [*np.multiply(10, kept), -7, 290]
-  assert loaded.counts.tolist() == [*kept, 0, 0]
-  # Query i had seen candidate i; 0 and 2 are gone.
+  assert loaded.candidate_ids.tolist() == [*np.multiply(10, kept), -7, 290, 0]
+  # What comes back has its training count again.
+  assert loaded.counts.tolist() == [*kept, 0, 29, 0]
+  # Query i had seen candidate i; 2 is gone, and 0 was gone for a while.
   splits, rows = loaded.seen
-  assert np.diff(splits).tolist() == [0, 1, 0] + [1] * 9
-  assert loaded.candidate_ids[rows].tolist() == [10, *range(30, 120, 10)]
-  # The tower still knows 290.
-  vectors = candidates[[*np.add(1, kept), 0, 30]]
+  assert np.diff(splits).tolist() == [1, 1, 0] + [1] * 9
+  assert loaded.candidate_ids[rows].tolist() == [0, 10, *range(30, 120, 10)]
+  found = loaded.recommend([100], k=40, exclude_seen=True)
+  assert 0 not in found.ids[0]
+  # The tower still knows 290 and 0.
+  vectors = candidates[[*np.add(1, kept), 0, 30, 1]]
   np.testing.assert_allclose(loaded.vectors, vectors, atol=1e-6)
   found = loaded.recommend([103, 9], k=3, features={"age": [2.0, -1.0]})
   expected = [2 * queries[4] @ vectors.T, -queries[0] @ vectors.T]
@@ -543,4 +584,4 @@ def test_two_refreshes_with_integer_ids_and_a_ranker(
   )
   # The ranker's scores fall with the training row; new items have row -1.
   ranked = loaded.recommend([103], k=3, rerank=True, rerank_depth=50)
-  assert ranked.ids.tolist() == [[-7, 10, 30]]
+  assert ranked.ids.tolist() == [[-7, 0, 10]]

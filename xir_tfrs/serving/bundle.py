@@ -25,7 +25,8 @@
     ranker/            SavedModel, if the model has a ranker:
                          rank(query_id, candidate_ids, HISTORY) -> scores
     lists/             ids, titles, training counts, seen candidates,
-                       vocabularies
+                       vocabularies; the same in removed/ for candidates that
+                       a refresh removed, which may be added again
     recall_latency.png the tuning of ScaNN's settings
 
 Ids are the original ones, strings or int64. FEATURES are the raw side features
