@@ -113,3 +113,6 @@ def test_a_fingerprint_is_computed_while_reading(tmp_path):
 def test_a_list_of_ids_may_begin_with_a_byte_order_mark(tmp_path):
   (tmp_path / "ids.txt").write_bytes("\ufeff7\r\n\u2028é\n".encode())
   assert text.read_lines(tmp_path / "ids.txt") == ["7", "\u2028é"]
+  (tmp_path / "ids.txt").write_bytes(b"7\nu\xe9\n")
+  with pytest.raises(errors.DataError, match="line 2: .*; write it as UTF-8"):
+    text.read_lines(tmp_path / "ids.txt")

@@ -80,13 +80,19 @@ class TextFile:
       "sha256": self._sha256,
     }
 
-  def decode(self, line: bytes, number: int, column: str | None = None) -> str:
+  def decode(
+    self,
+    line: bytes,
+    number: int,
+    column: str | None = None,
+    remedy: str = "set --encoding, e.g. latin-1",
+  ) -> str:
     try:
       return line.decode("utf-8")
     except UnicodeDecodeError as e:
       raise errors.DataError(
-        f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start});"
-        " set --encoding, e.g. latin-1",
+        f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start}); "
+        f"{remedy}",
         path=self.path,
         line=number,
         column=column,
@@ -210,6 +216,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
     lines.pop()
   file = TextFile(path)
   return [
-    file.decode(line.removesuffix(b"\r"), number)
+    # The programs that read lists of ids have no --encoding.
+    file.decode(line.removesuffix(b"\r"), number, remedy="write it as UTF-8")
     for number, line in enumerate(lines, start=1)
   ]
