@@ -767,7 +767,9 @@ def test_tables_of_the_serving_guide_are_the_results():
 def test_table_of_the_guide_of_histories_is_the_results():
   guide = (ROOT / "docs/histories.md").read_text("utf-8")
   runs, _ = results_and_text("histories", "runs", "histories.md")
-  section = guide[guide.index("## See what it reaches") :]
+  section = guide[guide.index("## See what it reaches") :].partition("\n### ")[
+    0
+  ]
   shown = set()
   for line in re.findall(r"^\| (\w.*) \|$", section, re.M):
     name, *figures = line.split(" | ")
@@ -785,6 +787,34 @@ def test_table_of_the_guide_of_histories_is_the_results():
   claims = section[section.index("- **Whether the cache") :]
   for figure in re.findall(r"\.\d{4}", claims):
     assert float(figure) in of_validation, figure
+
+
+def test_table_of_corr_and_cbns_is_the_results():
+  runs, section = results_and_text("corr_and_cbns", "runs", "histories.md")
+  shown = set()
+  for row in re.findall(r"^\| (\w.*) \|$", section, re.M):
+    title, *cells = row.split(" | ")
+    method, _, stage = title.partition(", ")
+    name = method if stage == "re-ranked" else title
+    for data, figures in (("Sports", cells[:2]), ("MovieLens 1M", cells[2:])):
+      if figures == ["", ""]:
+        continue
+      if title == "neighbours, untrained":
+        found = [
+          run["test"]["neighbours"]
+          for run in runs.values()
+          if run["data"] == data
+        ]
+      else:
+        run = runs[f"{data}, {name}"]
+        found = [run["test"]["reranked" if stage == "re-ranked" else "model"]]
+        shown.add(f"{data}, {name}")
+      for ranked in found:
+        expected = [ranked[key] for key in ("recall@10", "ndcg@10")]
+        assert list(map(float, figures)) == expected, (title, data)
+  assert shown == set(runs)
+  for run in runs.values():
+    configs.from_preset(**run["settings"])
 
 
 def test_table_of_balanced_gradients_is_the_results():
