@@ -338,7 +338,10 @@ def _study(order: Order) -> optuna.Study:
     study_name="tune",
     direction="maximize",
     load_if_exists=True,
-    pruner=optuna.pruners.MedianPruner(
+    # Optuna compares with finished trials, which are the good ones: behind
+    # their median are most trials that would still catch up.
+    pruner=optuna.pruners.PercentilePruner(
+      75,
       n_startup_trials=_BEFORE_PRUNING,
       # Slow starters may win, so no trial stops in the first quarter.
       n_warmup_steps=max(order.defaults.epochs // 4, 2),

@@ -73,21 +73,38 @@ def test_a_setting_is_chosen_only_where_it_is_used():
 
 def test_the_defaults_come_first():
   first = space_of(about=data(times=True)).first()
-  assert [(x["query_tower"], x["task"]) for x in first] == [
+  assert [(x["query_tower"], x["task"]) for x in first[:4]] == [
     ("id", "ssl_pop"),
     ("id", "xir"),
     ("history", "ssl_pop"),
     ("history", "xir"),
   ]
   space = space_of()
-  for chosen in space.first():
+  for chosen in space.first()[:2]:
     default = configs.from_preset(task=chosen["task"]).for_data(data())
     assert space.config(chosen).resolved == default.resolved
   # The first trials leave out settings whose default is outside the space.
   narrow = space_of("temperature=0.3..0.4", "task=mns,cbns").first()
-  assert [x["task"] for x in narrow] == ["mns"]
+  assert [x["task"] for x in narrow] == ["mns", "mns"]
   assert "temperature" not in narrow[0] and "learning_rate" in narrow[0]
   assert space_of(task="bir").first()[0].keys() >= {"temperature", "loss"}
+
+
+def test_the_bilateral_loss_comes_next():
+  space = space_of()
+  first = space.first()
+  assert [x["task"] for x in first[2:]] == ["ssl_pop", "xir"]
+  for chosen in first[2:]:
+    given = {name: chosen[name] for name in ("task", "loss")}
+    given |= {"popularity_weight": 0.0, "learning_rate_schedule": "cosine"}
+    assert given["loss"] == "bsl"
+    expected = configs.from_preset(**given).for_data(data())
+    assert space.config(chosen).resolved == expected.resolved
+  for narrowed in ("loss=decoupled,psl", "popularity_weight=0.1..0.2"):
+    assert len(space_of(narrowed).first()) == 2
+  assert len(space_of(loss="decoupled").first()) == 2
+  # CoRR has no other loss than its own.
+  assert len(space_of(task="corr").first()) == 1
 
 
 def test_given_settings_apply_to_all_trials():
