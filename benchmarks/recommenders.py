@@ -21,6 +21,7 @@ import implicit.nearest_neighbours as neighbours
 import numpy as np
 import threadpoolctl
 from scipy import sparse
+from scipy.linalg import lapack
 
 import xir_tfrs as xir
 from pipelines.evaluation import rankings, split
@@ -31,6 +32,8 @@ Span = settings.Span
 
 # Number of scores in memory at a time.
 _SCORES_PER_CHUNK = 1 << 25
+# Number of rows of a matrix that are copied at a time.
+_ROWS_PER_COPY = 1024
 _WEIGHTINGS = {
   "none": lambda rows: rows,
   "cosine": neighbours.normalize,
@@ -161,19 +164,40 @@ def _ease(pairs, dim, chosen) -> ItemBased:
   """EASE (Steck, WWW 2019): B = I - P / diag(P), P = (X'X + l2 I)^-1."""
   del dim
   size = pairs.shape[1]
-  # X'X, a copy that is factorised, and the inverse.
+  # X'X, dense and sparse; the inverse is computed in its place.
   needed, free = 3 * 4 * size**2, _free_bytes()
   if needed > free:
     raise LeftOut(
       f"its matrices of {size:,} x {size:,} candidates take "
       f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
     )
-  gram = (pairs.T @ pairs).toarray()
+  gram = (pairs.T @ pairs).toarray(order="C")
   gram[np.diag_indices(size)] += np.float32(chosen["l2"])
-  weights = np.linalg.inv(gram)
+  weights = _inverse(gram)
   weights /= -np.diag(weights).copy()
   weights[np.diag_indices(size)] = 0
   return ItemBased(pairs, weights)
+
+
+def _inverse(gram: np.ndarray) -> np.ndarray:
+  """Inverts a symmetric positive definite [n, n] float32 matrix in its place.
+
+  By Cholesky's factors, which takes a fourth of the time of `np.linalg.inv`.
+  """
+  # LAPACK's columns are NumPy's rows: its lower triangle is the upper one here.
+  # Of another layout it would invert a copy.
+  assert gram.flags.c_contiguous and gram.dtype == np.float32
+  factor, failed = lapack.spotrf(gram.T, lower=1, overwrite_a=1, clean=0)
+  if not failed:
+    _, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
+  if failed:
+    raise ValueError(f"X'X + l2 I is not positive definite (LAPACK: {failed})")
+  for low in range(0, len(gram), _ROWS_PER_COPY):
+    rows = slice(low, low + _ROWS_PER_COPY)
+    gram[rows, :low] = gram[:low, rows].T
+    block = np.triu(gram[rows, rows])
+    gram[rows, rows] = block + np.triu(block, 1).T
+  return gram
 
 
 def _als(pairs, dim, chosen) -> Factors:
