@@ -626,6 +626,26 @@ def test_table_of_the_readme_is_the_results():
   assert shown == set(sources)
 
 
+def test_table_of_peers_in_the_readme_is_the_results():
+  found, _ = results_and_text("peers", "data", "results.md")
+  runs, _ = results_and_text("histories", "runs", "histories.md")
+  section = README.read_text("utf-8").partition("Beside other libraries")[2]
+  header, *rows = re.findall(r"^\| (.*) \|$", section, re.M)[:4]
+  assert len(rows) == len(found)
+  methods = header.replace(" (`implicit`)", "").split(" | ")[1:]
+  for row in rows:
+    name, *cells = row.split(" | ")
+    for method, cell in zip(methods, cells, strict=True):
+      method = "XIR, tuned" if method == "XIR" else method
+      if method in found[name]:
+        expected = f"{found[name][method]['test']['ndcg@20']:.4f}"
+        assert cell.split(" ")[0] == expected, (name, method)
+      else:
+        assert cell == "too large"
+  histories = runs["sports, tuned"]["test"]["model"]["ndcg@20"]
+  assert f"(with histories {histories:.4f})" in section
+
+
 def test_table_of_runs_on_the_public_splits_is_the_results():
   runs, section = results_and_text("shifted", "test", "results.md")
   rows = re.findall(r"^\| (\w+_lightgcn, .*?) \| (.*) \|$", section, re.M)
@@ -711,7 +731,8 @@ def test_table_of_peers_is_the_results():
     cells = line.split(" | ")
     for data, *figures in (
       ("MovieLens 1M", *cells[:2]),
-      ("Sports", *cells[2:]),
+      ("Sports", *cells[2:4]),
+      ("Gowalla", *cells[4:]),
     ):
       if figures != ["", ""]:
         ranked = found[data][name]["test"]

@@ -28,7 +28,8 @@ FORMAT = 1
 SEARCH_FILE = "search.json"
 STUDY_FILE = "study.db"
 TRIALS = "trials"
-# Number of trials that run to the end before any is stopped early.
+# Number of trials, besides the first ones, that run to the end before any is
+# stopped early.
 _BEFORE_PRUNING = 4
 # Number of random trials before choices use earlier results.
 _RANDOM = 10
@@ -333,6 +334,7 @@ def _study(order: Order) -> optuna.Study:
   address = sqlalchemy.URL.create(
     "sqlite", database=str((order.output / STUDY_FILE).resolve())
   )
+  first = order.space.first()
   study = optuna.create_study(
     storage=address.render_as_string(),
     study_name="tune",
@@ -342,12 +344,12 @@ def _study(order: Order) -> optuna.Study:
     # their median are most trials that would still catch up.
     pruner=optuna.pruners.PercentilePruner(
       75,
-      n_startup_trials=_BEFORE_PRUNING,
+      n_startup_trials=len(first) + _BEFORE_PRUNING,
       # Slow starters may win, so no trial stops in the first quarter.
       n_warmup_steps=max(order.defaults.epochs // 4, 2),
     ),
   )
-  for chosen in order.space.first()[: order.num_trials]:
+  for chosen in first[: order.num_trials]:
     study.enqueue_trial(chosen, skip_if_exists=True)
   return study
 
