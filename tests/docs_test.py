@@ -789,9 +789,8 @@ def test_tables_of_the_serving_guide_are_the_results():
 def test_table_of_the_guide_of_histories_is_the_results():
   guide = (ROOT / "docs/histories.md").read_text("utf-8")
   runs, _ = results_and_text("histories", "runs", "histories.md")
-  section = guide[guide.index("## See what it reaches") :].partition("\n### ")[
-    0
-  ]
+  section = guide[guide.index("## See what it reaches") :]
+  section = section.partition("\n### ")[0]
   shown = set()
   for line in re.findall(r"^\| (\w.*) \|$", section, re.M):
     name, *figures = line.split(" | ")

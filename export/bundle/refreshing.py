@@ -375,12 +375,9 @@ def _contents(
   built: dict[str, indexes.RetrievalIndex],
   described: dict[str, manifests.Index],
 ) -> write.Contents:
-  query_ids = old.query_ids
-  if not isinstance(query_ids, np.ndarray):
-    query_ids = [query_id.encode() for query_id in query_ids]
   parts = ("query_tower", "candidate_tower", "ranker")
   return write.Contents(
-    query_ids=query_ids,
+    query_ids=write.as_written(old.query_ids),
     candidate_counts=corpus.counts,
     seen=corpus.seen,
     query_tower=query_tower,
@@ -395,9 +392,7 @@ def _contents(
     scann_folder=(old.directory / bundle.FOLDER).is_dir(),
     history_length=old.manifest.history_length,
     unknown_query=old.manifest.unknown_query,
-    titles=(
-      None if corpus.titles is None else [x.encode() for x in corpus.titles]
-    ),
+    titles=(None if corpus.titles is None else write.as_written(corpus.titles)),
     item_title=old.manifest.item_title,
     removed=corpus.removed,
     max_k=old.manifest.max_k,

@@ -197,10 +197,10 @@ def _write_lists(lists: pathlib.Path, contents: Contents) -> None:
   if gone is not None:
     _write_candidates(
       lists / corpora.REMOVED,
-      _as_written(gone.ids),
+      as_written(gone.ids),
       gone.counts,
       gone.seen,
-      None if gone.titles is None else _as_written(gone.titles),
+      None if gone.titles is None else as_written(gone.titles),
     )
   id_lists.save_ids(lists / "query_ids", contents.query_ids)
   described = features.FeatureLists(
@@ -225,10 +225,12 @@ def _write_candidates(
   np.save(lists / "seen_candidates.npy", seen[1])
 
 
-def _as_written(
-  values: Sequence[str] | Sequence[int],
+def as_written(
+  values: Sequence[str] | Sequence[int] | np.ndarray,
 ) -> list[bytes] | np.ndarray:
   """Strings as UTF-8, integers as an int64 array."""
+  if isinstance(values, np.ndarray):
+    return values
   if values and isinstance(values[0], int):
     return np.array(values, np.int64)
   return [x.encode() for x in values]
