@@ -88,7 +88,6 @@ def read_items(
   id_column = _choose_id(path, file.header, id_column, item_column)
   kinds = {x.name: x.kind for x in features}
   wanted = _columns(file.header, features)
-  several = [name[:-2] for name in wanted if name.endswith("_*")]
   table = file.read(
     id_column,
     wanted,
@@ -109,13 +108,7 @@ def read_items(
       x.name: _column(table.columns.get(x.name), x, len(ids)) for x in features
     },
     missing=tuple(name for name in kinds if name not in table.columns),
-    ignored=tuple(
-      column
-      for column in file.header
-      if column not in kinds
-      and column not in (id_column, title)
-      and not any(column.startswith(f"{name}_") for name in several)
-    ),
+    ignored=table.ignored,
     titles=() if table.titles is None else tuple(table.titles.to_pylist()),
   )
 

@@ -24,7 +24,7 @@ from pipelines.readers import source as source_lib
 from pipelines.readers import sources
 from xir_tfrs.data import errors, table_files
 from xir_tfrs.data import schema as schema_lib
-from xir_tfrs.data.files import side_tables
+from xir_tfrs.data.files import addresses, side_tables
 
 Convert = Callable[
   [PrepareConfig, source_lib.Source, pathlib.Path], schema_lib.Schema
@@ -195,7 +195,9 @@ def finish(
     candidate_features=tables["candidates"].features,
     item_title=None if items.titles is None else _title(config, source),
     source=schema_lib.Source(
-      source.kind, _with_splits(files, source.splits), _options(config, source)
+      source.kind,
+      _with_splits(files, source.splits),
+      _options(config, source, (users.side, items.side)),
     ),
     split=config.row_split,
     leakage=leakage,
@@ -357,7 +359,9 @@ def _title(config: PrepareConfig, source: source_lib.Source) -> str | None:
 
 
 def _options(
-  config: PrepareConfig, source: source_lib.Source
+  config: PrepareConfig,
+  source: source_lib.Source,
+  side: source_lib.SideTables,
 ) -> dict[str, object]:
   """The settings other than files and the split."""
   if config.input.format == "synthetic":
@@ -381,5 +385,13 @@ def _options(
     "min_token_count": config.min_token_count,
     "text_buckets": config.text_buckets,
     "seed_of_row_order": config.seed,
-    "ignored_columns": list(source.ignored),
+    "ignored_columns": [
+      *source.ignored,
+      *(
+        f"{column} (of {addresses.name(table.places.path)})"
+        for table in side
+        if table is not None
+        for column in table.ignored
+      ),
+    ],
   }

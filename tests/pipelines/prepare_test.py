@@ -897,6 +897,7 @@ def test_titles_of_the_item_file(tmp_path):
   # It is not a feature, and no features are requested.
   assert not made.candidate_features
   assert not made.warnings["items_without_features"]
+  assert "ignored columns: name, price (of items.csv)" in summary.text(made, 1)
   with pytest.raises(
     errors.DataError, match="items.csv, line 1, column .no.: no such c"
   ):

@@ -44,6 +44,7 @@ class SideTable:
     places: Positions of the rows; None if they do not come from a file.
     separators: sequence -> separator of its values, if it is text.
     titles: [rows] string array of titles, if requested.
+    ignored: Columns of the file that were not read.
   """
 
   ids: list[str]
@@ -52,6 +53,7 @@ class SideTable:
   places: places_lib.Places | None = None
   separators: dict[str, str] = dataclasses.field(default_factory=dict)
   titles: pa.Array | None = None
+  ignored: tuple[str, ...] = ()
 
 
 # Loads columns (column -> kind, with the ids first as kind "id"): returns the
@@ -108,7 +110,8 @@ class TableFile:
     plain = {name: kind for name, kind in kinds.items() if name not in several}
     single = {name: "float" for names in several.values() for name in names}
     shown = {} if title is None else {title: "token"}
-    values, places = self._load({**shown, **single, **plain, id_column: "id"})
+    wanted = {**shown, **single, **plain, id_column: "id"}
+    values, places = self._load(wanted)
     ids = columns.id_strings(values[id_column], id_column, places)
     if not len(ids):
       raise errors.DataError(
@@ -138,6 +141,7 @@ class TableFile:
         name: mark for name, mark in convert.separators.items() if name in kinds
       },
       None if title is None else columns.titles(values[title], title, places),
+      tuple(name for name in self.header if name not in wanted),
     )
 
   def _columns(self, pattern: str) -> list[str]:
