@@ -899,6 +899,18 @@ def test_code_of_the_estimator_guide_shows_what_it_says(tmp_path):
   assert sharpness == pytest.approx(2.0, rel=0.2)
 
 
+def test_models_of_the_guide_from_tfrs(tmp_path):
+  found = blocks(ROOT / "docs/from_tfrs.md", "python")
+  printed = run_python("\n".join(block.code for block in found), tmp_path)
+  *answers, losses = printed.splitlines()[-3:]
+  for answer in answers:
+    items = [int(item) for item in re.findall(r"item (\d+)", answer)]
+    # User 7 is of those who choose the items from 350 on.
+    assert len(items) == 5 and {item // 50 for item in items} == {7}, answer
+  theirs, ours = map(float, losses.split())
+  assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_makefile_has_the_commands_of_the_readme():
   targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
   (first, *_) = blocks(README, "bash")
