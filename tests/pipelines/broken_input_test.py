@@ -84,7 +84,7 @@ _BROKEN = [
     "a.inter",
     (_INTER + _GOOD * 2).encode() + b"1\t\xff\t5\n",
     "line 4, column 'item_id'",
-    "not UTF-8 (byte 0xff at position 2); set --encoding",
+    "not UTF-8 (byte 0xff at position 2); write it as UTF-8, or set --encoding",
   ),
   (
     "a.inter",

@@ -224,7 +224,7 @@ class _Objects:
       whole = self._rest + data[:cut].decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
       raise errors.DataError(
-        "not UTF-8; set --encoding, e.g. latin-1", path=self._path
+        f"not UTF-8; {streams.SET_ENCODING}", path=self._path
       ) from None
     at = 0
     while True:

@@ -358,8 +358,7 @@ class _Text:
     header = self._header(kind, first, rows)
     if header and any("\ufffd" in name for name in first):
       raise errors.DataError(
-        f"the header is not {self.layout.encoding}; set --encoding, e.g."
-        " latin-1",
+        f"the header is not {self.layout.encoding}; {streams.SET_ENCODING}",
         path=self.address,
         line=skipped + 1,
       )
@@ -552,7 +551,9 @@ class _Text:
     return errors.DataError(
       f"{problem}. The first lines are {_quoted(lines)}. Use --delimiter"
       f" {_shown(mark)} --header, or --delimiter {_shown(mark)} --noheader"
-      " for a table, or --format adjacency for lines of a user and its items",
+      " for a table (for side features --item_layout"
+      f" delimiter={_shown(mark)}), or --format adjacency for lines of a user"
+      " and its items",
       path=self.address,
     )
 

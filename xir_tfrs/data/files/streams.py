@@ -16,6 +16,10 @@ from xir_tfrs.data.files import addresses
 
 COMPRESSIONS = ("gzip", "bz2", "zip", "zstd", "xz")
 UTF8 = "utf-8"
+SET_ENCODING = (
+  "write it as UTF-8, or set --encoding, e.g. latin-1 (for side features "
+  "--item_layout encoding=latin-1)"
+)
 # The first bytes of compressed files.
 _MAGIC = {
   b"\x1f\x8b": "gzip",
@@ -47,8 +51,7 @@ def reading(address: addresses.Address) -> Iterator[None]:
     raise
   except UnicodeError as error:
     raise errors.DataError(
-      f"is not all in one encoding ({error}); set --encoding, or write the"
-      " file again",
+      f"is not all in one encoding ({error}); {SET_ENCODING}",
       path=address,
     ) from None
   except (

@@ -85,7 +85,7 @@ class TextFile:
     line: bytes,
     number: int,
     column: str | None = None,
-    remedy: str = "set --encoding, e.g. latin-1",
+    remedy: str = streams.SET_ENCODING,
   ) -> str:
     try:
       return line.decode("utf-8")
