@@ -451,3 +451,17 @@ def test_a_full_disk_names_what_is_written(tmp_path, make):
     with pytest.raises(OSError) as found, make(output):
       raise error
     assert found.value is error
+
+
+@pytest.mark.parametrize("make", [new, atomic.locked])
+def test_a_disk_without_room_for_a_lock_is_named(tmp_path, monkeypatch, make):
+  output = tmp_path / "deep" / "out"
+
+  def full(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "pwrite", full)
+  with pytest.raises(OSError) as found, make(output):
+    pass
+  assert found.value.filename == str(output)
+  assert names(tmp_path) == set()

@@ -300,8 +300,12 @@ class _Claim:
     self._over = threading.Event()
     self._touched: list[int | pathlib.Path] = [descriptor]
     content = msgspec.json.encode(owner)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, content, 0)
+    try:
+      os.ftruncate(descriptor, 0)
+      os.pwrite(descriptor, content, 0)
+    except OSError:  # A full disk has room for names, but not for contents.
+      path.unlink(missing_ok=True)
+      raise
     self._beat = threading.Thread(target=self._touch, daemon=True)
     self._beat.start()
 
@@ -351,7 +355,8 @@ def _claim(
       _take_lock(descriptor, path, owner, subject, flag)
       # The previous holder may have removed the file after we opened it.
       if _is_at(descriptor, path):
-        claim = _Claim(path, owner, descriptor)
+        with _disk_errors_name(subject, path):
+          claim = _Claim(path, owner, descriptor)
         break
     except BaseException:
       os.close(descriptor)
