@@ -1,5 +1,6 @@
 """Run directories: round trips, refused content, and no foreign files."""
 
+import errno
 import json
 import os
 import shutil
@@ -165,6 +166,16 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
   (tmp_path / "metrics.jsonl").write_text(good + line + "\n" + good)
   with pytest.raises(errors.DataError, match="jsonl, line 2.*remove the"):
     runs.RunDir(tmp_path).read_metrics()
+
+
+def test_a_disk_without_room_for_metrics_is_named(tmp_path):
+  run = new_run(tmp_path / "run")
+  path = run.path / "metrics.jsonl"
+  path.symlink_to("/dev/full")
+  with pytest.raises(OSError) as found:
+    run.append_metrics({"kind": "train", "step": 1})
+  assert found.value.errno == errno.ENOSPC
+  assert found.value.filename == str(path)
 
 
 def test_only_the_chief_writes(tmp_path):

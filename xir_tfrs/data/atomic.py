@@ -55,6 +55,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     partial.write_text(text, encoding="utf-8")
 
 
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+  """Appends to a utf-8 file; errors of the disk name it.
+
+  If the program is killed or the disk is full, a part of `text` may stay.
+  """
+  path = pathlib.Path(path)
+  with _disk_errors_name(path, path), open(path, "a", encoding="utf-8") as file:
+    file.write(text)
+
+
 def check_file(path: str | os.PathLike[str]) -> None:
   """Raises an error unless `new_file` may write `path`; for before long work.
 

@@ -181,8 +181,7 @@ class RunDir:
     """Appends a row, with at least `kind` and `step`, to metrics.jsonl."""
     if not self.writable:
       return
-    with open(self.path / METRICS, "a", encoding="utf-8") as file:
-      file.write(json_files.encode_line(row))
+    atomic.append_text(self.path / METRICS, json_files.encode_line(row))
 
   def read_metrics(self) -> list[Metrics]:
     """Reads metrics.jsonl; ignores a truncated last line.
