@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -465,3 +466,27 @@ def test_a_disk_without_room_for_a_lock_is_named(tmp_path, monkeypatch, make):
     pass
   assert found.value.filename == str(output)
   assert names(tmp_path) == set()
+
+
+def test_a_read_only_directory_is_replaced_and_removed(tmp_path, monkeypatch):
+  output = tmp_path / "out"
+  write(output, "old")
+  (output / "deep").mkdir()
+  (output / "deep" / "x").touch()
+  for folder in (output / "deep", output):
+    folder.chmod(0o555)
+  remove = shutil.rmtree
+
+  def as_a_user(path, **how):
+    # Root may write everywhere.
+    folders = (pathlib.Path(x) for x, _, _ in os.walk(path))
+    if all(x.stat().st_mode & 0o200 for x in folders):
+      remove(path, **how)
+
+  monkeypatch.setattr(shutil, "rmtree", as_a_user)
+  with atomic.new_directory(
+    output, what="box", foreign=lambda path: None, overwrite=True
+  ) as directory:
+    (directory / "new").touch()
+  assert names(tmp_path) == {"out"}
+  assert names(output) == {"new"}

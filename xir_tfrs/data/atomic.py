@@ -201,7 +201,7 @@ def new_directory(
       _take_place(partial, output, check)
       _sync(output.parent)
     finally:
-      shutil.rmtree(partial, ignore_errors=True)
+      _remove(partial)
 
 
 def check_output(
@@ -473,7 +473,18 @@ def _tidy(output: pathlib.Path) -> None:
   for role in ("partial", "old"):
     for leftover in _leftovers(output, role):
       if _is_of_this_host(leftover) or _is_silent(leftover, _LAPSE):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
+
+
+def _remove(directory: pathlib.Path) -> None:
+  """Removes a directory, if this program may."""
+  shutil.rmtree(directory, ignore_errors=True)
+  if directory.exists():
+    # Folders may be read-only, as in a copy of what somebody protected.
+    for folder, _, _ in os.walk(directory):
+      with contextlib.suppress(OSError):
+        os.chmod(folder, 0o700)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _take_place(
@@ -498,7 +509,7 @@ def _take_place(
   except OSError:
     os.rename(old, output)
     raise
-  shutil.rmtree(old, ignore_errors=True)
+  _remove(old)
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
