@@ -216,6 +216,23 @@ def test_a_checkpoint_that_was_replaced_is_read_again(tmp_path):
   np.testing.assert_array_equal(first_weight(trained), first_weight(model(7)))
 
 
+def test_a_checkpoint_that_training_replaces_meanwhile(tmp_path, monkeypatch):
+  run = new_run(tmp_path / "run", best=1)
+  latest = tf.train.latest_checkpoint
+
+  def replaced(folder):
+    monkeypatch.setattr(tf.train, "latest_checkpoint", latest)
+    found = latest(folder)
+    shutil.rmtree(run.path / runs.BEST)
+    save(run.path, model(7), 2, runs.BEST)
+    return found
+
+  monkeypatch.setattr(tf.train, "latest_checkpoint", replaced)
+  trained, _, found = runs.load_model(run.path)
+  assert found.endswith("ckpt-2")
+  np.testing.assert_array_equal(first_weight(trained), first_weight(model(7)))
+
+
 def test_the_newest_checkpoint_does_not_replace_a_missing_best_one(tmp_path):
   run = new_run(tmp_path / "run", checkpoints=1, best=2)
   state = run.path / "best" / "checkpoint"

@@ -205,6 +205,16 @@ class RunDir:
       self.path / METRICS, "".join(map(json_files.encode_line, rows))
     )
 
+  def named_checkpoints(self) -> tuple[bytes, ...]:
+    """What the lists of the checkpoints say, to notice when they change."""
+    found = []
+    for name in (BEST, CHECKPOINTS):
+      try:
+        found.append((self.path / name / "checkpoint").read_bytes())
+      except OSError:
+        found.append(b"")
+    return tuple(found)
+
   def checkpoint(self, which: str = "best") -> str:
     """Returns the path of a checkpoint.
 
@@ -277,7 +287,6 @@ def load_model(
   """
   run = RunDir(run_dir)
   config = run.read_config()
-  found = run.checkpoint(checkpoint)
   try:
     model = models.TwoTower.from_config(config.model)
   except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -288,6 +297,19 @@ def load_model(
       path=run.path / CONFIG,
       field="model",
     ) from error
+  while True:
+    named = run.named_checkpoints()
+    try:
+      return model, config, _restore(model, run, checkpoint)
+    except errors.DataError:
+      # Training removes a checkpoint when it has written a better or newer one.
+      if run.named_checkpoints() == named:
+        raise
+
+
+def _restore(model: models.TwoTower, run: RunDir, which: str) -> str:
+  """Restores the weights; returns the path of their checkpoint."""
+  found = run.checkpoint(which)
   try:
     status = tf.train.Checkpoint(model=model).restore(paths.literal_file(found))
     status.assert_existing_objects_matched().expect_partial()
@@ -301,7 +323,7 @@ def load_model(
       path=found,
     ) from error
   _require_finite(model, found)
-  return model, config, found
+  return found
 
 
 def _require_finite(model: models.TwoTower, checkpoint: str) -> None:
