@@ -141,7 +141,7 @@ class Holder:
     loop = asyncio.get_running_loop()
     while True:
       await asyncio.sleep(seconds)
-      if _identity(self._directory) == self._identity:
+      if manifests.identity(self._directory) == self._identity:
         continue
       found = await loop.run_in_executor(self._loader, self._files)
       if found == self._unusable:
@@ -151,7 +151,7 @@ class Holder:
 
   def _files(self) -> tuple:
     """Returns a value that changes with any file of the bundle."""
-    found = [_identity(self._directory)]
+    found = [manifests.identity(self._directory)]
     for folder, _, names in os.walk(self._directory.resolve()):
       for path in (pathlib.Path(folder, name) for name in names):
         with contextlib.suppress(OSError):
@@ -174,35 +174,19 @@ class Holder:
     return error
 
   def _load(self, version: int) -> tuple[Model, tuple | None]:
-    identity = _identity(self._directory)
-    # Resolves a symbolic link once: if it changes, two bundles must not mix.
-    directory = self._directory.resolve()
-    model = Model(version, bundles.Bundle.load(directory, self._index))
-    # Opens these files now, because another bundle may replace them later.
-    _ = model.bundle.seen, model.bundle.titles
+    # Before the load: if it was replaced meanwhile, `watch` loads it again.
+    identity = manifests.identity(self._directory)
+    model = Model(version, bundles.Bundle.load(self._directory, self._index))
     # Called after the last call that uses the model.
     weakref.finalize(model, self._dispose, model.bundle).atexit = False
     for name, signature in model.signatures.items():
       model.run(name, _example(model, signature["inputs"]))
-    if _identity(self._directory) != identity:
-      raise errors.DataError(
-        f"{self._directory}: was replaced while it was read; it is read again"
-      )
     return model, identity
 
   def _dispose(self, bundle: bundles.Bundle) -> None:
     self._loader.submit(bundle.close)
     # Loaded functions form reference cycles.
     self._loader.submit(gc.collect)
-
-
-def _identity(directory: pathlib.Path) -> tuple | None:
-  """Identifies the bundle at a path; None if there is none."""
-  try:
-    found = (directory / manifests.FILE_NAME).stat()
-  except OSError:
-    return None
-  return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _example(model: Model, spec: tensors.Spec) -> tensors.Inputs:

@@ -1,8 +1,10 @@
 """Answers of a bundle, compared with NumPy, and unusable bundles."""
 
+import copy
 import json
 import os
 import pathlib
+import pickle
 import shutil
 
 import msgspec
@@ -13,7 +15,7 @@ import xir_tfrs as xir
 from export.bundle import signatures
 from tests import examples, reference
 from xir_tfrs.data import errors, json_files
-from xir_tfrs.serving import bundle
+from xir_tfrs.serving import bundle, scann_folder
 from xir_tfrs.serving import manifest as manifests
 
 
@@ -347,3 +349,74 @@ def test_a_bundle_does_not_outlive_a_fork(loaded, monkeypatch):
   ):
     with pytest.raises(RuntimeError, match="load the bundle in each process"):
       ask()
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_a_bundle_is_not_pickled(loaded, duplicate):
+  with pytest.raises(TypeError, match="load the bundle in each process"):
+    duplicate(loaded)
+
+
+def _replace_once(monkeypatch, module, name, directory, other):
+  """Lets another bundle replace `directory` in the first call of a function."""
+  call = getattr(module, name)
+
+  def replaced(*arguments, **named):
+    monkeypatch.setattr(module, name, call)
+    shutil.rmtree(directory)
+    shutil.copytree(other, directory)
+    return call(*arguments, **named)
+
+  monkeypatch.setattr(module, name, replaced)
+
+
+@pytest.mark.parametrize(
+  ("module", "name"),
+  [
+    (manifests, "check_versions"),  # The hashes fit, and the lists do not.
+    (manifests, "check_files"),
+    (bundle.tf.saved_model, "load"),
+  ],
+)
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(
+  copied, numbered, monkeypatch, module, name
+):
+  _replace_once(monkeypatch, module, name, copied, numbered)
+  loaded = bundle.Bundle.load(copied, "brute_force")
+  assert loaded.manifest.id_types.candidate == "int64"
+  assert loaded.candidate_ids[:3].tolist() == [0, 5, 10]
+  assert loaded.recommend([10**12], k=1).known.all()
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(
+  copied, numbered, monkeypatch
+):
+  _replace_once(
+    monkeypatch, scann_folder.id_lists, "load_array", copied, numbered
+  )
+  found = scann_folder.ScannFolder.load(copied / bundle.FOLDER)
+  ids, _ = found.search(np.ones(found.dim, np.float32), k=3)
+  assert ids.dtype == np.int64
+
+
+def test_a_bundle_that_is_replaced_again_and_again_is_an_error(copied):
+  def read():
+    (copied / manifests.FILE_NAME).touch()
+
+  with pytest.raises(errors.DataError, match="replaced 3 times while it was"):
+    manifests.read_whole(copied, read)
+
+
+def test_a_loaded_bundle_does_not_need_its_directory(copied, world):
+  loaded = bundle.Bundle.load(copied, "brute_force")
+  shutil.rmtree(copied)
+  np.testing.assert_array_equal(loaded.counts, world.counts)
+  splits, rows = loaded.seen
+  assert set(rows[splits[5] : splits[6]].tolist()) == world.seen[5]
+  first = world.candidate_ids[0]
+  assert loaded.title(first) == loaded.titles[0] == world.title_of(first)
+  found = loaded.recommend([world.query_ids[3]], k=5)
+  assert found.ids[0].tolist() == world.ranking(3)[:5]
+  loaded.close()
+  with pytest.raises(RuntimeError, match="was closed; load it again"):
+    loaded.recommend([world.query_ids[3]])

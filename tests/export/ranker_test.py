@@ -14,8 +14,9 @@ import tensorflow as tf
 
 import xir_tfrs as xir
 from export import export_retriever, query
-from xir_tfrs.data import errors, runs
+from xir_tfrs.data import errors, json_files, runs
 from xir_tfrs.serving import bundle
+from xir_tfrs.serving import manifest as manifests
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -191,3 +192,22 @@ def test_a_damaged_ranker_is_refused(ranked, tmp_path):
   (copied / "ranker/saved_model.pb").unlink()
   with pytest.raises(errors.DataError, match="ranker/saved_model.pb: miss"):
     bundle.Bundle.load(copied)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_the_ranker_of_another_bundle_is_not_used(
+  world, ranked, tmp_path, removed
+):
+  copy = tmp_path / "bundle"
+  shutil.copytree(ranked[1], copy)
+  loaded = bundle.Bundle.load(copy)
+  if removed:
+    shutil.rmtree(copy)
+  else:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    other = msgspec.convert(
+      manifest | {"encode_seconds": 99}, manifests.Manifest
+    )
+    json_files.write(copy / "manifest.json", json_files.seal(other))
+  with pytest.raises(errors.DataError, match="replaced or removed after"):
+    loaded.recommend([world.query_ids[0]], k=3, rerank=True)

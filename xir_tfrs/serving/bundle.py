@@ -67,7 +67,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -167,6 +167,10 @@ class Bundle:
     query_features, candidate_features: Side features of the towers.
     candidate_ids: Original ids by row of the index.
     query_ids: Original ids by dense id.
+    titles: Titles in the order of `candidate_ids`, "" for none; None if the
+      bundle has no titles.
+    counts: `[num_candidates]` int64 training counts.
+    seen: Row splits by query, and the rows of the training candidates.
 
   Examples:
     >>> bundle = xir.serving.Bundle.load("bundle")
@@ -187,6 +191,17 @@ class Bundle:
     self.candidate_ids, self.query_ids = (
       id_lists.load_ids(lists / f"{side}_ids", getattr(manifest.id_types, side))
       for side in ("candidate", "query")
+    )
+    # Opens all lists now, because another bundle may replace them later.
+    self.titles: Sequence[str] | None = None
+    if manifest.item_title is not None:
+      self.titles = id_lists.StringList.load(lists / TITLES)
+    self.counts: np.ndarray = id_lists.load_array(
+      lists / "candidate_counts.npy"
+    )
+    self.seen: tuple[np.ndarray, np.ndarray] = (
+      id_lists.load_array(lists / "seen_row_splits.npy"),
+      id_lists.load_array(lists / "seen_candidates.npy"),
     )
     described = json_files.read(
       lists / FEATURES,
@@ -211,6 +226,8 @@ class Bundle:
   ) -> Bundle:
     """Loads a bundle and checks it against its manifest.
 
+    If another bundle replaces it meanwhile, that one is loaded.
+
     Args:
       directory: Directory that `export.export_retriever` wrote.
       index: "scann", "brute_force", or None for the first one that the bundle
@@ -222,7 +239,17 @@ class Bundle:
       DataError: A file is missing or changed, the bundle has no such index, or
         it needs another version of ScaNN or TensorFlow.
     """
-    directory = pathlib.Path(directory).resolve()
+    directory = pathlib.Path(directory)
+    return manifests.read_whole(
+      # A symbolic link may name another bundle meanwhile.
+      directory,
+      lambda: cls._load(directory.resolve(), index, check_hashes),
+    )
+
+  @classmethod
+  def _load(
+    cls, directory: pathlib.Path, index: str | None, check_hashes: bool
+  ) -> Bundle:
     manifest = manifests.load(directory)
     available = [name for name in INDEXES if name in manifest.indexes]
     if index is None:
@@ -499,6 +526,12 @@ class Bundle:
       )
     return _to_numpy(self.signatures[signature](history=history, **limits))
 
+  def __reduce__(self) -> NoReturn:
+    raise TypeError(
+      f"{self.directory} cannot be pickled or copied, because TensorFlow's "
+      "graphs cannot; load the bundle in each process."
+    )
+
   def close(self) -> None:
     """Frees the memory; the bundle cannot be used after this.
 
@@ -521,8 +554,11 @@ class Bundle:
     """The signatures of the index, by name.
 
     Raises:
-      RuntimeError: This process was forked after the bundle was loaded.
+      RuntimeError: This process was forked after the bundle was loaded, or the
+        bundle was closed.
     """
+    if not self._signatures:
+      raise RuntimeError(f"{self.directory} was closed; load it again.")
     if os.getpid() != self._process:  # TensorFlow would hang.
       raise RuntimeError(
         f"{self.directory} was loaded before a fork, and TensorFlow's threads "
@@ -546,16 +582,6 @@ class Bundle:
     ids = encoder.event_ids._ids.numpy()
     return _decode(ids), encoder.event_vectors.numpy()
 
-  @functools.cached_property
-  def titles(self) -> Sequence[str] | None:
-    """Titles in the order of `candidate_ids`.
-
-    "" for a candidate without a title; None if the bundle has no titles.
-    """
-    if self.manifest.item_title is None:
-      return None
-    return id_lists.StringList.load(self.directory / LISTS / TITLES)
-
   def title(self, candidate_id: Id) -> str:
     """Returns the title of a candidate; "" for none or an unknown id."""
     if self.titles is None:
@@ -570,16 +596,6 @@ class Bundle:
   def _row_of(self) -> dict[Id, int]:
     ids = self.candidate_ids.tolist()
     return {candidate: row for row, candidate in enumerate(ids)}
-
-  @functools.cached_property
-  def counts(self) -> np.ndarray:
-    """`[num_candidates]` int64 training counts."""
-    return self._list("candidate_counts")
-
-  @functools.cached_property
-  def seen(self) -> tuple[np.ndarray, np.ndarray]:
-    """Row splits by query, and the rows of the training candidates."""
-    return self._list("seen_row_splits"), self._list("seen_candidates")
 
   @property
   def takes_histories(self) -> bool:
@@ -613,13 +629,25 @@ class Bundle:
         "--rerank, or export a model that has one (xir-tfrs train "
         "--task corr)"
       )
+    # Loaded at its first use, and by then another bundle may be in its place.
+    self._require_same_manifest()
     self._ranker = tf.saved_model.load(
       os.fspath(paths.literal(self.directory / RANKER))
     )
+    self._require_same_manifest()
     return self._ranker.signatures["rank"]
 
-  def _list(self, name: str) -> np.ndarray:
-    return id_lists.load_array(self.directory / LISTS / f"{name}.npy")
+  def _require_same_manifest(self) -> None:
+    try:
+      same = manifests.load(self.directory) == self.manifest
+    except errors.DataError:
+      same = False
+    if not same:
+      raise errors.DataError(
+        "was replaced or removed after it was loaded, before its ranker was "
+        "read; load the bundle again",
+        path=self.directory,
+      )
 
   def _check_k(self, name: str, value: int) -> None:
     largest = self.manifest.max_k

@@ -10,9 +10,9 @@ import hashlib
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
@@ -30,6 +30,9 @@ PARTS = (
   *("lists", "scann_folder", "recall_latency.png"),
 )
 _REMEDY = "copy or export the bundle again"
+_READS = 3  # Of a directory that is replaced while it is read.
+
+T = TypeVar("T")
 
 
 class TensorSpec(TypedDict):
@@ -273,6 +276,56 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     remedy=_REMEDY,
     missing=(", so this is not a bundle; make one with xir-tfrs export"),
     format=FORMAT,
+  )
+
+
+def identity(directory: pathlib.Path, name: str = FILE_NAME) -> tuple | None:
+  """Identifies the bundle at a path; None if there is none.
+
+  Args:
+    directory: The bundle, or another directory that is replaced as a whole.
+    name: A file in it that describes it.
+  """
+  try:
+    found = (directory / name).stat()
+  except OSError:
+    return None
+  return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def read_whole(
+  directory: pathlib.Path, read: Callable[[], T], name: str = FILE_NAME
+) -> T:
+  """Calls `read`, again if the directory is replaced meanwhile.
+
+  Its files are opened one by one. Without this, those of two bundles could mix,
+  or a file of the old one could be missing.
+
+  Args:
+    directory: As for `identity`, or a symbolic link to it.
+    read: Reads the directory. It may raise an error if that is replaced.
+    name: As for `identity`.
+
+  Returns:
+    The result of `read`.
+
+  Raises:
+    DataError: The directory was replaced during each of several calls.
+  """
+  for _ in range(_READS):
+    before = identity(directory, name)
+    try:
+      result = read()
+    except Exception:
+      if identity(directory, name) == before:
+        raise
+    else:
+      if identity(directory, name) == before:
+        return result
+  raise errors.DataError(
+    f"was replaced {_READS} times while it was read; try again when it changes"
+    " less often",
+    path=directory,
   )
 
 

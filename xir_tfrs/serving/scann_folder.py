@@ -126,6 +126,8 @@ class ScannFolder:
   ) -> ScannFolder:
     """Loads the folder and checks it against its settings.json.
 
+    If another folder replaces it meanwhile, that one is loaded.
+
     Args:
       path: `scann_folder` of a bundle, or a copy of it.
       check_hashes: Whether to check the hashes of the files, and not only their
@@ -137,6 +139,12 @@ class ScannFolder:
         version.
     """
     path = pathlib.Path(path)
+    return manifest.read_whole(
+      path, lambda: cls._load(path.resolve(), check_hashes), SETTINGS
+    )
+
+  @classmethod
+  def _load(cls, path: pathlib.Path, check_hashes: bool) -> ScannFolder:
     settings = json_files.read_sealed(
       path / SETTINGS,
       Settings,
