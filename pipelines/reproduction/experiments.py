@@ -232,7 +232,7 @@ def _cell(x: int, tower: str, batch: int) -> tuple[Case, ...]:
   return tuple(
     Case(
       task,
-      {"query_tower": tower, "global_batch_size": batch} | settings,
+      {"dim": 64, "query_tower": tower, "global_batch_size": batch} | settings,
       "default",
       x=x,
       label=f"{methods.TASKS[task].title}, {tower} tower, batch {batch}",
@@ -434,7 +434,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     tuple(
       Case(
         task,
-        {"resampler": resampler, "query_tower": tower}
+        {"dim": 64, "resampler": resampler, "query_tower": tower}
         | (_FORMER_XIR if task == "xir" else {}),
         "default",
         x=place,

@@ -67,7 +67,11 @@ class TrainConfig(settings.Settings):
   )
 
   dim: int = _setting(
-    "Size of the embeddings.", 64, above=0, section="The towers"
+    "Size of the embeddings. Not given, with histories: 64.",
+    128,
+    above=0,
+    section="The towers",
+    search=(64, 128, 256),
   )
   query_tower: str = _setting(
     "Input of the query tower. id: ids and side features; history: the "
@@ -477,6 +481,7 @@ CROSS_ENTROPY: dict[str, Any] = {
   "loss": "cross_entropy",
 }
 _PLAIN: dict[str, Any] = CROSS_ENTROPY | {
+  "dim": 64,
   "resampler": "systematic",
   "balance_gradients": False,
   "global_batch_size": 2048,
@@ -526,6 +531,10 @@ HISTORIES: dict[str, Any] = {
   "optimizer": "adam",
   "learning_rate": 0.002,
 }
+
+# For presets without a size: larger vectors cost more than with ids, and
+# overfit (docs/results.md).
+_DIM_OF_HISTORIES = {"dim": 64}
 
 # Settings that may change when a run is resumed: they affect its length and its
 # monitoring, not what it has learnt.
@@ -610,7 +619,7 @@ def preset_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     )
   if given.get("query_tower", "id") == "id":
     return PRESETS[preset]
-  return PRESETS[preset] | HISTORIES
+  return _DIM_OF_HISTORIES | PRESETS[preset] | HISTORIES
 
 
 def from_preset(**given: Any) -> TrainConfig:

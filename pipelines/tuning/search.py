@@ -165,12 +165,7 @@ def _flat(search: Search) -> dict[str, Any]:
   found = msgspec.to_builtins(search)
   del found["data"]  # The data may be moved.
   found["hash of the data's schema.json"] = found.pop("schema_sha256")
-  tried = found.pop("searched")
-  return {
-    **found.pop("fixed"),
-    **{f"--space {name}": value for name, value in tried.items()},
-    **found,
-  }
+  return {**found.pop("fixed"), **found.pop("searched"), **found}
 
 
 class _Searching:

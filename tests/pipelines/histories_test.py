@@ -129,6 +129,19 @@ def test_histories_have_defaults_of_their_own():
 
 
 @pytest.mark.parametrize(
+  ("preset", "with_ids", "with_histories"),
+  [("default", 128, 64), ("plain", 64, 64), ("paper", 32, 32)],
+)
+def test_embeddings_are_larger_with_ids(preset, with_ids, with_histories):
+  for tower, dim in (("id", with_ids), ("history", with_histories)):
+    made = configs.from_preset(
+      query_tower=tower, preset=preset, use_features=True
+    )
+    assert made.dim == dim
+  assert configs.from_preset(query_tower="both", dim=7).dim == 7
+
+
+@pytest.mark.parametrize(
   ("given", "temperature"),
   # The data are dense, which only concerns ids.
   [({}, 0.05), ({"task": "bir"}, 0.1), ({"query_tower": "id"}, 0.2)],

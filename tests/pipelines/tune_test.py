@@ -186,9 +186,11 @@ def test_a_search_resumes_with_its_original_settings(searched, tmp_path):
   searched(2)
   with pytest.raises(errors.DataError, match="another epochs .4 then, 5 now"):
     searched(3, epochs=5)
-  with pytest.raises(errors.DataError, match="--space temperature"):
+  with pytest.raises(
+    errors.DataError, match="another temperature .*, 0.1..0.2 now"
+  ):
     searched(3, space=("temperature=0.1..0.2",))
-  with pytest.raises(errors.DataError, match="another dim .none then, 3 now"):
+  with pytest.raises(errors.DataError, match="another dim .64,128,256 then, 3"):
     searched(3, dim=3)
   study, order = searched(3, epochs=5, overwrite=True)
   assert len(study.trials) == 3
