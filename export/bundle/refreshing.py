@@ -392,7 +392,7 @@ def _contents(
     scann_folder=(old.directory / bundle.FOLDER).is_dir(),
     history_length=old.manifest.history_length,
     unknown_query=old.manifest.unknown_query,
-    titles=(None if corpus.titles is None else write.as_written(corpus.titles)),
+    titles=None if corpus.titles is None else write.as_written(corpus.titles),
     item_title=old.manifest.item_title,
     removed=corpus.removed,
     max_k=old.manifest.max_k,

@@ -195,19 +195,29 @@ def test_a_damaged_ranker_is_refused(ranked, tmp_path):
 
 
 @pytest.mark.parametrize("removed", [True, False])
+@pytest.mark.parametrize("meanwhile", [True, False])
 def test_the_ranker_of_another_bundle_is_not_used(
-  world, ranked, tmp_path, removed
+  world, ranked, tmp_path, monkeypatch, removed, meanwhile
 ):
   copy = tmp_path / "bundle"
   shutil.copytree(ranked[1], copy)
   loaded = bundle.Bundle.load(copy)
-  if removed:
-    shutil.rmtree(copy)
+  load = tf.saved_model.load
+
+  def replaced(*arguments):
+    if removed:
+      shutil.rmtree(copy)
+    else:
+      manifest = json.loads((copy / "manifest.json").read_text())
+      other = msgspec.convert(
+        manifest | {"encode_seconds": 99}, manifests.Manifest
+      )
+      json_files.write(copy / "manifest.json", json_files.seal(other))
+    return load(*arguments) if arguments else None
+
+  if meanwhile:
+    monkeypatch.setattr(tf.saved_model, "load", replaced)
   else:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    other = msgspec.convert(
-      manifest | {"encode_seconds": 99}, manifests.Manifest
-    )
-    json_files.write(copy / "manifest.json", json_files.seal(other))
+    replaced()
   with pytest.raises(errors.DataError, match="replaced or removed after"):
     loaded.recommend([world.query_ids[0]], k=3, rerank=True)

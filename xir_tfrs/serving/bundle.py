@@ -67,7 +67,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -629,15 +629,11 @@ class Bundle:
         "--rerank, or export a model that has one (xir-tfrs train "
         "--task corr)"
       )
-    # Loaded at its first use, and by then another bundle may be in its place.
-    self._require_same_manifest()
-    self._ranker = tf.saved_model.load(
-      os.fspath(paths.literal(self.directory / RANKER))
-    )
-    self._require_same_manifest()
+    self._ranker = manifests.read_whole(self.directory, self._load_ranker)
     return self._ranker.signatures["rank"]
 
-  def _require_same_manifest(self) -> None:
+  def _load_ranker(self) -> Any:
+    # Loaded at its first use, and by then another bundle may be in its place.
     try:
       same = manifests.load(self.directory) == self.manifest
     except errors.DataError:
@@ -648,6 +644,9 @@ class Bundle:
         "read; load the bundle again",
         path=self.directory,
       )
+    return tf.saved_model.load(
+      os.fspath(paths.literal(self.directory / RANKER))
+    )
 
   def _check_k(self, name: str, value: int) -> None:
     largest = self.manifest.max_k
