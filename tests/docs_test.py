@@ -750,7 +750,7 @@ def test_table_of_dimensions_is_the_results():
 
 def test_table_of_peers_is_the_results():
   found, section = results_and_text("peers", "data", "results.md")
-  section = section.partition("###")[0]
+  section = section.partition("Without tuning")[0]
   shown = set()
   for name, line in re.findall(r"^\| (\w.*?) \| ([\d. |]+) \|$", section, re.M):
     cells = line.split(" | ")
@@ -769,6 +769,30 @@ def test_table_of_peers_is_the_results():
     run = found[data][name]["settings"]
     if "task" in run:
       configs.from_preset(**run)
+
+
+def test_table_of_peers_with_their_defaults_is_the_results():
+  found, section = results_and_text("peers", "defaults", "results.md")
+  _, _, section = section.partition("| defaults, test rows |")
+  header, _, *rows = section.partition("\n\n")[0].splitlines()
+  data = [cell.removesuffix(" ndcg@20") for cell in header.split(" | ")[::2]]
+  shown = {}
+  for row in rows:
+    method, *figures = [cell.strip() for cell in row.strip("|").split("|")]
+    for name, ndcg, seconds in zip(
+      data, figures[::2], figures[1::2], strict=True
+    ):
+      if ndcg:
+        shown[name.strip(), method] = ndcg, seconds
+  assert shown == {
+    (name, method): (f"{run['test']['ndcg@20']:.4f}", f"{run['train_s']:.0f}")
+    for name, runs in found.items()
+    for method, run in runs.items()
+  }
+  for runs in found.values():
+    for run in runs.values():
+      if "task" in run["settings"]:
+        configs.from_preset(**run["settings"])
 
 
 def test_tables_of_methods_are_the_results():
