@@ -610,7 +610,12 @@ def test_table_of_the_readme_is_the_results():
     "Gowalla, the same": ranked_once[
       "gowalla_lightgcn, bsl, XIR, 256 dimensions"
     ]["test"],
-    "Yelp2018": ranked_once["yelp2018_lightgcn, default, XIR"]["test"],
+    "Yelp2018, LightGCN": ranked_once["yelp2018_lightgcn, default, XIR"][
+      "test"
+    ],
+    "Yelp2018, the same": ranked_once[
+      "yelp2018_lightgcn, default, XIR, 256 dimensions"
+    ]["test"],
     "Sports": runs["sports, tuned"]["test"]["model"],
     "Beauty": runs["beauty, averaged, 40 epochs"]["test"]["model"],
     "Toys": runs["toys, tuned"]["test"]["model"],
