@@ -330,6 +330,14 @@ class AgesTest(tf.test.TestCase):
     with self.assertRaisesRegex(ValueError, "needs an encoder with"):
       plain(*given, history_times=unknown)
 
+  def test_times_without_that_of_the_request_are_refused(self):
+    events = tf.constant([[1, 2, 3]])
+    for call in (self.tower(), tf.function(self.tower().call)):
+      with self.assertRaisesRegex(
+        tf.errors.InvalidArgumentError, "one more for the request"
+      ):
+        call(tf.range(1), events, history_times=tf.constant([[10, 20, 30]]))
+
   def test_one_unknown_time_hides_the_ages_of_its_history(self):
     model = self.tower()
     given = tf.range(5), ragged([[1, 2, 3, -1, 4]] * 5)

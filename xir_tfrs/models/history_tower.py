@@ -149,6 +149,11 @@ class HistoryTower(tf.keras.Model):
 
     Returns:
       [n, dim] vectors; [n, interests, dim] if the encoder has interests.
+
+    Raises:
+      ValueError: Ids are no integers, shapes do not agree, or the encoder takes
+        no times.
+      tf.errors.InvalidArgumentError: `history_times` has too few columns.
     """
     vectors, lengths, times = self._events(
       history_ids, history_times, training, event_vectors
@@ -189,6 +194,10 @@ class HistoryTower(tf.keras.Model):
       [n, history_length + 1, dim]: column t is the vector after t events.
       Columns past the last event are undefined. If the encoder has interests,
       [n, history_length + 1, interests, dim].
+
+    Raises:
+      ValueError: As for `call`.
+      tf.errors.InvalidArgumentError: As for `call`.
     """
     vectors, lengths, times = self._events(history_ids, history_times, training)
     random = self._randomness(lengths, first_row) if training else {}
@@ -228,7 +237,11 @@ class HistoryTower(tf.keras.Model):
     custom_objects: Any = None,
     candidate_tower: tf.keras.Model | None = None,
   ) -> "HistoryTower":
-    """Builds a tower from a config and the candidate tower to share."""
+    """Builds a tower from a config and the candidate tower to share.
+
+    Raises:
+      ValueError: There is no `candidate_tower`.
+    """
     del custom_objects
     if candidate_tower is None:
       raise ValueError(
@@ -292,6 +305,13 @@ class HistoryTower(tf.keras.Model):
     if history_times is None:
       n, width = tf.unstack(tf.shape(history_ids))
       history_times = tf.fill([n, width + 1], history.NO_EVENT)
+    # Without the last column, the newest event would pass for the request.
+    tf.debugging.assert_less(
+      tf.shape(history_ids)[1],
+      tf.shape(history_times)[1],
+      "`history_times` must have a column for each column of `history_ids`, "
+      "and one more for the request.",
+    )
     return {"times": history.window_times(history_times, columns, lengths)}
 
   def _with_ids(
