@@ -272,6 +272,16 @@ def _candidate_counts(
   config: configs.TrainConfig, counts: np.ndarray, given: dict[str, Any]
 ) -> np.ndarray | None:
   """[num_candidates] int64, proportional to the popularity."""
+  if _log_q(config) == "none":
+    for what, needs in (
+      ("--task mns", config.task == "mns"),
+      (f"--loss {config.loss}", form_of_loss(config).needs_log_q),
+    ):
+      if needs:
+        raise settings.SettingsError(
+          f"{what} needs --log_q popularity or streaming. Received: "
+          f"--task {config.task} --log_q none."
+        )
   if _log_q(config) in _NO_COUNTS:
     return None
   popularity = given.get("popularity", "rows")

@@ -121,6 +121,21 @@ def test_wrong_task_arguments(arguments, message):
     build_task(task="xir", task_arguments=arguments)
 
 
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"task": "mns", "log_q": "none"}, "^--task mns needs --log_q popularity"),
+    (
+      {"task": "ssl", "loss": "logq_corrected"},
+      "^--loss logq_corrected needs .* Received: --task ssl --log_q none",
+    ),
+  ],
+)
+def test_popularity_that_is_needed_names_the_flag(given, message):
+  with pytest.raises(settings.SettingsError, match=message):
+    build_task(**given)
+
+
 # From settings to arguments --------------------------------------------------
 
 
