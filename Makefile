@@ -5,7 +5,7 @@
 # make fuzz         broken and odd inputs, for SECONDS (60)
 # make wheel-check  installs the wheel into an empty environment and uses it
 # make docs         the guides and the API reference, as pages in site/
-# make bench        every benchmark, against peers
+# make bench        benchmarks against peers, in an hour
 # make lint         formatting, static checks, types
 #
 # Each target makes its own virtual environment in .venv on first use.

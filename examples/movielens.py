@@ -7,9 +7,9 @@
 # exports it.
 #
 # Download `ml-1m.zip` from <https://grouplens.org/datasets/movielens/1m/> and
-# put it into this folder, unpacked or not. Run the cells one after another, or
-# the whole file: `python examples/movielens.py`. Set `MOVIELENS` if the data is
-# in another folder.
+# unpack it in this folder. Run the cells one after another, or the whole file:
+# `python examples/movielens.py`. Set `MOVIELENS` if the data is in another
+# folder.
 
 # %%
 import json

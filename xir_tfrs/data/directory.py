@@ -85,7 +85,7 @@ class DataDir:
     Args:
       split: Name of the split.
       in_order: Whether to read `timestamp` and `event` too. Only histories need
-        them, and they take half of the memory.
+        them, and they take two thirds of the memory.
 
     Returns:
       name -> [rows] array, as `records.read_interactions`. The arrays are

@@ -194,6 +194,11 @@ class RetrievalIndex(tf.Module, metaclass=abc.ABCMeta):
     Returns:
       ids and scores `[batch, k]`, as in `search`; a candidate is never among
       its own answers.
+
+    Raises:
+      ValueError: There is no corpus yet, or `ids` or `k` are of another shape
+        or type.
+      tf.errors.InvalidArgumentError: `k` is found invalid at run time.
     """
     self._require_corpus()
     ids = tf.convert_to_tensor(ids, dtype_hint=self.ids.dtype)
@@ -449,6 +454,9 @@ def recall(
     The mean over all answers of all queries, in [0, 1]. Answers are compared by
     id, so a tie that is broken differently counts as a miss.
 
+  Raises:
+    ValueError: An index has no corpus, or no query is finite.
+
   Examples:
     >>> rng = np.random.default_rng(0)
     >>> vectors = rng.normal(size=[50, 4]).astype("float32")
@@ -476,6 +484,9 @@ def hits_by_query(
 
   Returns:
     ([batch] answers found, [batch] exact answers, k or all that there are).
+
+  Raises:
+    ValueError: As for `recall`.
 
   Examples:
     >>> vectors = np.eye(3, dtype="float32")

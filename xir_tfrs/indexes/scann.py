@@ -203,6 +203,9 @@ class ScannIndex(base.RetrievalIndex):
     Returns:
       The measurements in order; empty if search is exact. `settings` has the
       chosen settings.
+
+    Raises:
+      ValueError: There is no corpus yet, or `queries` are of another shape.
     """
     self._require_corpus()
     if self._settings is None:

@@ -16,8 +16,8 @@ class CandidateTable(tf.keras.layers.Layer):
   """The features of all candidates (or queries), in host memory.
 
   A cached candidate can be encoded again at any step from its id alone, and an
-  exported tower carries its features with it. Held in variables, so that they
-  are in the checkpoint and no graph has to hold them.
+  exported tower carries its features with it. They are held in variables, so
+  that they are in the checkpoint and not in a graph.
 
   Row `num_rows` stands for an unknown id: code 0, no tokens, missing numbers.
 

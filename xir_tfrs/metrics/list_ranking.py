@@ -68,6 +68,9 @@ def rank_lists(
     num_candidates: Size of the catalogue.
     ks: The cut-offs; they may exceed `depth`.
 
+  Returns:
+    A `Ranking`; among equal scores, relevant candidates come last.
+
   Raises:
     ValueError: An argument is malformed, ids are out of range or repeated, a
       score is NaN, or no query has anything relevant.

@@ -103,6 +103,9 @@ class Tower(embedder.FeatureEmbedder):
 
     Returns:
       [n, dim] embeddings.
+
+    Raises:
+      ValueError: `ids` are no integers, or have another rank.
     """
     del training
     ids = ids_lib.dense("ids", ids, rank=1)

@@ -210,6 +210,9 @@ class TwoTower(tfrs.Model):
     Returns:
       Scalars `loss`, `regularization_loss` and `total_loss`: this replica's
       shares, which sum to the global losses of the batch.
+
+    Raises:
+      ValueError: `compile` was not called, or as for `compute_loss`.
     """
     if self.optimizer is None:
       raise ValueError(

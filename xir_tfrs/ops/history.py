@@ -335,6 +335,9 @@ def routed_interests(
   Returns:
     [n, m, interests, dim] tensor.
 
+  Raises:
+    ValueError: `num_rounds` is not positive.
+
   Examples:
     >>> events, initial_logits = tf.ones([1, 3, 2]), tf.zeros([3, 4])
     >>> xir.ops.history.routed_interests(

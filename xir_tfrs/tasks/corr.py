@@ -77,6 +77,9 @@ class CoRRRetrieval(retrieval.RetrievalTask):
   does not measure progress, because the proposal changes with the model: watch
   validation metrics.
 
+  A call needs `query_ids`, and `history_ids` if the ranker takes histories. It
+  refuses `known_candidate_ids`.
+
   Attributes:
     ranker: The ranker.
     index: The `layers.InvertedMultiIndex`; None for other samplers.

@@ -26,8 +26,8 @@ class RetrievalTask(tf.keras.layers.Layer):
   and outside a strategy it is simply the mean.
 
   Attributes:
-    pool_kind: What its pools are, one of those in `ops.forms`: it says which
-      forms of the loss the task can train with.
+    pool_kind: The kind of its pools, such as `ops.forms.SAMPLED`; it determines
+      the forms of the loss that the task can train with.
 
   Examples:
     >>> task = xir.tasks.SampledSoftmaxRetrieval(loss="psl", temperature=0.1)

@@ -32,8 +32,8 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       Q*_j = B / (B + C) pop_j + C / (B + C) q_j
 
   for B candidates of the batch and C of the cache, drawn by q: the shares of
-  the draw counts, or pop for a cache by recency (but for the uniform one that
-  training begins with).
+  the draw counts, or pop for a cache by recency. (The first cache is uniform;
+  by recency this is not corrected.)
 
   Attributes:
     cache: The `layers.CandidateCache`.
@@ -79,13 +79,13 @@ class XIRRetrieval(importance_resampling.ResamplingTask):
       cache_size: Candidates in the cache.
       num_resampled: Draws per query from each of batch and cache, or from both
         together; None: `cache_size // 2`.
-      cache_weight: Share of the cache in the loss, lambda; in [0, 1]. Nothing
-        to `joint_partition`.
-      cache_scope: Whom the next cache is drawn from: `"step"`, the candidates
-        of this step's batch and cache, or `"all"`.
-      occurrence_decay: What is kept of the old draw counts at each step.
-      cache_policy: Who is cached: `"occurrence"`, who is drawn often, or
-        `"recency"`, who came last.
+      cache_weight: Share of the cache in the loss, lambda; in [0, 1]. Ignored
+        with `joint_partition`.
+      cache_scope: The candidates that the next cache is drawn from: `"step"`,
+        those of this step's batch and cache, or `"all"`.
+      occurrence_decay: Factor of the old draw counts at each step, in (0, 1].
+      cache_policy: What is cached: `"occurrence"`, candidates that are drawn
+        often, or `"recency"`, those of the last batches.
       joint_partition: Whether batch and cache are one pool, with one loss.
         Needs `cache_scope="all"`, or a cache by recency.
       resampler: How to draw; one of `ops.resampling.METHODS`. None:

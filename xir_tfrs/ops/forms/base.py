@@ -33,7 +33,7 @@ class Rows:
   """The values that a form may use; [rows] tensors unless stated.
 
   Attributes:
-    log_sum: log S, as defined above; finite.
+    log_sum: log S, the log of the sum of e^{t_j} over the columns; finite.
     score: s_p, score of the positive, in units of the temperature.
     positive: t_p, the positive's own term: s_p, corrected by log q_p where
       the task corrects positives.
