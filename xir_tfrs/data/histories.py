@@ -223,6 +223,10 @@ def rows_before_dataset(
 
   Returns:
     The dataset; batches also have `history_ids`, [rows, length] int64.
+
+  Raises:
+    ValueError: As for `datasets.training_dataset`.
+    DataError: The rows have no times, `with_times`.
   """
   place = {"row": np.arange(len(rows.first))}
   specs = {"history_ids": tf.TensorSpec([None, length], tf.int64)}

@@ -107,6 +107,9 @@ def load_ids(
     path: The path that was given to `save_ids`.
     id_type: "string" or "int64". It is not guessed from the files, because a
       stray file would replace the ids.
+
+  Raises:
+    DataError: A file is missing or damaged.
   """
   if id_type == "int64":
     return load_array(f"{path}.npy")

@@ -108,9 +108,9 @@ class InvertedMultiIndex(tf.keras.layers.Layer):
   def refresh(self, embeddings: tf.Tensor) -> None:
     """Rebuilds the index from the candidates' vectors as they are now.
 
-    k-means goes on from the codewords of the last time, so little changes
-    where the vectors have changed little. What comes out is a function of the
-    vectors and of those codewords, which are in the checkpoint.
+    k-means starts from the previous codewords, so little changes where the
+    vectors have changed little. The result is a function of the vectors and of
+    the previous codewords, which are in the checkpoint.
 
     Args:
       embeddings: [num_candidates, dim] float tensor, such that inner products

@@ -48,8 +48,8 @@ class Pool:
       may have unused ones. None: all.
     copies: [pool] integers > 0, how many equal columns each one stands for: the
       result is that of the pool with all of them, if nothing is drawn. None: 1.
-    gradient_scale: Scalar, factor of the gradient by `embeddings`, but for the
-      part of a row's own column. None: 1.
+    gradient_scale: Scalar, factor of the gradient by `embeddings`, except for
+      the part of a row's own column. None: 1.
 
   Examples:
     >>> pool = xir.ops.fused.Pool(

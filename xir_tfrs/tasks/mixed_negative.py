@@ -26,8 +26,8 @@ class MixedNegativeRetrieval(sampled_softmax.SampledSoftmaxRetrieval):
 
   for a batch of B rows, B' = `num_uniform` further candidates out of N
   (equation 5 of Yang et al. 2020). Batches hardly ever hold rare candidates;
-  the uniform ones see to it that these are pushed away too. They are encoded
-  at every step, with gradient, and are the same on all replicas.
+  the uniform ones push these away too. They are encoded at every step, with
+  gradient, and are the same on all replicas.
 
   With `cross_replica=False` B is the number of rows of the replica.
 

@@ -61,18 +61,18 @@ class RetrievalTask(tf.keras.layers.Layer):
     Args:
       loss: Form of the loss: a name in `ops.forms.FORMS`, a dict of that
         `name` and the form's settings, or the form.
-      temperature: What scores are divided by; > 0.
+      temperature: Divisor of the scores, > 0.
       normalize: Whether scores are cosines instead of inner products.
       remove_accidental_hits: Whether pool columns with the id of the row's
         positive are left out, its own column included. A `loss` without the
         positive in the partition leaves them out in any case.
       positive_in_pool: Whether the row's own positive is also a candidate of
         its pool, beside its place as the positive. None: as in the method's
-        paper, if the `loss` has a place for it.
+        paper, if the `loss` allows it.
       cross_replica: Whether the pool is the global batch; otherwise each
         replica's rows are scored against its own candidates only.
-      row_chunk_size: Rows whose logits are held at a time; None chooses it
-        from the sizes. Changes memory and speed, not the result.
+      row_chunk_size: Number of rows whose logits are in memory at a time; None
+        chooses it from the sizes. Changes memory and speed, not the result.
       seed: Base seed of the draws.
       name: Name of the layer.
 
@@ -111,7 +111,7 @@ class RetrievalTask(tf.keras.layers.Layer):
 
   @property
   def temperature(self) -> float:
-    """What scores are divided by."""
+    """Divisor of the scores."""
     return self._temperature
 
   @property
@@ -144,8 +144,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       known_candidate_ids: [batch, None] integer ids of the candidates that
         each query is known to want, such as its training interactions: they
         are not negatives of its row. The row's own positive may be among
-        them; `remove_accidental_hits` alone decides on its id. None: only
-        what that says is left out. Ragged, or padded with -1.
+        them; only `remove_accidental_hits` leaves out its columns. Ragged, or
+        padded with -1. None: nothing more is left out.
       known_rows: [batch] integer, for each row its entry in
         `known_candidate_ids`, which is then [queries, None]: the rows of a
         query share one. None: row i has entry i.
@@ -153,7 +153,8 @@ class RetrievalTask(tf.keras.layers.Layer):
       history_ids: [batch, None] integer ids of candidates that each query
         chose before, the oldest first, for tasks that score with more than the
         embeddings; others ignore them.
-      training: Whether the state of the task moves; a Python bool.
+      training: Whether to update the state of the task, such as a cache; a
+        Python bool.
 
     Returns:
       Scalar float32 (float64 for float64 embeddings): this replica's share of
