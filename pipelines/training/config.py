@@ -24,6 +24,10 @@ _RESAMPLING = {"task": ("bir", "xir")}
 # Methods with a softmax over a pool and a configurable correction.
 _SOFTMAX = {"task": ("ssl", "ssl_pop", "mns", "cbns")}
 _MASKED = {"task": tuple(name for name in methods.TASKS if name != "corr")}
+# The full softmax has each candidate once, so it has no accidental hits.
+_SAMPLED = {
+  "task": tuple(name for name in methods.TASKS if name != "full_softmax")
+}
 _IDS = {"query_tower": ("id", "both")}
 _HISTORIES = {"query_tower": ("history", "both")}
 
@@ -177,6 +181,7 @@ class TrainConfig(settings.Settings):
     "Leave out pool columns with the id of the row's positive. Not given: the "
     "task's default.",
     None,
+    only=_SAMPLED,
   )
   mask_known_positives: bool | None = _setting(
     "Leave out pool columns whose candidate appears with the row's query "
