@@ -105,7 +105,12 @@ def _tuned(
 
   start = time.monotonic()
   try:
-    study.optimize(value, n_trials=sizes["trials"] if peer.tried else 1)
+    study.optimize(
+      value,
+      n_trials=sizes["trials"] if peer.tried else 1,
+      # With such settings the factors grow beyond all numbers.
+      catch=recommenders.Diverged,
+    )
   except recommenders.LeftOut as error:
     return {"left_out": str(error)}
   tuning = time.monotonic() - start

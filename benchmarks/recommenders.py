@@ -18,6 +18,7 @@ from typing import Any
 import implicit.als
 import implicit.bpr
 import implicit.nearest_neighbours as neighbours
+import implicit.recommender_base
 import numpy as np
 import threadpoolctl
 from scipy import sparse
@@ -29,6 +30,8 @@ from xir_tfrs.data import directory
 from xir_tfrs.programs import settings
 
 Span = settings.Span
+# A fit that failed because of its settings.
+Diverged = implicit.recommender_base.ModelFitError
 
 # Number of scores in memory at a time.
 _SCORES_PER_CHUNK = 1 << 25

@@ -229,6 +229,23 @@ def test_peers(small, tmp_path, monkeypatch, capsys):
   assert "60 x 60 candidates take 0.0 GiB" in left_out["left_out"]
 
 
+def test_peers_go_on_after_a_trial_that_diverges(small, tmp_path, monkeypatch):
+  fits = []
+
+  def fit(pairs, dim, chosen):
+    fits.append(chosen)
+    if len(fits) == 2:
+      raise recommenders.Diverged("NaN encountered in factors")
+    return recommenders.Popular()
+
+  fails = recommenders.Peer(fit, {"l2": (1.0, 2.0)}, {"l2": 1.0})
+  monkeypatch.setitem(recommenders.PEERS, "BPR", fails)
+  sizes = {"trials": 3, "epochs": 1, "dim": 4}
+  results = peers.run(str(small), sizes, tmp_path, names=["BPR"])
+  assert results["BPR"]["recall@10"] > 0
+  assert len(fits) == 4  # Three trials, and the best once more.
+
+
 def test_peers_match_their_definitions(small):
   """EASE solves its equations, and its lists follow from its scores."""
   data = directory.DataDir(small)

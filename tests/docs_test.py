@@ -35,6 +35,7 @@ import xir_tfrs
 from benchmarks import estimator_bias, serving
 from pipelines.reproduction import experiments, report
 from pipelines.training import config as configs
+from pipelines.training import methods
 from tests import forked
 from tools import check_wheel
 from xir_tfrs.programs import command as command_lib
@@ -798,6 +799,19 @@ def test_table_of_peers_with_their_defaults_is_the_results():
     for run in runs.values():
       if "task" in run["settings"]:
         configs.from_preset(**run["settings"])
+
+
+def test_figures_of_tuned_methods_are_the_results():
+  found, _ = results_and_text("tuned", "runs", "results.md")
+  text = (ROOT / "docs/results.md").read_text("utf-8")
+  text = text.partition("**With settings tuned for each method**")[2]
+  text = text.partition("```")[0].replace("\n", " ")
+  figures = re.findall(r" (\.\d{4}) \((.*?)\)", text)
+  assert len(figures) == len(found)
+  for figure, title in figures:
+    (task,) = (name for name in found if methods.TASKS[name].title == title)
+    reached = [trial["validation"]["ndcg@20"] for trial in found[task]]
+    assert max(reached) == reached[0] == float(figure), title
 
 
 def test_tables_of_methods_are_the_results():
