@@ -35,6 +35,9 @@ Diverged = implicit.recommender_base.ModelFitError
 
 # Number of scores in memory at a time.
 _SCORES_PER_CHUNK = 1 << 25
+# Size from which on one thread inverts a matrix. With more, SciPy's OpenBLAS
+# crashes the process: not at 24,000, but at 30,000.
+_ONE_THREAD = 24_000
 # Number of rows of a matrix that are copied at a time.
 _ROWS_PER_COPY = 1024
 _WEIGHTINGS = {
@@ -190,9 +193,11 @@ def _inverse(gram: np.ndarray) -> np.ndarray:
   # LAPACK's columns are NumPy's rows: its lower triangle is the upper one here.
   # Of another layout it would invert a copy.
   assert gram.flags.c_contiguous and gram.dtype == np.float32
-  factor, failed = lapack.spotrf(gram.T, lower=1, overwrite_a=1, clean=0)
-  if not failed:
-    _, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
+  threads = 1 if len(gram) > _ONE_THREAD else None  # None: as many as before.
+  with threadpoolctl.threadpool_limits(threads, "blas"):
+    factor, failed = lapack.spotrf(gram.T, lower=1, overwrite_a=1, clean=0)
+    if not failed:
+      _, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
   if failed:
     raise ValueError(f"X'X + l2 I is not positive definite (LAPACK: {failed})")
   for low in range(0, len(gram), _ROWS_PER_COPY):

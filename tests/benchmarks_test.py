@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+import threadpoolctl
 
 import xir_tfrs as xir
 from benchmarks import (
@@ -244,6 +245,28 @@ def test_peers_go_on_after_a_trial_that_diverges(small, tmp_path, monkeypatch):
   results = peers.run(str(small), sizes, tmp_path, names=["BPR"])
   assert results["BPR"]["recall@10"] > 0
   assert len(fits) == 4  # Three trials, and the best once more.
+
+
+def test_large_matrices_are_inverted_by_one_thread(monkeypatch):
+  """OpenBLAS crashes with more."""
+  used = []
+  factorize = recommenders.lapack.spotrf
+
+  def spotrf(*arguments, **given):
+    pools = threadpoolctl.threadpool_info()
+    used.append({p["num_threads"] for p in pools if p["user_api"] == "blas"})
+    return factorize(*arguments, **given)
+
+  monkeypatch.setattr(recommenders.lapack, "spotrf", spotrf)
+  monkeypatch.setattr(recommenders, "_ONE_THREAD", 4)
+  with threadpoolctl.threadpool_limits(2, "blas"):
+    for size in (4, 5):
+      gram = np.ones([size, size], np.float32)
+      gram[np.diag_indices(size)] += 3
+      expected = np.linalg.inv(gram)
+      inverse = recommenders._inverse(gram)
+      np.testing.assert_allclose(inverse, expected, rtol=1e-5)
+  assert used == [{2}, {1}]
 
 
 def test_peers_match_their_definitions(small):
