@@ -35,8 +35,8 @@ Diverged = implicit.recommender_base.ModelFitError
 
 # Number of scores in memory at a time.
 _SCORES_PER_CHUNK = 1 << 25
-# Size from which on one thread inverts a matrix. With more, SciPy's OpenBLAS
-# crashes the process: not at 24,000, but at 30,000.
+# Size above which one thread inverts a matrix: with two, SciPy's OpenBLAS
+# crashed the process at 30,000, but not at 24,000.
 _ONE_THREAD = 24_000
 # Number of rows of a matrix that are copied at a time.
 _ROWS_PER_COPY = 1024

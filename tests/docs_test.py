@@ -640,10 +640,10 @@ def test_table_of_peers_in_the_readme_is_the_results():
   section = README.read_text("utf-8").partition("Beside other libraries")[2]
   header, *rows = re.findall(r"^\| (.*) \|$", section, re.M)[:4]
   assert len(rows) == len(found)
-  methods = header.replace(" (`implicit`)", "").split(" | ")[1:]
+  columns = header.replace(" (`implicit`)", "").split(" | ")[1:]
   for row in rows:
     name, *cells = row.split(" | ")
-    for method, cell in zip(methods, cells, strict=True):
+    for method, cell in zip(columns, cells, strict=True):
       method = "XIR, tuned" if method == "XIR" else method
       sizes = [run for of, run in found[name].items() if of.startswith(method)]
       best = max(sizes, key=lambda run: run["validation"]["ndcg@20"])

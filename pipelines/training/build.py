@@ -212,6 +212,7 @@ def _task(
   counts: np.ndarray,
 ) -> xir.tasks.RetrievalTask:
   method = methods.TASKS[config.task]
+  _require_log_q(config)
   given = _task_arguments(config)
   values = settings.values_of(config) | given
   # Arguments that depend on several settings or on the data.
@@ -268,20 +269,26 @@ def _log_q(config: configs.TrainConfig) -> str | None:
   return config.log_q or methods.TASKS[config.task].log_q
 
 
+def _require_log_q(config: configs.TrainConfig) -> None:
+  """Refuses --log_q none where the task or the loss needs a proposal."""
+  if _log_q(config) != "none":
+    return
+  if config.task == "mns":
+    what = "--task mns"
+  elif form_of_loss(config).needs_log_q:
+    what = f"--loss {config.loss}"
+  else:
+    return
+  raise settings.SettingsError(
+    f"{what} needs --log_q popularity or streaming. Received: "
+    f"--task {config.task} --log_q none."
+  )
+
+
 def _candidate_counts(
   config: configs.TrainConfig, counts: np.ndarray, given: dict[str, Any]
 ) -> np.ndarray | None:
   """[num_candidates] int64, proportional to the popularity."""
-  if _log_q(config) == "none":
-    for what, needs in (
-      ("--task mns", config.task == "mns"),
-      (f"--loss {config.loss}", form_of_loss(config).needs_log_q),
-    ):
-      if needs:
-        raise settings.SettingsError(
-          f"{what} needs --log_q popularity or streaming. Received: "
-          f"--task {config.task} --log_q none."
-        )
   if _log_q(config) in _NO_COUNTS:
     return None
   popularity = given.get("popularity", "rows")
